@@ -1,0 +1,58 @@
+# `make` lists the targets. Each makes .venv first if it has to.
+#
+#   make figures CORES=4 ARGS="--configfile experiments/NAME.yaml"
+#   make test ARGS="-m 'not slow'"
+#   make lock ARGS=--upgrade
+
+.DEFAULT_GOAL := help
+.PHONY: help env figures report test check lock
+
+IS_SUPPORTED := -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))'
+PYTHON ?= $(shell for python in python3.11 python3.12; do \
+	$$python $(IS_SUPPORTED) 2>/dev/null && echo $$python && exit; done; echo python3)
+CORES ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+REPORT ?= results/default/report.html
+UV ?= uv
+ARGS ?=
+
+PIP := .venv/bin/python -m pip --disable-pip-version-check
+# Rules call `ontogeny` and `snakemake` by name.
+IN_ENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s%s\n", $$1, $$2}' Makefile
+
+env: .venv/.complete ## make the environment in .venv from the lock
+
+.venv/.complete: envs/requirements.lock envs/torch.txt pyproject.toml
+	@$(PYTHON) $(IS_SUPPORTED) 2>/dev/null || { echo "Python 3.11 or 3.12 is needed, found" \
+		"$$($(PYTHON) --version 2>/dev/null || echo none): make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv --clear .venv
+	$(PIP) install --require-hashes -r envs/requirements.lock
+	$(PIP) freeze --all > .venv/constraints.txt
+	$(PIP) install -r envs/torch.txt -c .venv/constraints.txt
+	$(PIP) install --no-deps --no-build-isolation -e .
+	$(PIP) check
+	@touch $@
+
+figures: env ## run the default experiment, from raw text to figures
+	$(IN_ENV) snakemake --cores $(CORES) $(ARGS)
+
+report: env ## gather finished figures in one self-contained page
+	$(IN_ENV) snakemake --report $(REPORT) $(ARGS)
+
+test: env ## run the tests
+	$(IN_ENV) python -m pytest $(ARGS)
+
+check: env ## check style, types and the workflow
+	$(IN_ENV) ruff check .
+	$(IN_ENV) ruff format --check .
+	$(IN_ENV) mypy
+	$(IN_ENV) snakefmt --check Snakefile rules
+	$(IN_ENV) snakemake --lint
+
+lock: ## pin every dependency anew (needs uv)
+	@command -v $(UV) >/dev/null || { echo "uv is needed: pip install uv, or make lock UV=/path/to/uv" >&2; exit 1; }
+	$(UV) pip compile pyproject.toml --extra dev --output-file envs/requirements.lock \
+		--universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
+		--no-emit-package torch --custom-compile-command "make lock" $(ARGS)

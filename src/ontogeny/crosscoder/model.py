@@ -1,0 +1,232 @@
+"""A crosscoder's weights, and what they mean.
+
+Legend of tensor letters, here and in losses.py:
+
+    B tokens of a batch   N sites   D width   F features   R dimensions of a principal subspace
+    I inputs: N·D of the input sites, or R        O outputs: N·D of the output sites, or R
+
+The equations (METHOD.md 3; [paper] 3.1, [C]), for normalised activations ã:
+
+    h = ã W_enc + b_enc                 (B, F)      pre-activation, shared by all sites
+    r = ‖W_dec‖ per site                (F, N)      decoder norm
+    f = h · 1[h·r > t]                  (B, F, N)   gate per site; per feature: (B, F), r over all
+    â = Σ_i f_i W_dec,i + b_dec         (B, N, D)
+
+In the principal subspace (METHOD.md 9) the crosscoder sees y = (ã − μ)U instead of ã, and its
+decoder in all N·D dimensions is W_dec Uᵀ, its bias μ + b_dec Uᵀ.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from ontogeny.files import InputError, whole
+
+
+@dataclass
+class Weights:
+    """The trained tensors, in the space that training happens in."""
+
+    W_enc: torch.Tensor  # (I, F)
+    b_enc: torch.Tensor  # (F,)
+    W_dec: torch.Tensor  # (F, O)
+    b_dec: torch.Tensor  # (O,)
+    log_threshold: torch.Tensor  # (F,) τ = log t; jumprelu's alone are trained
+
+    def named(self) -> dict[str, torch.Tensor]:
+        """The tensors by name."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+def pre_activations(x: torch.Tensor, W_enc: torch.Tensor, b_enc: torch.Tensor) -> torch.Tensor:
+    """h = x W_enc + b_enc: (B, I) → (B, F)."""
+    return torch.addmm(b_enc, x, W_enc)
+
+
+def decoder_norms(W_dec: torch.Tensor, sites: int) -> torch.Tensor:
+    """r = ‖W_dec‖₂ per site: (F, N·D) → (F, N). One "site" gives the norm over all, (F, 1)."""
+    return torch.linalg.vector_norm(W_dec.unflatten(1, (sites, -1)), dim=2)
+
+
+def initial(
+    inputs: int, outputs: int, features: int, width: int, basis: torch.Tensor | None, seed: int
+) -> Weights:
+    """Weights before training, decoder rows of norm √N: every site alike, a random direction each.
+
+    Parameters
+    ----------
+    inputs, outputs : numbers of sites.
+    basis : (N·D, R) principal directions, or None for all dimensions.
+
+    The encoder is the decoder transposed; `scale` sets the norm ([paper] 3.1).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    unit = torch.randn(features, width, generator=generator)
+    unit /= unit.norm(dim=1, keepdim=True)
+    W_dec, W_in = unit.repeat(1, outputs), unit.repeat(1, inputs)
+    if basis is not None:
+        W_dec = W_in = W_dec @ basis
+    return Weights(
+        W_enc=W_in.T.contiguous(),
+        b_enc=torch.zeros(features),
+        W_dec=W_dec.clone(),
+        b_dec=torch.zeros(W_dec.shape[1]),
+        log_threshold=torch.full((features,), float(np.log(0.1))),
+    )
+
+
+def random_directions(weights: Weights, seed: int) -> Weights:
+    """The same with each decoder row in a random direction of the whole training space."""
+    generator = torch.Generator().manual_seed(seed)
+    W_dec = torch.randn(weights.W_dec.shape, generator=generator)
+    W_dec *= weights.W_dec.norm() / W_dec.norm()
+    return Weights(
+        W_dec.T.contiguous() if weights.W_enc.shape == W_dec.T.shape else weights.W_enc,
+        weights.b_enc,
+        W_dec,
+        weights.b_dec,
+        weights.log_threshold,
+    )
+
+
+def scale(weights: Weights, factor: float) -> Weights:
+    """Encoder and decoder times `factor`."""
+    return Weights(
+        weights.W_enc * factor,
+        weights.b_enc,
+        weights.W_dec * factor,
+        weights.b_dec,
+        weights.log_threshold,
+    )
+
+
+@dataclass(frozen=True)
+class Description:
+    """All that is needed to use a crosscoder besides its tensors; kept as config.json."""
+
+    activation: str
+    gate: str
+    features: int
+    width: int
+    inputs: list[tuple[int, int, str]]
+    """(snapshot, layer, stream) of each input site."""
+    outputs: list[tuple[int, int, str]]
+    basis: str
+    threshold: float
+    """batch_topk's gate at inference; 0 for the others."""
+    seed: int
+    settings: dict[str, Any]
+    """The crosscoder's section of the configuration."""
+    tokens: str
+    """Digest of the tokens whose activations trained it."""
+    ontogeny: str
+    torch: str
+
+
+class Crosscoder:
+    """A trained crosscoder in use, in all N·D dimensions whatever space it was trained in.
+
+    Attributes
+    ----------
+    about : the description.
+    W_dec : (F, N, D) full decoders. b_dec : (N, D). Both in normalised units.
+    scales : (N_in,) and (N_out,) dataset-wise normalisation constants, √D / mean‖a‖.
+    """
+
+    def __init__(self, about: Description, tensors: dict[str, torch.Tensor]) -> None:
+        self.about = about
+        self.weights = Weights(**{n: tensors[n] for n in Weights.__dataclass_fields__})
+        self.scales_in = tensors["scales_in"]
+        self.scales_out = tensors["scales_out"]
+        self._mean = tensors["mean_in"]  # (I,) before any basis
+        self._basis = tensors.get("basis")  # (N·D, R)
+        W, b = self.weights.W_dec, self.weights.b_dec
+        if self._basis is not None:
+            W, b = W @ self._basis.T, b @ self._basis.T
+        shape = (len(about.outputs), about.width)
+        self.W_dec = W.unflatten(1, shape)
+        self.b_dec = (b + tensors["mean_out"]).unflatten(0, shape)
+        self._tensors = tensors
+
+    @property
+    def dead(self) -> torch.Tensor:
+        """(F,) features silent over the last `dead_after_rows` rows of training."""
+        return self._tensors["silent_rows"] >= self.about.settings["dead_after_rows"]
+
+    @property
+    def strength(self) -> torch.Tensor:
+        """(F, N): s = r, the decoder norm of every feature at every output site."""
+        return self.W_dec.norm(dim=2)
+
+    def _gate_norms(self) -> torch.Tensor:
+        """(F, N) decoder norms that the gate sees; (F, 1) for one gate a feature."""
+        if self.about.gate == "snapshot":
+            return self.strength
+        W = self.weights.W_dec
+        return W.norm(dim=1, keepdim=True) / len(self.about.outputs) ** 0.5
+
+    @torch.no_grad()
+    def pre_activations(self, activations: torch.Tensor) -> torch.Tensor:
+        """h, (B, F), from normalised activations (B, N_in, D)."""
+        x = activations.flatten(1) - self._mean
+        if self._basis is not None:
+            x = x @ self._basis
+        return pre_activations(x, self.weights.W_enc, self.weights.b_enc)
+
+    @torch.no_grad()
+    def encode(self, activations: torch.Tensor) -> torch.Tensor:
+        """Feature activations f from normalised activations (B, N_in, D).
+
+        Returns
+        -------
+        (B, F) where one gate serves all sites, (B, F, N_out) where each site has its own.
+        """
+        h = self.pre_activations(activations)
+        if self.about.activation == "relu":
+            return h.relu()
+        r = self._gate_norms()
+        if self.about.activation == "jumprelu":
+            t = self.weights.log_threshold.exp()[:, None]
+        else:
+            t = torch.tensor(self.about.threshold)
+        score = h[:, :, None] * r
+        f = h[:, :, None] * ((score > t) & (score > 0))
+        return f if self.about.gate == "snapshot" else f[:, :, 0]
+
+    @torch.no_grad()
+    def decode(self, f: torch.Tensor) -> torch.Tensor:
+        """Normalised reconstructions (B, N_out, D) from f (B, F) or (B, F, N_out)."""
+        if f.ndim == 2:
+            return (f @ self.W_dec.flatten(1)).unflatten(1, self.W_dec.shape[1:]) + self.b_dec
+        return torch.einsum("bfn,fnd->bnd", f, self.W_dec) + self.b_dec
+
+    def save(self, folder: str | Path) -> None:
+        """Write config.json and crosscoder.safetensors, each whole or not at all."""
+        folder = Path(folder)
+        with whole(folder / "crosscoder.safetensors") as draft:
+            save_file({k: v.detach().contiguous().cpu() for k, v in self._tensors.items()}, draft)
+        with whole(folder / "config.json") as draft:
+            draft.write_text(json.dumps(asdict(self.about), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Crosscoder:
+        """Read a crosscoder folder.
+
+        Raises
+        ------
+        InputError : files missing, damaged, or of another version.
+        """
+        try:
+            about = Description(**json.loads((Path(folder) / "config.json").read_text()))
+            return cls(about, load_file(Path(folder) / "crosscoder.safetensors"))
+        except Exception as error:
+            raise InputError(
+                f"{folder}: not a crosscoder of this version; delete it to train it again ({error})"
+            ) from None

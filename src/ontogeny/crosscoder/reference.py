@@ -1,0 +1,104 @@
+"""The losses and all their gradients again, in plain float64 NumPy: slow, and easy to believe.
+
+Every gradient is written out by hand from METHOD.md 3's equations; nothing here knows autograd or
+any other room of the package. Shapes as in model.py's legend; W_dec is (F, N, D), b_dec (N, D),
+target (B, N, D), x (B, I).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+def step(
+    W: dict[str, Array],
+    x: Array,
+    target: Array,
+    *,
+    activation: str,
+    per_site: bool,
+    k: int = 1,
+    sparsity: float = 0.0,
+    bandwidth: float = 4.0,
+    dead: NDArray[np.int64] | None = None,
+    aux_k: int = 0,
+    aux_weight: float = 0.0,
+) -> tuple[float, dict[str, Array]]:
+    """Loss and gradients of one step.
+
+    Parameters
+    ----------
+    W : W_enc (I, F), b_enc (F,), W_dec (F, N, D), b_dec (N, D), log_threshold (F,).
+    activation : batch_topk, jumprelu or relu. per_site : whether each site has its own gate.
+    dead : features that AuxK trains, or None.
+
+    Returns
+    -------
+    The loss, and a gradient for each of W.
+    """
+    B, N, _ = target.shape
+    h = x @ W["W_enc"] + W["b_enc"]  # (B, F)
+    r = np.sqrt((W["W_dec"] ** 2).sum(2))  # (F, N)
+    rms = np.sqrt((W["W_dec"] ** 2).sum((1, 2)) / N)  # (F,)
+    gate_norm = r if per_site else np.repeat(rms[:, None], N, 1)  # (F, N)
+    score = h[:, :, None] * gate_norm  # (B, F, N)
+    t = np.exp(W["log_threshold"])[None, :, None]
+    if activation == "batch_topk":
+        seen = score if per_site else score[:, :, :1]
+        count = k * B * (N if per_site else 1)
+        cut = np.sort(seen.ravel())[-count]
+        gate = (score >= cut) & (score > 0)
+    elif activation == "jumprelu":
+        gate = score > t
+    else:
+        gate = np.repeat(h[:, :, None] > 0, N, 2)
+    f = h[:, :, None] * gate  # (B, F, N)
+    reconstruction = np.einsum("bfn,fnd->bnd", f, W["W_dec"]) + W["b_dec"]
+    E = reconstruction - target
+    loss = (E**2).sum() / (B * N)
+
+    dE = 2 * E / (B * N)
+    grad = {name: np.zeros_like(value) for name, value in W.items()}
+    grad["b_dec"] = dE.sum(0)
+    grad["W_dec"] = np.einsum("bfn,bnd->fnd", f, dE)
+    df = np.einsum("bnd,fnd->bfn", dE, W["W_dec"])
+
+    if activation == "jumprelu":
+        # One gate a feature has one f and one norm; Σ over its N equal copies is that one's.
+        z = f * gate_norm[None]
+        omega = np.tanh(4 * z).mean((0, 2))
+        loss += sparsity * (omega * (1 + omega / 0.01)).sum()
+        slope = sparsity * (1 + 2 * omega / 0.01)
+        dz = slope[None, :, None] * 4 * (1 - np.tanh(4 * z) ** 2) / (B * N)
+        df += dz * gate_norm[None]
+        dr = (dz * f).sum(0)  # (F, N)
+        if per_site:
+            grad["W_dec"] += dr[:, :, None] * W["W_dec"] / r[:, :, None]
+        else:
+            grad["W_dec"] += (dr.sum(1) / (N * rms))[:, None, None] * W["W_dec"]
+        near = (np.abs(score - t) < bandwidth / 2) & (score > 0)
+        grad["log_threshold"] = -(t[0, :, 0] / bandwidth) * (df * near).sum((0, 2))
+    elif activation == "relu":
+        mean_f = f[:, :, 0].mean(0)
+        loss += sparsity * (mean_f * r.mean(1)).sum()
+        df[:, :, 0] += sparsity * r.mean(1)[None] / B
+        grad["W_dec"] += sparsity * (mean_f[:, None] / (N * r))[:, :, None] * W["W_dec"]
+
+    dh = (df * gate).sum(2)  # (B, F)
+    if activation == "batch_topk" and dead is not None and len(dead):
+        left = target - reconstruction  # what AuxK is to explain: a constant
+        a = np.maximum(h[:, dead], 0)
+        kth = np.sort(a, 1)[:, -aux_k][:, None]
+        kept = (a >= kth) & (a > 0)
+        a = a * kept
+        E_aux = np.einsum("ba,and->bnd", a, W["W_dec"][dead]) - left
+        loss += aux_weight * (E_aux**2).sum() / (B * N)
+        dE_aux = aux_weight * 2 * E_aux / (B * N)
+        grad["W_dec"][dead] += np.einsum("ba,bnd->and", a, dE_aux)
+        dh[:, dead] += np.einsum("bnd,and->ba", dE_aux, W["W_dec"][dead]) * kept
+    grad["b_enc"] = dh.sum(0)
+    grad["W_enc"] = x.T @ dh
+    return float(loss), grad

@@ -1,0 +1,1 @@
+"""What each feature's decoder says of its life: strength, peak, onset, lifetime, direction."""

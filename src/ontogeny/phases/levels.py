@@ -1,0 +1,102 @@
+"""The phases stage: every snapshot's loss and its distance from the n-gram models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ontogeny import devices
+from ontogeny.corpus.build import Tokens
+from ontogeny.files import write_json, write_table
+from ontogeny.phases import ngrams
+from ontogeny.progress import bar
+from ontogeny.settings import Settings
+from ontogeny.snapshots import sites
+
+BATCH_BLOCKS = 16
+
+
+@torch.no_grad()
+def against_ngrams(
+    model: torch.nn.Module, blocks: np.ndarray, fitted: ngrams.Ngrams
+) -> dict[str, float]:
+    """Loss, KL(unigram‖model) and KL(bigram‖model) in nats, means over predicted tokens.
+
+    Parameters
+    ----------
+    blocks : (blocks, context) held-out token ids.
+    """
+    device = next(model.parameters()).device
+    unigram = torch.from_numpy(fitted.unigram).float().to(device)
+    sums = torch.zeros(3, dtype=torch.float64)
+    for start in range(0, len(blocks), BATCH_BLOCKS):
+        chosen = blocks[start : start + BATCH_BLOCKS].astype(np.int64)
+        ids = torch.from_numpy(chosen).to(device)
+        log_q = model(input_ids=ids).logits[:, :-1].float().log_softmax(-1).flatten(0, 1)
+        p2 = torch.from_numpy(fitted.bigram(chosen[:, :-1].ravel())).float().to(device)
+        loss = -log_q.gather(1, ids[:, 1:].flatten()[:, None]).sum()
+        kl1 = (unigram * (unigram.log() - log_q)).sum()
+        kl2 = (p2 * (p2.log() - log_q)).sum()
+        sums += torch.stack([loss, kl1, kl2]).double().cpu()
+    loss, kl1, kl2 = (sums / (len(blocks) * (blocks.shape[1] - 1))).tolist()
+    return {"loss": loss, "kl_unigram": kl1, "kl_bigram": kl2}
+
+
+def crossing(steps: np.ndarray, loss: np.ndarray, level: float) -> float:
+    """Training step at which the loss first falls to `level`, interpolated in log(step + 1).
+
+    NaN if it never does.
+    """
+    below = np.flatnonzero(loss <= level)
+    if not len(below):
+        return float("nan")
+    i = int(below[0])
+    if i == 0:
+        return float(steps[0])
+    x = np.log(np.asarray(steps[i - 1 : i + 1], float) + 1)
+    share = (loss[i - 1] - level) / (loss[i - 1] - loss[i])
+    return float(np.exp(x[0] + share * (x[1] - x[0])) - 1)
+
+
+def measure(
+    settings: Settings,
+    snapshots: str | Path,
+    tokens: str | Path,
+    table: str | Path,
+    levels: str | Path,
+) -> None:
+    """Write the phases' table and the levels' crossings.
+
+    Parameters
+    ----------
+    snapshots : folder of step{S} folders. tokens : tokens.h5.
+    table : CSV; snapshot_index, step, loss, kl_unigram, kl_bigram.
+    levels : JSON; the cross-entropies in nats, smoothing strength, steps where the loss crosses
+        each, and the snapshots on either side.
+    """
+    data = Tokens(tokens)
+    fitted = ngrams.fit(data.split("pretrain"), data.vocabulary)
+    held_out = data.split("held_out")
+    unigram, bigram = fitted.cross_entropies(held_out)
+    device = devices.choose(settings.device)
+    steps = settings.pretrain.snapshots
+    rows = []
+    with bar("phases", len(steps), "snapshots") as progress:
+        for i, step in enumerate(steps, start=1):
+            model = sites.load_model(Path(snapshots) / f"step{step}", device, torch.float32)
+            measures = against_ngrams(model, held_out, fitted)
+            rows.append({"snapshot_index": i, "step": step, **measures})
+            progress.update()
+    found = pd.DataFrame(rows)
+    write_table(table, found)
+    facts: dict[str, object] = {"bigram_smoothing_strength": fitted.strength}
+    for name, level in (("unigram", unigram), ("bigram", bigram)):
+        step_at = crossing(np.array(steps), found["loss"].to_numpy(), level)
+        after = [s for s in steps if s >= step_at]
+        facts[f"{name}_cross_entropy"] = level
+        facts[f"{name}_crossing_step"] = None if np.isnan(step_at) else step_at
+        facts[f"{name}_crossing_after_snapshot"] = steps.index(after[0]) + 1 if after else None
+    write_json(levels, facts)

@@ -1,0 +1,39 @@
+"""Progress that reads well on a terminal and in a log file: a bar, or a line every few seconds."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+
+class _Lines:
+    """A stream for tqdm that ends each state of the bar with a newline instead of redrawing it."""
+
+    def write(self, text: str) -> None:
+        text = text.strip("\r\n ")
+        if text:
+            sys.stderr.write(text + "\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def bar(what: str, total: int, unit: str, initial: int = 0, every: float = 10.0) -> tqdm[Any]:
+    """A progress bar that counts `unit`s (with rate and time left) up to `total`."""
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        desc=what,
+        total=total,
+        initial=initial,
+        unit=" " + unit,
+        unit_scale=total >= 10_000,
+        mininterval=0.2 if terminal else every,
+        maxinterval=max(every, 10.0),
+        file=None if terminal else _Lines(),
+        bar_format=None
+        if terminal
+        else "{desc}: {n_fmt} of {total_fmt}{unit} ({percentage:.0f}%), {rate_fmt}, "
+        "{remaining} left{postfix}",
+    )

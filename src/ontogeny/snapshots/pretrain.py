@@ -1,0 +1,262 @@
+"""The pretrain stage: a GPT-NeoX model from scratch, its snapshots and its training log.
+
+Everything is kept in an archive keyed by what was trained, not by which steps were wanted: a step
+that is asked for later is reached from the nearest earlier training state, bit for bit as an
+unbroken run would have, and steps that are there are left alone. The same mechanism resumes a
+killed run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import cross_entropy
+
+from ontogeny import devices
+from ontogeny.corpus.build import Tokens
+from ontogeny.files import InputError, whole, write_table
+from ontogeny.progress import bar
+from ontogeny.settings import Analysis, Pretrain
+from ontogeny.snapshots import copying
+
+SAVE_EVERY = 100  # steps between training states, besides those at snapshots
+LOG_EVERY = 10
+
+
+def learning_rate(step: int, p: Pretrain) -> float:
+    """Learning rate of the step that follows `step` updates: linear warm-up, cosine decay."""
+    if step < p.warmup_steps:
+        return p.learning_rate * (step + 1) / p.warmup_steps
+    progress = (step - p.warmup_steps) / max(1, p.steps - p.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return p.learning_rate * (p.final_learning_rate + (1 - p.final_learning_rate) * cosine)
+
+
+def make_model(p: Pretrain, vocabulary: int, context: int) -> Any:
+    """A randomly initialised GPT-NeoX model: full rotary positions, sequential residual."""
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    torch.manual_seed(p.seed)
+    config = GPTNeoXConfig(
+        vocab_size=vocabulary,
+        hidden_size=p.width,
+        num_hidden_layers=p.layers,
+        num_attention_heads=p.heads,
+        intermediate_size=4 * p.width,
+        max_position_embeddings=context,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1},
+        use_parallel_residual=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
+        tie_word_embeddings=False,
+        use_cache=False,
+    )
+    return GPTNeoXForCausalLM(config)
+
+
+def make_optimizer(model: torch.nn.Module, p: Pretrain) -> torch.optim.AdamW:
+    """AdamW (0.9, 0.95) with decay on matrices only."""
+    matrices = [w for w in model.parameters() if w.ndim >= 2]
+    vectors = [w for w in model.parameters() if w.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": p.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=p.learning_rate, betas=(0.9, 0.95), fused=True)
+
+
+def batch(step: int, blocks: np.ndarray, p: Pretrain) -> torch.Tensor:
+    """Token ids of a step, (B, context): a function of seed and step alone.
+
+    Blocks are visited in a seeded order without repeats until an epoch ends.
+    """
+    per_epoch = len(blocks) // p.batch_blocks
+    epoch, place = divmod(step, per_epoch)
+    order = np.random.default_rng((p.seed, 1, epoch)).permutation(len(blocks))
+    chosen = blocks[order[place * p.batch_blocks : (place + 1) * p.batch_blocks]]
+    doubled = copying.double_passages(
+        chosen, p.doubled_blocks, np.random.default_rng((p.seed, 2, step))
+    )
+    return torch.from_numpy(doubled.astype(np.int64))
+
+
+def _save_state(folder: Path, model: Any, optimizer: torch.optim.Optimizer, log: list[Any]) -> None:
+    """Write a training state whole: weights, moments, log so far."""
+    with whole(folder) as draft:
+        draft.mkdir()
+        model.save_pretrained(draft)
+        moments = {}
+        for i, state in optimizer.state_dict()["state"].items():
+            moments |= {f"{i}.{name}": value for name, value in state.items()}
+        if moments:
+            save_file(moments, draft / "optimizer.safetensors")
+        (draft / "log.json").write_text(json.dumps(log))
+
+
+def _load_state(folder: Path, model: Any, optimizer: torch.optim.Optimizer) -> list[Any]:
+    """Read a training state into model and optimiser; returns the log so far."""
+    model.load_state_dict(type(model).from_pretrained(folder).state_dict())
+    file = folder / "optimizer.safetensors"
+    if file.exists():
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for key, value in load_file(file).items():
+            i, name = key.split(".", 1)
+            state.setdefault(int(i), {})[name] = value
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+    log: list[Any] = json.loads((folder / "log.json").read_text())
+    return log
+
+
+def _steps_in(archive: Path) -> list[int]:
+    """Steps of the whole training states in the archive."""
+    return sorted(int(path.name[4:]) for path in archive.glob("step*") if path.is_dir())
+
+
+def _next_stop(step: int, wanted: list[int], steps: int) -> int:
+    """The first step after `step` whose state is kept: a snapshot, a regular save, or the end."""
+    regular = (step // SAVE_EVERY + 1) * SAVE_EVERY
+    return min([s for s in wanted if s > step] + [regular, steps])
+
+
+def train(
+    p: Pretrain,
+    analysis: Analysis,
+    tokens: str | Path,
+    archive: str | Path,
+    log: str | Path,
+    device: str = "auto",
+) -> None:
+    """Train, or train on, until the archive holds every wanted snapshot and the whole log.
+
+    Parameters
+    ----------
+    p, analysis : settings' sections.
+    tokens : tokens.h5 of the corpus stage.
+    archive : folder of training states, `step{S}/`; kept between calls.
+    log : CSV to write, one row a logged step: step, tokens, learning_rate, loss (of the batch,
+        doubled passages included), held_out_loss and the copying measures (at snapshots).
+    """
+    archive = Path(archive)
+    archive.mkdir(parents=True, exist_ok=True)
+    data = Tokens(tokens)
+    blocks = data.split("pretrain")
+    if len(blocks) < p.batch_blocks:
+        raise InputError(
+            f"pretrain.batch_blocks: {p.batch_blocks} blocks a step, the corpus has {len(blocks)} "
+            "for pre-training; lower it or add corpus.sources"
+        )
+    where = devices.choose(device)
+    model = make_model(p, data.vocabulary, data.blocks.shape[1]).to(where)
+    optimizer = make_optimizer(model, p)
+    held_out = torch.from_numpy(data.split("held_out").astype(np.int64))
+    copies = copying.passages(
+        data.split("held_out"), data.vocabulary, analysis.copying_blocks, analysis.seed
+    )
+    wanted = sorted({0, *p.snapshots, p.steps})
+
+    def evaluate() -> dict[str, float]:
+        with torch.no_grad():
+            losses = []
+            for ids in held_out.split(32):
+                ids = ids.to(where)
+                logits = model(input_ids=ids).logits[:, :-1].float()
+                losses.append(cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()))
+        return {
+            "held_out_loss": torch.stack(losses).mean().item(),
+            **copying.measures(model, copies),
+        }
+
+    def loss_of(ids: torch.Tensor) -> torch.Tensor:
+        logits = model(input_ids=ids).logits[:, :-1].float()
+        return cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+
+    tokens_per_step = p.batch_blocks * data.blocks.shape[1]
+    rows: list[Any] = []
+    step = -1
+    with bar("pretrain", p.steps * tokens_per_step, "tokens") as progress:
+        while missing := [s for s in wanted if s not in _steps_in(archive)]:
+            if missing[0] == 0:
+                step = 0
+                rows = [{"step": 0, "tokens": 0, "learning_rate": 0.0, **evaluate()}]
+                _save_state(archive / "step0", model, optimizer, rows)
+                continue
+            nearest = max(s for s in _steps_in(archive) if s < missing[0])
+            if nearest != step:
+                step = nearest
+                rows = _load_state(archive / f"step{step}", model, optimizer)
+            stop = _next_stop(step, wanted, p.steps)
+            while step < stop:
+                rate = learning_rate(step, p)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                loss = loss_of(batch(step, blocks, p).to(where))
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                step += 1
+                progress.update(step * tokens_per_step - progress.n)
+                if step % LOG_EVERY == 0 or step < LOG_EVERY or step in wanted:
+                    value = loss.item()
+                    if not math.isfinite(value):
+                        raise InputError(
+                            f"pretrain.learning_rate: the loss is {value} at step {step}; "
+                            "lower it or lengthen pretrain.warmup_steps"
+                        )
+                    row = {"step": step, "tokens": step * tokens_per_step}
+                    row |= {"learning_rate": rate, "loss": value}
+                    if step in wanted:
+                        row |= evaluate()
+                        progress.set_postfix_str(f", held-out loss {row['held_out_loss']:.2f}")
+                    rows.append(row)
+            _save_state(archive / f"step{step}", model, optimizer, rows)
+    _write_log(archive, wanted, log)
+    for step in _steps_in(archive):
+        if step not in wanted:
+            shutil.rmtree(archive / f"step{step}")
+
+
+def _write_log(archive: Path, wanted: list[int], log: str | Path) -> None:
+    """Join the logs that the wanted states carry, each the history up to its own step."""
+    rows: dict[int, dict[str, Any]] = {}
+    for step in wanted:
+        for row in json.loads((archive / f"step{step}" / "log.json").read_text()):
+            known = rows.get(row["step"], {})
+            rows[row["step"]] = row if len(row) > len(known) else known
+    table = pd.DataFrame([rows[step] for step in sorted(rows)])
+    columns = ["step", "tokens", "learning_rate", "loss"]
+    write_table(log, table[columns + [c for c in table.columns if c not in columns]])
+
+
+def publish(archive: str | Path, step: int, folder: str | Path) -> None:
+    """Give a snapshot of the archive its place in the experiment: config.json, model.safetensors.
+
+    Raises
+    ------
+    InputError : the archive does not hold the step.
+    """
+    source = Path(archive) / f"step{step}"
+    if not source.is_dir():
+        raise InputError(f"{source}: no such training state; run the pretrain stage again")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", "model.safetensors"):
+        with whole(folder / name) as draft:
+            try:
+                os.link(source / name, draft)
+            except OSError:
+                shutil.copyfile(source / name, draft)

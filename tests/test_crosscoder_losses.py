@@ -1,0 +1,130 @@
+"""The compiled losses and their gradients against the float64 reference."""
+
+import numpy as np
+import pytest
+import torch
+
+from ontogeny import devices
+from ontogeny.crosscoder import losses, model, reference
+
+B, D = 12, 5
+CASES = [
+    ("batch_topk", False),
+    ("batch_topk", True),
+    ("jumprelu", False),
+    ("jumprelu", True),
+    ("relu", False),
+]
+
+
+def problem(sites: int, features: int, dtype: torch.dtype):
+    """Random weights and a batch whose input is not its target (a transcoder)."""
+    rng = np.random.default_rng(sites * 100 + features)
+    inputs = sites * D
+    arrays = {
+        "W_enc": rng.normal(size=(inputs, features)) / inputs**0.5,
+        "b_enc": 0.1 * rng.normal(size=features),
+        "W_dec": rng.normal(size=(features, sites, D)),
+        "b_dec": 0.1 * rng.normal(size=(sites, D)),
+        "log_threshold": np.log(rng.uniform(0.05, 0.8, features)),
+    }
+    x, target = rng.normal(size=(B, inputs)), rng.normal(size=(B, sites, D))
+    tensors = {n: torch.tensor(a, dtype=dtype) for n, a in arrays.items()}
+    tensors["W_dec"] = tensors["W_dec"].flatten(1)
+    tensors["b_dec"] = tensors["b_dec"].flatten()
+    weights = model.Weights(**tensors)
+    for tensor in tensors.values():
+        tensor.requires_grad_(True)
+    return arrays, x, target, weights, torch.tensor(x, dtype=dtype), torch.tensor(target, dtype=dtype)
+
+
+def run(activation, per_site, sites, features, dtype, compiled, dead=()):
+    arrays, x, target, weights, x_t, target_t = problem(sites, features, dtype)
+    dead_t = torch.tensor(dead, dtype=torch.long)
+
+    def loss(x, target, sparsity, *tensors):
+        W = model.Weights(*tensors)
+        if activation == "batch_topk":
+            return losses.batch_topk(
+                W, x, target, dead_t, torch.ones(len(dead), dtype=torch.bool),
+                sites=sites, per_site=per_site, k=2, aux_k=2, aux_weight=0.5,
+            )  # fmt: skip
+        if activation == "jumprelu":
+            return losses.jumprelu(
+                W, x, target, sparsity, sites=sites, per_site=per_site, bandwidth=0.7
+            )
+        return losses.relu(W, x, target, sparsity, sites=sites)
+
+    function = devices.compiled(loss, torch.device("cpu")) if compiled else loss
+    out = function(
+        x_t, target_t.flatten(1), torch.tensor(0.3, dtype=dtype), *weights.named().values()
+    )
+    out.loss.backward()
+    expected, gradients = reference.step(
+        arrays, x, target, activation=activation, per_site=per_site, k=2, sparsity=0.3,
+        bandwidth=0.7, dead=np.array(dead, int), aux_k=2, aux_weight=0.5,
+    )  # fmt: skip
+    found = {
+        n: np.zeros(t.shape) if t.grad is None else t.grad.numpy()
+        for n, t in weights.named().items()
+    }
+    return out, found, expected, gradients
+
+
+@pytest.mark.parametrize(("sites", "features"), [(3, 16), (1, 13), (4, 9)])
+@pytest.mark.parametrize(("activation", "per_site"), CASES)
+def test_losses_equal_the_reference_to_float64_rounding(activation, per_site, sites, features):
+    out, found, expected, gradients = run(
+        activation, per_site, sites, features, torch.float64, compiled=False
+    )
+    assert out.loss.item() == pytest.approx(expected, rel=1e-12)
+    for name, gradient in gradients.items():
+        np.testing.assert_allclose(
+            found[name].reshape(gradient.shape), gradient, rtol=1e-9, atol=1e-12, err_msg=name
+        )
+
+
+@pytest.mark.parametrize(("activation", "per_site"), CASES)
+def test_compiled_losses_equal_the_reference_to_float32_rounding(activation, per_site):
+    out, found, expected, gradients = run(
+        activation, per_site, 3, 13, torch.float32, compiled=True
+    )
+    assert out.loss.item() == pytest.approx(expected, rel=1e-5)
+    for name, gradient in gradients.items():
+        np.testing.assert_allclose(
+            found[name].reshape(gradient.shape), gradient, rtol=0, atol=1e-5 * np.abs(gradient).max() + 1e-12, err_msg=name
+        )
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_auxk_equals_the_reference_and_reaches_only_the_dead(compiled):
+    dtype = torch.float32 if compiled else torch.float64
+    dead = (1, 4, 6, 7)
+    _, with_aux, expected, gradients = run("batch_topk", False, 3, 13, dtype, compiled, dead)
+    _, without, _, _ = run("batch_topk", False, 3, 13, dtype, False)
+    for name, gradient in gradients.items():
+        np.testing.assert_allclose(
+            with_aux[name].reshape(gradient.shape), gradient, rtol=0, atol=1e-5 * np.abs(gradient).max() + 1e-12, err_msg=name
+        )
+    changed = np.flatnonzero(~np.isclose(with_aux["b_enc"], without["b_enc"], atol=1e-6))
+    assert set(changed) <= set(dead)
+    assert len(changed)
+
+
+def test_reference_gradients_are_the_derivatives_of_its_loss():
+    arrays, x, target, *_ = problem(3, 7, torch.float64)
+    options = {"activation": "jumprelu", "per_site": True, "sparsity": 0.3, "bandwidth": 0.7}
+    _, gradients = reference.step(arrays, x, target, **options)
+    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):  # the threshold's is no true derivative
+        place = tuple(s // 2 for s in arrays[name].shape)
+        moved = []
+        for sign in (1, -1):
+            there = {n: a.copy() for n, a in arrays.items()}
+            there[name][place] += sign * 1e-7
+            moved.append(reference.step(there, x, target, **options)[0])
+        assert (moved[0] - moved[1]) / 2e-7 == pytest.approx(gradients[name][place], rel=1e-5)
+
+
+def test_batch_topk_keeps_k_features_a_token_on_average():
+    out, *_ = run("batch_topk", False, 3, 16, torch.float64, compiled=False)
+    assert out.l0.item() == pytest.approx(2.0)

@@ -57,12 +57,6 @@ def folder_name(layer: int, stream: str) -> str:
     return f"{stream}.{layer}"
 
 
-def bytes_needed(rows: int, width: int, places: int, snapshots: int, dtype: str) -> int:
-    """Bytes that the activations of an experiment take, positions and checksums included."""
-    row = width * np.dtype(dtype).itemsize + 8
-    return int(rows * row * places * snapshots * 1.01)
-
-
 def create(file: h5py.File, name: str, rows: int, width: int, dtype: str) -> h5py.Dataset:
     """A checksummed dataset (rows, width), chunked for reading runs of rows."""
     chunk = max(1, min(rows, CHUNK_BYTES // (width * np.dtype(dtype).itemsize)))

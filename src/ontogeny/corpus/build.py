@@ -14,22 +14,12 @@ import h5py
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from ontogeny.corpus.sources import BYTES, READERS, find_wheels
+from ontogeny.corpus.sources import READERS, find_wheels
 from ontogeny.files import InputError, digest_file, whole, write_text
 from ontogeny.settings import Corpus
 
 END_OF_TEXT = "<|endoftext|>"
 SPLITS = ("held_out", "train", "pretrain")
-
-
-def most_tokens(corpus: Corpus) -> int:
-    """Upper bound on the corpus's tokens, known before anything is fetched.
-
-    A token holds at least two bytes of this text from a vocabulary of 512 up (1,024: 2.5), and at
-    least one below.
-    """
-    size = sum(BYTES[source] for source in corpus.sources)
-    return int(size / (2.0 if corpus.vocabulary >= 512 else 1.0))
 
 
 def train_tokenizer(documents: list[str], vocabulary: int) -> Tokenizer:

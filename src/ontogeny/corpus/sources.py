@@ -19,15 +19,6 @@ from pathlib import Path
 
 from ontogeny.files import InputError, digest_file, whole
 
-# UTF-8 bytes of each source after the clean-up below: what a plan can be held against before
-# anything is fetched.
-BYTES = {
-    "wikitext": 12_795_151,
-    "leads": 4_885_535,
-    "novels": 5_870_814,
-    "sentences": 3_926_179,
-}
-
 
 def pins(requirements: str | Path) -> dict[str, str]:
     """Wheels' project names and SHA-256 hashes, as a requirements file pins them.

@@ -41,7 +41,7 @@ def _stacks(crosscoder: Crosscoder, activations: str | Path) -> tuple[Stacks, St
 
 
 def explained(
-    crosscoder: Crosscoder, activations: str | Path, device: torch.device
+    crosscoder: Crosscoder, activations: str | Path, floor: float
 ) -> tuple[pd.DataFrame, pd.DataFrame, torch.Tensor]:
     """Explained variance, L0 and density on the held-out rows.
 
@@ -49,7 +49,7 @@ def explained(
     -------
     by site : explained_variance, pca_explained_variance (PCA of the stacked training rows with
         as many coefficients as the mean L0), l0, l0_present (of features whose normalised
-        strength at the site is at least the direction floor).
+        strength at the site is at least `floor`).
     by feature : density (share of held-out tokens on which it is active at any site), dead.
     f : (rows, F) or (rows, F, N) feature activations, on the CPU.
     """
@@ -59,7 +59,7 @@ def explained(
     )
     mean = (mean / outputs.held_out_rows).float()  # type: ignore[operator, union-attr]
     strength = crosscoder.strength
-    present = (strength >= 0.1 * strength.amax(1, keepdim=True)).float()  # (F, N)
+    present = (strength >= floor * strength.amax(1, keepdim=True)).float()  # (F, N)
     sites = len(outputs.sites)
     lost, there, active, active_present = (torch.zeros(sites) for _ in range(4))
     kept = []
@@ -210,7 +210,9 @@ def measure(
     """
     device = devices.choose(settings.device)
     trained = Crosscoder.load(crosscoder)
-    by_site, by_feature, f = explained(trained, activations, device)
+    by_site, by_feature, f = explained(
+        trained, activations, settings.analysis.direction_floor
+    )
     losses = spliced_losses(trained, f, settings, activations, snapshots, tokens, device)
     steps = settings.pretrain.snapshots
     where = pd.DataFrame(

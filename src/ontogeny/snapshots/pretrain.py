@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -240,23 +239,3 @@ def _write_log(archive: Path, wanted: list[int], log: str | Path) -> None:
     table = pd.DataFrame([rows[step] for step in sorted(rows)])
     columns = ["step", "tokens", "learning_rate", "loss"]
     write_table(log, table[columns + [c for c in table.columns if c not in columns]])
-
-
-def publish(archive: str | Path, step: int, folder: str | Path) -> None:
-    """Give a snapshot of the archive its place in the experiment: config.json, model.safetensors.
-
-    Raises
-    ------
-    InputError : the archive does not hold the step.
-    """
-    source = Path(archive) / f"step{step}"
-    if not source.is_dir():
-        raise InputError(f"{source}: no such training state; run the pretrain stage again")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("config.json", "model.safetensors"):
-        with whole(folder / name) as draft:
-            try:
-                os.link(source / name, draft)
-            except OSError:
-                shutil.copyfile(source / name, draft)

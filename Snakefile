@@ -1,0 +1,39 @@
+# The pipeline, in the order that data flows through it:
+#
+#   fetch → corpus → pretrain → snapshot (each) → extract (each) → stack → basis → train (each seed)
+#        → fidelity (each seed) → features → figures;   snapshots → phases → figures;   → summary
+#
+# snakemake --cores 2                                       the default experiment, config.yaml
+# snakemake --cores 2 --configfile experiments/NAME.yaml    another; both live under results/
+
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+if not config:  # --configfile replaces the default experiment, it is not merged into it
+
+    configfile: "config.yaml"
+
+
+include: "rules/common.smk"
+include: "rules/corpus.smk"
+include: "rules/snapshots.smk"
+include: "rules/activations.smk"
+include: "rules/crosscoder.smk"
+include: "rules/features.smk"
+include: "rules/phases.smk"
+include: "rules/figures.smk"
+
+
+localrules:
+    all,
+    fetch,
+    snapshot,
+    stack,
+
+
+rule all:
+    default_target: True
+    input:
+        figures(),
+        f"{RESULTS}/summary.json",

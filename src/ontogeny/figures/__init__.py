@@ -1,0 +1,1 @@
+"""The figures: one module and one `draw` each, from tidy tables to PDF, PNG and CSV."""

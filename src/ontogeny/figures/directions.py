@@ -1,0 +1,99 @@
+"""Where features turn: cosines between their directions at all pairs of snapshots."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
+
+from ontogeny.figures import style
+
+GROUPS = {"all": "all living features", "matched": "matched features alone"}
+
+
+def draw(
+    features: str | Path, directions: str | Path, turning_point: str | Path, output: str | Path
+) -> None:
+    """Matrix of mean cosines between decoder directions, for all and for the matched features.
+
+    Parameters
+    ----------
+    features : the features table; feature, alive, matched, matched_cosine.
+    directions : table with group ('all', 'matched'), snapshot_index, other_index, step,
+        other_step, cosine; an empty cosine (no feature strong enough at both) is hatched.
+    turning_point : JSON; for each group features, step, low, high, snapshot_before,
+        snapshot_after (steps), within, between.
+    output : path without ending. Its CSV is the directions table without other columns.
+
+    References
+    ----------
+    METHOD.md 4.
+    """
+    living = style.read_living(features)
+    columns = ["group", "snapshot_index", "other_index", "step", "other_step", "cosine"]
+    table = style.read(directions, columns)[columns]
+    turning = style.read_json(turning_point, ["all"])
+    with style.paper():
+        figure = style.new_figure(180, 108)
+        axes = figure.subplots(1, 2)
+        image = None
+        for letter, axis, (group, label) in zip("ab", axes, GROUPS.items(), strict=True):
+            some = table[table["group"] == group]
+            if some.empty or group not in turning:
+                style.title(axis, letter, label)
+                axis.set_box_aspect(1)
+                style.empty(axis, "no feature is matched across seeds")
+                continue
+            square = some.pivot(index="snapshot_index", columns="other_index", values="cosine")
+            steps = list(some.drop_duplicates("snapshot_index").sort_values("step")["step"])
+            image = _matrix(axis, square.to_numpy())
+            numbers = [int(n) for n in square.index]
+            style.snapshot_axis(axis, numbers, steps, 9)
+            style.snapshot_axis(axis, numbers, steps, 16, "y")
+            about = turning[group]
+            place = {float(step): i for i, step in enumerate(steps)}
+            split = (place[about["snapshot_before"]] + place[about["snapshot_after"]]) / 2
+            _split(axis, split, place[about["low"]], place[about["high"]])
+            style.title(axis, letter, f"{label} ({about['features']:,})")
+            axis.set_xlabel(
+                "snapshot number, below it the training step\n\n"
+                f"turning point: step {about['step']:,.0f} "
+                f"(95% interval {about['low']:,.0f} to {about['high']:,.0f})\n"
+                f"mean cosine {about['within']:.2f} within the blocks, "
+                f"{about['between']:.2f} between them"
+            )
+        axes[1].set_ylabel("")
+        if image is not None:
+            figure.colorbar(image, ax=axes, shrink=0.6, label="mean cosine", pad=0.015)
+        figure.suptitle(style.matched_note(living), x=0.01, ha="left")
+        style.save(figure, table, output)
+
+
+def _matrix(axis: Axes, cosines: np.ndarray) -> AxesImage:
+    """White is orthogonal; cells without a value are hatched grey."""
+    n = len(cosines)
+    if np.isnan(cosines).any():
+        back = Rectangle(
+            (-0.5, -0.5), n, n, facecolor="0.88", edgecolor="0.6", hatch="//////", linewidth=0
+        )
+        axis.add_patch(back)
+        axis.plot([], [], "s", color="0.7", label="no feature present at both")
+        axis.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), handlelength=0.8)
+    masked = np.ma.masked_invalid(cosines)
+    image = axis.imshow(
+        masked, cmap="RdBu", vmin=-1, vmax=1, origin="lower", interpolation="nearest", zorder=2
+    )
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(True)
+    return image
+
+
+def _split(axis: Axes, split: float, low: float, high: float) -> None:
+    """The turning point as a full line, the bounds of its interval dashed."""
+    for line in (axis.axvline, axis.axhline):
+        line(split, color="black", linewidth=1, zorder=3)
+        for bound in (low, high):
+            line(bound, color="black", linewidth=0.6, linestyle=(0, (3, 3)), zorder=3)

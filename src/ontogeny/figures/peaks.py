@@ -1,0 +1,69 @@
+"""When features are strongest: the peak snapshot index."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ontogeny.figures import style
+
+
+def draw(features: str | Path, strengths: str | Path, output: str | Path) -> None:
+    """Histogram of the peak snapshot index, all living features and the matched ones.
+
+    Parameters
+    ----------
+    features : the features table; feature, alive, matched, matched_cosine, peak_snapshot_index.
+    strengths : the strengths table, for the snapshots: snapshot_index, step.
+    output : path without ending. Its CSV has snapshot_index, step, all, matched (counts).
+
+    References
+    ----------
+    METHOD.md 4 and 8.
+    """
+    living = style.read_living(features, ["peak_snapshot_index"])
+    snapshots = style.read(strengths, ["snapshot_index", "step"])
+    snapshots = snapshots[["snapshot_index", "step"]].drop_duplicates().sort_values("step")
+    numbers, steps = list(snapshots["snapshot_index"]), list(snapshots["step"])
+    peak = living["peak_snapshot_index"]
+    counts = pd.DataFrame({"snapshot_index": numbers, "step": steps})
+    for name, some in (("all", peak), ("matched", peak[living["matched"]])):
+        counts[name] = some.value_counts().reindex(numbers, fill_value=0).to_numpy()
+
+    with style.paper():
+        figure = style.new_figure(180, 105)
+        linear, log = figure.subplots(2, 1, sharex=True)
+        x = np.arange(len(numbers))
+        linear.bar(x, counts["all"], 0.86, color=style.COLOURS["all"], label="all living")
+        linear.bar(x, counts["matched"], 0.5, color=style.COLOURS["matched"], label="matched")
+        for name, marker in (("all", "D"), ("matched", "o")):
+            there = counts[name].to_numpy() > 0
+            edge = "0.35" if name == "all" else style.COLOURS[name]
+            colour = style.COLOURS[name]
+            log.plot(
+                x[there],
+                counts[name].to_numpy()[there],
+                marker,
+                markersize=4.5,
+                color=colour,
+                markeredgecolor=edge,
+                markeredgewidth=0.5,
+                label=("all living" if name == "all" else name) + ", log axis",
+            )
+        log.set_yscale("log")
+        log.set_ylim(0.8, 1.6 * max(1, counts["all"].max()))
+        log.grid(axis="y", linewidth=0.4, color="0.88")
+        log.set_axisbelow(True)
+        log.yaxis.set_major_formatter("{x:g}")
+        linear.legend(loc="upper center", ncols=2)
+        log.legend(loc="upper center", ncols=2)
+        linear.set_ylabel("features")
+        log.set_ylabel("features (log axis)")
+        style.title(linear, "a", style.matched_note(living))
+        style.title(log, "b", "")
+        style.snapshot_axis(log, numbers, steps, 36)
+        log.set_xlabel("peak snapshot number, below it the training step")
+        log.set_xlim(-0.8, len(numbers) - 0.2)
+        style.save(figure, counts, output)

@@ -1,0 +1,242 @@
+"""What the figures share: the style file, colours by role, axes over training, saving.
+
+Figures are made with matplotlib's object interface, not pyplot: no window, no global state, and
+the Agg and PDF renderers whatever backend is configured.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib.style
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
+
+from ontogeny.files import InputError, whole, write_table
+
+STYLE = Path(__file__).with_name("ontogeny.mplstyle")
+PNG_DPI = 200
+Kind = Literal["log", "linear"]
+KINDS: tuple[Kind, Kind] = ("log", "linear")
+
+COLOURS = {
+    "all": "#B5B5B5",
+    "matched": "#009E73",
+    "initialisation": "#0072B2",
+    "emergent": "#D55E00",
+    "transient": "#CC79A7",
+    "held_out": "#000000",
+    "batch": "#BBBBBB",
+    "unigram": "#D55E00",
+    "bigram": "#0072B2",
+    "learning_rate": "#444444",
+    "copying": "#009E73",
+    "random_tokens": "#E69F00",
+    "crosscoder": "#0072B2",
+    "pca": "#009E73",
+    "random_dictionary": "#E69F00",
+    "unsure": "#999999",
+}
+
+
+@contextmanager
+def paper() -> Iterator[None]:
+    """Draw and save in the project's style alone, whatever matplotlibrc says."""
+    with matplotlib.style.context(STYLE, after_reset=True):
+        yield
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure; width and height in mm."""
+    return Figure(figsize=(width / 25.4, height / 25.4))
+
+
+def read(path: str | Path, columns: Iterable[str]) -> pd.DataFrame:
+    """Read a tidy table (Parquet or CSV, by its ending) that must have `columns`.
+
+    Raises
+    ------
+    InputError : a column is missing.
+    """
+    table = pd.read_parquet(path) if str(path).endswith(".parquet") else pd.read_csv(path)
+    _require(path, "column", columns, table.columns)
+    return table
+
+
+def read_json(path: str | Path, keys: Iterable[str]) -> dict[str, Any]:
+    """Read a JSON object that must have `keys`.
+
+    Raises
+    ------
+    InputError : a key is missing.
+    """
+    value: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    _require(path, "key", keys, value)
+    return value
+
+
+def _require(path: str | Path, what: str, wanted: Iterable[str], there: Iterable[str]) -> None:
+    known = set(there)
+    missing = [name for name in wanted if name not in known]
+    if missing:
+        names = ", ".join(missing)
+        raise InputError(f"{path}: no {what} {names}; delete the file and make it again")
+
+
+def read_living(path: str | Path, columns: Iterable[str] = ()) -> pd.DataFrame:
+    """Read the living features of a features table; alive, matched and matched_cosine are needed.
+
+    Raises
+    ------
+    InputError : a column is missing, or all features are dead.
+    """
+    table = read(path, ["feature", "alive", "matched", "matched_cosine", *columns])
+    living = table[table["alive"]].reset_index(drop=True)
+    if living.empty:
+        raise InputError(f"{path}: no living feature to draw; train the crosscoder for longer")
+    return living
+
+
+def matched_note(living: pd.DataFrame) -> str:
+    """Which share of the living features is matched across seeds, in words."""
+    count = len(living)
+    if living["matched_cosine"].isna().all():
+        return f"{count:,} living features, one seed: not known which of them are stable"
+    matched = int(living["matched"].sum())
+    return f"{matched:,} of {count:,} living features matched across seeds ({matched / count:.0%})"
+
+
+def title(axis: Axes, letter: str, text: str) -> None:
+    """Title at the left, led by the panel's letter in bold."""
+    axis.set_title(rf"$\mathbf{{{letter}}}$  {text}", loc="left")
+
+
+def empty(axis: Axes, text: str) -> None:
+    """Say in the middle of a panel why it shows nothing."""
+    axis.set(xticks=[], yticks=[])
+    axis.text(
+        0.5, 0.5, text, ha="center", va="center", color="0.4", transform=axis.transAxes, wrap=True
+    )
+
+
+def _step_label(step: float, _: object = None) -> str:
+    if step >= 10_000 and step % 1000 == 0:
+        return f"{step / 1000:,.0f}k"
+    return f"{step:,.0f}"
+
+
+def _scale(axis: Axes, last: float, kind: Kind) -> None:
+    """Scale and limits from step 0 to `last`, with room for a marker at both ends."""
+    if kind == "log":
+        axis.set_xscale("function", functions=(np.log1p, np.expm1))
+        room = 0.025 * np.log1p(last)
+        axis.set_xlim(np.expm1(-room), np.expm1(np.log1p(last) + room))
+    else:
+        axis.set_xlim(-0.025 * last, 1.025 * last)
+
+
+def step_axis(axis: Axes, last: float, kind: Kind, labels: bool = True) -> None:
+    """Make the x-axis one of training steps from 0 to `last`.
+
+    Parameters
+    ----------
+    kind : 'log' for log(step + 1), ticks at the real steps 0, 1, 10, 100, …; 'linear'.
+    labels : whether tick and axis labels are drawn (off for all but the lowest panel).
+    """
+    last = max(float(last), 1.0)
+    _scale(axis, last, kind)
+    if kind == "log":
+        decades = [10**k for k in range(int(np.log10(last)) + 1)]
+        axis.xaxis.set_major_locator(FixedLocator([0, *decades]))
+        minor = [m * d for d in decades for m in range(2, 10) if m * d <= last]
+        axis.xaxis.set_minor_locator(FixedLocator(minor))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axis.xaxis.set_major_formatter(FuncFormatter(_step_label))
+    if labels:
+        axis.set_xlabel("training step (log axis)" if kind == "log" else "training step")
+    else:
+        axis.tick_params(axis="x", which="both", labelbottom=False)
+
+
+def mark_snapshots(
+    axis: Axes, numbers: Sequence[int], steps: Sequence[int], kind: Kind, labels: bool = True
+) -> None:
+    """Tick every snapshot on top of an axis over steps; label as many numbers as fit."""
+    top = axis.twiny()
+    last = max(float(max(steps)), 1.0)
+    _scale(top, last, kind)
+    top.set_xlim(axis.get_xlim())
+    top.spines["top"].set_visible(True)
+    place = np.log1p(steps) / np.log1p(last) if kind == "log" else np.asarray(steps) / last
+    shown = _spaced(list(place), 0.065)
+    top.xaxis.set_major_locator(FixedLocator([steps[i] for i in shown]))
+    top.xaxis.set_minor_locator(FixedLocator(list(steps)))
+    top.xaxis.set_minor_formatter(NullFormatter())
+    names = {float(steps[i]): str(numbers[i]) for i in shown}
+    top.xaxis.set_major_formatter(FuncFormatter(lambda x, _: names.get(float(x), "")))
+    top.tick_params(axis="x", which="both", labeltop=labels)
+    top.tick_params(axis="x", which="major", pad=1.5, labelsize=6, length=2.8)
+    top.tick_params(axis="x", which="minor", length=2.8, width=0.6)
+    if labels:
+        top.set_xlabel("snapshot number", fontsize=6.5, labelpad=2)
+
+
+def _spaced(places: Sequence[float], least: float) -> list[int]:
+    """Indices of places at least `least` apart, the last always among them."""
+    shown = [len(places) - 1]
+    for i in reversed(range(len(places) - 1)):
+        if places[shown[-1]] - places[i] >= least:
+            shown.append(i)
+    return shown[::-1]
+
+
+def snapshot_axis(
+    axis: Axes,
+    numbers: Sequence[int],
+    steps: Sequence[int],
+    at_most: int,
+    which: Literal["x", "y"] = "x",
+) -> None:
+    """Label an axis whose positions 0, 1, … are snapshots, with number and training step.
+
+    Parameters
+    ----------
+    at_most : how many labels fit; every snapshot keeps its tick.
+    """
+    count = len(numbers)
+    shown = _spaced([i / max(1, count - 1) for i in range(count)], 1 / max(1, at_most - 1) - 1e-9)
+    one = axis.xaxis if which == "x" else axis.yaxis
+    between = "\n" if which == "x" else " · "
+    one.set_major_locator(FixedLocator(shown))
+    names = {i: f"{numbers[i]}{between}{_step_label(steps[i])}" for i in shown}
+    one.set_major_formatter(FuncFormatter(lambda x, _: names.get(round(x), "")))
+    one.set_minor_locator(FixedLocator(range(count)))
+    one.set_minor_formatter(NullFormatter())
+    axis.tick_params(axis=which, labelsize=6)
+    label = "snapshot number, below it the training step"
+    one.set_label_text(label if which == "x" else "snapshot number · training step")
+
+
+def save(figure: Figure, table: pd.DataFrame, path_stem: str | Path) -> None:
+    """Write `path_stem`.pdf, .png and .csv, each whole or not at all.
+
+    The bytes depend on what is drawn alone: no dates, no software's name in the PNG.
+
+    Parameters
+    ----------
+    table : exactly the numbers drawn.
+    """
+    write_table(f"{path_stem}.csv", table)
+    with whole(f"{path_stem}.png") as draft:
+        figure.savefig(draft, format="png", dpi=PNG_DPI, metadata={"Software": None})
+    with whole(f"{path_stem}.pdf") as draft:
+        figure.savefig(draft, format="pdf", metadata={"CreationDate": None})

@@ -1,0 +1,109 @@
+"""Training overview: how the language model learnt, before any feature is looked at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from ontogeny.figures import style
+
+SERIES = {
+    "loss": {"loss": "loss of the batch", "held_out_loss": "loss on held-out text"},
+    "rate": {"learning_rate": "learning rate"},
+    "gain": {"copying_gain": "passage of text, 2nd copy", "random_gain": "random tokens, 2nd copy"},
+}
+COLOUR = {
+    "loss": "batch",
+    "held_out_loss": "held_out",
+    "learning_rate": "learning_rate",
+    "copying_gain": "copying",
+    "random_gain": "random_tokens",
+}
+
+
+def draw(log: str | Path, levels: str | Path, output: str | Path) -> None:
+    """Loss beside the n-gram levels, learning rate and copying gains, on a log and a linear axis.
+
+    Parameters
+    ----------
+    log : the training log; step, loss, held_out_loss, learning_rate, copying_gain, random_gain.
+        Rows with a held_out_loss are the snapshots, which the ticks on top mark.
+    levels : JSON; {unigram,bigram}_cross_entropy in nats and _crossing_step (null if never).
+    output : path without ending. Its CSV has panel, series, step, value; for panel 'crossing',
+        step is where the loss crosses the level `value`.
+
+    References
+    ----------
+    METHOD.md 5 and 8.
+    """
+    names = ["unigram", "bigram"]
+    table = style.read(log, ["step", *(c for panel in SERIES.values() for c in panel)])
+    level = style.read_json(
+        levels, [f"{n}_{what}" for n in names for what in ("cross_entropy", "crossing_step")]
+    )
+    at_snapshots = table[table["held_out_loss"].notna()]
+    last = table["step"].max()
+    drawn = [
+        table.loc[table[column].notna(), ["step", column]]
+        .rename(columns={column: "value"})
+        .assign(panel=panel, series=column)
+        for panel, columns in SERIES.items()
+        for column in columns
+    ]
+    crossings = pd.DataFrame(
+        {
+            "panel": "crossing",
+            "series": names,
+            "step": [level[f"{n}_crossing_step"] for n in names],
+            "value": [level[f"{n}_cross_entropy"] for n in names],
+        }
+    )
+    with style.paper():
+        figure = style.new_figure(180, 155)
+        grid = figure.subplots(3, 2, sharey="row", height_ratios=[2.4, 1, 1.3])
+        for column, kind in enumerate(style.KINDS):
+            for row, panel in enumerate(SERIES):
+                axis = grid[row, column]
+                for name, label in SERIES[panel].items():
+                    there = table[table[name].notna()]
+                    dots = name in ("held_out_loss", "copying_gain", "random_gain")
+                    axis.plot(
+                        there["step"],
+                        there[name],
+                        color=style.COLOURS[COLOUR[name]],
+                        marker="o" if dots else None,
+                        markersize=2,
+                        linewidth=0.8 if name == "loss" else 1.2,
+                        label=label,
+                    )
+                style.step_axis(axis, last, kind, labels=row == 2)
+            _levels(grid[0, column], crossings)
+            snapshots = range(1, len(at_snapshots) + 1)
+            style.mark_snapshots(grid[0, column], snapshots, list(at_snapshots["step"]), kind)
+            grid[2, column].axhline(0, color="0.6", linewidth=0.6, zorder=0)
+            for letter, axis in zip("ace" if column == 0 else "bdf", grid[:, column], strict=True):
+                style.title(axis, letter, "")
+        figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+        grid[2, 1].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, columnspacing=1)
+        grid[0, 0].set_ylabel("loss (nats per token)")
+        grid[1, 0].set_ylabel("learning rate")
+        grid[2, 0].set_ylabel("copying gain (nats)")
+        style.save(
+            figure,
+            pd.concat([*drawn, crossings])[["panel", "series", "step", "value"]],
+            output,
+        )
+
+
+def _levels(axis: Axes, crossings: pd.DataFrame) -> None:
+    """Mark the n-gram levels and the steps at which the held-out loss crosses them."""
+    for row in crossings.itertuples():
+        colour = style.COLOURS[str(row.series)]
+        crossed = pd.notna(row.step)
+        text = f"{row.series} cross-entropy {row.value:.2f}, "
+        text += f"crossed at step {row.step:,.0f}" if crossed else "not crossed"
+        axis.axhline(row.value, color=colour, linewidth=0.9, linestyle="--", zorder=1, label=text)
+        if crossed:
+            axis.axvline(row.step, color=colour, linewidth=0.8, linestyle=":", zorder=1)

@@ -1,0 +1,123 @@
+"""What a result was made from: digests of the code that a stage runs, versions, commit.
+
+`code_digest` is what the rules keep as a parameter: Snakemake then runs a stage again when code
+that it imports changes, and not for a comment, a docstring or a touched file.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.metadata
+import subprocess
+from functools import lru_cache
+from pathlib import Path
+
+ROOT = Path(__file__).parent
+DATA = (".mplstyle",)  # files beside a module that are part of what it does
+PACKAGES = ("torch", "transformers", "tokenizers", "h5py", "numpy", "scipy", "pandas", "matplotlib")
+
+
+@lru_cache(maxsize=None)
+def _parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _file(module: str) -> Path | None:
+    """The source of a module of this package, or None."""
+    path = ROOT.joinpath(*module.split(".")[1:])
+    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def _imports(path: Path) -> set[str]:
+    """Modules of this package that a source imports, wherever in the file."""
+    found = set()
+    for node in ast.walk(_parse(path)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        found |= {n for n in names if n.split(".")[0] == "ontogeny" and _file(n)}
+    return found
+
+
+def modules_of(module: str) -> list[str]:
+    """The module and all of this package that it imports, directly or not, sorted."""
+    seen: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        path = _file(name)
+        if name in seen or path is None:
+            continue
+        seen.add(name)
+        waiting += _imports(path)
+    return sorted(seen)
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [
+                statement
+                for statement in node.body
+                if not (
+                    isinstance(statement, ast.Expr)
+                    and isinstance(statement.value, ast.Constant)
+                    and isinstance(statement.value.value, str)
+                )
+            ]
+    return tree
+
+
+@lru_cache(maxsize=None)
+def _own_digest(path: Path) -> str:
+    return hashlib.sha256(ast.dump(_without_docstrings(_parse(path))).encode()).hexdigest()
+
+
+@lru_cache(maxsize=None)
+def code_digest(module: str, without: tuple[str, ...] = ()) -> str:
+    """Digest of the syntax trees, docstrings left out, of a module and all that it imports.
+
+    Parameters
+    ----------
+    module : such as "ontogeny.corpus.build".
+    without : modules whose changes do not change what this one makes (the settings' schema, whose
+        values a rule passes as parameters of their own).
+    """
+    digest = hashlib.sha256()
+    folders = set()
+    for name in modules_of(module):
+        path = _file(name)
+        if name in without or path is None:
+            continue
+        digest.update(f"{name} {_own_digest(path)}\n".encode())
+        folders.add(path.parent)
+    for folder in sorted(folders - {ROOT}):
+        for path in sorted(p for p in folder.iterdir() if p.suffix in DATA):
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that results depend on."""
+    return {name: importlib.metadata.version(name) for name in ("ontogeny", *PACKAGES)}
+
+
+def commit(folder: str | Path) -> str:
+    """The git commit of a folder, with '+changes' where files differ from it; '' outside git."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(folder), *words]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+    try:
+        head = git("rev-parse", "HEAD")
+        return head + ("+changes" if head and git("status", "--porcelain", "-uno") else "")
+    except OSError:
+        return ""

@@ -1,0 +1,158 @@
+"""The experiment in one flat file: results/NAME/summary.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import h5py
+import pandas as pd
+
+from ontogeny import provenance
+from ontogeny.files import digest_value, write_json
+from ontogeny.settings import Settings
+
+
+def timings(folder: str | Path) -> tuple[dict[str, float], float]:
+    """Wall seconds by stage (jobs added up), and the peak memory in bytes of any one job.
+
+    Parameters
+    ----------
+    folder : Snakemake's benchmark files, STAGE/*.tsv or STAGE.tsv.
+    """
+    seconds: dict[str, float] = {}
+    peak = 0.0
+    for path in sorted(Path(folder).glob("**/*.tsv")):
+        row = pd.read_csv(path, sep="\t", na_values="-").iloc[0]
+        stage = path.relative_to(folder).parts[0].removesuffix(".tsv")
+        seconds[stage] = seconds.get(stage, 0.0) + float(row["s"])
+        if pd.notna(row["max_rss"]):
+            peak = max(peak, float(row["max_rss"]) * 2**20)
+    return seconds, peak
+
+
+def _mean_of(tables: list[pd.DataFrame], column: str) -> float:
+    return float(pd.concat(tables)[column].mean())
+
+
+def _fidelity(folder: Path, seeds: list[int]) -> dict[str, Any]:
+    """Numbers of one crosscoder: the first seed's where they name features, else seeds' means."""
+    tables = [pd.read_csv(folder / f"seed{seed}" / "fidelity.csv") for seed in seeds]
+    dead = [pd.read_parquet(folder / f"seed{seed}" / "density.parquet") for seed in seeds]
+    last = [t[t["step"] == t["step"].max()] for t in tables]
+    return {
+        "explained_variance_mean": _mean_of(tables, "explained_variance"),
+        "explained_variance_min": float(pd.concat(tables)["explained_variance"].min()),
+        "l0_mean": _mean_of(tables, "l0"),
+        "dead_fraction": float(pd.concat(dead)["dead"].mean()),
+        "pca_explained_variance": _mean_of(tables, "pca_explained_variance"),
+        "loss_recovered_last": _mean_of(last, "loss_recovered"),
+    }
+
+
+def _stability(matches: pd.DataFrame, threshold: float) -> dict[str, Any]:
+    """Share of living features that match, its quantiles, and agreement of the matched's peaks."""
+    if matches.empty:
+        return {"matched_feature_share": None}
+    matched = matches[matches["cosine"] >= threshold]
+    apart = (matched["peak_snapshot_index"] - matched["partner_peak_index"]).abs()
+    frequent = matches.nlargest(200, "density")
+    quantiles = matches["cosine"].fillna(0).quantile([0.25, 0.5, 0.75])
+    return {
+        "matched_feature_share": len(matched) / len(matches),
+        "matched_feature_share_frequent_200": float((frequent["cosine"] >= threshold).mean()),
+        "matched_cosine_quartiles": [round(float(q), 4) for q in quantiles],
+        "matched_peaks_within_two": float((apart <= 2).mean()) if len(matched) else None,
+    }
+
+
+def summarise(settings: Settings, folder: str | Path, source: str | Path) -> None:
+    """Write summary.json and provenance.json of a finished experiment.
+
+    Parameters
+    ----------
+    folder : results/NAME. source : folder of the workflow's source, for the git commit.
+    """
+    folder = Path(folder)
+    primary = settings.crosscoders[settings.primary]
+    levels = json.loads((folder / "phases" / "levels.json").read_text())
+    phases = pd.read_csv(folder / "phases" / "phases.csv")
+    log = pd.read_csv(folder / "pretrain" / "log.csv")
+    tables = folder / "features" / settings.primary
+    features = pd.read_parquet(tables / "features.parquet")
+    matches = pd.read_csv(tables / "matches.csv")
+    turning = json.loads((tables / "turning_point.json").read_text())
+    living = features[features["alive"]]
+    seconds, peak = timings(folder / "benchmarks")
+    measured = log.dropna(subset=["copying_gain"]).iloc[-1]
+
+    values: dict[str, Any] = {
+        "snapshots": len(settings.pretrain.snapshots),
+        "pretrain_tokens": int(log["tokens"].max()),
+        "final_loss": float(phases["loss"].iloc[-1]),
+        "copying_gain_last": float(measured["copying_gain"]),
+        **levels,
+        "primary": settings.primary,
+        "features": primary.features,
+        "living_features": len(living),
+        **_fidelity(folder / "crosscoders" / settings.primary, primary.seeds),
+        **_stability(matches, settings.analysis.matched_cosine),
+        "turning_point_step": turning["all"]["step"],
+        "turning_point_low": turning["all"]["low"],
+        "turning_point_high": turning["all"]["high"],
+        "within_block_cosine": turning["all"]["within"],
+        "between_block_cosine": turning["all"]["between"],
+        "initialisation_features": int(living["initialisation"].sum()),
+        "emergent_features": int(living["emergent"].sum()),
+        "transient_features": int(living["transient"].sum()),
+    }
+    if "matched" in turning:
+        for key in ("step", "low", "high"):
+            values[f"turning_point_{key}_matched"] = turning["matched"][key]
+        for key in ("within", "between"):
+            values[f"{key}_block_cosine_matched"] = turning["matched"][key]
+    for name, other in settings.crosscoders.items():
+        if name == settings.primary:
+            continue
+        found = _fidelity(folder / "crosscoders" / name, other.seeds)
+        if not other.train_decoder:
+            values["random_dictionary_explained_variance"] = found["explained_variance_mean"]
+            continue
+        values |= {f"{name}_{key}": value for key, value in found.items()}
+        there = folder / "features" / name / "matches.csv"
+        if there.exists():
+            stability = _stability(pd.read_csv(there), settings.analysis.matched_cosine)
+            values |= {f"{name}_{key}": value for key, value in stability.items()}
+    values["wall_seconds"] = round(sum(seconds.values()), 1)
+    values |= {f"wall_seconds_{stage}": round(s, 1) for stage, s in seconds.items()}
+    values["peak_memory_bytes"] = int(peak)
+    # Snapshots are links to the archive's files: each inode counts once.
+    files = {(s.st_dev, s.st_ino): s.st_size for s in map(Path.stat, _files(folder))}
+    values["disk_bytes"] = sum(files.values())
+    write_json(folder / "summary.json", values)
+
+    with h5py.File(folder / "corpus" / "tokens.h5") as file:
+        digests = {name: str(file.attrs[name]) for name in ("corpus", "tokenizer")}
+    write_json(
+        folder / "provenance.json",
+        {
+            "commit": provenance.commit(source),
+            "versions": provenance.versions(),
+            "settings_digest": digest_value(settings.model_dump(mode="json")),
+            "corpus_sha256": digests["corpus"],
+            "tokenizer_sha256": digests["tokenizer"],
+            "tokens_sha256": _tokens_digest(folder, settings),
+        },
+    )
+
+
+def _files(folder: Path) -> list[Path]:
+    return [p for p in folder.rglob("*") if p.is_file() and not p.is_symlink()]
+
+
+def _tokens_digest(folder: Path, settings: Settings) -> str:
+    a = settings.activations
+    name = f"{a.streams[0]}.{a.layers[0]}"
+    with h5py.File(folder / "activations" / name / "stack.h5") as file:
+        return str(file.attrs["tokens"])

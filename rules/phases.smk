@@ -1,24 +1,25 @@
 rule phases:
-    message:
-        "Holding the snapshots' losses against the n-gram levels"
     input:
         snapshots=snapshot_files(),
         tokens=f"{RESULTS}/corpus/tokens.h5",
+        marks=[MODEL_MARK, STEPS_MARK],
     output:
         table=f"{RESULTS}/phases/phases.csv",
         levels=f"{RESULTS}/phases/levels.json",
-    params:
-        model=MODEL,
-        steps=STEPS,
-        code=code("phases.levels"),
-        snapshots=f"{RESULTS}/snapshots",
-        config=CONFIG,
     log:
         f"{RESULTS}/logs/phases.log",
     benchmark:
         f"{RESULTS}/benchmarks/phases.tsv"
     conda:
         CONDA
+    params:
+        model=MODEL,
+        steps=STEPS,
+        code=code("phases.levels"),
+        snapshots=two_up("snapshots"),
+        config=CONFIG,
+    message:
+        "Holding the snapshots' losses against the n-gram levels"
     shell:
         "ontogeny phases --config {params.config} --threads {threads}"
         " --snapshots {params.snapshots} --tokens {input.tokens}"

@@ -35,7 +35,14 @@ def problem(sites: int, features: int, dtype: torch.dtype):
     weights = model.Weights(**tensors)
     for tensor in tensors.values():
         tensor.requires_grad_(True)
-    return arrays, x, target, weights, torch.tensor(x, dtype=dtype), torch.tensor(target, dtype=dtype)
+    return (
+        arrays,
+        x,
+        target,
+        weights,
+        torch.tensor(x, dtype=dtype),
+        torch.tensor(target, dtype=dtype),
+    )
 
 
 def run(activation, per_site, sites, features, dtype, compiled, dead=()):
@@ -86,13 +93,15 @@ def test_losses_equal_the_reference_to_float64_rounding(activation, per_site, si
 
 @pytest.mark.parametrize(("activation", "per_site"), CASES)
 def test_compiled_losses_equal_the_reference_to_float32_rounding(activation, per_site):
-    out, found, expected, gradients = run(
-        activation, per_site, 3, 13, torch.float32, compiled=True
-    )
+    out, found, expected, gradients = run(activation, per_site, 3, 13, torch.float32, compiled=True)
     assert out.loss.item() == pytest.approx(expected, rel=1e-5)
     for name, gradient in gradients.items():
         np.testing.assert_allclose(
-            found[name].reshape(gradient.shape), gradient, rtol=0, atol=1e-5 * np.abs(gradient).max() + 1e-12, err_msg=name
+            found[name].reshape(gradient.shape),
+            gradient,
+            rtol=0,
+            atol=1e-5 * np.abs(gradient).max() + 1e-12,
+            err_msg=name,
         )
 
 
@@ -104,7 +113,11 @@ def test_auxk_equals_the_reference_and_reaches_only_the_dead(compiled):
     _, without, _, _ = run("batch_topk", False, 3, 13, dtype, False)
     for name, gradient in gradients.items():
         np.testing.assert_allclose(
-            with_aux[name].reshape(gradient.shape), gradient, rtol=0, atol=1e-5 * np.abs(gradient).max() + 1e-12, err_msg=name
+            with_aux[name].reshape(gradient.shape),
+            gradient,
+            rtol=0,
+            atol=1e-5 * np.abs(gradient).max() + 1e-12,
+            err_msg=name,
         )
     changed = np.flatnonzero(~np.isclose(with_aux["b_enc"], without["b_enc"], atol=1e-6))
     assert set(changed) <= set(dead)

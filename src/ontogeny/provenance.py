@@ -47,7 +47,7 @@ def _imports(path: Path) -> set[str]:
 
 
 def modules_of(module: str) -> list[str]:
-    """The module and all of this package that it imports, directly or not, sorted."""
+    """The module and all of this package that it imports, packages' own code too, sorted."""
     seen: set[str] = set()
     waiting = [module]
     while waiting:
@@ -57,6 +57,8 @@ def modules_of(module: str) -> list[str]:
             continue
         seen.add(name)
         waiting += _imports(path)
+        if "." in name:
+            waiting.append(name.rpartition(".")[0])
     return sorted(seen)
 
 

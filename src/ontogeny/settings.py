@@ -69,7 +69,11 @@ class Pretrain(Section):
         0.25,
         ge=0,
         le=1,
-        description="Share of the blocks that hold one passage twice, so that induction forms.",
+        description="Share of the blocks that hold one passage twice, so that copying forms.",
+    )
+    doubled_distance: Literal["half", "varied"] = Field(
+        "half",
+        description="Distance of the two: always half a block, or varied, which asks for induction.",
     )
     snapshots: list[int] = Field(
         ..., min_length=1, description="Training steps to keep, ascending; 0 is the initial model."
@@ -297,17 +301,23 @@ def load(source: str | Path | dict[str, Any]) -> Settings:
     try:
         return Settings.model_validate(mapping)
     except ValidationError as error:
-        raise SettingsError("\n".join(_line(e) for e in error.errors())) from None
+        # A value that fits no member of a union is one fault, reported by the first.
+        lines = {_key(e): _line(e) for e in reversed(error.errors())}
+        raise SettingsError("\n".join(reversed(lines.values()))) from None
+
+
+def _key(error: Any) -> str:
+    """The faulty key's dotted path; the union's members that pydantic names beside it left out."""
+    return ".".join(str(p) for p in error["loc"] if p not in ("list[int]", "literal['all']"))
 
 
 def _line(error: Any) -> str:
     """One pydantic fault as one line: key, what is wrong, the mend."""
     if isinstance(error.get("ctx", {}).get("error"), SettingsError):
         return str(error["ctx"]["error"])
-    parts = [str(p) for p in error["loc"] if p not in ("list[int]", "literal['all']")]
-    key = ".".join(parts)
+    key = _key(error)
     if error["type"] == "extra_forbidden":
-        known = sorted(_keys_beside(parts))
+        known = sorted(_keys_beside(key.split(".")))
         return f"{key}: unknown key; remove it or use one of {known}"
     if error["type"] == "missing":
         return f"{key}: missing; add it (schemas/config.schema.json describes it)"

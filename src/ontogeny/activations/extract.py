@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -73,44 +75,45 @@ def extract(
     where = devices.choose(device)
     dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
     model = sites.load_model(snapshot, where, dtype)
-    wanted = [(layer, stream) for layer in a.layers for stream in a.streams]
+    wanted: list[tuple[int, str]] = [(layer, stream) for layer in a.layers for stream in a.streams]
     width = model.config.hidden_size
     context = data.blocks.shape[1]
     splits = {"train": "", "held_out": "held_out/"}
     plans = {s: list(windows(data, s, a.seed if s == "train" else None)) for s in splits}
     total = sum(len(w[0]) for plan in plans.values() for w in plan) * context
 
-    paths = {key: Path(folder) / store.folder_name(*key) / f"step{step}.h5" for key in wanted}
-    drafts = {key: whole(path) for key, path in paths.items()}
-    files = {key: h5py.File(draft.__enter__(), "w") for key, draft in drafts.items()}
     norms = dict.fromkeys(wanted, 0.0)
-    error: BaseException | None = None
-    try:
-        with bar(f"extract step {step}", total, "tokens") as progress:
-            for split, prefix in splits.items():
-                rows = sum(len(order) for _, order, _ in plans[split])
-                outputs = {
-                    key: store.create(file, f"{prefix}activations", rows, width, a.dtype)
-                    for key, file in files.items()
-                }
-                for file in files.values():
-                    file[f"{prefix}position"] = np.concatenate([w[2] for w in plans[split]])
-                start = 0
-                for numbers, order, _ in plans[split]:
-                    window = _window(model, data, numbers, wanted, a.dtype, where, progress)
-                    for key, values in window.items():
-                        chosen = values.reshape(-1, width)[order]
-                        bad = np.flatnonzero(~np.isfinite(chosen).all(1))
-                        if len(bad):
-                            raise InputError(
-                                f"activations.dtype: {a.dtype} cannot hold a value of the "
-                                f"{key[1]} of layer {key[0]} at step {step}, row {start + bad[0]}; "
-                                "set float32 (if that fails too, the snapshot itself is damaged)"
-                            )
-                        outputs[key][start : start + len(order)] = chosen
-                        if split == "train":
-                            norms[key] += float(np.linalg.norm(chosen.astype("f4"), axis=1).sum())
-                    start += len(order)
+    with ExitStack() as open_files:
+        files = {}
+        for key in wanted:
+            path = Path(folder) / store.folder_name(*key) / f"step{step}.h5"
+            draft = open_files.enter_context(whole(path))
+            files[key] = open_files.enter_context(h5py.File(draft, "w"))
+        progress = open_files.enter_context(bar(f"extract step {step}", total, "tokens"))
+        for split, prefix in splits.items():
+            rows = sum(len(order) for _, order, _ in plans[split])
+            outputs = {
+                key: store.create(file, f"{prefix}activations", rows, width, a.dtype)
+                for key, file in files.items()
+            }
+            for file in files.values():
+                file[f"{prefix}position"] = np.concatenate([w[2] for w in plans[split]])
+            start = 0
+            for numbers, order, _ in plans[split]:
+                window = _window(model, data, numbers, wanted, a.dtype, where, progress)
+                for key, values in window.items():
+                    chosen = values.reshape(-1, width)[order]
+                    bad = np.flatnonzero(~np.isfinite(chosen).all(1))
+                    if len(bad):
+                        raise InputError(
+                            f"activations.dtype: {a.dtype} cannot hold a value of the {key[1]} of "
+                            f"layer {key[0]} at step {step}, row {start + bad[0]}; set float32 "
+                            "(if that fails too, the snapshot itself is damaged)"
+                        )
+                    outputs[key][start : start + len(order)] = chosen
+                    if split == "train":
+                        norms[key] += float(np.linalg.norm(chosen.astype("f4"), axis=1).sum())
+                start += len(order)
         n_train = sum(len(order) for _, order, _ in plans["train"])
         for key, file in files.items():
             mean_norm = norms[key] / n_train
@@ -127,16 +130,6 @@ def extract(
                 "torch": torch.__version__.split("+")[0],
             }
             store.describe(file, facts)
-    except BaseException as caught:
-        error = caught
-        raise
-    finally:
-        for key, file in files.items():
-            file.close()
-            if error is None:
-                drafts[key].__exit__(None, None, None)
-            else:
-                drafts[key].gen.close()
 
 
 def _window(
@@ -146,7 +139,7 @@ def _window(
     wanted: list[tuple[int, str]],
     dtype: str,
     where: torch.device,
-    progress: object,
+    progress: Any,
 ) -> dict[tuple[int, str], np.ndarray]:
     """Activations of a window's blocks in their order, each (W, context, d), in the stored type."""
     parts: dict[tuple[int, str], list[np.ndarray]] = {key: [] for key in wanted}
@@ -155,5 +148,5 @@ def _window(
         ids = torch.from_numpy(data.blocks[chosen].astype(np.int64)).to(where)
         for key, value in sites.read(model, ids, wanted).items():
             parts[key].append(value.to(stored).cpu().numpy())
-        progress.update(ids.numel())  # type: ignore[attr-defined]
+        progress.update(ids.numel())
     return {key: np.concatenate(values) for key, values in parts.items()}

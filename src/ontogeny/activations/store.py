@@ -74,7 +74,9 @@ def open_checked(path: str | Path, **expected: Any) -> h5py.File:
         file = h5py.File(path, "r")
     except OSError as error:
         why = str(error).split("(")[-1].rstrip(")")
-        raise InputError(f"{path}: truncated or not HDF5; delete it to make it again ({why})") from None
+        raise InputError(
+            f"{path}: truncated or not HDF5; delete it to make it again ({why})"
+        ) from None
     if file.attrs.get("format") != FORMAT:
         raise InputError(f"{path}: not an activations file of this version; delete it")
     for name, value in expected.items():
@@ -147,8 +149,13 @@ class Stacks:
         for key in dict.fromkeys((s.layer, s.stream) for s in sites):
             path = Path(folder) / folder_name(*key) / "stack.h5"
             file = open_checked(path)
+            for source in file["activations"].virtual_sources():
+                # HDF5 itself would show zeros in place of a file that is missing or damaged.
+                open_checked(path.parent / source.file_name).close()
             steps = [int(step) for step in file.attrs["steps"]]
-            absent = [s.snapshot for s in sites if (s.layer, s.stream) == key and s.snapshot not in steps]
+            absent = [
+                s.snapshot for s in sites if (s.layer, s.stream) == key and s.snapshot not in steps
+            ]
             if absent:
                 raise InputError(f"{path}: holds no snapshot of step {absent[0]}; make it again")
             index = [steps.index(s.snapshot) for s in sites if (s.layer, s.stream) == key]
@@ -173,7 +180,14 @@ class Stacks:
         for file, index in self._parts:
             data = file[name]
             for i in index:
-                np.multiply(data[i, start:stop], self.scales[place], out=out[:, place], dtype="f4")
+                try:
+                    values = data[i, start:stop]
+                except OSError:
+                    damaged = Path(file.filename).with_name(f"step{file.attrs['steps'][i]}.h5")
+                    raise InputError(
+                        f"{damaged}: a checksum fails; delete it to make it again"
+                    ) from None
+                np.multiply(values, self.scales[place], out=out[:, place], dtype="f4")
                 place += 1
         return out
 

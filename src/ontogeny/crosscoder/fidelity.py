@@ -57,7 +57,7 @@ def explained(
     mean = sum(
         torch.from_numpy(p).double().sum(0) for _, p in outputs.pieces(PIECE_ROWS, "held_out")
     )
-    mean = (mean / outputs.held_out_rows).float()  # type: ignore[operator, union-attr]
+    mean = (mean / outputs.held_out_rows).float()  # type: ignore[union-attr]
     strength = crosscoder.strength
     present = (strength >= floor * strength.amax(1, keepdim=True)).float()  # (F, N)
     sites = len(outputs.sites)
@@ -74,9 +74,7 @@ def explained(
         there += (target - mean).square().sum((0, 2))
         on = (f > 0).float()
         active += on.sum((0, 1)) if on.ndim == 3 else on.sum()
-        active_present += (
-            (on * present).sum((0, 1)) if on.ndim == 3 else (on @ present).sum(0)
-        )
+        active_present += (on * present).sum((0, 1)) if on.ndim == 3 else (on @ present).sum(0)
     f = torch.cat(kept)
     rows = outputs.held_out_rows
     l0 = (active / rows).numpy()
@@ -171,9 +169,7 @@ def spliced_losses(
                         key = (site.layer, site.stream)
                         base = model_sites.read(model, batch, [key])[key]  # type: ignore[arg-type]
                         base = base.flatten(0, 1).clone()
-                        inside = (flat >= start * context) & (
-                            flat < (start + len(batch)) * context
-                        )
+                        inside = (flat >= start * context) & (flat < (start + len(batch)) * context)
                         base[flat[inside] - start * context] = value[inside].to(base)
                         base = base.view(len(batch), context, -1)
                         with model_sites.replaced(model, *key, base):  # type: ignore[arg-type]
@@ -210,9 +206,7 @@ def measure(
     """
     device = devices.choose(settings.device)
     trained = Crosscoder.load(crosscoder)
-    by_site, by_feature, f = explained(
-        trained, activations, settings.analysis.direction_floor
-    )
+    by_site, by_feature, f = explained(trained, activations, settings.analysis.direction_floor)
     losses = spliced_losses(trained, f, settings, activations, snapshots, tokens, device)
     steps = settings.pretrain.snapshots
     where = pd.DataFrame(

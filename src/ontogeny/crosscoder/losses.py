@@ -54,7 +54,7 @@ class Jump(torch.autograd.Function):
         ctx.save_for_backward(h, r, log_threshold)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]  # noqa: D102
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:  # noqa: D102
         h, r, log_threshold = ctx.saved_tensors
         t = log_threshold.exp()
         score = h * r

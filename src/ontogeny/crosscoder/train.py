@@ -189,15 +189,14 @@ def train(
     weights = place(_best_norm(raw_loss, place(weights), start_arguments))
     full = sites * data.width
     rate = c.learning_rate * math.sqrt(full / weights.W_dec.shape[1])
+    trained = [weights.W_enc, weights.b_enc, weights.b_dec]
+    trained += [weights.W_dec] if c.train_decoder else []
+    for tensor in (*trained, weights.log_threshold):
+        tensor.requires_grad_(True)
     groups = [
-        {"params": [weights.W_enc, weights.b_enc], "base": rate},
-        {"params": [weights.log_threshold], "base": 0.1 * rate},
+        {"params": trained, "share": 1.0},
+        {"params": [weights.log_threshold], "share": 0.1},
     ]
-    trained = [weights.W_dec] if c.train_decoder else []
-    groups[0]["params"] += [*trained, weights.b_dec]  # type: ignore[operator]
-    for group in groups:
-        for tensor in group["params"]:  # type: ignore[attr-defined]
-            tensor.requires_grad_(True)
     optimizer = torch.optim.Adam(groups, lr=rate, betas=(0.9, 0.999), eps=EPSILON, fused=True)
     silent = torch.zeros(c.features, dtype=torch.long, device=device)
     threshold = torch.full((), -1.0, device=device)
@@ -216,7 +215,7 @@ def train(
             x, target = data.split(batch, shift)
             share = schedule(step, c)
             for group in optimizer.param_groups:
-                group["lr"] = group["base"] * share
+                group["lr"] = rate * share * group["share"]
             longest = torch.topk(silent, aux, sorted=False).indices if aux else nothing
             is_dead = silent[longest] >= c.dead_after_rows
             sparsity = torch.tensor(sparsity_at(step, c)).to(device, non_blocking=True)
@@ -347,5 +346,3 @@ def _resume(
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": adam, "param_groups": groups})
     return int(about["step"]), about["log"]
-
-

@@ -37,14 +37,13 @@ def draw(
     table = style.read(directions, columns)[columns]
     turning = style.read_json(turning_point, ["all"])
     with style.paper():
-        figure = style.new_figure(180, 108)
+        figure = style.new_figure(180, 95)
         axes = figure.subplots(1, 2)
         image = None
         for letter, axis, (group, label) in zip("ab", axes, GROUPS.items(), strict=True):
             some = table[table["group"] == group]
             if some.empty or group not in turning:
                 style.title(axis, letter, label)
-                axis.set_box_aspect(1)
                 style.empty(axis, "no feature is matched across seeds")
                 continue
             square = some.pivot(index="snapshot_index", columns="other_index", values="cosine")
@@ -58,12 +57,15 @@ def draw(
             split = (place[about["snapshot_before"]] + place[about["snapshot_after"]]) / 2
             _split(axis, split, place[about["low"]], place[about["high"]])
             style.title(axis, letter, f"{label} ({about['features']:,})")
+            hatched = (
+                "\nhatched: no feature is present at both" if square.isna().any(axis=None) else ""
+            )
             axis.set_xlabel(
                 "snapshot number, below it the training step\n\n"
                 f"turning point: step {about['step']:,.0f} "
                 f"(95% interval {about['low']:,.0f} to {about['high']:,.0f})\n"
                 f"mean cosine {about['within']:.2f} within the blocks, "
-                f"{about['between']:.2f} between them"
+                f"{about['between']:.2f} between them{hatched}"
             )
         axes[1].set_ylabel("")
         if image is not None:
@@ -80,11 +82,16 @@ def _matrix(axis: Axes, cosines: np.ndarray) -> AxesImage:
             (-0.5, -0.5), n, n, facecolor="0.88", edgecolor="0.6", hatch="//////", linewidth=0
         )
         axis.add_patch(back)
-        axis.plot([], [], "s", color="0.7", label="no feature present at both")
-        axis.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), handlelength=0.8)
     masked = np.ma.masked_invalid(cosines)
     image = axis.imshow(
-        masked, cmap="RdBu", vmin=-1, vmax=1, origin="lower", interpolation="nearest", zorder=2
+        masked,
+        aspect="auto",
+        cmap="RdBu",
+        vmin=-1,
+        vmax=1,
+        origin="lower",
+        interpolation="nearest",
+        zorder=2,
     )
     for side in ("top", "right"):
         axis.spines[side].set_visible(True)

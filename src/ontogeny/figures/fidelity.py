@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
 from ontogeny.figures import style
@@ -20,7 +21,10 @@ MEASURES = {
 }
 NEEDED = ["snapshot_index", "step", "layer", "stream", "explained_variance"]
 NEEDED += ["pca_explained_variance", "l0", "l0_present", "loss", "loss_ablated", "loss_recovered"]
+HOLLOW = f"mean-ablation costs < {LEAST_DAMAGE} nats"
 LINES = ("-", "--", "-.", ":")
+SEEDS = ("#0072B2", "#000000", "#7A7A7A", "#D55E00")
+PRESENT = ("#56B4E9", "#CC79A7", "#B5B5B5", "#F0E442")
 
 
 def draw(
@@ -47,20 +51,22 @@ def draw(
     METHOD.md 3 and 8.
     """
     mains = {f"crosscoder, seed {s}": _read(p) for s, p in zip(seeds, fidelity, strict=True)}
-    few = len(random) > 1
+    several = len(random) > 1
     baselines = {
-        f"random directions, {i}" if few else "random directions": _read(p)
+        f"random directions, {i}" if several else "random directions": _read(p)
         for i, p in enumerate(random, start=1)
     }
     series = []
     for i, (name, table) in enumerate([*mains.items(), *baselines.items()]):
         main = name in mains
-        colour = style.COLOURS["crosscoder" if main else "random_dictionary"]
+        colour = SEEDS[i % len(SEEDS)] if main else style.COLOURS["random_dictionary"]
         line = LINES[(i if main else i - len(mains)) % len(LINES)]
         series += [_series(table, m, m, name, colour, line) for m in MEASURES]
         if main:
             present = f"{name}, present features"
-            series.append(_series(table, "l0", "l0_present", present, "#56B4E9", line))
+            series.append(
+                _series(table, "l0", "l0_present", present, PRESENT[i % len(PRESENT)], line)
+            )
     first = next(iter(mains.values()))
     pca = "PCA, as many coefficients"
     column = "pca_explained_variance"
@@ -73,10 +79,11 @@ def draw(
         grid = figure.subplots(3, 2, sharey="row")
         for row, (measure, label) in enumerate(MEASURES.items()):
             some = drawn[drawn["measure"] == measure]
+            bottom, top, text = _limits(measure, some)
             for column_, kind in enumerate(style.KINDS):
                 axis = grid[row, column_]
                 for _, one in some.groupby("series", sort=False):
-                    _line(axis, one)
+                    _line(axis, one, bottom, top)
                 style.step_axis(axis, drawn["step"].max(), kind, labels=row == 2)
                 if row == 0:
                     style.mark_snapshots(
@@ -84,17 +91,18 @@ def draw(
                     )
                 style.title(axis, "abcdef"[2 * row + column_], "")
             grid[row, 0].set_ylabel(label)
-            bottom, top, text = _limits(measure, some)
             grid[row, 0].set_ylim(bottom, top)
             if text:
-                grid[row, 1].set_title(text, loc="right", fontsize=6.5, color="0.35")
-        handles, labels = [], []
-        for axis in grid[:2, 0]:
-            for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-                if label not in labels:
-                    handles.append(handle)
-                    labels.append(label)
-        figure.legend(handles, labels, loc="outside upper center", ncols=3)
+                grid[row, 0].set_title(text, loc="right", fontsize=6.5, color="0.35")
+        found: dict[str, Artist] = {}
+        for axis in grid[:, 0]:
+            handles, labels = axis.get_legend_handles_labels()
+            found |= dict(zip(labels, handles, strict=True))
+        last = [*baselines, pca]
+        names = [*mains, HOLLOW, *(f"{name}, present features" for name in mains), *last]
+        names = [name for name in names if name in found]
+        shown = [found[name] for name in names]
+        figure.legend(shown, names, loc="outside upper center", ncols=3, handlelength=2.6)
         style.save(figure, drawn.drop(columns=["colour", "line"]), output)
 
 
@@ -126,7 +134,7 @@ def _series(
     )
 
 
-def _line(axis: Axes, one: pd.DataFrame) -> None:
+def _line(axis: Axes, one: pd.DataFrame, bottom: float, top: float) -> None:
     """A curve through the meaningful points; the others are hollow, grey and unconnected."""
     solid, hollow = one[one["meaningful"]], one[~one["meaningful"]]
     colour, line = one["colour"].iloc[0], one["line"].iloc[0]
@@ -135,28 +143,36 @@ def _line(axis: Axes, one: pd.DataFrame) -> None:
         solid["value"],
         color=colour,
         linestyle=line,
-        marker="o",
+        marker="o" if line == "-" else None,
         markersize=2.2,
         label=one["series"].iloc[0],
     )
     grey = style.COLOURS["unsure"]
-    axis.plot(hollow["step"], hollow["value"], "o", color=grey, markerfacecolor="none", zorder=1)
+    hollow = hollow[hollow["value"].between(bottom, top)]
+    if len(hollow):
+        axis.plot(
+            hollow["step"],
+            hollow["value"],
+            "o",
+            color=grey,
+            markerfacecolor="none",
+            clip_on=False,
+            zorder=1,
+            label=HOLLOW,
+        )
 
 
 def _limits(measure: str, some: pd.DataFrame) -> tuple[float, float, str]:
-    """Limits of the y-axis, and a note on what they or the markers hide."""
+    """Limits of the y-axis, and a note on what they hide."""
     values = some.loc[some["meaningful"], "value"].dropna()
     low, high = (values.min(), values.max()) if len(values) else (0.0, 1.0)
     if measure == "l0":
         return 0.0, 1.15 * high, ""
     bottom = max(low - 0.05, -0.5) if low < 0 else 0.0
     if measure == "explained_variance":
-        return bottom, 1.02, "" if low >= bottom else "values below the axis left out"
+        outside = int((some["value"] < bottom).sum())
+        return bottom, 1.02, f"{outside} values off the axis" if outside else ""
     close = max(bottom, np.floor((low - 0.02) * 20) / 20)
     top = min(high + 0.02, 1.1)
-    hollow = some[~some["meaningful"]]
-    if hollow.empty:
-        return close, top, ""
-    outside = int((~hollow["value"].between(close, top)).sum())
-    note = f"hollow: mean-ablation costs < {LEAST_DAMAGE} nats, ratio without meaning"
-    return close, top, note + (f"; {outside} off the axis" if outside else "")
+    outside = int((~some["value"].between(close, top)).sum())
+    return close, top, f"{outside} values off the axis" if outside else ""

@@ -50,7 +50,7 @@ def draw(features: str | Path, strengths: str | Path, output: str | Path) -> Non
                 color=colour,
                 markeredgecolor=edge,
                 markeredgewidth=0.5,
-                label=("all living" if name == "all" else name) + ", log axis",
+                label="all living" if name == "all" else name,
             )
         log.set_yscale("log")
         log.set_ylim(0.8, 1.6 * max(1, counts["all"].max()))
@@ -63,7 +63,7 @@ def draw(features: str | Path, strengths: str | Path, output: str | Path) -> Non
         log.set_ylabel("features (log axis)")
         style.title(linear, "a", style.matched_note(living))
         style.title(log, "b", "")
-        style.snapshot_axis(log, numbers, steps, 36)
-        log.set_xlabel("peak snapshot number, below it the training step")
+        style.snapshot_axis(log, numbers, steps, 40, upright=True)
+        log.set_xlabel("peak snapshot number · training step")
         log.set_xlim(-0.8, len(numbers) - 0.2)
         style.save(figure, counts, output)

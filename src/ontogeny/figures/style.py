@@ -38,6 +38,7 @@ COLOURS = {
     "bigram": "#0072B2",
     "learning_rate": "#444444",
     "copying": "#009E73",
+    "copying_near": "#56B4E9",
     "random_tokens": "#E69F00",
     "crosscoder": "#0072B2",
     "pca": "#009E73",
@@ -121,6 +122,7 @@ def title(axis: Axes, letter: str, text: str) -> None:
 def empty(axis: Axes, text: str) -> None:
     """Say in the middle of a panel why it shows nothing."""
     axis.set(xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
     axis.text(
         0.5, 0.5, text, ha="center", va="center", color="0.4", transform=axis.transAxes, wrap=True
     )
@@ -128,12 +130,13 @@ def empty(axis: Axes, text: str) -> None:
 
 def _step_label(step: float, _: object = None) -> str:
     if step >= 10_000 and step % 1000 == 0:
-        return f"{step / 1000:,.0f}k"
-    return f"{step:,.0f}"
+        return f"{step / 1000:.0f}k"
+    return f"{step:.0f}"
 
 
 def _scale(axis: Axes, last: float, kind: Kind) -> None:
     """Scale and limits from step 0 to `last`, with room for a marker at both ends."""
+    last = max(float(last), 1.0)
     if kind == "log":
         axis.set_xscale("function", functions=(np.log1p, np.expm1))
         room = 0.025 * np.log1p(last)
@@ -150,10 +153,9 @@ def step_axis(axis: Axes, last: float, kind: Kind, labels: bool = True) -> None:
     kind : 'log' for log(step + 1), ticks at the real steps 0, 1, 10, 100, …; 'linear'.
     labels : whether tick and axis labels are drawn (off for all but the lowest panel).
     """
-    last = max(float(last), 1.0)
     _scale(axis, last, kind)
     if kind == "log":
-        decades = [10**k for k in range(int(np.log10(last)) + 1)]
+        decades = [10**k for k in range(int(np.log10(max(last, 1))) + 1)]
         axis.xaxis.set_major_locator(FixedLocator([0, *decades]))
         minor = [m * d for d in decades for m in range(2, 10) if m * d <= last]
         axis.xaxis.set_minor_locator(FixedLocator(minor))
@@ -172,12 +174,11 @@ def mark_snapshots(
 ) -> None:
     """Tick every snapshot on top of an axis over steps; label as many numbers as fit."""
     top = axis.twiny()
-    last = max(float(max(steps)), 1.0)
-    _scale(top, last, kind)
+    _scale(top, max(steps), kind)
     top.set_xlim(axis.get_xlim())
     top.spines["top"].set_visible(True)
-    place = np.log1p(steps) / np.log1p(last) if kind == "log" else np.asarray(steps) / last
-    shown = _spaced(list(place), 0.065)
+    place = top.transLimits.transform(top.transScale.transform(np.c_[steps, steps]))[:, 0]
+    shown = _spaced(list(place), 0.06)
     top.xaxis.set_major_locator(FixedLocator([steps[i] for i in shown]))
     top.xaxis.set_minor_locator(FixedLocator(list(steps)))
     top.xaxis.set_minor_formatter(NullFormatter())
@@ -187,15 +188,17 @@ def mark_snapshots(
     top.tick_params(axis="x", which="major", pad=1.5, labelsize=6, length=2.8)
     top.tick_params(axis="x", which="minor", length=2.8, width=0.6)
     if labels:
-        top.set_xlabel("snapshot number", fontsize=6.5, labelpad=2)
+        top.set_xlabel("snapshot number", fontsize=6.5, labelpad=3)
 
 
 def _spaced(places: Sequence[float], least: float) -> list[int]:
-    """Indices of places at least `least` apart, the last always among them."""
+    """Indices of places at least `least` apart, the last and the first always among them."""
     shown = [len(places) - 1]
     for i in reversed(range(len(places) - 1)):
         if places[shown[-1]] - places[i] >= least:
             shown.append(i)
+    if len(shown) > 1:
+        shown[-1] = 0
     return shown[::-1]
 
 
@@ -205,25 +208,30 @@ def snapshot_axis(
     steps: Sequence[int],
     at_most: int,
     which: Literal["x", "y"] = "x",
+    upright: bool = False,
 ) -> None:
     """Label an axis whose positions 0, 1, … are snapshots, with number and training step.
 
     Parameters
     ----------
     at_most : how many labels fit; every snapshot keeps its tick.
+    upright : labels of an x-axis turned by 90°, so that more of them fit.
     """
     count = len(numbers)
     shown = _spaced([i / max(1, count - 1) for i in range(count)], 1 / max(1, at_most - 1) - 1e-9)
     one = axis.xaxis if which == "x" else axis.yaxis
-    between = "\n" if which == "x" else " · "
+    stacked = which == "x" and not upright
+    between = "\n" if stacked else " · "
     one.set_major_locator(FixedLocator(shown))
     names = {i: f"{numbers[i]}{between}{_step_label(steps[i])}" for i in shown}
     one.set_major_formatter(FuncFormatter(lambda x, _: names.get(round(x), "")))
     one.set_minor_locator(FixedLocator(range(count)))
     one.set_minor_formatter(NullFormatter())
     axis.tick_params(axis=which, labelsize=6)
+    if upright:
+        axis.tick_params(axis=which, labelrotation=90, labelsize=6.5)
     label = "snapshot number, below it the training step"
-    one.set_label_text(label if which == "x" else "snapshot number · training step")
+    one.set_label_text(label if stacked else "snapshot number · training step")
 
 
 def save(figure: Figure, table: pd.DataFrame, path_stem: str | Path) -> None:
@@ -238,5 +246,6 @@ def save(figure: Figure, table: pd.DataFrame, path_stem: str | Path) -> None:
     write_table(f"{path_stem}.csv", table)
     with whole(f"{path_stem}.png") as draft:
         figure.savefig(draft, format="png", dpi=PNG_DPI, metadata={"Software": None})
+    figure.set_layout_engine("none")  # the PDF has the same layout, and it is not made again
     with whole(f"{path_stem}.pdf") as draft:
         figure.savefig(draft, format="pdf", metadata={"CreationDate": None})

@@ -12,27 +12,34 @@ from ontogeny.figures import style
 SERIES = {
     "loss": {"loss": "loss of the batch", "held_out_loss": "loss on held-out text"},
     "rate": {"learning_rate": "learning rate"},
-    "gain": {"copying_gain": "passage of text, 2nd copy", "random_gain": "random tokens, 2nd copy"},
+    "gain": {
+        "copying_gain": "repeated text, half a block apart as in training",
+        "copying_gain_near": "3/8 of a block apart",
+        "random_gain": "random tokens, half a block apart",
+    },
 }
 COLOUR = {
     "loss": "batch",
     "held_out_loss": "held_out",
     "learning_rate": "learning_rate",
     "copying_gain": "copying",
+    "copying_gain_near": "copying_near",
     "random_gain": "random_tokens",
 }
 
 
-def draw(log: str | Path, levels: str | Path, output: str | Path) -> None:
+def draw(log: str | Path, phases: str | Path, levels: str | Path, output: str | Path) -> None:
     """Loss beside the n-gram levels, learning rate and copying gains, on a log and a linear axis.
 
     Parameters
     ----------
-    log : the training log; step, loss, held_out_loss, learning_rate, copying_gain, random_gain.
-        Rows with a held_out_loss are the snapshots, which the ticks on top mark.
+    log : the training log; step, loss, held_out_loss, learning_rate, and the gains copying_gain,
+        copying_gain_near, random_gain. held_out_loss and the gains are there at some steps
+        only.
+    phases : table of the snapshots, which the ticks on top mark; snapshot_index, step.
     levels : JSON; {unigram,bigram}_cross_entropy in nats and _crossing_step (null if never).
     output : path without ending. Its CSV has panel, series, step, value; for panel 'crossing',
-        step is where the loss crosses the level `value`.
+        step is where the loss crosses the level `value`; for panel 'snapshot', value is a number.
 
     References
     ----------
@@ -43,7 +50,7 @@ def draw(log: str | Path, levels: str | Path, output: str | Path) -> None:
     level = style.read_json(
         levels, [f"{n}_{what}" for n in names for what in ("cross_entropy", "crossing_step")]
     )
-    at_snapshots = table[table["held_out_loss"].notna()]
+    snapshots = style.read(phases, ["snapshot_index", "step"])
     last = table["step"].max()
     drawn = [
         table.loc[table[column].notna(), ["step", column]]
@@ -60,6 +67,14 @@ def draw(log: str | Path, levels: str | Path, output: str | Path) -> None:
             "value": [level[f"{n}_cross_entropy"] for n in names],
         }
     )
+    marks = pd.DataFrame(
+        {
+            "panel": "snapshot",
+            "series": "snapshot_index",
+            "step": snapshots["step"],
+            "value": snapshots["snapshot_index"],
+        }
+    )
     with style.paper():
         figure = style.new_figure(180, 155)
         grid = figure.subplots(3, 2, sharey="row", height_ratios=[2.4, 1, 1.3])
@@ -68,7 +83,7 @@ def draw(log: str | Path, levels: str | Path, output: str | Path) -> None:
                 axis = grid[row, column]
                 for name, label in SERIES[panel].items():
                     there = table[table[name].notna()]
-                    dots = name in ("held_out_loss", "copying_gain", "random_gain")
+                    dots = name in ("held_out_loss", *SERIES["gain"])
                     axis.plot(
                         there["step"],
                         there[name],
@@ -80,30 +95,32 @@ def draw(log: str | Path, levels: str | Path, output: str | Path) -> None:
                     )
                 style.step_axis(axis, last, kind, labels=row == 2)
             _levels(grid[0, column], crossings)
-            snapshots = range(1, len(at_snapshots) + 1)
-            style.mark_snapshots(grid[0, column], snapshots, list(at_snapshots["step"]), kind)
+            numbers, steps = list(snapshots["snapshot_index"]), list(snapshots["step"])
+            style.mark_snapshots(grid[0, column], numbers, steps, kind)
             grid[2, column].axhline(0, color="0.6", linewidth=0.6, zorder=0)
             for letter, axis in zip("ace" if column == 0 else "bdf", grid[:, column], strict=True):
                 style.title(axis, letter, "")
         figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
-        grid[2, 1].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, columnspacing=1)
+        figure.legend(*grid[2, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
         grid[0, 0].set_ylabel("loss (nats per token)")
         grid[1, 0].set_ylabel("learning rate")
         grid[2, 0].set_ylabel("copying gain (nats)")
         style.save(
             figure,
-            pd.concat([*drawn, crossings])[["panel", "series", "step", "value"]],
+            pd.concat([*drawn, crossings, marks])[["panel", "series", "step", "value"]],
             output,
         )
 
 
 def _levels(axis: Axes, crossings: pd.DataFrame) -> None:
     """Mark the n-gram levels and the steps at which the held-out loss crosses them."""
-    for row in crossings.itertuples():
-        colour = style.COLOURS[str(row.series)]
-        crossed = pd.notna(row.step)
-        text = f"{row.series} cross-entropy {row.value:.2f}, "
-        text += f"crossed at step {row.step:,.0f}" if crossed else "not crossed"
-        axis.axhline(row.value, color=colour, linewidth=0.9, linestyle="--", zorder=1, label=text)
+    for name, step, value in zip(
+        crossings["series"], crossings["step"], crossings["value"], strict=True
+    ):
+        colour = style.COLOURS[name]
+        crossed = pd.notna(step)
+        text = f"{name} cross-entropy {value:.2f}, "
+        text += f"crossed at step {step:,.0f}" if crossed else "not crossed"
+        axis.axhline(value, color=colour, linewidth=0.9, linestyle="--", zorder=1, label=text)
         if crossed:
-            axis.axvline(row.step, color=colour, linewidth=0.8, linestyle=":", zorder=1)
+            axis.axvline(step, color=colour, linewidth=0.8, linestyle=":", zorder=1)

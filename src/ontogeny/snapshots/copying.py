@@ -7,21 +7,24 @@ import torch
 from torch.nn.functional import cross_entropy
 
 
-def double_passages(blocks: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+def double_passages(
+    blocks: np.ndarray, share: float, distance: str, rng: np.random.Generator
+) -> np.ndarray:
     """Make a passage stand twice in a random share of the blocks.
-
-    The passage has 1/8 to 1/2 of the block's length and a random place, so that the distance
-    between the copies varies and position alone cannot find the first.
 
     Parameters
     ----------
     blocks : (B, context) token ids; not changed.
     share : probability of a block to be doubled.
+    distance : 'half', where the passage is half a block and the copies always lie as far apart,
+        or 'varied', where it has 1/8 to 1/2 of a block's length and a random place, so that no
+        fixed distance finds the first copy.
     """
     blocks = blocks.copy()
     context = blocks.shape[1]
+    half = context // 2
     for row in np.flatnonzero(rng.random(len(blocks)) < share):
-        length = int(rng.integers(context // 8, context // 2 + 1))
+        length = half if distance == "half" else int(rng.integers(context // 8, half + 1))
         start = int(rng.integers(0, context - 2 * length + 1))
         blocks[row, start + length : start + 2 * length] = blocks[row, start : start + length]
     return blocks
@@ -32,47 +35,49 @@ def passages(held_out: np.ndarray, vocabulary: int, count: int, seed: int) -> di
 
     Returns
     -------
-    {'after_itself', 'after_another', 'random_twice'} : (count, context) token ids; the second
-    halves of the first two are the same text, and the last is random tokens twice.
+    {'itself', 'another', 'random'} : (count, context) token ids; the second halves of the first
+    two are the same text, after itself and after another text; the last is random tokens twice.
+    {'itself_near', 'another_near'} : the same with passages of 3/8 of a block instead of half: a
+    model that copies from one distance only gains nothing there, one with induction does.
     """
     rng = np.random.default_rng(seed)
-    half = held_out.shape[1] // 2
     count = min(count, len(held_out))
-    text = held_out[:count, :half]
-    other = np.roll(held_out[:count, half : 2 * half], 1, axis=0)
+    half = held_out.shape[1] // 2
     noise = rng.integers(0, vocabulary, (count, half)).astype(held_out.dtype)
-    return {
-        "after_itself": np.concatenate([text, text], 1),
-        "after_another": np.concatenate([other, text], 1),
-        "random_twice": np.concatenate([noise, noise], 1),
-    }
+    found = {"random": np.concatenate([noise, noise], 1)}
+    for name, length in (("", half), ("_near", half * 3 // 4)):
+        text = held_out[:count, :length]
+        other = np.roll(held_out[:count, half : half + length], 1, axis=0)
+        found[f"itself{name}"] = np.concatenate([text, text], 1)
+        found[f"another{name}"] = np.concatenate([other, text], 1)
+    return found
 
 
 @torch.no_grad()
 def measures(model: torch.nn.Module, blocks: dict[str, np.ndarray]) -> dict[str, float]:
-    """Mean losses in nats on second halves (their first token left out), and the two gains.
+    """Mean losses in nats on second halves (their first token left out), and the gains.
 
-    copying_gain = loss after another passage − loss after itself (METHOD.md 5);
-    random_gain = loss on the first copy of random tokens − loss on the second.
+    copying_gain = loss after another passage − loss after itself, at a distance of half a block
+    (METHOD.md 5); copying_gain_near the same at 3/8; random_gain = loss on the first copy of
+    random tokens − loss on the second.
     """
     device = next(model.parameters()).device
 
-    def loss(name: str) -> torch.Tensor:
+    def losses(name: str) -> tuple[float, float]:
+        """On the first and on the second half, both without their first token."""
         ids = torch.from_numpy(blocks[name].astype(np.int64)).to(device)
         logits = model(input_ids=ids).logits[:, :-1].float()
-        return cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(
-            len(ids), -1
-        )
+        loss = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+        loss, half = loss.view(len(ids), -1), ids.shape[1] // 2
+        return loss[:, : half - 1].mean().item(), loss[:, half:].mean().item()
 
-    half = next(iter(blocks.values())).shape[1] // 2
-    itself = loss("after_itself")[:, half:].mean().item()
-    another = loss("after_another")[:, half:].mean().item()
-    noise = loss("random_twice")
-    first, second = noise[:, : half - 1].mean().item(), noise[:, half:].mean().item()
+    itself, another = losses("itself")[1], losses("another")[1]
+    first, second = losses("random")
     return {
         "loss_after_itself": itself,
         "loss_after_another": another,
         "copying_gain": another - itself,
+        "copying_gain_near": losses("another_near")[1] - losses("itself_near")[1],
         "random_first": first,
         "random_second": second,
         "random_gain": first - second,

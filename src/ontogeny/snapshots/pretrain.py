@@ -87,7 +87,7 @@ def batch(step: int, blocks: np.ndarray, p: Pretrain) -> torch.Tensor:
     order = np.random.default_rng((p.seed, 1, epoch)).permutation(len(blocks))
     chosen = blocks[order[place * p.batch_blocks : (place + 1) * p.batch_blocks]]
     doubled = copying.double_passages(
-        chosen, p.doubled_blocks, np.random.default_rng((p.seed, 2, step))
+        chosen, p.doubled_blocks, p.doubled_distance, np.random.default_rng((p.seed, 2, step))
     )
     return torch.from_numpy(doubled.astype(np.int64))
 
@@ -97,7 +97,7 @@ def _save_state(folder: Path, model: Any, optimizer: torch.optim.Optimizer, log:
     with whole(folder) as draft:
         draft.mkdir()
         model.save_pretrained(draft)
-        moments = {}
+        moments: dict[str, torch.Tensor] = {}
         for i, state in optimizer.state_dict()["state"].items():
             moments |= {f"{i}.{name}": value for name, value in state.items()}
         if moments:

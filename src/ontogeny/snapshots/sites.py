@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -35,12 +35,13 @@ def load_model(folder: str | Path, device: torch.device, dtype: torch.dtype) -> 
     except (OSError, ValueError) as error:
         why = " ".join(str(error).split())[:200]
         raise InputError(f"{folder}: not a snapshot; delete it to make it again ({why})") from None
+    model = cast(nn.Module, model)
     return model.to(device).eval()
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:
     """The model's transformer blocks: its one list of as many modules as the config has layers."""
-    count = model.config.num_hidden_layers
+    count = cast(Any, model).config.num_hidden_layers
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
     if len(lists) != 1:
         raise InputError(

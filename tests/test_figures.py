@@ -1,0 +1,383 @@
+"""Every figure's three files, the numbers in its CSV, and what it does with poor tables."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ontogeny.figures import (
+    directions,
+    divergence,
+    fidelity,
+    histories,
+    lifetimes,
+    peaks,
+    stability,
+    style,
+    training,
+)
+from ontogeny.files import InputError
+
+STEPS = [0, 1, 2, 8, 32, 100]
+LEVELS = {
+    "unigram_cross_entropy": 5.5,
+    "unigram_crossing_step": 4.5,
+    "bigram_cross_entropy": 2.0,
+    "bigram_crossing_step": None,
+}
+
+
+def features(matching: str) -> pd.DataFrame:
+    """Twelve features, the last dead; every class, with its peak at a snapshot of its own."""
+    n = 12
+    peak = np.array([1, 1, 2, 3, 3, 4, 4, 5, 6, 6, 6, 1])
+    alive = np.arange(n) < n - 1
+    cosine = np.where(alive, np.linspace(0.3, 0.95, n), np.nan)
+    if matching == "none":
+        cosine = cosine * 0.5
+    if matching == "one seed":
+        cosine = np.full(n, np.nan)
+    initial = peak <= 2
+    return pd.DataFrame(
+        {
+            "feature": np.arange(n),
+            "alive": alive,
+            "density": np.linspace(0, 0.02, n),
+            "peak_snapshot_index": peak,
+            "peak_step": np.array(STEPS)[peak - 1],
+            "onset_step": np.where(initial, 0.0, np.array(STEPS)[peak - 1] * 0.7),
+            "lifetime": np.linspace(0.2, 1, n),
+            "initialisation": initial & alive,
+            "emergent": ~initial & alive,
+            "transient": np.isin(np.arange(n), [1, 4, 5]),
+            "matched_cosine": cosine,
+            "matched": np.nan_to_num(cosine) >= 0.7,
+        }
+    )
+
+
+def write_tables(folder, matching: str = "some"):
+    """The tables of a small run, as the stages write them; returns each figure's arguments."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    numbers = np.arange(1, len(STEPS) + 1)
+    table = features(matching)
+    table.to_parquet(folder / "features.parquet")
+
+    apart = np.abs(numbers[None] - table["peak_snapshot_index"].to_numpy()[:, None])
+    strengths = pd.DataFrame(
+        {
+            "feature": np.repeat(table["feature"], len(STEPS)),
+            "snapshot_index": np.tile(numbers, len(table)),
+            "step": np.tile(STEPS, len(table)),
+            "normalised_strength": (0.6**apart).ravel(),
+        }
+    )
+    strengths.to_parquet(folder / "strengths.parquet")
+
+    measured = np.isin(np.arange(0, 101), STEPS)
+    log = pd.DataFrame({"step": np.arange(0, 101)})
+    log["learning_rate"] = 1e-3
+    log["loss"] = np.where(log["step"] > 0, 7 * 0.98 ** log["step"], np.nan)
+    for i, name in enumerate(["held_out_loss", "copying_gain", "copying_gain_near", "random_gain"]):
+        log[name] = np.where(measured, 6.0 / (i + 1), np.nan)
+    log.to_csv(folder / "log.csv", index=False)
+
+    phases = pd.DataFrame({"snapshot_index": numbers, "step": STEPS})
+    phases["kl_unigram"], phases["kl_bigram"] = numbers / 3, 3 / numbers
+    phases.to_csv(folder / "phases.csv", index=False)
+    (folder / "levels.json").write_text(json.dumps(LEVELS))
+
+    for seed in (0, 1, 2):
+        site = pd.DataFrame({"snapshot_index": numbers, "step": STEPS, "layer": 0})
+        site["stream"] = "residual"
+        site["explained_variance"] = 0.9 - 0.1 * seed
+        site["pca_explained_variance"] = 0.5
+        site["l0"], site["l0_present"] = 8.0, 7.0
+        site["loss"] = 3.0
+        site["loss_ablated"] = 3.0 + np.array([0, 0.01, 0.04, 1, 2, 3])
+        site["loss_recovered"] = [-np.inf, -40, 0.97, 0.8, 0.9, 0.95]
+        site.to_csv(folder / f"fidelity{seed}.csv", index=False)
+
+    living = table[table["alive"]]
+    matches = pd.DataFrame(
+        {
+            "seed": 0,
+            "other_seed": 1,
+            "feature": living["feature"],
+            "partner": np.where(living["feature"] == 0, -1, living["feature"]),
+            "cosine": living["matched_cosine"].where(living["feature"] != 0),
+            "density": living["density"],
+            "peak_snapshot_index": living["peak_snapshot_index"],
+            "partner_peak_index": np.r_[living["peak_snapshot_index"][:-1], 1],
+        }
+    )
+    if matching == "one seed":
+        matches = matches.iloc[:0]
+    matches.to_csv(folder / "matches.csv", index=False)
+
+    sweep = pd.DataFrame({"presence": [0.3, 0.5, 0.7]})
+    sweep["initialisation"], sweep["emergent"], sweep["transient"] = [4, 3, 2], [7, 8, 9], [1, 3, 5]
+    sweep.to_csv(folder / "classes.csv", index=False)
+
+    groups = ["all", "matched"] if matching == "some" else ["all"]
+    i, j = (x.ravel() for x in np.indices((len(STEPS), len(STEPS))))
+    cosine = np.where((i < 3) == (j < 3), 0.9, 0.1) - 0.01 * rng.random(len(i))
+    cosine[(i == 0) & (j == 5) | (i == 5) & (j == 0)] = np.nan
+    square = pd.DataFrame(
+        {
+            "snapshot_index": numbers[i],
+            "other_index": numbers[j],
+            "step": np.array(STEPS)[i],
+            "other_step": np.array(STEPS)[j],
+            "cosine": cosine,
+        }
+    )
+    pd.concat([square.assign(group=g) for g in groups]).to_csv(
+        folder / "directions.csv", index=False
+    )
+    about = {"features": 11, "step": 4.2, "low": 1.0, "high": 8.0}
+    about |= {"snapshot_before": 2.0, "snapshot_after": 8.0, "within": 0.9, "between": 0.1}
+    (folder / "turning_point.json").write_text(json.dumps(dict.fromkeys(groups, about)))
+
+    f, s = folder / "features.parquet", folder / "strengths.parquet"
+    seeds = [0] if matching == "one seed" else [0, 1]
+    return {
+        training: (folder / "log.csv", folder / "phases.csv", folder / "levels.json"),
+        divergence: (folder / "phases.csv", folder / "levels.json"),
+        fidelity: (
+            [folder / f"fidelity{seed}.csv" for seed in seeds],
+            seeds,
+            [] if matching == "one seed" else [folder / "fidelity2.csv"],
+        ),
+        histories: (f, s),
+        peaks: (f, s),
+        lifetimes: (f, folder / "classes.csv"),
+        directions: (f, folder / "directions.csv", folder / "turning_point.json"),
+        stability: (folder / "matches.csv", s),
+    }
+
+
+FIGURES = [training, divergence, fidelity, histories, peaks, lifetimes, directions, stability]
+OF_FEATURES = [histories, peaks, lifetimes, directions, stability]
+
+
+def name_of(figure) -> str:
+    return figure.__name__.rsplit(".", 1)[1]
+
+
+def draw_all(folder) -> None:
+    """Coarse in PNG: its pixels take the longest."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(style, "PNG_DPI", 40)
+        for figure, arguments in write_tables(folder / "tables").items():
+            figure.draw(*arguments, folder / name_of(figure))
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """Every figure of one run; the folder with the files, and that with the tables."""
+    folder = tmp_path_factory.mktemp("figures")
+    draw_all(folder)
+    return folder
+
+
+def csv(drawn, figure) -> pd.DataFrame:
+    return pd.read_csv(drawn / f"{name_of(figure)}.csv")
+
+
+@pytest.mark.parametrize("figure", FIGURES, ids=name_of)
+def test_three_files_appear(drawn, figure):
+    stem = drawn / name_of(figure)
+    assert stem.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
+    assert stem.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert len(csv(drawn, figure)) > 0
+    assert not list(drawn.glob(".*.part"))
+
+
+def test_training_numbers(drawn):
+    table = csv(drawn, training).set_index(["panel", "series"])
+    assert len(table.loc[("loss", "loss")]) == 100
+    assert list(table.loc[("loss", "held_out_loss"), "step"]) == STEPS
+    assert (table.loc[("gain", "copying_gain"), "value"] == 3).all()
+    assert table.loc[("crossing", "unigram"), "step"].item() == 4.5
+    assert np.isnan(table.loc[("crossing", "bigram"), "step"].item())
+
+
+def test_divergence_numbers(drawn):
+    table = csv(drawn, divergence).set_index("series")
+    assert list(table.loc["kl_bigram", "value"]) == [3 / k for k in range(1, 7)]
+    assert table.loc["unigram_crossing", "step"] == 4.5
+
+
+def test_fidelity_tells_meaningless_ratios(drawn):
+    table = csv(drawn, fidelity)
+    recovered = table[
+        (table["series"] == "crosscoder, seed 1") & table["measure"].eq("loss_recovered")
+    ]
+    assert list(recovered["meaningful"]) == [False] * 3 + [True] * 3
+    variance = table[table["measure"] == "explained_variance"].groupby("series")["value"].mean()
+    assert variance["random directions"] == pytest.approx(0.7)
+    assert variance["PCA, as many coefficients"] == 0.5
+
+
+def test_histories_rows_and_examples(drawn):
+    table = csv(drawn, histories)
+    rows = table.drop_duplicates("row")
+    assert list(rows["feature"]) == [1, 0, 2, 4, 3, 6, 5, 7, 10, 9, 8]
+    assert rows.set_index("feature").loc[9, "matched"]
+    assert (table.groupby("row")["normalised_strength"].max() == 1).all()
+    kept = set(rows.loc[rows["example"] == "emergent", "feature"])
+    assert kept == {7, 8, 9, 10}  # matched, and active often enough
+    # no transient feature is matched: unmatched ones stand in
+    assert set(rows.loc[rows["example"] == "transient", "feature"]) == {1, 4, 5}
+
+
+def test_peaks_numbers(drawn):
+    table = csv(drawn, peaks)
+    assert list(table["step"]) == STEPS
+    assert list(table["all"]) == [2, 1, 2, 2, 1, 3]
+    assert list(table["matched"]) == [0, 0, 0, 0, 1, 3]
+
+
+def test_lifetimes_numbers(drawn):
+    table = csv(drawn, lifetimes)
+    counts = table[table["panel"] == "lifetime"].groupby(["group", "class"])["value"].sum()
+    assert counts["all", "transient"] == 3
+    assert counts["matched", "emergent"] == 4
+    for kind in style.KINDS:  # every onset is in a bin, the last one's edge included
+        binned = table[table["panel"] == f"onset_{kind}"].groupby("group")["value"].sum()
+        assert dict(binned) == {"all": 8, "matched": 4}
+    sweep = table[(table["panel"] == "sweep") & (table["class"] == "transient")]
+    assert list(sweep["value"]) == [1, 3, 5]
+
+
+def test_directions_numbers(drawn):
+    table = csv(drawn, directions)
+    pd.testing.assert_frame_equal(
+        table, pd.read_csv(drawn / "tables" / "directions.csv")[list(table.columns)]
+    )
+    assert table["cosine"].isna().sum() == 4
+
+
+def test_stability_numbers(drawn):
+    table = csv(drawn, stability)
+    assert 0 not in set(table["feature"])  # it has no partner
+    assert table["matched"].sum() == 4
+    assert table["among_most_frequent"].all()
+
+
+def test_every_figure_of_features_names_the_matched_share(drawn, tmp_path, monkeypatch):
+    texts = []
+    monkeypatch.setattr(
+        style,
+        "save",
+        lambda figure, *_: texts.append(
+            " ".join(t.get_text() for t in figure.findobj(lambda a: hasattr(a, "get_text")))
+        ),
+    )
+    arguments = write_tables(tmp_path)
+    for figure in OF_FEATURES:
+        figure.draw(*arguments[figure], tmp_path / "x")
+    shares = ["36%", "36%", "36%", "36%", "40%"]  # stability leaves out the one without partner
+    for figure, share, text in zip(OF_FEATURES, shares, texts, strict=True):
+        assert share in text, name_of(figure)
+
+
+@pytest.mark.parametrize("matching", ["none", "one seed"])
+def test_without_matched_features(tmp_path, matching, monkeypatch):
+    tables = []
+
+    def render(figure, table, _):
+        figure.set_layout_engine("none")
+        figure.savefig(tmp_path / "x.png", dpi=30)
+        tables.append(table)
+
+    monkeypatch.setattr(style, "save", render)
+    arguments = write_tables(tmp_path, matching)
+    for figure in [fidelity, *OF_FEATURES]:
+        figure.draw(*arguments[figure], tmp_path / "x")
+    assert tables[1 + OF_FEATURES.index(peaks)]["matched"].sum() == 0
+    assert not tables[1 + OF_FEATURES.index(stability)]["matched"].any()
+
+
+def test_same_bytes_again(drawn, tmp_path):
+    """In a process of its own, with other hashes."""
+    code = (
+        "import sys, pathlib; sys.path.insert(0, sys.argv[1]); import test_figures as t\n"
+        "t.draw_all(pathlib.Path(sys.argv[2]))\n"
+    )
+    here = os.path.dirname(__file__)
+    subprocess.run(
+        [sys.executable, "-c", code, here, str(tmp_path)],
+        check=True,
+        env=os.environ | {"PYTHONHASHSEED": "7"},
+    )
+    for figure in FIGURES:
+        for ending in ("pdf", "png", "csv"):
+            file = f"{name_of(figure)}.{ending}"
+            assert (tmp_path / file).read_bytes() == (drawn / file).read_bytes(), file
+
+
+@pytest.mark.parametrize(
+    ("figure", "file", "column"),
+    [
+        (training, "log.csv", "copying_gain"),
+        (divergence, "phases.csv", "kl_bigram"),
+        (fidelity, "fidelity0.csv", "l0_present"),
+        (histories, "features.parquet", "onset_step"),
+        (peaks, "features.parquet", "peak_snapshot_index"),
+        (lifetimes, "classes.csv", "presence"),
+        (directions, "directions.csv", "cosine"),
+        (stability, "matches.csv", "partner"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else name_of(value),
+)
+def test_missing_column(tmp_path, figure, file, column):
+    arguments = write_tables(tmp_path)
+    path = tmp_path / file
+    if file.endswith(".parquet"):
+        pd.read_parquet(path).drop(columns=column).to_parquet(path)
+    else:
+        pd.read_csv(path).drop(columns=column).to_csv(path, index=False)
+    with pytest.raises(InputError, match=rf"{file}: no column {column};"):
+        figure.draw(*arguments[figure], tmp_path / "x")
+
+
+def test_missing_key(tmp_path):
+    arguments = write_tables(tmp_path)
+    (tmp_path / "levels.json").write_text("{}")
+    with pytest.raises(InputError, match=r"levels\.json: no key unigram_crossing_step"):
+        divergence.draw(*arguments[divergence], tmp_path / "x")
+
+
+def test_no_living_feature(tmp_path):
+    arguments = write_tables(tmp_path)
+    table = pd.read_parquet(tmp_path / "features.parquet").assign(alive=False)
+    table.to_parquet(tmp_path / "features.parquet")
+    with pytest.raises(InputError, match="no living feature"):
+        peaks.draw(*arguments[peaks], tmp_path / "x")
+
+
+def test_step_axis_shows_step_zero():
+    with style.paper():
+        axis = style.new_figure(80, 60).subplots()
+        style.step_axis(axis, 1500, "log")
+        ticks = list(axis.get_xticks())
+        labels = [axis.xaxis.get_major_formatter()(t) for t in ticks]
+    assert ticks == [0, 1, 10, 100, 1000]
+    assert labels == ["0", "1", "10", "100", "1000"]
+    assert axis.get_xlim()[0] < 0
+
+
+def test_failed_save_leaves_nothing(tmp_path):
+    with style.paper():
+        figure = style.new_figure(40, 40)
+        figure.subplots().set_title(r"$\broken{$")
+        with pytest.raises(ValueError, match="broken"):
+            style.save(figure, pd.DataFrame({"x": [1]}), tmp_path / "x")
+    assert not list(tmp_path.glob("*.p*"))

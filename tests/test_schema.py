@@ -1,0 +1,59 @@
+"""The schema, the settings and the files that are written by them hold together."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from conftest import ROOT
+from ontogeny import settings
+
+EXPERIMENTS = [
+    ROOT / "config.yaml",
+    ROOT / "tests" / "tiny.yaml",
+    *sorted((ROOT / "experiments").glob("*.yaml")),
+]
+SCHEMA = json.loads((ROOT / "schemas" / "config.schema.json").read_text())
+
+
+def objects(node: Any) -> Iterator[dict[str, Any]]:
+    """All parts of a schema that describe a mapping with named keys."""
+    if isinstance(node, dict):
+        if "properties" in node:
+            yield node
+        for value in node.values():
+            yield from objects(value)
+
+
+def test_the_kept_schema_is_the_settings():
+    kept = (ROOT / "schemas" / "config.schema.json").read_text()
+    assert kept == settings.schema(), "ontogeny schema > schemas/config.schema.json"
+
+
+def test_every_key_is_described_and_no_other_is_allowed():
+    sections = list(objects(SCHEMA))
+    assert len(sections) >= 8
+    for section in sections:
+        assert section["additionalProperties"] is False
+        for key, value in section["properties"].items():
+            assert len(value.get("description", "")) > 8, key
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
+def test_experiments_are_valid(path):
+    loaded = settings.load(path)
+    assert settings.load(loaded.model_dump(mode="json")) == loaded
+
+
+def test_experiments_have_a_folder_each():
+    names = [yaml.safe_load(path.read_text())["name"] for path in EXPERIMENTS]
+    assert sorted(set(names)) == sorted(names)
+
+
+@pytest.mark.parametrize("section", ["corpus", "pretrain", "activations", "basis", "analysis"])
+def test_the_default_experiment_names_every_key(section):
+    written = yaml.safe_load((ROOT / "config.yaml").read_text())[section]
+    known = settings.Settings.model_fields[section].annotation.model_fields
+    assert set(written) == set(known)

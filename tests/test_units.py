@@ -1,0 +1,491 @@
+"""Single functions against hand-made or planted cases."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+from conftest import tiny
+from ontogeny import files, progress, provenance, settings
+from ontogeny.activations import store
+from ontogeny.basis import principal
+from ontogeny.crosscoder import feed, model
+from ontogeny.features import evolution, matching
+from ontogeny.phases import levels, ngrams
+from ontogeny.snapshots import copying, pretrain, sites
+
+# Files
+
+
+def test_a_crash_while_writing_leaves_what_was_there(tmp_path):
+    path = tmp_path / "deep" / "file.txt"
+    files.write_text(path, "first")
+    with pytest.raises(RuntimeError), files.whole(path) as draft:
+        draft.write_text("half of the sec")
+        raise RuntimeError
+    assert path.read_text() == "first"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_is_replaced_whole(tmp_path):
+    folder = tmp_path / "folder"
+    for content in ("first", "second"):
+        with files.whole(folder) as draft:
+            draft.mkdir()
+            (draft / content).write_text(content)
+            assert content not in [p.name for p in folder.glob("*")]
+    assert [p.name for p in folder.iterdir()] == ["second"]
+    with pytest.raises(KeyError), files.whole(folder) as draft:
+        draft.mkdir()
+        raise KeyError
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def test_drafts_of_dead_processes_are_removed_and_of_living_ones_kept(tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    dead, other = tmp_path / f".a.txt.{ended.pid}.part", tmp_path / f".b.txt.{ended.pid}.part"
+    alive = tmp_path / f".a.txt.{os.getppid()}.part"
+    folder = tmp_path / f".a.txt.{ended.pid}0000000.part"
+    for path in (dead, other, alive):
+        path.write_text("half")
+    folder.mkdir()
+    files.write_text(tmp_path / "a.txt", "whole")
+    assert {p.name for p in tmp_path.iterdir()} == {"a.txt", other.name, alive.name}
+
+
+def test_tables_survive_both_formats(tmp_path):
+    table = pd.DataFrame({"feature": [0, 1], "cosine": [0.25, np.nan]})
+    files.write_table(tmp_path / "t.csv", table)
+    files.write_table(tmp_path / "t.parquet", table)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "t.csv"), table)
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "t.parquet"), table)
+
+
+def test_digests_do_not_depend_on_the_order_of_keys():
+    assert files.digest_value({"a": 1, "b": [2]}) == files.digest_value({"b": [2], "a": 1})
+    assert files.digest_value([1, 2]) != files.digest_value([2, 1])
+
+
+def test_progress_is_lines_in_a_log(capsys):
+    with progress.bar("read", 10, "rows", every=0) as bar:
+        for _ in range(10):
+            bar.update()
+    said = capsys.readouterr().err
+    assert "read: 10 of 10 rows (100%)" in said
+    assert "\r" not in said
+
+
+# Provenance
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A small package named like ours; returns a function that digests one of its modules."""
+    (tmp_path / "low.py").write_text('"""Low."""\n\nVALUE = 1\n')
+    (tmp_path / "room").mkdir()
+    (tmp_path / "room" / "__init__.py").write_text("")
+    (tmp_path / "room" / "middle.py").write_text("from ontogeny import low\n\nX = low.VALUE\n")
+    (tmp_path / "room" / "top.py").write_text(
+        "def f():\n    from ontogeny.room.middle import X\n    return X\n"
+    )
+    (tmp_path / "room" / "beside.py").write_text("Y = 1\n")
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+
+    def digest(module: str = "ontogeny.room.top", without: tuple[str, ...] = ()) -> str:
+        for function in (provenance._parse, provenance._own_digest, provenance.code_digest):
+            function.cache_clear()
+        return provenance.code_digest(module, without)
+
+    yield digest
+    monkeypatch.undo()
+    digest()
+
+
+def test_imports_are_followed_wherever_they_stand(package):
+    package()
+    assert provenance.modules_of("ontogeny.room.top") == [
+        "ontogeny.low",
+        "ontogeny.room",
+        "ontogeny.room.middle",
+        "ontogeny.room.top",
+    ]
+
+
+def test_code_digest_sees_code_and_nothing_else(package, tmp_path):
+    first = package()
+    (tmp_path / "low.py").write_text('"""Other words."""\n# A comment\n\nVALUE  =  1\n')
+    (tmp_path / "room" / "beside.py").write_text("Y = 2\n")
+    assert package() == first
+    (tmp_path / "low.py").write_text("VALUE = 2\n")
+    changed = package()
+    assert changed != first
+    assert package(without=("ontogeny.low",)) != changed
+    (tmp_path / "low.py").write_text("VALUE = 1\n")
+    assert package() == first
+    (tmp_path / "room" / "look.mplstyle").write_text("font.size: 8\n")
+    assert package() != first
+
+
+# Pre-training
+
+
+def small(**changes):
+    return settings.load(tiny({f"pretrain.{k}": v for k, v in changes.items()})).pretrain
+
+
+def test_learning_rate_warms_up_and_decays():
+    p = small(steps=100, warmup_steps=10, learning_rate=1.0, final_learning_rate=0.1)
+    rates = [pretrain.learning_rate(step, p) for step in range(101)]
+    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert rates[10] == 1.0
+    assert rates[55] == pytest.approx((1 + 0.1) / 2)
+    assert rates[100] == pytest.approx(0.1)
+    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+def test_an_epoch_shows_every_block_once_in_an_order_of_its_own():
+    p = small(batch_blocks=4, doubled_blocks=0.0)
+    blocks = np.arange(13 * 64, dtype=np.uint16).reshape(13, 64)
+    epochs = [
+        torch.cat([pretrain.batch(step, blocks, p) for step in range(3 * e, 3 * e + 3)])
+        for e in range(2)
+    ]
+    for epoch in epochs:
+        firsts = epoch[:, 0].tolist()
+        assert len(set(firsts)) == 12
+        assert set(firsts) < set(blocks[:, 0].tolist())
+    assert epochs[0].tolist() != epochs[1].tolist()
+    assert torch.equal(pretrain.batch(4, blocks, p), epochs[1][4:8])
+
+
+@pytest.mark.parametrize("distance", ["half", "varied"])
+def test_a_doubled_block_holds_a_passage_twice(distance):
+    blocks = np.arange(400 * 64).reshape(400, 64)
+    doubled = copying.double_passages(blocks, 0.25, distance, np.random.default_rng(0))
+    assert (blocks == np.arange(400 * 64).reshape(400, 64)).all()
+    changed = np.flatnonzero((doubled != blocks).any(1))
+    assert 70 <= len(changed) <= 130
+    lengths = set()
+    for row in changed:
+        copied = np.flatnonzero(doubled[row] != blocks[row])
+        length = len(copied)
+        lengths.add(length)
+        assert (np.diff(copied) == 1).all()
+        np.testing.assert_array_equal(doubled[row, copied], blocks[row, copied - length])
+    assert lengths == {32} if distance == "half" else min(lengths) >= 8 < max(lengths) <= 32
+
+
+# Streams
+
+
+def random_model(**changes) -> GPTNeoXForCausalLM:
+    torch.manual_seed(0)
+    config = GPTNeoXConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=3, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=32, **changes,
+    )  # fmt: skip
+    return GPTNeoXForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_streams_are_what_forward_hooks_see(parallel):
+    lm = random_model(use_parallel_residual=parallel)
+    ids = torch.randint(50, (2, 7))
+    seen = {}
+
+    def keep(key):
+        def hook(module, args, out):
+            seen[key] = (args[0], out[0] if isinstance(out, tuple) else out)
+
+        return hook
+
+    for i, block in enumerate(lm.gpt_neox.layers):
+        block.mlp.register_forward_hook(keep((i, "mlp")))
+        block.attention.register_forward_hook(keep((i, "attention")))
+    with torch.no_grad():
+        hidden = lm(input_ids=ids, output_hidden_states=True).hidden_states
+    wanted = [(i, s) for i in (0, 1) for s in ("residual", "mlp_in", "mlp_out", "attention_out")]
+    got = sites.read(lm, ids, wanted)
+    for i in (0, 1):
+        torch.testing.assert_close(got[i, "residual"], hidden[i + 1])
+        torch.testing.assert_close(got[i, "mlp_in"], seen[i, "mlp"][0])
+        torch.testing.assert_close(got[i, "mlp_out"], seen[i, "mlp"][1])
+        torch.testing.assert_close(got[i, "attention_out"], seen[i, "attention"][1])
+    if not parallel:  # attention and MLP write to the stream one after the other
+        total = hidden[1] + got[1, "attention_out"] + got[1, "mlp_out"]
+        torch.testing.assert_close(got[1, "residual"], total)
+
+
+def test_reading_stops_after_the_last_wanted_layer_and_leaves_no_hook():
+    lm = random_model()
+    calls = []
+    lm.gpt_neox.layers[1].register_forward_hook(lambda *_: calls.append(1))
+    ids = torch.randint(50, (1, 5))
+    before = lm(input_ids=ids).logits
+    assert len(calls) == 1
+    sites.read(lm, ids, [(0, "residual"), (0, "mlp_in")])
+    assert len(calls) == 1
+    torch.testing.assert_close(lm(input_ids=ids).logits, before)
+
+
+@pytest.mark.parametrize("stream", ["residual", "mlp_in", "mlp_out", "attention_out"])
+def test_replacing_a_stream_changes_the_model_there_and_only_inside_the_block(stream):
+    lm = random_model()
+    ids = torch.randint(50, (2, 7))
+    with torch.no_grad():
+        before = lm(input_ids=ids).logits
+        own = sites.read(lm, ids, [(1, stream)])[1, stream]
+        with sites.replaced(lm, 1, stream, own):
+            torch.testing.assert_close(lm(input_ids=ids).logits, before)
+        with sites.replaced(lm, 1, stream, own + 1e3 * torch.randn(own.shape)):
+            assert not torch.allclose(lm(input_ids=ids).logits, before, atol=1e-2)
+        torch.testing.assert_close(lm(input_ids=ids).logits, before)
+
+
+# Principal subspace
+
+N, D, RANK = 4, 6, 5
+
+
+@pytest.fixture(scope="module")
+def activations(tmp_path_factory):
+    """Four snapshots of 2,000 rows that share five directions, with a little noise beside."""
+    folder = tmp_path_factory.mktemp("activations")
+    rng = np.random.default_rng(0)
+    latent = rng.normal(size=(2000, RANK)) * np.linspace(3, 1, RANK)
+    paths = []
+    import h5py
+
+    for step in range(N):
+        values = latent @ rng.normal(size=(RANK, D)) + 0.05 * rng.normal(size=(2000, D)) + step
+        path = folder / "residual.0" / f"step{step}.h5"
+        path.parent.mkdir(exist_ok=True)
+        with h5py.File(path, "w") as file:
+            for prefix in ("", "held_out/"):
+                store.create(file, f"{prefix}activations", 2000, D, "float32")[:] = values
+                file[f"{prefix}position"] = np.zeros((2000, 2), np.uint32)
+            scale = D**0.5 / np.linalg.norm(values, axis=1).mean()
+            facts = {"layer": 0, "stream": "residual", "dtype": "float32", "tokens": "t"}
+            store.describe(file, facts | {"seed": 0, "step": step, "scale": scale})
+        paths.append(path)
+    store.stack(paths, list(range(N)), folder / "residual.0" / "stack.h5")
+    return folder
+
+
+SITES = [store.Site(step, 0, "residual") for step in range(N)]
+
+
+def built(activations: Path, tmp_path: Path, lost: float) -> principal.Projected:
+    b = settings.Basis(max_variance_lost=lost)
+    principal.build(b, activations, SITES, tmp_path / "basis.h5", "cpu")
+    return principal.Projected(tmp_path / "basis.h5")
+
+
+@pytest.mark.parametrize("lost", [0.2, 0.01])
+def test_subspace_loses_no_more_than_asked_and_all_that_it_says(activations, tmp_path, lost):
+    basis = built(activations, tmp_path, lost)
+    U = basis.basis.astype(float)
+    np.testing.assert_allclose(U.T @ U, np.eye(basis.dimensions), atol=1e-5)
+    x = store.Stacks(activations, SITES).read(0, 2000).reshape(2000, -1).astype(float)
+    centred = x - x.mean(0)
+    np.testing.assert_allclose(basis.mean, x.mean(0), atol=1e-4)
+    left = (centred - centred @ U @ U.T).reshape(2000, N, D)
+    share = 1 - (left**2).sum((0, 2)) / (centred.reshape(2000, N, D) ** 2).sum((0, 2))
+    np.testing.assert_allclose(basis.kept, share, atol=1e-4)
+    assert basis.kept.min() >= 1 - lost
+    assert (left**2).sum() / 2000 == pytest.approx(
+        basis.eigenvalues[basis.dimensions :].sum(), rel=1e-3
+    )
+    assert basis.dimensions <= RANK  # the smallest that does
+    np.testing.assert_allclose(basis.read(0, 2000), centred @ U, atol=0.01)
+
+
+def test_one_dimension_less_would_lose_more_than_asked(activations, tmp_path):
+    basis = built(activations, tmp_path, 0.2)
+    stacks = store.Stacks(activations, SITES)
+    covariance = principal.moments(stacks, torch.device("cpu"))[1].numpy()
+    _, vectors = np.linalg.eigh(covariance)
+    fewer = vectors[:, ::-1][:, : basis.dimensions - 1]
+    lost = np.diag(covariance - fewer @ fewer.T @ covariance)
+    share = lost.reshape(N, D).sum(1) / np.diag(covariance).reshape(N, D).sum(1)
+    assert share.max() > 0.2
+
+
+def test_in_all_dimensions_the_basis_changes_nothing(activations, tmp_path):
+    basis = built(activations, tmp_path, 1e-9)
+    assert basis.dimensions == N * D
+    U, mean = torch.from_numpy(basis.basis), torch.from_numpy(basis.mean)
+    full = model.initial(N, N, 32, D, None, seed=3)
+    generator = torch.Generator().manual_seed(1)
+    full.W_dec = torch.randn(32, N * D, generator=generator)
+    full.b_enc = torch.randn(32, generator=generator)
+    turned = model.Weights(
+        U.T @ full.W_enc, full.b_enc, full.W_dec @ U, full.b_dec, full.log_threshold
+    )
+    about = model.Description(
+        activation="batch_topk", gate="feature", features=32, width=D, threshold=0.3, seed=0,
+        inputs=[(s.snapshot, 0, "residual") for s in SITES],
+        outputs=[(s.snapshot, 0, "residual") for s in SITES],
+        basis="full", settings={"dead_after_rows": 1}, tokens="t", ontogeny="", torch="",
+    )  # fmt: skip
+    rest = {"scales_in": torch.ones(N), "scales_out": torch.ones(N), "mean_in": mean}
+    rest |= {"mean_out": mean, "silent_rows": torch.zeros(32)}
+    plain = model.Crosscoder(about, full.named() | rest)
+    inside = model.Crosscoder(about, turned.named() | rest | {"basis": U})
+    x = torch.from_numpy(store.Stacks(activations, SITES).read(0, 200))
+    assert 0 < (plain.encode(x) > 0).float().mean() < 1
+    torch.testing.assert_close(
+        inside.decode(inside.encode(x)), plain.decode(plain.encode(x)), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_batches_run_around_the_data_and_depend_on_the_step_alone(activations):
+    source = feed.FullSource(activations, SITES)
+    data = source.read(0, 2000)
+    device = torch.device("cpu")
+    batches = [b.numpy() for b in feed.batches(source, 300, 0, 20, device)]
+    assert len(batches) == 20
+    np.testing.assert_array_equal(np.concatenate(batches), np.concatenate([data] * 3))
+    later = [b.numpy() for b in feed.batches(source, 300, 13, 20, device)]
+    np.testing.assert_array_equal(np.concatenate(later), np.concatenate(batches[13:]))
+
+
+# N-grams
+
+
+def test_ngrams_by_hand():
+    fitted = ngrams.fit(np.array([[0, 1, 0, 1], [0, 2, 2, 1]]), vocabulary=4)
+    np.testing.assert_allclose(fitted.unigram, np.array([4, 4, 3, 1]) / 12)
+    m = fitted.strength
+    # After 0: 1 twice, 2 once; no pair spans two blocks.
+    expected = (np.array([0, 2, 1, 0]) + m * fitted.unigram) / (3 + m)
+    np.testing.assert_allclose(fitted.bigram(np.array([0]))[0], expected)
+    np.testing.assert_allclose(fitted.bigram(np.array([3]))[0], fitted.unigram)
+    np.testing.assert_allclose(fitted.bigram(np.arange(4)).sum(1), 1)
+    unigram, bigram = fitted.cross_entropies(np.array([[3, 0, 1]]))
+    assert unigram == pytest.approx(-math.log(4 / 12))
+    assert bigram == pytest.approx(-(math.log(4 / 12) + math.log(expected[1])) / 2)
+
+
+def test_smoothing_serves_held_out_text_and_the_levels_are_in_order():
+    rng = np.random.default_rng(0)
+    chain = rng.dirichlet(np.full(40, 0.1), 40)
+    text = np.zeros((300, 32), int)
+    for t in range(1, 32):
+        text[:, t] = [rng.choice(40, p=chain[a]) for a in text[:, t - 1]]
+    fitted = ngrams.fit(text[:150], 40)
+    unigram, bigram = fitted.cross_entropies(text[150:])
+    a, b = text[150:, :-1].ravel(), text[150:, 1:].ravel()
+    truth = -np.log(chain[a, b]).mean()
+    assert truth < bigram < unigram
+    assert bigram == pytest.approx(-np.log(fitted.bigram(a)[np.arange(len(b)), b]).mean())
+    others = []
+    for strength in ngrams.STRENGTHS + (1e-9,):
+        fitted.strength = strength
+        others.append(fitted.cross_entropies(text[150:])[1])
+    assert bigram < others[-1] - 0.05
+    assert bigram < min(others) + 0.02
+
+
+def test_crossings_are_interpolated_in_log_steps():
+    steps, loss = np.array([0, 1, 3, 7]), np.array([8.0, 6.0, 4.0, 3.0])
+    assert levels.crossing(steps, loss, 5.0) == pytest.approx(2 * 2**0.5 - 1)
+    assert levels.crossing(steps, loss, 6.0) == pytest.approx(1)
+    assert levels.crossing(steps, loss, 9.0) == 0
+    assert math.isnan(levels.crossing(steps, loss, 1.0))
+
+
+# Histories
+
+STEPS = np.array([0, 1, 3, 7, 15, 31])
+
+
+def test_planted_histories_are_read_back():
+    strength = np.array(
+        [
+            [1.0, 1.0, 2.0, 4.0, 4.0, 4.0],  # emerges between steps 1 and 3, stays
+            [3.0, 2.0, 1.0, 0.5, 0.1, 0.1],  # there from the start, goes
+            [0.0, 0.0, 5.0, 0.0, 0.0, 0.0],  # comes and goes
+            [2.0, 2.0, 2.0, 2.0, 2.0, 2.5],  # always there
+        ]
+    )
+    normalised = evolution.normalise(strength)
+    assert normalised.max(1).tolist() == [1, 1, 1, 1]
+    assert evolution.peak_snapshot_index(strength).tolist() == [4, 1, 3, 6]
+    half = 2**0.5 * 2 - 1  # halfway between steps 1 and 3 in log(step + 1)
+    onset = evolution.onset(normalised, STEPS, 0.5)
+    assert onset == pytest.approx([3, 0, half, 0])
+    # 0.4 lies 0.6 of the way from 0.25 at step 1 to 0.5 at step 3.
+    assert evolution.onset(normalised, STEPS, 0.4)[0] == pytest.approx(2 * 2**0.6 - 1)
+    assert evolution.lifetime(normalised, 0.5) == pytest.approx([4 / 6, 2 / 6, 1 / 6, 1])
+    initial, transient = evolution.classes(normalised, 0.5)
+    assert initial.tolist() == [False, True, False, True]
+    assert transient.tolist() == [False, True, True, False]
+    sweep = evolution.class_sweep(normalised).set_index("presence")
+    assert sweep.loc[0.5, ["initialisation", "emergent", "transient"]].tolist() == [2, 2, 2]
+    assert (sweep["initialisation"] + sweep["emergent"] == 4).all()
+
+
+def turning(features: int, at: int, noise: float, seed: int = 0) -> np.ndarray:
+    """Decoders (F, n, D) whose directions turn to independent ones before snapshot `at`."""
+    rng = np.random.default_rng(seed)
+    early, late = rng.normal(size=(2, features, 1, 24))
+    second = (np.arange(len(STEPS)) >= at)[None, :, None]
+    return np.where(second, late, early) + noise * rng.normal(size=(features, len(STEPS), 24))
+
+
+@pytest.mark.parametrize("at", [2, 3, 4])
+def test_a_planted_turning_point_is_found(at):
+    cosines = evolution.direction_cosines(turning(200, at, 0.3), 0.1)
+    found = evolution.turning_point(cosines, STEPS, samples=100, seed=0)
+    assert (found["snapshot_before"], found["snapshot_after"]) == (STEPS[at - 1], STEPS[at])
+    assert found["step"] == pytest.approx(((STEPS[at - 1] + 1) * (STEPS[at] + 1)) ** 0.5 - 1)
+    assert found["low"] == STEPS[at - 1]
+    assert found["high"] == STEPS[at]
+    assert found["within"] == pytest.approx(1 / (1 + 0.09), abs=0.02)
+    assert abs(found["between"]) < 0.05
+
+
+def test_an_unclear_turning_point_has_a_wide_interval():
+    cosines = evolution.direction_cosines(turning(12, 3, 8.0), 1e-3)
+    found = evolution.turning_point(cosines, STEPS, samples=200, seed=0)
+    assert found["low"] <= found["step"] <= found["high"]
+    assert np.searchsorted(STEPS, found["high"]) - np.searchsorted(STEPS, found["low"]) > 1
+    assert found == evolution.turning_point(cosines, STEPS, samples=200, seed=0)
+
+
+def test_directions_of_absent_features_are_not_compared():
+    decoders = turning(5, 3, 0.1)
+    decoders[0, 1] *= 0.01
+    cosines = evolution.direction_cosines(decoders, 0.1)
+    assert np.isnan(cosines[0, 1]).all()
+    assert np.isnan(cosines[0, :, 1]).all()
+    assert np.isnan(cosines).sum() == 2 * len(STEPS) - 1
+    mean = evolution.mean_matrix(cosines)
+    assert mean[1, 0] == pytest.approx(cosines[1:, 1, 0].mean())
+    doubled = evolution.mean_matrix(cosines, np.array([0, 2, 1, 1, 1]))
+    expected = (2 * cosines[1, 0, 5] + cosines[2:, 0, 5].sum()) / 5
+    assert doubled[0, 5] == pytest.approx(expected)
+
+
+def test_matching_recovers_a_permutation():
+    rng = np.random.default_rng(0)
+    first = rng.normal(size=(60, 4, 8))
+    order = rng.permutation(60)
+    second = 3 * (first + 0.3 * rng.normal(size=first.shape))[order]
+    partner, cosine = matching.match(first, second)
+    np.testing.assert_array_equal(order[partner], np.arange(60))
+    assert cosine == pytest.approx(np.full(60, 1 / (1 + 0.09) ** 0.5), abs=0.1)
+    partner, cosine = matching.match(first, second[:50])
+    assert (partner == -1).sum() == np.isnan(cosine).sum() == 10
+    there = partner >= 0
+    assert (order[partner[there]] == np.flatnonzero(there)).mean() > 0.9

@@ -1,0 +1,254 @@
+"""What runs again, and what does not: the real DAG on the tiny experiment."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from conftest import RESULTS, WORKFLOW, Checkout
+
+pytestmark = pytest.mark.slow
+
+SOURCES = [
+    "src/ontogeny/snapshots/pretrain.py",
+    "src/ontogeny/activations/extract.py",
+    "src/ontogeny/crosscoder/train.py",
+    "src/ontogeny/figures/peaks.py",
+    "src/ontogeny/figures/style.py",
+    "src/ontogeny/files.py",
+]
+BEFORE_TRAINING = {"fetch", "corpus", "pretrain", "snapshot", "extract", "stack", "basis", "phases"}
+
+
+def state(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Time stamp and content of all files under a folder."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def figures_among(jobs: Counter[str]) -> set[str]:
+    return {rule for rule in jobs if rule.startswith("figure_")}
+
+
+def test_a_finished_experiment_holds_everything_and_has_nothing_to_do(finished):
+    for name in ("summary.json", "provenance.json", "config.yaml", "figures/training.pdf"):
+        assert (finished / RESULTS / name).stat().st_size > 0
+    assert not list((finished / "results").rglob("*.part"))
+    assert not list((finished / RESULTS / "state").iterdir())
+    assert finished.would_run() == {}
+
+
+def test_touched_sources_run_nothing(experiment):
+    for source in [*SOURCES, "Snakefile", "config.yaml", "envs/corpus-requirements.txt"]:
+        os.utime(experiment / source)
+    assert experiment.would_run() == {}
+
+
+def test_comments_and_docstrings_run_nothing(experiment):
+    for source in SOURCES:
+        text = (experiment / source).read_text()
+        assert text.startswith('"""')
+        text = text.replace('"""', '"""Anew. ', 1).replace(":\n", ":  # as before\n", 1)
+        (experiment / source).write_text(text + "\n\n# The end.\n")
+    assert experiment.would_run() == {}
+
+
+def test_a_figures_code_redraws_that_figure(experiment):
+    with (experiment / "src/ontogeny/figures/peaks.py").open("a") as source:
+        source.write("\nCHANGED = True\n")
+    jobs = experiment.would_run()
+    del jobs["summary"]
+    assert jobs == {"figure_peaks": 1}
+
+
+def test_the_style_redraws_the_figures_alone(experiment, finished):
+    with (experiment / "src/ontogeny/figures/style.py").open("a") as source:
+        source.write("\nCHANGED = True\n")
+    jobs = experiment.would_run()
+    drawn = {path.stem for path in (finished / RESULTS / "figures").glob("*.pdf")}
+    assert len(drawn) >= 8
+    assert figures_among(jobs) == {f"figure_{name}" for name in drawn}
+    assert set(jobs) - figures_among(jobs) <= {"summary"}
+
+
+def test_a_stages_code_runs_that_stage_and_what_follows(experiment):
+    with (experiment / "src/ontogeny/phases/ngrams.py").open("a") as source:
+        source.write("\nCHANGED = True\n")
+    jobs = experiment.would_run()
+    assert jobs["phases"] == jobs["figure_divergence"] == jobs["figure_training"] == 1
+    assert set(jobs) - figures_among(jobs) <= {"phases", "summary"}
+
+
+def test_a_crosscoder_setting_runs_from_training_on(experiment):
+    experiment.configure({"crosscoders.batchtopk.k": 5})
+    jobs = experiment.would_run()
+    assert (jobs["train"], jobs["fidelity"], jobs["features"]) == (2, 2, 1)
+    assert {"figure_fidelity", "figure_peaks", "summary"} <= set(jobs)
+    assert not set(jobs) & BEFORE_TRAINING
+    assert not {"figure_training", "figure_divergence"} & set(jobs)
+
+
+def test_one_more_seed_trains_that_seed(experiment):
+    experiment.configure({"crosscoders.batchtopk.seeds": [0, 1, 2]})
+    jobs = experiment.would_run()
+    assert (jobs["train"], jobs["fidelity"], jobs["features"]) == (1, 1, 1)
+    assert not set(jobs) & BEFORE_TRAINING
+
+
+def test_a_threshold_of_the_tables_runs_the_tables_and_figures(experiment):
+    experiment.configure({"analysis.presence": 0.4})
+    jobs = experiment.would_run()
+    assert jobs["features"] == jobs["summary"] == 1
+    assert set(jobs) - figures_among(jobs) == {"features", "summary"}
+
+
+def test_one_more_snapshot_extracts_one_snapshot(experiment, new_checkout):
+    steps = [0, 2, 8, 10, 20, 40]
+    kept = [
+        f"{folder}/step{s}" for folder in ("snapshots", "activations/residual.0") for s in steps
+    ]
+    earlier = state(experiment / RESULTS)
+    experiment.configure({"pretrain.snapshots": steps})
+    jobs = experiment.would_run()
+    assert (jobs["snapshot"], jobs["extract"], jobs["stack"], jobs["train"]) == (1, 1, 1, 2)
+    assert not {"fetch", "corpus"} & set(jobs)
+    experiment.snakemake(f"{RESULTS}/activations/residual.0/stack.h5")
+    later = state(experiment / RESULTS)
+    for name in later:
+        if any(name.startswith(k) for k in kept) and "step10" not in name:
+            assert later[name] == earlier[name], name
+
+    fresh = new_checkout()
+    fresh.configure({"pretrain.snapshots": steps})
+    fresh.snakemake(f"{RESULTS}/activations/residual.0/step10.h5")
+    for name in ("snapshots/step10/model.safetensors", "activations/residual.0/step10.h5"):
+        assert (fresh / RESULTS / name).read_bytes() == later[name][1], name
+    assert (fresh / RESULTS / "pretrain/log.csv").read_bytes() == later["pretrain/log.csv"][1]
+
+
+def test_another_experiment_beside_it_leaves_the_first_alone(experiment):
+    earlier = state(experiment / RESULTS)
+    experiment.configure({"name": "other", "corpus.vocabulary": 300}, "other.yaml")
+    experiment.snakemake("--configfile", "other.yaml", "results/other/corpus/tokens.h5")
+    assert state(experiment / RESULTS) == earlier
+    assert experiment.would_run() == {}
+    assert (experiment / "results/other/config.yaml").exists()
+
+
+def test_every_kind_of_dictionary_has_its_place_in_the_workflow(finished):
+    def place(streams: list[str], layers: tuple[int, ...] = (0,), **more: object) -> dict:
+        return {"layers": list(layers), "streams": streams, **more}
+
+    common = {"features": 64, "steps": 10, "batch_rows": 256, "seeds": [0]}
+    common |= {"aux_features": 16, "aux_k": 4, "k": 4}
+    finished.configure(
+        {
+            "activations": place(["residual", "mlp_in", "mlp_out"], (0, 1)),
+            "crosscoders.sae": common | {"inputs": place(["residual"], snapshots=[40])},
+            "crosscoders.transcoder": common
+            | {
+                "inputs": place(["mlp_in"], snapshots=[40]),
+                "outputs": place(["mlp_out"], snapshots=[40]),
+                "basis": "full",
+            },
+            "crosscoders.cross_layer": common | {"inputs": place(["residual"], (0, 1))},
+        },
+        "kinds.yaml",
+    )
+    jobs = finished.would_run("--configfile", "kinds.yaml")
+    assert jobs["train"] == jobs["fidelity"] == 2 + 3
+    assert jobs["extract"] == 5  # every stream and layer of a snapshot in one pass
+    assert jobs["stack"] == 6
+    assert jobs["basis"] == 3  # the histories', the SAE's and the cross-layer crosscoder's
+    assert jobs["features"] == 1  # histories need four snapshots of one place
+
+
+def test_lint_is_clean(finished):
+    done = finished.command("snakemake", "--lint")
+    assert done.returncode == 0, done.stderr
+    assert "good condition" in done.stdout + done.stderr
+
+
+def killed_when(checkout: Checkout, there: Callable[[], object], *words: str) -> None:
+    """Run the workflow and kill it, jobs and all, as soon as something is there."""
+    run = subprocess.Popen(
+        [*WORKFLOW, *words],
+        cwd=checkout.folder,
+        env=checkout.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        while not there():
+            assert run.poll() is None, "the run ended before it could be killed"
+            time.sleep(0.002)
+    finally:
+        os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
+
+
+def without_rates(path: Path) -> Iterator[dict[str, str]]:
+    for row in csv.DictReader(path.open()):
+        del row["rows_per_second"]
+        yield row
+
+
+def test_killed_runs_end_where_an_unbroken_one_ends(finished, new_checkout):
+    broken = new_checkout()
+    target = f"{RESULTS}/crosscoders/batchtopk/seed0/metrics.csv"
+    here = broken / RESULTS
+
+    killed_when(broken, lambda: list(here.glob("pretrain/archive-*/step8")), target)
+    assert not (here / "pretrain/log.csv").exists()
+    assert not list(here.glob("pretrain/archive-*/step40"))
+
+    killed_when(broken, lambda: list(here.glob("activations/residual.0/.*.part")), target)
+    assert len(list(here.glob("activations/residual.0/step*.h5"))) < 5
+    drafts = list(here.glob("activations/residual.0/.*.part"))
+    assert drafts  # killed in the middle of writing
+
+    killed_when(broken, lambda: list(here.glob("state/*/state.json")), target)
+    assert not list(here.glob("crosscoders/**/crosscoder.safetensors"))
+
+    broken.snakemake(target)
+    assert not list(here.rglob("*.part"))
+    unbroken = finished / RESULTS
+    steps = (0, 2, 8, 20, 40)
+    names = [f"snapshots/step{s}/model.safetensors" for s in steps]
+    names += [f"activations/residual.0/step{s}.h5" for s in steps]
+    names += ["corpus/tokens.h5", "basis/residual.0.h5", "pretrain/log.csv"]
+    names += [f"crosscoders/batchtopk/seed0/{n}" for n in ("crosscoder.safetensors", "config.json")]
+    for name in names:
+        assert (here / name).read_bytes() == (unbroken / name).read_bytes(), name
+    metrics = "crosscoders/batchtopk/seed0/metrics.csv"
+    rows = list(without_rates(here / metrics))
+    assert len(rows) == 600 / 50
+    assert rows == list(without_rates(unbroken / metrics))
+
+
+def test_two_runs_of_one_experiment_keep_out_of_each_others_way(experiment):
+    experiment.configure({"crosscoders.batchtopk.steps": 100_000})
+    state_folder = experiment / RESULTS / "state"
+    seen = []
+
+    def training() -> bool:
+        if not list(state_folder.glob("*/state.json")):
+            return False
+        seen.append(experiment.command(*WORKFLOW))
+        return True
+
+    killed_when(experiment, training)
+    assert seen[0].returncode == 1
+    assert "another run works here" in seen[0].stderr

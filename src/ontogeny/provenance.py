@@ -10,7 +10,7 @@ import ast
 import hashlib
 import importlib.metadata
 import subprocess
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent
@@ -18,7 +18,7 @@ DATA = (".mplstyle",)  # files beside a module that are part of what it does
 PACKAGES = ("torch", "transformers", "tokenizers", "h5py", "numpy", "scipy", "pandas", "matplotlib")
 
 
-@lru_cache(maxsize=None)
+@cache
 def _parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
@@ -77,12 +77,12 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
     return tree
 
 
-@lru_cache(maxsize=None)
+@cache
 def _own_digest(path: Path) -> str:
     return hashlib.sha256(ast.dump(_without_docstrings(_parse(path))).encode()).hexdigest()
 
 
-@lru_cache(maxsize=None)
+@cache
 def code_digest(module: str, without: tuple[str, ...] = ()) -> str:
     """Digest of the syntax trees, docstrings left out, of a module and all that it imports.
 

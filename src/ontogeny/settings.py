@@ -73,7 +73,7 @@ class Pretrain(Section):
     )
     doubled_distance: Literal["half", "varied"] = Field(
         "half",
-        description="Distance of the two: always half a block, or varied, which asks for induction.",
+        description="How far apart: always half a block, or varied, which asks for induction.",
     )
     snapshots: list[int] = Field(
         ..., min_length=1, description="Training steps to keep, ascending; 0 is the initial model."

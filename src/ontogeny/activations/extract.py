@@ -1,4 +1,4 @@
-"""The activations stage: one snapshot's streams, all wanted layers from one partial forward pass."""
+"""The activations stage: one snapshot's streams, all layers from one partial forward pass."""
 
 from __future__ import annotations
 

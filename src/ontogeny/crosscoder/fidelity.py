@@ -81,7 +81,7 @@ def explained(
     by_site = pd.DataFrame(
         {
             "explained_variance": (1 - lost / there).numpy(),
-            "pca_explained_variance": pca(outputs, mean, int(round(float(l0.mean())))),
+            "pca_explained_variance": pca(outputs, mean, round(float(l0.mean()))),
             "l0": l0,
             "l0_present": (active_present / rows).numpy(),
         }

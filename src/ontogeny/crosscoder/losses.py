@@ -49,12 +49,12 @@ class Jump(torch.autograd.Function):
         return h * (h * r > log_threshold.exp())
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:  # noqa: D102
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         h, r, log_threshold, ctx.bandwidth = inputs
         ctx.save_for_backward(h, r, log_threshold)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:  # noqa: D102
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
         h, r, log_threshold = ctx.saved_tensors
         t = log_threshold.exp()
         score = h * r
@@ -75,7 +75,7 @@ def _decode(f: torch.Tensor, W_dec: torch.Tensor, b_dec: torch.Tensor) -> torch.
 
 
 def _gate_norms(W_dec: torch.Tensor, sites: int, per_site: bool) -> torch.Tensor:
-    """What h is multiplied by for the gate: (N, 1, F), or (1, F): the root mean square over sites."""
+    """What the gate multiplies h by: r, (N, 1, F), or its root mean square over sites, (1, F)."""
     if per_site:
         return decoder_norms(W_dec, sites).T[:, None, :]
     return decoder_norms(W_dec, 1).T / sites**0.5

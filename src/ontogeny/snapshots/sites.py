@@ -35,8 +35,7 @@ def load_model(folder: str | Path, device: torch.device, dtype: torch.dtype) -> 
     except (OSError, ValueError) as error:
         why = " ".join(str(error).split())[:200]
         raise InputError(f"{folder}: not a snapshot; delete it to make it again ({why})") from None
-    model = cast(nn.Module, model)
-    return model.to(device).eval()
+    return cast(nn.Module, model).to(device).eval()
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:
@@ -107,7 +106,7 @@ def read(
 
 @contextmanager
 def replaced(model: nn.Module, layer: int, stream: str, value: torch.Tensor) -> Iterator[None]:
-    """Inside the block, every forward pass sees `value` (B, T, d) at the site instead of its own."""
+    """Inside the block, every forward pass has `value` (B, T, d) at the site, not its own."""
     module, before = _place(model, layer, stream)
 
     def swap(old: Any) -> Any:

@@ -141,3 +141,15 @@ def test_reference_gradients_are_the_derivatives_of_its_loss():
 def test_batch_topk_keeps_k_features_a_token_on_average():
     out, *_ = run("batch_topk", False, 3, 16, torch.float64, compiled=False)
     assert out.l0.item() == pytest.approx(2.0)
+
+
+def test_without_a_compiler_training_is_eager_and_says_so(monkeypatch, capsys):
+    def function():
+        return 1
+
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", "")
+    assert devices.compiled(function, torch.device("cpu")) is function
+    assert capsys.readouterr().err == (
+        "no C++ compiler (install g++): training runs eagerly, slower\n"
+    )

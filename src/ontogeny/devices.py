@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import sysconfig
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,13 +26,20 @@ def use_threads(threads: int) -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
+def compiler_missing() -> str:
+    """What torch.compile needs on a CPU and this machine lacks; '' where nothing is."""
+    names = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]
+    if not any(shutil.which(name) for name in names):
+        return "no C++ compiler (install g++)"
+    if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
+        return "no Python headers (install python3-dev)"
+    return ""
+
+
 def compiled(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
-    """`torch.compile` as one graph, or the function itself where no C++ compiler is found."""
-    compiler = os.environ.get("CXX") or "g++"
-    if device.type == "cpu" and not (shutil.which(compiler) or shutil.which("clang++")):
-        print(
-            "no C++ compiler found: running eagerly, slower; install g++ to compile",
-            file=sys.stderr,
-        )
+    """`torch.compile` as one graph, or the function itself, said aloud, where that cannot be."""
+    missing = compiler_missing() if device.type == "cpu" else ""
+    if missing:
+        print(f"{missing}: training runs eagerly, slower", file=sys.stderr)
         return function
     return torch.compile(function, fullgraph=True, dynamic=False)

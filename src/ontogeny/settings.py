@@ -7,6 +7,7 @@ naming the key and the mend. Nothing here imports torch, so that the Snakefile p
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -240,6 +241,8 @@ def _faults(s: Settings) -> Any:
         yield f"primary: no crosscoder is called '{s.primary}'; name one of {list(s.crosscoders)}"
     for name, c in s.crosscoders.items():
         key = f"crosscoders.{name}"
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+            yield f"{key}: names a folder; use letters, digits, _ and - alone"
         for end, sites in (("inputs", c.inputs), ("outputs", c.outputs)):
             if sites is None:
                 continue
@@ -301,9 +304,12 @@ def load(source: str | Path | dict[str, Any]) -> Settings:
     try:
         return Settings.model_validate(mapping)
     except ValidationError as error:
-        # A value that fits no member of a union is one fault, reported by the first.
-        lines = {_key(e): _line(e) for e in reversed(error.errors())}
-        raise SettingsError("\n".join(reversed(lines.values()))) from None
+        faults: dict[str, Any] = {}
+        for e in error.errors():  # a value that fits no member of a union is one fault
+            known = faults.setdefault(_key(e), dict(e))
+            if known["msg"] != e["msg"]:
+                known["msg"] += f" or {e['msg'].removeprefix('Input should be ')}"
+        raise SettingsError("\n".join(map(_line, faults.values()))) from None
 
 
 def _key(error: Any) -> str:

@@ -48,6 +48,15 @@ class PrincipalSource:
         return self.file.read(start, stop)
 
 
+def mean_row(source: Source) -> np.ndarray:
+    """Mean over all rows, (I,) float32."""
+    total = sum(
+        source.read(start, min(start + 4096, source.rows)).sum(0, dtype=np.float64)
+        for start in range(0, source.rows, 4096)
+    )
+    return np.asarray(total / source.rows, np.float32)
+
+
 def _read_around(source: Source, start: int, stop: int) -> np.ndarray:
     """Rows [start, stop) of the source repeated without end."""
     first, last = start % source.rows, start % source.rows + stop - start

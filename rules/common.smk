@@ -48,8 +48,6 @@ wildcard_constraints:
     step=r"\d+",
     seed=r"\d+",
     place=r"[a-z_]+\.\d+",
-    what="model|snapshots",
-    digest="[0-9a-f]+",
     crosscoder="|".join(S.crosscoders),
 
 
@@ -75,8 +73,7 @@ MODEL = digest_value(
     ]
 )
 ARCHIVE = f"{RESULTS}/pretrain/archive-{MODEL}"
-MODEL_MARK = f"{RESULTS}/pretrain/model-{MODEL}.mark"
-STEPS_MARK = f"{RESULTS}/pretrain/snapshots-{digest_value(STEPS)}.mark"
+TRAINED_MARK = f"{RESULTS}/pretrain/trained"
 
 
 def basis_name(sites):
@@ -104,8 +101,8 @@ def stacks(crosscoder):
 
 
 def snapshot_files():
-    """Every snapshot's weights. Ancient: the archive may grow without changing those it had."""
-    return ancient(expand(f"{RESULTS}/snapshots/step{{step}}/model.safetensors", step=STEPS))
+    """Every snapshot's weights."""
+    return expand(f"{RESULTS}/snapshots/step{{step}}/model.safetensors", step=STEPS)
 
 
 def has_features(name):

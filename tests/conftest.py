@@ -137,10 +137,24 @@ def finished(new_checkout) -> Checkout:
 @pytest.fixture
 def experiment(finished, tmp_path) -> Checkout:
     """A copy of the finished experiment, time stamps included, to change at will."""
-    folder = tmp_path / "checkout"
+    return copied(finished, tmp_path / "checkout")
+
+
+@pytest.fixture
+def only_tokens(finished, tmp_path) -> Checkout:
+    """The tiny experiment when its corpus is there and nothing that follows."""
+    checkout = copied(finished, tmp_path / "only-tokens")
+    for path in (checkout / RESULTS).iterdir():
+        if path.is_dir() and path.name != "corpus":
+            shutil.rmtree(path)
+    return checkout
+
+
+def copied(checkout: Checkout, folder: Path) -> Checkout:
+    """A copy of a checkout, time stamps included."""
 
     def copy(source: str, target: str) -> None:
         (_link if source.endswith(".whl") else shutil.copy2)(source, target)
 
-    shutil.copytree(finished.folder, folder, copy_function=copy)
+    shutil.copytree(checkout.folder, folder, copy_function=copy)
     return Checkout(folder)

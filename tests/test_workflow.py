@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -13,7 +15,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import RESULTS, WORKFLOW, Checkout
+from conftest import RESULTS, ROOT, WORKFLOW, Checkout
+
+from ontogeny import settings
+from ontogeny.summary import summarise
 
 pytestmark = pytest.mark.slow
 
@@ -25,6 +30,14 @@ SOURCES = [
     "src/ontogeny/figures/style.py",
     "src/ontogeny/files.py",
 ]
+NUMBERS = """
+    snapshots pretrain_tokens final_loss unigram_cross_entropy bigram_cross_entropy
+    unigram_crossing_step bigram_crossing_step features explained_variance_mean
+    explained_variance_min l0_mean dead_fraction matched_feature_share pca_explained_variance
+    loss_recovered_last turning_point_step turning_point_low turning_point_high
+    within_block_cosine between_block_cosine initialisation_features emergent_features
+    transient_features wall_seconds peak_memory_bytes disk_bytes
+""".split()
 BEFORE_TRAINING = {
     "fetch",
     "corpus",
@@ -53,9 +66,31 @@ def figures_among(jobs: Counter[str]) -> set[str]:
 def test_a_finished_experiment_holds_everything_and_has_nothing_to_do(finished):
     for name in ("summary.json", "provenance.json", "config.yaml", "figures/training.pdf"):
         assert (finished / RESULTS / name).stat().st_size > 0
+    numbers = json.loads((finished / RESULTS / "summary.json").read_text())
+    assert set(NUMBERS) <= set(numbers)
+    assert numbers["snapshots"] == 5
+    assert numbers["pretrain_tokens"] == 40 * 8 * 64
+    assert numbers["living_features"] + 64 * numbers["dead_fraction"] == pytest.approx(64, abs=5)
+    assert (
+        numbers["initialisation_features"] + numbers["emergent_features"]
+        == (numbers["living_features"])
+    )
     assert not list((finished / "results").rglob("*.part"))
     assert not list((finished / RESULTS / "state").iterdir())
     assert finished.would_run() == {}
+
+
+def test_a_dictionary_without_histories_has_a_summary_too(experiment):
+    folder = experiment / RESULTS
+    before = json.loads((folder / "summary.json").read_text())
+    shutil.rmtree(folder / "features")
+    summarise(settings.load(folder / "config.yaml"), folder, ROOT)
+    after = json.loads((folder / "summary.json").read_text())
+    missing = {key for key in before if key not in after}
+    assert {"turning_point_step", "emergent_features", "matched_feature_share"} <= missing
+    assert {key: before[key] for key in after if key != "disk_bytes"} == {
+        key: after[key] for key in after if key != "disk_bytes"
+    }
 
 
 def test_touched_sources_run_nothing(experiment):
@@ -130,7 +165,7 @@ def test_a_threshold_of_the_tables_runs_the_tables_and_figures(experiment):
     assert set(jobs) - figures_among(jobs) == {"features", "summary"}
 
 
-def test_one_more_snapshot_extracts_one_snapshot(experiment, new_checkout):
+def test_one_more_snapshot_extracts_one_snapshot(experiment, only_tokens):
     steps = [0, 2, 8, 10, 20, 40]
     kept = [
         f"{folder}/step{s}" for folder in ("snapshots", "activations/residual.0") for s in steps
@@ -148,7 +183,7 @@ def test_one_more_snapshot_extracts_one_snapshot(experiment, new_checkout):
         if any(name.startswith(k) for k in kept) and "step10" not in name:
             assert later[name] == earlier[name], name
 
-    fresh = new_checkout()
+    fresh = only_tokens
     fresh.configure({"pretrain.snapshots": steps})
     fresh.snakemake(f"{RESULTS}/activations/residual.0/step10.h5", f"{RESULTS}/pretrain/log.csv")
     for name in ("snapshots/step10/model.safetensors", "activations/residual.0/step10.h5"):
@@ -220,13 +255,13 @@ def killed_when(checkout: Checkout, there: Callable[[], object], *words: str) ->
 
 
 def without_rates(path: Path) -> Iterator[dict[str, str]]:
-    for row in csv.DictReader(path.open()):
+    for row in csv.DictReader(path.read_text().splitlines()):
         del row["rows_per_second"]
         yield row
 
 
-def test_killed_runs_end_where_an_unbroken_one_ends(finished, new_checkout):
-    broken = new_checkout()
+def test_killed_runs_end_where_an_unbroken_one_ends(finished, only_tokens):
+    broken = only_tokens
     target = f"{RESULTS}/crosscoders/batchtopk/seed0/metrics.csv"
     here = broken / RESULTS
 
@@ -248,7 +283,7 @@ def test_killed_runs_end_where_an_unbroken_one_ends(finished, new_checkout):
     steps = (0, 2, 8, 20, 40)
     names = [f"snapshots/step{s}/model.safetensors" for s in steps]
     names += [f"activations/residual.0/step{s}.h5" for s in steps]
-    names += ["corpus/tokens.h5", "basis/residual.0.h5", "pretrain/log.csv"]
+    names += ["basis/residual.0.h5", "pretrain/log.csv"]
     names += [f"crosscoders/batchtopk/seed0/{n}" for n in ("crosscoder.safetensors", "config.json")]
     for name in names:
         assert (here / name).read_bytes() == (unbroken / name).read_bytes(), name

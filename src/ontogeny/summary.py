@@ -67,6 +67,27 @@ def _stability(matches: pd.DataFrame, threshold: float) -> dict[str, Any]:
     }
 
 
+def _histories(tables: Path, threshold: float) -> dict[str, Any]:
+    """Numbers of the primary crosscoder's feature tables."""
+    features = pd.read_parquet(tables / "features.parquet")
+    turning = json.loads((tables / "turning_point.json").read_text())
+    living = features[features["alive"]]
+    values = {
+        "living_features": len(living),
+        **_stability(pd.read_csv(tables / "matches.csv"), threshold),
+    }
+    for group, end in (("all", ""), ("matched", "_matched")):
+        if group not in turning:
+            continue
+        for key in ("step", "low", "high"):
+            values[f"turning_point_{key}{end}"] = turning[group][key]
+        for key in ("within", "between"):
+            values[f"{key}_block_cosine{end}"] = turning[group][key]
+    for kind in ("initialisation", "emergent", "transient"):
+        values[f"{kind}_features"] = int(living[kind].sum())
+    return values
+
+
 def summarise(settings: Settings, folder: str | Path, source: str | Path) -> None:
     """Write summary.json and provenance.json of a finished experiment.
 
@@ -80,10 +101,6 @@ def summarise(settings: Settings, folder: str | Path, source: str | Path) -> Non
     phases = pd.read_csv(folder / "phases" / "phases.csv")
     log = pd.read_csv(folder / "pretrain" / "log.csv")
     tables = folder / "features" / settings.primary
-    features = pd.read_parquet(tables / "features.parquet")
-    matches = pd.read_csv(tables / "matches.csv")
-    turning = json.loads((tables / "turning_point.json").read_text())
-    living = features[features["alive"]]
     seconds, peak = timings(folder / "benchmarks")
     measured = log.dropna(subset=["copying_gain"]).iloc[-1]
 
@@ -95,23 +112,10 @@ def summarise(settings: Settings, folder: str | Path, source: str | Path) -> Non
         **levels,
         "primary": settings.primary,
         "features": primary.features,
-        "living_features": len(living),
         **_fidelity(folder / "crosscoders" / settings.primary, primary.seeds),
-        **_stability(matches, settings.analysis.matched_cosine),
-        "turning_point_step": turning["all"]["step"],
-        "turning_point_low": turning["all"]["low"],
-        "turning_point_high": turning["all"]["high"],
-        "within_block_cosine": turning["all"]["within"],
-        "between_block_cosine": turning["all"]["between"],
-        "initialisation_features": int(living["initialisation"].sum()),
-        "emergent_features": int(living["emergent"].sum()),
-        "transient_features": int(living["transient"].sum()),
     }
-    if "matched" in turning:
-        for key in ("step", "low", "high"):
-            values[f"turning_point_{key}_matched"] = turning["matched"][key]
-        for key in ("within", "between"):
-            values[f"{key}_block_cosine_matched"] = turning["matched"][key]
+    if tables.exists():  # a dictionary of fewer than four snapshots has no histories
+        values |= _histories(tables, settings.analysis.matched_cosine)
     for name, other in settings.crosscoders.items():
         if name == settings.primary:
             continue

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from ontogeny.files import InputError
@@ -32,7 +33,7 @@ def load_model(folder: str | Path, device: torch.device, dtype: torch.dtype) -> 
     logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         why = " ".join(str(error).split())[:200]
         raise InputError(f"{folder}: not a snapshot; delete it to make it again ({why})") from None
     return cast(nn.Module, model).to(device).eval()

@@ -135,7 +135,9 @@ def training_state(wildcards):
     """Where an unfinished training keeps its state: a place of its own for other settings."""
     c = S.crosscoders[wildcards.crosscoder]
     own = values(c, "seeds", "threads")
-    key = digest_value([MODEL, values(S.activations), own, code("crosscoder.train")])
+    rows = [MODEL, STEPS, values(S.activations), values(S.basis)]
+    stages = [code(m) for m in ("activations.extract", "basis.principal", "crosscoder.train")]
+    key = digest_value([rows, own, stages])
     return f"{RESULTS}/state/{wildcards.crosscoder}-{wildcards.seed}-{key}"
 
 

@@ -62,7 +62,7 @@ def _stability(matches: pd.DataFrame, threshold: float) -> dict[str, Any]:
     return {
         "matched_feature_share": len(matched) / len(matches),
         "matched_feature_share_frequent_200": float((frequent["cosine"] >= threshold).mean()),
-        "matched_cosine_quartiles": [round(float(q), 4) for q in quantiles],
+        **{f"matched_cosine_q{q:.0%}".rstrip("%"): float(v) for q, v in quantiles.items()},
         "matched_peaks_within_two": float((apart <= 2).mean()) if len(matched) else None,
     }
 

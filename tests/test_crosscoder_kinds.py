@@ -1,0 +1,119 @@
+"""Every kind of dictionary trains from the one implementation: the sites alone differ."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from conftest import RESULTS, tiny
+
+from ontogeny import settings
+from ontogeny.activations import extract, store
+from ontogeny.basis import principal
+from ontogeny.crosscoder import fidelity, train
+from ontogeny.crosscoder.model import Crosscoder
+
+STEPS = [0, 40]
+ALL = {"layers": [0, 1], "streams": ["residual", "mlp_in", "mlp_out"]}
+COMMON = {"features": 64, "k": 6, "steps": 200, "batch_rows": 256, "aux_features": 0, "seeds": [0]}
+COMMON |= {"learning_rate": 3e-3, "dead_after_rows": 20_000}
+
+
+def sites(layers: list[int], streams: list[str], steps: list[int]) -> dict:
+    return {"layers": layers, "streams": streams, "snapshots": steps}
+
+
+LAST = [40]
+KINDS = {
+    "sae": {"inputs": sites([1], ["residual"], LAST), "basis": "full"},
+    "transcoder": {
+        "inputs": sites([1], ["mlp_in"], LAST),
+        "outputs": sites([1], ["mlp_out"], LAST),
+        "basis": "full",
+    },
+    "cross_layer": {"inputs": sites([0, 1], ["residual"], LAST), "basis": "full"},
+    "cross_snapshot": {"inputs": sites([0], ["residual"], STEPS)},
+    "per_snapshot_jumprelu": {
+        "inputs": sites([0], ["residual"], STEPS),
+        "basis": "full",
+        "activation": "jumprelu",
+        "gate": "snapshot",
+        "sparsity": 0.02,
+    },
+    "relu": {
+        "inputs": sites([0], ["residual"], STEPS),
+        "basis": "full",
+        "activation": "relu",
+        "sparsity": 0.5,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def experiment(finished, tmp_path_factory) -> tuple[settings.Settings, Path]:
+    """Activations of both layers' streams at two snapshots of the tiny model."""
+    changes = {"activations": ALL, "crosscoders": {n: COMMON | k for n, k in KINDS.items()}}
+    s = settings.load(tiny(changes | {"pretrain.snapshots": STEPS, "primary": "sae"}))
+    folder = tmp_path_factory.mktemp("kinds")
+    for step in STEPS:
+        snapshot = finished / RESULTS / f"snapshots/step{step}"
+        tokens = finished / RESULTS / "corpus/tokens.h5"
+        extract.extract(s.activations, snapshot, step, tokens, folder, "cpu")
+    for place in sorted(folder.iterdir()):
+        files = [place / f"step{step}.h5" for step in STEPS]
+        store.stack(files, STEPS, place / "stack.h5")
+    return s, folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_trains_and_explains_its_outputs(kind, experiment, tmp_path, monkeypatch):
+    s, activations = experiment
+    monkeypatch.setattr(train.devices, "compiled", lambda function, device: function)
+    c = s.crosscoders[kind]
+    basis = tmp_path / "basis.h5"
+    if c.basis == "principal":
+        principal.build(s.basis, activations, store.expand(c.inputs, STEPS), basis, "cpu")
+    train.train(s, kind, 0, activations, basis, tmp_path / "out", tmp_path / "state")
+    trained = Crosscoder.load(tmp_path / "out")
+    outputs = store.expand(c.outputs or c.inputs, STEPS)
+    assert trained.about.outputs == [[o.snapshot, o.layer, o.stream] for o in outputs]
+    assert trained.W_dec.shape == (64, len(outputs), 32)
+    by_site, by_feature, f = fidelity.explained(trained, activations, 0.1)
+    assert len(by_site) == len(outputs)
+    assert by_site["explained_variance"].min() > 0.4
+    assert f.shape[1:] == ((64, len(outputs)) if c.gate == "snapshot" else (64,))
+    if c.activation == "batch_topk":
+        assert by_site["l0"].mean() == pytest.approx(6, rel=0.15)
+    assert 0 < by_feature["density"].max() <= 1
+    metrics = pd.read_csv(tmp_path / "out" / "metrics.csv")
+    assert metrics["explained_variance"].iloc[-1] > metrics["explained_variance"].iloc[0]
+
+
+def test_at_full_rank_the_subspace_gives_the_full_dictionary(experiment, tmp_path):
+    """With nothing left out, U only turns the space: reconstructions agree to rounding."""
+    s, activations = experiment
+    places = store.expand(s.crosscoders["cross_snapshot"].inputs, STEPS)
+    basis = tmp_path / "basis.h5"
+    exact = s.basis.model_copy(update={"max_variance_lost": 1e-9})
+    principal.build(exact, activations, places, basis, "cpu")
+    U = torch.from_numpy(principal.Projected(basis).basis)
+    if U.shape[0] != U.shape[1]:
+        pytest.fail(f"the subspace has {U.shape[1]} of {U.shape[0]} dimensions")
+    W = torch.randn(16, U.shape[0], generator=torch.Generator().manual_seed(0))
+    x = torch.from_numpy(store.Stacks(activations, places).read(0, 64)).flatten(1)
+    turned = (x @ U @ (W @ U).T) @ (W @ U) @ U.T
+    torch.testing.assert_close(turned, (x @ W.T) @ W, rtol=1e-3, atol=1e-2)
+
+
+def test_a_training_goes_on_from_its_state_to_the_same_bytes(experiment, tmp_path, monkeypatch):
+    s, activations = experiment
+    monkeypatch.setattr(train.devices, "compiled", lambda function, device: function)
+    monkeypatch.setattr(train, "SAVE_EVERY", 50)
+    state = tmp_path / "state"
+    train.train(s, "sae", 0, activations, Path(), tmp_path / "out", state)
+    assert json.loads((state / "state.json").read_text())["step"] == 150
+    again = tmp_path / "again"
+    train.train(s, "sae", 0, activations, Path(), again, state)
+    one, other = (folder / "crosscoder.safetensors" for folder in (tmp_path / "out", again))
+    assert one.read_bytes() == other.read_bytes()

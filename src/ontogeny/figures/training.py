@@ -13,7 +13,7 @@ SERIES = {
     "loss": {"loss": "loss of the batch", "held_out_loss": "loss on held-out text"},
     "rate": {"learning_rate": "learning rate"},
     "gain": {
-        "copying_gain": "repeated text, half a block apart as in training",
+        "copying_gain": "repeated text, half a block apart",
         "copying_gain_near": "3/8 of a block apart",
         "random_gain": "random tokens, half a block apart",
     },

@@ -54,10 +54,10 @@ def explained(
     f : (rows, F) or (rows, F, N) feature activations, on the CPU.
     """
     inputs, outputs = _stacks(crosscoder, activations)
-    mean = sum(
-        torch.from_numpy(p).double().sum(0) for _, p in outputs.pieces(PIECE_ROWS, "held_out")
-    )
-    mean = (mean / outputs.held_out_rows).float()  # type: ignore[union-attr]
+    total = torch.zeros(len(outputs.sites), outputs.width, dtype=torch.float64)
+    for _, piece in outputs.pieces(PIECE_ROWS, "held_out"):
+        total += torch.from_numpy(piece).double().sum(0)
+    mean = (total / outputs.held_out_rows).float()
     strength = crosscoder.strength
     present = (strength >= floor * strength.amax(1, keepdim=True)).float()  # (F, N)
     sites = len(outputs.sites)

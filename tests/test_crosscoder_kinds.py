@@ -1,8 +1,8 @@
 """Every kind of dictionary trains from the one implementation: the sites alone differ."""
 
-import json
 from pathlib import Path
 
+import h5py
 import pandas as pd
 import pytest
 import torch
@@ -112,7 +112,8 @@ def test_a_training_goes_on_from_its_state_to_the_same_bytes(experiment, tmp_pat
     monkeypatch.setattr(train, "SAVE_EVERY", 50)
     state = tmp_path / "state"
     train.train(s, "sae", 0, activations, Path(), tmp_path / "out", state)
-    assert json.loads((state / "state.json").read_text())["step"] == 150
+    with h5py.File(state / "state.h5") as file:
+        assert file.attrs["step"] == 150
     again = tmp_path / "again"
     train.train(s, "sae", 0, activations, Path(), again, state)
     one, other = (folder / "crosscoder.safetensors" for folder in (tmp_path / "out", again))

@@ -332,7 +332,7 @@ def test_in_all_dimensions_the_basis_changes_nothing(activations, tmp_path):
     full.W_dec = torch.randn(32, N * D, generator=generator)
     full.b_enc = torch.randn(32, generator=generator)
     turned = model.Weights(
-        U.T @ full.W_enc, full.b_enc, full.W_dec @ U, full.b_dec, full.log_threshold
+        full.W_enc @ U, full.b_enc, full.W_dec @ U, full.b_dec, full.log_threshold
     )
     about = model.Description(
         activation="batch_topk", gate="feature", features=32, width=D, threshold=0.3, seed=0,

@@ -274,7 +274,7 @@ def test_killed_runs_end_where_an_unbroken_one_ends(finished, only_tokens):
     drafts = list(here.glob("activations/residual.0/.*.part"))
     assert drafts  # killed in the middle of writing
 
-    killed_when(broken, lambda: list(here.glob("state/*/state.json")), target)
+    killed_when(broken, lambda: list(here.glob("state/*/state.h5")), target)
     assert not list(here.glob("crosscoders/**/crosscoder.safetensors"))
 
     broken.snakemake(target, f"{RESULTS}/pretrain/log.csv")

@@ -62,6 +62,7 @@ def threads(function: Callable[..., Any]) -> Callable[..., Any]:
         from ontogeny import devices
 
         devices.use_threads(value)
+        devices.keep_memory()
 
     return click.option(
         "--threads", type=click.IntRange(1), default=1, expose_value=False, callback=obey

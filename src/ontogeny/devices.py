@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import sys
@@ -24,6 +25,18 @@ def use_threads(threads: int) -> None:
     """Fix the number of CPU threads: sums are then added in one order, and runs repeat exactly."""
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
+def keep_memory() -> None:
+    """Let the C library reuse freed blocks of any size, where it can be told (glibc).
+
+    By default it hands each large tensor back to the system and pays for fresh pages at every step.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        mmap_threshold, trim_threshold = -3, -1
+        library.mallopt(mmap_threshold, 1 << 30)
+        library.mallopt(trim_threshold, (1 << 31) - 1)
 
 
 def compiler_missing() -> str:

@@ -140,6 +140,9 @@ class Crosscoder(Section):
     k: int = Field(8, ge=1, description="batch_topk: mean active features a token and site.")
     sparsity: float = Field(0.3, ge=0, description="Weight of the sparsity penalty, λ.")
     bandwidth: float = Field(4.0, gt=0, description="jumprelu: ε of the straight-through estimate.")
+    threshold_share: float = Field(
+        0.125, gt=0, le=1, description="jumprelu: share of a batch that thresholds learn from."
+    )
     dead_after_rows: int = Field(
         100_000, ge=1, description="A feature silent for so many rows counts as dead."
     )
@@ -157,6 +160,10 @@ class Crosscoder(Section):
     batch_rows: int = Field(1024, ge=1, description="Tokens in a step, B.")
     steps: int = Field(..., ge=1, description="Optimiser steps.")
     learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate (Adam).")
+    moments: Literal["float32", "compact"] = Field(
+        "float32",
+        description="Adam's moments: 8 bytes a weight, or 2 (bfloat16, one variance a feature).",
+    )
     warmup: float = Field(0.02, ge=0, le=1, description="Share of steps of linear warm-up.")
     decay: float = Field(0.2, ge=0, le=1, description="Last share of steps, decaying to 1/32.")
     seeds: list[int] = Field([0, 1], min_length=1, description="One training each.")

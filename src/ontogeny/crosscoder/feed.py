@@ -12,8 +12,6 @@ import torch
 from ontogeny.activations.store import Site, Stacks, read_ahead
 from ontogeny.basis.principal import Projected
 
-PIECE_BATCHES = 8  # batches that are read at a time
-
 
 class Source(Protocol):
     """Rows of training data: (rows, I) float32, already shuffled."""
@@ -75,13 +73,11 @@ def batches(
     Step s has the rows from s·rows on, counted around the end of the data: a function of the step
     alone, so that a resumed training sees what an unbroken one would.
     """
-    pieces = [(step, min(step + PIECE_BATCHES, stop)) for step in range(start, stop, PIECE_BATCHES)]
 
-    def piece(first: int, last: int) -> torch.Tensor:
-        data = torch.from_numpy(_read_around(source, first * rows, last * rows))
+    def read(step: int) -> torch.Tensor:
+        data = torch.from_numpy(_read_around(source, step * rows, (step + 1) * rows))
         return data.pin_memory() if device.type == "cuda" else data
 
-    jobs = ((first, lambda first=first, last=last: piece(first, last)) for first, last in pieces)
-    for _, data in read_ahead(jobs):
-        for batch in data.split(rows):
-            yield batch.to(device, non_blocking=True)
+    jobs = ((step, lambda step=step: read(step)) for step in range(start, stop))
+    for _, batch in read_ahead(jobs):
+        yield batch.to(device, non_blocking=True)

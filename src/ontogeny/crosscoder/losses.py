@@ -1,4 +1,4 @@
-"""The training losses, written to be compiled: one function of tensors each, no host syncs.
+"""The training losses and their gradients, written out: one function of tensors each.
 
 Every loss is the mean over tokens and sites of ‖ã − â‖², plus what makes it sparse:
 
@@ -6,16 +6,23 @@ Every loss is the mean over tokens and sites of ‖ã − â‖², plus what mak
     jumprelu    λ Σ_i ω_i (1 + ω_i/ω_0),  ω_i = mean of tanh(4 f_i r_i)            [paper], [J]
     relu        λ Σ_i of the mean of f_i r_i                                        [C]
 
-Shapes as in model.py; `sites` is N, and a (B, F, N) tensor is kept as (N, B, F), for batched
-products.
+With E = â − ã and c = 2/(B·N), the gradients that all share are, over the pairs that act alone:
+
+    ∂L/∂W_dec = c fᵀ E      ∂L/∂b_dec = c Σ_b E      ∂L/∂f = c E W_decᵀ + (penalty's)
+    ∂L/∂W_enc = dhᵀ x       ∂L/∂b_enc = Σ_b dh       dh = ∂L/∂f · gate
+
+Each function is one graph for the compiler, without host syncs, and writes its gradients into
+buffers that live as long as the training. Shapes as in model.py; `sites` is N. reference.py has
+the same again in float64.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
+from ontogeny.crosscoder import pairs
 from ontogeny.crosscoder.model import Weights, decoder_norms, pre_activations
 
 OMEGA_0 = 0.01
@@ -23,78 +30,53 @@ TANH_SCALE = 4.0
 
 
 class Out(NamedTuple):
-    """What a step reports beside its loss; all on the device, none with a gradient."""
+    """What a step reports; all on the device."""
 
-    loss: torch.Tensor  # () to differentiate
+    loss: torch.Tensor  # ()
     error: torch.Tensor  # () mean over tokens and sites of ‖ã − â‖²
     l0: torch.Tensor  # () mean active features a token and site
     fired: torch.Tensor  # (F,) whether active anywhere in the batch
     cut: torch.Tensor  # () smallest kept score (batch_topk)
-    reconstruction: torch.Tensor  # (B, O)
+    residual: torch.Tensor  # (B, O) E = â − ã
 
 
-class Jump(torch.autograd.Function):
-    """f = h · 1[h·r > t], its gradient to τ = log t the straight-through estimate of [J]:
-
-    ∂f/∂τ ≈ −(t/ε) · 1[|h·r − t| < ε/2, h·r > 0];   ∂f/∂h = the gate;   none to r.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        h: torch.Tensor, r: torch.Tensor, log_threshold: torch.Tensor, bandwidth: float
-    ) -> torch.Tensor:
-        """h (…, B, F), r (…, 1, F), τ (F,)."""
-        return h * (h * r > log_threshold.exp())
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        h, r, log_threshold, ctx.bandwidth = inputs
-        ctx.save_for_backward(h, r, log_threshold)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        h, r, log_threshold = ctx.saved_tensors
-        t = log_threshold.exp()
-        score = h * r
-        grad_h = grad * (score > t)
-        near = ((score - t).abs() < ctx.bandwidth / 2) & (score > 0)
-        grad_tau = -(t / ctx.bandwidth) * (grad * near).flatten(0, -2).sum(0)
-        while grad_h.ndim > 2:
-            grad_h = grad_h.sum(0)
-        return grad_h, None, grad_tau, None
+def gate_norms(W_dec: torch.Tensor, sites: int, per_site: bool) -> torch.Tensor:
+    """What a gate multiplies h by: r, (F, N), or its root mean square over sites, (F, 1)."""
+    return decoder_norms(W_dec, sites) if per_site else decoder_norms(W_dec, 1) / sites**0.5
 
 
-def _decode(f: torch.Tensor, W_dec: torch.Tensor, b_dec: torch.Tensor) -> torch.Tensor:
-    """â (B, O) from f (B, F), or (N, B, F) with a gate per site."""
-    if f.ndim == 2:
-        return torch.addmm(b_dec, f, W_dec)
-    per_site = W_dec.unflatten(1, (f.shape[0], -1)).transpose(0, 1)  # (N, F, D)
-    return torch.bmm(f, per_site).transpose(0, 1).flatten(1) + b_dec
+def _residual(
+    over: pairs.Every | pairs.Kept, f: torch.Tensor, W: Weights, target: torch.Tensor, sites: int
+) -> Out:
+    """E and what is reported of it and of f."""
+    E = over.decode(f, W.W_dec, len(target)) + W.b_dec - target
+    error = E.square().sum() / (len(target) * sites)
+    active = over.sums((f > 0).to(f.dtype))  # (F, N), or (F, 1) for one gate a feature
+    l0 = active.sum() / (len(target) * active.shape[1])
+    return Out(error, error, l0, active.sum(1) > 0, torch.zeros_like(error), E)
 
 
-def _gate_norms(W_dec: torch.Tensor, sites: int, per_site: bool) -> torch.Tensor:
-    """What the gate multiplies h by: r, (N, 1, F), or its root mean square over sites, (1, F)."""
-    if per_site:
-        return decoder_norms(W_dec, sites).T[:, None, :]
-    return decoder_norms(W_dec, 1).T / sites**0.5
-
-
-def _out(
-    target: torch.Tensor, f: torch.Tensor, W: Weights, sites: int, cut: torch.Tensor
-) -> tuple[torch.Tensor, Out]:
-    """Reconstruction error (with gradient) and the report, from feature activations."""
-    reconstruction = _decode(f, W.W_dec, W.b_dec)
-    error = (target - reconstruction).square().sum() / (target.shape[0] * sites)
-    active = f.detach() > 0
-    fired = active.flatten(0, -2).any(0)
-    l0 = active.sum() / (active.numel() // active.shape[-1])
-    return error, Out(error, error.detach(), l0, fired, cut, reconstruction.detach())
+def _gradients(
+    over: pairs.Every | pairs.Kept,
+    G: Weights,
+    x: torch.Tensor,
+    f: torch.Tensor,
+    df: torch.Tensor,
+    E: torch.Tensor,
+    sites: int,
+) -> None:
+    """Set G's encoder, decoder and biases from ∂L/∂f, df."""
+    c = 2 / (len(x) * sites)
+    dh = torch.where(f > 0, df, 0.0)
+    over.encoder_gradient(G.W_enc, dh, x)
+    G.b_enc.copy_(over.sums(dh).sum(1))
+    over.decoder_gradient(G.W_dec, c * f, E)
+    G.b_dec.copy_(c * E.sum(0))
 
 
 def batch_topk(
     W: Weights,
+    G: Weights,
     x: torch.Tensor,
     target: torch.Tensor,
     dead: torch.Tensor,
@@ -105,56 +87,125 @@ def batch_topk(
     k: int,
     aux_k: int,
     aux_weight: float,
+    native: bool,
 ) -> Out:
     """BatchTopK [B] with AuxK [T].
 
     Parameters
     ----------
+    W : the weights. G : buffers for their gradients.
     x : (B, I). target : (B, O).
-    dead : (A,) features longest silent. is_dead : (A,) bool, those that count as dead.
+    dead : (A,) features longest silent. is_dead : (A,) bool, those that count as dead. A = 0
+        leaves AuxK out.
+    native : whether the CPU's own operators serve (pairs.py).
     """
     h = pre_activations(x, W.W_enc, W.b_enc)
-    score = (h * _gate_norms(W.W_dec, sites, per_site)).detach()
-    count = k * (score.numel() // score.shape[-1])
-    cut = torch.topk(score.flatten(), count, sorted=False).values.min()
-    f = h * ((score >= cut) & (score > 0))
-    error, out = _out(target, f, W, sites, cut)
-    if dead.shape[0] == 0:
+    r = gate_norms(W.W_dec, sites, per_site)
+    position, cut = pairs.largest(h, r, k * len(x) * r.shape[1], native)
+    kept = pairs.Kept.at(position, len(W.b_enc), r.shape[1], native)
+    f = kept.take(h).relu()
+    out = _residual(kept, f, W, target, sites)._replace(cut=cut)
+    df = kept.gradient(out.residual, W.W_dec) * (2 / (len(x) * sites))
+    _gradients(kept, G, x, f, df, out.residual, sites)
+    if len(dead) == 0:
         return out
     # What the living leave over, from the dead alone: at most aux_k of them a token.
-    left = target - out.reconstruction
     h_dead = torch.where(is_dead, h[:, dead], 0.0).relu()
-    kth = torch.topk(h_dead.detach(), aux_k, dim=1, sorted=False).values.amin(1, keepdim=True)
+    kth = torch.topk(h_dead, aux_k, dim=1, sorted=False).values.amin(1, keepdim=True)
     f_dead = h_dead * (h_dead >= kth)
-    left_error = (left - f_dead @ W.W_dec[dead]).square().sum() / (target.shape[0] * sites)
-    aux = torch.where(is_dead.any(), left_error, 0.0)
-    return out._replace(loss=error + aux_weight * aux)
+    W_dead = W.W_dec[dead]
+    E_dead = f_dead @ W_dead + out.residual
+    aux = E_dead.square().sum() / (len(x) * sites)
+    dE_dead = E_dead * (aux_weight * 2 / (len(x) * sites))
+    dh_dead = torch.where(f_dead > 0, dE_dead @ W_dead.T, 0.0)
+    G.W_dec.index_add_(0, dead, f_dead.T @ dE_dead)
+    G.W_enc.index_add_(0, dead, dh_dead.T @ x)
+    G.b_enc.index_add_(0, dead, dh_dead.sum(0))
+    return out._replace(loss=out.error + aux_weight * torch.where(is_dead.any(), aux, 0.0))
 
 
 def jumprelu(
     W: Weights,
+    G: Weights,
+    x: torch.Tensor,
+    target: torch.Tensor,
+    sparsity: torch.Tensor,
+    sample: torch.Tensor,
+    *,
+    sites: int,
+    per_site: bool,
+    bandwidth: float,
+    native: bool,
+) -> Out:
+    """JumpReLU with the tanh-quad penalty [paper].
+
+    The gradient of τ = log t is the straight-through estimate of [J], −(t/ε) Σ ∂L/∂f over all
+    pairs with |h·r − t| < ε/2 and h·r > 0, active or not; it is estimated from some tokens.
+
+    Parameters
+    ----------
+    sparsity : () λ at this step. sample : (S,) tokens that the threshold's gradient is taken from.
+    """
+    h = pre_activations(x, W.W_enc, W.b_enc)
+    r = gate_norms(W.W_dec, sites, per_site)
+    t = W.log_threshold.exp()
+    over: pairs.Every | pairs.Kept
+    if native or per_site:
+        over = pairs.Kept.at(pairs.above(h, r, t), len(t), r.shape[1], native)
+        f = over.take(h)
+    else:
+        over = pairs.Every()
+        f = h * (h * r.T > t)
+    out = _residual(over, f, W, target, sites)
+
+    tokens = len(x) * r.shape[1]
+    z = TANH_SCALE * f * over.of_feature(r)
+    omega = over.sums(torch.tanh(z)).sum(1) / tokens  # (F,)
+    slope = sparsity * (1 + 2 * omega / OMEGA_0) * TANH_SCALE / tokens
+    slopes = slope[:, None].expand_as(r)
+    dz = over.of_feature(slopes) * (1 - torch.tanh(z).square())
+    df = over.gradient(out.residual, W.W_dec) * (2 / (len(x) * sites)) + dz * over.of_feature(r)
+    _gradients(over, G, x, f, df, out.residual, sites)
+    dr = over.sums(dz * f)  # (F, N) or (F, 1)
+    per_norm = dr / r if per_site else dr / (r * sites)
+    G.W_dec.view(*r.shape, -1).add_(per_norm[:, :, None] * W.W_dec.view(*r.shape, -1))
+
+    # The threshold's gradient: dense over the sampled tokens, a few sites at a time.
+    E, W_dec = (
+        a.view(len(a), r.shape[1], -1).transpose(0, 1) for a in (out.residual[sample], W.W_dec)
+    )  # (N, S, D), (N, F, D)
+    h = h[sample]
+    total = torch.zeros_like(t)
+    at_once = max(1, len(x) // len(sample))
+    for n in range(0, r.shape[1], at_once):
+        norm = r.T[n : n + at_once, None]  # (sites, 1, F)
+        score = h * norm
+        near = ((score - t).abs() < bandwidth / 2) & (score > 0)
+        df = torch.bmm(E[n : n + at_once], W_dec[n : n + at_once].transpose(1, 2))
+        df = df * (2 / (len(x) * sites))
+        df += slope * (1 - torch.tanh(TANH_SCALE * score * (score > t)).square()) * norm
+        total += (df * near).sum((0, 1))
+    G.log_threshold.copy_(-(t / bandwidth) * total * (len(x) / len(sample)))
+    return out._replace(loss=out.error + sparsity * (omega * (1 + omega / OMEGA_0)).sum())
+
+
+def relu(
+    W: Weights,
+    G: Weights,
     x: torch.Tensor,
     target: torch.Tensor,
     sparsity: torch.Tensor,
     *,
     sites: int,
-    per_site: bool,
-    bandwidth: float,
 ) -> Out:
-    """JumpReLU with the tanh-quad penalty [paper]. sparsity : () λ at this step."""
-    h = pre_activations(x, W.W_enc, W.b_enc)
-    r = _gate_norms(W.W_dec, sites, per_site)
-    f = Jump.apply(h, r.detach(), W.log_threshold, bandwidth)
-    error, out = _out(target, f, W, sites, torch.zeros_like(sparsity))
-    omega = torch.tanh(TANH_SCALE * f * r).flatten(0, -2).mean(0)
-    return out._replace(loss=error + sparsity * (omega * (1 + omega / OMEGA_0)).sum())
-
-
-def relu(
-    W: Weights, x: torch.Tensor, target: torch.Tensor, sparsity: torch.Tensor, *, sites: int
-) -> Out:
-    """ReLU with L1 on f·r, the baseline of [C] that [M] criticises."""
+    """ReLU with L1 on f·r, the baseline of [C] that [M] criticises. Dense: most features act."""
+    over = pairs.Every()
     f = pre_activations(x, W.W_enc, W.b_enc).relu()
-    error, out = _out(target, f, W, sites, torch.zeros_like(sparsity))
-    norms = decoder_norms(W.W_dec, sites).mean(1)
-    return out._replace(loss=error + sparsity * (f.mean(0) * norms).sum())
+    out = _residual(over, f, W, target, sites)
+    r = decoder_norms(W.W_dec, sites)
+    mean_f, mean_r = f.mean(0), r.mean(1)
+    df = over.gradient(out.residual, W.W_dec) * (2 / (len(x) * sites)) + sparsity * mean_r / len(x)
+    _gradients(over, G, x, f, df, out.residual, sites)
+    per_norm = sparsity * mean_f[:, None] / (sites * r)
+    G.W_dec.view(*r.shape, -1).add_(per_norm[:, :, None] * W.W_dec.view(*r.shape, -1))
+    return out._replace(loss=out.error + sparsity * (mean_f * mean_r).sum())

@@ -7,7 +7,7 @@ Legend of tensor letters, here and in losses.py:
 
 The equations (METHOD.md 3; [paper] 3.1, [C]), for normalised activations ã:
 
-    h = ã W_enc + b_enc                 (B, F)      pre-activation, shared by all sites
+    h = ã W_encᵀ + b_enc                (B, F)      pre-activation, shared by all sites
     r = ‖W_dec‖ per site                (F, N)      decoder norm
     f = h · 1[h·r > t]                  (B, F, N)   gate per site; per feature: (B, F), r over all
     â = Σ_i f_i W_dec,i + b_dec         (B, N, D)
@@ -34,7 +34,7 @@ from ontogeny.files import InputError, whole
 class Weights:
     """The trained tensors, in the space that training happens in."""
 
-    W_enc: torch.Tensor  # (I, F)
+    W_enc: torch.Tensor  # (F, I) a row a feature, as the decoder's
     b_enc: torch.Tensor  # (F,)
     W_dec: torch.Tensor  # (F, O)
     b_dec: torch.Tensor  # (O,)
@@ -46,8 +46,8 @@ class Weights:
 
 
 def pre_activations(x: torch.Tensor, W_enc: torch.Tensor, b_enc: torch.Tensor) -> torch.Tensor:
-    """h = x W_enc + b_enc: (B, I) → (B, F)."""
-    return torch.addmm(b_enc, x, W_enc)
+    """h = x W_encᵀ + b_enc: (B, I) → (B, F)."""
+    return torch.addmm(b_enc, x, W_enc.T)
 
 
 def decoder_norms(W_dec: torch.Tensor, sites: int) -> torch.Tensor:
@@ -74,7 +74,7 @@ def initial(
     if basis is not None:
         W_dec = W_in = W_dec @ basis
     return Weights(
-        W_enc=W_in.T.contiguous(),
+        W_enc=W_in.clone(),
         b_enc=torch.zeros(features),
         W_dec=W_dec.clone(),
         b_dec=torch.zeros(W_dec.shape[1]),
@@ -88,20 +88,9 @@ def random_directions(weights: Weights, seed: int) -> Weights:
     W_dec = torch.randn(weights.W_dec.shape, generator=generator)
     W_dec *= weights.W_dec.norm() / W_dec.norm()
     return Weights(
-        W_dec.T.contiguous() if weights.W_enc.shape == W_dec.T.shape else weights.W_enc,
+        W_dec.clone() if weights.W_enc.shape == W_dec.shape else weights.W_enc,
         weights.b_enc,
         W_dec,
-        weights.b_dec,
-        weights.log_threshold,
-    )
-
-
-def scale(weights: Weights, factor: float) -> Weights:
-    """Encoder and decoder times `factor`."""
-    return Weights(
-        weights.W_enc * factor,
-        weights.b_enc,
-        weights.W_dec * factor,
         weights.b_dec,
         weights.log_threshold,
     )

@@ -31,7 +31,7 @@ def step(
 
     Parameters
     ----------
-    W : W_enc (I, F), b_enc (F,), W_dec (F, N, D), b_dec (N, D), log_threshold (F,).
+    W : W_enc (F, I), b_enc (F,), W_dec (F, N, D), b_dec (N, D), log_threshold (F,).
     activation : batch_topk, jumprelu or relu. per_site : whether each site has its own gate.
     dead : features that AuxK trains, or None.
 
@@ -40,7 +40,7 @@ def step(
     The loss, and a gradient for each of W.
     """
     B, N, _ = target.shape
-    h = x @ W["W_enc"] + W["b_enc"]  # (B, F)
+    h = x @ W["W_enc"].T + W["b_enc"]  # (B, F)
     r = np.sqrt((W["W_dec"] ** 2).sum(2))  # (F, N)
     rms = np.sqrt((W["W_dec"] ** 2).sum((1, 2)) / N)  # (F,)
     gate_norm = r if per_site else np.repeat(rms[:, None], N, 1)  # (F, N)
@@ -100,5 +100,5 @@ def step(
         grad["W_dec"][dead] += np.einsum("ba,bnd->and", a, dE_aux)
         dh[:, dead] += np.einsum("bnd,and->ba", dE_aux, W["W_dec"][dead]) * kept
     grad["b_enc"] = dh.sum(0)
-    grad["W_enc"] = x.T @ dh
+    grad["W_enc"] = dh.T @ x
     return float(loss), grad

@@ -1,8 +1,8 @@
 """The crosscoder stage: one training, from shuffled rows to a crosscoder folder.
 
-The compiled step is one graph: a loss of losses.py and its gradients; fused Adam follows. The
-model, the losses and the step know nothing of each other's inside. A training resumes from its
-own state folder and ends bit for bit where an unbroken one ends.
+A step is two compiled graphs: a loss of losses.py with its gradients, and Adam. The model, the
+losses and the step know nothing of each other's inside. On a CPU a training resumes from its own
+state folder and ends bit for bit where an unbroken one ends.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
 
 from ontogeny import __version__, devices
 from ontogeny.activations.store import Site, Stacks, expand
 from ontogeny.crosscoder import feed, losses, model
+from ontogeny.crosscoder.optimizer import Adam
 from ontogeny.files import InputError, whole, write_table
 from ontogeny.progress import bar
 from ontogeny.settings import Crosscoder, Settings
@@ -46,22 +47,24 @@ def sparsity_at(step: int, c: Crosscoder) -> float:
     return c.sparsity * min(1.0, (step + 1) / max(1.0, 0.1 * c.steps))
 
 
-def make_loss(c: Crosscoder, sites: int) -> Callable[..., losses.Out]:
-    """The settings' loss as a function of (x, target, dead, is_dead, λ, *weights)."""
+def make_loss(c: Crosscoder, sites: int, native: bool) -> Callable[..., losses.Out]:
+    """The settings' loss as a function of (W, G, x, target, dead, is_dead, λ, sample)."""
     per_site = c.gate == "snapshot"
 
     def loss(
+        W: model.Weights,
+        G: model.Weights,
         x: torch.Tensor,
         target: torch.Tensor,
         dead: torch.Tensor,
         is_dead: torch.Tensor,
         sparsity: torch.Tensor,
-        *tensors: torch.Tensor,
+        sample: torch.Tensor,
     ) -> losses.Out:
-        W = model.Weights(*tensors)
         if c.activation == "batch_topk":
             return losses.batch_topk(
                 W,
+                G,
                 x,
                 target,
                 dead,
@@ -71,12 +74,22 @@ def make_loss(c: Crosscoder, sites: int) -> Callable[..., losses.Out]:
                 k=c.k,
                 aux_k=c.aux_k,
                 aux_weight=c.aux_weight,
+                native=native,
             )
         if c.activation == "jumprelu":
             return losses.jumprelu(
-                W, x, target, sparsity, sites=sites, per_site=per_site, bandwidth=c.bandwidth
+                W,
+                G,
+                x,
+                target,
+                sparsity,
+                sample,
+                sites=sites,
+                per_site=per_site,
+                bandwidth=c.bandwidth,
+                native=native,
             )
-        return losses.relu(W, x, target, sparsity, sites=sites)
+        return losses.relu(W, G, x, target, sparsity, sites=sites)
 
     return loss
 
@@ -107,6 +120,7 @@ class Data:
         self.scales_out = torch.from_numpy(Stacks(folder, outputs).scales)
         self.U: torch.Tensor | None = None
         self._same = inputs == outputs
+        self._sites = inputs if self._same else inputs + outputs
         self._inputs, n_out = len(inputs) * self.width, len(outputs) * self.width
         self._shift: torch.Tensor | None = None
         if c.basis == "principal":
@@ -117,12 +131,19 @@ class Data:
             self.U = torch.from_numpy(principal.file.basis).to(device)
             self._mean_in = self._mean_out = torch.from_numpy(principal.file.mean)
             return
-        self.source = feed.FullSource(folder, inputs if self._same else inputs + outputs)
+        self.source = feed.FullSource(folder, self._sites)
         mean = torch.zeros(self._inputs + (0 if self._same else n_out))
         if c.center:
             mean = torch.from_numpy(feed.mean_row(self.source))
             self._shift = mean.to(device)
         self._mean_in, self._mean_out = mean[: self._inputs], mean[-n_out:]
+
+    def name_of(self, place: int) -> str:
+        """' of stream.layer/step' for a column of a batch; '' where columns mix the sites."""
+        if self.U is not None:
+            return ""
+        site = self._sites[place // self.width]
+        return f" of {site.stream}.{site.layer}/step{site.snapshot}"
 
     def split(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(x, target) of a batch of rows: (B, I), (B, O)."""
@@ -150,120 +171,154 @@ class Data:
         return tensors if self.U is None else tensors | {"basis": self.U.cpu()}
 
 
-def _best_norm(
-    loss: Callable[..., losses.Out], weights: model.Weights, arguments: tuple[Any, ...]
-) -> model.Weights:
-    """The weights scaled by the grid's factor with the lowest starting error [paper]."""
-    with torch.no_grad():
-        errors = []
-        for factor in NORM_GRID:
-            tensors = model.scale(weights, factor).named().values()
-            errors.append(float(loss(*arguments, *tensors).error))
-    return model.scale(weights, NORM_GRID[int(np.argmin(errors))])
-
-
 @dataclass
 class Progress:
-    """Everything that changes while a crosscoder trains, and so all that a state folder holds.
+    """Everything that changes while a crosscoder trains, and so all that a state file holds.
 
     Attributes
     ----------
     silent : (F,) rows since each feature was last active.
     threshold : () running mean of BatchTopK's smallest kept score; −1 before the first.
+    failed : () first step whose loss was not finite; −1 while there is none.
+    aux : whether a feature was dead when last looked, so that AuxK has work.
     """
 
     weights: model.Weights
-    optimizer: torch.optim.Optimizer
+    gradients: model.Weights
+    optimizer: Adam
     silent: torch.Tensor
     threshold: torch.Tensor
+    failed: torch.Tensor
+    aux: bool = False
     step: int = 0
     log: list[dict[str, float]] = field(default_factory=list)
 
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        tensors = self.weights.named() | {"silent": self.silent, "threshold": self.threshold}
+        for i, (m, v) in enumerate(zip(self.optimizer.first, self.optimizer.second, strict=True)):
+            tensors |= {f"first.{i}": m, f"second.{i}": v}
+        return tensors
+
     def save(self, folder: Path) -> None:
-        """Write whole: the tensors first, then the small file that makes them count."""
-        tensors = {f"weights.{n}": t.detach() for n, t in self.weights.named().items()}
-        tensors |= {"silent": self.silent, "threshold": self.threshold}
-        for i, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"adam.{i}.{n}": t for n, t in moments.items()}
-        path = folder / f"step{self.step}.safetensors"
-        with whole(path) as draft:
-            save_file({k: t.contiguous().cpu() for k, t in tensors.items()}, draft)
-        with whole(folder / "state.json") as draft:
-            draft.write_text(json.dumps({"step": self.step, "log": self.log}))
-        for old in folder.glob("step*.safetensors"):
-            if old != path:
-                old.unlink()
+        """Write state.h5 whole. bfloat16 is kept as its bits: NumPy and HDF5 have no such type."""
+        with whole(folder / "state.h5") as draft, h5py.File(draft, "w") as file:
+            for name, tensor in self._tensors().items():
+                file[name] = _bits(tensor.cpu()).numpy()
+            file.attrs["step"], file.attrs["aux"] = self.step, self.aux
+            file.attrs["log"] = json.dumps(self.log)
 
     def resume(self, folder: Path) -> None:
         """Read the folder's state into place, if it holds one."""
-        if not (folder / "state.json").exists():
+        if not (folder / "state.h5").exists():
             return
-        about = json.loads((folder / "state.json").read_text())
-        self.step, self.log = int(about["step"]), about["log"]
-        tensors = load_file(folder / f"step{self.step}.safetensors")
-        with torch.no_grad():
-            for n, t in self.weights.named().items():
-                t.copy_(tensors[f"weights.{n}"])
-        self.silent.copy_(tensors["silent"])
-        self.threshold.copy_(tensors["threshold"])
-        adam: dict[int, dict[str, torch.Tensor]] = {}
-        for key, value in tensors.items():
-            if key.startswith("adam."):
-                _, i, n = key.split(".")
-                adam.setdefault(int(i), {})[n] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": adam, "param_groups": groups})
+        with h5py.File(folder / "state.h5") as file:
+            for name, tensor in self._tensors().items():
+                _bits(tensor).copy_(torch.from_numpy(np.asarray(file[name])))
+            self.step, self.aux = int(file.attrs["step"]), bool(file.attrs["aux"])
+            self.log = json.loads(file.attrs["log"])
+
+    @property
+    def finite(self) -> bool:
+        """Whether every loss so far and every weight now is finite."""
+        fine = all(bool(torch.isfinite(t).all()) for t in self.weights.named().values())
+        return fine and self.failed.item() < 0
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
 
 
 def _begin(
-    c: Crosscoder, data: Data, loss: Callable[..., losses.Out], sites: int, seed: int
+    c: Crosscoder, data: Data, compute: Callable[..., losses.Out], sites: int, seed: int
 ) -> Progress:
-    """Weights with their best norm, and an optimiser that has yet to see a batch."""
-    first = next(feed.batches(data.source, c.batch_rows, 0, 1, data.device))
+    """Weights with the best norm of the grid [paper], and all else at zero."""
     weights = model.initial(len(data.scales_in), sites, c.features, data.width, data.U, seed)
     if not c.train_decoder:
         weights = model.random_directions(weights, seed)
-    weights = model.Weights(**{n: t.to(data.device) for n, t in weights.named().items()})
-    none = torch.zeros(0, dtype=torch.long, device=data.device)
-    zero = torch.zeros((), device=data.device)
-    weights = _best_norm(loss, weights, (*data.split(first), none, none > 0, zero))
-    trained = [weights.W_enc, weights.b_enc, weights.b_dec]
-    trained += [weights.W_dec] if c.train_decoder else []
-    for tensor in (*trained, weights.log_threshold):
-        tensor.requires_grad_(True)
-    groups = [
-        {"params": trained, "share": 1.0},
-        {"params": [weights.log_threshold], "share": 0.1},
-    ]
-    return Progress(
-        weights,
-        torch.optim.Adam(groups, lr=c.learning_rate, betas=(0.9, 0.999), fused=True),
+    W = model.Weights(**{n: t.to(data.device) for n, t in weights.named().items()})
+    G = model.Weights(**{n: torch.zeros_like(t) for n, t in W.named().items()})
+    shares = {"W_enc": 1.0, "b_enc": 1.0, "W_dec": 1.0, "b_dec": 1.0}
+    if not c.train_decoder:
+        del shares["W_dec"]
+    if c.activation == "jumprelu":
+        shares["log_threshold"] = 0.1
+    now = Progress(
+        W,
+        G,
+        Adam(
+            [W.named()[n] for n in shares],
+            [G.named()[n] for n in shares],
+            list(shares.values()),
+            c.moments,
+            data.device,
+        ),
         silent=torch.zeros(c.features, dtype=torch.long, device=data.device),
         threshold=torch.full((), -1.0, device=data.device),
+        failed=torch.full((), -1, dtype=torch.long, device=data.device),
     )
+    x, target = data.split(next(feed.batches(data.source, c.batch_rows, 0, 1, data.device)))
+    errors, scaled = [], 1.0
+    for factor in NORM_GRID:
+        for tensor in (W.W_enc, W.W_dec):
+            tensor *= factor / scaled
+        scaled = factor
+        errors.append(_loss(now, c, compute, x, target).error)
+    best = NORM_GRID[int(torch.stack(errors).argmin())]
+    for tensor in (W.W_enc, W.W_dec):
+        tensor *= best / scaled
+    return now
+
+
+def _loss(
+    now: Progress, c: Crosscoder, compute: Callable[..., losses.Out], x: Any, target: Any
+) -> losses.Out:
+    """The step's loss; its gradients go into the buffers."""
+    aux = c.aux_features if now.aux else 0
+    dead = torch.topk(now.silent, aux, sorted=False).indices
+    is_dead = now.silent[dead] >= c.dead_after_rows
+    sparsity = torch.full((), sparsity_at(now.step, c), device=x.device)
+    chosen = torch.Generator().manual_seed(now.step)
+    sample = torch.randperm(len(x), generator=chosen)[: max(1, round(len(x) * c.threshold_share))]
+    sample = sample.to(x.device, non_blocking=True)
+    return compute(now.weights, now.gradients, x, target, dead, is_dead, sparsity, sample)
 
 
 def _advance(
     now: Progress, c: Crosscoder, compute: Callable[..., losses.Out], x: Any, target: Any, rate: Any
 ) -> losses.Out:
     """One step: loss, gradients, Adam, and the counts that AuxK and the threshold live on."""
-    for group in now.optimizer.param_groups:
-        group["lr"] = rate * group["share"]
-    aux = c.aux_features if c.activation == "batch_topk" else 0
-    dead = torch.topk(now.silent, aux, sorted=False).indices
-    is_dead = now.silent[dead] >= c.dead_after_rows
-    sparsity = torch.full((), sparsity_at(now.step, c), device=x.device)
-    out = compute(x, target, dead, is_dead, sparsity, *now.weights.named().values())
-    out.loss.backward()
-    now.optimizer.step()
-    now.optimizer.zero_grad(set_to_none=True)
-    with torch.no_grad():
-        now.silent += len(x)
-        now.silent.masked_fill_(out.fired, 0)
-        blended = torch.lerp(out.cut, now.threshold, THRESHOLD_MEMORY)
-        now.threshold.copy_(torch.where(now.threshold < 0, out.cut, blended))
+    out = _loss(now, c, compute, x, target)
+    now.optimizer.step(now.step + 1, rate)
+    now.silent += len(x)
+    now.silent.masked_fill_(out.fired, 0)
+    blended = torch.lerp(out.cut, now.threshold, THRESHOLD_MEMORY)
+    now.threshold.copy_(torch.where(now.threshold < 0, out.cut, blended))
     now.step += 1
+    bad = (now.failed < 0) & ~torch.isfinite(out.loss)
+    now.failed.masked_fill_(bad, now.step)
     return out
+
+
+def _fault(now: Progress, c: Crosscoder, data: Data, state: Path) -> InputError:
+    """What to tell of a loss or weight that is not finite: step, rows, snapshot, mend."""
+    step = int(now.failed) if int(now.failed) > 0 else now.step
+    batch = next(feed.batches(data.source, c.batch_rows, step - 1, step, torch.device("cpu")))
+    first = (step - 1) * c.batch_rows % data.source.rows
+    rows = f"rows {first} to {(first + c.batch_rows - 1) % data.source.rows}"
+    kept = f"The state before it stays in {state}" if (state / "state.h5").exists() else ""
+    wrong = ~torch.isfinite(batch)
+    if wrong.any():
+        row = int(wrong.any(1).nonzero()[0])
+        where = data.name_of(int(wrong[row].nonzero()[0]))
+        return InputError(
+            f"activations{where}: not finite in row {(first + row) % data.source.rows}, at step "
+            f"{step} ({rows}); make these activations again. {kept}"
+        )
+    row, place = divmod(int(batch.abs().argmax()), batch.shape[1])
+    return InputError(
+        f"learning_rate: the loss is not finite at step {step} ({rows}; the largest activation "
+        f"is in row {(first + row) % data.source.rows}{data.name_of(place)}); lower it. {kept}"
+    )
 
 
 def train(
@@ -283,8 +338,8 @@ def train(
     activations : folder of the activations. basis : basis file (read with basis: principal).
     output : folder to write: crosscoder.safetensors, config.json, metrics.csv (a row each 50
         steps: step, rows, loss, explained_variance of the batch in the training space, l0,
-        dead_fraction, threshold, learning_rate, explained_variance_{site number from 1},
-        rows_per_second).
+        dead_fraction, threshold, explained_variance_{site number from 1}, learning_rate,
+        rows_per_second, bytes_per_parameter).
     state : folder for resuming.
 
     Raises
@@ -297,11 +352,11 @@ def train(
     outputs = inputs if c.outputs is None else expand(c.outputs, steps)
     device = devices.choose(settings.device)
     data = Data(c, inputs, outputs, Path(activations), Path(basis), device)
-    loss = make_loss(c, len(outputs))
-    now = _begin(c, data, loss, len(outputs), seed)
+    loss = make_loss(c, len(outputs), native=device.type == "cpu")
+    compute = devices.compiled(loss, device)
+    now = _begin(c, data, compute, len(outputs), seed)
     state = Path(state)
     now.resume(state)
-    compute = devices.compiled(loss, device)
     # A step of the same length moves weights as far in R dimensions as in all N·D (METHOD.md 9).
     peak = c.learning_rate * math.sqrt(len(outputs) * data.width / now.weights.W_dec.shape[1])
 
@@ -313,20 +368,19 @@ def train(
             rate = peak * schedule(now.step, c)
             out = _advance(now, c, compute, x, target, rate)
             shown.update(len(batch))
-            if now.step % LOG_EVERY == 0 or now.step == c.steps:
-                row = _report(now, c, data, out, x, target) | {"learning_rate": rate}
-                if not math.isfinite(row["loss"]):
-                    raise InputError(
-                        f"crosscoders.{name}.learning_rate: the loss is {row['loss']} at step "
-                        f"{now.step} (rows from {now.step * c.batch_rows - len(batch)}); lower it. "
-                        f"The last good state stays in {state}"
-                    )
-                seconds = time.monotonic() - began
-                row["rows_per_second"] = (now.step - began_at) * c.batch_rows / seconds
-                now.log.append(row)
-                shown.set_postfix_str(
-                    f", EV {row['explained_variance']:.3f}, dead {row['dead_fraction']:.0%}"
-                )
+            if now.step % LOG_EVERY and now.step < c.steps:
+                continue
+            if not now.finite:
+                raise _fault(now, c, data, state)
+            row = _report(now, c, data, out, target) | {"learning_rate": rate}
+            seconds = time.monotonic() - began
+            row["rows_per_second"] = (now.step - began_at) * c.batch_rows / seconds
+            row["bytes_per_parameter"] = now.optimizer.bytes_per_parameter
+            now.log.append(row)
+            now.aux = c.activation == "batch_topk" and row["dead_fraction"] > 0
+            shown.set_postfix_str(
+                f", EV {row['explained_variance']:.3f}, dead {row['dead_fraction']:.0%}"
+            )
             if now.step % SAVE_EVERY == 0 and now.step < c.steps:
                 now.save(state)
 
@@ -345,14 +399,14 @@ def train(
         ontogeny=__version__,
         torch=torch.__version__.split("+")[0],
     )
-    tensors = {n: t.detach().cpu() for n, t in now.weights.named().items()}
+    tensors = {n: t.cpu() for n, t in now.weights.named().items()}
     tensors |= {"silent_rows": now.silent.cpu()} | data.constants()
     model.Crosscoder(about, tensors).save(output)
     write_table(Path(output) / "metrics.csv", pd.DataFrame(now.log))
 
 
 def _report(
-    now: Progress, c: Crosscoder, data: Data, out: losses.Out, x: Any, target: Any
+    now: Progress, c: Crosscoder, data: Data, out: losses.Out, target: Any
 ) -> dict[str, float]:
     """A row of metrics.csv, on the step's own batch."""
     variance = (target - target.mean(0)).square().sum() / (len(target) * len(data.scales_out))
@@ -365,5 +419,5 @@ def _report(
         "dead_fraction": (now.silent >= c.dead_after_rows).float().mean().item(),
         "threshold": now.threshold.item(),
     }
-    per_site = data.explained_by_site(target - out.reconstruction, target)
+    per_site = data.explained_by_site(out.residual, target)
     return row | {f"explained_variance_{n}": v for n, v in enumerate(per_site, start=1)}

@@ -1,0 +1,92 @@
+"""Adam [paper: β₁ 0.9, β₂ 0.999], one compiled graph for all weights, its moments kept small.
+
+    m ← β₁ m + (1 − β₁) g        v ← β₂ v + (1 − β₂) g²
+    w ← w − η · m̂ / (√v̂ + ε),    m̂ = m / (1 − β₁ᵗ),  v̂ = v / (1 − β₂ᵗ)
+
+moments: float32    m and v in float32: plain Adam, 8 bytes a weight
+         compact    m in bfloat16, and of a matrix one v a row, the mean of g² over it (Adam-mini,
+                    arXiv 2406.16793): 2 bytes a weight. A row is a feature here, so that its
+                    step does not depend on the axes of the space it is in
+
+Weights are float32 always.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from ontogeny import devices
+
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+
+
+def _update(
+    weights: list[torch.Tensor],
+    gradients: list[torch.Tensor],
+    first: list[torch.Tensor],
+    second: list[torch.Tensor],
+    step: torch.Tensor,
+    rate: torch.Tensor,
+    shares: list[float],
+) -> None:
+    """One step, in place. step : () from 1. rate : () η. shares : of η, for each weight."""
+    for w, g, m, v, share in zip(weights, gradients, first, second, shares, strict=True):
+        fresh = torch.lerp(g, m.to(g.dtype), BETAS[0])
+        squared = g.square()
+        if v.shape != g.shape:
+            squared = squared.mean(1, keepdim=True)
+        v.copy_(torch.lerp(squared, v, BETAS[1]))
+        deviation = (v / (1 - BETAS[1] ** step)).sqrt() + EPSILON
+        w.sub_(rate * share / (1 - BETAS[0] ** step) * fresh / deviation)
+        m.copy_(fresh)
+
+
+class Adam:
+    """Adam over weights with gradients in given buffers.
+
+    Parameters
+    ----------
+    weights, gradients : tensors of the same shapes. shares : of the rate, for each.
+    moments : float32 or compact.
+
+    Attributes
+    ----------
+    first, second : the moments, m and v, of each weight.
+    bytes_per_parameter : of weights, gradients and moments together.
+    """
+
+    def __init__(
+        self,
+        weights: list[torch.Tensor],
+        gradients: list[torch.Tensor],
+        shares: list[float],
+        moments: str,
+        device: torch.device,
+    ) -> None:
+        compact = [moments == "compact" and w.ndim > 1 for w in weights]
+        self.first = [
+            torch.zeros_like(w, dtype=torch.bfloat16 if small else w.dtype)
+            for w, small in zip(weights, compact, strict=True)
+        ]
+        self.second = [
+            torch.zeros_like(w[:, :1] if small else w)
+            for w, small in zip(weights, compact, strict=True)
+        ]
+        self._weights, self._gradients, self._shares = weights, gradients, shares
+        self._device = device
+        self._compute: Callable[..., None] = devices.compiled(_update, device)
+        tensors = [*weights, *gradients, *self.first, *self.second]
+        parameters = sum(w.numel() for w in weights)
+        self.bytes_per_parameter = sum(t.numel() * t.element_size() for t in tensors) / parameters
+
+    def step(self, step: int, rate: float) -> None:
+        """Update the weights. step : from 1. rate : the learning rate."""
+        at = torch.tensor([step, rate], dtype=torch.float64)
+        if self._device.type == "cuda":
+            at = at.pin_memory().to(self._device, non_blocking=True)
+        self._compute(
+            self._weights, self._gradients, self.first, self.second, at[0], at[1], self._shares
+        )

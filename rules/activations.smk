@@ -5,6 +5,9 @@ rule extract:
         tokens=f"{RESULTS}/corpus/tokens.h5",
     output:
         expand(f"{RESULTS}/activations/{{place}}/step{{{{step}}}}.h5", place=PLACES),
+        rows=kept(
+            expand(f"{RESULTS}/activations/{{place}}/step{{{{step}}}}.train.h5", place=PLACES)
+        ),
     log:
         f"{RESULTS}/logs/extract/{{step}}.log",
     benchmark:
@@ -13,7 +16,7 @@ rule extract:
         CONDA
     params:
         model=MODEL,
-        activations=values(S.activations),
+        activations=values(S.activations, "keep"),
         code=code("activations.extract"),
         snapshot=lambda w, input: Path(input.weights).parent,
         folder=lambda w, output: Path(output[0]).parent.parent,
@@ -28,7 +31,8 @@ rule extract:
 
 rule stack:
     input:
-        expand(f"{RESULTS}/activations/{{{{place}}}}/step{{step}}.h5", step=STEPS),
+        files=expand(f"{RESULTS}/activations/{{{{place}}}}/step{{step}}.h5", step=STEPS),
+        rows=expand(f"{RESULTS}/activations/{{{{place}}}}/step{{step}}.train.h5", step=STEPS),
     output:
         f"{RESULTS}/activations/{{place}}/stack.h5",
     log:
@@ -42,4 +46,4 @@ rule stack:
     message:
         "Stacking the snapshots of {wildcards.place}"
     shell:
-        "ontogeny stack --config {params.config} --output {output} {input} 2>&1 | tee {log}"
+        "ontogeny stack --config {params.config} --output {output} {input.files} 2>&1 | tee {log}"

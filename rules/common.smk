@@ -100,6 +100,20 @@ def stacks(crosscoder):
     )
 
 
+def rows(crosscoder):
+    """The files of training rows behind those stacks."""
+    return [
+        str(Path(stack).parent / f"step{step}.train.h5")
+        for stack in stacks(crosscoder)
+        for step in STEPS
+    ]
+
+
+def kept(files):
+    """Files of training rows: outputs that stay, or go once nothing needs them."""
+    return files if S.activations.keep else temp(files)
+
+
 def snapshot_files():
     """Every snapshot's weights."""
     return expand(f"{RESULTS}/snapshots/step{{step}}/model.safetensors", step=STEPS)
@@ -125,17 +139,16 @@ def basis_owner(wildcards):
 def training_inputs(wildcards):
     """The projected rows, and the stacks that the scales and the full rows come from."""
     c = S.crosscoders[wildcards.crosscoder]
-    found = {"stacks": stacks(c)}
-    if c.basis == "principal":
-        found["basis"] = f"{RESULTS}/basis/{basis_name(c.inputs)}.h5"
-    return found
+    if c.basis == "full":
+        return {"stacks": stacks(c), "rows": rows(c)}
+    return {"stacks": stacks(c), "basis": f"{RESULTS}/basis/{basis_name(c.inputs)}.h5"}
 
 
 def training_state(wildcards):
     """Where an unfinished training keeps its state: a place of its own for other settings."""
     c = S.crosscoders[wildcards.crosscoder]
     own = values(c, "seeds", "threads")
-    rows = [MODEL, STEPS, values(S.activations), values(S.basis)]
+    rows = [MODEL, STEPS, values(S.activations, "keep"), values(S.basis)]
     stages = [code(m) for m in ("activations.extract", "basis.principal", "crosscoder.train")]
     key = digest_value([rows, own, stages])
     return f"{RESULTS}/state/{wildcards.crosscoder}-{wildcards.seed}-{key}"

@@ -1,6 +1,7 @@
 rule basis:
     input:
         lambda w: stacks(S.crosscoders[basis_owner(w)]),
+        rows=lambda w: rows(S.crosscoders[basis_owner(w)]),
     output:
         f"{RESULTS}/basis/{{sites}}.h5",
     log:

@@ -117,7 +117,7 @@ def test_the_stack_shows_the_files(here):
 
 def test_a_flipped_byte_is_noticed(here, tmp_path):
     shutil.copytree(here / "activations", tmp_path / "activations")
-    path = tmp_path / "activations/residual.0/step8.h5"
+    path = tmp_path / "activations/residual.0/step8.train.h5"
     with h5py.File(path) as file:
         offset = file["activations"].id.get_chunk_info(0).byte_offset
     with path.open("r+b") as file:
@@ -128,7 +128,7 @@ def test_a_flipped_byte_is_noticed(here, tmp_path):
     with h5py.File(path) as file, pytest.raises(OSError, match="filter"):
         file["activations"][:]
     reader = store.Stacks(tmp_path / "activations", [store.Site(8, 0, "residual")])
-    with pytest.raises(InputError, match=r"step8\.h5: a checksum fails; delete it"):
+    with pytest.raises(InputError, match=r"step8\.train\.h5: a checksum fails; delete it"):
         reader.read(0, 100)
 
 

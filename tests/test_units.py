@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from ontogeny.activations import store
 from ontogeny.basis import principal
 from ontogeny.crosscoder import feed, model
 from ontogeny.features import evolution, matching
+from ontogeny.files import InputError
 from ontogeny.phases import levels, ngrams
 from ontogeny.snapshots import copying, pretrain, sites
 
@@ -272,12 +274,16 @@ def activations(tmp_path_factory):
         values = latent @ rng.normal(size=(RANK, D)) + 0.05 * rng.normal(size=(2000, D)) + step
         path = folder / "residual.0" / f"step{step}.h5"
         path.parent.mkdir(exist_ok=True)
-        with h5py.File(path, "w") as file:
+        rows = store.train_path(path)
+        with h5py.File(path, "w") as file, h5py.File(rows, "w") as train:
+            store.create(train, "activations", 2000, D, "float32")[:] = values
+            file["activations"] = h5py.ExternalLink(rows.name, "activations")
+            store.create(file, "held_out/activations", 2000, D, "float32")[:] = values
             for prefix in ("", "held_out/"):
-                store.create(file, f"{prefix}activations", 2000, D, "float32")[:] = values
                 file[f"{prefix}position"] = np.zeros((2000, 2), np.uint32)
             scale = D**0.5 / np.linalg.norm(values, axis=1).mean()
             facts = {"layer": 0, "stream": "residual", "dtype": "float32", "tokens": "t"}
+            store.describe(train, facts | {"seed": 0, "step": step, "scale": scale})
             store.describe(file, facts | {"seed": 0, "step": step, "scale": scale})
         paths.append(path)
     store.stack(paths, list(range(N)), folder / "residual.0" / "stack.h5")
@@ -310,6 +316,42 @@ def test_subspace_loses_no_more_than_asked_and_all_that_it_says(activations, tmp
     )
     assert basis.dimensions <= RANK  # the smallest that does
     np.testing.assert_allclose(basis.read(0, 2000), centred @ U, atol=0.01)
+
+
+def test_randomised_directions_hold_what_exact_ones_hold(activations, tmp_path):
+    exact = built(activations, tmp_path, 0.01)
+    U = torch.from_numpy(exact.basis)
+    b = settings.Basis(max_variance_lost=0.01, exact_limit=1, largest=7)
+    principal.build(b, activations, SITES, tmp_path / "randomised.h5", "cpu")
+    found = principal.Projected(tmp_path / "randomised.h5")
+    assert found.dimensions == exact.dimensions == RANK
+    np.testing.assert_allclose(found.kept, exact.kept, atol=1e-4)
+    np.testing.assert_allclose(found.mean, exact.mean, atol=1e-4)
+    np.testing.assert_allclose(found.eigenvalues[:RANK], exact.eigenvalues[:RANK], rtol=1e-3)
+    angles = torch.linalg.svdvals(U.T @ torch.from_numpy(found.basis))
+    assert angles.min() > 0.999
+
+
+def test_too_few_directions_for_the_variance_are_an_error(activations, tmp_path):
+    b = settings.Basis(max_variance_lost=0.01, exact_limit=1, largest=3)
+    with pytest.raises(InputError, match=r"3 directions lose .*raise basis.largest"):
+        principal.build(b, activations, SITES, tmp_path / "basis.h5", "cpu")
+    b = settings.Basis(dimensions=4, exact_limit=1, largest=3)
+    with pytest.raises(InputError, match=r"basis.dimensions: 4 exceeds the 3 directions"):
+        principal.build(b, activations, SITES, tmp_path / "basis.h5", "cpu")
+    principal.build(settings.Basis(dimensions=4), activations, SITES, tmp_path / "b.h5", "cpu")
+    assert principal.Projected(tmp_path / "b.h5").dimensions == 4
+
+
+def test_without_training_rows_all_but_their_reading_goes_on(activations, tmp_path):
+    shutil.copytree(activations, tmp_path / "a")
+    for path in (tmp_path / "a" / "residual.0").glob("*.train.h5"):
+        path.unlink()
+    stacks = store.Stacks(tmp_path / "a", SITES)
+    assert stacks.rows == 2000
+    assert stacks.read(0, 10, "held_out").any()
+    with pytest.raises(InputError, match=r"step0.train.h5: these training rows are gone"):
+        stacks.read(0, 10)
 
 
 def test_one_dimension_less_would_lose_more_than_asked(activations, tmp_path):

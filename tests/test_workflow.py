@@ -191,6 +191,17 @@ def test_one_more_snapshot_extracts_one_snapshot(experiment, only_tokens):
     assert (fresh / RESULTS / "pretrain/log.csv").read_bytes() == later["pretrain/log.csv"][1]
 
 
+def test_training_rows_can_go_once_projected_and_nothing_misses_them(experiment):
+    experiment.configure({"activations.keep": False})
+    assert experiment.would_run() == {}
+    (experiment / RESULTS / "basis/residual.0.h5").unlink()
+    experiment.snakemake(f"{RESULTS}/basis/residual.0.h5")
+    assert not list((experiment / RESULTS).glob("activations/*/*.train.h5"))
+    assert len(list((experiment / RESULTS).glob("activations/*/step*.h5"))) == 5
+    assert not {"extract", "stack", "basis"} & set(experiment.would_run())
+    experiment.snakemake(f"{RESULTS}/crosscoders/batchtopk/seed0/fidelity.csv")
+
+
 def test_another_experiment_beside_it_leaves_the_first_alone(experiment):
     earlier = state(experiment / RESULTS)
     experiment.configure({"name": "other", "corpus.vocabulary": 300}, "other.yaml")
@@ -270,7 +281,7 @@ def test_killed_runs_end_where_an_unbroken_one_ends(finished, only_tokens):
     assert not list(here.glob("pretrain/archive-*/step40"))
 
     killed_when(broken, lambda: list(here.glob("activations/residual.0/.*.part")), target)
-    assert len(list(here.glob("activations/residual.0/step*.h5"))) < 5
+    assert len(list(here.glob("activations/residual.0/step*.train.h5"))) < 5
     drafts = list(here.glob("activations/residual.0/.*.part"))
     assert drafts  # killed in the middle of writing
 
@@ -282,7 +293,7 @@ def test_killed_runs_end_where_an_unbroken_one_ends(finished, only_tokens):
     unbroken = finished / RESULTS
     steps = (0, 2, 8, 20, 40)
     names = [f"snapshots/step{s}/model.safetensors" for s in steps]
-    names += [f"activations/residual.0/step{s}.h5" for s in steps]
+    names += [f"activations/residual.0/step{s}{end}" for s in steps for end in (".h5", ".train.h5")]
     names += ["basis/residual.0.h5", "pretrain/log.csv"]
     names += [f"crosscoders/batchtopk/seed0/{n}" for n in ("crosscoder.safetensors", "config.json")]
     for name in names:

@@ -1,1 +1,1 @@
-"""What is timed, a file a path; each runs in a process, and a peer's in an environment, of its own."""
+"""What is timed: a file a path, run in a process (a peer in an environment) of its own."""

@@ -1,4 +1,4 @@
-"""The loop that every path is timed by. Needs torch and NumPy alone: peers' environments run it too.
+"""The loop that every path is timed by. Needs torch and NumPy alone: peers run it too.
 
 A path gives `make(spec, rows) -> path`, where path has
 

@@ -97,6 +97,10 @@ class Activations(Section):
         "float16", description="Stored type; a float16 overflow is an error."
     )
     seed: int = Field(0, ge=0, description="Seed of the one shuffle of the training rows.")
+    keep: bool = Field(
+        True,
+        description="False deletes training rows once they are projected and trained on.",
+    )
 
 
 class Basis(Section):
@@ -105,6 +109,13 @@ class Basis(Section):
     max_variance_lost: float = Field(
         1e-3, gt=0, lt=1, description="Most that any site may lose of its variance."
     )
+    dimensions: int | None = Field(
+        None, ge=1, description="Dimensions to keep, instead of what max_variance_lost asks for."
+    )
+    exact_limit: int = Field(
+        8192, ge=1, description="Largest n·d whose directions are exact; beyond, randomised."
+    )
+    largest: int = Field(2048, ge=1, description="Most dimensions that are looked for beyond it.")
     seed: int = Field(0, ge=0, description="Seed of the rotation inside the subspace.")
 
 
@@ -246,8 +257,17 @@ def _faults(s: Settings) -> Any:
         yield "activations: layers and streams must not repeat; remove the repeats"
     if s.primary not in s.crosscoders:
         yield f"primary: no crosscoder is called '{s.primary}'; name one of {list(s.crosscoders)}"
+    all_rows = s.corpus.train_blocks * s.corpus.context
     for name, c in s.crosscoders.items():
         key = f"crosscoders.{name}"
+        if c.basis == "principal" and s.basis.dimensions is not None:
+            n = len(p.snapshots) if c.inputs.snapshots == "all" else len(c.inputs.snapshots)
+            size = n * len(c.inputs.layers) * len(c.inputs.streams) * p.width
+            if s.basis.dimensions > min(size, all_rows):
+                yield (
+                    f"basis.dimensions: {s.basis.dimensions} exceeds the {size} dimensions or the "
+                    f"{all_rows} training rows of {key}; lower it"
+                )
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
             yield f"{key}: names a folder; use letters, digits, _ and - alone"
         for end, sites in (("inputs", c.inputs), ("outputs", c.outputs)):
@@ -278,10 +298,9 @@ def _faults(s: Settings) -> Any:
             yield f"{key}.aux_features: {c.aux_features} exceeds features {c.features}; lower it"
         if c.aux_features and c.aux_k > c.aux_features:
             yield f"{key}.aux_k: {c.aux_k} exceeds aux_features {c.aux_features}; lower it"
-        rows = s.corpus.train_blocks * s.corpus.context
-        if c.batch_rows > rows:
+        if c.batch_rows > all_rows:
             yield (
-                f"{key}.batch_rows: {c.batch_rows} exceeds the {rows} training rows; "
+                f"{key}.batch_rows: {c.batch_rows} exceeds the {all_rows} training rows; "
                 "lower it or raise corpus.train_blocks"
             )
         if len(set(c.seeds)) < len(c.seeds):

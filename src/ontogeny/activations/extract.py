@@ -59,7 +59,7 @@ def extract(
     folder: str | Path,
     device: str = "auto",
 ) -> None:
-    """Write `{stream}.{layer}/step{S}.h5` for every wanted stream and layer of one snapshot.
+    """Write the two files of every wanted stream and layer of one snapshot (store.py).
 
     Parameters
     ----------
@@ -84,17 +84,21 @@ def extract(
 
     norms = dict.fromkeys(wanted, 0.0)
     with ExitStack() as open_files:
-        files = {}
+        files: dict[tuple[int, str], h5py.File] = {}
+        train_files: dict[tuple[int, str], h5py.File] = {}
         for key in wanted:
             path = Path(folder) / store.folder_name(*key) / f"step{step}.h5"
-            draft = open_files.enter_context(whole(path))
-            files[key] = open_files.enter_context(h5py.File(draft, "w"))
+            rows_path = store.train_path(path)
+            for where_to, opened in ((path, files), (rows_path, train_files)):
+                draft = open_files.enter_context(whole(where_to))
+                opened[key] = open_files.enter_context(h5py.File(draft, "w"))
+            files[key]["activations"] = h5py.ExternalLink(rows_path.name, "activations")
         progress = open_files.enter_context(bar(f"extract step {step}", total, "tokens"))
         for split, prefix in splits.items():
             rows = sum(len(order) for _, order, _ in plans[split])
             outputs = {
                 key: store.create(file, f"{prefix}activations", rows, width, a.dtype)
-                for key, file in files.items()
+                for key, file in (train_files if split == "train" else files).items()
             }
             for file in files.values():
                 file[f"{prefix}position"] = np.concatenate([w[2] for w in plans[split]])
@@ -115,7 +119,7 @@ def extract(
                         norms[key] += float(np.linalg.norm(chosen.astype("f4"), axis=1).sum())
                 start += len(order)
         n_train = sum(len(order) for _, order, _ in plans["train"])
-        for key, file in files.items():
+        for key in wanted:
             mean_norm = norms[key] / n_train
             facts = {
                 "model": str(model.config.model_type),
@@ -129,7 +133,8 @@ def extract(
                 "scale": float(np.sqrt(width) / mean_norm),
                 "torch": torch.__version__.split("+")[0],
             }
-            store.describe(file, facts)
+            store.describe(files[key], facts)
+            store.describe(train_files[key], facts)
 
 
 def _window(

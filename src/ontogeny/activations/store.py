@@ -1,14 +1,18 @@
 """The activations' contract on disk: layout, writing, stacking, checking, reading.
 
-    {stream}.{layer}/step{S}.h5
+    {stream}.{layer}/step{S}.train.h5
         activations           (rows, d)     training rows, in one shuffled order for all files
+    {stream}.{layer}/step{S}.h5
+        activations                         the same, by a link to that file
         position              (rows, 2)     (block, offset) of each
         held_out/activations  (rows', d)    held-out rows, in text order
         held_out/position     (rows', 2)
     {stream}.{layer}/stack.h5
         activations, held_out/activations   virtual, (n, rows, d): all snapshots, no copy
 
-Reading straight through the rows is reading shuffled training data.
+Reading straight through the rows is reading shuffled training data. The files of training rows are
+most of an experiment's disk; with `activations.keep: false` they go once nothing needs them, and
+all else, positions and scales included, stays.
 """
 
 from __future__ import annotations
@@ -55,6 +59,11 @@ def expand(sites: Sites, steps: list[int]) -> list[Site]:
 def folder_name(layer: int, stream: str) -> str:
     """Name of the folder that holds a (layer, stream)'s files."""
     return f"{stream}.{layer}"
+
+
+def train_path(path: str | Path) -> Path:
+    """The file of training rows that belongs to a snapshot's file."""
+    return Path(path).with_suffix(".train.h5")
 
 
 def create(file: h5py.File, name: str, rows: int, width: int, dtype: str) -> h5py.Dataset:
@@ -109,7 +118,10 @@ def stack(paths: list[Path], steps: list[int], output: str | Path) -> None:
     shapes: dict[str, tuple[int, int]] = {}
     names = ("activations", "held_out/activations")
     for path, step in zip(paths, steps, strict=True):
-        with open_checked(path, step=step, **shared) as file:
+        with (
+            open_checked(path, step=step, **shared) as file,
+            open_checked(train_path(path), step=step, **shared),
+        ):
             if not shared:
                 keys = ("layer", "stream", "dtype", "tokens", "seed")
                 shared = {key: file.attrs[key] for key in keys}
@@ -119,13 +131,27 @@ def stack(paths: list[Path], steps: list[int], output: str | Path) -> None:
         for name in names:
             layout = h5py.VirtualLayout((len(paths), *shapes[name]), shared["dtype"])
             for i, path in enumerate(paths):
-                source = path.name if path.parent == Path(output).parent else path.resolve()
+                held = train_path(path) if name == "activations" else path
+                source = held.name if path.parent == Path(output).parent else held.resolve()
                 layout[i] = h5py.VirtualSource(str(source), name, shapes[name])
             file.create_virtual_dataset(name, layout)
         with h5py.File(paths[0]) as first:
             for name in ("position", "held_out/position"):
                 file[name] = first[name][:]
         describe(file, shared | {"steps": steps, "scales": scales})
+
+
+def _check_sources(stacked: h5py.Dataset) -> None:
+    """Open every file behind a stack: HDF5 shows zeros in place of one missing or damaged."""
+    folder = Path(stacked.file.filename).parent
+    for source in stacked.virtual_sources():
+        path = folder / source.file_name
+        if not path.exists():
+            raise InputError(
+                f"{path}: these training rows are gone; make them again, with activations.keep: "
+                "true to keep them"
+            )
+        open_checked(path).close()
 
 
 class Stacks:
@@ -149,9 +175,7 @@ class Stacks:
         for key in dict.fromkeys((s.layer, s.stream) for s in sites):
             path = Path(folder) / folder_name(*key) / "stack.h5"
             file = open_checked(path)
-            for source in file["activations"].virtual_sources():
-                # HDF5 itself would show zeros in place of a file that is missing or damaged.
-                open_checked(path.parent / source.file_name).close()
+            _check_sources(file["held_out/activations"])
             steps = [int(step) for step in file.attrs["steps"]]
             absent = [
                 s.snapshot for s in sites if (s.layer, s.stream) == key and s.snapshot not in steps
@@ -166,6 +190,7 @@ class Stacks:
         self.rows, self.width = map(int, first["activations"].shape[1:])
         self.held_out_rows = int(first["held_out/activations"].shape[1])
         self.tokens = str(first.attrs["tokens"])
+        self._checked = {"held_out"}
 
     def position(self, split: str = "train") -> np.ndarray:
         """(rows, 2): block and offset of each row."""
@@ -175,6 +200,10 @@ class Stacks:
     def read(self, start: int, stop: int, split: str = "train") -> np.ndarray:
         """Rows [start, stop) as (rows, N, d) float32, each site times its scale."""
         name = "activations" if split == "train" else "held_out/activations"
+        if split not in self._checked:
+            for file, _ in self._parts:
+                _check_sources(file[name])
+            self._checked.add(split)
         out = np.empty((stop - start, len(self.sites), self.width), np.float32)
         place = 0
         for file, index in self._parts:
@@ -184,6 +213,7 @@ class Stacks:
                     values = data[i, start:stop]
                 except OSError:
                     damaged = Path(file.filename).with_name(f"step{file.attrs['steps'][i]}.h5")
+                    damaged = train_path(damaged) if split == "train" else damaged
                     raise InputError(
                         f"{damaged}: a checksum fails; delete it to make it again"
                     ) from None

@@ -1,0 +1,208 @@
+"""docs/performance.md's measured part and its plot, from the rows of a benchmark."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from ontogeny.figures import style
+from ontogeny.files import write_text
+
+PAGE = Path("docs/performance.md")
+PLOT = Path("docs/performance.png")
+MARKS = "<!-- benchmark -->", "<!-- /benchmark -->"
+COLOURS = {
+    "principal": "#009E73",
+    "full": "#0072B2",
+    "dense": "#E69F00",
+    "sparsify": "#D55E00",
+    "llamascopium": "#CC79A7",
+    "bound": "#999999",
+    "bound_principal": "#444444",
+}
+NAMES = {
+    "principal": "Ontogeny, principal",
+    "full": "Ontogeny, full space",
+    "dense": "plain dense",
+    "bound": "bound: encoder product, full",
+    "bound_principal": "bound: encoder product, principal",
+}
+GROUPS = {
+    "first": "32 snapshots × 128 wide, 2,048 features",
+    "big": "32 snapshots × 128 wide, 16,384 features",
+    "wide": "8 snapshots × 768 wide, 8,192 features",
+    "snapshots": "Growth with snapshots (128 wide, 2,048 features)",
+    "features": "Growth with features (32 snapshots × 128 wide)",
+}
+
+
+def name(path: str) -> str:
+    """A path's name for people."""
+    base, _, rest = path.partition(", ")
+    return NAMES.get(base, base) + (f", {rest}" if rest else "")
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows as a Markdown table."""
+    lines = [
+        "| path | n × d | r | F | batch | tokens/s (quartiles) | memory, MB | EV | L0 | seen |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        scored = row["l0"] is not None
+        seed = f", seed {row['seed']}" if row["seed"] else ""
+        lines.append(
+            f"| {name(row['path'])}{seed} "
+            f"| {row['n']} × {row['d']} | {row['r']:,} | {row['features']:,} | {row['batch']:,} "
+            f"| {row['tokens_per_second']:,.0f} ({row['tokens_per_second_low']:,.0f} to "
+            f"{row['tokens_per_second_high']:,.0f}) | {row['peak_bytes'] / 1e6:,.0f} "
+            + (
+                f"| {row['explained_variance']:.4f} | {row['l0']:.1f} "
+                f"| {row['curve'][-1]['tokens']:,} |"
+                if scored
+                else "| | | |"
+            )
+        )
+    return "\n".join(lines)
+
+
+def find(
+    rows: Sequence[dict[str, Any]], group: str, path: str, **same: Any
+) -> dict[str, Any] | None:
+    """The first row of a group and path with these values."""
+    return next(
+        (
+            r
+            for r in rows
+            if r["group"] == group and r["path"] == path and all(r[k] == v for k, v in same.items())
+        ),
+        None,
+    )
+
+
+def ratios(rows: Sequence[dict[str, Any]]) -> str:
+    """How the paths compare, as a list of sentences."""
+    said = []
+
+    def compare(text: str, one: Any, other: Any) -> None:
+        if one and other:
+            times = one["tokens_per_second"] / other["tokens_per_second"]
+            said.append(f"- {text}: {times:.3g} times.")
+
+    for path in ("full", "principal"):
+        for peer in ("llamascopium", "sparsify", "dense"):
+            here, there = find(rows, "first", path, seed=0), find(rows, "first", peer)
+            compare(f"{name(path)} against {name(peer)}, 2,048 features", here, there)
+    for path, bound in (("full", "bound"), ("principal", "bound_principal")):
+        for group, batch in (("first", 512), ("big", 2048)):
+            here = find(rows, group, path, batch=batch, seed=0)
+            there = find(rows, group, bound, batch=batch)
+            text = f"{name(path)} of its bound, {GROUPS[group].split(', ')[1]}, batch {batch:,}"
+            compare(text, here, there)
+    far, near = (find(rows, "snapshots", "principal", n=n) for n in (128, 32))
+    compare("Tokens/s at 128 snapshots, of those at 32, principal", far, near)
+    pair = [find(rows, "first", path, seed=0) for path in ("principal", "full")]
+    if all(pair):
+        ends = [row["curve"][-1] for row in pair if row]
+        tokens = min(end["tokens"] for end in ends)
+        at = [next(c for c in row["curve"] if c["tokens"] == tokens) for row in pair if row]
+        gap = [a - b for a, b in zip(at[0]["by_site"], at[1]["by_site"], strict=True)]
+        dead = [row["dead"] for row in pair if row]
+        said.append(
+            f"- Held-out explained variance after {tokens:,} tokens: principal "
+            f"{at[0]['explained_variance']:.4f} at L0 {at[0]['l0']:.1f}, full space "
+            f"{at[1]['explained_variance']:.4f} at L0 {at[1]['l0']:.1f}; by snapshot the "
+            f"principal's is {min(gap):+.4f} to {max(gap):+.4f}. Dead: {dead[0]:.1%} and {dead[1]:.1%}."
+        )
+    partners = Path(__file__).parent / "results" / "partners.json"
+    if partners.exists():
+        share = json.loads(partners.read_text())
+        texts = [f"{value:.1%} ({key})" for key, value in sorted(share.items())]
+        said.append(f"- Full-space features with a partner of cosine ≥ 0.7: {', '.join(texts)}.")
+    for row in rows:
+        if row["group"] == "first" and row["state_bytes"]:
+            said.append(
+                f"- Memory of {name(row['path'])}, seed {row['seed']}: "
+                f"{row['peak_bytes'] / row['state_bytes']:.2f} times weights, gradients, moments "
+                f"and two batches ({row['bytes_per_parameter']:.1f} bytes a parameter)."
+            )
+    return "\n".join(said)
+
+
+def draw(rows: Sequence[dict[str, Any]]) -> None:
+    """Four panels: speed by path, against snapshots, against features, and quality."""
+    with style.paper():
+        figure = style.new_figure(183, 120)
+        ((bars, by_n), (by_features, quality)) = figure.subplots(2, 2)
+        _bars(bars, [r for r in rows if r["group"] == "first" and not r["seed"]])
+        for axes, group, x in ((by_n, "snapshots", "n"), (by_features, "features", "features")):
+            for path in ("principal", "full", "bound_principal"):
+                found = [r for r in rows if r["group"] == group and r["path"] == path]
+                if group == "features":
+                    found += [r for r in [find(rows, "first", path, seed=0)] if r]
+                found.sort(key=lambda r: r[x])
+                if len(found) > 1:
+                    values = [r["tokens_per_second"] for r in found]
+                    axes.plot(
+                        [r[x] for r in found],
+                        values,
+                        "o-",
+                        ms=3,
+                        color=COLOURS[path],
+                        label=name(path),
+                    )
+            axes.set(xscale="log", yscale="log", ylabel="tokens/s")
+            axes.set_xlabel("snapshots" if x == "n" else "features")
+            axes.legend(frameon=False)
+        for row in rows:
+            if (
+                row["group"] == "first"
+                and row["curve"]
+                and not row["seed"]
+                and ", " not in row["path"]
+            ):
+                quality.plot(
+                    [c["seconds"] for c in row["curve"]],
+                    [c["explained_variance"] for c in row["curve"]],
+                    "o-",
+                    ms=2,
+                    color=COLOURS[row["path"]],
+                    label=f"{name(row['path'])} (L0 {row['l0']:.0f})",
+                )
+        quality.set(xscale="log", xlabel="seconds of training", ylabel="held-out EV", ylim=(0.4, 1))
+        quality.legend(frameon=False)
+        figure.tight_layout()
+        figure.savefig(PLOT, dpi=200)
+
+
+def _bars(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
+    rows = sorted(rows, key=lambda r: r["tokens_per_second"])
+    values = [r["tokens_per_second"] for r in rows]
+    errors = [
+        [r["tokens_per_second"] - r["tokens_per_second_low"] for r in rows],
+        [r["tokens_per_second_high"] - r["tokens_per_second"] for r in rows],
+    ]
+    colours = [COLOURS[r["path"].split(", ")[0]] for r in rows]
+    axes.barh([name(r["path"]) for r in rows], values, color=colours, xerr=errors)
+    for i, value in enumerate(values):
+        axes.text(value * 1.15, i, f"{value:,.0f}", va="center")
+    axes.set(xscale="log", xlabel="tokens/s", xlim=(50, max(values, default=1) * 8))
+
+
+def write(rows: Sequence[dict[str, Any]]) -> None:
+    """The page's marked part and the plot."""
+    parts = []
+    for group, title in GROUPS.items():
+        found = [r for r in rows if r["group"] == group]
+        if found:
+            parts.append(f"### {title}\n\n{table(found)}")
+    text = PAGE.read_text(encoding="utf-8")
+    before, rest = text.split(MARKS[0])
+    _, after = rest.split(MARKS[1])
+    body = "\n\n".join([ratios(rows), *parts])
+    write_text(PAGE, f"{before}{MARKS[0]}\n\n{body}\n\n{MARKS[1]}{after}")
+    draw(rows)

@@ -176,9 +176,13 @@ def prepare(data: str) -> dict[str, Any]:
 def measure(case: Case) -> dict[str, Any]:
     """Run a case in its process; its row."""
     prepared = prepare(case.data)
-    worker = {"full": "ours", "principal": "ours", "bound_principal": "bound"}.get(
-        case.path, case.path
-    )
+    worker = case.path
+    if case.path in PEERS:
+        worker = f"{case.path}_peer"  # not the library's own name
+    elif case.path in ("full", "principal"):
+        worker = "ours"
+    elif case.path == "bound_principal":
+        worker = "bound"
     python = environment(case.path) if case.path in PEERS else Path(sys.executable)
     output = WORK / "out" / f"{case.key.replace('/', '-')}.json"
     output.parent.mkdir(parents=True, exist_ok=True)

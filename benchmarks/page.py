@@ -116,7 +116,8 @@ def ratios(rows: Sequence[dict[str, Any]]) -> str:
             f"- Held-out explained variance after {tokens:,} tokens: principal "
             f"{at[0]['explained_variance']:.4f} at L0 {at[0]['l0']:.1f}, full space "
             f"{at[1]['explained_variance']:.4f} at L0 {at[1]['l0']:.1f}; by snapshot the "
-            f"principal's is {min(gap):+.4f} to {max(gap):+.4f}. Dead: {dead[0]:.1%} and {dead[1]:.1%}."
+            f"principal's is {min(gap):+.4f} to {max(gap):+.4f}. Dead: "
+            f"{dead[0]:.1%} and {dead[1]:.1%}."
         )
     partners = Path(__file__).parent / "results" / "partners.json"
     if partners.exists():
@@ -157,7 +158,8 @@ def draw(rows: Sequence[dict[str, Any]]) -> None:
                     )
             axes.set(xscale="log", yscale="log", ylabel="tokens/s")
             axes.set_xlabel("snapshots" if x == "n" else "features")
-            axes.legend(frameon=False)
+            if axes.lines:
+                axes.legend(frameon=False)
         for row in rows:
             if (
                 row["group"] == "first"
@@ -174,8 +176,8 @@ def draw(rows: Sequence[dict[str, Any]]) -> None:
                     label=f"{name(row['path'])} (L0 {row['l0']:.0f})",
                 )
         quality.set(xscale="log", xlabel="seconds of training", ylabel="held-out EV", ylim=(0.4, 1))
-        quality.legend(frameon=False)
-        figure.tight_layout()
+        if quality.lines:
+            quality.legend(frameon=False)
         figure.savefig(PLOT, dpi=200)
 
 

@@ -1,8 +1,10 @@
 """Every kind of dictionary trains from the one implementation: the sites alone differ."""
 
+import shutil
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -13,6 +15,7 @@ from ontogeny.activations import extract, store
 from ontogeny.basis import principal
 from ontogeny.crosscoder import fidelity, train
 from ontogeny.crosscoder.model import Crosscoder
+from ontogeny.files import InputError
 
 STEPS = [0, 40]
 ALL = {"layers": [0, 1], "streams": ["residual", "mlp_in", "mlp_out"]}
@@ -104,6 +107,65 @@ def test_at_full_rank_the_subspace_gives_the_full_dictionary(experiment, tmp_pat
     x = torch.from_numpy(store.Stacks(activations, places).read(0, 64)).flatten(1)
     turned = (x @ U @ (W @ U).T) @ (W @ U) @ U.T
     torch.testing.assert_close(turned, (x @ W.T) @ W, rtol=1e-3, atol=1e-2)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(
+    experiment, tmp_path, monkeypatch
+):
+    s, activations = experiment
+    monkeypatch.setattr(train.devices, "compiled", lambda function, device: function)
+    monkeypatch.setattr(train, "SAVE_EVERY", 50)
+    real = train.losses.batch_topk
+
+    def fails_in_step_73(W, G, x, *rest, **options):
+        out = real(W, G, x, *rest, **options)
+        steps.append(len(x))
+        at = len(steps) - len(train.NORM_GRID)
+        return out._replace(loss=out.loss * float("nan")) if at == 73 else out
+
+    steps: list[int] = []
+    monkeypatch.setattr(train.losses, "batch_topk", fails_in_step_73)
+    state = tmp_path / "state"
+    first = (
+        72 * 256 % store.Stacks(activations, store.expand(s.crosscoders["sae"].inputs, STEPS)).rows
+    )
+    with pytest.raises(InputError, match=rf"not finite at step 73 \(rows {first} to .*lower it"):
+        train.train(s, "sae", 0, activations, Path(), tmp_path / "out", state)
+    with h5py.File(state / "state.h5") as file:
+        assert file.attrs["step"] == 50
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_activation_that_is_not_finite_is_named(experiment, tmp_path, monkeypatch):
+    s, activations = experiment
+    real = train.feed.FullSource.read
+
+    def damaged(self, start, stop):
+        rows = real(self, start, stop)
+        if start <= 777 < stop:
+            rows[777 - start, 40] = np.inf
+        return rows
+
+    monkeypatch.setattr(train.feed.FullSource, "read", damaged)
+    with pytest.raises(
+        InputError, match=r"activations of residual.1/step40: not finite in row 777;"
+    ):
+        train.train(s, "cross_layer", 0, activations, Path(), tmp_path / "out", tmp_path / "state")
+
+
+def test_compact_moments_train_as_well(experiment, tmp_path, monkeypatch):
+    s, activations = experiment
+    monkeypatch.setattr(train.devices, "compiled", lambda function, device: function)
+    ends = {}
+    for moments in ("float32", "compact"):
+        s.crosscoders["sae"] = s.crosscoders["sae"].model_copy(update={"moments": moments})
+        train.train(s, "sae", 0, activations, Path(), tmp_path / moments, tmp_path / "state")
+        ends[moments] = pd.read_csv(tmp_path / moments / "metrics.csv").iloc[-1]
+        shutil.rmtree(tmp_path / "state", ignore_errors=True)
+    s.crosscoders["sae"] = s.crosscoders["sae"].model_copy(update={"moments": "float32"})
+    assert ends["compact"]["bytes_per_parameter"] < 11 < ends["float32"]["bytes_per_parameter"]
+    gap = ends["compact"]["explained_variance"] - ends["float32"]["explained_variance"]
+    assert abs(gap) < 0.05
 
 
 def test_a_training_goes_on_from_its_state_to_the_same_bytes(experiment, tmp_path, monkeypatch):

@@ -135,6 +135,10 @@ class Data:
         mean = torch.zeros(self._inputs + (0 if self._same else n_out))
         if c.center:
             mean = torch.from_numpy(feed.mean_row(self.source))
+            if not torch.isfinite(mean).all():
+                for start in range(0, self.source.rows, c.batch_rows):
+                    stop = min(start + c.batch_rows, self.source.rows)
+                    self.check(torch.from_numpy(self.source.read(start, stop)), start)
             self._shift = mean.to(device)
         self._mean_in, self._mean_out = mean[: self._inputs], mean[-n_out:]
 
@@ -144,6 +148,17 @@ class Data:
             return ""
         site = self._sites[place // self.width]
         return f" of {site.stream}.{site.layer}/step{site.snapshot}"
+
+    def check(self, batch: torch.Tensor, first: int, where: str = "") -> None:
+        """Raise InputError for a batch's first row, counted from `first`, that is not finite."""
+        wrong = ~torch.isfinite(batch)
+        if wrong.any():
+            row = int(wrong.any(1).nonzero()[0])
+            site = self.name_of(int(wrong[row].nonzero()[0]))
+            raise InputError(
+                f"activations{site}: not finite in row {(first + row) % self.source.rows}{where}; "
+                "make these activations again"
+            )
 
     def split(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(x, target) of a batch of rows: (B, I), (B, O)."""
@@ -299,25 +314,19 @@ def _advance(
     return out
 
 
-def _fault(now: Progress, c: Crosscoder, data: Data, state: Path) -> InputError:
+def _fault(name: str, now: Progress, c: Crosscoder, data: Data, state: Path) -> InputError:
     """What to tell of a loss or weight that is not finite: step, rows, snapshot, mend."""
     step = int(now.failed) if int(now.failed) > 0 else now.step
     batch = next(feed.batches(data.source, c.batch_rows, step - 1, step, torch.device("cpu")))
     first = (step - 1) * c.batch_rows % data.source.rows
     rows = f"rows {first} to {(first + c.batch_rows - 1) % data.source.rows}"
-    kept = f"The state before it stays in {state}" if (state / "state.h5").exists() else ""
-    wrong = ~torch.isfinite(batch)
-    if wrong.any():
-        row = int(wrong.any(1).nonzero()[0])
-        where = data.name_of(int(wrong[row].nonzero()[0]))
-        return InputError(
-            f"activations{where}: not finite in row {(first + row) % data.source.rows}, at step "
-            f"{step} ({rows}); make these activations again. {kept}"
-        )
+    data.check(batch, first, f", at step {step}")
+    kept = f"; the last good state stays in {state}" if (state / "state.h5").exists() else ""
     row, place = divmod(int(batch.abs().argmax()), batch.shape[1])
     return InputError(
-        f"learning_rate: the loss is not finite at step {step} ({rows}; the largest activation "
-        f"is in row {(first + row) % data.source.rows}{data.name_of(place)}); lower it. {kept}"
+        f"crosscoders.{name}.learning_rate: the loss is not finite at step {step} ({rows}; the "
+        f"largest activation is in row {(first + row) % data.source.rows}{data.name_of(place)}); "
+        f"lower it{kept}"
     )
 
 
@@ -371,7 +380,7 @@ def train(
             if now.step % LOG_EVERY and now.step < c.steps:
                 continue
             if not now.finite:
-                raise _fault(now, c, data, state)
+                raise _fault(name, now, c, data, state)
             row = _report(now, c, data, out, target) | {"learning_rate": rate}
             seconds = time.monotonic() - began
             row["rows_per_second"] = (now.step - began_at) * c.batch_rows / seconds

@@ -52,7 +52,8 @@ class Llamascopium:
 
     def _batch(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         parts = (x - self.mean).view(len(x), *self.shape).unbind(1)
-        return dict(zip(self.heads, parts, strict=True))
+        named = dict(zip(self.heads, parts, strict=True))
+        return named | {"tokens": torch.zeros(len(x), dtype=torch.long)}  # it counts them
 
     def step(self, x: torch.Tensor) -> None:
         """compute_loss, backward, gradient clipping at infinity (for its norm alone), Adam."""

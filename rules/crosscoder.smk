@@ -58,8 +58,8 @@ rule train:
 
 rule fidelity:
     input:
+        unpack(training_inputs),
         weights=f"{TRAINED}/crosscoder.safetensors",
-        stacks=lambda w: stacks(S.crosscoders[w.crosscoder]),
         snapshots=snapshot_files(),
         tokens=f"{RESULTS}/corpus/tokens.h5",
     output:
@@ -74,6 +74,7 @@ rule fidelity:
     params:
         spliced_blocks=S.analysis.spliced_blocks,
         floor=S.analysis.direction_floor,
+        basis=lambda w, input: f"--basis {input.basis}" if "basis" in input.keys() else "",
         code=code("crosscoder.fidelity"),
         folder=lambda w, input: Path(input.weights).parent,
         activations=ACTIVATIONS,
@@ -84,5 +85,5 @@ rule fidelity:
     shell:
         "ontogeny fidelity --config {params.config} --threads {threads}"
         " --crosscoder {params.folder} --activations {params.activations}"
-        " --snapshots {params.snapshots} --tokens {input.tokens}"
+        " --snapshots {params.snapshots} --tokens {input.tokens} {params.basis}"
         " --sites {output.sites} --features {output.features} 2>&1 | tee {log}"

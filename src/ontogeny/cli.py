@@ -205,6 +205,7 @@ def train(
 @path("tokens")
 @path("sites")
 @path("features")
+@click.option("--basis", type=FILE, help="The basis file of a crosscoder trained in one.")
 def fidelity(
     s: Settings,
     crosscoder: Path,
@@ -213,11 +214,12 @@ def fidelity(
     tokens: Path,
     sites: Path,
     features: Path,
+    basis: Path | None,
 ) -> None:
     """Measure a crosscoder on held-out text, by site and by feature."""
     from ontogeny.crosscoder import fidelity as stage
 
-    stage.measure(s, crosscoder, activations, snapshots, tokens, sites, features)
+    stage.measure(s, crosscoder, activations, snapshots, tokens, sites, features, basis)
 
 
 @main.command()

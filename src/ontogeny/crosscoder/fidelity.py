@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from ontogeny import devices
 from ontogeny.activations.store import Site, Stacks
+from ontogeny.basis.principal import Projected
 from ontogeny.corpus.build import Tokens
 from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.files import InputError, write_table
@@ -41,9 +42,13 @@ def _stacks(crosscoder: Crosscoder, activations: str | Path) -> tuple[Stacks, St
 
 
 def explained(
-    crosscoder: Crosscoder, activations: str | Path, floor: float
+    crosscoder: Crosscoder, activations: str | Path, floor: float, basis: Path | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame, torch.Tensor]:
     """Explained variance, L0 and density on the held-out rows.
+
+    Parameters
+    ----------
+    basis : the crosscoder's basis file, whose rows then serve for PCA; None reads training rows.
 
     Returns
     -------
@@ -81,7 +86,7 @@ def explained(
     by_site = pd.DataFrame(
         {
             "explained_variance": (1 - lost / there).numpy(),
-            "pca_explained_variance": pca(outputs, mean, round(float(l0.mean()))),
+            "pca_explained_variance": pca(outputs, mean, round(float(l0.mean())), basis),
             "l0": l0,
             "l0_present": (active_present / rows).numpy(),
         }
@@ -93,13 +98,18 @@ def explained(
     return by_site, by_feature, f
 
 
-def pca(outputs: Stacks, held_out_mean: torch.Tensor, count: int) -> np.ndarray:
+def pca(outputs: Stacks, held_out_mean: torch.Tensor, count: int, basis: Path | None) -> np.ndarray:
     """Explained variance by site, (N,), of PCA with `count` components.
 
-    Fitted to the first training rows (they are shuffled), scored on held-out rows.
+    Fitted to the first training rows (they are shuffled), as they are or as the basis file has
+    them: its subspace holds the leading components. Scored on held-out rows.
     """
     count = max(1, count)
-    x = torch.from_numpy(outputs.read(0, min(PCA_ROWS, outputs.rows))).flatten(1)
+    if basis is None:
+        x = torch.from_numpy(outputs.read(0, min(PCA_ROWS, outputs.rows))).flatten(1)
+    else:
+        file = Projected(basis)
+        x = torch.from_numpy(file.read(0, min(PCA_ROWS, file.rows)) @ file.basis.T + file.mean)
     centre = x.mean(0)
     torch.manual_seed(0)
     _, _, V = torch.svd_lowrank(x - centre, q=min(count + 8, *x.shape), niter=4)
@@ -195,6 +205,7 @@ def measure(
     tokens: str | Path,
     sites_table: str | Path,
     features_table: str | Path,
+    basis: Path | None = None,
 ) -> None:
     """Write a crosscoder's fidelity by site and its features' densities.
 
@@ -206,7 +217,9 @@ def measure(
     """
     device = devices.choose(settings.device)
     trained = Crosscoder.load(crosscoder)
-    by_site, by_feature, f = explained(trained, activations, settings.analysis.direction_floor)
+    by_site, by_feature, f = explained(
+        trained, activations, settings.analysis.direction_floor, basis
+    )
     losses = spliced_losses(trained, f, settings, activations, snapshots, tokens, device)
     steps = settings.pretrain.snapshots
     where = pd.DataFrame(

@@ -14,7 +14,9 @@ from ontogeny.files import write_text
 
 PAGE = Path("docs/performance.md")
 PLOT = Path("docs/performance.png")
+ROWS_PLOT = Path("docs/rows.png")
 MARKS = "<!-- benchmark -->", "<!-- /benchmark -->"
+ROWS_MARKS = "<!-- rows -->", "<!-- /rows -->"
 COLOURS = {
     "principal": "#009E73",
     "full": "#0072B2",
@@ -195,6 +197,47 @@ def _bars(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
     axes.set(xscale="log", xlabel="tokens/s", xlim=(50, max(values, default=1) * 8))
 
 
+def write_rows(rows: Sequence[dict[str, Any]]) -> None:
+    """The part about rows seen: its table and its plot."""
+    lines = [
+        "| steps | rows seen | matched | held-out EV, mean | least | L0 | dead |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r['steps']:,} | {r['rows']:,} | {r['matched']:.1%} | {r['explained_variance']:.4f} "
+        f"| {r['explained_variance_least']:.4f} | {r['l0']:.1f} | {r['dead']:.1%} |"
+        for r in rows
+    ]
+    _replace(ROWS_MARKS, "\n".join(lines))
+    with style.paper():
+        figure = style.new_figure(120, 55)
+        left, right = figure.subplots(1, 2)
+        seen = [r["rows"] for r in rows]
+        left.plot(seen, [r["matched"] for r in rows], "o-", ms=3, color="#009E73")
+        left.set(ylabel="features matched across seeds", ylim=(0, 1))
+        right.plot(seen, [r["explained_variance"] for r in rows], "o-", ms=3, label="mean")
+        right.plot(
+            seen,
+            [r["explained_variance_least"] for r in rows],
+            "o--",
+            ms=3,
+            color="#999999",
+            label="least of the snapshots",
+        )
+        right.set(ylabel="held-out explained variance")
+        right.legend(frameon=False)
+        for axes in (left, right):
+            axes.set(xscale="log", xlabel="rows seen")
+        figure.savefig(ROWS_PLOT, dpi=200)
+
+
+def _replace(marks: tuple[str, str], body: str) -> None:
+    """Put `body` between two marks of the page."""
+    before, rest = PAGE.read_text(encoding="utf-8").split(marks[0])
+    _, after = rest.split(marks[1])
+    write_text(PAGE, f"{before}{marks[0]}\n\n{body}\n\n{marks[1]}{after}")
+
+
 def write(rows: Sequence[dict[str, Any]]) -> None:
     """The page's marked part and the plot."""
     parts = []
@@ -202,9 +245,5 @@ def write(rows: Sequence[dict[str, Any]]) -> None:
         found = [r for r in rows if r["group"] == group]
         if found:
             parts.append(f"### {title}\n\n{table(found)}")
-    text = PAGE.read_text(encoding="utf-8")
-    before, rest = text.split(MARKS[0])
-    _, after = rest.split(MARKS[1])
-    body = "\n\n".join([ratios(rows), *parts])
-    write_text(PAGE, f"{before}{MARKS[0]}\n\n{body}\n\n{MARKS[1]}{after}")
+    _replace(MARKS, "\n\n".join([ratios(rows), *parts]))
     draw(rows)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
-from common import run
+from common import Rows, run
 
 
 class Bound:
     """One product of (B, r) and (r, F)."""
 
-    def __init__(self, spec: dict[str, Any], rows: np.ndarray) -> None:
+    def __init__(self, spec: dict[str, Any], rows: Rows) -> None:
         self.r = spec.get("r") or rows.shape[1]
         self.versions: dict[str, str] = {}
         self.W = torch.randn(spec["features"], self.r)

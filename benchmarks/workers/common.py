@@ -6,7 +6,7 @@ A path gives `make(spec, rows) -> path`, where path has
     reconstruct(batch)      ((B, n·d) reconstruction, mean active features a token)
     dead(seen)              share of features silent over the last `seen` rows, or None
     r, sites, versions      dimensions trained in; n; versions of what ran
-    rows                    where there is such: what batches are taken from instead of the data
+    rows                    where there is such: what batches are taken from instead (as Rows)
 """
 
 from __future__ import annotations
@@ -38,24 +38,46 @@ def forget_peak() -> None:
         pass
 
 
-def held_out(path: Any, rows: np.ndarray, batch: int) -> dict[str, float]:
-    """Explained variance over all sites on held-out rows, the worst site's, and L0.
+class Rows:
+    """Rows of a .npy file, (rows, n·d), read where they are asked for: a memory map would count."""
+
+    def __init__(self, path: str) -> None:
+        mapped = np.load(path, mmap_mode="r")
+        self.shape, self._dtype, self._offset = mapped.shape, mapped.dtype, mapped.offset
+        self._path = path
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows [start, stop), float32."""
+        width = self.shape[1]
+        offset = self._offset + start * width * self._dtype.itemsize
+        rows = np.fromfile(self._path, self._dtype, (stop - start) * width, offset=offset)
+        return rows.reshape(-1, width).astype(np.float32)
+
+    def mean(self, most: int = 16384) -> torch.Tensor:
+        """Mean of the first rows, (n·d,) float32."""
+        total = np.zeros(self.shape[1])
+        count = min(most, self.shape[0])
+        for start in range(0, count, 512):
+            total += self.read(start, min(start + 512, count)).sum(0, dtype=np.float64)
+        return torch.from_numpy((total / count).astype(np.float32))
+
+
+def held_out(path: Any, rows: Rows, batch: int) -> dict[str, Any]:
+    """Explained variance over all sites on held-out rows, each site's, and L0.
 
     rows : (rows, n·d), the constant that is explained away is their own mean.
     """
-    mean = torch.from_numpy(rows.astype(np.float32).mean(0))
+    mean = rows.mean(rows.shape[0])
     lost = there = torch.zeros(len(mean), dtype=torch.float64)
-    active = 0.0
+    active, seen = 0.0, rows.shape[0] // batch * batch
     with torch.no_grad():
-        for start in range(0, len(rows) - batch + 1, batch):
-            x = torch.from_numpy(rows[start : start + batch].astype(np.float32))
+        for start in range(0, seen, batch):
+            x = torch.from_numpy(rows.read(start, start + batch))
             again, l0 = path.reconstruct(x)
             lost = lost + (x - again).square().sum(0, dtype=torch.float64)
             there = there + (x - mean).square().sum(0, dtype=torch.float64)
             active += l0 * len(x)
-    seen = len(rows) // batch * batch
-    sites = path.sites
-    by_site = 1 - lost.view(sites, -1).sum(1) / there.view(sites, -1).sum(1)
+    by_site = 1 - lost.view(path.sites, -1).sum(1) / there.view(path.sites, -1).sum(1)
     return {
         "explained_variance": 1 - float(lost.sum() / there.sum()),
         "by_site": by_site.tolist(),
@@ -68,25 +90,24 @@ def run(make: Any) -> None:
     spec = json.loads(Path(sys.argv[1]).read_text())
     torch.set_num_threads(spec["threads"])
     torch.manual_seed(spec["seed"])
-    rows, test = (np.load(spec[name], mmap_mode="r") for name in ("data", "held_out"))
-    batch = spec["batch"]
+    given, test = Rows(spec["data"]), Rows(spec["held_out"])
+    base = memory("VmRSS")
+    path = make(spec, given)
+    base = getattr(path, "base", base)
+    rows, batch = getattr(path, "rows", given), spec["batch"]
 
     def take(step: int) -> torch.Tensor:
-        index = np.arange(step * batch, (step + 1) * batch) % len(rows)
-        return torch.from_numpy(rows[index].astype(np.float32))
+        start = step % (rows.shape[0] // batch) * batch
+        return torch.from_numpy(rows.read(start, start + batch))
 
-    base = memory("VmRSS")
-    path = make(spec, rows)
-    base = getattr(path, "base", base)
-    rows = getattr(path, "rows", rows)
     began = time.perf_counter()
     for step in range(spec["warm"]):
         path.step(take(step))
     compiled = time.perf_counter() - began
     forget_peak()
     seconds: list[float] = []
-    curve: list[dict[str, float]] = []
-    peak = 0
+    curve: list[dict[str, Any]] = []
+    peak = 0  # up to the first look at held-out rows, whose memory is not training's
     evaluate = set(spec["evaluate_at"])
     step = spec["warm"]
     while True:
@@ -99,17 +120,17 @@ def run(make: Any) -> None:
         last = step >= spec["steps"] or (
             sum(seconds) > spec["seconds"] and len(seconds) >= spec["at_least"]
         )
-        if hasattr(path, "reconstruct") and (step in evaluate or last):
-            peak = max(peak, memory("VmHWM"))
-            found = held_out(path, test, min(batch, len(test)))
-            curve.append({"tokens": step * batch, "seconds": sum(seconds)} | found)
-            forget_peak()
+        if step in evaluate or last:
+            peak = peak or memory("VmHWM")
+            if hasattr(path, "reconstruct"):
+                found = held_out(path, test, min(batch, test.shape[0]))
+                curve.append({"tokens": step * batch, "seconds": sum(seconds)} | found)
         if last:
             break
     result = {
         "step_seconds": seconds,
         "warm_seconds": compiled,
-        "peak_bytes": max(peak, memory("VmHWM")) - base,
+        "peak_bytes": peak - base,
         "base_bytes": base,
         "curve": curve,
         "dead": path.dead(50_000) if hasattr(path, "dead") else None,

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
-from common import run
+from common import Rows, run
 
 
 class Dense:
     """All n·d dimensions, each site centred, decoder rows of one norm at the start."""
 
-    def __init__(self, spec: dict[str, Any], rows: np.ndarray) -> None:
+    def __init__(self, spec: dict[str, Any], rows: Rows) -> None:
         self.r, self.sites, self.k = rows.shape[1], spec["n"], spec["k"]
         self.versions: dict[str, str] = {}
         features = spec["features"]
-        self.mean = torch.from_numpy(rows[:16384].astype(np.float32).mean(0))
+        self.mean = rows.mean()
         start = torch.randn(features, spec["d"]).repeat(1, spec["n"])
         start *= 0.2 / start.norm(dim=1, keepdim=True) * spec["n"] ** 0.5
         self.W_enc = start.T.clone().requires_grad_()

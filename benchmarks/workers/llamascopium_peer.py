@@ -13,18 +13,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import run
+from common import Rows, run
 from llamascopium.models.crosscoder import Crosscoder, CrosscoderConfig
 
 
 class Llamascopium:
     """A crosscoder with a head a snapshot."""
 
-    def __init__(self, spec: dict[str, Any], rows: np.ndarray) -> None:
+    def __init__(self, spec: dict[str, Any], rows: Rows) -> None:
         n, d = spec["n"], spec["d"]
         self.r, self.sites, self.shape = n * d, n, (n, d)
         self.versions = {"llamascopium": version("llamascopium")}
-        self.mean = torch.from_numpy(rows[:16384].astype(np.float32).mean(0))
+        self.mean = rows.mean()
         self.heads = [f"snapshot{i}" for i in range(n)]
         config = CrosscoderConfig(
             hook_points=self.heads,

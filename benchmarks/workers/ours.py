@@ -9,32 +9,45 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
-from common import memory, run
+from common import Rows, memory, run
 
 from ontogeny import devices
 from ontogeny.crosscoder import model, train
 from ontogeny.settings import Crosscoder
 
 
-class Rows:
-    """What the trainer asks of its data, over one array of rows."""
+class Projected:
+    """Rows of a basis file, as common.Rows."""
 
-    def __init__(self, spec: dict[str, Any], rows: np.ndarray) -> None:
+    def __init__(self, path: str, most: int) -> None:
+        self._file = h5py.File(path)
+        self.U = torch.from_numpy(self._file["basis"][:])
+        self.mean = torch.from_numpy(self._file["mean"][:])
+        self._rows = self._file["projected"]
+        self.shape = (min(most, len(self._rows)), self.U.shape[1])
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows [start, stop), float32."""
+        return self._rows[start:stop].astype(np.float32)
+
+
+class Data:
+    """What the trainer asks of its data."""
+
+    def __init__(self, spec: dict[str, Any], rows: Rows) -> None:
         self.width, self.device = spec["d"], torch.device("cpu")
         self.scales_in = torch.ones(spec["n"])
-        self.U = None
-        self.mean = torch.from_numpy(rows[:16384].astype(np.float32).mean(0))
-        self.array = rows
+        self.U: torch.Tensor | None = None
         if spec["path"] == "principal":
-            with h5py.File(spec["basis"]) as file:
-                self.U = torch.from_numpy(file["basis"][:])
-                self.mean = torch.from_numpy(file["mean"][:])
-                self.array = file["projected"][: len(rows)]
-        self.source, self.rows = self, len(rows)
+            projected = Projected(spec["basis"], rows.shape[0])
+            self.U, self.mean, self.array = projected.U, projected.mean, projected
+        else:
+            self.mean, self.array = rows.mean(), rows
+        self.source, self.rows = self, self.array.shape[0]
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop), (rows, I) float32."""
-        return self.array[start:stop].astype(np.float32)
+        return self.array.read(start, stop)
 
     def split(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(x, target)."""
@@ -45,7 +58,7 @@ class Rows:
 class Ours:
     """BatchTopK with AuxK, one gate a feature."""
 
-    def __init__(self, spec: dict[str, Any], rows: np.ndarray) -> None:
+    def __init__(self, spec: dict[str, Any], rows: Rows) -> None:
         devices.keep_memory()
         self.spec, self.sites = spec, spec["n"]
         self.versions = {"ontogeny": version("ontogeny")}
@@ -62,10 +75,8 @@ class Ours:
         )
         self._warm_compiler(spec)
         self.base = memory("VmRSS")
-        self.data = Rows(spec, rows)
+        self.data = Data(spec, rows)
         self.rows = self.data.array
-        if self.data.U is not None:
-            self.base += self.rows.nbytes  # data, held in memory here and read ahead in training
         self.r = spec["n"] * spec["d"] if self.data.U is None else self.data.U.shape[1]
         loss = train.make_loss(self.c, self.sites, native=True)
         self.compute = devices.compiled(loss, torch.device("cpu"))

@@ -10,22 +10,20 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
 import torch
-from common import run
+from common import Rows, run
 from sparsify import SparseCoder, SparseCoderConfig
 
 
 class Sparsify:
     """A SparseCoder over n·d inputs."""
 
-    def __init__(self, spec: dict[str, Any], rows: np.ndarray) -> None:
+    def __init__(self, spec: dict[str, Any], rows: Rows) -> None:
         self.r, self.sites = rows.shape[1], spec["n"]
         self.versions = {"eai-sparsify": version("eai-sparsify")}
         config = SparseCoderConfig(num_latents=spec["features"], k=spec["k"])
         self.coder = SparseCoder(self.r, config)
-        mean = rows[:16384].astype(np.float32).mean(0)
-        self.coder.b_dec.data = torch.from_numpy(mean)
+        self.coder.b_dec.data = rows.mean()
         rate = spec["learning_rate"] or 2e-4 / (spec["features"] / 2**14) ** 0.5
         self.optimizer = torch.optim.Adam(self.coder.parameters(), lr=rate)
         self.note = f"learning rate {rate:.1e}"

@@ -175,6 +175,10 @@ class Crosscoder(Section):
         "float32",
         description="Adam's moments: 8 bytes a weight, or 2 (bfloat16, one variance a feature).",
     )
+    precision: Literal["highest", "high", "medium"] = Field(
+        "high",
+        description="Matrix products on a GPU: float32, TF32 or bfloat16 inside. CPUs: float32.",
+    )
     warmup: float = Field(0.02, ge=0, le=1, description="Share of steps of linear warm-up.")
     decay: float = Field(0.2, ge=0, le=1, description="Last share of steps, decaying to 1/32.")
     seeds: list[int] = Field([0, 1], min_length=1, description="One training each.")

@@ -360,6 +360,8 @@ def train(
     inputs = expand(c.inputs, steps)
     outputs = inputs if c.outputs is None else expand(c.outputs, steps)
     device = devices.choose(settings.device)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision(c.precision)
     data = Data(c, inputs, outputs, Path(activations), Path(basis), device)
     loss = make_loss(c, len(outputs), native=device.type == "cpu")
     compute = devices.compiled(loss, device)

@@ -73,7 +73,7 @@ class Case:
 def cases() -> Iterator[Case]:
     """All cases, group by group."""
     first: dict[str, Any] = {"data": "default", "n": 32, "d": 128, "features": 2048}
-    long: dict[str, Any] = {"steps": 1000, "seconds": 90.0}
+    long: dict[str, Any] = {"steps": 400, "seconds": 60.0}
     for path in ("bound", "bound_principal"):
         yield Case("first", path, **first)
     yield Case("first", "llamascopium", **first, learning_rate=1e-3, **long)
@@ -81,9 +81,9 @@ def cases() -> Iterator[Case]:
     yield Case("first", "dense", **first, **long)
     for seed in (0, 1):
         for path in ("full", "principal"):
-            yield Case("first", path, **first, seed=seed, steps=600, seconds=900.0)
+            yield Case("first", path, **first, seed=seed, steps=400, seconds=900.0)
     for path in ("full", "principal"):
-        yield Case("first", path, **first, steps=600, seconds=900.0, moments="compact")
+        yield Case("first", path, **first, steps=400, seconds=900.0, moments="compact")
     big = first | {"features": 16384}
     for path in ("bound", "full", "bound_principal", "principal", "sparsify"):
         yield Case("big", path, **big, batch=2048)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ontogeny import devices
 from ontogeny.crosscoder import losses, model, reference
@@ -158,3 +159,65 @@ def test_without_a_compiler_training_is_eager_and_says_so(monkeypatch, capsys):
     assert capsys.readouterr().err == (
         "no C++ compiler (install g++): training runs eagerly, slower\n"
     )
+
+
+@pytest.mark.parametrize(("activation", "per_site"), CASES[:4])
+def test_one_graph_serves_every_batch(activation, per_site):
+    *_, W, x, target = problem(3, 13, torch.float32)
+    G = model.Weights(**{n: torch.zeros_like(t) for n, t in W.named().items()})
+    none, every = torch.zeros(0, dtype=torch.long), torch.arange(B)
+    options = {"sites": 3, "per_site": per_site, "native": True}
+
+    def loss(W, G, x, target):
+        if activation == "batch_topk":
+            return losses.batch_topk(
+                W, G, x, target, none, none > 0, k=2, aux_k=2, aux_weight=0.5, **options
+            )
+        sparsity = torch.tensor(0.3)
+        return losses.jumprelu(W, G, x, target, sparsity, every, bandwidth=0.7, **options)
+
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = devices.compiled(loss, torch.device("cpu"))
+    found = {compiled(W, G, x * scale, target.flatten(1)).l0.item() for scale in (1, 3, 0.5, 2)}
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert not torch._dynamo.utils.counters["graph_break"]
+    if activation == "jumprelu":
+        assert len(found) > 1  # with another number of pairs each time
+
+
+class Largest(TorchDispatchMode):
+    """Notes the largest tensor that any operation makes."""
+
+    size = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(tensor, torch.Tensor):
+                self.size = max(self.size, tensor.numel())
+        return out
+
+
+@pytest.mark.parametrize("activation", ["batch_topk", "jumprelu"])
+def test_a_gate_per_site_makes_no_tensor_of_tokens_sites_and_features(activation):
+    tokens, sites, features = 64, 16, 96
+    generator = torch.Generator().manual_seed(0)
+    W_dec = torch.randn(features, sites * 2, generator=generator)
+    W = model.Weights(
+        W_dec.clone(), torch.zeros(features), W_dec, torch.zeros(sites * 2), torch.full((96,), 4.0)
+    )
+    G = model.Weights(**{n: torch.zeros_like(t) for n, t in W.named().items()})
+    x = torch.randn(tokens, sites * 2, generator=generator)
+    options = {"sites": sites, "per_site": True, "native": True}
+    with Largest() as largest:
+        if activation == "batch_topk":
+            none = torch.zeros(0, dtype=torch.long)
+            out = losses.batch_topk(
+                W, G, x, x, none, none > 0, k=2, aux_k=1, aux_weight=0.0, **options
+            )
+        else:
+            sample = torch.arange(tokens // 8)
+            out = losses.jumprelu(W, G, x, x, torch.tensor(0.1), sample, bandwidth=1.0, **options)
+    assert 0 < out.l0 < 6
+    assert largest.size <= tokens * features

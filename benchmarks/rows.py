@@ -27,7 +27,7 @@ from ontogeny.features import matching
 from ontogeny.files import digest_value, write_json
 
 ROWS = Path(__file__).parent / "results" / "rows.json"
-STEPS = (375, 750, 1500, 3000, 6000)
+STEPS = (750, 1500, 3000, 4500, 6000)
 SEEDS = (0, 1)
 
 

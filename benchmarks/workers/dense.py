@@ -25,35 +25,36 @@ class Dense:
         self.weights = [self.W_enc, self.b_enc, self.W_dec, self.b_dec]
         self.optimizer = torch.optim.Adam(self.weights, lr=spec["learning_rate"], fused=True)
         self.loss = torch.compile(self._loss, fullgraph=True, dynamic=False)
-        self.threshold: torch.Tensor | None = None
         self.silent = torch.zeros(features, dtype=torch.long)
 
     def _score(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         h = x @ self.W_enc + self.b_enc
         return h, (h * self.W_dec.norm(dim=1) / self.sites**0.5).detach()
 
-    def _loss(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _kept(self, score: torch.Tensor, tokens: int) -> torch.Tensor:
+        cut = torch.topk(score.flatten(), self.k * tokens, sorted=False).values.min()
+        return (score >= cut) & (score > 0)
+
+    def _loss(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x = x - self.mean
         h, score = self._score(x)
-        cut = torch.topk(score.flatten(), self.k * len(x), sorted=False).values.min()
-        f = h * ((score >= cut) & (score > 0))
+        f = h * self._kept(score, len(x))
         error = x - f @ self.W_dec - self.b_dec
-        return error.square().sum() / (len(x) * self.sites), cut, (f > 0).any(0)
+        return error.square().sum() / (len(x) * self.sites), (f > 0).any(0)
 
     def step(self, x: torch.Tensor) -> None:
         """Loss, gradients, fused Adam."""
-        loss, cut, fired = self.loss(x)
+        loss, fired = self.loss(x)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.threshold = cut if self.threshold is None else torch.lerp(cut, self.threshold, 0.99)
         self.silent += len(x)
         self.silent[fired] = 0
 
     def reconstruct(self, x: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """By the running threshold."""
+        """By the batch's k·B largest scores."""
         h, score = self._score(x - self.mean)
-        f = h * ((score >= self.threshold) & (score > 0))
+        f = h * self._kept(score, len(x))
         return f @ self.W_dec + self.b_dec + self.mean, (f > 0).sum(1).float().mean().item()
 
     def dead(self, rows: int) -> float:

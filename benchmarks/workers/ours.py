@@ -105,15 +105,16 @@ class Ours:
         rate = self.peak_rate * train.schedule(now.step, self.c)
         train._advance(now, self.c, self.compute, x, target, rate)
         if now.step % train.LOG_EVERY == 0:
-            now.aux = bool((now.silent >= self.c.dead_after_rows).any())
+            now.aux = train.aux_size(now.silent, self.c)
 
     def reconstruct(self, x: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """By the running threshold, in all dimensions."""
+        """By the batch's k·B largest scores, in all dimensions."""
         W, U, mean = self.now.weights, self.data.U, self.data.mean
         y = x - mean if U is None else (x - mean) @ U
         h = model.pre_activations(y, W.W_enc, W.b_enc)
         score = h * W.W_dec.norm(dim=1) / self.sites**0.5
-        f = h * ((score >= self.now.threshold) & (score > 0))
+        cut = torch.topk(score.flatten(), self.c.k * len(x), sorted=False).values.min()
+        f = h * ((score >= cut) & (score > 0))
         again = f @ W.W_dec + W.b_dec
         return (again if U is None else again @ U.T) + mean, (f > 0).sum(1).float().mean().item()
 

@@ -195,7 +195,7 @@ class Progress:
     silent : (F,) rows since each feature was last active.
     threshold : () running mean of BatchTopK's smallest kept score; −1 before the first.
     failed : () first step whose loss was not finite; −1 while there is none.
-    aux : whether a feature was dead when last looked, so that AuxK has work.
+    aux : how many features AuxK looks at, by how many were dead when last counted; 0 is none.
     """
 
     weights: model.Weights
@@ -204,7 +204,7 @@ class Progress:
     silent: torch.Tensor
     threshold: torch.Tensor
     failed: torch.Tensor
-    aux: bool = False
+    aux: int = 0
     step: int = 0
     log: list[dict[str, float]] = field(default_factory=list)
 
@@ -229,7 +229,7 @@ class Progress:
         with h5py.File(folder / "state.h5") as file:
             for name, tensor in self._tensors().items():
                 _bits(tensor).copy_(torch.from_numpy(np.asarray(file[name])))
-            self.step, self.aux = int(file.attrs["step"]), bool(file.attrs["aux"])
+            self.step, self.aux = int(file.attrs["step"]), int(file.attrs["aux"])
             self.log = json.loads(file.attrs["log"])
 
     @property
@@ -284,12 +284,23 @@ def _begin(
     return now
 
 
+def aux_size(silent: torch.Tensor, c: Crosscoder) -> int:
+    """How many features AuxK looks at: none, a quarter of aux_features or all, as the dead ask for.
+
+    Each size is a graph of its own, and its cost grows with it.
+    """
+    dead = int((silent >= c.dead_after_rows).sum())
+    if c.activation != "batch_topk" or not dead:
+        return 0
+    few = min(max(c.aux_k, c.aux_features // 4), c.aux_features)
+    return few if dead <= few else c.aux_features
+
+
 def _loss(
     now: Progress, c: Crosscoder, compute: Callable[..., losses.Out], x: Any, target: Any
 ) -> losses.Out:
     """The step's loss; its gradients go into the buffers."""
-    aux = c.aux_features if now.aux else 0
-    dead = torch.topk(now.silent, aux, sorted=False).indices
+    dead = torch.topk(now.silent, now.aux, sorted=False).indices
     is_dead = now.silent[dead] >= c.dead_after_rows
     sparsity = torch.full((), sparsity_at(now.step, c), device=x.device)
     chosen = torch.Generator().manual_seed(now.step)
@@ -388,7 +399,7 @@ def train(
             row["rows_per_second"] = (now.step - began_at) * c.batch_rows / seconds
             row["bytes_per_parameter"] = now.optimizer.bytes_per_parameter
             now.log.append(row)
-            now.aux = c.activation == "batch_topk" and row["dead_fraction"] > 0
+            now.aux = aux_size(now.silent, c)
             shown.set_postfix_str(
                 f", EV {row['explained_variance']:.3f}, dead {row['dead_fraction']:.0%}"
             )

@@ -81,9 +81,9 @@ def cases() -> Iterator[Case]:
     yield Case("first", "dense", **first, **long)
     for seed in (0, 1):
         for path in ("full", "principal"):
-            yield Case("first", path, **first, seed=seed, steps=400, seconds=900.0)
+            yield Case("first", path, **first, seed=seed, steps=600, seconds=900.0)
     for path in ("full", "principal"):
-        yield Case("first", path, **first, steps=400, seconds=900.0, moments="compact")
+        yield Case("first", path, **first, steps=600, seconds=900.0, moments="compact")
     big = first | {"features": 16384}
     for path in ("bound", "full", "bound_principal", "principal", "sparsify"):
         yield Case("big", path, **big, batch=2048)

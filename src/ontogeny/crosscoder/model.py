@@ -70,9 +70,10 @@ def initial(
     generator = torch.Generator().manual_seed(seed)
     unit = torch.randn(features, width, generator=generator)
     unit /= unit.norm(dim=1, keepdim=True)
-    W_dec, W_in = unit.repeat(1, outputs), unit.repeat(1, inputs)
-    if basis is not None:
-        W_dec = W_in = W_dec @ basis
+    if basis is None:
+        W_dec, W_in = unit.repeat(1, outputs), unit.repeat(1, inputs)
+    else:  # the repeated rows times the basis, without the repeated rows
+        W_dec = W_in = unit @ basis.unflatten(0, (outputs, width)).sum(0)
     return Weights(
         W_enc=W_in.clone(),
         b_enc=torch.zeros(features),

@@ -285,15 +285,15 @@ def _begin(
 
 
 def aux_size(silent: torch.Tensor, c: Crosscoder) -> int:
-    """How many features AuxK looks at: none, a quarter of aux_features or all, as the dead ask for.
+    """How many features AuxK looks at: none, or as many of aux_features as the dead ask for.
 
-    Each size is a graph of its own, and its cost grows with it.
+    A quarter, half, or all. Its cost grows with their number, and each size is a graph of its own.
     """
     dead = int((silent >= c.dead_after_rows).sum())
     if c.activation != "batch_topk" or not dead:
         return 0
-    few = min(max(c.aux_k, c.aux_features // 4), c.aux_features)
-    return few if dead <= few else c.aux_features
+    sizes = (max(c.aux_k, c.aux_features // share) for share in (4, 2))
+    return next((size for size in sizes if dead <= size), c.aux_features)
 
 
 def _loss(

@@ -58,12 +58,12 @@ class Case:
     steps: int = 60
     seconds: float = 20.0
     learning_rate: float | None = 3e-3
-    moments: str = "float32"
+    moments: str = "compact"
 
     @property
     def key(self) -> str:
         """What names it."""
-        moments = "" if self.moments == "float32" else f"-{self.moments}"
+        moments = "" if self.moments == "compact" else f"-{self.moments}"
         return (
             f"{self.group}/{self.path}{moments}-n{self.n}-d{self.d}-F{self.features}-B{self.batch}"
             f"-seed{self.seed}"
@@ -83,7 +83,7 @@ def cases() -> Iterator[Case]:
         for path in ("full", "principal"):
             yield Case("first", path, **first, seed=seed, steps=600, seconds=900.0)
     for path in ("full", "principal"):
-        yield Case("first", path, **first, steps=600, seconds=900.0, moments="compact")
+        yield Case("first", path, **first, steps=600, seconds=900.0, moments="float32")
     big = first | {"features": 16384}
     for path in ("bound", "full", "bound_principal", "principal", "sparsify"):
         yield Case("big", path, **big, batch=2048)
@@ -222,7 +222,7 @@ def measure(case: Case) -> dict[str, Any]:
     return {
         "key": case.key,
         "group": case.group,
-        "path": case.path + ("" if case.moments == "float32" else f", {case.moments} moments"),
+        "path": case.path + ("" if case.moments == "compact" else f", {case.moments} moments"),
         "n": case.n,
         "d": case.d,
         "r": found["r"],

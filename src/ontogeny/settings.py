@@ -172,7 +172,7 @@ class Crosscoder(Section):
     steps: int = Field(..., ge=1, description="Optimiser steps.")
     learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate (Adam).")
     moments: Literal["float32", "compact"] = Field(
-        "float32",
+        "compact",
         description="Adam's moments: 8 bytes a weight, or 2 (bfloat16, one variance a feature).",
     )
     precision: Literal["highest", "high", "medium"] = Field(

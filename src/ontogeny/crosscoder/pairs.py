@@ -170,7 +170,7 @@ def largest(
     (count,) ascending positions in a flattened (B, N, F), and () the smallest of these scores.
     """
     if native and r.shape[1] == 1:
-        return torch.ops.ontogeny.largest(h * r.T, count)
+        return torch.ops.ontogeny.largest(h, r, count)
     if native:
         return torch.ops.ontogeny.largest_of_sites(h, r, count)
     B, F = h.shape
@@ -196,26 +196,53 @@ def above(h: torch.Tensor, r: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     return torch.ops.ontogeny.above(h, r, t)
 
 
+PASS_ENTRIES = 1 << 16  # of (B, F), that a pass of selection has in the cache at a time
+
 # ---- The CPU's operators. A batch's number of active pairs is at most a few per cent of B·F.
 
 
 @torch.library.custom_op("ontogeny::largest", mutates_args=())
-def _largest(score: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ascending positions of the `count` largest of a flattened tensor, and the smallest kept."""
-    values = score.numpy().ravel()
-    # A sample bounds the cut from below, so that one pass over all leaves a few candidates.
-    sample = values[:: max(1, values.size // 65536) | 1]
-    rank = int(1.2 * count * sample.size / values.size + 50)
+def _largest(h: torch.Tensor, r: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ascending positions of the `count` largest of h (B, F) times r (F, 1), and the smallest.
+
+    A sample bounds the cut from below, so that one pass, some rows at a time, leaves a few
+    candidates, and no second (B, F) exists.
+    """
+    hs, norms = h.numpy(), r.numpy().ravel()
+    size, features = hs.size, len(norms)
+    every = max(1, size // 65536) | 1
+    sample = hs.ravel()[::every] * norms[np.arange(0, size, every) % features]
+    rank = int(1.2 * count * sample.size / size + 50)
     bound = _largest_but(sample, rank) if rank < sample.size else -np.inf
-    position = np.flatnonzero(values >= bound)
+    position, values = _at_least(bound, hs, norms)
     if position.size < count:  # a sample unlike the whole, or values that are not finite
-        position = np.arange(values.size)
-    candidates = values[position]
-    cut = _largest_but(candidates, count - 1)
-    chosen = np.flatnonzero(candidates >= cut)
-    if chosen.size != count:  # ties at the cut, or values that are not finite
-        chosen = np.sort(np.argpartition(candidates, candidates.size - count)[-count:])
+        position, values = np.arange(size), (hs * norms).ravel()
+    chosen, cut = _select(values, count)
     return torch.from_numpy(position[chosen]), torch.from_numpy(np.array(cut))
+
+
+def _at_least(
+    bound: float | np.floating, hs: np.ndarray, norms: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Flat positions at which h·r reaches a bound, and these scores."""
+    rows = max(1, PASS_ENTRIES // len(norms))
+    score = np.empty((min(rows, len(hs)), len(norms)), hs.dtype)
+    positions, values = [], []
+    for start in range(0, len(hs), rows):
+        part = np.multiply(hs[start : start + rows], norms, out=score[: len(hs) - start]).ravel()
+        found = np.flatnonzero(part >= bound)
+        positions.append(found + start * len(norms))
+        values.append(part[found])
+    return np.concatenate(positions), np.concatenate(values)
+
+
+def _select(values: np.ndarray, count: int) -> tuple[np.ndarray, np.floating]:
+    """Ascending indices of the `count` largest of (P,) values, and the smallest of these."""
+    cut = _largest_but(values, count - 1)
+    chosen = np.flatnonzero(values >= cut)
+    if chosen.size != count:  # ties at the cut, or values that are not finite
+        chosen = np.sort(np.argpartition(values, values.size - count)[-count:])
+    return chosen, cut
 
 
 def _largest_but(values: np.ndarray, rank: int) -> np.floating:
@@ -224,8 +251,8 @@ def _largest_but(values: np.ndarray, rank: int) -> np.floating:
 
 
 @_largest.register_fake
-def _(score: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return score.new_empty(count, dtype=torch.long), score.new_empty(())
+def _(h: torch.Tensor, r: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return h.new_empty(count, dtype=torch.long), h.new_empty(())
 
 
 @torch.library.custom_op("ontogeny::largest_of_sites", mutates_args=())
@@ -248,8 +275,8 @@ def _largest_of_sites(
     position = (token[:, None] * N + np.arange(N)) * F + feature[:, None]
     if score.size < count:  # values that are not finite
         score, position = np.zeros((count, 1), hs.dtype), np.arange(count)[:, None]
-    chosen, cut = _largest(torch.from_numpy(score), count)
-    return torch.from_numpy(np.sort(position.ravel()[chosen.numpy()])), cut
+    chosen, cut = _select(score.ravel(), count)
+    return torch.from_numpy(np.sort(position.ravel()[chosen])), torch.from_numpy(np.array(cut))
 
 
 @_largest_of_sites.register_fake

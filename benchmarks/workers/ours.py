@@ -71,7 +71,6 @@ class Ours:
             learning_rate=spec["learning_rate"],
             moments=spec["moments"],
             aux_features=min(128, spec["features"]),
-            dead_after_rows=50_000,
         )
         self._warm_compiler(spec)
         self.base = memory("VmRSS")

@@ -28,19 +28,22 @@ def _update(
     gradients: list[torch.Tensor],
     first: list[torch.Tensor],
     second: list[torch.Tensor],
-    step: torch.Tensor,
     rate: torch.Tensor,
+    correction: torch.Tensor,
     shares: list[float],
 ) -> None:
-    """One step, in place. step : () from 1. rate : () η. shares : of η, for each weight."""
+    """One step, in place.
+
+    rate : () η / (1 − β₁ᵗ). correction : () 1 / (1 − β₂ᵗ). shares : of η, for each weight.
+    """
     for w, g, m, v, share in zip(weights, gradients, first, second, shares, strict=True):
         fresh = torch.lerp(g, m.to(g.dtype), BETAS[0])
         squared = g.square()
         if v.shape != g.shape:
             squared = squared.mean(1, keepdim=True)
         v.copy_(torch.lerp(squared, v, BETAS[1]))
-        deviation = (v / (1 - BETAS[1] ** step)).sqrt() + EPSILON
-        w.sub_(rate * share / (1 - BETAS[0] ** step) * fresh / deviation)
+        length = rate * share / ((v * correction).sqrt() + EPSILON)
+        w.sub_(length * fresh)
         m.copy_(fresh)
 
 
@@ -84,7 +87,7 @@ class Adam:
 
     def step(self, step: int, rate: float) -> None:
         """Update the weights. step : from 1. rate : the learning rate."""
-        at = torch.tensor([step, rate], dtype=torch.float64)
+        at = torch.tensor([rate / (1 - BETAS[0] ** step), 1 / (1 - BETAS[1] ** step)])
         if self._device.type == "cuda":
             at = at.pin_memory().to(self._device, non_blocking=True)
         self._compute(

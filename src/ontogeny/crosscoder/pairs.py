@@ -112,9 +112,14 @@ class Kept:
         return rows.view(tokens, -1)
 
     def gradient(self, dE: torch.Tensor, W_dec: torch.Tensor) -> torch.Tensor:
-        """Gradient of f, dE W_decᵀ. Compiled, no (P, D) tensor exists."""
+        """Gradient of f, dE W_decᵀ. Compiled, no (P, D) tensor exists.
+
+        Feature by feature: W_dec, the larger of the two, is then read once.
+        """
         W = W_dec.view(self.features * self.sites, -1)
-        return (dE.reshape(-1, W.shape[1])[self.row] * W[self.column]).sum(1)
+        row, column = self.row[self.order], self.column[self.order]
+        found = (dE.reshape(-1, W.shape[1])[row] * W[column]).sum(1)
+        return torch.empty_like(found).scatter(0, self.order, found)
 
     def decoder_gradient(self, out: torch.Tensor, f: torch.Tensor, dE: torch.Tensor) -> None:
         """Set `out`, (F, O), to fᵀ dE."""
@@ -210,7 +215,7 @@ def _largest(h: torch.Tensor, r: torch.Tensor, count: int) -> tuple[torch.Tensor
     """
     hs, norms = h.numpy(), r.numpy().ravel()
     size, features = hs.size, len(norms)
-    every = max(1, size // 65536) | 1
+    every = max(1, size // 16384) | 1
     sample = hs.ravel()[::every] * norms[np.arange(0, size, every) % features]
     rank = int(1.2 * count * sample.size / size + 50)
     bound = _largest_but(sample, rank) if rank < sample.size else -np.inf

@@ -1,6 +1,6 @@
 """Crosscoder training steps, timed: ours, the peers', a plain dense one, and the bound, in one run.
 
-    python -m benchmarks.crosscoder                    everything (about an hour on two cores)
+    python -m benchmarks.crosscoder                    everything (40 minutes on two cores)
     python -m benchmarks.crosscoder --only first       one group of cases; `--list` names them
     python -m benchmarks.crosscoder --resume           keep measured rows, go on with the rest
     python -m benchmarks.crosscoder --draw             the page and the plot again, from the rows

@@ -160,6 +160,9 @@ def draw(rows: Sequence[dict[str, Any]]) -> None:
                     )
             axes.set(xscale="log", yscale="log", ylabel="tokens/s")
             axes.set_xlabel("snapshots" if x == "n" else "features")
+            drawn = {r[x] for r in rows if r["group"] == group}
+            drawn |= {r[x] for r in rows if r["group"] == "first"}
+            _ticks(axes, {v: f"{v:,}" for v in sorted(drawn)})
             if axes.lines:
                 axes.legend(frameon=False)
         for row in rows:
@@ -175,12 +178,20 @@ def draw(rows: Sequence[dict[str, Any]]) -> None:
                     "o-",
                     ms=2,
                     color=COLOURS[row["path"]],
-                    label=f"{name(row['path'])} (L0 {row['l0']:.0f})",
+                    label=f"{name(row['path'])} (L0 {row['l0']:.0f})"
+                    + (", below 0" if row["explained_variance"] < 0 else ""),
                 )
-        quality.set(xscale="log", xlabel="seconds of training", ylabel="held-out EV", ylim=(0.4, 1))
+        quality.set(xscale="log", xlabel="seconds of training", ylabel="held-out EV", ylim=(0, 1))
         if quality.lines:
-            quality.legend(frameon=False)
+            quality.legend(frameon=False, loc="lower right")
         figure.savefig(PLOT, dpi=200)
+
+
+def _ticks(axes: Axes, labels: dict[int, str]) -> None:
+    """Ticks of a logarithmic x axis at the values that were measured, and nowhere else."""
+    axes.minorticks_off()
+    axes.yaxis.minorticks_on()
+    axes.set_xticks(list(labels), list(labels.values()))
 
 
 def _bars(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
@@ -227,7 +238,8 @@ def write_rows(rows: Sequence[dict[str, Any]]) -> None:
         right.set(ylabel="held-out explained variance")
         right.legend(frameon=False)
         for axes in (left, right):
-            axes.set(xscale="log", xlabel="rows seen")
+            axes.set(xscale="log", xlabel="rows seen (millions)")
+            _ticks(axes, {rows: f"{rows / 1e6:.1f}" for rows in seen})
         figure.savefig(ROWS_PLOT, dpi=200)
 
 

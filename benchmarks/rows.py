@@ -1,6 +1,6 @@
 """How stability and explained variance grow with the rows that the default dictionary sees.
 
-    python -m benchmarks.rows                          (after `make figures`; half an hour)
+    python -m benchmarks.rows                          (after `make figures`; 10 minutes)
 
 Trains the primary crosscoder of config.yaml on the default experiment's activations for fewer and
 for more steps, two seeds each, and writes benchmarks/results/rows.json, and the table and plot of

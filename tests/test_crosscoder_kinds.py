@@ -153,6 +153,22 @@ def test_an_activation_that_is_not_finite_is_named(experiment, tmp_path, monkeyp
         train.train(s, "cross_layer", 0, activations, Path(), tmp_path / "out", tmp_path / "state")
 
 
+@pytest.mark.parametrize(
+    ("aux_features", "dead", "size"),
+    [(128, 0, 0), (128, 1, 32), (128, 33, 64), (128, 65, 128), (128, 500, 128), (16, 3, 16),
+     (16, 16, 16), (20, 17, 20), (0, 5, 0)],
+)  # fmt: skip
+def test_auxk_looks_at_as_many_features_as_the_dead_ask_for(aux_features, dead, size):
+    c = settings.Crosscoder(
+        inputs={"layers": [0]}, features=1000, steps=1, aux_features=aux_features, aux_k=16
+    )
+    silent = torch.zeros(1000, dtype=torch.long)
+    silent[:dead] = c.dead_after_rows
+    assert train.aux_size(silent, c) == size
+    relu = c.model_copy(update={"activation": "relu"})
+    assert train.aux_size(silent, relu) == 0
+
+
 def test_compact_moments_train_as_well(experiment, tmp_path, monkeypatch):
     s, activations = experiment
     monkeypatch.setattr(train.devices, "compiled", lambda function, device: function)
@@ -162,7 +178,6 @@ def test_compact_moments_train_as_well(experiment, tmp_path, monkeypatch):
         train.train(s, "sae", 0, activations, Path(), tmp_path / moments, tmp_path / "state")
         ends[moments] = pd.read_csv(tmp_path / moments / "metrics.csv").iloc[-1]
         shutil.rmtree(tmp_path / "state", ignore_errors=True)
-    s.crosscoders["sae"] = s.crosscoders["sae"].model_copy(update={"moments": "float32"})
     assert ends["compact"]["bytes_per_parameter"] < 11 < ends["float32"]["bytes_per_parameter"]
     gap = ends["compact"]["explained_variance"] - ends["float32"]["explained_variance"]
     assert abs(gap) < 0.05

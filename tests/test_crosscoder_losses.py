@@ -6,7 +6,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ontogeny import devices
-from ontogeny.crosscoder import losses, model, reference
+from ontogeny.crosscoder import losses, model, pairs, reference
 
 B, D = 12, 5
 CASES = [
@@ -221,3 +221,26 @@ def test_a_gate_per_site_makes_no_tensor_of_tokens_sites_and_features(activation
             out = losses.jumprelu(W, G, x, x, torch.tensor(0.1), sample, bandwidth=1.0, **options)
     assert 0 < out.l0 < 6
     assert largest.size <= tokens * features
+
+
+@pytest.mark.parametrize(
+    ("tokens", "features", "count"),
+    [(3, 7, 1), (3, 7, 21), (70, 1000, 800), (257, 1031, 5000), (3, pairs.PASS_ENTRIES + 5, 900)],
+)
+@pytest.mark.parametrize("scores", ["alike", "one token's", "tied", "not finite"])
+def test_selection_is_that_of_a_full_sort(tokens, features, count, scores):
+    generator = torch.Generator().manual_seed(count)
+    h = torch.randn(tokens, features, generator=generator)
+    r = torch.rand(features, 1, generator=generator) + 0.5
+    if scores == "one token's":  # a sample is then a bad guess at the cut
+        h[0] += 100
+    elif scores == "tied":
+        h, r = h.round(), torch.ones_like(r)
+    elif scores == "not finite":
+        h[0, 0], h[-1, -1] = torch.inf, -torch.inf
+    position, cut = pairs.largest(h, r, count, native=True)
+    score = (h * r.T).flatten()
+    wanted = torch.topk(score, count).values
+    assert torch.equal(position, position.unique())
+    assert torch.equal(score[position].sort(descending=True).values, wanted)
+    assert cut == wanted[-1]

@@ -289,8 +289,10 @@ def aux_size(silent: torch.Tensor, c: Crosscoder) -> int:
 
     A quarter, half, or all. Its cost grows with their number, and each size is a graph of its own.
     """
+    if c.activation != "batch_topk" or not c.aux_features:
+        return 0
     dead = int((silent >= c.dead_after_rows).sum())
-    if c.activation != "batch_topk" or not dead:
+    if not dead:
         return 0
     sizes = (max(c.aux_k, c.aux_features // share) for share in (4, 2))
     return next((size for size in sizes if dead <= size), c.aux_features)

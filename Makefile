@@ -28,7 +28,7 @@ env: .venv/.complete ## make the environment in .venv from the lock
 	@$(PYTHON) $(IS_SUPPORTED) 2>/dev/null || { echo "Python 3.11 or 3.12 is needed, found" \
 		"$$($(PYTHON) --version 2>/dev/null || echo none): make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv --clear .venv
-	$(PIP) install --require-hashes -r envs/requirements.lock
+	$(PIP) install --no-deps --require-hashes -r envs/requirements.lock
 	$(PIP) freeze --all > .venv/constraints.txt
 	$(PIP) install -r envs/torch.txt -c .venv/constraints.txt
 	$(PIP) install --no-deps --no-build-isolation -e .

@@ -1,0 +1,216 @@
+"""A model's shape, from its configuration alone: what it holds, and what a token costs.
+
+The model is built without storage (torch's meta device), so that a shape of any size takes well
+under a second; `cached` keeps it, so that a plan made again does not import torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ontogeny.files import InputError, digest_value, write_json
+from ontogeny.settings import Pretrain
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a causal language model; parameters are counted once where they are tied.
+
+    width : d of the residual stream. attention_width, key_value_width : heads (key-value heads)
+    times the width of a head. positions : most tokens of a context, None where nothing limits it.
+    parameters : all of them. embedding_parameters : the table of input tokens.
+    before_parameters : outside the blocks, used before the first: that table, positions, norms.
+    unembedding_parameters : the output matrix where it is not the table of input tokens, else 0.
+    parameters_by_block, matrices_by_block : of each block, and of these what lies in matrices
+    that every token is multiplied by (of experts the share that a token goes through).
+    matrices_before, matrices_after : the same outside the blocks, before the first and after the
+    last: the unembedding there, tied or not.
+    """
+
+    width: int
+    layers: int
+    heads: int
+    vocabulary: int
+    positions: int | None
+    attention_width: int
+    key_value_width: int
+    parameters: int
+    embedding_parameters: int
+    before_parameters: int
+    unembedding_parameters: int
+    parameters_by_block: tuple[int, ...]
+    matrices_by_block: tuple[int, ...]
+    matrices_before: int
+    matrices_after: int
+
+    @property
+    def block_parameters(self) -> int:
+        """Parameters of one block; of the largest where blocks differ."""
+        return max(self.parameters_by_block)
+
+    @property
+    def block_matrix_parameters(self) -> int:
+        """Of one block, in matrices that a token is multiplied by; the most of any block."""
+        return max(self.matrices_by_block)
+
+    def parameters_to(self, layer: int) -> int:
+        """What a model truncated after block `layer` holds: before_parameters + blocks 0…layer."""
+        self._check(layer)
+        return self.before_parameters + sum(self.parameters_by_block[: layer + 1])
+
+    def flops_per_token(self, context: int, layer: int | None = None) -> float:
+        """Forward floating point operations per token of a context, to block `layer`'s end or all.
+
+        2·(matrices_before + Σ matrices_by_block) + 4·context·attention_width a block, and with
+        `layer` None 2·matrices_after: a multiplication and an addition for each weight, and for
+        each pair of positions in the scores and in the mean of the values. All context² pairs
+        count, also those that the mask hides, as in torch.utils.flop_counter.
+        """
+        self._check(layer)
+        matrices = self.matrices_by_block[: None if layer is None else layer + 1]
+        weights = self.matrices_before + sum(matrices)
+        if layer is None:
+            weights += self.matrices_after
+        return 2.0 * weights + 4.0 * context * self.attention_width * len(matrices)
+
+    def training_flops_per_token(self, context: int) -> float:
+        """Of a forward and a backward pass through all: 3·flops_per_token.
+
+        The backward pass multiplies twice for each forward product, once for each factor.
+        """
+        return 3 * self.flops_per_token(context)
+
+    def _check(self, layer: int | None) -> None:
+        if layer is not None and not 0 <= layer < self.layers:
+            raise InputError(
+                f"activations.layers: layer {layer} does not exist; the model has {self.layers}, "
+                f"numbered 0 to {self.layers - 1}"
+            )
+
+
+def config_of_pretrain(p: Pretrain, vocabulary: int, context: int) -> dict[str, Any]:
+    """Configuration of the model that is trained here, with its model_type.
+
+    GPT-NeoX: full rotary positions, sequential residual.
+    """
+    return {
+        "model_type": "gpt_neox",
+        "vocab_size": vocabulary,
+        "hidden_size": p.width,
+        "num_hidden_layers": p.layers,
+        "num_attention_heads": p.heads,
+        "intermediate_size": 4 * p.width,
+        "max_position_embeddings": context,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 1,
+        },
+        "use_parallel_residual": False,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "tie_word_embeddings": False,
+        "use_cache": False,
+    }
+
+
+def cached(config: dict[str, Any], folder: Path) -> Shape:
+    """The shape of a configuration, kept as JSON under `folder` by the configuration's digest."""
+    path = folder / f"{digest_value(config)}.json"
+    try:
+        kept: Any = json.loads(path.read_text(encoding="utf-8"))
+        for name in ("parameters_by_block", "matrices_by_block"):
+            kept[name] = tuple(kept[name])
+        return Shape(**kept)
+    except (OSError, ValueError, TypeError, KeyError):
+        shape = of_config(config)  # none kept yet, or by another version
+    write_json(path, asdict(shape))
+    return shape
+
+
+def of_config(config: dict[str, Any]) -> Shape:
+    """Measure the model that a configuration (a config.json) describes, without its weights.
+
+    Raises
+    ------
+    InputError : transformers does not know the architecture, or has no causal language model of it.
+    """
+    import torch
+    from torch._subclasses import FakeTensorMode
+    from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
+
+    from ontogeny.snapshots import sites
+
+    kind = config.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        raise InputError(
+            f"snapshots: transformers does not know the architecture '{kind}', and its size cannot "
+            "be told without the code that its repository brings; choose another model"
+        )
+    known = AutoConfig.for_model(**{k: v for k, v in config.items() if k != "quantization_config"})
+    try:
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(known, dtype=torch.float32)
+    except ValueError as error:
+        why = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"snapshots: no causal language model of the architecture '{kind}' can be made; "
+            f"choose another model ({why})"
+        ) from None
+    model.eval()
+    text = known.get_text_config()
+    blocks = sites.blocks(model)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        ids = torch.zeros((1, 1), dtype=torch.long, device="meta")
+        later = {name: model.get_submodule(name) for name in sites.unused(model, ids, -1)}
+    in_later = {module for top in later.values() for module in top.modules()}
+    in_blocks = set(blocks.modules())
+    earlier = [m for m in model.modules() if m not in in_later and m not in in_blocks]
+    before = {w for m in earlier for w in m.parameters(recurse=False)}
+    embedding = model.get_input_embeddings().weight
+    unembedding = model.get_output_embeddings()
+    # Beside the blocks and the unembedding a model may hold an encoder of images, which text skips.
+    home = next(n for n, m in model.named_modules() if m is blocks).rpartition(".")[0]
+    after = {m for n, top in later.items() if n.rpartition(".")[0] == home for m in top.modules()}
+    after |= set() if unembedding is None else {unembedding}
+    tied = unembedding is None or unembedding.weight is embedding
+    per_token = getattr(text, "num_experts_per_tok", None)
+
+    def matrices(modules: Iterable[Any]) -> int:
+        """Weights that each token is multiplied by; tables that are looked up are none."""
+        total = 0
+        for module in modules:
+            if isinstance(module, torch.nn.Embedding):
+                continue
+            for w in module.parameters(recurse=False):
+                experts = w.ndim == 3 and per_token and not isinstance(module, torch.nn.Conv1d)
+                if w.ndim >= 2:
+                    total += w.numel() * per_token // w.shape[0] if experts else w.numel()
+        return total
+
+    heads = getattr(text, "num_attention_heads", 0)  # a state space model has none
+    head = getattr(text, "head_dim", None) or text.hidden_size // max(1, heads)
+    key_value_heads = getattr(text, "num_key_value_heads", None) or heads
+    return Shape(
+        width=text.hidden_size,
+        layers=len(blocks),
+        heads=heads,
+        vocabulary=text.vocab_size,
+        positions=getattr(text, "max_position_embeddings", None),
+        attention_width=heads * head,
+        key_value_width=key_value_heads * head,
+        parameters=sum(w.numel() for w in model.parameters()),
+        embedding_parameters=embedding.numel(),
+        before_parameters=sum(w.numel() for w in before),
+        unembedding_parameters=0 if tied else unembedding.weight.numel(),
+        parameters_by_block=tuple(sum(w.numel() for w in b.parameters()) for b in blocks),
+        matrices_by_block=tuple(matrices(b.modules()) for b in blocks),
+        matrices_before=matrices(earlier),
+        matrices_after=matrices(after),
+    )

@@ -22,7 +22,7 @@ def publish(archive: str | Path, step: int, folder: str | Path) -> None:
         raise InputError(
             f"{source}: no such training state; run again with --forcerun pretrain to make it"
         )
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    for name in FILES:
-        with whole(Path(folder) / name) as draft:
-            shutil.copyfile(source / name, draft)
+    with whole(folder) as draft:
+        draft.mkdir()
+        for name in FILES:
+            shutil.copyfile(source / name, draft / name)

@@ -28,7 +28,7 @@ from ontogeny.corpus.build import Tokens
 from ontogeny.files import InputError, whole, write_table
 from ontogeny.progress import bar
 from ontogeny.settings import Analysis, Pretrain
-from ontogeny.snapshots import copying
+from ontogeny.snapshots import copying, shape
 
 SAVE_EVERY = 100  # steps between training states, besides those at snapshots
 LOG_EVERY = 10
@@ -50,22 +50,7 @@ def make_model(p: Pretrain, vocabulary: int, context: int) -> Any:
 
     logging.disable_progress_bar()
     torch.manual_seed(p.seed)
-    config = GPTNeoXConfig(
-        vocab_size=vocabulary,
-        hidden_size=p.width,
-        num_hidden_layers=p.layers,
-        num_attention_heads=p.heads,
-        intermediate_size=4 * p.width,
-        max_position_embeddings=context,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1},
-        use_parallel_residual=False,
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
-        bos_token_id=0,
-        eos_token_id=0,
-        tie_word_embeddings=False,
-        use_cache=False,
-    )
+    config = GPTNeoXConfig(**shape.config_of_pretrain(p, vocabulary, context))
     return GPTNeoXForCausalLM(config)
 
 
@@ -145,6 +130,7 @@ def claimed(archive: Path) -> Iterator[None]:
 
 def train(
     p: Pretrain,
+    snapshots: list[int],
     analysis: Analysis,
     tokens: str | Path,
     archive: str | Path,
@@ -155,7 +141,7 @@ def train(
 
     Parameters
     ----------
-    p, analysis : settings' sections.
+    p, analysis : settings' sections. snapshots : the steps that are wanted.
     tokens : tokens.h5 of the corpus stage.
     archive : folder of training states, `step{S}/`; kept between calls.
     log : CSV to write, one row a logged step: step, tokens, learning_rate, loss (of the batch,
@@ -163,27 +149,34 @@ def train(
     """
     archive = Path(archive)
     with claimed(archive):
-        _train(p, analysis, tokens, archive, device)
+        wanted = sorted({0, *snapshots, p.steps})
+        _train(p, wanted, analysis, tokens, archive, device)
         if log is not None:
-            _write_log(archive, sorted({0, *p.snapshots, p.steps}), log)
+            _write_log(archive, wanted, log)
 
 
-def _train(p: Pretrain, analysis: Analysis, tokens: str | Path, archive: Path, device: str) -> None:
+def _train(
+    p: Pretrain,
+    wanted: list[int],
+    analysis: Analysis,
+    tokens: str | Path,
+    archive: Path,
+    device: str,
+) -> None:
     data = Tokens(tokens)
     blocks = data.split("pretrain")
     if len(blocks) < p.batch_blocks:
         raise InputError(
-            f"pretrain.batch_blocks: {p.batch_blocks} blocks a step, the corpus has {len(blocks)} "
-            "for pre-training; lower it or add corpus.sources"
+            f"snapshots.pretrain.batch_blocks: {p.batch_blocks} blocks a step, the corpus has "
+            f"{len(blocks)} for pre-training; lower it or give more text"
         )
     where = devices.choose(device)
-    model = make_model(p, data.vocabulary, data.blocks.shape[1]).to(where)
+    model = make_model(p, data.vocabulary, data.context).to(where)
     optimizer = make_optimizer(model, p)
     held_out = torch.from_numpy(data.split("held_out").astype(np.int64))
     copies = copying.passages(
         data.split("held_out"), data.vocabulary, analysis.copying_blocks, analysis.seed
     )
-    wanted = sorted({0, *p.snapshots, p.steps})
 
     def evaluate() -> dict[str, float]:
         with torch.no_grad():
@@ -201,7 +194,7 @@ def _train(p: Pretrain, analysis: Analysis, tokens: str | Path, archive: Path, d
         logits = model(input_ids=ids).logits[:, :-1].float()
         return cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
 
-    tokens_per_step = p.batch_blocks * data.blocks.shape[1]
+    tokens_per_step = p.batch_blocks * data.context
     rows: list[Any] = []
     step = -1
     with bar("pretrain", p.steps * tokens_per_step, "tokens") as progress:
@@ -231,10 +224,10 @@ def _train(p: Pretrain, analysis: Analysis, tokens: str | Path, archive: Path, d
                     value = loss.item()
                     if not math.isfinite(value):
                         raise InputError(
-                            f"pretrain.learning_rate: the loss is {value} at step {step}; "
-                            "lower it or lengthen pretrain.warmup_steps"
+                            f"snapshots.pretrain.learning_rate: the loss is {value} at step "
+                            f"{step}; lower it or lengthen snapshots.pretrain.warmup_steps"
                         )
-                    row = {"step": step, "tokens": step * tokens_per_step}
+                    row: dict[str, float] = {"step": step, "tokens": step * tokens_per_step}
                     row |= {"learning_rate": rate, "loss": value}
                     if step in wanted:
                         row |= evaluate()

@@ -1,0 +1,93 @@
+"""What is known beforehand of snapshots on the Hugging Face hub: presets.yaml, read.
+
+A preset says how a family of repositories names its snapshots, which training steps it publishes
+and what its models are built like, so that an experiment can be checked and its cost told before
+anything is fetched. Another family is another entry of presets.yaml.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+FILE = Path(__file__).with_suffix(".yaml")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How a family of repositories publishes its snapshots.
+
+    Attributes
+    ----------
+    name : of the family in presets.yaml.
+    revision : names of the revisions, a format string of `step`; * stands for a part that only
+        the repository's own list of branches and tags tells.
+    steps : the published ones, ascending; None where only that list tells.
+    tokenizer : repository of the tokenizer; None: the model's own.
+    unit : what a step counts.
+    tokens_per_step : tokens of training in a step; None where it is not one number.
+    """
+
+    name: str
+    revision: str
+    steps: list[int] | None
+    tokenizer: str | None = None
+    unit: str = "training step"
+    tokens_per_step: int | None = None
+
+
+def find(repository: str) -> Preset | None:
+    """The preset of a repository such as EleutherAI/pythia-160m, or None where none is known."""
+    for name, family in families().items():
+        if any(fnmatchcase(repository, pattern) for pattern in family["repositories"]):
+            steps = family["steps"]
+            return Preset(
+                name=name,
+                revision=family["revision"],
+                steps=None if steps is None else _expand(steps),
+                tokenizer=family["tokenizer"],
+                unit=family.get("unit", Preset.unit),
+                tokens_per_step=family["tokens_per_step"],
+            )
+    return None
+
+
+def architecture(repository: str) -> dict[str, Any] | None:
+    """Keyword arguments of `transformers.AutoConfig.for_model` for a repository's model.
+
+    `dtype` among them is the type of the stored weights. The caller's own copy, or None where the
+    model is not listed.
+    """
+    for family in families().values():
+        if repository in family["models"]:
+            return copy.deepcopy(family["models"][repository])
+    return None
+
+
+def nearest(step: int, steps: Sequence[int], count: int = 2) -> list[int]:
+    """The `count` of `steps` that lie nearest to `step`, ascending; the earlier where two tie."""
+    return sorted(sorted(steps, key=lambda known: (abs(known - step), known))[:count])
+
+
+@cache
+def families() -> dict[str, dict[str, Any]]:
+    """The entries of presets.yaml by name, as written; not to be changed."""
+    return yaml.safe_load(FILE.read_text(encoding="utf-8"))["families"]
+
+
+def _expand(items: Iterable[int | dict[str, int]]) -> list[int]:
+    """Steps written as numbers and {from, to, every} ranges, both ends included, ascending."""
+    steps: list[int] = []
+    for item in items:
+        if isinstance(item, int):
+            steps.append(item)
+        else:
+            steps.extend(range(item["from"], item["to"] + 1, item["every"]))
+    return sorted(steps)

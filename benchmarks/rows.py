@@ -44,7 +44,9 @@ def train(steps: int) -> list[Path]:
     file.write_text(yaml.safe_dump(configuration))
     command = [Path(sys.executable).with_name("ontogeny"), "train", "--config", file]
     command += ["--threads", str(s.crosscoders[s.primary].threads), "--crosscoder", s.primary]
-    command += ["--activations", activations, "--basis", f"results/{s.name}/basis/residual.0.h5"]
+    basis = f"results/{s.name}/basis/residual.0"
+    command += ["--activations", activations, "--basis", f"{basis}.h5"]
+    command += ["--projected", f"{basis}.rows0.h5"]
     running = [
         subprocess.Popen(
             [*command, "--seed", str(seed), "--output", folder, "--state", f"{folder}.state"],
@@ -62,13 +64,10 @@ def measure(steps: int) -> dict[str, Any]:
     """A row: matched share of the living features, and held-out explained variance."""
     s = settings.load("config.yaml")
     c = s.crosscoders[s.primary]
-    basis = Path(f"results/{s.name}/basis/residual.0.h5")
     trained = [Crosscoder.load(folder) for folder in train(steps)]
     living = [one.W_dec[~one.dead].numpy() for one in trained]
     _, cosine = matching.match(*living)
-    by_site = [
-        fidelity.explained(one, f"results/{s.name}/activations", 0.1, basis)[0] for one in trained
-    ]
+    by_site = [fidelity.explained(one, f"results/{s.name}/activations", 0.1)[0] for one in trained]
     return {
         "steps": steps,
         "rows": steps * c.batch_rows,

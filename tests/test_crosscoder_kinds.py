@@ -13,9 +13,11 @@ from conftest import RESULTS, tiny
 from ontogeny import settings
 from ontogeny.activations import extract, store
 from ontogeny.basis import principal
-from ontogeny.crosscoder import fidelity, train
+from ontogeny.crosscoder import feed, fidelity, train
 from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.files import InputError
+
+CPU = torch.device("cpu")
 
 STEPS = [0, 40]
 ALL = {"layers": [0, 1], "streams": ["residual", "mlp_in", "mlp_out"]}
@@ -57,12 +59,12 @@ KINDS = {
 def experiment(finished, tmp_path_factory) -> tuple[settings.Settings, Path]:
     """Activations of both layers' streams at two snapshots of the tiny model."""
     changes = {"activations": ALL, "crosscoders": {n: COMMON | k for n, k in KINDS.items()}}
-    s = settings.load(tiny(changes | {"pretrain.snapshots": STEPS, "primary": "sae"}))
+    s = settings.load(tiny(changes | {"snapshots.steps": STEPS, "primary": "sae"}))
     folder = tmp_path_factory.mktemp("kinds")
     for step in STEPS:
         snapshot = finished / RESULTS / f"snapshots/step{step}"
         tokens = finished / RESULTS / "corpus/tokens.h5"
-        extract.extract(s.activations, snapshot, step, tokens, folder, "cpu")
+        extract.extract(s, snapshot, step, tokens, folder)
     for place in sorted(folder.iterdir()):
         files = [place / f"step{step}.h5" for step in STEPS]
         store.stack(files, STEPS, place / "stack.h5")
@@ -74,18 +76,29 @@ def test_a_kind_trains_and_explains_its_outputs(kind, experiment, tmp_path, monk
     s, activations = experiment
     monkeypatch.setattr(train.devices, "compiled", lambda function, device: function)
     c = s.crosscoders[kind]
-    basis = tmp_path / "basis.h5"
+    places = feed.Places(activations)
     if c.basis == "principal":
-        principal.build(s.basis, activations, store.expand(c.inputs, STEPS), basis, "cpu")
-    train.train(s, kind, 0, activations, basis, tmp_path / "out", tmp_path / "state")
+        basis, rows = tmp_path / "basis.h5", tmp_path / "rows.h5"
+        stacks = store.Stacks(activations, store.expand(c.inputs, STEPS))
+        principal.build(s.basis, stacks, basis, CPU)
+        principal.project(basis, stacks, 0, rows, CPU)
+        places = feed.Places(activations, basis, (rows,))
+    train.train(s, kind, 0, places, tmp_path / "out", tmp_path / "state")
     trained = Crosscoder.load(tmp_path / "out")
     outputs = store.expand(c.outputs or c.inputs, STEPS)
     assert trained.about.outputs == [[o.snapshot, o.layer, o.stream] for o in outputs]
     assert trained.W_dec.shape == (64, len(outputs), 32)
-    by_site, by_feature, f = fidelity.explained(trained, activations, 0.1)
+    by_site, by_feature, kept = fidelity.explained(trained, activations, 0.1, 100)
     assert len(by_site) == len(outputs)
     assert by_site["explained_variance"].min() > 0.4
-    assert f.shape[1:] == ((64, len(outputs)) if c.gate == "snapshot" else (64,))
+    x = store.Stacks(activations, store.expand(c.inputs, STEPS)).read(0, 100, "held_out")
+    f = trained.encode(torch.from_numpy(x))
+    gates = [f[:, :, n] for n in range(len(outputs))] if c.gate == "snapshot" else [f]
+    for mine, own in zip(kept, gates, strict=True):
+        torch.testing.assert_close(mine.to_dense(), own)
+    pca = fidelity.pca(s, trained, places, 6)
+    assert (0 < pca).all()
+    assert (pca < by_site["explained_variance"]).all()
     if c.activation == "batch_topk":
         assert by_site["l0"].mean() == pytest.approx(6, rel=0.15)
     assert 0 < by_feature["density"].max() <= 1
@@ -99,8 +112,8 @@ def test_at_full_rank_the_subspace_gives_the_full_dictionary(experiment, tmp_pat
     places = store.expand(s.crosscoders["cross_snapshot"].inputs, STEPS)
     basis = tmp_path / "basis.h5"
     exact = s.basis.model_copy(update={"max_variance_lost": 1e-9})
-    principal.build(exact, activations, places, basis, "cpu")
-    U = torch.from_numpy(principal.Projected(basis).basis)
+    principal.build(exact, store.Stacks(activations, places), basis, CPU)
+    U = torch.from_numpy(principal.Subspace(basis).U)
     if U.shape[0] != U.shape[1]:
         pytest.fail(f"the subspace has {U.shape[1]} of {U.shape[0]} dimensions")
     W = torch.randn(16, U.shape[0], generator=torch.Generator().manual_seed(0))
@@ -130,7 +143,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(
         72 * 256 % store.Stacks(activations, store.expand(s.crosscoders["sae"].inputs, STEPS)).rows
     )
     with pytest.raises(InputError, match=rf"not finite at step 73 \(rows {first} to .*lower it"):
-        train.train(s, "sae", 0, activations, Path(), tmp_path / "out", state)
+        train.train(s, "sae", 0, feed.Places(activations), tmp_path / "out", state)
     with h5py.File(state / "state.h5") as file:
         assert file.attrs["step"] == 50
     assert not (tmp_path / "out").exists()
@@ -147,10 +160,11 @@ def test_an_activation_that_is_not_finite_is_named(experiment, tmp_path, monkeyp
         return rows
 
     monkeypatch.setattr(train.feed.FullSource, "read", damaged)
+    places = feed.Places(activations)
     with pytest.raises(
         InputError, match=r"activations of residual.1/step40: not finite in row 777;"
     ):
-        train.train(s, "cross_layer", 0, activations, Path(), tmp_path / "out", tmp_path / "state")
+        train.train(s, "cross_layer", 0, places, tmp_path / "out", tmp_path / "state")
 
 
 @pytest.mark.parametrize(
@@ -175,7 +189,7 @@ def test_compact_moments_train_as_well(experiment, tmp_path, monkeypatch):
     ends = {}
     for moments in ("float32", "compact"):
         s.crosscoders["sae"] = s.crosscoders["sae"].model_copy(update={"moments": moments})
-        train.train(s, "sae", 0, activations, Path(), tmp_path / moments, tmp_path / "state")
+        train.train(s, "sae", 0, feed.Places(activations), tmp_path / moments, tmp_path / "state")
         ends[moments] = pd.read_csv(tmp_path / moments / "metrics.csv").iloc[-1]
         shutil.rmtree(tmp_path / "state", ignore_errors=True)
     assert ends["compact"]["bytes_per_parameter"] < 11 < ends["float32"]["bytes_per_parameter"]
@@ -188,10 +202,10 @@ def test_a_training_goes_on_from_its_state_to_the_same_bytes(experiment, tmp_pat
     monkeypatch.setattr(train.devices, "compiled", lambda function, device: function)
     monkeypatch.setattr(train, "SAVE_EVERY", 50)
     state = tmp_path / "state"
-    train.train(s, "sae", 0, activations, Path(), tmp_path / "out", state)
+    train.train(s, "sae", 0, feed.Places(activations), tmp_path / "out", state)
     with h5py.File(state / "state.h5") as file:
         assert file.attrs["step"] == 150
     again = tmp_path / "again"
-    train.train(s, "sae", 0, activations, Path(), again, state)
+    train.train(s, "sae", 0, feed.Places(activations), again, state)
     one, other = (folder / "crosscoder.safetensors" for folder in (tmp_path / "out", again))
     assert one.read_bytes() == other.read_bytes()

@@ -30,8 +30,13 @@ def tokens(here) -> Tokens:
     return Tokens(here / "corpus/tokens.h5")
 
 
+def file_of(here: Path, step: int, name: str) -> Path:
+    kind = ".h5" if name.startswith("held_out") else ".rows0.h5"
+    return here / f"activations/residual.0/step{step}{kind}"
+
+
 def read(here: Path, step: int, name: str) -> np.ndarray:
-    with h5py.File(here / f"activations/residual.0/step{step}.h5") as file:
+    with h5py.File(file_of(here, step, name)) as file:
         return file[name][:]
 
 
@@ -79,14 +84,14 @@ def test_values_are_the_models_own(here, tokens, split, step):
 
 def test_files_carry_checksums_and_what_made_them(here, tokens):
     for step in STEPS:
-        with h5py.File(here / f"activations/residual.0/step{step}.h5") as file:
-            for prefix in SPLITS.values():
+        for prefix in SPLITS.values():
+            with h5py.File(file_of(here, step, prefix)) as file:
                 data = file[f"{prefix}activations"]
                 assert data.fletcher32
                 assert data.dtype == np.float16
                 assert data.shape == (len(file[f"{prefix}position"]), 32)
-            facts = dict(file.attrs)
-            values = file["activations"][:].astype(float)
+                facts = dict(file.attrs)
+        values = read(here, step, "activations").astype(float)
         assert facts["step"] == step
         assert (facts["layer"], facts["stream"], facts["dtype"]) == (0, "residual", "float16")
         assert facts["tokens"] == tokens.digest
@@ -117,7 +122,7 @@ def test_the_stack_shows_the_files(here):
 
 def test_a_flipped_byte_is_noticed(here, tmp_path):
     shutil.copytree(here / "activations", tmp_path / "activations")
-    path = tmp_path / "activations/residual.0/step8.train.h5"
+    path = tmp_path / "activations/residual.0/step8.rows0.h5"
     with h5py.File(path) as file:
         offset = file["activations"].id.get_chunk_info(0).byte_offset
     with path.open("r+b") as file:
@@ -128,7 +133,7 @@ def test_a_flipped_byte_is_noticed(here, tmp_path):
     with h5py.File(path) as file, pytest.raises(OSError, match="filter"):
         file["activations"][:]
     reader = store.Stacks(tmp_path / "activations", [store.Site(8, 0, "residual")])
-    with pytest.raises(InputError, match=r"step8\.train\.h5: a checksum fails; delete it"):
+    with pytest.raises(InputError, match=r"step8\.rows0\.h5: a checksum fails; delete it"):
         reader.read(0, 100)
 
 

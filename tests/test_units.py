@@ -144,7 +144,8 @@ def test_code_digest_sees_code_and_nothing_else(package, tmp_path):
 
 
 def small(**changes):
-    return settings.load(tiny({f"pretrain.{k}": v for k, v in changes.items()})).pretrain
+    loaded = settings.load(tiny({f"snapshots.pretrain.{k}": v for k, v in changes.items()}))
+    return loaded.snapshots.pretrain
 
 
 def test_learning_rate_warms_up_and_decays():
@@ -274,15 +275,13 @@ def activations(tmp_path_factory):
         values = latent @ rng.normal(size=(RANK, D)) + 0.05 * rng.normal(size=(2000, D)) + step
         path = folder / "residual.0" / f"step{step}.h5"
         path.parent.mkdir(exist_ok=True)
-        rows = store.train_path(path)
-        with h5py.File(path, "w") as file, h5py.File(rows, "w") as train:
-            store.create(train, "activations", 2000, D, "float32")[:] = values
-            file["activations"] = h5py.ExternalLink(rows.name, "activations")
-            store.create(file, "held_out/activations", 2000, D, "float32")[:] = values
-            for prefix in ("", "held_out/"):
-                file[f"{prefix}position"] = np.zeros((2000, 2), np.uint32)
+        with h5py.File(path, "w") as file, h5py.File(store.rows_path(path, 0), "w") as train:
+            store.Writer(train, "activations", 2000, D, "float32").write(values)
+            store.Writer(file, "held_out/activations", 2000, D, "float32").write(values)
+            file["held_out/position"] = np.zeros((2000, 2), np.uint32)
             scale = D**0.5 / np.linalg.norm(values, axis=1).mean()
             facts = {"layer": 0, "stream": "residual", "dtype": "float32", "tokens": "t"}
+            facts |= {"shard_rows": [2000]}
             store.describe(train, facts | {"seed": 0, "step": step, "scale": scale})
             store.describe(file, facts | {"seed": 0, "step": step, "scale": scale})
         paths.append(path)
@@ -293,16 +292,23 @@ def activations(tmp_path_factory):
 SITES = [store.Site(step, 0, "residual") for step in range(N)]
 
 
-def built(activations: Path, tmp_path: Path, lost: float) -> principal.Projected:
-    b = settings.Basis(max_variance_lost=lost)
-    principal.build(b, activations, SITES, tmp_path / "basis.h5", "cpu")
-    return principal.Projected(tmp_path / "basis.h5")
+CPU = torch.device("cpu")
+
+
+def directions(activations: Path, output: Path, **changes) -> principal.Subspace:
+    rows = store.Stacks(activations, SITES)
+    principal.build(settings.Basis(**changes), rows, output, CPU)
+    return principal.Subspace(output)
+
+
+def built(activations: Path, tmp_path: Path, lost: float) -> principal.Subspace:
+    return directions(activations, tmp_path / "basis.h5", max_variance_lost=lost)
 
 
 @pytest.mark.parametrize("lost", [0.2, 0.01])
 def test_subspace_loses_no_more_than_asked_and_all_that_it_says(activations, tmp_path, lost):
     basis = built(activations, tmp_path, lost)
-    U = basis.basis.astype(float)
+    U = basis.U.astype(float)
     np.testing.assert_allclose(U.T @ U, np.eye(basis.dimensions), atol=1e-5)
     x = store.Stacks(activations, SITES).read(0, 2000).reshape(2000, -1).astype(float)
     centred = x - x.mean(0)
@@ -315,49 +321,67 @@ def test_subspace_loses_no_more_than_asked_and_all_that_it_says(activations, tmp
         basis.eigenvalues[basis.dimensions :].sum(), rel=1e-3, abs=1e-5
     )
     assert basis.dimensions <= RANK  # the smallest that does
-    np.testing.assert_allclose(basis.read(0, 2000), centred @ U, atol=0.01)
+    rows = store.Stacks(activations, SITES)
+    principal.project(tmp_path / "basis.h5", rows, 0, tmp_path / "rows.h5", CPU)
+    projected = principal.Projected([tmp_path / "rows.h5"])
+    np.testing.assert_allclose(projected.read(0, 2000), centred @ U, atol=0.01)
+    leading = basis.leading(basis.dimensions).astype(float)
+    np.testing.assert_allclose(leading @ leading.T, U @ U.T, atol=1e-4)
+    variances = ((centred @ leading) ** 2).mean(0)
+    np.testing.assert_allclose(variances, basis.eigenvalues[: basis.dimensions], rtol=1e-3)
 
 
 def test_randomised_directions_hold_what_exact_ones_hold(activations, tmp_path):
     exact = built(activations, tmp_path, 0.01)
-    U = torch.from_numpy(exact.basis)
-    b = settings.Basis(max_variance_lost=0.01, exact_limit=1, largest=7)
-    principal.build(b, activations, SITES, tmp_path / "randomised.h5", "cpu")
-    found = principal.Projected(tmp_path / "randomised.h5")
+    U = torch.from_numpy(exact.U)
+    few = {"max_variance_lost": 0.01, "exact_limit": 1, "largest": 7}
+    found = directions(activations, tmp_path / "randomised.h5", **few)
     assert found.dimensions == exact.dimensions == RANK
     np.testing.assert_allclose(found.kept, exact.kept, atol=1e-4)
     np.testing.assert_allclose(found.mean, exact.mean, atol=1e-4)
     np.testing.assert_allclose(found.eigenvalues[:RANK], exact.eigenvalues[:RANK], rtol=1e-3)
-    angles = torch.linalg.svdvals(U.T @ torch.from_numpy(found.basis))
+    angles = torch.linalg.svdvals(U.T @ torch.from_numpy(found.U))
     assert angles.min() > 0.999
 
 
 def test_too_few_directions_for_the_variance_are_an_error(activations, tmp_path):
-    b = settings.Basis(max_variance_lost=0.01, exact_limit=1, largest=3)
+    output = tmp_path / "basis.h5"
+    few = {"exact_limit": 1, "largest": 3}
     with pytest.raises(InputError, match=r"3 directions lose .*raise basis.largest"):
-        principal.build(b, activations, SITES, tmp_path / "basis.h5", "cpu")
-    b = settings.Basis(dimensions=4, exact_limit=1, largest=3)
+        directions(activations, output, max_variance_lost=0.01, **few)
     with pytest.raises(InputError, match=r"basis.dimensions: 4 exceeds the 3 directions"):
-        principal.build(b, activations, SITES, tmp_path / "basis.h5", "cpu")
-    principal.build(settings.Basis(dimensions=4), activations, SITES, tmp_path / "b.h5", "cpu")
-    assert principal.Projected(tmp_path / "b.h5").dimensions == 4
+        directions(activations, output, dimensions=4, **few)
+    with pytest.raises(InputError, match=r"basis.largest: 5 directions are needed .* 0\.01 of any"):
+        directions(activations, output, max_variance_lost=0.01, largest=3)
+    with pytest.raises(InputError, match=r"basis.dimensions: 5 training rows span fewer than 6"):
+        directions(activations, output, dimensions=6, rows=5)
+    assert not output.exists()
+    assert directions(activations, output, dimensions=4).dimensions == 4
+
+
+def test_directions_come_from_the_first_rows_alone(activations, tmp_path):
+    some = directions(activations, tmp_path / "some.h5", dimensions=4, rows=500)
+    x = store.Stacks(activations, SITES).read(0, 500).reshape(500, -1)
+    np.testing.assert_allclose(some.mean, x.mean(0), atol=1e-5)
+    _, values, _ = np.linalg.svd(x - x.mean(0), full_matrices=False)
+    np.testing.assert_allclose(some.eigenvalues[:4], values[:4] ** 2 / 500, rtol=1e-3)
 
 
 def test_without_training_rows_all_but_their_reading_goes_on(activations, tmp_path):
     shutil.copytree(activations, tmp_path / "a")
-    for path in (tmp_path / "a" / "residual.0").glob("*.train.h5"):
+    for path in (tmp_path / "a" / "residual.0").glob("*.rows0.h5"):
         path.unlink()
     stacks = store.Stacks(tmp_path / "a", SITES)
     assert stacks.rows == 2000
     assert stacks.read(0, 10, "held_out").any()
-    with pytest.raises(InputError, match=r"step0.train.h5: these training rows are gone"):
+    with pytest.raises(InputError, match=r"step0.rows0.h5: these training rows are gone"):
         stacks.read(0, 10)
 
 
 def test_one_dimension_less_would_lose_more_than_asked(activations, tmp_path):
     basis = built(activations, tmp_path, 0.2)
     stacks = store.Stacks(activations, SITES)
-    covariance = principal.moments(stacks, torch.device("cpu"))[1].numpy()
+    covariance = principal.moments(stacks, stacks.rows, CPU)[1].numpy()
     _, vectors = np.linalg.eigh(covariance)
     fewer = vectors[:, ::-1][:, : basis.dimensions - 1]
     lost = np.diag(covariance - fewer @ fewer.T @ covariance)
@@ -368,7 +392,7 @@ def test_one_dimension_less_would_lose_more_than_asked(activations, tmp_path):
 def test_in_all_dimensions_the_basis_changes_nothing(activations, tmp_path):
     basis = built(activations, tmp_path, 1e-9)
     assert basis.dimensions == N * D
-    U, mean = torch.from_numpy(basis.basis), torch.from_numpy(basis.mean)
+    U, mean = torch.from_numpy(basis.U), torch.from_numpy(basis.mean)
     full = model.initial(N, N, 32, D, None, seed=3)
     generator = torch.Generator().manual_seed(1)
     full.W_dec = torch.randn(32, N * D, generator=generator)
@@ -394,13 +418,12 @@ def test_in_all_dimensions_the_basis_changes_nothing(activations, tmp_path):
 
 
 def test_batches_run_around_the_data_and_depend_on_the_step_alone(activations):
-    source = feed.FullSource(activations, SITES)
+    source = feed.FullSource(store.Stacks(activations, SITES))
     data = source.read(0, 2000)
-    device = torch.device("cpu")
-    batches = [b.numpy() for b in feed.batches(source, 300, 0, 20, device)]
+    batches = [b.numpy() for b in feed.batches(source, 300, 0, 20, CPU)]
     assert len(batches) == 20
     np.testing.assert_array_equal(np.concatenate(batches), np.concatenate([data] * 3))
-    later = [b.numpy() for b in feed.batches(source, 300, 13, 20, device)]
+    later = [b.numpy() for b in feed.batches(source, 300, 13, 20, CPU)]
     np.testing.assert_array_equal(np.concatenate(later), np.concatenate(batches[13:]))
 
 

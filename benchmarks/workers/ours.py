@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import math
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from common import Rows, memory, run
 
 from ontogeny import devices
+from ontogeny.basis import principal
 from ontogeny.crosscoder import model, train
 from ontogeny.settings import Crosscoder
 
 
 class Projected:
-    """Rows of a basis file, as common.Rows."""
+    """Projected rows, as common.Rows."""
 
-    def __init__(self, path: str, most: int) -> None:
-        self._file = h5py.File(path)
-        self.U = torch.from_numpy(self._file["basis"][:])
-        self.mean = torch.from_numpy(self._file["mean"][:])
-        self._rows = self._file["projected"]
-        self.shape = (min(most, len(self._rows)), self.U.shape[1])
+    def __init__(self, spec: dict[str, Any], most: int) -> None:
+        space = principal.Subspace(spec["basis"])
+        self.U, self.mean = torch.from_numpy(space.U), torch.from_numpy(space.mean)
+        self._rows = principal.Projected([Path(spec["projected"])])
+        self.shape = (min(most, self._rows.rows), space.dimensions)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop), float32."""
-        return self._rows[start:stop].astype(np.float32)
+        return self._rows.read(start, stop)
 
 
 class Data:
@@ -39,7 +39,7 @@ class Data:
         self.scales_in = torch.ones(spec["n"])
         self.U: torch.Tensor | None = None
         if spec["path"] == "principal":
-            projected = Projected(spec["basis"], rows.shape[0])
+            projected = Projected(spec, rows.shape[0])
             self.U, self.mean, self.array = projected.U, projected.mean, projected
         else:
             self.mean, self.array = rows.mean(), rows

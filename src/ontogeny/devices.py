@@ -21,6 +21,15 @@ def choose(device: str) -> torch.device:
     return torch.device(device)
 
 
+def precision(name: str, device: torch.device) -> torch.dtype:
+    """The type that a model is run in; 'auto' is bfloat16 on a GPU that has it, else float32."""
+    if name == "auto":
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        name = "bfloat16" if fast else "float32"
+    found: torch.dtype = getattr(torch, name)
+    return found
+
+
 def use_threads(threads: int) -> None:
     """Fix the number of CPU threads: sums are then added in one order, and runs repeat exactly."""
     torch.set_num_threads(threads)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,146 +13,216 @@ import numpy as np
 import torch
 
 from ontogeny import devices
+from ontogeny.activations import order as order_of
 from ontogeny.activations import store
 from ontogeny.corpus.build import Tokens
 from ontogeny.files import InputError, whole
 from ontogeny.progress import bar
-from ontogeny.settings import Activations
+from ontogeny.settings import Activations, Settings
 from ontogeny.snapshots import sites
 
-WINDOW_ROWS = 1 << 18  # rows that are shuffled among each other, and held in memory
-BATCH_BLOCKS = 16
+Key = tuple[int, str]  # (layer, stream)
 
 
-def windows(
-    tokens: Tokens, split: str, seed: int | None
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """The split's rows in the one order that every snapshot's file has.
-
-    Blocks are permuted, then rows among each other in windows of about WINDOW_ROWS (a smaller
-    split is one window, and the whole is one permutation); with `seed` None all stay in place.
-
-    Yields
-    ------
-    numbers : (W,) the window's blocks.
-    order : (R,) indices into the window's W·context positions, end-of-text left out.
-    position : (R, 2) uint32 block and offset of each.
-    """
-    first, last = tokens.splits[split]
-    context = tokens.blocks.shape[1]
-    rng = None if seed is None else np.random.default_rng(seed)
-    numbers = np.arange(first, last)
-    if rng is not None:
-        rng.shuffle(numbers)
-    for chosen in np.array_split(numbers, -(-len(numbers) * context // WINDOW_ROWS)):
-        kept = np.flatnonzero(tokens.blocks[chosen].ravel() != tokens.end_of_text)
-        if rng is not None:
-            rng.shuffle(kept)
-        place = np.stack([chosen[kept // context], kept % context], 1)
-        yield chosen, kept, place.astype(np.uint32)
-
-
-def extract(
-    a: Activations,
-    snapshot: str | Path,
-    step: int,
-    tokens: str | Path,
-    folder: str | Path,
-    device: str = "auto",
-) -> None:
-    """Write the two files of every wanted stream and layer of one snapshot (store.py).
+class Snapshot:
+    """A snapshot's model, run as far as its last wanted layer.
 
     Parameters
     ----------
-    a : the settings' section.
-    snapshot : folder with config.json and model.safetensors. step : its training step.
+    s : the settings; activations.layers and streams say what is wanted.
+    folder : of the snapshot. step : its training step.
+    """
+
+    def __init__(self, s: Settings, folder: str | Path, step: int, device: torch.device) -> None:
+        a = s.activations
+        self.step, self.device = step, device
+        self.wanted: list[Key] = [(layer, stream) for layer in a.layers for stream in a.streams]
+        self.model = sites.load_model(
+            folder,
+            device,
+            devices.precision(a.precision, device),
+            s.snapshots.remote_code,
+            last_layer=max(a.layers),
+        )
+        self.width = sites.width(self.model)
+        self._stored = getattr(torch, a.dtype)
+
+    def read(self, ids: np.ndarray) -> dict[Key, torch.Tensor]:
+        """Values of every wanted site, each (B·T, d) on the device in the stored type.
+
+        Parameters
+        ----------
+        ids : (B, T) token ids.
+        """
+        on_device = torch.from_numpy(ids.astype(np.int64)).to(self.device)
+        found = sites.read(self.model, on_device, self.wanted)
+        return {key: value.flatten(0, 1).to(self._stored) for key, value in found.items()}
+
+
+def check_finite(values: torch.Tensor, key: Key, step: int, dtype: str, first: int) -> None:
+    """Raise InputError if a value cannot be held in the stored type.
+
+    Parameters
+    ----------
+    values : rows, the first of which is number `first`.
+    """
+    fine = torch.isfinite(values).all(1)
+    if not fine.all():
+        row = first + int((~fine).nonzero()[0])
+        raise InputError(
+            f"activations.dtype: {dtype} cannot hold a value of the {key[1]} of layer {key[0]} at "
+            f"step {step}, row {row}; set float32 (if that fails too, the snapshot itself is "
+            "damaged)"
+        )
+
+
+def _window(
+    snapshot: Snapshot, order: order_of.Order, window: int, a: Activations, progress: Any
+) -> dict[Key, torch.Tensor]:
+    """A window's rows in order, each (R, d) in the stored type, on the CPU."""
+    tokens, numbers = order.tokens, order.windows[window]
+    context = tokens.context
+    whole_window = {
+        key: torch.empty(len(numbers) * context, snapshot.width, dtype=getattr(torch, a.dtype))
+        for key in snapshot.wanted
+    }
+    place = 0
+    for chosen in order_of.batches(numbers, context):
+        ids = tokens.take(chosen)
+        for key, values in snapshot.read(ids).items():
+            whole_window[key][place : place + ids.size] = values
+        place += ids.size
+        progress.update(ids.size)
+    slots = torch.from_numpy(order.slots(window))
+    rows = {key: values[slots] for key, values in whole_window.items()}
+    for key, values in rows.items():
+        check_finite(values, key, snapshot.step, a.dtype, int(order.starts[window]))
+    return rows
+
+
+def _write_rows(
+    snapshot: Snapshot,
+    order: order_of.Order,
+    windows: range,
+    a: Activations,
+    files: dict[Key, h5py.File],
+    group: str,
+    progress: Any,
+    look: Callable[[int, dict[Key, torch.Tensor]], None] | None = None,
+) -> None:
+    """Write some windows' rows and positions; a thread writes one while the next is computed.
+
+    Parameters
+    ----------
+    files : to write to, by site. group : '' or 'held_out/' before the datasets' names.
+    look : is shown each window's number and rows.
+    """
+    rows = int(order.starts[windows.stop] - order.starts[windows.start])
+    writers = {
+        key: store.Writer(file, f"{group}activations", rows, snapshot.width, a.dtype)
+        for key, file in files.items()
+    }
+    positions = np.concatenate([order.position(w) for w in windows])
+    for file in files.values():
+        file[f"{group}position"] = positions
+
+    compute = functools.partial(_window, snapshot, order, a=a, progress=progress)
+    jobs = ((window, functools.partial(compute, window)) for window in windows)
+    for window, found in store.read_ahead(jobs, depth=1):
+        if look is not None:
+            look(window, found)
+        for key, values in found.items():
+            writers[key].write(values.numpy())
+
+
+def extract(
+    s: Settings, snapshot: str | Path, step: int, tokens: str | Path, folder: str | Path
+) -> None:
+    """Write a snapshot's held-out rows and, unless they are streamed, its first shard (store.py).
+
+    The scale is that of the first window of training rows, in either mode and however many shards.
+
+    Parameters
+    ----------
+    s : the settings. snapshot : folder of the model. step : its training step.
     tokens : tokens.h5. folder : the experiment's activations folder.
 
     Raises
     ------
     InputError : damaged inputs, or a value that the stored type cannot hold.
     """
-    data = Tokens(tokens)
-    where = devices.choose(device)
-    dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
-    model = sites.load_model(snapshot, where, dtype)
-    wanted: list[tuple[int, str]] = [(layer, stream) for layer in a.layers for stream in a.streams]
-    width = model.config.hidden_size
-    context = data.blocks.shape[1]
-    splits = {"train": "", "held_out": "held_out/"}
-    plans = {s: list(windows(data, s, a.seed if s == "train" else None)) for s in splits}
-    total = sum(len(w[0]) for plan in plans.values() for w in plan) * context
+    data, a = Tokens(tokens), s.activations
+    train, held_out = order_of.Order(data, "train", a), order_of.Order(data, "held_out", a)
+    model = Snapshot(s, snapshot, step, devices.choose(s.device))
+    cached = a.mode == "cached"
+    windows = order_of.shards(s, model.width)[0] if cached else range(1)
+    blocks = [*held_out.windows, *(train.windows[w] for w in windows)]
+    norms: dict[Key, float] = {}
 
-    norms = dict.fromkeys(wanted, 0.0)
+    def measure(window: int, rows: dict[Key, torch.Tensor]) -> None:
+        if window == 0:
+            for key, values in rows.items():
+                norms[key] = float(values.float().norm(dim=1).double().mean())
+
     with ExitStack() as open_files:
-        files: dict[tuple[int, str], h5py.File] = {}
-        train_files: dict[tuple[int, str], h5py.File] = {}
-        for key in wanted:
-            path = Path(folder) / store.folder_name(*key) / f"step{step}.h5"
-            rows_path = store.train_path(path)
-            for where_to, opened in ((path, files), (rows_path, train_files)):
-                draft = open_files.enter_context(whole(where_to))
-                opened[key] = open_files.enter_context(h5py.File(draft, "w"))
-            files[key]["activations"] = h5py.ExternalLink(rows_path.name, "activations")
+        paths = {k: Path(folder) / store.folder_name(*k) / f"step{step}.h5" for k in model.wanted}
+        files = {key: _new(open_files, path) for key, path in paths.items()}
+        shard = {
+            key: _new(open_files, store.rows_path(path, 0)) for key, path in paths.items() if cached
+        }
+        total = sum(map(len, blocks)) * data.context
         progress = open_files.enter_context(bar(f"extract step {step}", total, "tokens"))
-        for split, prefix in splits.items():
-            rows = sum(len(order) for _, order, _ in plans[split])
-            outputs = {
-                key: store.create(file, f"{prefix}activations", rows, width, a.dtype)
-                for key, file in (train_files if split == "train" else files).items()
-            }
-            for file in files.values():
-                file[f"{prefix}position"] = np.concatenate([w[2] for w in plans[split]])
-            start = 0
-            for numbers, order, _ in plans[split]:
-                window = _window(model, data, numbers, wanted, a.dtype, where, progress)
-                for key, values in window.items():
-                    chosen = values.reshape(-1, width)[order]
-                    bad = np.flatnonzero(~np.isfinite(chosen).all(1))
-                    if len(bad):
-                        raise InputError(
-                            f"activations.dtype: {a.dtype} cannot hold a value of the {key[1]} of "
-                            f"layer {key[0]} at step {step}, row {start + bad[0]}; set float32 "
-                            "(if that fails too, the snapshot itself is damaged)"
-                        )
-                    outputs[key][start : start + len(order)] = chosen
-                    if split == "train":
-                        norms[key] += float(np.linalg.norm(chosen.astype("f4"), axis=1).sum())
-                start += len(order)
-        n_train = sum(len(order) for _, order, _ in plans["train"])
-        for key in wanted:
-            mean_norm = norms[key] / n_train
-            facts = {
-                "model": str(model.config.model_type),
-                "step": step,
-                "layer": key[0],
-                "stream": key[1],
-                "dtype": a.dtype,
-                "seed": a.seed,
-                "tokens": data.digest,
-                "mean_norm": mean_norm,
-                "scale": float(np.sqrt(width) / mean_norm),
-                "torch": torch.__version__.split("+")[0],
-            }
-            store.describe(files[key], facts)
-            store.describe(train_files[key], facts)
+        if cached:
+            _write_rows(model, train, windows, a, shard, "", progress, measure)
+        else:
+            measure(0, _window(model, train, 0, a, progress))
+        every = range(len(held_out.windows))
+        _write_rows(model, held_out, every, a, files, "held_out/", progress)
+        for key, norm in norms.items():
+            facts = _facts(s, model, key, train)
+            facts |= {"mean_norm": norm, "scale": float(np.sqrt(model.width) / norm)}
+            for file in (files[key], *([shard[key]] if cached else [])):
+                store.describe(file, facts)
 
 
-def _window(
-    model: torch.nn.Module,
-    data: Tokens,
-    numbers: np.ndarray,
-    wanted: list[tuple[int, str]],
-    dtype: str,
-    where: torch.device,
-    progress: Any,
-) -> dict[tuple[int, str], np.ndarray]:
-    """Activations of a window's blocks in their order, each (W, context, d), in the stored type."""
-    parts: dict[tuple[int, str], list[np.ndarray]] = {key: [] for key in wanted}
-    stored = getattr(torch, dtype)
-    for chosen in np.split(numbers, range(BATCH_BLOCKS, len(numbers), BATCH_BLOCKS)):
-        ids = torch.from_numpy(data.blocks[chosen].astype(np.int64)).to(where)
-        for key, value in sites.read(model, ids, wanted).items():
-            parts[key].append(value.to(stored).cpu().numpy())
-        progress.update(ids.numel())
-    return {key: np.concatenate(values) for key, values in parts.items()}
+def extract_shard(
+    s: Settings, snapshot: str | Path, step: int, tokens: str | Path, folder: str | Path, shard: int
+) -> None:
+    """Write one of a snapshot's later shards of training rows, counted from 0. See `extract`."""
+    data, a = Tokens(tokens), s.activations
+    train = order_of.Order(data, "train", a)
+    model = Snapshot(s, snapshot, step, devices.choose(s.device))
+    windows = order_of.shards(s, model.width)[shard]
+    with ExitStack() as open_files:
+        files = {}
+        for key in model.wanted:
+            path = Path(folder) / store.folder_name(*key) / f"step{step}.h5"
+            files[key] = _new(open_files, store.rows_path(path, shard))
+        total = sum(len(train.windows[w]) for w in windows) * data.context
+        what = f"extract step {step}, shard {shard}"
+        progress = open_files.enter_context(bar(what, total, "tokens"))
+        _write_rows(model, train, windows, a, files, "", progress)
+        for key, file in files.items():
+            store.describe(file, _facts(s, model, key, train))
+
+
+def _new(open_files: ExitStack, path: Path) -> h5py.File:
+    """A file that is there, whole, once the stack of contexts ends."""
+    draft = open_files.enter_context(whole(path))
+    return open_files.enter_context(h5py.File(draft, "w"))
+
+
+def _facts(s: Settings, model: Snapshot, key: Key, train: order_of.Order) -> dict[str, Any]:
+    """What a file's attributes say of what made it."""
+    shards = order_of.shards(s, model.width)
+    return {
+        "model": str(model.model.config.model_type),
+        "step": model.step,
+        "layer": key[0],
+        "stream": key[1],
+        "dtype": s.activations.dtype,
+        "seed": s.activations.seed,
+        "shard_rows": [int(train.starts[w.stop] - train.starts[w.start]) for w in shards],
+        "tokens": train.tokens.digest,
+        "torch": torch.__version__.split("+")[0],
+    }

@@ -4,26 +4,42 @@ The stacked activations ã ∈ R^{N·D} of one token are highly redundant across
 orthonormal basis of the leading R principal directions, y = Uᵀ(ã − μ) has ‖ã − â‖² = ‖y − ŷ‖² +
 the constant part left out, so training on y is training on ã with decoders in the subspace.
 A random rotation inside the subspace leaves no coordinate special: Adam is not rotation-invariant.
+
+Two steps: `build` finds the directions, from the first `basis.rows` training rows, and `project`
+writes a shard of the cached rows in them. Streamed rows are projected as they come.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any, Protocol
 
 import h5py
 import numpy as np
 import torch
 
-from ontogeny import devices
 from ontogeny.activations import store
 from ontogeny.files import InputError, whole
 from ontogeny.progress import bar
 from ontogeny.settings import Basis
 
 PIECE_ROWS = 4096
-FORMAT = "ontogeny-basis-1"
+FORMAT = "ontogeny-basis-2"
+
+
+class Rows(Protocol):
+    """Training rows of N sites: store.Stacks, or streamed.Streamed."""
+
+    sites: list[store.Site]
+    width: int
+    rows: int
+    tokens: str
+
+    def pieces(self, rows: int, *, stop: int | None = None) -> Iterator[tuple[int, Any]]:
+        """Rows [0, stop) in order, as (first row, (≤ rows, N, d) float32)."""
 
 
 @dataclass
@@ -42,81 +58,82 @@ class Spectrum:
     per_site: torch.Tensor
 
 
-def _pieces(
-    stacks: store.Stacks, device: torch.device, label: str
-) -> Iterator[tuple[int, torch.Tensor]]:
-    """All training rows as (first row, (≤ PIECE_ROWS, N·D) float32 on the device)."""
-    with bar(label, stacks.rows, "rows") as progress:
-        for start, piece in stacks.pieces(PIECE_ROWS):
-            yield start, torch.from_numpy(piece).flatten(1).to(device)
+def _pieces(rows: Rows, limit: int, device: torch.device, label: str) -> Iterator[torch.Tensor]:
+    """The first `limit` training rows, (≤ P, N·D) float32 on the device at a time."""
+    with bar(label, limit, "rows") as progress:
+        for _, piece in rows.pieces(PIECE_ROWS, stop=limit):
+            yield torch.as_tensor(piece).flatten(1).to(device)
             progress.update(len(piece))
 
 
-def moments(stacks: store.Stacks, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean (N·D,) and covariance (N·D, N·D) of the normalised training rows, float64.
+def moments(rows: Rows, limit: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean (N·D,) and covariance (N·D, N·D) of the first normalised training rows, float64.
 
     One pass; products in float32 by piece, about the first piece's mean, sums in float64.
     """
-    size = len(stacks.sites) * stacks.width
+    size = len(rows.sites) * rows.width
     total = torch.zeros(size, dtype=torch.float64, device=device)
     second = torch.zeros(size, size, dtype=torch.float64, device=device)
-    shift = torch.zeros(size, device=device)
-    for start, x in _pieces(stacks, device, "basis: covariance"):
-        if start == 0:
+    shift: torch.Tensor | None = None
+    for x in _pieces(rows, limit, device, "basis: covariance"):
+        if shift is None:
             shift = x.mean(0)
-        x -= shift
+        x = x - shift
         total += x.sum(0)
         second += x.T @ x
-    mean = total / stacks.rows
-    second /= stacks.rows
+    assert shift is not None, "there is a row"
+    mean = total / limit
+    second /= limit
     second -= torch.outer(mean, mean)
     return mean + shift, second
 
 
-def exact(stacks: store.Stacks, device: torch.device) -> Spectrum:
+def exact(rows: Rows, limit: int, device: torch.device) -> Spectrum:
     """All N·D directions, from the covariance's eigenvectors."""
-    mean, covariance = moments(stacks, device)
-    per_site = covariance.diagonal().unflatten(0, (len(stacks.sites), -1)).sum(1)
+    mean, covariance = moments(rows, limit, device)
+    per_site = covariance.diagonal().unflatten(0, (len(rows.sites), -1)).sum(1)
     values, vectors = torch.linalg.eigh(covariance.to(torch.float32))
     return Spectrum(mean, values.flip(0).double(), vectors.flip(1), per_site)
 
 
-def randomised(stacks: store.Stacks, device: torch.device, largest: int, seed: int) -> Spectrum:
+def randomised(rows: Rows, limit: int, device: torch.device, largest: int, seed: int) -> Spectrum:
     """About the `largest` leading directions, without an (N·D, N·D) matrix.
 
     A randomised range finder with one power iteration and a Rayleigh-Ritz step (Halko, Martinsson
     and Tropp 2011, algorithms 4.4 and 5.3), each product with the covariance one pass over the
     rows. A tenth of the directions searched are spare and left out at the end.
     """
-    size = len(stacks.sites) * stacks.width
-    width = min(largest + largest // 10 + 8, size, stacks.rows - 1)
+    size = len(rows.sites) * rows.width
+    width = min(largest + largest // 10 + 8, size, limit - 1)
     generator = torch.Generator().manual_seed(seed)
     Q = torch.randn(size, width, generator=generator).to(device)
     total = torch.zeros(size, dtype=torch.float64, device=device)
     squares = torch.zeros(size, dtype=torch.float64, device=device)
-    shift, product = torch.zeros(size, device=device), Q
+    shift: torch.Tensor | None = None
+    product = Q
     for number in range(3):
         product = torch.zeros(size, width, device=device)
-        for start, x in _pieces(stacks, device, f"basis: directions, pass {number + 1} of 3"):
-            if number == 0 and start == 0:
+        for x in _pieces(rows, limit, device, f"basis: directions, pass {number + 1} of 3"):
+            if shift is None:
                 shift = x.mean(0)
-            x -= shift
+            x = x - shift
             if number == 0:
                 total += x.sum(0)
                 squares += x.square().sum(0)
             product.addmm_(x.T, x @ Q)
-        mean = (total / stacks.rows).float()
-        product = product / stacks.rows - torch.outer(mean, mean @ Q)
+        mean = (total / limit).float()
+        product = product / limit - torch.outer(mean, mean @ Q)
         if number < 2:
             Q = torch.linalg.qr(product).Q
+    assert shift is not None, "there is a row"
     values, turn = torch.linalg.eigh(Q.T @ product)
     kept = min(largest, width)
-    variance = squares / stacks.rows - mean.double().square()
+    variance = squares / limit - mean.double().square()
     return Spectrum(
         mean.double() + shift,
         values.flip(0)[:kept].double(),
         Q @ turn.flip(1)[:, :kept],
-        variance.unflatten(0, (len(stacks.sites), -1)).sum(1),
+        variance.unflatten(0, (len(rows.sites), -1)).sum(1),
     )
 
 
@@ -136,7 +153,7 @@ def choose(b: Basis, spectrum: Spectrum) -> int:
 
     Raises
     ------
-    InputError : the directions found do not suffice.
+    InputError : the directions found, or `largest`, do not suffice.
     """
     found = spectrum.vectors.shape[1]
     if b.dimensions is not None:
@@ -148,74 +165,69 @@ def choose(b: Basis, spectrum: Spectrum) -> int:
         return b.dimensions
     kept = shares(spectrum)
     missing = int((kept < 1 - b.max_variance_lost).sum(1).max())
-    if missing < found:
-        return missing + 1
-    if found == len(spectrum.mean):  # all there are: what is missing is rounding
-        return found
+    wanted = min(missing + 1, found)
+    if missing < found or found == len(spectrum.mean):  # what all there are miss is rounding
+        if wanted <= b.largest:
+            return wanted
+        raise InputError(
+            f"basis.largest: {wanted} directions are needed to lose at most "
+            f"{b.max_variance_lost:g} of any site's variance; raise it to that, or raise "
+            "basis.max_variance_lost"
+        )
     raise InputError(
         f"basis.max_variance_lost: {found} directions lose {float(1 - kept[:, -1].min()):.1e} of a "
         "site's variance; raise basis.largest or basis.exact_limit, or allow more to be lost"
     )
 
 
-def build(
-    b: Basis, activations: str | Path, sites: list[store.Site], output: str | Path, device: str
-) -> None:
-    """Find the subspace and write it with all training rows in it.
+def build(b: Basis, rows: Rows, output: str | Path, device: torch.device) -> None:
+    """Find the subspace of the first `basis.rows` rows.
 
-    Writes HDF5: `projected` (rows, R) float16; `basis` (N·D, R), `mean` (N·D,), `eigenvalues`
-    (M,), `kept` (N,) share of each site's variance inside; attributes: tokens, sites.
+    Writes HDF5: `basis` (N·D, R), `turn` (R, R): basis · turnᵀ are the principal directions in
+    order; `mean` (N·D,), `eigenvalues` (M,), `kept` (N,) share of each site's variance inside;
+    attributes: tokens, sites, rows.
 
     Raises
     ------
-    InputError : damaged activations, too few rows, or a coordinate that float16 cannot hold.
+    InputError : damaged activations, or too few rows.
     """
-    where = devices.choose(device)
-    stacks = store.Stacks(activations, sites)
-    size = len(sites) * stacks.width
-    if stacks.rows <= (b.dimensions or 1):
+    size = len(rows.sites) * rows.width
+    limit = min(b.rows, rows.rows)
+    if limit <= (b.dimensions or 1):
         raise InputError(
-            f"basis.dimensions: {stacks.rows} training rows span fewer than {b.dimensions or 1} "
-            "dimensions; raise corpus.train_blocks"
+            f"basis.dimensions: {limit} training rows span fewer than {b.dimensions or 1} "
+            "dimensions; raise corpus.train_blocks and basis.rows"
         )
     if size <= b.exact_limit:
-        spectrum = exact(stacks, where)
+        spectrum = exact(rows, limit, device)
     else:
-        spectrum = randomised(stacks, where, b.largest, b.seed)
+        spectrum = randomised(rows, limit, device, b.largest, b.seed)
     r = choose(b, spectrum)
     kept = shares(spectrum)[:, r - 1]
     generator = torch.Generator().manual_seed(b.seed)
     turn, upper = torch.linalg.qr(torch.randn(r, r, generator=generator, dtype=torch.float64))
-    turn = (turn * upper.diagonal().sign()).to(where, torch.float32)
-    U, _ = torch.linalg.qr(spectrum.vectors[:, :r].to(torch.float32) @ turn)
-    m = spectrum.mean.float()
-
+    turn = (turn * upper.diagonal().sign()).to(device, torch.float32)
+    leading = spectrum.vectors[:, :r].to(torch.float32)
+    U, _ = torch.linalg.qr(leading @ turn)
     with whole(output) as draft, h5py.File(draft, "w") as file:
-        out = store.create(file, "projected", stacks.rows, r, "float16")
-        for start, x in _pieces(stacks, where, f"basis: project onto {r} dimensions"):
-            half = ((x - m) @ U).to(torch.float16)
-            wrong = (~torch.isfinite(half)).any(1).nonzero()
-            if len(wrong):
-                raise InputError(
-                    f"activations: row {start + int(wrong[0])} has a principal coordinate that "
-                    "float16 cannot hold; look for an outlier there, or set basis: full"
-                )
-            out[start : start + len(half)] = half.cpu().numpy()
         file["basis"] = U.cpu().numpy()
-        file["mean"] = m.cpu().numpy()
+        file["turn"] = (leading.T @ U).cpu().numpy()
+        file["mean"] = spectrum.mean.float().cpu().numpy()
         file["eigenvalues"] = spectrum.values.cpu().numpy()
         file["kept"] = kept.cpu().numpy()
         file.attrs["format"] = FORMAT
-        file.attrs["tokens"] = stacks.tokens
-        file.attrs["sites"] = [f"{s.stream}.{s.layer}/step{s.snapshot}" for s in sites]
+        file.attrs["tokens"] = rows.tokens
+        file.attrs["sites"] = [f"{s.stream}.{s.layer}/step{s.snapshot}" for s in rows.sites]
+        file.attrs["rows"] = limit
 
 
-class Projected:
-    """A basis file, opened for reading.
+class Subspace:
+    """A basis file.
 
     Attributes
     ----------
-    rows, dimensions : of the projected rows. basis : (N·D, R). mean : (N·D,). kept : (N,).
+    U : (N·D, R). mean : (N·D,). kept : (N,). eigenvalues : (M,). dimensions : R.
+    sites : 'stream.layer/stepS' of each. tokens : digest of the tokens that it was made from.
 
     Raises
     ------
@@ -224,18 +236,105 @@ class Projected:
 
     def __init__(self, path: str | Path) -> None:
         try:
-            self._file = h5py.File(path, "r")
+            file = h5py.File(path, "r")
         except OSError:
             raise InputError(f"{path}: truncated or not HDF5; delete it to make it again") from None
-        if self._file.attrs.get("format") != FORMAT:
-            raise InputError(f"{path}: not a basis file of this version; delete it")
-        self.rows, self.dimensions = map(int, self._file["projected"].shape)
-        self.basis: np.ndarray = self._file["basis"][:]
-        self.mean: np.ndarray = self._file["mean"][:]
-        self.kept: np.ndarray = self._file["kept"][:]
-        self.eigenvalues: np.ndarray = self._file["eigenvalues"][:]
-        self.sites = list(self._file.attrs["sites"])
+        with file:
+            if file.attrs.get("format") != FORMAT:
+                raise InputError(f"{path}: not a basis file of this version; delete it")
+            self.path = path
+            self.U: np.ndarray = file["basis"][:]
+            self.mean: np.ndarray = file["mean"][:]
+            self.kept: np.ndarray = file["kept"][:]
+            self.eigenvalues: np.ndarray = file["eigenvalues"][:]
+            self._turn: np.ndarray = file["turn"][:]
+            self.sites = list(file.attrs["sites"])
+            self.tokens = str(file.attrs["tokens"])
+        self.dimensions = self.U.shape[1]
+
+    def leading(self, count: int) -> np.ndarray:
+        """(N·D, count): the principal directions of largest variance, in order."""
+        return self.U @ self._turn[:count].T
+
+    def check_sites(self, sites: list[store.Site]) -> None:
+        """Raise InputError unless it was made from these sites, in this order."""
+        if self.sites != [f"{s.stream}.{s.layer}/step{s.snapshot}" for s in sites]:
+            raise InputError(f"{self.path}: made from other sites; delete it to make it again")
+
+    def projection(self, device: torch.device) -> Any:
+        """A function of rows (P, N, d) float32 on the device: y = (ã − μ)U, (P, R) float16."""
+        U, mean = torch.from_numpy(self.U).to(device), torch.from_numpy(self.mean).to(device)
+        return lambda x: ((x.flatten(1) - mean) @ U).to(torch.float16)
+
+
+def project(
+    basis: str | Path, stacks: store.Stacks, shard: int, output: str | Path, device: torch.device
+) -> None:
+    """Write a shard's training rows in a subspace: HDF5, `projected` (rows, R) float16.
+
+    Raises
+    ------
+    InputError : damaged activations, or a coordinate that float16 cannot hold.
+    """
+    space = Subspace(basis)
+    space.check_sites(stacks.sites)
+    to_space = space.projection(device)
+    first, rows = sum(stacks.shard_rows[:shard]), stacks.shard_rows[shard]
+    with (
+        whole(output) as draft,
+        h5py.File(draft, "w") as file,
+        bar(f"project onto {space.dimensions} dimensions", rows, "rows") as progress,
+    ):
+        out = store.Writer(file, "projected", rows, space.dimensions, "float16")
+        for start, piece in stacks.pieces(PIECE_ROWS, start=first, stop=first + rows):
+            half = to_space(torch.from_numpy(piece).to(device))
+            wrong = (~torch.isfinite(half)).any(1).nonzero()
+            if len(wrong):
+                raise InputError(
+                    f"activations: row {start + int(wrong[0])} has a principal coordinate that "
+                    "float16 cannot hold; look for an outlier there, or set basis: full"
+                )
+            out.write(half.cpu().numpy())
+            progress.update(len(half))
+        file.attrs["format"] = FORMAT
+        file.attrs["tokens"] = stacks.tokens
+        file.attrs["first_row"] = first
+
+
+class Projected:
+    """The files of projected rows, shard after shard, as one.
+
+    Attributes
+    ----------
+    rows, dimensions : of all of them.
+
+    Raises
+    ------
+    InputError : a file is truncated, foreign, or not the next shard.
+    """
+
+    def __init__(self, paths: list[Path]) -> None:
+        self._readers = []
+        self.starts = [0]
+        for path in paths:
+            try:
+                with h5py.File(path, "r") as file:
+                    found = file.attrs.get("format"), file.attrs.get("first_row")
+            except OSError:
+                raise InputError(
+                    f"{path}: truncated or not HDF5; delete it to make it again"
+                ) from None
+            if found != (FORMAT, self.starts[-1]):
+                raise InputError(f"{path}: not these rows in this version; delete it")
+            self._readers.append(store.Reader(path, "projected"))
+            self.starts.append(self.starts[-1] + self._readers[-1].shape[0])
+        self.rows, self.dimensions = self.starts[-1], self._readers[0].shape[1]
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Projected rows [start, stop), (rows, R) float32."""
-        return self._file["projected"][start:stop].astype(np.float32)
+        parts = [
+            reader.read(max(start, first) - first, min(stop, last) - first)
+            for reader, (first, last) in zip(self._readers, pairwise(self.starts), strict=True)
+            if max(start, first) < min(stop, last)
+        ]
+        return np.concatenate(parts).astype(np.float32)

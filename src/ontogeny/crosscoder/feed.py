@@ -1,8 +1,9 @@
-"""Batches for training: shuffled rows straight from HDF5, read and converted ahead by a thread."""
+"""Batches for training: shuffled rows, read or computed ahead by a thread."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -10,7 +11,27 @@ import numpy as np
 import torch
 
 from ontogeny.activations.store import Site, Stacks, read_ahead
-from ontogeny.basis.principal import Projected
+from ontogeny.activations.streamed import Streamed
+from ontogeny.basis.principal import Projected, Subspace
+from ontogeny.settings import Settings
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a training finds its data.
+
+    Attributes
+    ----------
+    activations : folder of the activations; its stacks hold the scales in either mode.
+    basis : basis file. projected : files of projected rows, in the shards' order.
+    snapshots, tokens : folder of snapshots and tokens.h5, where rows are streamed.
+    """
+
+    activations: Path
+    basis: Path | None = None
+    projected: tuple[Path, ...] = ()
+    snapshots: Path | None = None
+    tokens: Path | None = None
 
 
 class Source(Protocol):
@@ -25,25 +46,65 @@ class Source(Protocol):
 class FullSource:
     """All dimensions: rows of the input sites, then, where they differ, of the output sites."""
 
-    def __init__(self, activations: str | Path, sites: list[Site]) -> None:
-        self.stacks = Stacks(activations, sites)
-        self.rows = self.stacks.rows
+    def __init__(self, rows: Stacks | Streamed) -> None:
+        self._all = rows
+        self.rows = rows.rows
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop), (rows, N·D)."""
-        return self.stacks.read(start, stop).reshape(stop - start, -1)
+        return self._all.read(start, stop).reshape(stop - start, -1)
 
 
-class PrincipalSource:
-    """The principal subspace: rows of the projected file."""
+class StreamedSource:
+    """The principal subspace, computed from the snapshots a window of rows at a time."""
 
-    def __init__(self, projected: str | Path) -> None:
-        self.file = Projected(projected)
-        self.rows = self.file.rows
+    def __init__(self, rows: Streamed, space: Subspace, device: torch.device) -> None:
+        self.rows = rows.rows
+        self._streamed, self._dimensions = rows, space.dimensions
+        self._project = space.projection(device)
+        self._windows: dict[int, torch.Tensor] = {}  # two at most: batches may lie in two
+
+    def _window(self, number: int) -> torch.Tensor:
+        if number not in self._windows:
+            while len(self._windows) > 1:
+                del self._windows[next(iter(self._windows))]
+            self._windows[number] = self._streamed.projected(
+                number, self._dimensions, self._project
+            )
+        return self._windows[number]
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop), (rows, R)."""
-        return self.file.read(start, stop)
+        starts = self._streamed.order.starts
+        parts = []
+        while start < stop:
+            number = self._streamed.order.window_of(start)
+            first, last = int(starts[number]), min(stop, int(starts[number + 1]))
+            parts.append(self._window(number)[start - first : last - first].float())
+            start = last
+        return torch.cat(parts).numpy()
+
+
+def training_rows(
+    s: Settings, sites: list[Site], places: Places, device: torch.device
+) -> Stacks | Streamed:
+    """All dimensions of the sites' training rows, as activations.mode has them."""
+    if s.activations.mode == "cached":
+        return Stacks(places.activations, sites)
+    assert places.snapshots is not None, "streamed rows need --snapshots"
+    assert places.tokens is not None, "streamed rows need --tokens"
+    return Streamed(s, sites, places.activations, places.snapshots, places.tokens, device)
+
+
+def principal_source(
+    s: Settings, sites: list[Site], space: Subspace, places: Places, device: torch.device
+) -> Source:
+    """Rows in a subspace of the sites."""
+    if s.activations.mode == "cached":
+        return Projected(list(places.projected))
+    rows = training_rows(s, sites, places, device)
+    assert isinstance(rows, Streamed)
+    return StreamedSource(rows, space, device)
 
 
 def mean_row(source: Source) -> np.ndarray:

@@ -17,8 +17,9 @@ from torch.nn.functional import cross_entropy
 
 from ontogeny import devices
 from ontogeny.activations.store import Site, Stacks
-from ontogeny.basis.principal import Projected
+from ontogeny.basis.principal import Subspace
 from ontogeny.corpus.build import Tokens
+from ontogeny.crosscoder import feed
 from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.files import InputError, write_table
 from ontogeny.progress import bar
@@ -26,7 +27,9 @@ from ontogeny.settings import Settings
 from ontogeny.snapshots import sites as model_sites
 
 PIECE_ROWS = 2048
+PIECE_ENTRIES = 1 << 27  # of feature activations in memory at a time
 PCA_ROWS = 8192
+BATCH_TOKENS = 4096
 
 
 def _stacks(crosscoder: Crosscoder, activations: str | Path) -> tuple[Stacks, Stacks]:
@@ -41,92 +44,110 @@ def _stacks(crosscoder: Crosscoder, activations: str | Path) -> tuple[Stacks, St
     return inputs, outputs
 
 
+def _held_out_mean(outputs: Stacks) -> torch.Tensor:
+    """Mean of the held-out rows by site, (N, d)."""
+    total = torch.zeros(len(outputs.sites), outputs.width, dtype=torch.float64)
+    for _, piece in outputs.pieces(PIECE_ROWS, "held_out"):
+        total += torch.from_numpy(piece).double().sum(0)
+    return (total / outputs.held_out_rows).float()
+
+
 def explained(
-    crosscoder: Crosscoder, activations: str | Path, floor: float, basis: Path | None = None
-) -> tuple[pd.DataFrame, pd.DataFrame, torch.Tensor]:
+    crosscoder: Crosscoder,
+    activations: str | Path,
+    floor: float,
+    keep_rows: int = 0,
+) -> tuple[pd.DataFrame, pd.DataFrame, list[torch.Tensor]]:
     """Explained variance, L0 and density on the held-out rows.
 
     Parameters
     ----------
-    basis : the crosscoder's basis file, whose rows then serve for PCA; None reads training rows.
+    keep_rows : so many rows' feature activations are returned.
 
     Returns
     -------
-    by site : explained_variance, pca_explained_variance (PCA of the stacked training rows with
-        as many coefficients as the mean L0), l0, l0_present (of features whose normalised
-        strength at the site is at least `floor`).
+    by site : explained_variance, l0, l0_present (of features whose normalised strength at the
+        site is at least `floor`).
     by feature : density (share of held-out tokens on which it is active at any site), dead.
-    f : (rows, F) or (rows, F, N) feature activations, on the CPU.
+    f : feature activations, sparse (keep_rows, F) on the CPU: one, or one a site where each site
+        has its own gate.
     """
     inputs, outputs = _stacks(crosscoder, activations)
-    total = torch.zeros(len(outputs.sites), outputs.width, dtype=torch.float64)
-    for _, piece in outputs.pieces(PIECE_ROWS, "held_out"):
-        total += torch.from_numpy(piece).double().sum(0)
-    mean = (total / outputs.held_out_rows).float()
+    device = crosscoder.W_dec.device
+    sites, rows = len(outputs.sites), outputs.held_out_rows
+    mean = _held_out_mean(outputs).to(device)
     strength = crosscoder.strength
     present = (strength >= floor * strength.amax(1, keepdim=True)).float()  # (F, N)
-    sites = len(outputs.sites)
-    lost, there, active, active_present = (torch.zeros(sites) for _ in range(4))
-    kept = []
-    both = zip(
-        inputs.pieces(PIECE_ROWS, "held_out"), outputs.pieces(PIECE_ROWS, "held_out"), strict=True
-    )
-    for (_, x), (_, y) in both:
-        a, target = torch.from_numpy(x), torch.from_numpy(y)
+    gates = sites if crosscoder.about.gate == "snapshot" else 1
+    lost, there, active, active_present = (torch.zeros(sites, device=device) for _ in range(4))
+    density = torch.zeros(crosscoder.about.features, device=device)
+    kept: list[list[torch.Tensor]] = [[] for _ in range(gates)]
+    step = max(1, min(PIECE_ROWS, PIECE_ENTRIES // (crosscoder.about.features * gates)))
+    both = zip(inputs.pieces(step, "held_out"), outputs.pieces(step, "held_out"), strict=True)
+    for (start, x), (_, y) in both:
+        a, target = torch.from_numpy(x).to(device), torch.from_numpy(y).to(device)
         f = crosscoder.encode(a)
-        kept.append(f)
+        for n in range(gates) if start < keep_rows else ():
+            each = (f if gates == 1 else f[:, :, n])[: keep_rows - start]
+            kept[n].append(each.cpu().to_sparse())
         lost += (target - crosscoder.decode(f)).square().sum((0, 2))
         there += (target - mean).square().sum((0, 2))
         on = (f > 0).float()
         active += on.sum((0, 1)) if on.ndim == 3 else on.sum()
         active_present += (on * present).sum((0, 1)) if on.ndim == 3 else (on @ present).sum(0)
-    f = torch.cat(kept)
-    rows = outputs.held_out_rows
-    l0 = (active / rows).numpy()
+        density += (on if on.ndim == 2 else on.amax(2)).sum(0)
     by_site = pd.DataFrame(
         {
-            "explained_variance": (1 - lost / there).numpy(),
-            "pca_explained_variance": pca(outputs, mean, round(float(l0.mean())), basis),
-            "l0": l0,
-            "l0_present": (active_present / rows).numpy(),
+            "explained_variance": (1 - lost / there).cpu().numpy(),
+            "l0": (active / rows).cpu().numpy(),
+            "l0_present": (active_present / rows).cpu().numpy(),
         }
     )
-    anywhere = (f > 0) if f.ndim == 2 else (f > 0).any(2)
     by_feature = pd.DataFrame(
-        {"density": anywhere.float().mean(0).numpy(), "dead": crosscoder.dead.numpy()}
+        {"density": (density / rows).cpu().numpy(), "dead": crosscoder.dead.cpu().numpy()}
     )
-    return by_site, by_feature, f
+    return by_site, by_feature, [torch.cat(parts) for parts in kept if parts]
 
 
-def pca(outputs: Stacks, held_out_mean: torch.Tensor, count: int, basis: Path | None) -> np.ndarray:
-    """Explained variance by site, (N,), of PCA with `count` components.
+def pca(settings: Settings, crosscoder: Crosscoder, places: feed.Places, count: int) -> np.ndarray:
+    """Explained variance of the held-out rows by site, (N,), of PCA with `count` components.
 
-    Fitted to the first training rows (they are shuffled), as they are or as the basis file has
-    them: its subspace holds the leading components. Scored on held-out rows.
+    Fitted to training rows: the basis file's leading directions where there is such a file, else
+    to the first rows (they are shuffled).
     """
-    count = max(1, count)
-    if basis is None:
-        x = torch.from_numpy(outputs.read(0, min(PCA_ROWS, outputs.rows))).flatten(1)
+    device = crosscoder.W_dec.device
+    _, outputs = _stacks(crosscoder, places.activations)
+    if places.basis is not None:
+        space = Subspace(places.basis)
+        centre = torch.from_numpy(space.mean)
+        V = torch.from_numpy(space.leading(min(count, space.dimensions)))
     else:
-        file = Projected(basis)
-        x = torch.from_numpy(file.read(0, min(PCA_ROWS, file.rows)) @ file.basis.T + file.mean)
-    centre = x.mean(0)
-    torch.manual_seed(0)
-    _, _, V = torch.svd_lowrank(x - centre, q=min(count + 8, *x.shape), niter=4)
-    V = V[:, :count]
-    shape = (len(outputs.sites), outputs.width)
-    lost, there = torch.zeros(shape[0]), torch.zeros(shape[0])
+        rows = feed.training_rows(settings, outputs.sites, places, device)
+        x = torch.from_numpy(rows.read(0, min(PCA_ROWS, rows.rows))).flatten(1)
+        centre = x.mean(0)
+        torch.manual_seed(0)
+        V = torch.svd_lowrank(x - centre, q=min(count + 8, *x.shape), niter=4)[2][:, :count]
+    centre, V, mean = centre.to(device), V.to(device), _held_out_mean(outputs).to(device)
+    lost, there = (torch.zeros(len(outputs.sites), device=device) for _ in range(2))
     for _, piece in outputs.pieces(PIECE_ROWS, "held_out"):
-        y = torch.from_numpy(piece).flatten(1) - centre
-        lost += (y - y @ V @ V.T).unflatten(1, shape).square().sum((0, 2))
-        there += (torch.from_numpy(piece) - held_out_mean).square().sum((0, 2))
-    return (1 - lost / there).numpy()
+        x = torch.from_numpy(piece).to(device)
+        y = x.flatten(1) - centre
+        lost += (y - y @ V @ V.T).unflatten(1, mean.shape).square().sum((0, 2))
+        there += (x - mean).square().sum((0, 2))
+    return (1 - lost / there).cpu().numpy()
+
+
+def spliced_rows(settings: Settings, data: Tokens, outputs: Stacks) -> tuple[int, int]:
+    """How many held-out blocks are spliced, and how many held-out rows lie in them."""
+    first, last = data.splits["held_out"]
+    count = min(settings.analysis.spliced_blocks, last - first)
+    return count, int((outputs.held_out_position()[:, 0] < first + count).sum())
 
 
 @torch.no_grad()
 def spliced_losses(
     crosscoder: Crosscoder,
-    f: torch.Tensor,
+    f: list[torch.Tensor],
     settings: Settings,
     activations: str | Path,
     snapshots: str | Path,
@@ -137,7 +158,7 @@ def spliced_losses(
 
     Parameters
     ----------
-    f : feature activations of all held-out rows, in text order.
+    f : feature activations of the spliced blocks' rows, in text order, as `explained` gives them.
 
     Returns
     -------
@@ -146,13 +167,14 @@ def spliced_losses(
     """
     data = Tokens(tokens)
     _, outputs = _stacks(crosscoder, activations)
-    context = data.blocks.shape[1]
+    context = data.context
     first = data.splits["held_out"][0]
-    position = outputs.position("held_out").astype(np.int64)
-    count = min(settings.analysis.spliced_blocks, data.splits["held_out"][1] - first)
-    rows = int((position[:, 0] < first + count).sum())
-    flat = torch.from_numpy((position[:rows, 0] - first) * context + position[:rows, 1])
-    ids = torch.from_numpy(data.split("held_out")[:count].astype(np.int64)).to(device)
+    count, rows = spliced_rows(settings, data, outputs)
+    position = outputs.held_out_position()[:rows].astype(np.int64)
+    flat = torch.from_numpy((position[:, 0] - first) * context + position[:, 1]).to(device)
+    blocks = data.take(np.arange(first, first + count)).astype(np.int64)
+    ids = torch.from_numpy(blocks).to(device)
+    step = max(1, BATCH_TOKENS // context)
     model = None
     loaded = -1
     results = []
@@ -160,19 +182,22 @@ def spliced_losses(
         for n, site in enumerate(outputs.sites):
             if site.snapshot != loaded:
                 folder = Path(snapshots) / f"step{site.snapshot}"
-                model = model_sites.load_model(folder, device, torch.float32)
+                remote = settings.snapshots.remote_code
+                model = model_sites.load_model(folder, device, torch.float32, remote)
                 loaded = site.snapshot
             one = Stacks(activations, [site])
+            scale = float(one.scales[0])
             own = torch.from_numpy(one.read(0, rows, "held_out"))[:, 0]
-            each = f[:rows] if f.ndim == 2 else f[:rows, :, n]
-            rebuilt = (each @ crosscoder.W_dec[:, n] + crosscoder.b_dec[n]) / one.scales[0]
-            mean = (own.mean(0) / one.scales[0]).expand_as(rebuilt)
+            each = f[0] if len(f) == 1 else f[n]
+            W, b = crosscoder.W_dec[:, n].cpu(), crosscoder.b_dec[n].cpu()
+            rebuilt = ((torch.sparse.mm(each, W) + b) / scale).to(device)
+            mean = (own.mean(0) / scale).to(device).expand_as(rebuilt)
             values = {"loss": None, "loss_spliced": rebuilt, "loss_ablated": mean}
             row = {}
             for name, value in values.items():
                 total = torch.zeros(())
-                for start in range(0, count, 16):
-                    batch = ids[start : start + 16]
+                for start in range(0, count, step):
+                    batch = ids[start : start + step]
                     if value is None:
                         logits = model(input_ids=batch).logits  # type: ignore[misc]
                     else:
@@ -200,28 +225,31 @@ def spliced_losses(
 def measure(
     settings: Settings,
     crosscoder: str | Path,
-    activations: str | Path,
-    snapshots: str | Path,
-    tokens: str | Path,
+    places: feed.Places,
     sites_table: str | Path,
     features_table: str | Path,
-    basis: Path | None = None,
 ) -> None:
     """Write a crosscoder's fidelity by site and its features' densities.
 
     Parameters
     ----------
-    crosscoder : folder. activations, snapshots : folders of the experiment. tokens : tokens.h5.
+    crosscoder : folder. places : where its data lie, snapshots and tokens included.
     sites_table : CSV; snapshot_index, step, layer, stream, then the measures.
     features_table : Parquet; feature, density, dead.
     """
     device = devices.choose(settings.device)
-    trained = Crosscoder.load(crosscoder)
-    by_site, by_feature, f = explained(
-        trained, activations, settings.analysis.direction_floor, basis
-    )
-    losses = spliced_losses(trained, f, settings, activations, snapshots, tokens, device)
-    steps = settings.pretrain.snapshots
+    trained = Crosscoder.load(crosscoder, device)
+    assert places.snapshots is not None, "fidelity needs --snapshots"
+    assert places.tokens is not None, "fidelity needs --tokens"
+    activations, tokens = places.activations, places.tokens
+    _, outputs = _stacks(trained, activations)
+    _, rows = spliced_rows(settings, Tokens(tokens), outputs)
+    floor = settings.analysis.direction_floor
+    by_site, by_feature, f = explained(trained, activations, floor, rows)
+    count = max(1, round(float(by_site["l0"].mean())))
+    by_site.insert(1, "pca_explained_variance", pca(settings, trained, places, count))
+    losses = spliced_losses(trained, f, settings, activations, places.snapshots, tokens, device)
+    steps = settings.snapshots.chosen
     where = pd.DataFrame(
         {
             "snapshot_index": [steps.index(s[0]) + 1 for s in trained.about.outputs],

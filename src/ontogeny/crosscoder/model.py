@@ -206,8 +206,8 @@ class Crosscoder:
             draft.write_text(json.dumps(asdict(self.about), indent=2) + "\n")
 
     @classmethod
-    def load(cls, folder: str | Path) -> Crosscoder:
-        """Read a crosscoder folder.
+    def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> Crosscoder:
+        """Read a crosscoder folder onto a device.
 
         Raises
         ------
@@ -215,7 +215,8 @@ class Crosscoder:
         """
         try:
             about = Description(**json.loads((Path(folder) / "config.json").read_text()))
-            return cls(about, load_file(Path(folder) / "crosscoder.safetensors"))
+            file = Path(folder) / "crosscoder.safetensors"
+            return cls(about, load_file(file, device=str(device)))
         except Exception as error:
             raise InputError(
                 f"{folder}: not a crosscoder of this version; delete it to train it again ({error})"

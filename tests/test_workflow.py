@@ -46,6 +46,7 @@ BEFORE_TRAINING = {
     "extract",
     "stack",
     "basis",
+    "project",
     "phases",
 } | {"training_log"}
 
@@ -151,7 +152,7 @@ def test_one_more_seed_trains_that_seed(experiment):
 
 
 def test_another_model_runs_everything_from_pretraining_on(experiment, finished):
-    experiment.configure({"pretrain.learning_rate": 1e-3})
+    experiment.configure({"snapshots.pretrain.learning_rate": 1e-3})
     jobs = experiment.would_run()
     assert (jobs["pretrain"], jobs["snapshot"], jobs["extract"], jobs["train"]) == (1, 5, 5, 2)
     assert {"training_log", "phases", "stack", "basis", "fidelity"} <= set(jobs)
@@ -171,7 +172,7 @@ def test_one_more_snapshot_extracts_one_snapshot(experiment, only_tokens):
         f"{folder}/step{s}" for folder in ("snapshots", "activations/residual.0") for s in steps
     ]
     earlier = state(experiment / RESULTS)
-    experiment.configure({"pretrain.snapshots": steps})
+    experiment.configure({"snapshots.steps": steps})
     jobs = experiment.would_run()
     assert (jobs["snapshot"], jobs["extract"], jobs["stack"], jobs["train"]) == (1, 1, 1, 2)
     assert not {"fetch", "corpus", "pretrain"} & set(jobs)
@@ -184,7 +185,7 @@ def test_one_more_snapshot_extracts_one_snapshot(experiment, only_tokens):
             assert later[name] == earlier[name], name
 
     fresh = only_tokens
-    fresh.configure({"pretrain.snapshots": steps})
+    fresh.configure({"snapshots.steps": steps})
     fresh.snakemake(f"{RESULTS}/activations/residual.0/step10.h5", f"{RESULTS}/pretrain/log.csv")
     for name in ("snapshots/step10/model.safetensors", "activations/residual.0/step10.h5"):
         assert (fresh / RESULTS / name).read_bytes() == later[name][1], name
@@ -194,11 +195,11 @@ def test_one_more_snapshot_extracts_one_snapshot(experiment, only_tokens):
 def test_training_rows_can_go_once_projected_and_nothing_misses_them(experiment):
     experiment.configure({"activations.keep": False})
     assert set(experiment.would_run()) == {"summary"}  # which records all settings
-    (experiment / RESULTS / "basis/residual.0.h5").unlink()
-    experiment.snakemake(f"{RESULTS}/basis/residual.0.h5")
-    assert not list((experiment / RESULTS).glob("activations/*/*.train.h5"))
+    (experiment / RESULTS / "basis/residual.0.rows0.h5").unlink()
+    experiment.snakemake(f"{RESULTS}/basis/residual.0.rows0.h5")
+    assert not list((experiment / RESULTS).glob("activations/*/*.rows*.h5"))
     assert len(list((experiment / RESULTS).glob("activations/*/step*.h5"))) == 5
-    assert not {"extract", "stack", "basis"} & set(experiment.would_run())
+    assert not {"extract", "stack", "basis", "project"} & set(experiment.would_run())
     experiment.snakemake(f"{RESULTS}/crosscoders/batchtopk/seed0/fidelity.csv")
 
 
@@ -281,7 +282,7 @@ def test_killed_runs_end_where_an_unbroken_one_ends(finished, only_tokens):
     assert not list(here.glob("pretrain/archive-*/step40"))
 
     killed_when(broken, lambda: list(here.glob("activations/residual.0/.*.part")), target)
-    assert len(list(here.glob("activations/residual.0/step*.train.h5"))) < 5
+    assert len(list(here.glob("activations/residual.0/step*.rows0.h5"))) < 5
     drafts = list(here.glob("activations/residual.0/.*.part"))
     assert drafts  # killed in the middle of writing
 
@@ -293,8 +294,8 @@ def test_killed_runs_end_where_an_unbroken_one_ends(finished, only_tokens):
     unbroken = finished / RESULTS
     steps = (0, 2, 8, 20, 40)
     names = [f"snapshots/step{s}/model.safetensors" for s in steps]
-    names += [f"activations/residual.0/step{s}{end}" for s in steps for end in (".h5", ".train.h5")]
-    names += ["basis/residual.0.h5", "pretrain/log.csv"]
+    names += [f"activations/residual.0/step{s}{end}" for s in steps for end in (".h5", ".rows0.h5")]
+    names += ["basis/residual.0.h5", "basis/residual.0.rows0.h5", "pretrain/log.csv"]
     names += [f"crosscoders/batchtopk/seed0/{n}" for n in ("crosscoder.safetensors", "config.json")]
     for name in names:
         assert (here / name).read_bytes() == (unbroken / name).read_bytes(), name

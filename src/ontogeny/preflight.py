@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
 
-from ontogeny.corpus.sources import find_wheels, pins, wheels_folder
+from ontogeny.activations import order, store
+from ontogeny.corpus import text
+from ontogeny.corpus.wheels import find_wheels, pins, wheels_folder
 from ontogeny.files import InputError
-from ontogeny.settings import Settings
+from ontogeny.settings import Corpus, Settings
+from ontogeny.snapshots import sources
 
 # Datasets that a stage's HDF5 files hold, by the pattern of their names: the first that fits.
 CONTENTS = {
     "corpus/*.h5": ("tokens",),
-    "activations/*/*.train.h5": ("activations",),
-    "activations/*/*.h5": ("activations", "position", "held_out"),
-    "basis/*.h5": ("projected", "basis", "mean"),
+    "activations/*/*.rows*.h5": ("activations", "position"),
+    "activations/*/*.h5": ("held_out",),
+    "basis/*.rows*.h5": ("projected",),
+    "basis/*.h5": ("basis", "turn", "mean"),
 }
 # UTF-8 bytes of each source of the default corpus, after clean-up.
 SOURCE_BYTES = {
@@ -28,41 +31,116 @@ SOURCE_BYTES = {
 }
 
 
-def most_tokens(settings: Settings) -> int:
-    """Upper bound on the corpus's tokens, known before anything is fetched.
+def most_tokens(c: Corpus) -> int:
+    """Upper bound on the tokens of text in wheels, known before anything is fetched.
 
     A token holds at least two bytes of this text from a vocabulary of 512 up (1,024: 2.5), and at
-    least one below.
+    least one below; the models' own tokenizers have larger vocabularies.
     """
-    size = sum(SOURCE_BYTES[source] for source in settings.corpus.sources)
-    return size // (2 if settings.corpus.vocabulary >= 512 else 1)
+    assert c.wheels is not None, "text in wheels alone has a known size"
+    size = sum(SOURCE_BYTES[source] for source in c.wheels.sources)
+    return size // (2 if c.vocabulary >= 512 else 1)
 
 
-def activation_bytes(settings: Settings) -> int:
-    """Bytes of all activations files: values, positions and checksums."""
-    a, c = settings.activations, settings.corpus
-    rows = (c.train_blocks + c.held_out_blocks) * c.context
-    row = settings.pretrain.width * (2 if a.dtype == "float16" else 4) + 8
-    files = len(a.layers) * len(a.streams) * len(settings.pretrain.snapshots)
-    return int(rows * row * files * 1.01)
+def _wheel_faults(s: Settings, results: Path) -> Iterator[str]:
+    """Wheels that are damaged, or hold too little text."""
+    c, wheels = s.corpus, s.corpus.wheels
+    if wheels is None:
+        return
+    try:
+        pins(wheels.requirements)
+        folder = wheels_folder(wheels.requirements, results)
+        if folder.is_dir() and not (results / s.name / "corpus" / "tokens.h5").exists():
+            find_wheels(wheels.requirements, folder)
+    except InputError as error:
+        yield str(error)
+    batch = s.snapshots.pretrain.batch_blocks if s.snapshots.pretrain else 0
+    tokens = (c.held_out_blocks + c.train_blocks + batch) * c.context
+    if tokens > most_tokens(c):
+        yield (
+            f"corpus.train_blocks: {tokens:,} tokens are asked for, the corpus holds fewer than "
+            f"{most_tokens(c):,}; lower it, or corpus.held_out_blocks, or add "
+            "corpus.wheels.sources"
+        )
+
+
+def _shape_faults(s: Settings, results: Path) -> Iterator[str]:
+    """Layers, dimensions and contexts that the model or the rows do not have."""
+    try:
+        model = sources.shape_of(s, results)
+        order.shards(s, model.width)
+    except InputError as error:
+        yield str(error)
+        return
+    if max(s.activations.layers) >= model.layers:
+        yield (
+            f"activations.layers: layer {max(s.activations.layers)} does not exist; the model has "
+            f"{model.layers}, numbered 0 to {model.layers - 1}"
+        )
+    if model.positions is not None and s.corpus.context > model.positions:
+        yield (
+            f"corpus.context: {s.corpus.context} tokens exceed the model's {model.positions} "
+            "positions; lower it"
+        )
+    rows = min(s.corpus.train_blocks * s.corpus.context, s.basis.rows)
+    for name, c in s.crosscoders.items():
+        if c.basis != "principal" or s.basis.dimensions is None:
+            continue
+        sites = len(store.expand(c.inputs, s.snapshots.chosen))
+        if s.basis.dimensions > min(sites * model.width, rows):
+            yield (
+                f"basis.dimensions: {s.basis.dimensions} exceeds the {sites * model.width} "
+                f"dimensions or the {rows} training rows of crosscoders.{name}; lower it"
+            )
+
+
+def _shard_faults(s: Settings, results: Path) -> Iterator[str]:
+    """What cannot be where training rows come in several shards, each gone once projected."""
+    a = s.activations
+    if a.budget is None or a.mode == "streamed":
+        return
+    shards = order.shards(s, sources.shape_of(s, results).width)
+    if len(shards) == 1:
+        return
+    for name, c in s.crosscoders.items():
+        if c.basis == "full":
+            yield (
+                f"crosscoders.{name}.basis: full needs all training rows at a time; set principal, "
+                "or raise activations.budget, or set activations.mode: streamed"
+            )
+    blocks = s.corpus.train_blocks / order.number_of_windows(
+        s.corpus.train_blocks, s.corpus.context, a.window
+    )
+    rows = int(blocks * s.corpus.context * len(shards[0]))
+    if s.basis.rows > rows:
+        yield (
+            f"basis.rows: {s.basis.rows:,} rows exceed the first shard's {rows:,}; lower it, or "
+            "raise activations.budget"
+        )
+    used = {
+        (layer, stream)
+        for c in s.crosscoders.values()
+        for layer in c.inputs.layers
+        for stream in c.inputs.streams
+    }
+    for layer in a.layers:
+        for stream in a.streams:
+            if (layer, stream) not in used:
+                yield (
+                    f"activations: the {stream} of layer {layer} is read by no crosscoder; remove "
+                    "it, or remove activations.budget"
+                )
 
 
 def _faults(settings: Settings, results: Path) -> Iterator[str]:
-    c, p = settings.corpus, settings.pretrain
     folder = results / settings.name
-    try:
-        pins(c.requirements)
-        wheels = wheels_folder(c.requirements, results)
-        if wheels.is_dir() and not (folder / "corpus" / "tokens.h5").exists():
-            find_wheels(c.requirements, wheels)
-    except InputError as error:
-        yield str(error)
-    tokens = (c.held_out_blocks + c.train_blocks + p.batch_blocks) * c.context
-    if tokens > most_tokens(settings):
-        yield (
-            f"corpus.train_blocks: {tokens:,} tokens are asked for, the corpus holds fewer than "
-            f"{most_tokens(settings):,}; lower it, or corpus.held_out_blocks, or add corpus.sources"
-        )
+    yield from _wheel_faults(settings, results)
+    yield from text.faults(settings.corpus)
+    yield from sources.faults(settings)
+    fits = list(_shape_faults(settings, results))
+    yield from fits
+    if not fits:
+        yield from _shard_faults(settings, results)
     for path in sorted(folder.glob("**/*.h5")):
         name = path.relative_to(folder)
         wanted = next((names for pattern, names in CONTENTS.items() if name.match(pattern)), ())
@@ -74,15 +152,6 @@ def _faults(settings: Settings, results: Path) -> Iterator[str]:
         else:
             if not ours:
                 yield f"{path}: not a file of the {name.parts[0]} stage; delete it to make it again"
-    there = sum(path.stat().st_size for path in (folder / "activations").glob("**/*.h5"))
-    need = activation_bytes(settings) - there
-    home = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    free = shutil.disk_usage(home).free
-    if need > free:
-        yield (
-            f"corpus.train_blocks: the activations need {need / 1e9:.1f} GB more, {home} has "
-            f"{free / 1e9:.1f} GB free; free some, or lower it or the number of snapshots"
-        )
 
 
 def check(settings: Settings, results: str | Path) -> None:

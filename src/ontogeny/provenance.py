@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent
-DATA = (".mplstyle",)  # files beside a module that are part of what it does
+DATA = (".mplstyle", ".yaml")  # files beside a module that are part of what it does
 PACKAGES = ("torch", "transformers", "tokenizers", "h5py", "numpy", "scipy", "pandas", "matplotlib")
 
 

@@ -88,6 +88,26 @@ def _histories(tables: Path, threshold: float) -> dict[str, Any]:
     return values
 
 
+def _pretraining(folder: Path) -> dict[str, Any]:
+    """Numbers of a model that was trained here."""
+    log = pd.read_csv(folder / "pretrain" / "log.csv")
+    measured = log.dropna(subset=["copying_gain"]).iloc[-1]
+    return {
+        "pretrain_tokens": int(log["tokens"].max()),
+        "copying_gain_last": float(measured["copying_gain"]),
+    }
+
+
+def _sources(settings: Settings, folder: Path) -> dict[str, Any]:
+    """Where each snapshot that was not trained here came from, as its source.json tells."""
+    found = {}
+    for step in settings.snapshots.chosen:
+        path = folder / "snapshots" / f"step{step}" / "source.json"
+        if path.exists():
+            found[str(step)] = json.loads(path.read_text())
+    return found
+
+
 def summarise(settings: Settings, folder: str | Path, source: str | Path) -> None:
     """Write summary.json and provenance.json of a finished experiment.
 
@@ -99,16 +119,13 @@ def summarise(settings: Settings, folder: str | Path, source: str | Path) -> Non
     primary = settings.crosscoders[settings.primary]
     levels = json.loads((folder / "phases" / "levels.json").read_text())
     phases = pd.read_csv(folder / "phases" / "phases.csv")
-    log = pd.read_csv(folder / "pretrain" / "log.csv")
     tables = folder / "features" / settings.primary
     seconds, peak = timings(folder / "benchmarks")
-    measured = log.dropna(subset=["copying_gain"]).iloc[-1]
 
     values: dict[str, Any] = {
-        "snapshots": len(settings.pretrain.snapshots),
-        "pretrain_tokens": int(log["tokens"].max()),
+        "snapshots": len(settings.snapshots.chosen),
+        **(_pretraining(folder) if settings.snapshots.pretrain is not None else {}),
         "final_loss": float(phases["loss"].iloc[-1]),
-        "copying_gain_last": float(measured["copying_gain"]),
         **levels,
         "primary": settings.primary,
         "features": primary.features,
@@ -147,6 +164,7 @@ def summarise(settings: Settings, folder: str | Path, source: str | Path) -> Non
             "corpus_sha256": digests["corpus"],
             "tokenizer_sha256": digests["tokenizer"],
             "tokens_sha256": _tokens_digest(folder, settings),
+            "snapshots": _sources(settings, folder),
         },
     )
 

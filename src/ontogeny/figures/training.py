@@ -28,15 +28,19 @@ COLOUR = {
 }
 
 
-def draw(log: str | Path, phases: str | Path, levels: str | Path, output: str | Path) -> None:
+def draw(
+    log: str | Path | None, phases: str | Path, levels: str | Path, output: str | Path
+) -> None:
     """Loss beside the n-gram levels, learning rate and copying gains, on a log and a linear axis.
+
+    Of a model that was not trained here the loss at the snapshots alone is known, and drawn.
 
     Parameters
     ----------
     log : the training log; step, loss, held_out_loss, learning_rate, and the gains copying_gain,
         copying_gain_near, random_gain. held_out_loss and the gains are there at some steps
-        only.
-    phases : table of the snapshots, which the ticks on top mark; snapshot_index, step.
+        only. None where the model was not trained here.
+    phases : table of the snapshots, which the ticks on top mark; snapshot_index, step, loss.
     levels : JSON; {unigram,bigram}_cross_entropy in nats and _crossing_step (null if never).
     output : path without ending. Its CSV has panel, series, step, value; for panel 'crossing',
         step is where the loss crosses the level `value`; for panel 'snapshot', value is a number.
@@ -46,7 +50,12 @@ def draw(log: str | Path, phases: str | Path, levels: str | Path, output: str | 
     METHOD.md 5 and 8.
     """
     names = ["unigram", "bigram"]
-    table = style.read(log, ["step", *(c for panel in SERIES.values() for c in panel)])
+    series = SERIES
+    if log is None:
+        series = {"loss": {"held_out_loss": SERIES["loss"]["held_out_loss"]}}
+        table = style.read(phases, ["step", "loss"]).rename(columns={"loss": "held_out_loss"})
+    else:
+        table = style.read(log, ["step", *(c for panel in series.values() for c in panel)])
     level = style.read_json(
         levels, [f"{n}_{what}" for n in names for what in ("cross_entropy", "crossing_step")]
     )
@@ -56,7 +65,7 @@ def draw(log: str | Path, phases: str | Path, levels: str | Path, output: str | 
         table.loc[table[column].notna(), ["step", column]]
         .rename(columns={column: "value"})
         .assign(panel=panel, series=column)
-        for panel, columns in SERIES.items()
+        for panel, columns in series.items()
         for column in columns
     ]
     crossings = pd.DataFrame(
@@ -76,12 +85,13 @@ def draw(log: str | Path, phases: str | Path, levels: str | Path, output: str | 
         }
     )
     with style.paper():
-        figure = style.new_figure(180, 155)
-        grid = figure.subplots(3, 2, sharey="row", height_ratios=[2.4, 1, 1.3])
+        heights = [2.4, 1, 1.3][: len(series)]
+        figure = style.new_figure(180, 20 + 29 * sum(heights))
+        grid = figure.subplots(len(series), 2, sharey="row", height_ratios=heights, squeeze=False)
         for column, kind in enumerate(style.KINDS):
-            for row, panel in enumerate(SERIES):
+            for row, panel in enumerate(series):
                 axis = grid[row, column]
-                for name, label in SERIES[panel].items():
+                for name, label in series[panel].items():
                     there = table[table[name].notna()]
                     dots = name in ("held_out_loss", *SERIES["gain"])
                     axis.plot(
@@ -93,18 +103,21 @@ def draw(log: str | Path, phases: str | Path, levels: str | Path, output: str | 
                         linewidth=0.8 if name == "loss" else 1.2,
                         label=label,
                     )
-                style.step_axis(axis, last, kind, labels=row == 2)
+                style.step_axis(axis, last, kind, labels=row == len(series) - 1)
             _levels(grid[0, column], crossings)
             numbers, steps = list(snapshots["snapshot_index"]), list(snapshots["step"])
             style.mark_snapshots(grid[0, column], numbers, steps, kind)
-            grid[2, column].axhline(0, color="0.6", linewidth=0.6, zorder=0)
-            for letter, axis in zip("ace" if column == 0 else "bdf", grid[:, column], strict=True):
+            for letter, axis in zip("ace" if column == 0 else "bdf", grid[:, column], strict=False):
                 style.title(axis, letter, "")
         figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
-        figure.legend(*grid[2, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
         grid[0, 0].set_ylabel("loss (nats per token)")
-        grid[1, 0].set_ylabel("learning rate")
-        grid[2, 0].set_ylabel("copying gain (nats)")
+        if "gain" in series:
+            for axis in grid[2]:
+                axis.axhline(0, color="0.6", linewidth=0.6, zorder=0)
+            gains = grid[2, 0].get_legend_handles_labels()
+            figure.legend(*gains, loc="outside lower center", ncols=3)
+            grid[1, 0].set_ylabel("learning rate")
+            grid[2, 0].set_ylabel("copying gain (nats)")
         style.save(
             figure,
             pd.concat([*drawn, crossings, marks])[["panel", "series", "step", "value"]],

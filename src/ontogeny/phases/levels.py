@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,9 @@ from ontogeny.progress import bar
 from ontogeny.settings import Settings
 from ontogeny.snapshots import sites
 
-BATCH_BLOCKS = 16
+BATCH_TOKENS = 4096
+NGRAM_TOKENS = 50_000_000  # most that the n-gram models are estimated from
+BATCH_ENTRIES = 1 << 27  # of probabilities (tokens × vocabulary) in memory at a time
 
 
 @torch.no_grad()
@@ -32,8 +35,10 @@ def against_ngrams(
     device = next(model.parameters()).device
     unigram = torch.from_numpy(fitted.unigram).float().to(device)
     sums = torch.zeros(3, dtype=torch.float64)
-    for start in range(0, len(blocks), BATCH_BLOCKS):
-        chosen = blocks[start : start + BATCH_BLOCKS].astype(np.int64)
+    most = min(BATCH_TOKENS, BATCH_ENTRIES // len(fitted.unigram))
+    step = max(1, most // blocks.shape[1])
+    for start in range(0, len(blocks), step):
+        chosen = blocks[start : start + step].astype(np.int64)
         ids = torch.from_numpy(chosen).to(device)
         log_q = model(input_ids=ids).logits[:, :-1].float().log_softmax(-1).flatten(0, 1)
         p2 = torch.from_numpy(fitted.bigram(chosen[:, :-1].ravel())).float().to(device)
@@ -78,16 +83,27 @@ def measure(
         each, and the snapshots on either side.
     """
     data = Tokens(tokens)
-    fitted = ngrams.fit(data.split("pretrain"), data.vocabulary)
-    held_out = data.split("held_out")
-    unigram, bigram = fitted.cross_entropies(held_out)
     device = devices.choose(settings.device)
-    steps = settings.pretrain.snapshots
+    steps = settings.snapshots.chosen
+
+    def load(step: int) -> Any:
+        folder = Path(snapshots) / f"step{step}"
+        return sites.load_model(folder, device, torch.float32, settings.snapshots.remote_code)
+
+    def take(split: str, most: int) -> np.ndarray:
+        first, last = data.splits[split]
+        return data.take(np.arange(first, min(last, first + most)))
+
+    # Models pad their vocabulary: KL needs n-gram models over the same entries as the logits.
+    vocabulary = int(load(steps[-1]).config.get_text_config().vocab_size)
+    read = take("pretrain" if data.size("pretrain") else "train", NGRAM_TOKENS // data.context)
+    fitted = ngrams.fit(read, vocabulary)
+    held_out = take("held_out", settings.analysis.phase_blocks)
+    unigram, bigram = fitted.cross_entropies(held_out)
     rows = []
     with bar("phases", len(steps), "snapshots") as progress:
         for i, step in enumerate(steps, start=1):
-            model = sites.load_model(Path(snapshots) / f"step{step}", device, torch.float32)
-            measures = against_ngrams(model, held_out, fitted)
+            measures = against_ngrams(load(step), held_out, fitted)
             rows.append({"snapshot_index": i, "step": step, **measures})
             progress.update()
     found = pd.DataFrame(rows)

@@ -20,7 +20,7 @@ rule pretrain:
         archive=ARCHIVE,
         config=CONFIG,
     message:
-        f"Training the language model: {S.pretrain.steps} steps"
+        f"Training the language model: {S.snapshots.pretrain.steps} steps"
     shell:
         "ontogeny pretrain --config {params.config} --threads {threads} --tokens {input.tokens}"
         " --archive {params.archive} 2>&1 | tee {log}"
@@ -54,8 +54,7 @@ rule snapshot:
         trained=TRAINED_MARK,
         tokens=f"{RESULTS}/corpus/tokens.h5",
     output:
-        weights=f"{RESULTS}/snapshots/step{{step}}/model.safetensors",
-        about=f"{RESULTS}/snapshots/step{{step}}/config.json",
+        directory(SNAPSHOT),
     log:
         f"{RESULTS}/logs/snapshot/{{step}}.log",
     conda:
@@ -64,7 +63,6 @@ rule snapshot:
     params:
         model=MODEL,
         archive=ARCHIVE,
-        folder=lambda w, output: Path(output.weights).parent,
         config=CONFIG,
     message:
         "Snapshot of step {wildcards.step}"
@@ -73,4 +71,4 @@ rule snapshot:
         " --config {params.config} --threads {threads} --tokens {input.tokens}"
         " --archive {params.archive};"
         " ontogeny snapshot --archive {params.archive} --step {wildcards.step}"
-        " --output {params.folder}) 2>&1 | tee {log}"
+        " --output {output}) 2>&1 | tee {log}"

@@ -20,7 +20,7 @@ rule extract:
         model=MODEL,
         activations=ROWS,
         code=code("activations.extract"),
-        folder=ACTIVATIONS,
+        folder=lambda w, output: Path(output[0]).parent.parent,
         config=CONFIG,
     message:
         "Activations of step {wildcards.step}"
@@ -51,7 +51,7 @@ if len(SHARDS) > 1:
             model=MODEL,
             activations=ROWS,
             code=code("activations.extract"),
-            folder=ACTIVATIONS,
+            folder=lambda w, output: Path(output[0]).parent.parent,
             config=CONFIG,
         message:
             "Activations of step {wildcards.step}, shard {wildcards.shard}"

@@ -11,6 +11,7 @@ rule tokenizer:
         f"{RESULTS}/logs/tokenizer.log",
     conda:
         CONDA
+    localrule: True
     params:
         model=MODEL,
         tokenizer=S.snapshots.local.tokenizer,

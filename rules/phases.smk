@@ -15,7 +15,7 @@ rule phases:
         model=MODEL,
         steps=STEPS,
         code=code("phases.levels"),
-        snapshots=SNAPSHOTS,
+        snapshots=lambda w, input: Path(input.snapshots[0]).parent,
         config=CONFIG,
     message:
         "Holding the snapshots' losses against the n-gram levels"

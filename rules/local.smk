@@ -9,9 +9,9 @@ rule tokenizer:
         directory(TOKENIZER),
     log:
         f"{RESULTS}/logs/tokenizer.log",
+    localrule: True
     conda:
         CONDA
-    localrule: True
     params:
         model=MODEL,
         tokenizer=S.snapshots.local.tokenizer,

@@ -17,6 +17,7 @@ PLOT = Path("docs/performance.png")
 ROWS_PLOT = Path("docs/rows.png")
 MARKS = "<!-- benchmark -->", "<!-- /benchmark -->"
 ROWS_MARKS = "<!-- rows -->", "<!-- /rows -->"
+EXTRACTION_MARKS = "<!-- extraction -->", "<!-- /extraction -->"
 COLOURS = {
     "principal": "#009E73",
     "full": "#0072B2",
@@ -241,6 +242,34 @@ def write_rows(rows: Sequence[dict[str, Any]]) -> None:
             axes.set(xscale="log", xlabel="rows seen (millions)")
             _ticks(axes, {rows: f"{rows / 1e6:.1f}" for rows in seen})
         figure.savefig(ROWS_PLOT, dpi=200)
+
+
+def write_extraction(found: dict[str, Any]) -> None:
+    """The part about activations: a table of the models, and a line about reading."""
+    lines = [
+        "| model | layer | d | hidden states | bare | read | written | over hidden states | of bare "
+        "| writing costs |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in found["models"]:
+        rates = row["tokens_per_second"]
+        speeds = [rates[k] for k in ("hidden states", "bare", "read", "written")]
+        lines.append(
+            f"| {row['model']} | {row['layer']} of {row['layers']} | {row['width']} | "
+            + " | ".join(f"{speed:,.0f}" for speed in speeds)
+            + f" | {row['over_hidden_states']:.2f}× | {row['of_bare']:.0%} "
+            f"| {row['writing_costs']:+.1%} |"
+        )
+    read = found["reading"]
+    rates = {name: rate / 1e9 for name, rate in read["bytes_per_second"].items()}
+    lines += [
+        "",
+        f"Reading {read['bytes'] / 1e6:.0f} MB of rows, warm in the system's cache: "
+        f"{rates['reader']:.1f} GB/s, checksums held, which is {read['of_plain_file']:.0%} of the "
+        f"plain file's {rates['plain file']:.1f} GB/s; through HDF5's own filters "
+        f"{rates['h5py']:.1f} GB/s.",
+    ]
+    _replace(EXTRACTION_MARKS, "\n".join(lines))
 
 
 def _replace(marks: tuple[str, str], body: str) -> None:

@@ -7,6 +7,7 @@ can be repeated by hand from the command that Snakemake prints with `-p`.
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,10 @@ from ontogeny import __version__
 from ontogeny import settings as settings_module
 from ontogeny.files import InputError
 from ontogeny.settings import Settings, SettingsError
+
+# Read by the threads' library as torch loads it. Threads that wait for each other by spinning
+# starve where anything else runs, and a training then takes many times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)

@@ -136,7 +136,7 @@ def _faults(settings: Settings, results: Path) -> Iterator[str]:
     folder = results / settings.name
     yield from _wheel_faults(settings, results)
     yield from text.faults(settings.corpus)
-    yield from sources.faults(settings)
+    yield from sources.faults(settings, results)
     fits = list(_shape_faults(settings, results))
     yield from fits
     if not fits:

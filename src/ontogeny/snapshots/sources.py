@@ -26,10 +26,15 @@ def resolve(s: Settings) -> Settings:
     return Settings.model_validate(given)
 
 
-def faults(s: Settings) -> list[str]:
-    """What is known before any job to be wrong with the snapshots, a line each with the mend."""
+def faults(s: Settings, results: str | Path) -> list[str]:
+    """What is known before any job to be wrong with the snapshots, a line each with the mend.
+
+    A hub is not asked about snapshots that are there.
+    """
     if s.snapshots.hub is not None:
-        return hub.faults(s.snapshots.hub, s.snapshots.chosen)
+        folder = Path(results) / s.name / "snapshots"
+        absent = [t for t in s.snapshots.chosen if not (folder / f"step{t}").is_dir()]
+        return hub.faults(s.snapshots.hub, absent) if absent else []
     if s.snapshots.local is not None:
         return local.faults(s.snapshots.local, s.snapshots.chosen)
     return []

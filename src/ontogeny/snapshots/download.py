@@ -1,0 +1,467 @@
+"""Files of a repository on the Hugging Face hub into huggingface_hub's cache, whatever happens.
+
+Broken connections and busy servers are tried again, a body that was cut goes on where it ended,
+and digests are verified. huggingface_hub keeps the cache, the token
+and the protocol; plain HTTP bodies are read here because it begins a file anew when its process
+was killed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ontogeny import progress
+from ontogeny.files import InputError, write_text
+from ontogeny.settings import Hub
+from ontogeny.snapshots import weights
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelInfo
+
+TRIES = 5  # in a row without a new byte
+MISMATCHES = 3
+LONGEST_PAUSE = 4.0  # seconds between tries
+LONGEST_WAIT = 300.0  # seconds, where the hub says how long: it counts requests in five minutes
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class File:
+    """A file at a commit: its size in bytes, and its SHA-256 (LFS) or git's SHA-1 of its blob."""
+
+    size: int
+    digest: str | None
+
+
+@dataclass(frozen=True)
+class Got:
+    """A file in the cache: its place there, its SHA-256, and whether it was downloaded just now."""
+
+    path: Path
+    sha256: str
+    downloaded: bool
+
+
+def refs(repository: str, timeout: float) -> list[str]:
+    """Names of the branches and tags of a repository. HfApi's own listing waits for ever."""
+    from huggingface_hub import HfApi, get_session, hf_raise_for_status
+
+    url = f"{HfApi().endpoint}/api/models/{repository}/refs"
+    response = get_session().get(url, headers=_headers(), timeout=timeout)
+    hf_raise_for_status(response)
+    with _as_a_hub(url):
+        listing = response.json()
+        return [ref["name"] for kind in ("branches", "tags") for ref in listing[kind]]
+
+
+@contextmanager
+def _as_a_hub(url: str) -> Iterator[None]:
+    """Turn an answer that is no hub's, such as a portal's page, into an error of the network."""
+    import httpx2
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        yield
+    except HFValidationError:
+        raise
+    except (ValueError, LookupError, TypeError):
+        raise httpx2.RemoteProtocolError(f"{url} answers otherwise than a hub") from None
+
+
+def _headers() -> dict[str, str]:
+    """Headers of a request to the hub, the user's token among them."""
+    # its documented place, though the types do not export it
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    return build_hf_headers()
+
+
+def names_of(repository: str) -> list[str]:
+    """Names of a repository's revisions: the hub's, or those in the cache where it is away."""
+    from huggingface_hub import constants
+
+    try:
+        return _patiently(lambda: refs(repository, constants.HF_HUB_DOWNLOAD_TIMEOUT))
+    except unreachable():
+        kept = _home(repository) / "refs"
+        cached = [str(path.relative_to(kept)) for path in kept.rglob("*") if path.is_file()]
+        if not cached:
+            raise
+        return cached
+
+
+def _home(repository: str) -> Path:
+    """The repository's folder in huggingface_hub's cache."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    name = repo_folder_name(repo_id=repository, repo_type="model")
+    return Path(constants.HF_HUB_CACHE).expanduser().resolve() / name
+
+
+def listing(repository: str, revision: str) -> tuple[str, dict[str, File]]:
+    """The commit of a revision and its files, from the hub or, where it is away, the cache."""
+    from huggingface_hub import HfApi, constants
+
+    home = _home(repository)
+    ref = home / "refs" / revision
+
+    def ask() -> ModelInfo:
+        timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+        with _as_a_hub(constants.ENDPOINT):
+            return HfApi().model_info(
+                repository, revision=revision, files_metadata=True, timeout=timeout
+            )
+
+    try:
+        info = _patiently(ask)
+    except unreachable():
+        commit = ref.read_text().strip() if ref.is_file() else revision
+        folder = home / "snapshots" / commit
+        if not folder.is_dir():
+            raise
+        return commit, {
+            name: File((folder / name).stat().st_size, _named_digest(folder / name))
+            for name in weights.present(folder)
+        }
+    commit = info.sha or revision
+    if commit != revision and not (ref.is_file() and ref.read_text() == commit):
+        write_text(ref, commit)
+    return commit, {
+        file.rfilename: File(file.size or 0, file.lfs.sha256 if file.lfs else file.blob_id)
+        for file in info.siblings or []
+    }
+
+
+def _named_digest(path: Path) -> str | None:
+    """The digest that a cached file should have: the cache's blobs are named by it."""
+    name = path.resolve().name
+    return name if re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", name) else None
+
+
+def get(
+    hub: Hub,
+    commit: str,
+    files: dict[str, File],
+    names: list[str],
+    slots: Path | None,
+    what: str | None = None,
+) -> dict[str, Got]:
+    """Get files into the cache, hub.parallel at once, under a bar called `what`."""
+    stop = threading.Event()
+    lock = threading.Lock()
+    total = sum(files[name].size for name in names)
+    with progress.bar(what, total, "B") if what else nullcontext() as bar:
+
+        def advance(count: int) -> None:
+            if stop.is_set():
+                raise CancelledError
+            if bar is not None:
+                with lock:
+                    bar.update(count)
+
+        with ThreadPoolExecutor(hub.parallel) as pool:
+            jobs = {
+                pool.submit(_obtain, hub, commit, name, files[name], slots, advance): name
+                for name in names
+            }
+            try:
+                return {jobs[job]: job.result() for job in as_completed(jobs)}
+            except BaseException:
+                stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+def _obtain(
+    hub: Hub,
+    commit: str,
+    name: str,
+    file: File,
+    slots: Path | None,
+    advance: Callable[[int], None],
+) -> Got:
+    """Get one file into the cache, its digest verified."""
+    got = _cached(hub, commit, name, file)
+    if got is None:
+        # not huggingface_hub's own lock, which it takes inside of this one
+        home = _home(hub.repository)
+        alone = f"{file.digest or commit + '.' + name}.whole.lock"
+        places = [slots / f"{i}.lock" for i in range(hub.parallel)] if slots else []
+        with (
+            _one_of(places, advance) if places else nullcontext(),
+            _one_of([home.parent / ".locks" / home.name / alone], advance),
+        ):
+            got = _cached(hub, commit, name, file)
+            if got is None:
+                return _download(hub, commit, name, file, advance)
+    advance(file.size)
+    return got
+
+
+def _cached(hub: Hub, commit: str, name: str, file: File) -> Got | None:
+    """The file in the cache, if it is there and sound. A damaged one is removed from it."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    found = try_to_load_from_cache(hub.repository, name, revision=commit)
+    if not isinstance(found, str):
+        return None
+    path = Path(found)
+    digest, sha256 = _digests(path, file.digest)
+    if file.digest is None or digest == file.digest:
+        return Got(path, sha256, False)
+    if constants.is_offline_mode():
+        raise InputError(
+            f"{path}: its hash is {digest}, not {file.digest}; unset HF_HUB_OFFLINE to get it again"
+        )
+    discard(path)
+    return None
+
+
+def _download(hub: Hub, commit: str, name: str, file: File, advance: Callable[[int], None]) -> Got:
+    """Download one file into the cache, again while its digest is wrong."""
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+
+    url = hf_hub_url(hub.repository, name, revision=commit)
+    head = _patiently(lambda: get_hf_file_metadata(url))
+    etag = head.etag or file.digest
+    wanted = file.digest or etag
+    if etag is None or wanted is None or not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", wanted):
+        raise InputError(f"snapshots.hub: {url} comes without a hash; is HF_ENDPOINT a hub?")
+    home = _home(hub.repository)
+    _check_space(home, file.size, name)
+    blob = home / "blobs" / etag
+    by_xet = head.xet_file_data is not None and not constants.HF_HUB_DISABLE_XET
+    by_xet = by_xet and find_spec("hf_xet") is not None
+    counted = 0
+
+    def count(more: int) -> None:
+        nonlocal counted
+        counted += more
+        advance(more)
+
+    def enter(again: bool = False) -> Path:
+        """The file's place in the cache under its commit, its blob fetched by Xet if need be."""
+        return Path(
+            hf_hub_download(
+                hub.repository,
+                name,
+                revision=commit,
+                force_download=again,
+                tqdm_class=_feed(count),
+            )
+        )
+
+    wrong: list[str] = []
+    while len(wrong) < MISMATCHES:
+        count(-counted)
+        fresh = not blob.exists()  # else it is the same file of another commit
+        if not fresh:
+            path = _patiently(enter)
+        elif by_xet:
+            try:
+                path = enter(again=bool(wrong))
+            except (RuntimeError, OSError, ValueError):
+                by_xet = False  # plain HTTP serves the same file
+                continue
+        else:
+            path = blob.with_name(f"{etag}.incomplete")
+            _stream(url, path, file.size, count)
+        digest, sha256 = _digests(path, wanted)
+        if digest == wanted:
+            if path.suffix == ".incomplete":
+                path.replace(blob)
+                path = _patiently(enter)
+            count(file.size - counted)
+            return Got(path, sha256, fresh)
+        wrong.append(digest)
+        discard(path)
+    raise InputError(
+        f"snapshots.hub: {name} of {hub.repository} at {commit} has the hash {wrong[-1]}, not "
+        f"{wanted}, each of {MISMATCHES} times; is a proxy between here and the hub?"
+    )
+
+
+def _stream(url: str, part: Path, size: int, advance: Callable[[int], None]) -> None:
+    """Append to `part` what it lacks of a body of `size` bytes, however often that breaks."""
+    import httpx2
+    from huggingface_hub import constants, get_session, hf_raise_for_status
+
+    part.parent.mkdir(parents=True, exist_ok=True)
+    part.touch()
+    advance(part.stat().st_size)
+
+    def append() -> None:
+        have = part.stat().st_size
+        if have == size:
+            return
+        # the token goes to the endpoint alone: the client drops it when sent on to another host
+        headers = _headers() | {"Accept-Encoding": "identity"}
+        if have:
+            headers["Range"] = f"bytes={have}-"
+        timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+        with get_session().stream("GET", url, headers=headers, timeout=timeout) as response:
+            follows = response.status_code == 206 and response.headers.get(
+                "Content-Range", ""
+            ).startswith(f"bytes {have}-")
+            if response.status_code != 416:
+                hf_raise_for_status(response)
+            with part.open("ab") as body:
+                if not follows:
+                    advance(-have)
+                    have = 0
+                    body.truncate(0)
+                if response.status_code != 416:
+                    for chunk in response.iter_bytes():
+                        body.write(chunk)
+                        body.flush()  # a killed process resumes after what it has written
+                        have += len(chunk)
+                        advance(len(chunk))
+                        if have > size:
+                            return  # its digest will tell
+        if have < size:
+            raise httpx2.RemoteProtocolError(f"{url} ended after {have} of {size} bytes")
+
+    _patiently(append, lambda: part.stat().st_size)
+
+
+def _digests(path: Path, like: str | None) -> tuple[str, str]:
+    """A file's digest of the kind of `like` (SHA-256, or git's SHA-1 of a blob) and its SHA-256."""
+    by_git = like is not None and len(like) == 40
+    sha256 = hashlib.sha256()
+    git = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            sha256.update(chunk)
+            if by_git:
+                git.update(chunk)
+    return (git if by_git else sha256).hexdigest(), sha256.hexdigest()
+
+
+def discard(path: Path) -> None:
+    """Remove a file from the cache: its blob, and the link that leads there."""
+    path.resolve().unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+
+
+def _check_space(home: Path, size: int, name: str) -> None:
+    """Raise InputError where the cache's disk has no room for a file."""
+    home.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(home).free
+    if size > free:
+        raise InputError(
+            f"{home}: {name} needs {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; make room or "
+            "set HF_HUB_CACHE to a larger disk"
+        )
+
+
+@contextmanager
+def _one_of(files: list[Path], look: Callable[[int], None]) -> Iterator[None]:
+    """Hold the lock of one of the files, waiting for it; `look` may raise to end the wait.
+
+    The system drops a lock when its process dies, and a thread waits for another's as well.
+    """
+    while True:
+        for path in files:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("w") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                except OSError:
+                    pass  # a file system without locks: what is fetched is verified all the same
+                yield
+                return
+        look(0)
+        time.sleep(0.1)
+
+
+def _feed(advance: Callable[[int], None]) -> type:
+    """A bar for huggingface_hub that shows nothing and passes on its counts."""
+    from tqdm import tqdm
+
+    class Feed(tqdm):
+        def __init__(self, *_: Any, **__: Any) -> None:
+            super().__init__(disable=True)
+
+        def update(self, n: float | None = 1) -> None:
+            advance(int(n or 0))
+
+        def update_transfer(self, n: float | None = 1) -> None:
+            """Bytes on the wire, of which `update` tells once they are in the file."""
+
+        def set_transfer_postfix_str(self, *_: Any, **__: Any) -> None:
+            """Nothing to show."""
+
+    return Feed
+
+
+def _patiently(call: Callable[[], T], done: Callable[[], int] = lambda: 0) -> T:
+    """What `call` returns, called again after passing errors: TRIES times without progress."""
+    failed = 0
+    while True:
+        before = done()
+        try:
+            return call()
+        except failures() as error:
+            failed = failed + 1 if done() == before else 1
+            if failed == TRIES or not passing(error):
+                raise
+            time.sleep(_pause(error, failed))
+
+
+def _pause(error: Exception, failed: int) -> float:
+    """Seconds to wait before the next try: growing, or what the hub asks of who asked too much."""
+    headers = getattr(getattr(error, "response", None), "headers", {})
+    asked = re.fullmatch(r"(\d+)", headers.get("Retry-After", "")) or re.search(
+        r"\br=0\b.*\bt=(\d+)", headers.get("RateLimit", "")
+    )
+    if asked:
+        return min(float(asked[1]), LONGEST_WAIT)
+    return min(0.25 * 2**failed, LONGEST_PAUSE)
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """All errors of a request to the hub."""
+    from huggingface_hub.errors import (
+        FileMetadataError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
+
+    known = (HfHubHTTPError, FileMetadataError, HFValidationError, LocalEntryNotFoundError)
+    return (*known, *unreachable())
+
+
+def unreachable() -> tuple[type[Exception], ...]:
+    """Errors that say that the hub is away, or is to be left alone."""
+    import httpx2
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    return (httpx2.TransportError, OfflineModeIsEnabled)
+
+
+def passing(error: BaseException | None) -> bool:
+    """Whether an error may be gone at the next try."""
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    if isinstance(error, LocalEntryNotFoundError):
+        return passing(error.__cause__)
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code in (408, 429) or error.response.status_code >= 500
+    return isinstance(error, httpx2.TransportError)

@@ -39,6 +39,22 @@ localrules:
 onstart:
     if workflow.is_main_process:
         claim()
+        refuse_what_does_not_fit()
+
+
+# What the experiment costs, before it runs: `snakemake --cores 1 plan`.
+rule plan:
+    log:
+        f"{RESULTS}/logs/plan.log",
+    localrule: True
+    conda:
+        "envs/ontogeny.yaml"
+    params:
+        config=CONFIG,
+    message:
+        "The bill"
+    shell:
+        "ontogeny plan {params.config} 2>&1 | tee {log}"
 
 
 rule all:

@@ -51,6 +51,16 @@ def claim():
         write_text(CONFIG, resolved)
 
 
+def refuse_what_does_not_fit():
+    """Raise unless what is left to do has room: on disk, and in memory where jobs run here."""
+    if list(workflow.dag_settings.targets) == ["plan"]:
+        return
+    try:
+        preflight.check_room(S, "results", memory=workflow.local_exec)
+    except InputError as error:
+        raise WorkflowError(str(error)) from None
+
+
 wildcard_constraints:
     step=r"\d+",
     shard=r"\d+",

@@ -1,10 +1,12 @@
 # Snapshots that are folders of one's own, such as the checkpoints of a Trainer. Weights are linked,
-# not copied, where the file system allows; a checkpoint that changes is taken anew.
+# not copied, where the file system allows; a checkpoint that changes is taken anew. Of the tokenizer
+# the content decides, not the folder: a later checkpoint brings the same one, and the text stays as
+# it is.
+
+from ontogeny.files import digest_file
 
 
 rule tokenizer:
-    input:
-        tokenizer_sources(),
     output:
         directory(TOKENIZER),
     log:
@@ -14,7 +16,11 @@ rule tokenizer:
         CONDA
     params:
         model=MODEL,
-        tokenizer=S.snapshots.local.tokenizer,
+        files={
+            Path(path).name: digest_file(path)
+            for path in tokenizer_sources()
+            if Path(path).name != "config.json"
+        },
         config=CONFIG,
     message:
         "Copying the model's tokenizer"

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from conftest import RESULTS, ROOT, tiny
 from safetensors.torch import load_file, save_file
 
-from ontogeny import preflight
+from ontogeny import plan
 from ontogeny.cli import main
 from ontogeny.corpus.wheels import wheels_folder
 
@@ -38,7 +38,7 @@ def complaint(*words: object) -> str:
 def check(tmp_path, monkeypatch):
     """A function that gives `ontogeny check`'s complaint about a changed tiny experiment."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: Usage(10**12, 0, 10**12))
+    monkeypatch.setattr(plan.shutil, "disk_usage", lambda _: Usage(10**12, 0, 10**12))
 
     def run(changes: dict[str, object]) -> str:
         file = tmp_path / "experiment.yaml"
@@ -76,7 +76,7 @@ CONFIGURATIONS = {
         {"corpus.wheels.sources": ["news"]},
         r"corpus\.wheels\.sources\.0: .*not \"news\"; change",
     ),
-    "no snapshots": ({"snapshots.steps": []}, r"snapshots\.steps: list should have at least"),
+    "no snapshots": ({"snapshots.steps": []}, r"snapshots\.steps: the list is empty; name"),
     "name outside its folder": ({"name": "../x"}, r"name: string should match.*; change it"),
     "layer out of range": (
         {"activations.layers": [0, 2]},
@@ -165,12 +165,13 @@ def test_a_file_that_is_no_configuration(tmp_path, text, message):
 
 
 def test_no_disk_space(check, monkeypatch):
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: Usage(10**6, 10**6, 10**6))
-    said = check({})
-    need = preflight.activation_bytes(preflight.Settings.model_validate(tiny()))
-    assert need == pytest.approx(5 * 144 * 64 * (32 * 2 + 8), rel=0.02)
-    assert f"the activations need {need / 1e9:.1f} GB more" in said
-    assert "has 0.0 GB free; free some, or lower it" in said
+    monkeypatch.setattr(plan.shutil, "disk_usage", lambda _: Usage(10**8, 10**8, 10**8))
+    said = check({"corpus.train_blocks": 20_000})
+    assert re.match(
+        r"ontogeny: activations\.budget: the training rows need [\d.]+ MB more on disk, of [\d.]+ MB in all, .* "
+        r"has 100\.0 MB free; set activations\.mode: streamed, or lower activations\.budget",
+        said,
+    ), said
 
 
 # Wheels

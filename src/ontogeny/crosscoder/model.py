@@ -73,7 +73,7 @@ def initial(
     if basis is None:
         W_dec, W_in = unit.repeat(1, outputs), unit.repeat(1, inputs)
     else:  # the repeated rows times the basis, without the repeated rows
-        W_dec = W_in = unit @ basis.unflatten(0, (outputs, width)).sum(0)
+        W_dec = W_in = unit @ basis.unflatten(0, (outputs, width)).sum(0).cpu()
     return Weights(
         W_enc=W_in.clone(),
         b_enc=torch.zeros(features),

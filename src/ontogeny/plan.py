@@ -1,0 +1,1142 @@
+"""The bill: what an experiment costs and whether it fits, before it runs (docs/cost.md).
+
+`bill` puts the formulas of cost.py together for one configuration: what is on disk already counts
+as paid. `measure` times this machine for a few seconds, `table` takes a device from devices.yaml;
+with either the bill has hours. `faults` says what cannot fit, in the time that a look takes.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import h5py
+import yaml
+
+from ontogeny import cost
+from ontogeny.activations import order, store
+from ontogeny.corpus.build import Tokens
+from ontogeny.corpus.wheels import most_tokens
+from ontogeny.cost import Dictionary, Job, Sizes, Terms
+from ontogeny.files import InputError, digest_value
+from ontogeny.settings import Crosscoder, Settings, Sites
+from ontogeny.snapshots import sources
+
+DEVICES = Path(__file__).with_name("devices.yaml")
+COUNTED_TOKENS = 1 << 24  # a smaller corpus is read to know its rows exactly
+UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+SECONDS = 0.25  # that a measurement takes about
+
+# Which key weighs on a term of memory or a kind of file, and what to do. {c} is the crosscoder.
+WINDOWS = ("activations.window", "lower activations.window")
+PIECES = ("snapshots.steps", "lower the number of snapshots, activations.layers or streams")
+MODEL = ("snapshots", "choose a smaller model")
+FEATURES = ("crosscoders.{c}.features", "lower crosscoders.{c}.features")
+BATCH = ("crosscoders.{c}.batch_rows", "lower crosscoders.{c}.batch_rows")
+SEEDS = ("crosscoders.{c}.seeds", "keep one of crosscoders.{c}.seeds, or lower its features")
+DECODERS = (
+    "crosscoders.{c}.features",
+    "lower crosscoders.{c}.features or the number of snapshots",
+)
+STREAMED = (
+    "activations.mode",
+    "set activations.mode: cached with activations.budget, or lower the number of snapshots",
+)
+SUBSPACE = ("basis.largest", "lower basis.dimensions and basis.largest")
+MENDS: dict[str, tuple[str, str]] = {
+    "a snapshot as it loads": MODEL,
+    "model": MODEL,
+    "weights as they begin": FEATURES,
+    "snapshots on the device": STREAMED,
+    "rows of a forward pass": PIECES,
+    "forward pass": ("corpus.context", "lower corpus.context or choose a smaller model"),
+    "windows": WINDOWS,
+    "check of a window": WINDOWS,
+    "order of the rows": ("corpus.train_blocks", "lower corpus.train_blocks"),
+    "rows of a piece": PIECES,
+    "pieces read ahead": PIECES,
+    "covariance": ("basis.exact_limit", "lower basis.exact_limit"),
+    "directions searched": SUBSPACE,
+    "directions": SUBSPACE,
+    "moments": ("crosscoders.{c}.moments", "set crosscoders.{c}.moments: compact, or lower its "
+                "features"),
+    "weights": FEATURES,
+    "gradients": FEATURES,
+    "silent rows": FEATURES,
+    "pre-activations": BATCH,
+    "batch": BATCH,
+    "batches read ahead": BATCH,
+    "pairs": ("crosscoders.{c}.k", "lower crosscoders.{c}.k or batch_rows"),
+    "AuxK": ("crosscoders.{c}.aux_features", "lower crosscoders.{c}.aux_features or batch_rows"),
+    "full decoders": DECODERS,
+    "full decoders, to save": DECODERS,
+    "full decoders of all seeds": SEEDS,
+    "directions and norms": DECODERS,
+    "decoders of a site": FEATURES,
+    "matching": SEEDS,
+    "active features": ("analysis.spliced_blocks", "lower analysis.spliced_blocks"),
+    "rows of a site": ("analysis.spliced_blocks", "lower analysis.spliced_blocks"),
+    "rows of PCA": PIECES,
+    "n-grams": ("corpus.train_blocks", "lower corpus.train_blocks"),
+    "n-gram probabilities": ("corpus.context", "lower corpus.context"),
+}  # fmt: skip
+PRETRAIN = dict.fromkeys(
+    ("weights", "gradients", "moments"),
+    ("snapshots.pretrain.width", "lower snapshots.pretrain.width or layers"),
+)
+PRETRAIN["batch"] = ("snapshots.pretrain.batch_blocks", "lower snapshots.pretrain.batch_blocks")
+DISK: dict[str, tuple[str, str]] = {
+    "training rows": (
+        "activations.budget",
+        "set activations.mode: streamed, or lower activations.budget, corpus.train_blocks or the "
+        "number of snapshots",
+    ),
+    "projected rows": (
+        "corpus.train_blocks",
+        "set activations.mode: streamed, or lower corpus.train_blocks or basis.dimensions",
+    ),
+    "held-out rows": (
+        "corpus.held_out_blocks",
+        "lower corpus.held_out_blocks or the number of snapshots",
+    ),
+    "snapshots": ("snapshots.steps", "list fewer steps, or choose a smaller model"),
+    "training states": ("snapshots.steps", "list fewer steps, or lower snapshots.pretrain.width"),
+    "tokens": ("corpus.train_blocks", "lower corpus.train_blocks"),
+    "basis": SUBSPACE,
+    "crosscoders": ("crosscoders", "lower features, seeds or the number of crosscoders"),
+    "tables": ("crosscoders", "lower features"),
+}
+
+
+@dataclass(frozen=True)
+class File:
+    """What one file, or folder, needs on disk.
+
+    Attributes
+    ----------
+    kind : a key of DISK. size : bytes, planned. there : bytes of it that are on disk already.
+    stays : whether it is kept to the end. data : of `size`, its datasets or tensors; 0: not told.
+    """
+
+    kind: str
+    path: Path
+    size: int
+    stays: bool = True
+    there: int = 0
+    data: int = 0
+
+    @property
+    def missing(self) -> int:
+        """Bytes that are still needed."""
+        return 0 if self.there else self.size  # files are written whole or not at all
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A kind of job.
+
+    Attributes
+    ----------
+    jobs, left : how many there are, and how many are not done. job : the largest of them.
+    work : of all that are left. crosscoder : whose it is.
+    at_most : sizes that are bounds until an earlier stage has run.
+    """
+
+    name: str
+    jobs: int
+    left: int
+    job: Job
+    work: tuple[cost.Work, ...]
+    files: tuple[File, ...] = ()
+    threads: int = 1
+    crosscoder: str = ""
+    at_most: bool = False
+    on_host: bool = False
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What there is: bytes. device 0: no GPU is seen; None: one that nothing is known of."""
+
+    folder: Path
+    disk: int
+    host: int
+    device: int | None
+    device_name: str
+    half: bool = True
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How fast things go.
+
+    Attributes
+    ----------
+    name : of the device. how : where the numbers come from.
+    forward, forward32, products, products32, pairs : FLOP/s by cost.Work's kinds; on a CPU of one
+    thread. moved, host_moved, read, write, fetch : bytes/s.
+    memory : of the device; 0 for a CPU, None if unknown. bfloat16 : whether it has that type.
+    """
+
+    name: str
+    how: str
+    forward: float
+    forward32: float
+    products: float
+    products32: float
+    pairs: float
+    moved: float
+    host_moved: float
+    read: float
+    write: float
+    memory: int | None
+    bfloat16: bool = True
+    start: float = 0.0
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What an experiment costs.
+
+    Attributes
+    ----------
+    stages : in the order that they run. machine : what there is. rates : None leaves out hours.
+    """
+
+    name: str
+    stages: tuple[Stage, ...]
+    machine: Machine
+    rates: Rates | None = None
+    notes: tuple[str, ...] = ()
+
+    def stage(self, name: str) -> Stage:
+        """A stage by its name."""
+        return next(s for s in self.stages if s.name == name)
+
+    @property
+    def files(self) -> list[File]:
+        """Files of all stages."""
+        return [file for stage in self.stages for file in stage.files]
+
+    @property
+    def disk(self) -> int:
+        """Bytes that are still needed, at most at a time."""
+        return sum(file.missing for file in self.files)
+
+    @property
+    def all_disk(self) -> int:
+        """Bytes at most at a time, paid ones included."""
+        return sum(max(file.size, file.there) for file in self.files)
+
+    @property
+    def stays(self) -> int:
+        """Bytes that stay in the end."""
+        return sum(file.size for file in self.files if file.stays)
+
+    @property
+    def host(self) -> float:
+        """Peak bytes of the host's memory of one job."""
+        return max((sum(s.job.host.values()) for s in self.stages if s.left), default=0.0)
+
+    @property
+    def device(self) -> float:
+        """Peak bytes of the device's memory of one job."""
+        return max((sum(s.job.device.values()) for s in self.stages if s.left), default=0.0)
+
+    @property
+    def hours(self) -> float:
+        """Of all jobs that are left, one after the other."""
+        return sum(hours(stage, self.rates) for stage in self.stages) if self.rates else math.nan
+
+
+@cache
+def _data() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(DEVICES.read_text(encoding="utf-8"))
+    return found
+
+
+# What there is
+
+
+def _memory_of_host() -> int:
+    """Bytes of memory that this machine has, or that its container allows."""
+    found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            limit = int((Path("/sys/fs/cgroup") / name).read_text())
+        except (OSError, ValueError):
+            continue
+        found = min(found, limit)
+    return found
+
+
+def _gpu(number: int) -> tuple[int, str, bool] | None:
+    """(bytes, name, has bfloat16) of a GPU as its driver's own tool says; None where it has none.
+
+    torch would say the same, seconds later.
+    """
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    query = "--query-gpu=memory.total,name,compute_cap"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    chosen = visible[number] if visible != [""] and number < len(visible) else str(number)
+    try:
+        said = subprocess.run(
+            [tool, query, "--format=csv,noheader,nounits", "-i", chosen],
+            capture_output=True, text=True, timeout=20, check=True,
+        ).stdout  # fmt: skip
+        memory, name, capability = (word.strip() for word in said.splitlines()[0].split(","))
+        return int(float(memory)) << 20, name, float(capability) >= 8
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None
+
+
+def machine(s: Settings, results: str | Path) -> Machine:
+    """Free disk where the results lie, the host's memory, and the GPU that `device` names."""
+    folder = Path(results) / s.name
+    home = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    free, host = shutil.disk_usage(home).free, _memory_of_host()
+    if s.device == "cpu":
+        return Machine(home, free, host, 0, "CPU", False)
+    found = _gpu(int(s.device.partition(":")[2] or 0))
+    if found is not None:
+        return Machine(home, free, host, *found)
+    if s.device == "auto":
+        return Machine(home, free, host, 0, "CPU", False)
+    return Machine(home, free, host, None, "a GPU that is not seen here")
+
+
+# Sizes
+
+
+def basis_name(sites: Sites) -> str:
+    """Name of the basis file that crosscoders with these input sites share."""
+    places = "-".join(
+        store.folder_name(layer, stream) for layer in sites.layers for stream in sites.streams
+    )
+    chosen = "" if sites.snapshots == "all" else f".{digest_value(sites.snapshots)[:8]}"
+    return places + chosen
+
+
+def _shard_rows(s: Settings, folder: Path, width: int) -> tuple[list[int], int, bool]:
+    """Training rows by shard, held-out rows, and whether they are exact.
+
+    Exact where activations are there, or tokens that are quickly read; else as if no position were
+    left out but the first of each block.
+    """
+    c, a = s.corpus, s.activations
+    cut = [range(order.number_of_windows(c.train_blocks, c.context, a.window))]
+    if a.mode == "cached":
+        cut = order.shards(s, width)
+    for place in folder.glob("activations/*/stack.h5"):
+        try:
+            with h5py.File(place, "r") as file:
+                rows = [int(n) for n in file.attrs["shard_rows"]]
+                held_out = int(file["held_out/position"].shape[0])
+        except (OSError, KeyError):
+            continue
+        if len(rows) == len(cut) and sum(rows) <= c.train_blocks * c.context:
+            return rows, held_out, True
+    try:
+        tokens = Tokens(folder / "corpus" / "tokens.h5")
+        sizes = tokens.size("train"), tokens.size("held_out")
+        ours = sizes == (c.train_blocks, c.held_out_blocks) and tokens.context == c.context
+        if ours and sum(sizes) * c.context <= COUNTED_TOKENS:
+            train = order.Order(tokens, "train", a)
+            rows = [int(train.starts[w.stop] - train.starts[w.start]) for w in cut]
+            return rows, order.Order(tokens, "held_out", a).rows, True
+    except InputError:
+        pass
+    each = c.context - ("first" in a.leave_out)
+    return [n * each for n in _shard_blocks(s, cut)], c.held_out_blocks * each, False
+
+
+def _shard_blocks(s: Settings, cut: list[range]) -> list[int]:
+    """Blocks of each shard: NumPy's array_split gives the first windows one more."""
+    count = cut[-1].stop
+    least, more = divmod(s.corpus.train_blocks, count)
+    return [len(w) * least + max(0, min(w.stop, more) - min(w.start, more)) for w in cut]
+
+
+def sizes(s: Settings, results: str | Path, here: Machine) -> tuple[Sizes, bool]:
+    """The experiment's sizes, and whether its numbers of rows are exact.
+
+    Raises
+    ------
+    InputError : the model's shape cannot be known, or a layer is not there.
+    """
+    model = sources.shape_of(s, results)
+    gpu = here.device != 0
+    precision = s.activations.precision
+    if precision == "auto":
+        precision = "bfloat16" if gpu and here.half else "float32"
+    rows, held_out, exact = _shard_rows(s, Path(results) / s.name, model.width)
+    file_bytes = sources.weight_bytes(s, results)
+    run_bytes = 4 if precision == "float32" else 2
+    return Sizes(s, model, file_bytes, run_bytes, gpu, tuple(rows), held_out), exact
+
+
+def _dictionary(z: Sizes, c: Crosscoder, folder: Path) -> tuple[Dictionary, bool]:
+    """A crosscoder's sizes, and whether its dimensions are known."""
+    steps = z.s.snapshots.chosen
+    inputs = store.expand(c.inputs, steps)
+    outputs = inputs if c.outputs is None else store.expand(c.outputs, steps)
+    snapshots = len({site.snapshot for site in inputs + outputs})
+    known, dimensions = True, None
+    if c.basis == "principal":
+        dimensions = z.s.basis.dimensions
+        if dimensions is None:
+            try:
+                with h5py.File(folder / "basis" / f"{basis_name(c.inputs)}.h5", "r") as file:
+                    dimensions = int(file["basis"].shape[1])
+            except (OSError, KeyError):
+                rows = min(z.s.basis.rows, z.rows)
+                dimensions = min(len(inputs) * z.model.width, z.s.basis.largest, rows)
+                known = False
+    return (
+        Dictionary(c, len(inputs), len(outputs), z.model.width, dimensions, snapshots),
+        known,
+    )
+
+
+# The bill
+
+
+class _Maker:
+    """Puts the stages together."""
+
+    def __init__(self, s: Settings, results: Path, here: Machine) -> None:
+        self.s, self.folder = s, results / s.name
+        self.z, self.exact = sizes(s, results, here)
+        self.notes: list[str] = []
+        found = {n: _dictionary(self.z, c, self.folder) for n, c in s.crosscoders.items()}
+        self.dictionaries = {name: d for name, (d, _) in found.items()}
+        self.known = {name: known for name, (_, known) in found.items()}
+        c = s.corpus
+        self.cut = [range(self.z.windows)]
+        if not self.z.streamed:
+            self.cut = order.shards(s, self.z.model.width)
+        self.blocks = _shard_blocks(s, self.cut)
+        self.corpus_blocks = c.train_blocks + c.held_out_blocks
+        self.kind = str(sources.architecture(s, results).get("model_type"))
+
+    def file(self, kind: str, path: str, size: float, stays: bool = True, data: float = 0) -> File:
+        """A file of the experiment's folder."""
+        place = self.folder / path
+        return File(kind, place, int(size), stays, _size(place), int(data))
+
+    def hdf5(self, kind: str, path: str, data: int, chunks: int = 0, stays: bool = True) -> File:
+        """An HDF5 file of so many bytes of datasets, in so many chunks."""
+        return self.file(kind, path, cost.hdf5_file(data, chunks), stays, data)
+
+    def stage(
+        self, name: str, jobs: list[tuple[Job, bool]], files: list[File], **more: Any
+    ) -> Stage:
+        """A stage of some jobs, each done or not."""
+        left = [job for job, done in jobs if not done]
+        largest = max((j for j, _ in jobs), key=lambda j: sum(j.host.values()))
+        if not self.z.gpu and not more.get("on_host"):
+            largest = Job(largest.work, _merged(largest.host, largest.device), {})
+        work = tuple(job.work for job in left)
+        return Stage(name, len(jobs), len(left), largest, work, tuple(files), **more)
+
+    def corpus(self) -> Stage:
+        """The corpus: tokens and tokenizer."""
+        z, c, blocks = self.z, self.s.corpus, self.corpus_blocks
+        at_most = False
+        if self.s.snapshots.pretrain is not None:
+            if c.pretrain_blocks is not None:
+                blocks += c.pretrain_blocks
+            else:
+                blocks, at_most = self._all_blocks(blocks)
+        size = cost.tokens_dataset(blocks, c.context, z.model.vocabulary)
+        chunks = -(-blocks // max(1, min(64, cost.TOKENS_CHUNK // (2 * c.context))))
+        files = [
+            self.hdf5("tokens", "corpus/tokens.h5", size, chunks),
+            self.file("tokens", "corpus/tokenizer.json", 80 * z.model.vocabulary),
+        ]
+        self.ngram_blocks = c.train_blocks
+        if self.s.snapshots.pretrain is not None:
+            self.ngram_blocks = blocks - self.corpus_blocks
+        done = files[0].there > 0
+        job = cost.corpus(z, blocks)
+        return self.stage("corpus", [(job, done)], files, threads=2, at_most=at_most, on_host=True)
+
+    def _all_blocks(self, least: int) -> tuple[int, bool]:
+        """Blocks of a text that is used up, and whether that is a bound."""
+        try:
+            with h5py.File(self.folder / "corpus" / "tokens.h5", "r") as file:
+                return int(file["tokens"].shape[0]), False
+        except (OSError, KeyError):
+            pass
+        c = self.s.corpus
+        if c.wheels is not None:
+            return most_tokens(c) // c.context, True
+        from ontogeny.corpus import text
+
+        found = text.files(c.files) if c.files is not None else []
+        return max(least, sum(path.stat().st_size for path in found) // 2 // c.context), True
+
+    def pretrain(self) -> list[Stage]:
+        """Training of the language model, and its snapshots."""
+        p, z = self.s.snapshots.pretrain, self.z
+        if p is None:
+            return []
+        steps = sorted({0, *self.s.snapshots.chosen, p.steps})
+        tensors = cost.neox_tensors(p.layers)
+        header = cost.SAFETENSORS_TENSOR * tensors
+        weights = cost.pretrain_weights(z.model) + header
+        moments = cost.pretrain_moments(z.model) + 3 * header
+        # The newest archive is this configuration's, if any is.
+        there = sorted(self.folder.glob("pretrain/archive-*"), key=lambda p: p.stat().st_mtime)
+        archive = f"pretrain/{there[-1].name if there else 'archive'}"
+        files = []
+        for step in steps:
+            size = weights + (moments if step else 0) + 1500 + 120 * (step // 10)
+            data = cost.pretrain_weights(z.model)
+            data += cost.pretrain_moments(z.model) if step else 0
+            files.append(self.file("training states", f"{archive}/step{step}", size, data=data))
+        done = all(file.there for file in files)
+        passing = [t for t in range(0, p.steps, cost.PRETRAIN_SAVE_EVERY) if t not in steps]
+        files += [
+            self.file(
+                "training states", f"{archive}/step{step}", 0 if done else weights + moments, False
+            )
+            for step in passing
+        ]
+        return [self.stage("pretrain", [(cost.pretrain(z), done)], files, threads=2)]
+
+    def snapshots(self) -> Stage:
+        """The snapshots' folders."""
+        z, source = self.z, self.s.snapshots
+        tensors = 14 * z.model.layers + 8
+        size = z.model.parameters * z.file_bytes + 2000.0 + cost.SAFETENSORS_TENSOR * tensors
+        if source.hub is not None and self.kind in ("gpt_neox", "gpt2"):
+            # Files of older transformers hold each block's causal mask, a byte an entry.
+            size += z.model.layers * (z.model.positions or 0) ** 2
+            self.notes.append("snapshots: with the causal masks that older files hold, at most")
+        if source.local is not None and self._linked():
+            size = 2000
+            self.notes.append("snapshots: linked, not copied")
+        data = cost.pretrain_weights(z.model) if source.pretrain is not None else 0
+        files = [
+            self.file("snapshots", f"snapshots/step{step}", size, data=data)
+            for step in source.chosen
+        ]
+        fetched = size if source.hub is not None else 0.0
+        copied = 0.0 if source.hub is not None else size
+        work = cost.Work(fetched=fetched, read=copied, written=size, starts=0.5)
+        jobs = [(Job(work, {"Python": 0.3e9}), file.there > 0) for file in files]
+        return self.stage("snapshots", jobs, files, on_host=True)
+
+    def _linked(self) -> bool:
+        """Whether local snapshots lie where files of this experiment can be linked to them."""
+        from ontogeny.snapshots import local
+
+        assert self.s.snapshots.local is not None, "asked for local snapshots alone"
+        found = local.folders(self.s.snapshots.local).values()
+        home = next(p for p in (self.folder, *self.folder.absolute().parents) if p.exists())
+        device = home.stat().st_dev
+        return all(path.stat().st_dev == device for path in found if path.exists()) and not any(
+            (path / "pytorch_model.bin").exists() for path in found
+        )
+
+    def _unread(self, shard: int) -> bool:
+        """Whether something has yet to read a shard's training rows."""
+        for name, d in self.dictionaries.items():
+            c = self.s.crosscoders[name]
+            stem = self.folder / "basis" / basis_name(c.inputs)
+            if d.dimensions is not None:
+                readers = [Path(f"{stem}.rows{shard}.h5")]
+            else:
+                readers = [
+                    self.folder / "crosscoders" / name / f"seed{seed}" / "fidelity.csv"
+                    for seed in c.seeds
+                ]
+            if not all(reader.exists() for reader in readers):
+                return True
+        return False
+
+    def extract(self) -> Stage:
+        """Held-out rows of every snapshot, and the training rows where they are cached."""
+        z, a = self.z, self.s.activations
+        width, item = z.model.width, z.item
+        files: list[File] = []
+        jobs: list[tuple[Job, bool]] = []
+        held_out = z.held_out_rows
+        stays = a.keep and len(self.cut) == 1
+        places = [store.folder_name(ly, st) for ly in a.layers for st in a.streams]
+        shards = [] if z.streamed else list(range(len(self.cut)))
+        unread = {k: self._unread(k) for k in shards}
+        first = self.blocks[0] if not z.streamed else -(-self.s.corpus.train_blocks // z.windows)
+        per_job = {0: cost.extract(z, 0, first)}
+        per_job |= {k: cost.extract(z, k, self.blocks[k]) for k in shards[1:]}
+
+        def rows_file(
+            kind: str, path: str, rows: int, stays: bool = True, counted: bool = True
+        ) -> File:
+            data = cost.activations_datasets(rows, width, item)
+            file = self.hdf5(kind, path, data, cost.chunks_of(rows, width, item), stays)
+            return file if counted else replace(file, size=0, data=0)
+
+        for step in self.s.snapshots.chosen:
+            stems = [f"activations/{place}/step{step}" for place in places]
+            made = [rows_file("held-out rows", f"{stem}.h5", held_out) for stem in stems]
+            files += made
+            jobs.append((per_job[0], all(file.there for file in made)))
+            for k in shards:
+                # Of several shards two are on disk at a time; the first two stand for all.
+                counted = k < 2 and (stays or unread[k])
+                rows = z.shard_rows[k]
+                written = [
+                    rows_file("training rows", f"{stem}.rows{k}.h5", rows, stays, counted)
+                    for stem in stems
+                ]
+                files += written
+                done = not unread[k] or all(file.there for file in written)
+                if k == 0:
+                    jobs[-1] = (per_job[0], jobs[-1][1] and done)
+                else:
+                    jobs.append((per_job[k], done))
+        stack = 40_000 + 8 * z.held_out_rows
+        files += [self.file("held-out rows", f"activations/{p}/stack.h5", stack) for p in places]
+        return self.stage("extract", jobs, files, at_most=not self.exact)
+
+    def basis(self) -> list[Stage]:
+        """Principal subspaces, and the cached rows in them."""
+        z, b = self.z, self.s.basis
+        stages, seen = [], set()
+        for name, d in self.dictionaries.items():
+            c = self.s.crosscoders[name]
+            if d.dimensions is None or basis_name(c.inputs) in seen:
+                continue
+            sites = basis_name(c.inputs)
+            seen.add(sites)
+            n, R = d.inputs * d.width, d.dimensions
+            at_most = not (self.known[name] and self.exact)
+            M = cost.basis_directions(n, b.exact_limit, b.largest, min(b.rows, z.rows))
+            data = cost.basis_datasets(n, R, M, d.inputs)
+            file = self.hdf5("basis", f"basis/{sites}.h5", data)
+            stages.append(
+                self.stage(
+                    f"basis {sites}",
+                    [(cost.basis(z, d), file.there > 0)],
+                    [file],
+                    threads=2,
+                    at_most=not self.known[name],
+                )
+            )
+            if z.streamed:
+                continue
+            files = []
+            for k, rows in enumerate(z.shard_rows):
+                data, chunks = cost.rows_dataset(rows, R, 2), cost.chunks_of(rows, R, 2)
+                files.append(self.hdf5("projected rows", f"basis/{sites}.rows{k}.h5", data, chunks))
+            jobs = [(cost.project(z, d, k), f.there > 0) for k, f in enumerate(files)]
+            stages.append(self.stage(f"project {sites}", jobs, files, threads=2, at_most=at_most))
+        return stages
+
+    def crosscoders(self) -> Iterator[Stage]:
+        """Training, fidelity and features of each crosscoder."""
+        z = self.z
+        trained: list[Stage] = []
+        measured: list[Stage] = []
+        described: list[Stage] = []
+        for name, d in self.dictionaries.items():
+            c = self.s.crosscoders[name]
+            at_most = not (self.known[name] and self.exact) or c.activation != "batch_topk"
+            if c.activation != "batch_topk":
+                share = cost.JUMPRELU_ACTIVE if c.activation == "jumprelu" else cost.RELU_L0_SHARE
+                self.notes.append(
+                    f"{name}: as if {share:.0%} of the features acted on a token; {c.activation} "
+                    "has no number beforehand"
+                )
+            files = []
+            for seed in c.seeds:
+                folder = f"crosscoders/{name}/seed{seed}"
+                tensors = cost.crosscoder_tensors(d)
+                size = tensors + 11 * cost.SAFETENSORS_TENSOR
+                logged = -(-c.steps // cost.LOG_EVERY) * 19 * (11 + d.outputs) + 2500
+                logged += 60 * d.outputs
+                path = f"{folder}/crosscoder.safetensors"
+                files.append(self.file("crosscoders", path, size, data=tensors))
+                files.append(self.file("crosscoders", f"{folder}/metrics.csv", logged))
+                tables = 16 * c.features + 3000 + 200 * d.outputs
+                files.append(self.file("tables", f"{folder}/density.parquet", tables))
+            weights = files[::3]
+            fine = [f.there > 0 for f in weights]
+            state = cost.hdf5_file(cost.state_datasets(d)) * (0 if all(fine) else 1)
+            path = f"state/{name}"
+            passing = [self.file("crosscoders", path, state, stays=False)]
+            trained.append(
+                self.stage(
+                    f"train {name}",
+                    [(cost.train(z, d), done) for done in fine],
+                    files + passing,
+                    threads=c.threads,
+                    crosscoder=name,
+                    at_most=at_most,
+                )
+            )
+            measures = [f"crosscoders/{name}/seed{seed}/fidelity.csv" for seed in c.seeds]
+            seen = [(self.folder / path).exists() for path in measures]
+            measured.append(
+                self.stage(
+                    f"fidelity {name}",
+                    [(cost.fidelity(z, d), done) for done in seen],
+                    [],
+                    crosscoder=name,
+                    at_most=at_most,
+                )
+            )
+            if self._has_features(c, d):
+                folder = f"features/{name}"
+                strengths = 20 * c.features * d.outputs + 5000
+                described_in = [
+                    self.file("tables", f"{folder}/features.parquet", 120 * c.features + 10_000),
+                    self.file("tables", f"{folder}/strengths.parquet", strengths),
+                    self.file("tables", f"{folder}/matches.csv", 70 * c.features + 500),
+                    self.file("tables", f"{folder}/directions.csv", 120 * d.outputs**2 + 500),
+                ]
+                job = cost.features(z, d)
+                described.append(
+                    self.stage(
+                        f"features {name}",
+                        [(job, described_in[0].there > 0)],
+                        described_in,
+                        crosscoder=name,
+                        on_host=True,
+                    )
+                )
+        yield from trained
+        yield from measured
+        yield from described
+
+    def _has_features(self, c: Crosscoder, d: Dictionary) -> bool:
+        sites = c.outputs or c.inputs
+        alone = len(sites.layers) == len(sites.streams) == 1
+        return c.train_decoder and alone and d.outputs >= 4
+
+    def phases(self) -> Stage:
+        """The snapshots' losses."""
+        job = cost.phases(self.z, self.ngram_blocks)
+        file = self.file("tables", "phases/phases.csv", 100 * self.z.snapshots + 200)
+        return self.stage("phases", [(job, file.there > 0)], [file])
+
+    def figures(self) -> Stage:
+        """Figures and summary: seconds and megabytes; stated, not reckoned."""
+        job = Job(cost.Work(starts=4), {"Python": 0.4e9})
+        file = self.file("tables", "figures", 8_000_000)
+        return self.stage("figures", [(job, file.there > 0)], [file], on_host=True)
+
+
+def _merged(*terms: Terms) -> Terms:
+    """Sums of terms of the same name."""
+    found: Terms = {}
+    for each in terms:
+        for name, size in each.items():
+            found[name] = found.get(name, 0.0) + size
+    return found
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file or of a folder's files; 0 where nothing is."""
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def bill(s: Settings, results: str | Path, rates: Rates | None = None) -> Bill:
+    """What an experiment costs, what is on disk already left out.
+
+    Parameters
+    ----------
+    s : the settings, steps resolved. results : the folder that holds the experiments' folders.
+    rates : of `measure` or `table`; its device takes the place of what is here.
+
+    Raises
+    ------
+    InputError : the model's shape cannot be known, or the settings fit no rows.
+    """
+    here = machine(s, results)
+    if rates is not None:
+        here = replace(here, device=rates.memory, device_name=rates.name, half=rates.bfloat16)
+    maker = _Maker(s, Path(results), here)
+    first = [maker.corpus(), *maker.pretrain(), maker.snapshots(), maker.extract()]
+    stages = [*first, *maker.basis(), *maker.crosscoders(), maker.phases(), maker.figures()]
+    notes = list(dict.fromkeys(maker.notes))
+    return Bill(s.name, tuple(stages), here, rates, tuple(notes))
+
+
+def hours(stage: Stage, rates: Rates) -> float:
+    """Hours of a stage's jobs that are left, one after the other."""
+    known, reached = _data()["host"], _data()["reached"]
+    speed = 1.0
+    if rates.memory == 0:  # a CPU's rates are of one thread
+        threads = min(stage.threads, os.cpu_count() or 1)
+        speed = 1 + (threads - 1) * reached["threads"]
+    seconds = 0.0
+    for w in stage.work:
+        seconds += (
+            w.forward / rates.forward + w.forward32 / rates.forward32 + w.pairs / rates.pairs
+            + w.moved / rates.moved
+        ) / speed  # fmt: skip
+        dense = rates.products32 if not stage.on_host else _host_products(rates)
+        seconds += (w.products / rates.products + w.products32 / dense) / speed
+        seconds += w.host_moved / rates.host_moved
+        seconds += w.read / rates.read + w.written / rates.write
+        seconds += w.fetched / known["fetch"] + w.tokenised / known["tokens"]
+        seconds += w.assigned**2.5 * known["assign"] + w.compiled * known["compile"]
+        seconds += w.starts * (rates.start or known["start"])
+    return seconds / 3600
+
+
+def _host_products(rates: Rates) -> float:
+    """FLOP/s of NumPy's products on the host, where the device is another."""
+    return rates.products32 if rates.memory == 0 else 5e10
+
+
+# What does not fit
+
+
+def _bytes(size: float) -> str:
+    """A number of bytes to read, in the unit that suits it."""
+    unit, name = next(((u, n) for u, n in UNITS if size >= u), (1, "B"))
+    if unit == 1:
+        return f"{size:.0f} B"
+    return f"{size / unit:.1f} {name}"
+
+
+def _disk_faults(b: Bill) -> Iterator[str]:
+    if b.disk <= b.machine.disk:
+        return
+    kinds: dict[str, int] = {}
+    for file in b.files:
+        kinds[file.kind] = kinds.get(file.kind, 0) + file.missing
+    kind = max(kinds, key=lambda name: kinds[name])
+    key, mend = DISK[kind]
+    also = f", of {_bytes(b.disk)} in all" if kinds[kind] < 0.9 * b.disk else ""
+    yield (
+        f"{key}: the {kind} need {_bytes(kinds[kind])} more on disk{also}, {b.machine.folder} "
+        f"has {_bytes(b.machine.disk)} free; {mend}"
+    )
+
+
+def _memory_faults(b: Bill, where: str, free: int | None) -> Iterator[str]:
+    if not free:
+        return
+    said = set()
+    for stage in b.stages:
+        terms: Terms = getattr(stage.job, where)
+        needed = sum(terms.values())
+        if not stage.left or needed <= free:
+            continue
+        known = MENDS | (PRETRAIN if stage.name == "pretrain" else {})
+        most = sorted((t for t in terms if t in known), key=lambda name: -terms[name])
+        key, mend = (text.format(c=stage.crosscoder) for text in known[most[0]])
+        if mend in said:
+            continue
+        said.add(mend)
+        others = dict.fromkeys(known[t][1].format(c=stage.crosscoder) for t in most[1:3]
+                               if terms[t] > 0.1 * needed)  # fmt: skip
+        also = "".join(f", or {other}" for other in others if other != mend)
+        what = ", ".join(f"{name} {_bytes(terms[name])}" for name in most[:2])
+        place = "this machine" if where == "host" else b.machine.device_name
+        kind = "memory" if where == "host" else "memory on the device"
+        yield (
+            f"{key}: {stage.name} needs {_bytes(needed)} of {kind} ({what}), {place} has "
+            f"{_bytes(free)}; {mend}{also}"
+        )
+
+
+def too_large(b: Bill, memory: bool = True) -> list[str]:
+    """What of a bill does not fit, one line each with the numbers and the keys to lower.
+
+    Parameters
+    ----------
+    memory : whether memory counts beside the disk.
+    """
+    if not memory:
+        return list(_disk_faults(b))
+    return [
+        *_disk_faults(b),
+        *_memory_faults(b, "host", b.machine.host),
+        *_memory_faults(b, "device", b.machine.device),
+    ]
+
+
+def faults(s: Settings, results: str | Path, memory: bool = True) -> list[str]:
+    """What of an experiment cannot fit here: disk, memory of the host, memory of the device."""
+    return too_large(bill(s, results), memory)
+
+
+# The bill as text
+
+
+def show(b: Bill, all_terms: bool = False) -> str:
+    """The bill as a table, then totals against what there is, then what does not fit.
+
+    Parameters
+    ----------
+    all_terms : also each stage's terms of memory.
+    """
+    gpu = b.machine.device != 0
+    head = ["stage", "jobs", "disk", "host memory"]
+    head += ["device memory"] if gpu else []
+    head += ["FLOPs"] + (["hours"] if b.rates else [])
+    lines = [head]
+    for stage in b.stages:
+        bound = "≤ " if stage.at_most else ""
+        jobs = f"{stage.left}" if stage.left == stage.jobs else f"{stage.left} of {stage.jobs}"
+        row = [stage.name, jobs, _amount(sum(f.missing for f in stage.files), bound)]
+        memory = [stage.job.host] + ([stage.job.device] if gpu else [])
+        row += [_amount(sum(m.values()) if stage.left else 0, bound) for m in memory]
+        flops = sum(w.flops for w in stage.work)
+        row.append(f"{bound}{flops:.1e}" if flops else "–")
+        if b.rates:
+            row.append(_hours(hours(stage, b.rates)))
+        lines.append(row)
+    widths = [max(len(row[i]) for row in lines) for i in range(len(head))]
+    said = []
+    for row in lines:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        said.append("  ".join(cells).rstrip())
+    said.insert(1, "  ".join("-" * width for width in widths))
+    paid = sum(f.there for f in b.files)
+    there, free = b.machine.folder, _bytes(b.machine.disk)
+    said += [
+        "",
+        f"disk    {_bytes(b.disk)} more at a time, {_bytes(b.stays)} stay in the end, "
+        f"{_bytes(paid)} are there; {there} has {free} free",
+        f"memory  {_bytes(b.host)} in the largest job; this machine has {_bytes(b.machine.host)}",
+    ]
+    if gpu:
+        has = "its memory is not known"
+        if b.machine.device is not None:
+            has = f"has {_bytes(b.machine.device)}"
+        name = b.machine.device_name
+        said.append(f"device  {_bytes(b.device)} in the largest job; {name}, {has}")
+    if b.rates:
+        said.append(f"time    {_hours(b.hours)} h, one job after the other; {b.rates.how}")
+    if any(stage.at_most for stage in b.stages):
+        said.append("≤       a bound until the stages before it have run")
+    said += [f"note    {note}" for note in b.notes]
+    if all_terms:
+        for stage in b.stages:
+            for where in ("host", "device"):
+                terms: Terms = getattr(stage.job, where)
+                if terms and stage.left:
+                    parts = sorted(terms.items(), key=lambda item: -item[1])
+                    told = ", ".join(f"{n} {_bytes(v)}" for n, v in parts if v >= 5e7)
+                    said.append(f"{stage.name}, {where}: {told}")
+    wrong = too_large(b)
+    said += ["", *(f"does not fit: {line}" for line in wrong)] if wrong else ["", "It fits."]
+    return "\n".join(said)
+
+
+def _amount(size: float, bound: str) -> str:
+    return bound + _bytes(size) if size else "–"
+
+
+def _hours(value: float) -> str:
+    return f"{value:.1f}" if value >= 1 else f"{value:.3f}"
+
+
+# Rates
+
+
+def table(name: str, precision: str = "high") -> Rates:
+    """Rates of a device of devices.yaml, from its peaks and the shares assumed to be reached.
+
+    Parameters
+    ----------
+    precision : of the crosscoders' products on it: highest, high or medium.
+
+    Raises
+    ------
+    InputError : no such device.
+    """
+    devices, reached, host = (_data()[key] for key in ("devices", "reached", "host"))
+    known = {key.lower(): key for key in devices}
+    if name.lower() not in known:
+        raise InputError(f"--device: {name} is not known; use one of {', '.join(devices)}")
+    chosen = known[name.lower()]
+    d = devices[chosen]
+    products = {"highest": d["float32"], "high": d["tf32"], "medium": d["half"]}[precision]
+    if not d["bfloat16"]:  # then torch multiplies in float32
+        products = d["tf32"] or d["float32"]
+    half = d["half"] if d["bfloat16"] else d["float32"]
+    return Rates(
+        name=chosen,
+        how=f"from {DEVICES.name}, not measured ({d['source']})",
+        forward=half * reached["forward"],
+        forward32=d["float32"] * reached["forward32"],
+        products=products * reached["products"],
+        products32=d["float32"] * reached["products32"],
+        pairs=d["bandwidth"] * reached["pairs"] / 2,  # 4 bytes read for 2 operations
+        moved=d["bandwidth"] * reached["moved"],
+        host_moved=host["moved"],
+        read=host["read"],
+        write=host["write"],
+        memory=int(d["memory"]),
+        bfloat16=bool(d["bfloat16"]),
+    )
+
+
+def _repeated(function: Callable[[], Any], wait: Callable[[], Any]) -> float:
+    """Seconds of a call: the median over about SECONDS, after one that does not count."""
+    function()
+    wait()
+    found: list[float] = []
+    began = time.perf_counter()
+    while len(found) < 3 or (time.perf_counter() - began < SECONDS and len(found) < 50):
+        at = time.perf_counter()
+        function()
+        wait()
+        found.append(time.perf_counter() - at)
+    return sorted(found)[len(found) // 2]
+
+
+def measure(s: Settings, results: str | Path) -> Rates:
+    """Rates of this machine at the experiment's own sizes, cut down: some seconds.
+
+    A forward pass through one block of the model, with random weights, at the experiment's context
+    and in both precisions; an encoder's product and the decoder's kept rows; a copy in memory; a
+    file written to the results' folder and read again; the start of a process.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from ontogeny import devices
+
+    device = devices.choose(s.device)
+    gpu = device.type == "cuda"
+
+    def wait() -> None:
+        if gpu:
+            torch.cuda.synchronize(device)
+
+    here = machine(s, results)
+    z, _ = sizes(s, results, here)
+    config = dict(sources.architecture(s, results)) | {"use_cache": False}
+    layers = next(n for n in ("num_hidden_layers", "n_layer") if n in config)
+    shrunk = config | {layers: 1}
+    for key in [k for k, v in config.items() if isinstance(v, list) and len(v) == config[layers]]:
+        shrunk[key] = config[key][:1]
+    known = AutoConfig.for_model(**{k: v for k, v in shrunk.items() if k != "quantization_config"})
+    threads = torch.get_num_threads()
+    try:
+        if not gpu:
+            torch.set_num_threads(1)
+        else:
+            torch.set_float32_matmul_precision("highest")
+        forward = {}
+        for dtype in {torch.float32, devices.precision(s.activations.precision, device)}:
+            with torch.device(device):
+                # from_config knows any architecture; weights are as they come
+                model: Any = AutoModelForCausalLM.from_config(known, dtype=dtype).eval()
+            ids = torch.zeros(1, s.corpus.context, dtype=torch.long, device=device)
+            ids = ids.expand(max(1, cost.FORWARD_TOKENS // s.corpus.context), -1)
+            inner = model.base_model
+
+            @torch.no_grad()
+            def run(inner: Any = inner, ids: Any = ids) -> None:
+                inner(input_ids=ids, use_cache=False)
+
+            token = z.model.flops_per_token(s.corpus.context, 0)
+            forward[dtype] = ids.numel() * token / _repeated(run, wait)
+            del model, inner
+        folder = Path(results) / s.name
+        largest = max(
+            (_dictionary(z, c, folder)[0] for c in s.crosscoders.values()),
+            key=lambda d: d.c.features * d.I,
+        )
+        c = largest.c
+        B, width = min(c.batch_rows, 1024), min(largest.I, 2048)
+        F = min(c.features, 1 << 15 if gpu else 1 << 12)
+        x = torch.randn(B, width, device=device)
+        W = torch.randn(F, width, device=device)
+        products32 = 2.0 * B * width * F / _repeated(lambda: x @ W.T, wait)
+        products = products32
+        if gpu:
+            torch.set_float32_matmul_precision(c.precision)
+            products = 2.0 * B * width * F / _repeated(lambda: x @ W.T, wait)
+            torch.set_float32_matmul_precision("highest")
+        active = max(1, min(c.k, F))
+        column = torch.randint(F, (B, active), device=device)
+        f = torch.rand(B, active, device=device)
+        seconds = _repeated(
+            lambda: torch.nn.functional.embedding_bag(column, W, per_sample_weights=f, mode="sum"),
+            wait,
+        )
+        pairs = 2.0 * B * active * width / seconds
+        big = torch.empty(1 << 24, device=device)
+        moved = 8.0 * big.numel() / _repeated(lambda: big.mul_(1.0), wait)
+        own = torch.empty(1 << 22)
+        host_moved = 8.0 * own.numel() / _repeated(lambda: own.half().float(), lambda: None) / 2
+    finally:
+        torch.set_num_threads(threads)
+    read, write = _disk_rates(here.folder)
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import torch, transformers.modeling_utils"], check=True)
+    start = time.perf_counter() - began
+    name = torch.cuda.get_device_name(device) if gpu else "CPU"
+    memory = torch.cuda.get_device_properties(device).total_memory if gpu else 0
+    chosen = devices.precision(s.activations.precision, device)
+    half = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    return Rates(
+        name=name,
+        how="measured here: "
+        f"forward {forward[chosen] / 1e9:.0f} GFLOP/s, products {products / 1e9:.0f}, "
+        f"pairs {pairs / 1e9:.1f}; memory {moved / 1e9:.1f} GB/s, disk written "
+        f"{write / 1e9:.1f}, read {read / 1e9:.1f}; {start:.1f} s to start a process",
+        forward=forward[chosen],
+        forward32=forward[torch.float32],
+        products=products,
+        products32=products32,
+        pairs=pairs,
+        moved=moved,
+        host_moved=host_moved,
+        read=read,
+        write=write,
+        memory=memory,
+        bfloat16=bool(half),
+        start=start,
+    )
+
+
+def _disk_rates(folder: Path, size: int = 1 << 27) -> tuple[float, float]:
+    """(read, written) bytes/s of a file in the folder; read past the cache if that may be."""
+    path = folder / f".ontogeny-disk.{os.getpid()}.part"
+    data = os.urandom(1 << 20)
+    try:
+        began = time.perf_counter()
+        with open(path, "wb") as file:
+            for _ in range(size >> 20):
+                file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            write = size / (time.perf_counter() - began)
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(file.fileno(), 0, size, os.POSIX_FADV_DONTNEED)
+        began = time.perf_counter()
+        with open(path, "rb", buffering=0) as file:
+            while file.read(1 << 20):
+                pass
+        return size / (time.perf_counter() - began), write
+    finally:
+        path.unlink(missing_ok=True)

@@ -132,9 +132,7 @@ def measure(name: str, layer: int, blocks: int, context: int) -> dict[str, Any]:
         ).eval()
         ours = extract.Snapshot(s, folder / "model", 0, CPU)
         rows = order.Order(data, "train", s.activations)
-        batches = [
-            data.take(chosen) for chosen in order.batches(rows.windows[0], context)
-        ]
+        batches = [data.take(chosen) for chosen in order.batches(rows.windows[0], context)]
         ids = [torch.from_numpy(batch.astype(np.int64)) for batch in batches]
 
         def hidden() -> None:

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from conftest import RESULTS, ROOT, tiny
 from safetensors.torch import load_file, save_file
 
-from ontogeny import plan
+from ontogeny import machines
 from ontogeny.cli import main
 from ontogeny.corpus.wheels import wheels_folder
 
@@ -38,7 +38,7 @@ def complaint(*words: object) -> str:
 def check(tmp_path, monkeypatch):
     """A function that gives `ontogeny check`'s complaint about a changed tiny experiment."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(plan.shutil, "disk_usage", lambda _: Usage(10**12, 0, 10**12))
+    monkeypatch.setattr(machines.shutil, "disk_usage", lambda _: Usage(10**12, 0, 10**12))
 
     def run(changes: dict[str, object]) -> str:
         file = tmp_path / "experiment.yaml"
@@ -165,11 +165,12 @@ def test_a_file_that_is_no_configuration(tmp_path, text, message):
 
 
 def test_no_disk_space(check, monkeypatch):
-    monkeypatch.setattr(plan.shutil, "disk_usage", lambda _: Usage(10**8, 10**8, 10**8))
+    monkeypatch.setattr(machines.shutil, "disk_usage", lambda _: Usage(10**8, 10**8, 10**8))
     said = check({"corpus.train_blocks": 20_000})
     assert re.match(
-        r"ontogeny: activations\.budget: the training rows need [\d.]+ MB more on disk, of [\d.]+ MB in all, .* "
-        r"has 100\.0 MB free; set activations\.mode: streamed, or lower activations\.budget",
+        r"ontogeny: activations\.budget: the training rows need [\d.]+ MB more on disk, "
+        r"of [\d.]+ MB in all, .* has 100\.0 MB free; set activations\.mode: streamed, or lower "
+        r"activations\.budget",
         said,
     ), said
 

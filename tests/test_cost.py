@@ -16,7 +16,7 @@ from conftest import RESULTS, ROOT
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ontogeny import cost, devices, plan, settings
+from ontogeny import cost, devices, machines, plan, settings
 from ontogeny.activations import extract, order, store
 from ontogeny.basis import principal
 from ontogeny.corpus import build
@@ -28,7 +28,7 @@ from ontogeny.phases import levels
 from ontogeny.snapshots import archive, pretrain
 
 EXPERIMENTS = ROOT / "experiments"
-HERE = plan.Machine(Path(), 10**15, 10**15, 0, "CPU", False)
+HERE = machines.Machine(Path(), 10**15, 10**15, 0, "CPU", False)
 
 
 def small(text: Path, changes: dict | None = None) -> settings.Settings:
@@ -599,11 +599,13 @@ def public(name: str) -> settings.Settings:
 
 def row(name: str, shapes: Path) -> str:
     """A row of the table in docs/cost.md."""
-    b = plan.bill(public(name), shapes, plan.table("H100"))
-    known = {n: d for n, d in plan._data()["devices"].items() if d["bfloat16"]}
-    large = {n: plan.Machine(Path(), 10**15, 10**15, int(d["memory"]), n) for n, d in known.items()}
+    b = plan.bill(public(name), shapes, machines.table("H100"))
+    known = {n: d for n, d in machines.data()["devices"].items() if d["bfloat16"]}
+    large = {
+        n: machines.Machine(Path(), 10**15, 10**15, int(d["memory"]), n) for n, d in known.items()
+    }
     holds = [n for n, machine in large.items() if not plan.too_large(replace(b, machine=machine))]
-    smallest = min(holds, key=lambda n: plan.table(n).memory)
+    smallest = min(holds, key=lambda n: machines.table(n).memory)
     return (
         f"| {name} | {b.disk / 1e9:.0f} GB | {b.host / 1e9:.0f} GB | {b.device / 1e9:.1f} GB "
         f"| {smallest} | {sum(w.flops for s in b.stages for w in s.work):.1e} | {b.hours:.0f} |"
@@ -614,7 +616,7 @@ def row(name: str, shapes: Path) -> str:
 def test_public_models_fit_one_gpu_as_the_page_says(name, shapes):
     found = row(name, shapes)
     assert found in (ROOT / "docs" / "cost.md").read_text(), found
-    b = plan.bill(public(name), shapes, plan.table("A100"))
+    b = plan.bill(public(name), shapes, machines.table("A100"))
     assert b.device < 80e9
     assert b.disk < 2e12
 
@@ -625,7 +627,7 @@ def test_the_papers_setting_costs_what_the_page_adds_up(shapes):
     assert s.corpus.train_blocks * s.corpus.context == 800_000_000
     assert s.crosscoders["batchtopk"].features == 32_768
     assert len(s.snapshots.chosen) == 32
-    b = plan.bill(s, shapes, plan.table("A100"))
+    b = plan.bill(s, shapes, machines.table("A100"))
     terms = b.stage("train batchtopk").job.device
     embedding, block = 50304 * 768, 12 * 768**2 + 13 * 768
     assert terms["snapshots on the device"] == 32 * 2 * (embedding + 7 * block) == 5_647_908_864
@@ -655,8 +657,8 @@ class Usage:
 
 
 def test_rows_that_no_disk_holds_are_refused(shapes, monkeypatch):
-    monkeypatch.setattr(plan.shutil, "disk_usage", lambda _: Usage(int(1.2e12)))
-    monkeypatch.setattr(plan, "_memory_of_host", lambda: 10**12)
+    monkeypatch.setattr(machines.shutil, "disk_usage", lambda _: Usage(int(1.2e12)))
+    monkeypatch.setattr(machines, "memory_of_host", lambda: 10**12)
     given = public("pythia-160m").model_dump(mode="json")
     given["device"] = "cpu"
     assert plan.faults(settings.load(given), shapes) == []
@@ -670,14 +672,14 @@ def test_rows_that_no_disk_holds_are_refused(shapes, monkeypatch):
 def test_memory_that_is_not_there_is_refused(shapes, monkeypatch):
     s = public("olmo-2-1b")
     (said,) = plan.too_large(
-        replace(plan.bill(s, shapes, plan.table("L40S")), machine=plan.Machine(
+        replace(plan.bill(s, shapes, machines.table("L40S")), machine=machines.Machine(
             Path(), 10**15, 10**15, 48 * 10**9, "L40S"))
     )[:1]  # fmt: skip
     assert said.startswith("activations.mode: basis residual.8 needs ")
     assert "of memory on the device (snapshots on the device 5" in said
     assert "L40S has 48.0 GB; set activations.mode: cached" in said
-    monkeypatch.setattr(plan, "_memory_of_host", lambda: 16 * 10**9)
-    monkeypatch.setattr(plan.shutil, "disk_usage", lambda _: Usage(10**12))
+    monkeypatch.setattr(machines, "memory_of_host", lambda: 16 * 10**9)
+    monkeypatch.setattr(machines.shutil, "disk_usage", lambda _: Usage(10**12))
     given = s.model_dump(mode="json")
     given["activations"]["window"] = 262_144
     given["device"] = "cuda"
@@ -692,25 +694,25 @@ def test_a_gpu_is_found_by_its_drivers_tool(tmp_path, monkeypatch):
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    here = plan.machine(public("pythia-14m"), tmp_path)
+    here = machines.machine(public("pythia-14m"), tmp_path)
     assert (here.device, here.device_name) == (24564 * 2**20, "NVIDIA GeForce RTX 4090")
     tool.write_text("#!/bin/sh\nexit 9\n")
-    assert plan.machine(public("pythia-14m"), tmp_path).device == 0
+    assert machines.machine(public("pythia-14m"), tmp_path).device == 0
 
 
 def test_an_unknown_device_is_named_with_those_known():
     with pytest.raises(InputError, match="--device: B9 is not known; use one of A100-40, A100,"):
-        plan.table("B9")
+        machines.table("B9")
 
 
 def test_every_device_has_a_source_and_plausible_numbers():
-    for name, d in plan._data()["devices"].items():
+    for name, d in machines.data()["devices"].items():
         assert d["source"]
         assert 1 < d["half"] / d["float32"] < 20, name
         assert 1e11 < d["bandwidth"] < 1e13
         assert 1e10 < d["memory"] < 1e12
         assert d["bfloat16"] == (d["tf32"] is not None)
-        rates = plan.table(name)
+        rates = machines.table(name)
         assert rates.products <= d["half"]
         assert rates.forward < d["half"]
         assert rates.forward < d["float32"] or d["bfloat16"], "without bfloat16, float32 is run"

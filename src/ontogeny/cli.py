@@ -96,12 +96,13 @@ def check(file: Path, results: Path) -> None:
 @click.option("--results", type=FOLDER, default=Path("results"))
 def plan(file: Path, device: str | None, terms: bool, results: Path) -> None:
     """Show what the experiment in FILE costs before it runs: disk, memory, FLOPs, hours."""
+    from ontogeny import machines
     from ontogeny import plan as bills
     from ontogeny.snapshots import sources
 
     s = sources.resolve(settings_module.load(file))
     precision = s.crosscoders[s.primary].precision
-    rates = bills.table(device, precision) if device else bills.measure(s, results)
+    rates = machines.table(device, precision) if device else bills.measure(s, results)
     print(bills.show(bills.bill(s, results, rates), terms))
 
 

@@ -155,7 +155,7 @@ def measure(name: str, layer: int, blocks: int, context: int) -> dict[str, Any]:
 
             def written() -> None:
                 with h5py.File(folder / "rows.h5", "w") as file:
-                    files = {key: file for key in ours.wanted}
+                    files = dict.fromkeys(ours.wanted, file)
                     extract._write_rows(ours, rows, range(1), s.activations, files, "", silent)
 
             with torch.no_grad():

@@ -247,8 +247,8 @@ def write_rows(rows: Sequence[dict[str, Any]]) -> None:
 def write_extraction(found: dict[str, Any]) -> None:
     """The part about activations: a table of the models, and a line about reading."""
     lines = [
-        "| model | layer | d | hidden states | bare | read | written | over hidden states | of bare "
-        "| writing costs |",
+        "| model | layer | d | hidden states | bare | read | written | over hidden states "
+        "| of bare | writing costs |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in found["models"]:

@@ -1,10 +1,12 @@
 """One set of versions: pyproject.toml, the lock, torch.txt and the conda file must agree."""
 
+import ast
 import importlib.metadata
 import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -69,6 +71,21 @@ def test_torch_alone_is_unhashed() -> None:
 @pytest.mark.parametrize("requirement", RUNTIME + DEV, ids=lambda requirement: requirement.name)
 def test_direct_dependency_is_pinned_at_an_allowed_version(requirement: Requirement) -> None:
     assert requirement.specifier.contains(PINS[requirement.name])
+
+
+def test_every_package_that_is_imported_is_declared() -> None:
+    names = importlib.metadata.packages_distributions()
+    declared = {canonicalize_name(requirement.name) for requirement in RUNTIME} | {"ontogeny"}
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                imported = [node.module or ""]
+            elif isinstance(node, ast.Import):
+                imported = [alias.name for alias in node.names]
+            else:
+                continue
+            for package in {name.split(".")[0] for name in imported} - sys.stdlib_module_names:
+                assert declared & {*map(canonicalize_name, names[package])}, f"{path}: {package}"
 
 
 def test_direct_dependencies_are_locked_on_every_machine() -> None:

@@ -141,4 +141,4 @@ def test_a_missing_snapshot_is_not_taken_for_zeros(here, tmp_path):
     shutil.copytree(here / "activations", tmp_path / "activations")
     (tmp_path / "activations/residual.0/step8.h5").unlink()
     with pytest.raises(InputError, match=r"step8\.h5"):
-        store.Stacks(tmp_path / "activations", [store.Site(40, 0, "residual")])
+        store.Stacks(tmp_path / "activations", [store.Site(8, 0, "residual")])

@@ -9,6 +9,7 @@ import yaml
 from ontogeny import preflight, provenance
 from ontogeny import settings as schema
 from ontogeny.activations import order
+from ontogeny.activations.store import basis_name
 from ontogeny.corpus import text
 from ontogeny.corpus.wheels import wheels_folder
 from ontogeny.files import InputError, digest_value, write_text
@@ -141,13 +142,6 @@ def tokenizer_sources():
 def training_log():
     """The log of a model that was trained here, by the name of an input."""
     return {"log": f"{RESULTS}/pretrain/log.csv"} if S.snapshots.pretrain else {}
-
-
-def basis_name(sites):
-    """Name of the basis file that crosscoders with these input sites share."""
-    places = "-".join(f"{stream}.{layer}" for layer in sites.layers for stream in sites.streams)
-    chosen = "" if sites.snapshots == "all" else f".{digest_value(sites.snapshots)[:8]}"
-    return places + chosen
 
 
 BASES = {basis_name(c.inputs): c for c in S.crosscoders.values() if c.basis == "principal"}

@@ -21,9 +21,9 @@ from ontogeny.activations import order, store
 from ontogeny.corpus.build import Tokens
 from ontogeny.corpus.wheels import most_tokens
 from ontogeny.cost import Dictionary, Job, Sizes, Terms
-from ontogeny.files import InputError, digest_value
+from ontogeny.files import InputError
 from ontogeny.machines import Machine, Rates, machine
-from ontogeny.settings import Crosscoder, Settings, Sites
+from ontogeny.settings import Crosscoder, Settings
 from ontogeny.snapshots import sources
 
 COUNTED_TOKENS = 1 << 24  # a smaller corpus is read to know its rows exactly
@@ -217,15 +217,6 @@ class Bill:
 # Sizes
 
 
-def basis_name(sites: Sites) -> str:
-    """Name of the basis file that crosscoders with these input sites share."""
-    places = "-".join(
-        store.folder_name(layer, stream) for layer in sites.layers for stream in sites.streams
-    )
-    chosen = "" if sites.snapshots == "all" else f".{digest_value(sites.snapshots)[:8]}"
-    return places + chosen
-
-
 def _shard_rows(s: Settings, folder: Path, width: int) -> tuple[list[int], int, bool]:
     """Training rows by shard, held-out rows, and whether they are exact.
 
@@ -295,7 +286,7 @@ def _dictionary(z: Sizes, c: Crosscoder, folder: Path) -> tuple[Dictionary, bool
         dimensions = z.s.basis.dimensions
         if dimensions is None:
             try:
-                with h5py.File(folder / "basis" / f"{basis_name(c.inputs)}.h5", "r") as file:
+                with h5py.File(folder / "basis" / f"{store.basis_name(c.inputs)}.h5", "r") as file:
                     dimensions = int(file["basis"].shape[1])
             except (OSError, KeyError):
                 rows = min(z.s.basis.rows, z.rows)
@@ -453,7 +444,7 @@ class _Maker:
         """Whether something has yet to read a shard's training rows."""
         for name, d in self.dictionaries.items():
             c = self.s.crosscoders[name]
-            stem = self.folder / "basis" / basis_name(c.inputs)
+            stem = self.folder / "basis" / store.basis_name(c.inputs)
             if d.dimensions is not None:
                 readers = [Path(f"{stem}.rows{shard}.h5")]
             else:
@@ -516,9 +507,9 @@ class _Maker:
         stages, seen = [], set()
         for name, d in self.dictionaries.items():
             c = self.s.crosscoders[name]
-            if d.dimensions is None or basis_name(c.inputs) in seen:
+            if d.dimensions is None or store.basis_name(c.inputs) in seen:
                 continue
-            sites = basis_name(c.inputs)
+            sites = store.basis_name(c.inputs)
             seen.add(sites)
             n, R = d.inputs * d.width, d.dimensions
             at_most = not (self.known[name] and self.exact)

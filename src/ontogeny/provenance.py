@@ -15,7 +15,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent
 DATA = (".mplstyle", ".yaml")  # files beside a module that are part of what it does
-PACKAGES = ("torch", "transformers", "tokenizers", "h5py", "numpy", "scipy", "pandas", "matplotlib")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "h5py",
+    "numpy",
+    "scipy",
+    "pandas",
+    "matplotlib",
+    "datasets",
+    "huggingface-hub",
+)
 
 
 @cache

@@ -31,7 +31,7 @@ import numpy as np
 import xxhash
 
 from ontogeny import __version__
-from ontogeny.files import InputError, whole
+from ontogeny.files import InputError, digest_value, whole
 from ontogeny.settings import Sites
 
 FORMAT = "ontogeny-activations-2"
@@ -63,6 +63,15 @@ def expand(sites: Sites, steps: list[int]) -> list[Site]:
 def folder_name(layer: int, stream: str) -> str:
     """Name of the folder that holds a (layer, stream)'s files."""
     return f"{stream}.{layer}"
+
+
+def basis_name(sites: Sites) -> str:
+    """Name of the basis that crosscoders with these input sites share."""
+    places = "-".join(
+        folder_name(layer, stream) for layer in sites.layers for stream in sites.streams
+    )
+    chosen = "" if sites.snapshots == "all" else f".{digest_value(sites.snapshots)[:8]}"
+    return places + chosen
 
 
 def rows_path(path: str | Path, shard: int) -> Path:

@@ -249,8 +249,8 @@ def _json_lines(path: Path, column: str) -> Iterator[str]:
 
 def _parquet(path: Path, column: str) -> Iterator[str]:
     """One column of a Parquet file, a row group at a time."""
-    import pyarrow  # type: ignore[import-untyped]
-    import pyarrow.parquet  # type: ignore[import-untyped]
+    import pyarrow
+    import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
@@ -286,7 +286,7 @@ def _no_column(where: str, names: list[str], column: str) -> str:
 
 
 def _of_dataset(wanted: Dataset, seed: int) -> Iterator[str]:
-    import datasets  # type: ignore[import-untyped]
+    import datasets
 
     key = f"corpus.dataset.column: {wanted.column}"
     try:

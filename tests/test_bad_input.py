@@ -16,9 +16,9 @@ from click.testing import CliRunner
 from conftest import RESULTS, ROOT, tiny
 from safetensors.torch import load_file, save_file
 
-from ontogeny import machines
 from ontogeny.cli import main
 from ontogeny.corpus.wheels import wheels_folder
+from ontogeny.plan import machines
 
 HASH = "0" * 64
 Usage = namedtuple("Usage", "total used free")

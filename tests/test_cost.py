@@ -16,7 +16,7 @@ from conftest import RESULTS, ROOT
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ontogeny import cost, devices, machines, plan, settings
+from ontogeny import devices, settings
 from ontogeny.activations import extract, order, store
 from ontogeny.basis import principal
 from ontogeny.corpus import build
@@ -25,6 +25,7 @@ from ontogeny.crosscoder import feed, fidelity, model, train
 from ontogeny.crosscoder.optimizer import Adam
 from ontogeny.files import InputError
 from ontogeny.phases import levels
+from ontogeny.plan import bill, cost, limits, machines, table
 from ontogeny.snapshots import archive, pretrain
 
 EXPERIMENTS = ROOT / "experiments"
@@ -137,9 +138,9 @@ class Run:
             self.s, snapshots, self.tokens, folder / "phases.csv", folder / "levels.json"
         )
 
-    def stage(self, name: str) -> plan.Stage:
+    def stage(self, name: str) -> bill.Stage:
         """What the bill says of a stage, before it has run."""
-        return plan.bill(self.s, self.results).stage(name)
+        return bill.bill(self.s, self.results).stage(name)
 
 
 # Sizes that cost.py repeats
@@ -222,14 +223,14 @@ def test_flops_of_the_stages(mode, tmp_path, plainly):
         planned = sum(w.flops for w in run.stage(kinds.get(name, "basis residual.1")).work)
         got = counted(getattr(run, name), KNOWN if name == "train" else None)
         if name == "basis":  # torch counts no eigenvectors, no QR
-            z, _ = plan.sizes(run.s, run.results, HERE)
+            z, _ = bill.sizes(run.s, run.results, HERE)
             n, R = 4 * 16, 24
             planned -= cost.eigen_flops(n) + cost.qr_flops(n, R)
             assert planned > cost.moments_flops(z.rows, n)
         assert got == pytest.approx(planned, rel=0.05), name
     if mode == "streamed":
         # 7,680 rows are two passes and a half of windows that are computed at each visit.
-        z, _ = plan.sizes(run.s, run.results, HERE)
+        z, _ = bill.sizes(run.s, run.results, HERE)
         assert z.windows == 3
         d = cost.Dictionary(run.s.crosscoders["topk"], 4, 4, 16, 24, 4)
         assert cost.streamed_positions(z, d) > 2.4 * z.positions
@@ -242,7 +243,7 @@ def test_a_streamed_corpus_of_few_windows_is_computed_once(windows, tmp_path, pl
         getattr(run, name)()
     planned = run.stage("train topk").work[0]
     assert counted(run.train, KNOWN) == pytest.approx(planned.flops, rel=0.05)
-    z, _ = plan.sizes(run.s, run.results, HERE)
+    z, _ = bill.sizes(run.s, run.results, HERE)
     assert planned.forward == 3072 * 4 * z.token_flops
     assert planned.forward > 0.2 * planned.flops
 
@@ -331,7 +332,7 @@ def test_flops_of_fidelity(tmp_path, plainly):
     for name in ("corpus", "pretrain", "extract", "basis", "project", "train"):
         getattr(run, name)()
     trained = model.Crosscoder.load(run.home / "crosscoders/topk/seed0")
-    z, exact = plan.sizes(run.s, run.results, HERE)
+    z, exact = bill.sizes(run.s, run.results, HERE)
     assert exact
     d = cost.Dictionary(run.s.crosscoders["topk"], 4, 4, 16, 24, 4)
     got = counted(lambda: fidelity.explained(trained, run.home / "activations", 0.1, 0))
@@ -436,7 +437,7 @@ def data_of(path: Path) -> int:
 def test_bytes_of_a_small_run(changes, tmp_path, plainly):
     run = Run(tmp_path, changes)
     run.corpus()
-    before = plan.bill(run.s, run.results)
+    before = bill.bill(run.s, run.results)
     run.pretrain()
     if len(run.s.activations.streams) == 2:
         extracted_twice(run)
@@ -455,7 +456,7 @@ def test_bytes_of_a_small_run(changes, tmp_path, plainly):
         if not file.data or not path.exists():
             continue
         assert data_of(path) == file.data, path.relative_to(run.home)
-        real = plan._size(path)
+        real = bill._size(path)
         assert real <= file.size <= real + 20_000 + 0.1 * real, path.relative_to(run.home)
         checked += 1
     assert checked >= (14 if run.s.activations.mode == "streamed" else 18)
@@ -476,7 +477,7 @@ def extracted_twice(run: Run) -> None:
 def test_bytes_of_the_finished_experiment(finished):
     """Every dataset and tensor to the byte, all files within two per cent."""
     s, results = settings.load(finished / "config.yaml"), finished / "results"
-    b = plan.bill(s, results)
+    b = bill.bill(s, results)
     assert b.disk == 0
     assert not any(stage.left for stage in b.stages)
     planned = real = 0
@@ -485,13 +486,13 @@ def test_bytes_of_the_finished_experiment(finished):
             assert data_of(file.path) == file.data, file.path
         if file.path.name != "figures" and file.stays:
             assert file.path.exists(), file.path
-            planned, real = planned + file.size, real + plan._size(file.path)
+            planned, real = planned + file.size, real + bill._size(file.path)
     assert planned == pytest.approx(real, rel=0.02)
     told = {path for f in b.files for path in (f.path, *f.path.rglob("*"))}
     rest = [p for p in (finished / RESULTS).rglob("*") if p.is_file() and p not in told]
     assert sum(p.stat().st_size for p in rest if "logs" not in str(p)) < 0.02 * real
     # What is gone has to be paid again, and nothing else.
-    without = plan.bill(s, finished.folder / "nowhere")
+    without = bill.bill(s, finished.folder / "nowhere")
     assert without.disk > 0.98 * real
     assert without.stage("extract").at_most
 
@@ -500,7 +501,7 @@ def test_bytes_of_the_finished_experiment(finished):
 def test_memory_of_the_finished_experiment(finished):
     """What Snakemake saw each process hold is no more than planned, and no less than a third."""
     s, results = settings.load(finished / "config.yaml"), finished / "results"
-    b = plan.bill(s, results)
+    b = bill.bill(s, results)
     for rule, name in (
         ("pretrain.tsv", "pretrain"), ("extract/20.tsv", "extract"), ("phases.tsv", "phases"),
         ("basis/residual.0.tsv", "basis residual.0"), ("features/batchtopk.tsv",
@@ -599,12 +600,12 @@ def public(name: str) -> settings.Settings:
 
 def row(name: str, shapes: Path) -> str:
     """A row of the table in docs/cost.md."""
-    b = plan.bill(public(name), shapes, machines.table("H100"))
+    b = bill.bill(public(name), shapes, machines.table("H100"))
     known = {n: d for n, d in machines.data()["devices"].items() if d["bfloat16"]}
     large = {
         n: machines.Machine(Path(), 10**15, 10**15, int(d["memory"]), n) for n, d in known.items()
     }
-    holds = [n for n, machine in large.items() if not plan.too_large(replace(b, machine=machine))]
+    holds = [n for n, machine in large.items() if not limits.too_large(replace(b, machine=machine))]
     smallest = min(holds, key=lambda n: machines.table(n).memory)
     return (
         f"| {name} | {b.disk / 1e9:.0f} GB | {b.host / 1e9:.0f} GB | {b.device / 1e9:.1f} GB "
@@ -616,7 +617,7 @@ def row(name: str, shapes: Path) -> str:
 def test_public_models_fit_one_gpu_as_the_page_says(name, shapes):
     found = row(name, shapes)
     assert found in (ROOT / "docs" / "cost.md").read_text(), found
-    b = plan.bill(public(name), shapes, machines.table("A100"))
+    b = bill.bill(public(name), shapes, machines.table("A100"))
     assert b.device < 80e9
     assert b.disk < 2e12
 
@@ -627,7 +628,7 @@ def test_the_papers_setting_costs_what_the_page_adds_up(shapes):
     assert s.corpus.train_blocks * s.corpus.context == 800_000_000
     assert s.crosscoders["batchtopk"].features == 32_768
     assert len(s.snapshots.chosen) == 32
-    b = plan.bill(s, shapes, machines.table("A100"))
+    b = bill.bill(s, shapes, machines.table("A100"))
     terms = b.stage("train batchtopk").job.device
     embedding, block = 50304 * 768, 12 * 768**2 + 13 * 768
     assert terms["snapshots on the device"] == 32 * 2 * (embedding + 7 * block) == 5_647_908_864
@@ -639,7 +640,7 @@ def test_the_papers_setting_costs_what_the_page_adds_up(shapes):
     forward = 8e8 * 32 * (2 * 7 * 12 * 768**2 + 7 * 4 * 2048 * 768)
     # 390,000 steps of 2,048 rows are 96 % of the windows' positions, or one window more
     assert b.stage("train batchtopk").work[0].forward == pytest.approx(forward, rel=0.01)
-    files = {kind: sum(f.size for f in b.files if f.kind == kind) for kind in plan.DISK}
+    files = {kind: sum(f.size for f in b.files if f.kind == kind) for kind in limits.DISK}
     assert files["training rows"] == 0
     assert files["tokens"] == pytest.approx(1.6e9, rel=0.01)
     assert files["held-out rows"] == pytest.approx(32 * 262_144 * (768 * 2 + 8), rel=0.01)
@@ -661,9 +662,9 @@ def test_rows_that_no_disk_holds_are_refused(shapes, monkeypatch):
     monkeypatch.setattr(machines, "memory_of_host", lambda: 10**12)
     given = public("pythia-160m").model_dump(mode="json")
     given["device"] = "cpu"
-    assert plan.faults(settings.load(given), shapes) == []
+    assert limits.faults(settings.load(given), shapes) == []
     given["activations"]["mode"] = "cached"
-    (said,) = plan.faults(settings.load(given), shapes)
+    (said,) = limits.faults(settings.load(given), shapes)
     assert said.startswith("activations.budget: the training rows need 39.5 TB more on disk")
     assert "has 1.2 TB free; set activations.mode: streamed, or lower activations.budget" in said
     assert "\n" not in said
@@ -671,8 +672,8 @@ def test_rows_that_no_disk_holds_are_refused(shapes, monkeypatch):
 
 def test_memory_that_is_not_there_is_refused(shapes, monkeypatch):
     s = public("olmo-2-1b")
-    (said,) = plan.too_large(
-        replace(plan.bill(s, shapes, machines.table("L40S")), machine=machines.Machine(
+    (said,) = limits.too_large(
+        replace(bill.bill(s, shapes, machines.table("L40S")), machine=machines.Machine(
             Path(), 10**15, 10**15, 48 * 10**9, "L40S"))
     )[:1]  # fmt: skip
     assert said.startswith("activations.mode: basis residual.8 needs ")
@@ -683,7 +684,7 @@ def test_memory_that_is_not_there_is_refused(shapes, monkeypatch):
     given = s.model_dump(mode="json")
     given["activations"]["window"] = 262_144
     given["device"] = "cuda"
-    lines = plan.faults(settings.load(given), shapes)
+    lines = limits.faults(settings.load(given), shapes)
     assert len(lines) == len({line.split(";")[-1] for line in lines})  # each mend once
     assert any("this machine has 16.0 GB; lower activations.window" in line for line in lines)
 
@@ -722,15 +723,15 @@ def test_what_is_there_is_paid(tmp_path):
     run = Run(tmp_path)
     run.corpus()
     run.pretrain()
-    b = plan.bill(run.s, tmp_path)
+    b = bill.bill(run.s, tmp_path)
     assert [b.stage(n).left for n in ("corpus", "pretrain", "snapshots", "extract")] == [0, 0, 0, 4]
     assert sum(f.missing for f in b.stage("snapshots").files) == 0
     (run.home / "snapshots/step1/model.safetensors").unlink()
     (run.home / "snapshots/step1/config.json").unlink()
-    again = plan.bill(run.s, tmp_path)
+    again = bill.bill(run.s, tmp_path)
     assert again.stage("snapshots").left == 1
     assert again.disk - b.disk == b.stage("snapshots").files[1].size
-    text = plan.show(again)
+    text = table.show(again)
     assert "1 of 4" in text
     assert text.endswith("It fits.")
 
@@ -738,10 +739,10 @@ def test_what_is_there_is_paid(tmp_path):
 def test_shards_stay_within_the_budget(tmp_path):
     changes = {"activations.window": 512, "activations.budget": 0.0004, "basis.rows": 400}
     run = Run(tmp_path, changes)
-    z, _ = plan.sizes(run.s, tmp_path, HERE)
+    z, _ = bill.sizes(run.s, tmp_path, HERE)
     assert len(z.shard_rows) == 3
     assert sum(z.shard_rows) == 96 * 32
-    b = plan.bill(run.s, tmp_path)
+    b = bill.bill(run.s, tmp_path)
     rows = [f for f in b.files if f.kind == "training rows"]
     assert sum(f.data for f in rows) < 0.0004e9
     assert sum(f.data for f in rows) > 0.6 * 0.0004e9
@@ -752,19 +753,19 @@ def test_shards_stay_within_the_budget(tmp_path):
 
 def test_a_look_does_not_import_torch(tmp_path):
     run = Run(tmp_path)
-    plan.faults(run.s, tmp_path)  # keeps the model's shape
+    limits.faults(run.s, tmp_path)  # keeps the model's shape
     (tmp_path / "s.json").write_text(run.s.model_dump_json())
-    words = "import sys; from ontogeny import plan, settings; "
-    words += f"print(plan.faults(settings.load({str(tmp_path / 's.json')!r}), {str(tmp_path)!r}), "
-    words += "'torch' in sys.modules)"
+    words = "import sys; from ontogeny import settings; from ontogeny.plan.limits import faults; "
+    words += f"s = settings.load({str(tmp_path / 's.json')!r}); "
+    words += f"print(faults(s, {str(tmp_path)!r}), 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[] False"
 
 
 def test_this_machine_is_measured(tmp_path):
     run = Run(tmp_path)
-    rates = plan.measure(run.s, tmp_path)
-    b = plan.bill(run.s, tmp_path, rates)
+    rates = bill.measure(run.s, tmp_path)
+    b = bill.bill(run.s, tmp_path, rates)
     for name in ("forward", "forward32", "products", "products32", "pairs"):
         assert 1e7 < getattr(rates, name) < 1e15, name
     assert 1e6 < rates.write < 1e11
@@ -772,4 +773,4 @@ def test_this_machine_is_measured(tmp_path):
     # Small jobs: their processes' starts are nearly all of the time.
     jobs = sum(stage.left for stage in b.stages)
     assert 0.5 * jobs * rates.start < b.hours * 3600 < 10 * jobs * rates.start + 300
-    assert "measured here: forward" in plan.show(b)
+    assert "measured here: forward" in table.show(b)

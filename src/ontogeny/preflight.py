@@ -7,11 +7,11 @@ from pathlib import Path
 
 import h5py
 
-from ontogeny import plan
 from ontogeny.activations import order, store
 from ontogeny.corpus import text
 from ontogeny.corpus.wheels import find_wheels, most_tokens, pins, wheels_folder
 from ontogeny.files import InputError
+from ontogeny.plan import limits
 from ontogeny.settings import Settings
 from ontogeny.snapshots import sources
 
@@ -152,14 +152,14 @@ def check(settings: Settings, results: str | Path) -> None:
 
 
 def check_room(settings: Settings, results: str | Path, memory: bool = True) -> None:
-    """Raise InputError, one line a fault, if what is left to do does not fit here (plan.py).
+    """Raise InputError, one line a fault, if what is left to do does not fit here (limits.py).
 
     Parameters
     ----------
     memory : whether jobs run on this machine, so that its memory counts, not its disk alone.
     """
     try:
-        faults = plan.faults(settings, results, memory)
+        faults = limits.faults(settings, results, memory)
     except InputError:
         # Of an architecture that only its own code knows nothing can be told beforehand.
         if not settings.snapshots.remote_code:

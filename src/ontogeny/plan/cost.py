@@ -1,7 +1,7 @@
 """What each stage of an experiment costs: bytes, memory, floating point operations. Formulas only.
 
 docs/cost.md derives them; tests/test_cost.py holds each against a real small run. Nothing here
-imports torch or looks at the machine: machines.py does, and plan.py turns operations into hours.
+imports torch or looks at the machine: machines.py does, and bill.py turns operations into hours.
 
 Memory is a sum of named terms, so that a bill that does not fit says which setting weighs most.
 Letters as in crosscoder/model.py: B tokens of a batch, N sites, D width, F features, R dimensions

@@ -15,9 +15,9 @@ from typing import Any
 
 import yaml
 
-from ontogeny import cost
-from ontogeny.cost import Dictionary
 from ontogeny.files import InputError
+from ontogeny.plan import cost
+from ontogeny.plan.cost import Dictionary
 from ontogeny.settings import Settings
 from ontogeny.snapshots import sources
 from ontogeny.snapshots.shape import Shape

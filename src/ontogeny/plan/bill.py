@@ -1,8 +1,8 @@
 """The bill: what an experiment costs and whether it fits, before it runs (docs/cost.md).
 
 `bill` puts the formulas of cost.py together for one configuration: what is on disk already counts
-as paid. With rates, of this machine or of a device (machines.py), it has hours. `faults` says what
-cannot fit, in the time that a look takes.
+as paid. With rates, of this machine or of a device (machines.py), it has hours. limits.py says what
+of it cannot fit, table.py shows it.
 """
 
 from __future__ import annotations
@@ -16,98 +16,17 @@ from typing import Any
 
 import h5py
 
-from ontogeny import cost, machines
 from ontogeny.activations import order, store
 from ontogeny.corpus.build import Tokens
 from ontogeny.corpus.wheels import most_tokens
-from ontogeny.cost import Dictionary, Job, Sizes, Terms
 from ontogeny.files import InputError
-from ontogeny.machines import Machine, Rates, machine
+from ontogeny.plan import cost, machines
+from ontogeny.plan.cost import Dictionary, Job, Sizes, Terms
+from ontogeny.plan.machines import Machine, Rates, machine
 from ontogeny.settings import Crosscoder, Settings
 from ontogeny.snapshots import sources
 
 COUNTED_TOKENS = 1 << 24  # a smaller corpus is read to know its rows exactly
-UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
-
-# Which key weighs on a term of memory or a kind of file, and what to do. {c} is the crosscoder.
-WINDOWS = ("activations.window", "lower activations.window")
-PIECES = ("snapshots.steps", "lower the number of snapshots, activations.layers or streams")
-MODEL = ("snapshots", "choose a smaller model")
-FEATURES = ("crosscoders.{c}.features", "lower crosscoders.{c}.features")
-BATCH = ("crosscoders.{c}.batch_rows", "lower crosscoders.{c}.batch_rows")
-SEEDS = ("crosscoders.{c}.seeds", "keep one of crosscoders.{c}.seeds, or lower its features")
-DECODERS = (
-    "crosscoders.{c}.features",
-    "lower crosscoders.{c}.features or the number of snapshots",
-)
-STREAMED = (
-    "activations.mode",
-    "set activations.mode: cached with activations.budget, or lower the number of snapshots",
-)
-SUBSPACE = ("basis.largest", "lower basis.dimensions and basis.largest")
-MENDS: dict[str, tuple[str, str]] = {
-    "a snapshot as it loads": MODEL,
-    "model": MODEL,
-    "weights as they begin": FEATURES,
-    "snapshots on the device": STREAMED,
-    "rows of a forward pass": PIECES,
-    "forward pass": ("corpus.context", "lower corpus.context or choose a smaller model"),
-    "windows": WINDOWS,
-    "check of a window": WINDOWS,
-    "order of the rows": ("corpus.train_blocks", "lower corpus.train_blocks"),
-    "rows of a piece": PIECES,
-    "pieces read ahead": PIECES,
-    "covariance": ("basis.exact_limit", "lower basis.exact_limit"),
-    "directions searched": SUBSPACE,
-    "directions": SUBSPACE,
-    "moments": ("crosscoders.{c}.moments", "set crosscoders.{c}.moments: compact, or lower its "
-                "features"),
-    "weights": FEATURES,
-    "gradients": FEATURES,
-    "silent rows": FEATURES,
-    "pre-activations": BATCH,
-    "batch": BATCH,
-    "batches read ahead": BATCH,
-    "pairs": ("crosscoders.{c}.k", "lower crosscoders.{c}.k or batch_rows"),
-    "AuxK": ("crosscoders.{c}.aux_features", "lower crosscoders.{c}.aux_features or batch_rows"),
-    "full decoders": DECODERS,
-    "full decoders, to save": DECODERS,
-    "full decoders of all seeds": SEEDS,
-    "directions and norms": DECODERS,
-    "decoders of a site": FEATURES,
-    "matching": SEEDS,
-    "active features": ("analysis.spliced_blocks", "lower analysis.spliced_blocks"),
-    "rows of a site": ("analysis.spliced_blocks", "lower analysis.spliced_blocks"),
-    "rows of PCA": PIECES,
-    "n-grams": ("corpus.train_blocks", "lower corpus.train_blocks"),
-    "n-gram probabilities": ("corpus.context", "lower corpus.context"),
-}  # fmt: skip
-PRETRAIN = dict.fromkeys(
-    ("weights", "gradients", "moments"),
-    ("snapshots.pretrain.width", "lower snapshots.pretrain.width or layers"),
-)
-PRETRAIN["batch"] = ("snapshots.pretrain.batch_blocks", "lower snapshots.pretrain.batch_blocks")
-DISK: dict[str, tuple[str, str]] = {
-    "training rows": (
-        "activations.budget",
-        "set activations.mode: streamed, or lower activations.budget, corpus.train_blocks or the "
-        "number of snapshots",
-    ),
-    "projected rows": (
-        "corpus.train_blocks",
-        "set activations.mode: streamed, or lower corpus.train_blocks or basis.dimensions",
-    ),
-    "held-out rows": (
-        "corpus.held_out_blocks",
-        "lower corpus.held_out_blocks or the number of snapshots",
-    ),
-    "snapshots": ("snapshots.steps", "list fewer steps, or choose a smaller model"),
-    "training states": ("snapshots.steps", "list fewer steps, or lower snapshots.pretrain.width"),
-    "tokens": ("corpus.train_blocks", "lower corpus.train_blocks"),
-    "basis": SUBSPACE,
-    "crosscoders": ("crosscoders", "lower features, seeds or the number of crosscoders"),
-    "tables": ("crosscoders", "lower features"),
-}
 
 
 @dataclass(frozen=True)
@@ -116,8 +35,9 @@ class File:
 
     Attributes
     ----------
-    kind : a key of DISK. size : bytes, planned. there : bytes of it that are on disk already.
-    stays : whether it is kept to the end. data : of `size`, its datasets or tensors; 0: not told.
+    kind : a key of limits.DISK. size : bytes, planned. there : bytes of it that are on disk
+        already. stays : whether it is kept to the end. data : of `size`, its datasets or tensors;
+        0 where that is not told.
     """
 
     kind: str
@@ -209,9 +129,6 @@ class Bill:
     def hours(self) -> float:
         """Of all jobs that are left, one after the other."""
         return sum(hours(stage, self.rates) for stage in self.stages) if self.rates else math.nan
-
-
-# What there is
 
 
 # Sizes
@@ -705,153 +622,3 @@ def hours(stage: Stage, rates: Rates) -> float:
 def _host_products(rates: Rates) -> float:
     """FLOP/s of NumPy's products on the host, where the device is another."""
     return rates.products32 if rates.memory == 0 else 5e10
-
-
-# What does not fit
-
-
-def _bytes(size: float) -> str:
-    """A number of bytes to read, in the unit that suits it."""
-    unit, name = next(((u, n) for u, n in UNITS if size >= u), (1, "B"))
-    if unit == 1:
-        return f"{size:.0f} B"
-    return f"{size / unit:.1f} {name}"
-
-
-def _disk_faults(b: Bill) -> Iterator[str]:
-    if b.disk <= b.machine.disk:
-        return
-    kinds: dict[str, int] = {}
-    for file in b.files:
-        kinds[file.kind] = kinds.get(file.kind, 0) + file.missing
-    kind = max(kinds, key=lambda name: kinds[name])
-    key, mend = DISK[kind]
-    also = f", of {_bytes(b.disk)} in all" if kinds[kind] < 0.9 * b.disk else ""
-    yield (
-        f"{key}: the {kind} need {_bytes(kinds[kind])} more on disk{also}, {b.machine.folder} "
-        f"has {_bytes(b.machine.disk)} free; {mend}"
-    )
-
-
-def _memory_faults(b: Bill, where: str, free: int | None) -> Iterator[str]:
-    if not free:
-        return
-    said = set()
-    for stage in b.stages:
-        terms: Terms = getattr(stage.job, where)
-        needed = sum(terms.values())
-        if not stage.left or needed <= free:
-            continue
-        known = MENDS | (PRETRAIN if stage.name == "pretrain" else {})
-        most = sorted((t for t in terms if t in known), key=lambda name: -terms[name])
-        key, mend = (text.format(c=stage.crosscoder) for text in known[most[0]])
-        if mend in said:
-            continue
-        said.add(mend)
-        others = dict.fromkeys(known[t][1].format(c=stage.crosscoder) for t in most[1:3]
-                               if terms[t] > 0.1 * needed)  # fmt: skip
-        also = "".join(f", or {other}" for other in others if other != mend)
-        what = ", ".join(f"{name} {_bytes(terms[name])}" for name in most[:2])
-        place = "this machine" if where == "host" else b.machine.device_name
-        kind = "memory" if where == "host" else "memory on the device"
-        yield (
-            f"{key}: {stage.name} needs {_bytes(needed)} of {kind} ({what}), {place} has "
-            f"{_bytes(free)}; {mend}{also}"
-        )
-
-
-def too_large(b: Bill, memory: bool = True) -> list[str]:
-    """What of a bill does not fit, one line each with the numbers and the keys to lower.
-
-    Parameters
-    ----------
-    memory : whether memory counts beside the disk.
-    """
-    if not memory:
-        return list(_disk_faults(b))
-    return [
-        *_disk_faults(b),
-        *_memory_faults(b, "host", b.machine.host),
-        *_memory_faults(b, "device", b.machine.device),
-    ]
-
-
-def faults(s: Settings, results: str | Path, memory: bool = True) -> list[str]:
-    """What of an experiment cannot fit here: disk, memory of the host, memory of the device."""
-    return too_large(bill(s, results), memory)
-
-
-# The bill as text
-
-
-def show(b: Bill, all_terms: bool = False) -> str:
-    """The bill as a table, then totals against what there is, then what does not fit.
-
-    Parameters
-    ----------
-    all_terms : also each stage's terms of memory.
-    """
-    gpu = b.machine.device != 0
-    head = ["stage", "jobs", "disk", "host memory"]
-    head += ["device memory"] if gpu else []
-    head += ["FLOPs"] + (["hours"] if b.rates else [])
-    lines = [head]
-    for stage in b.stages:
-        bound = "≤ " if stage.at_most else ""
-        jobs = f"{stage.left}" if stage.left == stage.jobs else f"{stage.left} of {stage.jobs}"
-        row = [stage.name, jobs, _amount(sum(f.missing for f in stage.files), bound)]
-        memory = [stage.job.host] + ([stage.job.device] if gpu else [])
-        row += [_amount(sum(m.values()) if stage.left else 0, bound) for m in memory]
-        flops = sum(w.flops for w in stage.work)
-        row.append(f"{bound}{flops:.1e}" if flops else "–")
-        if b.rates:
-            row.append(_hours(hours(stage, b.rates)))
-        lines.append(row)
-    widths = [max(len(row[i]) for row in lines) for i in range(len(head))]
-    said = []
-    for row in lines:
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        said.append("  ".join(cells).rstrip())
-    said.insert(1, "  ".join("-" * width for width in widths))
-    paid = sum(f.there for f in b.files)
-    there, free = b.machine.folder, _bytes(b.machine.disk)
-    said += [
-        "",
-        f"disk    {_bytes(b.disk)} more at a time, {_bytes(b.stays)} stay in the end, "
-        f"{_bytes(paid)} are there; {there} has {free} free",
-        f"memory  {_bytes(b.host)} in the largest job; this machine has {_bytes(b.machine.host)}",
-    ]
-    if gpu:
-        has = "its memory is not known"
-        if b.machine.device is not None:
-            has = f"has {_bytes(b.machine.device)}"
-        name = b.machine.device_name
-        said.append(f"device  {_bytes(b.device)} in the largest job; {name}, {has}")
-    if b.rates:
-        said.append(f"time    {_hours(b.hours)} h, one job after the other; {b.rates.how}")
-    if any(stage.at_most for stage in b.stages):
-        said.append("≤       a bound until the stages before it have run")
-    said += [f"note    {note}" for note in b.notes]
-    if all_terms:
-        for stage in b.stages:
-            for where in ("host", "device"):
-                terms: Terms = getattr(stage.job, where)
-                if terms and stage.left:
-                    parts = sorted(terms.items(), key=lambda item: -item[1])
-                    told = ", ".join(f"{n} {_bytes(v)}" for n, v in parts if v >= 5e7)
-                    said.append(f"{stage.name}, {where}: {told}")
-    wrong = too_large(b)
-    said += ["", *(f"does not fit: {line}" for line in wrong)] if wrong else ["", "It fits."]
-    return "\n".join(said)
-
-
-def _amount(size: float, bound: str) -> str:
-    return bound + _bytes(size) if size else "–"
-
-
-def _hours(value: float) -> str:
-    return f"{value:.1f}" if value >= 1 else f"{value:.3f}"
-
-
-# Rates

@@ -18,6 +18,8 @@ from ontogeny.snapshots import local, sources
 SOURCE = Path(workflow.basedir)
 
 try:
+    for file in workflow.configfiles:
+        schema.read(file)  # Snakemake's own reader takes the last of a key that stands twice
     S = sources.resolve(schema.load(config))
     if workflow.is_main_process:
         preflight.check(S, "results")

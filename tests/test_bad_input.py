@@ -164,6 +164,20 @@ def test_a_file_that_is_no_configuration(tmp_path, text, message):
     assert message in said
 
 
+@pytest.mark.slow
+def test_a_key_that_stands_twice(finished, tmp_path):
+    line = "  layers: [0]\n"
+    text = (ROOT / "tests/tiny.yaml").read_text().replace(line, line * 2)
+    first = text.splitlines().index(line.rstrip()) + 1
+    file = tmp_path / "twice.yaml"
+    file.write_text(text)
+    message = f"layers: stands twice in {file}, in lines {first} and {first + 1}; remove one"
+    assert complaint("check", file) == f"ontogeny: {message}"
+    done = finished.command("snakemake", "--cores", "1", "--dry-run", "--configfile", str(file))
+    assert done.returncode != 0
+    assert message in done.stdout + done.stderr
+
+
 def test_no_disk_space(check, monkeypatch):
     monkeypatch.setattr(machines.shutil, "disk_usage", lambda _: Usage(10**8, 10**8, 10**8))
     said = check({"corpus.train_blocks": 20_000})

@@ -505,6 +505,36 @@ def _pretrain_faults(s: Settings, p: Pretrain) -> Any:
         yield "corpus.pretrain_blocks: missing; a streamed dataset has no known end: set it"
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which no key stands twice: the format's readers take the last and say nothing."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping's keys and values."""
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and lines.setdefault(key.value, line) != line:
+                raise SettingsError(
+                    f"{key.value}: stands twice in {key.start_mark.name}, in lines "
+                    f"{lines[key.value]} and {line}; remove one"
+                )
+        return super().construct_mapping(node, deep)
+
+
+def read(path: str | Path) -> Any:
+    """What a YAML (or JSON) file holds.
+
+    Raises
+    ------
+    SettingsError : it cannot be read, is no YAML, or has a key twice in a section.
+    """
+    try:
+        with Path(path).open(encoding="utf-8") as file:
+            return yaml.load(file, _Loader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(f"{path}: {' '.join(str(error).split())}") from None
+
+
 def load(source: str | Path | dict[str, Any]) -> Settings:
     """Validate a configuration.
 
@@ -516,13 +546,7 @@ def load(source: str | Path | dict[str, Any]) -> Settings:
     ------
     SettingsError : one line a fault, naming the key, what was given and the mend.
     """
-    if isinstance(source, dict):
-        mapping: Any = source
-    else:
-        try:
-            mapping = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise SettingsError(f"{source}: {' '.join(str(error).split())}") from None
+    mapping: Any = source if isinstance(source, dict) else read(source)
     if not isinstance(mapping, dict):
         raise SettingsError(f"{source}: not a mapping of keys to values; see config.yaml")
     try:

@@ -11,14 +11,16 @@
         activations           the same of training rows, where they lie in one shard that is kept
 
 Every dataset of rows has Fletcher-32 checksums, for any reader of HDF5, and beside it
-`{name}_xxh3`, a digest of each chunk: with these ours reads chunks raw and still notices a flipped
-bit, at more than twice the speed. Files of training rows are most of an experiment's disk; with
-`activations.keep: false` or a budget they go once nothing needs them, and all else, scales
-included, stays.
+`{name}_xxh3`, a digest of each chunk: with these ours reads chunks from where they lie in the file,
+past HDF5, and still notices a flipped bit, at many times the speed. Files of training rows are most
+of an experiment's disk; with `activations.keep: false` or a budget they go once nothing needs them,
+and all else, scales included, stays.
 """
 
 from __future__ import annotations
 
+import os
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +118,7 @@ class Writer:
 
 
 class Reader:
-    """Rows of a dataset that `Writer` wrote, chunk by chunk past HDF5's filters.
+    """Rows of a dataset that `Writer` wrote, chunk by chunk from their places in the file.
 
     Attributes
     ----------
@@ -129,37 +131,47 @@ class Reader:
 
     def __init__(self, path: str | Path, name: str) -> None:
         self.path = path
-        self._file = h5py.File(path, "r")
-        self._data = self._file[name]
-        self.shape: tuple[int, int] = self._data.shape
-        self._digests = self._file[f"{name}_xxh3"][:]
-        rows, width = self._data.chunks
-        bytes_ = rows * width * self._data.dtype.itemsize
-        self._raw = np.empty(bytes_ + FLETCHER_BYTES, np.uint8)
-        self._chunk = self._raw[:bytes_].view(self._data.dtype).reshape(rows, width)
+        self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+        with h5py.File(path, "r") as file:
+            data = file[name]
+            self.shape: tuple[int, int] = data.shape
+            self._digests = [int(digest) for digest in file[f"{name}_xxh3"][:]]
+            self._chunk = np.empty(data.chunks, data.dtype)
+            rows, size = len(self._chunk), self._chunk.nbytes + FLETCHER_BYTES
+            self._places = [-1] * len(self._digests)  # of each chunk, in bytes
+
+            def find(chunk: Any) -> None:
+                if chunk.size == size and chunk.filter_mask == 0:
+                    self._places[chunk.chunk_offset[0] // rows] = chunk.byte_offset
+
+            data.id.chunk_iter(find)
         self._held = -1  # number of the chunk in memory
 
-    def _load(self, number: int) -> None:
-        if number == self._held:
-            return
-        self._held = -1
-        try:
-            self._data.id.read_direct_chunk((number * len(self._chunk), 0), out=self._raw)
-            intact = xxhash.xxh3_64_intdigest(self._chunk.data) == int(self._digests[number])
-        except (OSError, RuntimeError):  # no such chunk, in a file that lost one
-            intact = False
-        if not intact:
-            raise InputError(f"{self.path}: a checksum fails; delete it to make it again")
-        self._held = number
+    def _load(self, number: int, into: np.ndarray) -> None:
+        """Fill (chunk, width) with a chunk."""
+        if (place := self._places[number]) >= 0:
+            view = into.data.cast("B")
+            complete = os.preadv(self._file, [view], place) == len(view)
+            if complete and xxhash.xxh3_64_intdigest(view) == self._digests[number]:
+                return
+        raise InputError(f"{self.path}: a checksum fails; delete it to make it again")
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop), (stop − start, width) in the stored type."""
         chunk = len(self._chunk)
         out = np.empty((stop - start, self.shape[1]), self._chunk.dtype)
         for number in range(start // chunk, -(-stop // chunk)):
-            self._load(number)
             low, high = max(start, number * chunk), min(stop, (number + 1) * chunk)
-            out[low - start : high - start] = self._chunk[low - number * chunk :][: high - low]
+            wanted = out[low - start : high - start]
+            if high - low == chunk:
+                self._load(number, wanted)
+                continue
+            if number != self._held:
+                self._held = -1
+                self._load(number, self._chunk)
+                self._held = number
+            wanted[:] = self._chunk[low - number * chunk :][: high - low]
         return out
 
 

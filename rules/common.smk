@@ -285,7 +285,7 @@ RANDOM = [
 ]
 FIGURES = ["training", "divergence", "fidelity"]
 if has_features(S.primary):
-    FIGURES += ["stability", "histories", "peaks", "lifetimes", "directions"]
+    FIGURES += ["stability", "histories", "peaks", "lifetimes", "directions", "dimensionality"]
 
 
 def figures():

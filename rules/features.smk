@@ -30,3 +30,30 @@ rule features:
     shell:
         "ontogeny features --config {params.config} --threads {threads}"
         " {params.crosscoders} {params.densities} --output {params.folder} 2>&1 | tee {log}"
+
+
+rule dimensionality:
+    input:
+        weights=each_seed("crosscoder.safetensors"),
+        densities=each_seed("density.parquet"),
+        features=f"{RESULTS}/features/{{crosscoder}}/features.parquet",
+    output:
+        f"{RESULTS}/features/{{crosscoder}}/dimensionality.csv",
+    log:
+        f"{RESULTS}/logs/dimensionality/{{crosscoder}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/dimensionality/{{crosscoder}}.tsv"
+    conda:
+        CONDA
+    params:
+        presence=S.analysis.presence,
+        code=code("features.dimensionality"),
+        crosscoders=lambda w, input: [f"--crosscoder {Path(p).parent}" for p in input.weights],
+        densities=lambda w, input: [f"--density {p}" for p in input.densities],
+        config=CONFIG,
+    message:
+        "Dimensionality of the features of {wildcards.crosscoder}"
+    shell:
+        "ontogeny dimensionality --config {params.config} --threads {threads}"
+        " {params.crosscoders} {params.densities} --features {input.features}"
+        " --output {output} 2>&1 | tee {log}"

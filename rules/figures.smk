@@ -207,6 +207,30 @@ rule figure_directions:
         " --output {params.stem} 2>&1 | tee {log}"
 
 
+rule figure_dimensionality:
+    input:
+        features=f"{TABLES}/features.parquet",
+        dimensionality=f"{TABLES}/dimensionality.csv",
+    output:
+        drawn("dimensionality", "Features through training", "Dimensionality"),
+    log:
+        f"{RESULTS}/logs/figures/dimensionality.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/figures/dimensionality.tsv"
+    conda:
+        CONDA
+    params:
+        code=code("figures.dimensionality"),
+        stem=stem,
+    message:
+        "Figure: dimensionality"
+    shell:
+        "ontogeny figure dimensionality"
+        " --features {input.features}"
+        " --dimensionality {input.dimensionality}"
+        " --output {params.stem} 2>&1 | tee {log}"
+
+
 rule summary:
     input:
         training_log().values(),

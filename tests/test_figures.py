@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from ontogeny.figures import (
+    dimensionality,
     directions,
     divergence,
     fidelity,
@@ -144,6 +145,22 @@ def write_tables(folder, matching: str = "some"):
     about |= {"snapshot_before": 2.0, "snapshot_after": 8.0, "within": 0.9, "between": 0.1}
     (folder / "turning_point.json").write_text(json.dumps(dict.fromkeys(groups, about)))
 
+    of_class = {"all": 11, "initialisation": 3, "emergent": 5, "transient": 3}
+    counts = {(seed, group): n for seed in (0, 1) for group, n in of_class.items()}
+    counts[0, "matched"] = 4 if matching == "some" else 0
+    size = pd.DataFrame(
+        [
+            {"seed": seed, "group": g, "features": n, "snapshot_index": i, "step": step}
+            for (seed, g), n in counts.items()
+            for i, step in enumerate(STEPS, 1)
+        ]
+    )
+    size["total"] = size["features"] * 0.5
+    size["share"], size["mean"] = size["total"] / 16, size["total"] / size["features"]
+    if matching == "one seed":
+        size = size[size["seed"] == 0]
+    size.to_csv(folder / "dimensionality.csv", index=False)
+
     f, s = folder / "features.parquet", folder / "strengths.parquet"
     seeds = [0] if matching == "one seed" else [0, 1]
     return {
@@ -158,12 +175,14 @@ def write_tables(folder, matching: str = "some"):
         peaks: (f, s),
         lifetimes: (f, folder / "classes.csv"),
         directions: (f, folder / "directions.csv", folder / "turning_point.json"),
+        dimensionality: (f, folder / "dimensionality.csv"),
         stability: (folder / "matches.csv", s),
     }
 
 
-FIGURES = [training, divergence, fidelity, histories, peaks, lifetimes, directions, stability]
-OF_FEATURES = [histories, peaks, lifetimes, directions, stability]
+FIGURES = [training, divergence, fidelity, histories, peaks, lifetimes, directions]
+FIGURES += [dimensionality, stability]
+OF_FEATURES = [histories, peaks, lifetimes, directions, dimensionality, stability]
 
 
 def name_of(figure) -> str:
@@ -264,6 +283,16 @@ def test_directions_numbers(drawn):
     assert table["cosine"].isna().sum() == 4
 
 
+def test_dimensionality_numbers(drawn):
+    table = csv(drawn, dimensionality)
+    share = table[table["panel"] == "share"].groupby(["seed", "group"])["value"].mean()
+    assert share[0, "all"] == share[1, "all"] == pytest.approx(11 * 0.5 / 16)
+    assert share[0, "matched"] == pytest.approx(4 * 0.5 / 16)
+    assert set(table.loc[table["panel"] == "mean", "group"]) == {
+        "initialisation", "emergent", "transient",
+    }  # fmt: skip
+
+
 def test_stability_numbers(drawn):
     table = csv(drawn, stability)
     assert 0 not in set(table["feature"])  # it has no partner
@@ -283,7 +312,7 @@ def test_every_figure_of_features_names_the_matched_share(drawn, tmp_path, monke
     arguments = write_tables(tmp_path)
     for figure in OF_FEATURES:
         figure.draw(*arguments[figure], tmp_path / "x")
-    shares = ["36%", "36%", "36%", "36%", "40%"]  # stability leaves out the one without partner
+    shares = ["36%"] * 5 + ["40%"]  # stability leaves out the one without partner
     for figure, share, text in zip(OF_FEATURES, shares, texts, strict=True):
         assert share in text, name_of(figure)
 
@@ -333,6 +362,7 @@ def test_same_bytes_again(drawn, tmp_path):
         (peaks, "features.parquet", "peak_snapshot_index"),
         (lifetimes, "classes.csv", "presence"),
         (directions, "directions.csv", "cosine"),
+        (dimensionality, "dimensionality.csv", "share"),
         (stability, "matches.csv", "partner"),
     ],
     ids=lambda value: value if isinstance(value, str) else name_of(value),

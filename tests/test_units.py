@@ -19,7 +19,7 @@ from ontogeny import files, progress, provenance, settings
 from ontogeny.activations import store
 from ontogeny.basis import principal
 from ontogeny.crosscoder import feed, model
-from ontogeny.features import evolution, matching
+from ontogeny.features import dimensionality, evolution, matching
 from ontogeny.files import InputError
 from ontogeny.phases import levels, ngrams
 from ontogeny.snapshots import copying, pretrain, sites
@@ -543,6 +543,36 @@ def test_directions_of_absent_features_are_not_compared():
     doubled = evolution.mean_matrix(cosines, np.array([0, 2, 1, 1, 1]))
     expected = (2 * cosines[1, 0, 5] + cosines[2:, 0, 5].sum()) / 5
     assert doubled[0, 5] == pytest.approx(expected)
+
+
+def test_dimensionality_is_the_direct_formula():
+    sizes = np.geomspace(0.01, 2, 30)[:, None, None]
+    decoders = np.random.default_rng(0).normal(size=(30, 3, 8)) * sizes
+    decoders[4, 1] = 0
+    found = dimensionality.dimensionality(decoders)
+    for t in range(3):
+        W = decoders[:, t]
+        for i in range(30):
+            norm = np.linalg.norm(W[i])
+            direct = norm**2 / ((W @ W[i] / norm) ** 2).sum() if norm else 0.0
+            assert found[i, t] == pytest.approx(direct, rel=1e-10)
+    assert (found.sum(0) <= 8 + 1e-9).all()
+
+
+def test_dimensionality_of_known_geometries():
+    corners = np.stack([[np.cos(a), np.sin(a)] for a in 2 * np.pi * np.arange(5) / 5])
+    for W, each in ((np.eye(4), 1), (np.r_[np.eye(3), -np.eye(3)], 1 / 2), (corners, 2 / 5)):
+        assert dimensionality.dimensionality(W[:, None]) == pytest.approx(each)
+
+
+def test_classes_of_dimensionality_overlap_in_no_feature():
+    decoders = turning(40, 3, 1.0)
+    decoders[:10, :2] *= 0.01
+    decoders[5:20, -1] *= 0.01
+    of_class = dimensionality.by_class(settings.load(tiny()).analysis, decoders)
+    assert (sum(of_class.values()) == 1).all()
+    assert of_class["transient"][5:20].all()
+    assert of_class["emergent"][:5].all()
 
 
 def test_matching_recovers_a_permutation():

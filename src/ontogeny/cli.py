@@ -353,6 +353,27 @@ def features(
 @main.command()
 @config
 @threads
+@click.option("--crosscoder", "folders", type=FOLDER, multiple=True, help="One a seed, in order.")
+@click.option("--density", "densities", type=FILE, multiple=True, help="One a seed, in order.")
+@path("features")
+@path("output")
+def dimensionality(
+    s: Settings,
+    folders: tuple[Path, ...],
+    densities: tuple[Path, ...],
+    features: Path,
+    output: Path,
+) -> None:
+    """Write how many dimensions the features take up, by snapshot and class."""
+    from ontogeny.features import dimensionality as stage
+
+    steps = s.snapshots.chosen
+    stage.describe(s.analysis, list(folders), list(densities), features, steps, output)
+
+
+@main.command()
+@config
+@threads
 @path("snapshots", FOLDER)
 @path("tokens")
 @path("table")
@@ -449,6 +470,17 @@ def directions(features: Path, directions: Path, turning_point: Path, output: Pa
     from ontogeny.figures import directions as it
 
     it.draw(features, directions, turning_point, output)
+
+
+@figure.command("dimensionality")
+@path("features")
+@path("dimensionality")
+@path("output")
+def figure_dimensionality(features: Path, dimensionality: Path, output: Path) -> None:
+    """How much of the residual stream features take up."""
+    from ontogeny.figures import dimensionality as it
+
+    it.draw(features, dimensionality, output)
 
 
 @figure.command()

@@ -85,6 +85,13 @@ def _histories(tables: Path, threshold: float) -> dict[str, Any]:
             values[f"{key}_block_cosine{end}"] = turning[group][key]
     for kind in ("initialisation", "emergent", "transient"):
         values[f"{kind}_features"] = int(living[kind].sum())
+    size = pd.read_csv(tables / "dimensionality.csv")
+    size = size[(size["group"] == "all") & (size["seed"] == size["seed"].iloc[0])]
+    least = size.loc[size["share"].idxmin()]
+    values["dimensionality_first"] = float(size["share"].iloc[0])
+    values["dimensionality_least"] = float(least["share"])
+    values["dimensionality_least_step"] = int(least["step"])
+    values["dimensionality_last"] = float(size["share"].iloc[-1])
     return values
 
 

@@ -513,6 +513,11 @@ class _Maker:
                     self.file("tables", f"{folder}/strengths.parquet", strengths),
                     self.file("tables", f"{folder}/matches.csv", 70 * c.features + 500),
                     self.file("tables", f"{folder}/directions.csv", 120 * d.outputs**2 + 500),
+                    self.file(
+                        "tables",
+                        f"{folder}/dimensionality.csv",
+                        90 * d.outputs * (4 * len(c.seeds) + 1) + 100,
+                    ),
                 ]
                 job = cost.features(z, d)
                 described.append(

@@ -92,7 +92,7 @@ def tokens_file(path: Path, vocabulary: int, blocks: int, context: int) -> Token
     flat = real.take(np.arange(real.splits["train"][0], real.splits["pretrain"][1])).ravel()
     ids = flat[: blocks * context].reshape(blocks, context) % vocabulary
     with h5py.File(path, "w") as file:
-        file.create_dataset("tokens", data=ids, chunks=(1, context))
+        file.create_dataset("tokens", data=ids, chunks=(min(64, blocks), context))
         facts = {"held_out": (0, 0), "train": (0, blocks), "pretrain": (blocks, blocks)}
         facts |= {"end_of_text": real.end_of_text, "vocabulary": vocabulary}
         for key, value in (facts | {"tokenizer": "", "corpus": "", "digest": "x"}).items():

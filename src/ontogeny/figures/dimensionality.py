@@ -66,7 +66,7 @@ def draw(features: str | Path, dimensionality: str | Path, output: str | Path) -
         grid[0, 0].set_ylim(bottom=0)
         grid[1, 0].set_ylim(bottom=0)
         figure.suptitle(style.matched_note(living), x=0.01, ha="left")
-        figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+        grid[0, 1].legend(loc="best")
         figure.legend(*grid[1, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
         names = ["panel", "seed", "group", "features", "snapshot_index", "step", "value"]
         style.save(figure, pd.concat(drawn)[names], output)

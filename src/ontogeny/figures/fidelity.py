@@ -171,8 +171,13 @@ def _limits(measure: str, some: pd.DataFrame) -> tuple[float, float, str]:
     bottom = max(low - 0.05, -0.5) if low < 0 else 0.0
     if measure == "explained_variance":
         outside = int((some["value"] < bottom).sum())
-        return bottom, 1.02, f"{outside} values off the axis" if outside else ""
+        return bottom, 1.02, _outside(outside)
     close = max(bottom, np.floor((low - 0.02) * 20) / 20)
     top = min(high + 0.02, 1.1)
     outside = int((~some["value"].between(close, top)).sum())
-    return close, top, f"{outside} values off the axis" if outside else ""
+    return close, top, _outside(outside)
+
+
+def _outside(count: int) -> str:
+    """A note on so many values that the axis leaves out."""
+    return f"{count} value{'s' if count > 1 else ''} off the axis" if count else ""

@@ -63,6 +63,7 @@ def draw(features: str | Path, classes: str | Path, output: str | Path) -> None:
             style.step_axis(axis, last, kind)
             axis.set_xlabel("onset, training step" + (" (log axis)" if kind == "log" else ""))
             axis.set_ylabel("features")
+            axis.yaxis.get_major_locator().set_params(integer=True)
             style.title(axis, letter, f"onsets, emergent ({len(emergent):,})")
             axis.legend(loc="upper left" if kind == "log" else "upper right")
         _cumulative(grid[1, 2], groups, last, drawn)

@@ -274,6 +274,7 @@ def each_seed(name):
     )
 
 
+OF_KINDS = ("permutations", "kind_quantile", "kind_share", "kind_active")  # keys of analysis
 TABLES = f"{RESULTS}/features/{S.primary}"
 TRAINED = f"{RESULTS}/crosscoders/{{crosscoder}}/seed{{seed}}"
 SEEDS = [f"{RESULTS}/crosscoders/{S.primary}/seed{seed}" for seed in PRIMARY.seeds]
@@ -286,6 +287,7 @@ RANDOM = [
 FIGURES = ["training", "divergence", "fidelity"]
 if has_features(S.primary):
     FIGURES += ["stability", "histories", "peaks", "lifetimes", "directions", "dimensionality"]
+    FIGURES += ["kinds"]
 
 
 def figures():

@@ -19,7 +19,7 @@ rule features:
     conda:
         CONDA
     params:
-        analysis=values(S.analysis, "spliced_blocks", "copying_blocks"),
+        analysis=values(S.analysis, "spliced_blocks", "copying_blocks", "phase_blocks", *OF_KINDS),
         code=code("features.evolution"),
         crosscoders=lambda w, input: [f"--crosscoder {Path(p).parent}" for p in input.weights],
         densities=lambda w, input: [f"--density {p}" for p in input.densities],
@@ -57,3 +57,32 @@ rule dimensionality:
         "ontogeny dimensionality --config {params.config} --threads {threads}"
         " {params.crosscoders} {params.densities} --features {input.features}"
         " --output {output} 2>&1 | tee {log}"
+
+
+rule kinds:
+    input:
+        weights=lambda w: each_seed("crosscoder.safetensors")(w)[0],
+        stacks=lambda w: stacks(S.crosscoders[w.crosscoder]),
+        tokens=f"{RESULTS}/corpus/tokens.h5",
+    output:
+        kinds=f"{RESULTS}/features/{{crosscoder}}/kinds.parquet",
+        control=f"{RESULTS}/features/{{crosscoder}}/kinds_control.csv",
+    log:
+        f"{RESULTS}/logs/kinds/{{crosscoder}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/kinds/{{crosscoder}}.tsv"
+    conda:
+        CONDA
+    params:
+        analysis=[S.analysis.seed, *(getattr(S.analysis, key) for key in OF_KINDS)],
+        code=code("features.kinds"),
+        folder=lambda w, input: Path(input.weights).parent,
+        activations=ACTIVATIONS,
+        config=CONFIG,
+    message:
+        "Kinds of the features of {wildcards.crosscoder}"
+    shell:
+        "ontogeny kinds --config {params.config} --threads {threads}"
+        " --crosscoder {params.folder} --activations {params.activations}"
+        " --tokens {input.tokens} --output {output.kinds} --control {output.control}"
+        " 2>&1 | tee {log}"

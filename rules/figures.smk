@@ -231,6 +231,34 @@ rule figure_dimensionality:
         " --output {params.stem} 2>&1 | tee {log}"
 
 
+rule figure_kinds:
+    input:
+        features=f"{TABLES}/features.parquet",
+        strengths=f"{TABLES}/strengths.parquet",
+        kinds=f"{TABLES}/kinds.parquet",
+        control=f"{TABLES}/kinds_control.csv",
+    output:
+        drawn("kinds", "Features through training", "Kinds of feature"),
+    log:
+        f"{RESULTS}/logs/figures/kinds.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/figures/kinds.tsv"
+    conda:
+        CONDA
+    params:
+        code=code("figures.kinds"),
+        stem=stem,
+    message:
+        "Figure: kinds of feature"
+    shell:
+        "ontogeny figure kinds"
+        " --features {input.features}"
+        " --strengths {input.strengths}"
+        " --kinds {input.kinds}"
+        " --control {input.control}"
+        " --output {params.stem} 2>&1 | tee {log}"
+
+
 rule summary:
     input:
         training_log().values(),

@@ -15,6 +15,7 @@ from ontogeny.figures import (
     divergence,
     fidelity,
     histories,
+    kinds,
     lifetimes,
     peaks,
     stability,
@@ -161,6 +162,15 @@ def write_tables(folder, matching: str = "some"):
         size = size[size["seed"] == 0]
     size.to_csv(folder / "dimensionality.csv", index=False)
 
+    of_kind = ["current_token"] * 3 + ["previous_token"] * 3 + ["context"] * 2 + ["none"]
+    pd.DataFrame({"feature": living["feature"][:9], "kind": of_kind}).to_parquet(
+        folder / "kinds.parquet"
+    )
+    names = ["current_token", "previous_token", "induction", "context", "none"]
+    pd.DataFrame({"kind": names, "features": [3, 3, 0, 2, 1], "permuted": [0, 0, 0, 1, 8]}).to_csv(
+        folder / "control.csv", index=False
+    )
+
     f, s = folder / "features.parquet", folder / "strengths.parquet"
     seeds = [0] if matching == "one seed" else [0, 1]
     return {
@@ -176,13 +186,14 @@ def write_tables(folder, matching: str = "some"):
         lifetimes: (f, folder / "classes.csv"),
         directions: (f, folder / "directions.csv", folder / "turning_point.json"),
         dimensionality: (f, folder / "dimensionality.csv"),
+        kinds: (f, s, folder / "kinds.parquet", folder / "control.csv"),
         stability: (folder / "matches.csv", s),
     }
 
 
 FIGURES = [training, divergence, fidelity, histories, peaks, lifetimes, directions]
-FIGURES += [dimensionality, stability]
-OF_FEATURES = [histories, peaks, lifetimes, directions, dimensionality, stability]
+FIGURES += [dimensionality, kinds, stability]
+OF_FEATURES = [histories, peaks, lifetimes, directions, dimensionality, kinds, stability]
 
 
 def name_of(figure) -> str:
@@ -293,6 +304,20 @@ def test_dimensionality_numbers(drawn):
     }  # fmt: skip
 
 
+def test_kinds_numbers(drawn):
+    table = csv(drawn, kinds)
+    counts = table[table["panel"] == "count"].pivot(index="kind", columns="group", values="value")
+    assert counts["all"].to_dict() == {
+        "current_token": 3, "previous_token": 3, "induction": 0, "context": 2, "none": 3,
+    }  # fmt: skip
+    assert counts.loc["context", "permuted"] == 1
+    strength = table[(table["panel"] == "strength") & (table["group"] == "all")]
+    assert set(strength["kind"]) == {"current_token", "previous_token", "context"}
+    assert (strength["low"] <= strength["high"]).all()
+    onset = table[(table["panel"] == "onset") & (table["group"] == "all")]
+    assert (onset.groupby("kind")["value"].max() == 1).all()
+
+
 def test_stability_numbers(drawn):
     table = csv(drawn, stability)
     assert 0 not in set(table["feature"])  # it has no partner
@@ -312,7 +337,7 @@ def test_every_figure_of_features_names_the_matched_share(drawn, tmp_path, monke
     arguments = write_tables(tmp_path)
     for figure in OF_FEATURES:
         figure.draw(*arguments[figure], tmp_path / "x")
-    shares = ["36%"] * 5 + ["40%"]  # stability leaves out the one without partner
+    shares = ["36%"] * 6 + ["40%"]  # stability leaves out the one without partner
     for figure, share, text in zip(OF_FEATURES, shares, texts, strict=True):
         assert share in text, name_of(figure)
 
@@ -363,6 +388,7 @@ def test_same_bytes_again(drawn, tmp_path):
         (lifetimes, "classes.csv", "presence"),
         (directions, "directions.csv", "cosine"),
         (dimensionality, "dimensionality.csv", "share"),
+        (kinds, "control.csv", "permuted"),
         (stability, "matches.csv", "partner"),
     ],
     ids=lambda value: value if isinstance(value, str) else name_of(value),

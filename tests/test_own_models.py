@@ -74,7 +74,7 @@ def holds_everything(checkout: Checkout, name: str, steps: list[int]) -> dict[st
     figures = {path.stem for path in (folder / "figures").iterdir()}
     assert figures == {
         "training", "divergence", "fidelity", "stability", "histories", "peaks", "lifetimes",
-        "directions", "dimensionality",
+        "directions", "dimensionality", "kinds",
     }  # fmt: skip
     for figure in figures:
         for kind in ("pdf", "png", "csv"):

@@ -374,6 +374,23 @@ def dimensionality(
 @main.command()
 @config
 @threads
+@path("crosscoder", FOLDER)
+@path("activations", FOLDER)
+@path("tokens")
+@path("output")
+@path("control")
+def kinds(
+    s: Settings, crosscoder: Path, activations: Path, tokens: Path, output: Path, control: Path
+) -> None:
+    """Tell features of the token, the token before, induction and context apart, by rule."""
+    from ontogeny.features import kinds as stage
+
+    stage.describe(s, crosscoder, activations, tokens, output, control)
+
+
+@main.command()
+@config
+@threads
 @path("snapshots", FOLDER)
 @path("tokens")
 @path("table")
@@ -481,6 +498,19 @@ def figure_dimensionality(features: Path, dimensionality: Path, output: Path) ->
     from ontogeny.figures import dimensionality as it
 
     it.draw(features, dimensionality, output)
+
+
+@figure.command("kinds")
+@path("features")
+@path("strengths")
+@path("kinds")
+@path("control")
+@path("output")
+def figure_kinds(features: Path, strengths: Path, kinds: Path, control: Path, output: Path) -> None:
+    """Strength through training and onset by kind of feature."""
+    from ontogeny.figures import kinds as it
+
+    it.draw(features, strengths, kinds, control, output)
 
 
 @figure.command()

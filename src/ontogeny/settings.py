@@ -350,7 +350,17 @@ class Analysis(Section):
         512, ge=1, description="Held-out blocks on which losses and KL are measured."
     )
     copying_blocks: int = Field(64, ge=1, description="Held-out passages of the copying measures.")
-    seed: int = Field(0, ge=0, description="Seed of bootstrap and copying samples.")
+    permutations: int = Field(100, ge=20, description="Permutations of each null of the kinds.")
+    kind_quantile: float = Field(
+        0.95, gt=0, lt=1, description="Quantile of its null that a kind's score has to pass."
+    )
+    kind_share: float = Field(
+        0.25, ge=0, lt=1, description="Least share of variance, or of mass, that names a kind."
+    )
+    kind_active: int = Field(
+        5, ge=1, description="Held-out positions at which a feature of a kind is active at least."
+    )
+    seed: int = Field(0, ge=0, description="Seed of bootstrap, permutations, copying samples.")
 
 
 class Settings(Section):

@@ -44,6 +44,10 @@ COLOURS = {
     "pca": "#009E73",
     "random_dictionary": "#E69F00",
     "unsure": "#999999",
+    "current_token": "#0072B2",
+    "previous_token": "#E69F00",
+    "induction": "#CC79A7",
+    "context": "#D55E00",
 }
 
 

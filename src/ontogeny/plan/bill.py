@@ -513,6 +513,7 @@ class _Maker:
                     self.file("tables", f"{folder}/strengths.parquet", strengths),
                     self.file("tables", f"{folder}/matches.csv", 70 * c.features + 500),
                     self.file("tables", f"{folder}/directions.csv", 120 * d.outputs**2 + 500),
+                    self.file("tables", f"{folder}/kinds.parquet", 100 * c.features + 9000),
                     self.file(
                         "tables",
                         f"{folder}/dimensionality.csv",

@@ -1,0 +1,296 @@
+"""Kinds of feature, by rule (METHOD.md 6): what a feature's activation on held-out text hangs on.
+
+Letters: f (N, F) activations at N held-out positions in text order, x_t the token at position t of
+its block. Shares of a feature's variance, chance corrected (ε², below), which add up to 1:
+
+    current_token    ε²(x_t)                     explained by the token itself
+    previous_token   ε²(x_{t−1}, x_t) − ε²(x_t)  what the token before it adds
+    context          1 − ε²(x_{t−1}, x_t)        what both leave
+
+and shares of its mass Σ_t f less what it would be if only the pair of tokens mattered:
+
+    induction        at t whose pair (x_{t−1}, x_t) stands earlier in the block
+    copying          at t whose token x_t stands earlier in the block (given x_t alone)
+
+Each has its null from permutations that break what it claims and keep the rest: of all positions
+for current_token, within a token for previous_token and copying, within a pair for induction. The
+context share has none, since it is what is left; that it is more than noise has to show in what the
+residual hangs on beside the pair, the token before them or the block, within a pair likewise:
+
+    wider            the larger of ε²(x_{t−2}) and ε²(block), of what the pair leaves
+
+No language model judges.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
+
+from ontogeny import devices
+from ontogeny.activations.store import Site, Stacks
+from ontogeny.corpus.build import Tokens
+from ontogeny.crosscoder.model import Crosscoder
+from ontogeny.files import InputError, write_table
+from ontogeny.progress import bar
+from ontogeny.settings import Settings
+
+PIECE_ENTRIES = 1 << 27  # of feature activations in memory at a time
+MOST_POSITIONS = 1 << 16  # the first of the held-out text, so that permutations take minutes
+SCORES = ("current_token", "previous_token", "copying", "induction", "wider")
+KINDS = ("current_token", "previous_token", "induction", "context")
+
+
+class Positions:
+    """What the rules need to know of N positions.
+
+    Parameters
+    ----------
+    tokens : (blocks, context) ids. block, offset : (N,) of each position, in text order.
+
+    Attributes
+    ----------
+    current, pair, before, block : (N,) groups, numbered from 0: of x_t, of (x_{t−1}, x_t), of
+        x_{t−2}, of the block. Where a token would lie before the block, that is a group of its own.
+    token_again, pair_again : (N,) bool, whether x_t, and the pair, stand earlier in the block.
+    """
+
+    def __init__(self, tokens: np.ndarray, block: np.ndarray, offset: np.ndarray) -> None:
+        ids = np.pad(tokens.astype(np.int64) + 1, ((0, 0), (2, 0)))  # 0: before the block
+        x, x1, x2 = ids[block, offset + 2], ids[block, offset + 1], ids[block, offset]
+        size = int(ids.max()) + 1
+        self.current = _groups(x)
+        self.pair = _groups(x1 * size + x)
+        self.before = _groups(x2)
+        self.block = _groups(block)
+        # All positions of the block count as earlier ones, those without a row too.
+        every = ids[:, 1:]
+        again = _seen(every[:, 1:])
+        self.token_again = again[block, offset]
+        pairs = _seen(every[:, :-1] * size + every[:, 1:])
+        self.pair_again = pairs[block, offset] & (offset > 0)
+
+
+def _groups(values: np.ndarray) -> np.ndarray:
+    return np.unique(values, return_inverse=True)[1]
+
+
+def _seen(rows: np.ndarray) -> np.ndarray:
+    """Whether each entry stands earlier in its row, (R, C)."""
+    order = np.argsort(rows, axis=1, kind="stable")
+    sorted_ = np.take_along_axis(rows, order, 1)
+    again = np.zeros(rows.shape, bool)
+    same = np.zeros(rows.shape, bool)
+    same[:, 1:] = sorted_[:, 1:] == sorted_[:, :-1]
+    np.put_along_axis(again, order, same, 1)
+    return again
+
+
+def _select(groups: np.ndarray) -> sparse.csr_array:
+    """(G, N) with a 1 where a position is of a group."""
+    N = len(groups)
+    return sparse.csr_array((np.ones(N), (groups, np.arange(N))), (int(groups.max()) + 1, N))
+
+
+def _sums(f: sparse.csr_array, groups: np.ndarray) -> sparse.csr_array:
+    """Sums of f by group, (G, F)."""
+    return _select(groups) @ f
+
+
+def _between(sums: sparse.csr_array, sizes: np.ndarray) -> np.ndarray:
+    """Σ_g S_g² / n_g by feature, (F,)."""
+    weights = sparse.diags_array(1 / sizes)
+    return np.asarray((weights @ sums.power(2)).sum(0)).ravel()
+
+
+def explained(f: sparse.csr_array, groups: np.ndarray) -> np.ndarray:
+    """ε² of each feature's activation on a grouping, (F,): 1 − mean square within / in all.
+
+    η² corrected for chance: 0 in the mean where the groups tell nothing, however many there are.
+    0 for a feature that does not vary.
+    """
+    N, G = len(groups), int(groups.max()) + 1
+    sizes = np.bincount(groups)
+    squares = np.asarray(f.power(2).sum(0)).ravel()
+    total = squares - np.asarray(f.sum(0)).ravel() ** 2 / N
+    within = squares - _between(_sums(f, groups), sizes)
+    share = (within / max(1, N - G)) / np.maximum(total / (N - 1), 1e-30)
+    return np.where(total > 1e-12 * squares, 1 - share, 0.0)
+
+
+def excess(f: sparse.csr_array, where: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Share of the mass at some positions, less its mean over permutations within groups, (F,)."""
+    mass = np.maximum(np.asarray(f.sum(0)).ravel(), 1e-30)
+    rate = np.bincount(groups, where) / np.bincount(groups)
+    return np.asarray((where - rate[groups]) @ f).ravel() / mass
+
+
+def wider(f: sparse.csr_array, p: Positions) -> np.ndarray:
+    """The larger share that x_{t−2} or the block explains of what the pair's mean leaves, (F,)."""
+    sizes = np.bincount(p.pair)
+    sums = _sums(f, p.pair)
+    squares = np.asarray(f.power(2).sum(0)).ravel()
+    total = squares - _between(sums, sizes)
+    means = sparse.diags_array(1 / sizes) @ sums
+    found = np.zeros(f.shape[1])
+    for groups in (p.before, p.block):
+        # Sums of the residual by group: of f, less as often each pair's mean as it stands there.
+        together = _select(groups) @ _select(p.pair).T
+        left = _sums(f, groups) - sparse.csr_array(together) @ means
+        counts = np.bincount(groups)
+        within = total - _between(left, counts)
+        N, G = len(groups), len(counts)
+        share = (within / max(1, N - G)) / np.maximum(total / (N - 1), 1e-30)
+        found = np.maximum(found, np.where(total > 1e-9 * squares, 1 - share, 0))
+    return found
+
+
+def scores(f: sparse.csr_array, p: Positions) -> dict[str, np.ndarray]:
+    """All scores of every feature, each (F,)."""
+    current, pair = explained(f, p.current), explained(f, p.pair)
+    return {
+        "current_token": current,
+        "previous_token": pair - current,
+        "context": 1 - pair,
+        "copying": excess(f, p.token_again, p.current),
+        "induction": excess(f, p.pair_again, p.pair),
+        "wider": wider(f, p),
+    }
+
+
+def _shuffled(groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A permutation of the positions that leaves each in its group."""
+    key = rng.random(len(groups))
+    target = np.argsort(groups, kind="stable")
+    found = np.empty(len(groups), np.int64)
+    found[target] = np.lexsort((key, groups))
+    return found
+
+
+def null(
+    f: sparse.csr_array, p: Positions, permutations: int, quantile: float, seed: int
+) -> dict[str, np.ndarray]:
+    """What each score has to pass, (F,), by score: mean + z · deviation over permutations.
+
+    z is the stated quantile, over permutations, of the largest standardised score of any feature
+    (Westfall and Young's maxT): at 0.95, in one of twenty data sets without structure a single
+    feature passes by chance.
+    """
+    rng = np.random.default_rng(seed)
+    found: dict[str, list[np.ndarray]] = {name: [] for name in SCORES}
+    everywhere = np.zeros(len(p.current), np.int64)
+    with bar("kinds: permutations", permutations, "permutations") as progress:
+        for _ in range(permutations):
+            found["current_token"].append(explained(f[_shuffled(everywhere, rng)], p.current))
+            own = f[_shuffled(p.current, rng)]
+            gain = explained(own, p.pair) - explained(own, p.current)
+            found["previous_token"].append(gain)
+            found["copying"].append(excess(own, p.token_again, p.current))
+            own = f[_shuffled(p.pair, rng)]
+            found["induction"].append(excess(own, p.pair_again, p.pair))
+            found["wider"].append(wider(own, p))
+            progress.update()
+    limits = {}
+    for name, values in found.items():
+        each = np.stack(values)
+        mean, deviation = each.mean(0), np.maximum(each.std(0, ddof=1), 1e-9)
+        largest = ((each - mean) / deviation).max(1)
+        limits[name] = mean + np.quantile(largest, quantile) * deviation
+    return limits
+
+
+def judge(found: pd.DataFrame, least: float, active: int) -> pd.Series:
+    """The kind of each feature, or 'none'; that is also any that is active too seldom.
+
+    The largest of the three shares of variance names it, where it is at least `least` and its
+    score passes the null: `wider` for context. A feature of context is one of induction where
+    induction passes its null and is at least `least`.
+    """
+    shares = found[["current_token", "previous_token", "context"]]
+    kind: pd.Series[str] = shares.idxmax(axis=1).astype(str)
+    passed = {name: found[name] > found[f"{name}_null"] for name in SCORES}
+    induction = passed["induction"] & (found["induction"] >= least) & (kind != "current_token")
+    fine = (kind == "context") & passed["wider"]
+    for name in ("current_token", "previous_token"):
+        fine |= (kind == name) & passed[name]
+    kind = kind.where(fine & (shares.max(axis=1) >= least), "none")
+    kind = kind.mask(induction, "induction")
+    return kind.where(found["active"] >= active, "none")
+
+
+def held_out(
+    crosscoder: Crosscoder, activations: str | Path
+) -> tuple[sparse.csr_array, np.ndarray]:
+    """Feature activations at the first held-out positions, and (N, 2) block and offset of each.
+
+    With a gate per snapshot, an activation is the largest over snapshots.
+    """
+    about = crosscoder.about
+    inputs = Stacks(activations, [Site(*site) for site in about.inputs])
+    if inputs.tokens != about.tokens:
+        raise InputError(
+            f"{activations}: activations of other tokens than the crosscoder was trained on; "
+            "train it again"
+        )
+    gates = len(about.outputs) if about.gate == "snapshot" else 1
+    step = max(1, min(2048, PIECE_ENTRIES // (about.features * gates)))
+    device = crosscoder.W_dec.device
+    parts = []
+    for _, piece in inputs.pieces(step, "held_out", stop=MOST_POSITIONS):
+        f = crosscoder.encode(torch.from_numpy(piece).to(device))
+        f = f if f.ndim == 2 else f.amax(2)
+        parts.append(sparse.csr_array(f.cpu().numpy()))
+    return sparse.vstack(parts, format="csr"), inputs.held_out_position()[:MOST_POSITIONS]
+
+
+def describe(
+    s: Settings,
+    crosscoder: str | Path,
+    activations: str | Path,
+    tokens: str | Path,
+    output: str | Path,
+    control: str | Path,
+) -> None:
+    """Write the kinds of a crosscoder's features, and what the rules find where nothing is.
+
+    Parameters
+    ----------
+    crosscoder : folder of a seed. activations : the experiment's folder. tokens : tokens.h5.
+    output : Parquet; feature, active (positions), context, and of each other score its value and
+        NAME_null; kind. Features that are active nowhere in the held-out text have no row.
+    control : CSV; kind, features, permuted: how many there are, and how many the same rules find
+        once every feature's activations are permuted over all positions.
+    """
+    a = s.analysis
+    f, position = held_out(Crosscoder.load(crosscoder, devices.choose(s.device)), activations)
+    data = Tokens(tokens)
+    first, last = data.splits["held_out"]
+    block = position[:, 0].astype(np.int64) - first
+    p = Positions(data.take(np.arange(first, last)), block, position[:, 1].astype(np.int64))
+    living = np.flatnonzero(np.asarray((f > 0).sum(0)).ravel())
+    f = f[:, living].astype(np.float64)
+    found = table(f, p, a.permutations, a.kind_quantile, a.seed)
+    found["kind"] = judge(found, a.kind_share, a.kind_active)
+    found.insert(0, "feature", living)
+    rng = np.random.default_rng(a.seed + 1)
+    twin = table(f[rng.permutation(f.shape[0])], p, a.permutations, a.kind_quantile, a.seed)
+    counts = {"features": found["kind"], "permuted": judge(twin, a.kind_share, a.kind_active)}
+    names = [*KINDS, "none"]
+    columns = {k: v.value_counts().reindex(names, fill_value=0) for k, v in counts.items()}
+    write_table(control, pd.DataFrame(columns).rename_axis("kind").reset_index())
+    write_table(output, found)
+
+
+def table(
+    f: sparse.csr_array, p: Positions, permutations: int, quantile: float, seed: int
+) -> pd.DataFrame:
+    """Scores and nulls of every feature, a row a feature."""
+    f = sparse.csr_array(f)
+    values = scores(f, p)
+    limits = {f"{name}_null": v for name, v in null(f, p, permutations, quantile, seed).items()}
+    active = np.asarray((f > 0).sum(0)).ravel()
+    return pd.DataFrame({"active": active, **values, **limits})

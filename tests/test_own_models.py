@@ -36,7 +36,7 @@ NOWHERE = "http://127.0.0.1:9"  # no one listens at the port `discard`
 # The same experiments, small enough for a test.
 SMALL = {
     "corpus": {"context": 32, "train_blocks": 128, "held_out_blocks": 16},
-    "analysis": {"bootstrap": 20, "spliced_blocks": 4},
+    "analysis": {"bootstrap": 20, "permutations": 20, "spliced_blocks": 4},
 }
 SMALL_CROSSCODER = {
     "inputs": {"layers": [1]},

@@ -272,6 +272,10 @@ def describe(
     block = position[:, 0].astype(np.int64) - first
     p = Positions(data.take(np.arange(first, last)), block, position[:, 1].astype(np.int64))
     living = np.flatnonzero(np.asarray((f > 0).sum(0)).ravel())
+    if not len(living):
+        raise InputError(
+            f"{crosscoder}: no feature is active on the held-out text; train it for longer"
+        )
     f = f[:, living].astype(np.float64)
     found = table(f, p, a.permutations, a.kind_quantile, a.seed)
     found["kind"] = judge(found, a.kind_share, a.kind_active)

@@ -149,7 +149,7 @@ def _counts(
         )
     axis.set_xticks(range(len(names)), [n.replace("_", "\n") for n in names])
     axis.set_yscale("symlog", linthresh=1)
-    axis.set_ylim(0, 100 * max(1, *bars["all"], *bars["permuted"]))
+    axis.set_ylim(0, 600 * max(1, *bars["all"], *bars["permuted"]))
     axis.yaxis.set_major_formatter("{x:g}")
     axis.set_ylabel("features (log axis)")
     axis.legend(loc="upper right")

@@ -71,3 +71,11 @@ def test_the_default_experiment_names_every_key(section):
     for key in section.split("."):
         written = written[key]
     assert set(written) == set(SECTIONS[section].model_fields) - OTHERS
+
+
+@pytest.mark.parametrize("text", ["a: 1\na: 2\n", "b: { a: 1, a: 2 }\n", '{"a": 1, "a": 2}'])
+def test_no_key_stands_twice(text, tmp_path):
+    file = tmp_path / "twice.yaml"
+    file.write_text(text)
+    with pytest.raises(settings.SettingsError, match=r"^a: stands twice in .*twice\.yaml"):
+        settings.read(file)

@@ -522,12 +522,15 @@ class _Loader(yaml.SafeLoader):
         """A mapping's keys and values."""
         lines: dict[str, int] = {}
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
             line = key.start_mark.line + 1
-            if isinstance(key, yaml.ScalarNode) and lines.setdefault(key.value, line) != line:
+            if key.value in lines:
                 raise SettingsError(
                     f"{key.value}: stands twice in {key.start_mark.name}, in lines "
                     f"{lines[key.value]} and {line}; remove one"
                 )
+            lines[key.value] = line
         return super().construct_mapping(node, deep)
 
 

@@ -57,6 +57,17 @@ rule plan:
         "ontogeny plan {params.config} 2>&1 | tee {log}"
 
 
+# Each analysis alone, in the default run or not: `snakemake --cores 2 kinds`.
+for analysis, names in FIGURES_OF.items():
+
+    rule:
+        name:
+            analysis
+        input:
+            figures(names),
+        localrule: True
+
+
 rule all:
     default_target: True
     input:

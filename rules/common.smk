@@ -284,16 +284,21 @@ RANDOM = [
     if not c.train_decoder
     for seed in c.seeds
 ]
+# What each analysis draws. All of these are of features with histories.
+FIGURES_OF = {
+    "dimensionality": ["dimensionality"],
+    "kinds": ["kinds"],
+}
 FIGURES = ["training", "divergence", "fidelity"]
 if has_features(S.primary):
-    FIGURES += ["stability", "histories", "peaks", "lifetimes", "directions", "dimensionality"]
-    FIGURES += ["kinds"]
+    FIGURES += ["stability", "histories", "peaks", "lifetimes", "directions"]
+    FIGURES += [figure for analysis in S.analyses for figure in FIGURES_OF[analysis]]
 
 
-def figures():
-    """All figures of this experiment."""
+def figures(names=FIGURES):
+    """The files of figures, of all that this experiment has if none are named."""
     return expand(
-        f"{RESULTS}/figures/{{figure}}.{{kind}}", figure=FIGURES, kind=["pdf", "png", "csv"]
+        f"{RESULTS}/figures/{{figure}}.{{kind}}", figure=names, kind=["pdf", "png", "csv"]
     )
 
 

@@ -15,6 +15,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Stream = Literal["residual", "attention_out", "mlp_in", "mlp_out"]
+AnalysisName = Literal[
+    "dimensionality",
+    "kinds",
+]
 TEXT_SOURCES = ("wheels", "files", "dataset", "tokens")
 SNAPSHOT_SOURCES = ("pretrain", "hub", "local")
 
@@ -380,6 +384,10 @@ class Settings(Section):
         ..., min_length=1, description="Dictionaries to train, by name."
     )
     primary: str = Field(..., description="The crosscoder that the feature figures show.")
+    analyses: list[AnalysisName] = Field(
+        ["dimensionality", "kinds"],
+        description="What is made beside histories and phases; each is a target by its name too.",
+    )
     analysis: Analysis = Field(Analysis(), description="Thresholds of the tables.")
 
     @model_validator(mode="after")
@@ -430,6 +438,8 @@ def _faults(s: Settings) -> Any:
         yield f"activations.layers: layer {min(a.layers)} is negative; count from 0"
     if a.mode == "streamed" and a.budget is not None:
         yield "activations.budget: is for mode: cached; remove it"
+    if len(set(s.analyses)) < len(s.analyses):
+        yield "analyses: one stands there twice; remove it"
     if s.primary not in s.crosscoders:
         yield f"primary: no crosscoder is called '{s.primary}'; name one of {list(s.crosscoders)}"
     all_rows = s.corpus.train_blocks * s.corpus.context

@@ -389,6 +389,24 @@ class Settings(Section):
         description="What is made beside histories and phases; each is a target by its name too.",
     )
     analysis: Analysis = Field(Analysis(), description="Thresholds of the tables.")
+    replicates: list[int] = Field(
+        [],
+        description="Seeds of further models, each pre-trained and analysed alike (the primary "
+        "crosscoder alone) under results/NAME.seedS by the target `replicates`.",
+    )
+
+    def replicate(self, seed: int) -> Settings:
+        """The settings of a replicate: another model's weights and batches, all else as here."""
+        assert self.snapshots.pretrain is not None  # a fault otherwise
+        pretrain = self.snapshots.pretrain.model_copy(update={"seed": seed})
+        return self.model_copy(
+            update={
+                "name": f"{self.name}.seed{seed}",
+                "snapshots": self.snapshots.model_copy(update={"pretrain": pretrain}),
+                "crosscoders": {self.primary: self.crosscoders[self.primary]},
+                "replicates": [],
+            }
+        )
 
     @model_validator(mode="after")
     def _possible(self) -> Settings:
@@ -438,6 +456,14 @@ def _faults(s: Settings) -> Any:
         yield f"activations.layers: layer {min(a.layers)} is negative; count from 0"
     if a.mode == "streamed" and a.budget is not None:
         yield "activations.budget: is for mode: cached; remove it"
+    if s.replicates and s.snapshots.pretrain is None:
+        yield "replicates: only models that are trained here (snapshots.pretrain) have any; empty it"
+    elif s.replicates:
+        every = [s.snapshots.pretrain.seed, *s.replicates]  # type: ignore[union-attr]
+        if len(set(every)) < len(every):
+            yield "replicates: a seed repeats, or is snapshots.pretrain.seed; remove it"
+        if min(every) < 0:
+            yield f"replicates: seed {min(every)} is negative; start at 0"
     if len(set(s.analyses)) < len(s.analyses):
         yield "analyses: one stands there twice; remove it"
     if s.primary not in s.crosscoders:

@@ -404,6 +404,36 @@ def phases(s: Settings, snapshots: Path, tokens: Path, table: Path, levels: Path
 
 @main.command()
 @config
+@threads
+@path("snapshots", FOLDER)
+@path("tokens")
+@path("sums")
+@path("table")
+def heads(s: Settings, snapshots: Path, tokens: Path, sums: Path, table: Path) -> None:
+    """Measure what every attention head attends to, and what a copy gains."""
+    from ontogeny.phases import heads as stage
+
+    stage.measure(s, snapshots, tokens, sums, table)
+
+
+@main.command()
+@config
+@path("sums")
+@click.option("--features", type=FILE, help="The features' histories; with --kinds.")
+@click.option("--kinds", type=FILE, help="The features' kinds; with --features.")
+@path("table")
+@path("curves")
+def induction(
+    s: Settings, sums: Path, features: Path | None, kinds: Path | None, table: Path, curves: Path
+) -> None:
+    """Put the onsets of heads, copying and kinds of feature in order."""
+    from ontogeny.phases import induction as stage
+
+    stage.describe(s, sums, features, kinds, table, curves)
+
+
+@main.command()
+@config
 @path("folder", FOLDER)
 @path("source", FOLDER)
 def summary(s: Settings, folder: Path, source: Path) -> None:

@@ -18,6 +18,7 @@ Stream = Literal["residual", "attention_out", "mlp_in", "mlp_out"]
 AnalysisName = Literal[
     "dimensionality",
     "kinds",
+    "induction",
 ]
 TEXT_SOURCES = ("wheels", "files", "dataset", "tokens")
 SNAPSHOT_SOURCES = ("pretrain", "hub", "local")
@@ -367,6 +368,23 @@ class Analysis(Section):
     seed: int = Field(0, ge=0, description="Seed of bootstrap, permutations, copying samples.")
 
 
+class Heads(Section):
+    """When attention heads and copying form (analysis `induction`)."""
+
+    blocks: int = Field(
+        24, ge=2, description="Held-out blocks on which heads and copying gains are measured."
+    )
+    least_attention: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        description="Attention above chance and control below which no head has formed.",
+    )
+    least_gain: float = Field(
+        0.1, gt=0, description="Copying gain in nats below which no copying has formed."
+    )
+
+
 class Settings(Section):
     """A whole experiment."""
 
@@ -389,6 +407,7 @@ class Settings(Section):
         description="What is made beside histories and phases; each is a target by its name too.",
     )
     analysis: Analysis = Field(Analysis(), description="Thresholds of the tables.")
+    heads: Heads = Field(Heads(), description="Attention heads and copying.")
     replicates: dict[str, dict[str, int | float | str]] = Field(
         {},
         description="Further models: by name, the keys of snapshots.pretrain that differ. Each is "

@@ -27,6 +27,7 @@ include: "rules/crosscoder.smk"
 include: "rules/features.smk"
 include: "rules/phases.smk"
 include: "rules/figures.smk"
+include: "rules/replicates.smk"
 
 
 localrules:
@@ -81,11 +82,6 @@ for replicate, settings in REPLICATES.items():
             settings.model_dump(mode="json", exclude_unset=True)
 
     use rule * from replicate exclude fetch as prefix*
-
-
-rule replicates:
-    input:
-        [f"results/{s.name}/summary.json" for s in REPLICATES.values()],
 
 
 rule all:

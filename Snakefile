@@ -30,13 +30,6 @@ include: "rules/figures.smk"
 include: "rules/replicates.smk"
 
 
-localrules:
-    all,
-    fetch,
-    snapshot,
-    stack,
-
-
 onstart:
     if workflow.is_main_process:
         for experiment in at_work():
@@ -89,3 +82,4 @@ rule all:
     input:
         figures(),
         f"{RESULTS}/summary.json",
+    localrule: True

@@ -57,6 +57,7 @@ rule snapshot:
         directory(SNAPSHOT),
     log:
         f"{RESULTS}/logs/snapshot/{{step}}.log",
+    localrule: True
     conda:
         CONDA
     threads: S.snapshots.pretrain.threads

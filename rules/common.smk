@@ -299,15 +299,18 @@ RANDOM = [
     if not c.train_decoder
     for seed in c.seeds
 ]
-# What each analysis draws. All of these are of features with histories.
+# What each analysis draws: of features with histories, but for what is of the model alone.
 FIGURES_OF = {
     "dimensionality": ["dimensionality"],
     "kinds": ["kinds"],
+    "induction": ["induction"],
 }
 FIGURES = ["training", "divergence", "fidelity"]
 if has_features(S.primary):
     FIGURES += ["stability", "histories", "peaks", "lifetimes", "directions"]
     FIGURES += [figure for analysis in S.analyses for figure in FIGURES_OF[analysis]]
+elif "induction" in S.analyses:
+    FIGURES += FIGURES_OF["induction"]
 
 
 def figures(names=FIGURES):

@@ -555,6 +555,27 @@ def figure_kinds(features: Path, strengths: Path, kinds: Path, control: Path, ou
     it.draw(features, strengths, kinds, control, output)
 
 
+@figure.command("induction")
+@path("table")
+@path("curves")
+@click.option("--features", type=FILE, help="The features' histories.")
+@click.option("--strengths", type=FILE, help="Their strengths; with --features and --kinds.")
+@click.option("--kinds", type=FILE, help="The features' kinds.")
+@path("output")
+def figure_induction(
+    table: Path,
+    curves: Path,
+    features: Path | None,
+    strengths: Path | None,
+    kinds: Path | None,
+    output: Path,
+) -> None:
+    """Heads, copying gain and kinds of feature through training, and their onsets."""
+    from ontogeny.figures import induction as it
+
+    it.draw(table, curves, output, features, strengths, kinds)
+
+
 @figure.command()
 @config
 @path("matches")

@@ -199,9 +199,7 @@ def _by_distance(A: torch.Tensor) -> torch.Tensor:
     return taken * (place >= 0)
 
 
-def copy_scores(
-    rows: torch.Tensor, p: Plan, distance: int
-) -> dict[tuple[str, int], torch.Tensor]:
+def copy_scores(rows: torch.Tensor, p: Plan, distance: int) -> dict[tuple[str, int], torch.Tensor]:
     """Sums of induction and duplicate_token over the second copy, each (B, H).
 
     Parameters
@@ -311,8 +309,9 @@ def measure_model(model: Any, blocks: Blocks, p: Plan, attention: bool) -> Measu
             found = [text_scores(a.float(), ids, p) for a in _layers(run(ids, True, **few), p)]
             for key in found[0]:
                 values[order[key], start] = torch.stack([f[key][0] for f in found])
-                if found[0][key][2] is not None:
-                    controls[order[key], start] = torch.stack([f[key][2] for f in found])
+                control = [f[key][2] for f in found]
+                if control[0] is not None:
+                    controls[order[key], start] = torch.stack([c for c in control if c is not None])
     for k, name in enumerate(("passage", "random")):
         wanted = attention and name == "random"
         for i, d in enumerate((0, *p.distances)):  # 0: the passage stands there once
@@ -361,8 +360,7 @@ def measure(
     ----------
     snapshots : folder of step{S} folders. tokens : tokens.h5.
     sums : HDF5; by block of held-out text, what `Measures` has, each with a first axis of
-        snapshots; attributes steps, scores and score_distances, distances of the gains, and half of a
-        block.
+        snapshots; attributes steps, scores and score_distances, distances of the gains, half.
     table : CSV; snapshot_index, step, layer, head (from 0), score, distance (in tokens), value,
         chance, control: means over positions. No row where the model gives no attention weights.
 

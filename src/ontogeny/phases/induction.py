@@ -64,19 +64,27 @@ def read(path: str | Path) -> Sums:
     """
     try:
         with h5py.File(path, "r") as file:
-            names = ("value", "control", "chance", "count", "gain")
-            arrays = [file[name][()].astype(np.float64) for name in names]
+            value, control, chance, count, gain = (
+                file[name][()].astype(np.float64)
+                for name in ("value", "control", "chance", "count", "gain")
+            )
             scores = zip(file.attrs["scores"], file.attrs["score_distances"], strict=True)
             return Sums(
-                *arrays,
-                steps=np.asarray(file.attrs["steps"]),
-                scores=[(str(name), int(distance)) for name, distance in scores],
-                distances=[int(d) for d in file.attrs["distances"]],
-                half=int(file.attrs["half"]),
+                value,
+                control,
+                chance,
+                count,
+                gain,
+                np.asarray(file.attrs["steps"]),
+                [(str(name), int(distance)) for name, distance in scores],
+                [int(distance) for distance in file.attrs["distances"]],
+                int(file.attrs["half"]),
             )
     except (OSError, KeyError) as error:
         why = " ".join(str(error).split())
-        raise InputError(f"{path}: not a file of heads ({why}); delete it to make it again") from None
+        raise InputError(
+            f"{path}: not a file of heads ({why}); delete it to make it again"
+        ) from None
 
 
 def excess(sums: Sums, score: str, weights: np.ndarray, distances: list[int]) -> np.ndarray:

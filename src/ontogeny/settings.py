@@ -373,7 +373,7 @@ class Heads(Section):
     """When attention heads and copying form (analysis `induction`)."""
 
     blocks: int = Field(
-        24, ge=2, description="Held-out blocks on which heads and copying gains are measured."
+        20, ge=2, description="Held-out blocks on which heads and copying gains are measured."
     )
     least_attention: float = Field(
         0.1,

@@ -174,6 +174,7 @@ def _features(axis: Axes, by_kind: pd.DataFrame, drawn: list[pd.DataFrame]) -> N
         axis.plot(matched["step"], matched["value"], "--", color=colour)
         drawn.append(some.assign(panel="features", event="features"))
     axis.set_ylim(0, 1.3)  # with room for the legend
+    axis.set_yticks([0, 0.25, 0.5, 0.75, 1])
 
 
 def _shown(order: pd.DataFrame) -> list[tuple[str, str, pd.Series]]:

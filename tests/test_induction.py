@@ -138,9 +138,9 @@ def test_natural_copies_are_brute_force(blocks):
     A = torch.from_numpy(rng.random((B, 2, T, T))).tril()
     A = (A / A.sum(-1, keepdim=True)).float()
     value, count, control = heads.text_scores(A, ids, PLAN)["natural_induction", 0]
-    mean = [A.diagonal(-back, 2, 3).mean((0, 2)).numpy() for back in range(T)]
     total = 0
     for b, x in enumerate(blocks.text):
+        mean = [A[b].diagonal(-back, 1, 2).mean(1).numpy() for back in range(T)]
         found, level, number = np.zeros(2), np.zeros(2), 0
         for t in range(T - 1):
             copies = [j + 1 for j in range(t - 1) if x[j] == x[t] and x[j + 1] == x[t + 1]]

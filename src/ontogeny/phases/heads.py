@@ -13,7 +13,7 @@ a distance. Scores are means over positions t, each beside two levels of "nothin
     chance     the same for a head that attends to all of t's positions alike: 1/(t+1) each
     control    the same head on the same positions of the same tokens without the first copy; for
                natural_induction what distance and the attended token alone account for: its mean
-               attention at the copies' distances, and how far it exceeds that from the same t at
+               attention at the copies' distances in the block, and how far it exceeds that from the same t at
                tokens equal to x_{t+1} that do not follow a token equal to x_t
 
 A head that follows the content exceeds its control; one that attends to a fixed distance d reaches
@@ -178,9 +178,9 @@ def text_scores(
     at = copies.to(A.dtype)
     share = others * (number / others.sum(2).clamp(min=1))[:, :, None].to(A.dtype)
     value = _sum(A, at)
-    mean = _by_distance(A.mean(0)[None]).sum((0, 2)) / torch.arange(T, 0, -1, device=ids.device)
+    mean = _by_distance(A).sum(2) / torch.arange(T, 0, -1, device=ids.device)
     weights = _by_distance((at - share)[:, None]).sum((1, 2))
-    control = _sum(A, share) + weights @ mean.T
+    control = _sum(A, share) + torch.einsum("bt,bht->bh", weights, mean)
     found["natural_induction", 0] = value, copies.any(2).sum(1), control
     return found
 
@@ -256,8 +256,11 @@ def attends(model: Any) -> bool:
         given, why = None, f" ({' '.join(str(error).split())[:120]})"
     else:
         why = ""
-    if _weights(given, 2):
+    layers = _weights(given, 2)
+    if len({layer.shape[1] for layer in layers}) == 1:
         return True
+    if layers:
+        why = " of as many heads in each layer"
     kind = type(model).__name__
     print(f"{kind} gives no attention weights{why}: heads are left out", file=sys.stderr)
     return False
@@ -361,7 +364,7 @@ def measure(
     snapshots : folder of step{S} folders. tokens : tokens.h5.
     sums : HDF5; by block of held-out text, what `Measures` has, each with a first axis of
         snapshots; attributes steps, scores and score_distances, distances of the gains, half.
-    table : CSV; snapshot_index, step, layer, head (from 0), score, distance (in tokens), value,
+    table : CSV; snapshot_index, step, layer (of those with attention) and head (from 0), score, distance (in tokens), value,
         chance, control: means over positions. No row where the model gives no attention weights.
 
     Raises

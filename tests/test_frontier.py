@@ -283,6 +283,23 @@ def test_the_figures_numbers(run):
     assert (pca["value"] == 0.3).all()
 
 
+def test_the_axes_hold_all_points_and_little_else(run, tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(style, "save", lambda made, table, _: figures.append((made, table)))
+    figure.draw(run[1] / "table.csv", tmp_path / "x")
+    (made, table), *_ = figures
+    axes = made.axes
+    assert len(axes) == 6
+    low, high = axes[0].get_xlim()
+    assert 1.6 < low < 2.04 * 0.9
+    assert 6.12 < high < 7
+    low, high = axes[0].get_ylim()
+    most = table.loc[table["measure"] == "explained_variance", "value"].max()
+    assert low < 0.2 < most < high < 1
+    titles = [a.get_title(loc="left").split("  ")[1] for a in axes]
+    assert titles[::2] == ["snapshot 5, step 40", "snapshot 3, step 8", "mean over all snapshots"]
+
+
 def test_the_figure_with_one_size_one_seed_and_a_missing_column(run, tmp_path, monkeypatch):
     _, folder = run
     table = pd.read_csv(folder / "table.csv")

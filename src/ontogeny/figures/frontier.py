@@ -71,16 +71,19 @@ def draw(table: str | Path, output: str | Path) -> None:
         _l0_axis(grid[0, 0], drawn)
         for axis in grid[-1]:
             axis.set_xlabel("L0, active features a token (log axis)")
-        handles = [
-            *(Line2D([], [], color=c, marker="o", label=f"F = {size:,}")
-              for size, c in colours.items()),
-            Line2D([], [], color="0.2", marker="o", label="crosscoder, all snapshots"),
+        of_size = [
+            Line2D([], [], color=colour, marker="o", label=f"F = {size:,}")
+            for size, colour in colours.items()
+        ]
+        grid[0, 1].legend(handles=of_size, loc="lower right")
+        of_kind = [
+            Line2D([], [], color="0.2", marker="o", label="crosscoder of all snapshots"),
+            Line2D([], [], color=GREY, lw=0.8, label="PCA of all snapshots, as many coefficients"),
             Line2D([], [], color="0.2", marker="o", ls="--", mfc="white",
                    label="SAE of that snapshot alone"),
-            Line2D([], [], color=GREY, lw=0.8, label="PCA of all snapshots, as many coefficients"),
             Line2D([], [], color=GREY, lw=0.8, ls="--", label="PCA of that snapshot alone"),
         ]  # fmt: skip
-        figure.legend(handles=handles, loc="outside lower center", ncols=4)
+        figure.legend(handles=of_kind, loc="outside lower center", ncols=2, handlelength=3)
         style.save(figure, drawn[["panel", *drawn.columns.drop("panel")]], output)
 
 
@@ -176,7 +179,7 @@ def _gather(value: np.ndarray) -> np.ndarray:
 
 def _l0_axis(axis: Axes, drawn: pd.DataFrame) -> None:
     """A log axis of L0 with ticks at the powers of two; shared by all panels."""
-    low = max(1e-3, float(drawn[["l0", "l0_present"]].to_numpy().min()))
+    low = max(1e-3, float(np.nanmin(drawn[["l0", "l0_present"]])))
     high = float(drawn["l0"].max())
     axis.set_xscale("log", base=2)
     axis.set_xlim(low / 1.12, high * 1.12)

@@ -28,19 +28,14 @@ include: "rules/frontier.smk"
 include: "rules/features.smk"
 include: "rules/phases.smk"
 include: "rules/figures.smk"
-
-
-localrules:
-    all,
-    fetch,
-    snapshot,
-    stack,
+include: "rules/replicates.smk"
 
 
 onstart:
     if workflow.is_main_process:
-        claim()
-        refuse_what_does_not_fit()
+        for experiment in at_work():
+            claim(experiment)
+            refuse_what_does_not_fit(experiment)
 
 
 # What the experiment costs, before it runs: `snakemake --cores 1 plan`.
@@ -69,8 +64,23 @@ for analysis, names in FIGURES_OF.items():
         localrule: True
 
 
+# The same experiment with other models, whole: `snakemake --cores 2 replicates`.
+for replicate, settings in REPLICATES.items():
+    prefix = f"{replicate}_"
+
+    module:
+        name: replicate
+        snakefile:
+            "Snakefile"
+        config:
+            settings.model_dump(mode="json", exclude_unset=True)
+
+    use rule * from replicate exclude fetch as prefix*
+
+
 rule all:
     default_target: True
     input:
         figures(),
         f"{RESULTS}/summary.json",
+    localrule: True

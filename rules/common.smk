@@ -37,30 +37,45 @@ PRIMARY = S.crosscoders[S.primary]
 DICTIONARIES = S.all_crosscoders  # the frontier's too, which are trained when they are asked for
 
 
-def claim():
-    """Keep other runs out of the experiment, and its resolved configuration beside its results.
+REPLICATES = {name: S.replicate(name) for name in S.replicates}
+_claimed = []
+
+
+def claim(settings):
+    """Keep other runs out of an experiment, and its resolved configuration beside its results.
 
     The commands read the configuration there. The system drops this lock when the run ends,
     however it ends; Snakemake's own outlives a kill, and the profile leaves it out.
     """
-    global _claimed
-    Path(RESULTS).mkdir(parents=True, exist_ok=True)
-    _claimed = open(f"{RESULTS}/.lock", "w")
+    folder = Path("results") / settings.name
+    folder.mkdir(parents=True, exist_ok=True)
+    _claimed.append(open(folder / ".lock", "w"))
     try:
-        fcntl.flock(_claimed, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(_claimed[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise WorkflowError(f"{RESULTS}: another run works here; wait for it or end it") from None
-    resolved = yaml.safe_dump(S.model_dump(mode="json"), sort_keys=False)
-    if not (Path(CONFIG).exists() and Path(CONFIG).read_text() == resolved):
-        write_text(CONFIG, resolved)
+        raise WorkflowError(f"{folder}: another run works here; wait for it or end it") from None
+    resolved = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+    config = folder / "config.yaml"
+    if not (config.exists() and config.read_text() == resolved):
+        write_text(config, resolved)
 
 
-def refuse_what_does_not_fit():
+def at_work():
+    """The settings of this experiment, and of its replicates where this run works on them."""
+    rules = {job.rule.name for job in workflow.dag.jobs}
+    return [S] + [
+        replicate
+        for name, replicate in REPLICATES.items()
+        if any(rule.startswith(f"{name}_") for rule in rules)
+    ]
+
+
+def refuse_what_does_not_fit(settings):
     """Raise unless what is left to do has room: on disk, and in memory where jobs run here."""
     if list(workflow.dag_settings.targets) == ["plan"]:
         return
     try:
-        preflight.check_room(S, "results", memory=workflow.local_exec)
+        preflight.check_room(settings, "results", memory=workflow.local_exec)
     except InputError as error:
         raise WorkflowError(str(error)) from None
 
@@ -99,7 +114,7 @@ if S.snapshots.pretrain is not None:
     MODEL = digest_value(
         [
             *TEXT,
-            values(S.snapshots.pretrain),
+            values(S.snapshots.pretrain, "threads"),
             [S.analysis.copying_blocks, S.analysis.seed],
             code("snapshots.pretrain"),
         ]

@@ -55,6 +55,13 @@ def test_left_out_there_are_no_dictionaries():
     assert s.all_crosscoders == s.crosscoders
 
 
+def test_a_replicate_of_the_model_has_none():
+    changes = {"frontier": SECTION, "analyses": ["kinds", "frontier"]}
+    s = settings.load(tiny(changes | {"replicates": {"other": {"seed": 1}}})).replicate("other")
+    assert (list(s.all_crosscoders), s.analyses) == (["batchtopk"], ["kinds"])
+    assert settings.load(s.model_dump(mode="json")) == s
+
+
 def test_last_is_the_last_snapshot_of_the_primary():
     assert [n for n in load().all_crosscoders if n.startswith("sae-40-")]
     inputs = {"layers": [0], "snapshots": [2, 20, 8]}

@@ -151,6 +151,7 @@ class Pretrain(Section):
         description="How far apart: always half a block, or varied, which asks for induction.",
     )
     seed: int = Field(0, ge=0, description="Seed of the weights and of the batches.")
+    threads: int = Field(2, ge=1, description="Processor threads of the training.")
 
 
 class Hub(Section):
@@ -428,6 +429,13 @@ class Settings(Section):
         None, description="Dictionaries of the fidelity frontier; null leaves it out."
     )
 
+    replicates: dict[str, dict[str, int | float | str]] = Field(
+        {},
+        description="Further models: by name, the keys of snapshots.pretrain that differ. Each is "
+        "trained and analysed alike (the primary crosscoder alone) under results/NAME.REPLICATE by "
+        "the target `replicates`.",
+    )
+
     @property
     def all_crosscoders(self) -> dict[str, Crosscoder]:
         """Every dictionary that can be trained, by name: `crosscoders`, and the frontier's.
@@ -442,6 +450,25 @@ class Settings(Section):
         if crosscoder.startswith(SAE) and crosscoder not in self.crosscoders:
             return f"frontier.sae_{key}"
         return f"crosscoders.{crosscoder if crosscoder in self.crosscoders else self.primary}.{key}"
+
+    def replicate(self, name: str) -> Settings:
+        """The settings of a replicate: another model, all else as here.
+
+        Its pre-training has one thread: as many replicates as there are cores run side by side.
+        """
+        assert self.snapshots.pretrain is not None  # a fault otherwise
+        own = self.snapshots.pretrain.model_dump()
+        pretrain = Pretrain.model_validate(own | {"threads": 1} | self.replicates[name])
+        return self.model_copy(
+            update={
+                "name": f"{self.name}.{name}",
+                "snapshots": self.snapshots.model_copy(update={"pretrain": pretrain}),
+                "crosscoders": {self.primary: self.crosscoders[self.primary]},
+                "analyses": [name for name in self.analyses if name != "frontier"],
+                "frontier": None,
+                "replicates": {},
+            }
+        )
 
     @model_validator(mode="after")
     def _possible(self) -> Settings:
@@ -491,6 +518,10 @@ def _faults(s: Settings) -> Any:
         yield f"activations.layers: layer {min(a.layers)} is negative; count from 0"
     if a.mode == "streamed" and a.budget is not None:
         yield "activations.budget: is for mode: cached; remove it"
+    if s.replicates and s.snapshots.pretrain is None:
+        yield "replicates: only models that are trained here (snapshots.pretrain) have any; remove"
+    elif s.replicates and s.snapshots.pretrain is not None:
+        yield from _replicate_faults(s, s.snapshots.pretrain)
     if len(set(s.analyses)) < len(s.analyses):
         yield "analyses: one stands there twice; remove it"
     if s.primary not in s.crosscoders:
@@ -623,6 +654,27 @@ def _frontier_faults(s: Settings, f: Frontier, primary: Crosscoder) -> Any:
         return
     for name in set(_frontier_crosscoders(s)) & set(s.crosscoders):
         yield f"crosscoders.{name}: is the name of one of the frontier's; choose another"
+
+
+def _replicate_faults(s: Settings, own: Pretrain) -> Any:
+    seen = {own: "the experiment itself"}
+    for name, changed in s.replicates.items():
+        key = f"replicates.{name}"
+        if not re.fullmatch(r"[a-z][a-z0-9]*", name):
+            yield f"{key}: names a folder and rules; use lower-case letters and digits alone"
+        try:
+            pretrain = Pretrain.model_validate(own.model_dump() | changed)
+        except ValidationError as error:
+            for e in error.errors():
+                known = f"; use one of {sorted(Pretrain.model_fields)}"
+                mend = known if e["type"] == "extra_forbidden" else "; change it"
+                yield f"{key}.{e['loc'][0]}: no key or value of snapshots.pretrain{mend}"
+            continue
+        for fault in _pretrain_faults(s, pretrain):
+            yield f"{key}: {fault}"
+        if pretrain in seen:
+            yield f"{key}: the same model as {seen[pretrain]}; give it another seed"
+        seen.setdefault(pretrain, key)
 
 
 def _one_of(key: str, section: Section, names: tuple[str, ...]) -> Any:

@@ -29,6 +29,7 @@ include: "rules/features.smk"
 include: "rules/phases.smk"
 include: "rules/figures.smk"
 include: "rules/replicates.smk"
+include: "rules/induction.smk"
 
 
 onstart:

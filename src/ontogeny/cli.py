@@ -416,6 +416,36 @@ def phases(s: Settings, snapshots: Path, tokens: Path, table: Path, levels: Path
 
 @main.command()
 @config
+@threads
+@path("snapshots", FOLDER)
+@path("tokens")
+@path("sums")
+@path("table")
+def heads(s: Settings, snapshots: Path, tokens: Path, sums: Path, table: Path) -> None:
+    """Measure what every attention head attends to, and what a copy gains."""
+    from ontogeny.phases import heads as stage
+
+    stage.measure(s, snapshots, tokens, sums, table)
+
+
+@main.command()
+@config
+@path("sums")
+@click.option("--features", type=FILE, help="The features' histories; with --kinds.")
+@click.option("--kinds", type=FILE, help="The features' kinds; with --features.")
+@path("table")
+@path("curves")
+def induction(
+    s: Settings, sums: Path, features: Path | None, kinds: Path | None, table: Path, curves: Path
+) -> None:
+    """Put the onsets of heads, copying and kinds of feature in order."""
+    from ontogeny.phases import induction as stage
+
+    stage.describe(s, sums, features, kinds, table, curves)
+
+
+@main.command()
+@config
 @path("folder", FOLDER)
 @path("source", FOLDER)
 def summary(s: Settings, folder: Path, source: Path) -> None:
@@ -545,6 +575,27 @@ def figure_kinds(features: Path, strengths: Path, kinds: Path, control: Path, ou
     from ontogeny.figures import kinds as it
 
     it.draw(features, strengths, kinds, control, output)
+
+
+@figure.command("induction")
+@path("table")
+@path("curves")
+@click.option("--features", type=FILE, help="The features' histories.")
+@click.option("--strengths", type=FILE, help="Their strengths; with --features and --kinds.")
+@click.option("--kinds", type=FILE, help="The features' kinds.")
+@path("output")
+def figure_induction(
+    table: Path,
+    curves: Path,
+    features: Path | None,
+    strengths: Path | None,
+    kinds: Path | None,
+    output: Path,
+) -> None:
+    """Heads, copying gain and kinds of feature through training, and their onsets."""
+    from ontogeny.figures import induction as it
+
+    it.draw(table, curves, output, features, strengths, kinds)
 
 
 @figure.command()

@@ -19,6 +19,7 @@ AnalysisName = Literal[
     "dimensionality",
     "frontier",
     "kinds",
+    "induction",
 ]
 TEXT_SOURCES = ("wheels", "files", "dataset", "tokens")
 SNAPSHOT_SOURCES = ("pretrain", "hub", "local")
@@ -403,6 +404,23 @@ class Analysis(Section):
     seed: int = Field(0, ge=0, description="Seed of bootstrap, permutations, copying samples.")
 
 
+class Heads(Section):
+    """When attention heads and copying form (analysis `induction`)."""
+
+    blocks: int = Field(
+        20, ge=2, description="Held-out blocks on which heads and copying gains are measured."
+    )
+    least_attention: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        description="Attention above chance and control below which no head has formed.",
+    )
+    least_gain: float = Field(
+        0.1, gt=0, description="Copying gain in nats below which no copying has formed."
+    )
+
+
 class Settings(Section):
     """A whole experiment."""
 
@@ -429,6 +447,7 @@ class Settings(Section):
         None, description="Dictionaries of the fidelity frontier; null leaves it out."
     )
 
+    heads: Heads = Field(Heads(), description="Attention heads and copying.")
     replicates: dict[str, dict[str, int | float | str]] = Field(
         {},
         description="Further models: by name, the keys of snapshots.pretrain that differ. Each is "

@@ -38,8 +38,9 @@ localrules:
 
 onstart:
     if workflow.is_main_process:
-        claim()
-        refuse_what_does_not_fit()
+        for experiment in at_work():
+            claim(experiment)
+            refuse_what_does_not_fit(experiment)
 
 
 # What the experiment costs, before it runs: `snakemake --cores 1 plan`.
@@ -55,6 +56,36 @@ rule plan:
         "The bill"
     shell:
         "ontogeny plan {params.config} 2>&1 | tee {log}"
+
+
+# Each analysis alone, in the default run or not: `snakemake --cores 2 kinds`.
+for analysis, names in FIGURES_OF.items():
+
+    rule:
+        name:
+            analysis
+        input:
+            figures(names),
+        localrule: True
+
+
+# The same experiment with other models, whole: `snakemake --cores 2 replicates`.
+for replicate, settings in REPLICATES.items():
+    prefix = f"{replicate}_"
+
+    module:
+        name: replicate
+        snakefile:
+            "Snakefile"
+        config:
+            settings.model_dump(mode="json", exclude_unset=True)
+
+    use rule * from replicate exclude fetch as prefix*
+
+
+rule replicates:
+    input:
+        [f"results/{s.name}/summary.json" for s in REPLICATES.values()],
 
 
 rule all:

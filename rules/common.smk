@@ -36,30 +36,45 @@ PLACES = [f"{stream}.{layer}" for layer in S.activations.layers for stream in S.
 PRIMARY = S.crosscoders[S.primary]
 
 
-def claim():
-    """Keep other runs out of the experiment, and its resolved configuration beside its results.
+REPLICATES = {name: S.replicate(name) for name in S.replicates}
+_claimed = []
+
+
+def claim(settings):
+    """Keep other runs out of an experiment, and its resolved configuration beside its results.
 
     The commands read the configuration there. The system drops this lock when the run ends,
     however it ends; Snakemake's own outlives a kill, and the profile leaves it out.
     """
-    global _claimed
-    Path(RESULTS).mkdir(parents=True, exist_ok=True)
-    _claimed = open(f"{RESULTS}/.lock", "w")
+    folder = Path("results") / settings.name
+    folder.mkdir(parents=True, exist_ok=True)
+    _claimed.append(open(folder / ".lock", "w"))
     try:
-        fcntl.flock(_claimed, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(_claimed[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise WorkflowError(f"{RESULTS}: another run works here; wait for it or end it") from None
-    resolved = yaml.safe_dump(S.model_dump(mode="json"), sort_keys=False)
-    if not (Path(CONFIG).exists() and Path(CONFIG).read_text() == resolved):
-        write_text(CONFIG, resolved)
+        raise WorkflowError(f"{folder}: another run works here; wait for it or end it") from None
+    resolved = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+    config = folder / "config.yaml"
+    if not (config.exists() and config.read_text() == resolved):
+        write_text(config, resolved)
 
 
-def refuse_what_does_not_fit():
+def at_work():
+    """The settings of this experiment, and of its replicates where this run works on them."""
+    rules = {job.rule.name for job in workflow.dag.jobs}
+    return [S] + [
+        replicate
+        for name, replicate in REPLICATES.items()
+        if any(rule.startswith(f"{name}_") for rule in rules)
+    ]
+
+
+def refuse_what_does_not_fit(settings):
     """Raise unless what is left to do has room: on disk, and in memory where jobs run here."""
     if list(workflow.dag_settings.targets) == ["plan"]:
         return
     try:
-        preflight.check_room(S, "results", memory=workflow.local_exec)
+        preflight.check_room(settings, "results", memory=workflow.local_exec)
     except InputError as error:
         raise WorkflowError(str(error)) from None
 
@@ -284,16 +299,21 @@ RANDOM = [
     if not c.train_decoder
     for seed in c.seeds
 ]
+# What each analysis draws. All of these are of features with histories.
+FIGURES_OF = {
+    "dimensionality": ["dimensionality"],
+    "kinds": ["kinds"],
+}
 FIGURES = ["training", "divergence", "fidelity"]
 if has_features(S.primary):
-    FIGURES += ["stability", "histories", "peaks", "lifetimes", "directions", "dimensionality"]
-    FIGURES += ["kinds"]
+    FIGURES += ["stability", "histories", "peaks", "lifetimes", "directions"]
+    FIGURES += [figure for analysis in S.analyses for figure in FIGURES_OF[analysis]]
 
 
-def figures():
-    """All figures of this experiment."""
+def figures(names=FIGURES):
+    """The files of figures, of all that this experiment has if none are named."""
     return expand(
-        f"{RESULTS}/figures/{{figure}}.{{kind}}", figure=FIGURES, kind=["pdf", "png", "csv"]
+        f"{RESULTS}/figures/{{figure}}.{{kind}}", figure=names, kind=["pdf", "png", "csv"]
     )
 
 

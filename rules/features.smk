@@ -32,7 +32,7 @@ rule features:
         " {params.crosscoders} {params.densities} --output {params.folder} 2>&1 | tee {log}"
 
 
-rule dimensionality:
+rule measure_dimensionality:
     input:
         weights=each_seed("crosscoder.safetensors"),
         densities=each_seed("density.parquet"),
@@ -59,7 +59,7 @@ rule dimensionality:
         " --output {output} 2>&1 | tee {log}"
 
 
-rule kinds:
+rule judge_kinds:
     input:
         weights=lambda w: each_seed("crosscoder.safetensors")(w)[0],
         stacks=lambda w: stacks(S.crosscoders[w.crosscoder]),

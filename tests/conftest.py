@@ -58,7 +58,8 @@ class Checkout:
         for line in table[2:]:
             rule, count = line.split()
             jobs[rule] = int(count)
-        del jobs["all"], jobs["total"]
+        for target in ("all", "total"):
+            jobs.pop(target, None)
         return jobs
 
     def edit(self, path: str, old: str, new: str) -> None:

@@ -163,13 +163,22 @@ def test_a_threshold_of_the_tables_runs_the_tables_and_figures(experiment):
     experiment.configure({"analysis.presence": 0.4})
     jobs = experiment.would_run()
     assert jobs["features"] == jobs["summary"] == 1
-    assert set(jobs) - figures_among(jobs) == {"features", "dimensionality", "summary"}
+    assert set(jobs) - figures_among(jobs) == {"features", "measure_dimensionality", "summary"}
 
 
 def test_a_threshold_of_the_kinds_runs_the_kinds_alone(experiment):
     experiment.configure({"analysis.kind_share": 0.3})
     jobs = experiment.would_run()
-    assert set(jobs) == {"kinds", "figure_kinds", "summary"}
+    assert set(jobs) == {"judge_kinds", "figure_kinds", "summary"}
+
+
+def test_an_analysis_left_out_is_a_target_still(experiment):
+    experiment.configure({"analyses": ["dimensionality"]})
+    assert set(experiment.would_run()) == {"summary"}
+    for made in ("features/batchtopk/kinds.parquet", "figures/kinds.pdf"):
+        (experiment / RESULTS / made).unlink()
+    assert set(experiment.would_run()) == {"summary"}
+    assert set(experiment.would_run("kinds")) == {"kinds", "judge_kinds", "figure_kinds"}
 
 
 def test_one_more_snapshot_extracts_one_snapshot(experiment, only_tokens):

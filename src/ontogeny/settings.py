@@ -24,6 +24,11 @@ TaskName = Literal[
     "induction",
     "copying",
 ]
+AnalysisName = Literal[
+    "dimensionality",
+    "kinds",
+    "circuits",
+]
 TEXT_SOURCES = ("wheels", "files", "dataset", "tokens")
 SNAPSHOT_SOURCES = ("pretrain", "hub", "local")
 
@@ -409,8 +414,32 @@ class Settings(Section):
         ..., min_length=1, description="Dictionaries to train, by name."
     )
     primary: str = Field(..., description="The crosscoder that the feature figures show.")
+    analyses: list[AnalysisName] = Field(
+        ["dimensionality", "kinds"],
+        description="What is made beside histories and phases; each is a target by its name too.",
+    )
     analysis: Analysis = Field(Analysis(), description="Thresholds of the tables.")
     circuits: Circuits = Field(Circuits(), description="Tasks and the features behind them.")
+    replicates: dict[str, dict[str, int | float | str]] = Field(
+        {},
+        description="Further models: by name, the keys of snapshots.pretrain that differ. Each is "
+        "trained and analysed alike (the primary crosscoder alone) under results/NAME.REPLICATE by "
+        "the target `replicates`.",
+    )
+
+    def replicate(self, name: str) -> Settings:
+        """The settings of a replicate: another model, all else as here."""
+        assert self.snapshots.pretrain is not None  # a fault otherwise
+        own = self.snapshots.pretrain.model_dump()
+        pretrain = Pretrain.model_validate(own | self.replicates[name])
+        return self.model_copy(
+            update={
+                "name": f"{self.name}.{name}",
+                "snapshots": self.snapshots.model_copy(update={"pretrain": pretrain}),
+                "crosscoders": {self.primary: self.crosscoders[self.primary]},
+                "replicates": {},
+            }
+        )
 
     @model_validator(mode="after")
     def _possible(self) -> Settings:
@@ -460,6 +489,12 @@ def _faults(s: Settings) -> Any:
         yield f"activations.layers: layer {min(a.layers)} is negative; count from 0"
     if a.mode == "streamed" and a.budget is not None:
         yield "activations.budget: is for mode: cached; remove it"
+    if s.replicates and s.snapshots.pretrain is None:
+        yield "replicates: only models that are trained here (snapshots.pretrain) have any; remove"
+    elif s.replicates and s.snapshots.pretrain is not None:
+        yield from _replicate_faults(s, s.snapshots.pretrain)
+    if len(set(s.analyses)) < len(s.analyses):
+        yield "analyses: one stands there twice; remove it"
     if s.primary not in s.crosscoders:
         yield f"primary: no crosscoder is called '{s.primary}'; name one of {list(s.crosscoders)}"
     all_rows = s.corpus.train_blocks * s.corpus.context
@@ -502,6 +537,27 @@ def _faults(s: Settings) -> Any:
             )
         if len(set(c.seeds)) < len(c.seeds):
             yield f"{key}.seeds: a seed repeats; remove it"
+
+
+def _replicate_faults(s: Settings, own: Pretrain) -> Any:
+    seen = {own: "the experiment itself"}
+    for name, changed in s.replicates.items():
+        key = f"replicates.{name}"
+        if not re.fullmatch(r"[a-z][a-z0-9]*", name):
+            yield f"{key}: names a folder and rules; use lower-case letters and digits alone"
+        try:
+            pretrain = Pretrain.model_validate(own.model_dump() | changed)
+        except ValidationError as error:
+            for e in error.errors():
+                known = f"; use one of {sorted(Pretrain.model_fields)}"
+                mend = known if e["type"] == "extra_forbidden" else "; change it"
+                yield f"{key}.{e['loc'][0]}: no key or value of snapshots.pretrain{mend}"
+            continue
+        for fault in _pretrain_faults(s, pretrain):
+            yield f"{key}: {fault}"
+        if pretrain in seen:
+            yield f"{key}: the same model as {seen[pretrain]}; give it another seed"
+        seen.setdefault(pretrain, key)
 
 
 def _one_of(key: str, section: Section, names: tuple[str, ...]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -85,14 +86,47 @@ def _histories(tables: Path, threshold: float) -> dict[str, Any]:
             values[f"{key}_block_cosine{end}"] = turning[group][key]
     for kind in ("initialisation", "emergent", "transient"):
         values[f"{kind}_features"] = int(living[kind].sum())
+    return values
+
+
+def _dimensionality(tables: Path) -> dict[str, Any]:
+    """How many of the stream's dimensions the first seed's features take up: first, least, last."""
     size = pd.read_csv(tables / "dimensionality.csv")
     size = size[(size["group"] == "all") & (size["seed"] == size["seed"].iloc[0])]
     least = size.loc[size["share"].idxmin()]
-    values["dimensionality_first"] = float(size["share"].iloc[0])
-    values["dimensionality_least"] = float(least["share"])
-    values["dimensionality_least_step"] = int(least["step"])
-    values["dimensionality_last"] = float(size["share"].iloc[-1])
+    return {
+        "dimensionality_first": float(size["share"].iloc[0]),
+        "dimensionality_least": float(least["share"]),
+        "dimensionality_least_step": int(least["step"]),
+        "dimensionality_last": float(size["share"].iloc[-1]),
+    }
+
+
+def _kinds(tables: Path) -> dict[str, Any]:
+    """Features of each kind, and when they appear: median and quartiles of the onset step."""
+    kinds = pd.read_parquet(tables / "kinds.parquet")
+    control = pd.read_csv(tables / "kinds_control.csv").set_index("kind")
+    features = pd.read_parquet(tables / "features.parquet").merge(kinds, on="feature")
+    values: dict[str, Any] = {
+        "kinds_permuted_features": int(control["permuted"].drop("none").sum()),
+    }
+    for kind in control.index.drop("none"):
+        some = features[features["alive"] & (features["kind"] == kind)]
+        values[f"{kind}_features"] = int(control.loc[kind, "features"])
+        for group, part in (("", some), ("_matched", some[some["matched"]])):
+            onset = part["onset_step"].quantile([0.25, 0.5, 0.75]) if len(part) else [None] * 3
+            names = ("q25", "median", "q75")
+            values |= {
+                f"{kind}_onset_{name}{group}": value
+                for name, value in zip(names, onset, strict=True)
+            }
     return values
+
+
+NUMBERS_OF: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "dimensionality": _dimensionality,
+    "kinds": _kinds,
+}
 
 
 def _pretraining(folder: Path) -> dict[str, Any]:
@@ -140,6 +174,8 @@ def summarise(settings: Settings, folder: str | Path, source: str | Path) -> Non
     }
     if tables.exists():  # a dictionary of fewer than four snapshots has no histories
         values |= _histories(tables, settings.analysis.matched_cosine)
+        for analysis in settings.analyses:
+            values |= NUMBERS_OF[analysis](tables) if analysis in NUMBERS_OF else {}
     for name, other in settings.crosscoders.items():
         if name == settings.primary:
             continue

@@ -321,7 +321,7 @@ def make(
     longest = max(len(pair.clean) for pair in every)
 
     def padded(rows: list[list[int]]) -> np.ndarray:
-        return np.array([row + [row[-1]] * (longest - len(row)) for row in rows])
+        return np.array([row + [row[0]] * (longest - len(row)) for row in rows])
 
     task = Task(
         name,

@@ -26,6 +26,7 @@ include: "rules/activations.smk"
 include: "rules/crosscoder.smk"
 include: "rules/features.smk"
 include: "rules/phases.smk"
+include: "rules/circuits.smk"
 include: "rules/figures.smk"
 
 

@@ -75,7 +75,9 @@ class Splice:
         value = self._value * inside[self._half, self._column]
         size = (P * T, len(self._W))
         # A position's entries stand together, in the order of their features.
-        change = torch.sparse_coo_tensor(self._at, value, size, is_coalesced=True)
+        change = torch.sparse_coo_tensor(
+            self._at, value, size, is_coalesced=True, check_invariants=False
+        )
         return torch.sparse.mm(change, self._W).view(P, T, d)
 
     def values(self, inside: torch.Tensor, error: bool = False) -> torch.Tensor:
@@ -235,11 +237,14 @@ def summarise(
     Returns
     -------
     curves : side, group, k, error, frequency, m, m_low, m_high, restored, restored_low,
-        restored_high. summary : a row a side; k_enough, area_random, area_matched and features_alone,
-        each with _low and _high.
+        restored_high.
+    summary : a row a side; k_enough, features_alone, area_random and area_matched, each with _low
+        and _high.
     """
     rng = np.random.default_rng(seed)
-    ends = {row["side"]: row["m"][0] for row in rows if row["k"] == 0 and row["group"] == "absolute"}
+    ends = {
+        row["side"]: row["m"][0] for row in rows if row["k"] == 0 and row["group"] == "absolute"
+    }
     clean, corrupted = ends["necessity"], ends["sufficiency"]
     span, span_sampled = (clean - corrupted).mean(), sampled @ (clean - corrupted)
     table = []
@@ -379,7 +384,9 @@ def _splice(
     return Splice(m.clean, m.corrupted, value, where, W, half)
 
 
-def _write(path: str | Path, tables: list[pd.DataFrame], first: list[str], names: list[str]) -> None:
+def _write(
+    path: str | Path, tables: list[pd.DataFrame], first: list[str], names: list[str]
+) -> None:
     """Tables as one, some columns first, by task and then by snapshot."""
     every = pd.concat(tables, ignore_index=True)
     every = every.sort_values("task", key=lambda column: column.map(names.index), kind="stable")

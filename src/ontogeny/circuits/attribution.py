@@ -32,6 +32,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import norm
 
 from ontogeny import devices
 from ontogeny.circuits.downstream import Downstream, measured, path_gradient
@@ -110,7 +111,11 @@ def differences(
         steps = list(dict.fromkeys(step for step, _, _ in about.inputs))
         with bar("attribution: features", len(steps), "snapshots") as progress:
             for step in steps:
-                here = [(i, (site[1], site[2])) for i, site in enumerate(about.inputs) if site[0] == step]
+                here = [
+                    (i, (site[1], site[2]))
+                    for i, site in enumerate(about.inputs)
+                    if site[0] == step
+                ]
                 _read_rows(s, snapshots, step, here, tasks, opened, values, scales, device)
                 progress.update()
         entries = _encoded(crosscoder, values)
@@ -254,7 +259,7 @@ def behaviour(clean: np.ndarray, corrupted: np.ndarray, sampled: np.ndarray) -> 
     ):
         found[name], found[f"{name}_low"], found[f"{name}_high"] = interval(values, sampled)
     found |= {"accuracy_clean": right[0].mean(), "accuracy_corrupted": right[1].mean()}
-    found["done"] = found["accuracy_low"] > 0.5
+    found["done"] = found["accuracy_low"] > 0.5 + 1e-9
     return found
 
 
@@ -269,6 +274,11 @@ def halves(pairs: int) -> np.ndarray:
 def order(attribution: np.ndarray) -> np.ndarray:
     """Features by falling |attribution|, (A,)."""
     return np.argsort(-np.abs(attribution), kind="stable")
+
+
+def told(mean: np.ndarray, standard_error: np.ndarray) -> np.ndarray:
+    """Which attributions are told from 0, (A,) bool, at 5% for all together (Bonferroni)."""
+    return np.asarray(np.abs(mean) > norm.isf(0.025 / max(1, len(mean))) * standard_error)
 
 
 def describe(
@@ -289,13 +299,14 @@ def describe(
             pair: one half where the model sees no difference), logit_difference (right − wrong
             answer, clean prompts, nats), logit_difference_corrupted, difference (of the two), each
             with _low and _high, 95% over pairs; accuracy_clean, accuracy_corrupted; done; features
-            (that differ), attributed (Σ attr + error, mean over pairs), path_error (mean |attributed
-            − m(a) + m(ã)| over pairs by mean |m(a) − m(ã)|), error_share (of the error node in
-            attributed), leading_shared (of the 10 largest |attr| of one half of the pairs, the
-            share that is also of the other's).
+            (that differ), attributed (Σ attr + error, mean over pairs), path_error (mean over pairs
+            of |attributed − m(a) + m(ã)|, by that of |m(a) − m(ã)|), error_share (of the error node
+            in attributed), told (features), leading_shared (of the 10 largest |attr| of one half of
+            the pairs, the share that is also of the other's).
         attribution.parquet : task, feature (−1 is the error node), snapshot_index, step,
-            attribution (mean over pairs), standard_error, first_half, second_half (means over
-            either half of the pairs), frequency (positions of a pair at which the feature
+            attribution (mean over pairs), standard_error, told (from 0, at 5% for all features of
+            the task together), first_half, second_half (means over either half of the pairs),
+            frequency (positions of a pair at which the feature
             differs, in the mean).
         differences.h5 : f − f̃ by task, as `read_differences` reads it.
 
@@ -378,12 +389,16 @@ def _attributed(
     mean = by_pair.mean(0)
     first, second = (by_pair[half == i].mean(0) for i in (0, 1))
     leading = [set(order(x[:-1])[:LEADING].tolist()) for x in (first, second)]
+    spread = by_pair.std(0, ddof=1) / len(by_pair) ** 0.5
+    sure = told(mean, spread)
+    row["told"] = int(sure[:-1].sum())
     row["leading_shared"] = len(leading[0] & leading[1]) / max(1, len(leading[0]))
     table = pd.DataFrame(
         {
             "feature": [*found.features, ERROR],
             "attribution": mean,
-            "standard_error": by_pair.std(0, ddof=1) / len(by_pair) ** 0.5,
+            "standard_error": spread,
+            "told": sure,
             "first_half": first,
             "second_half": second,
             "frequency": [*found.frequency(len(by_pair)), np.nan],

@@ -93,7 +93,7 @@ class Downstream:
 
     @torch.no_grad()
     def behaviour(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """m of the clean and of the corrupted prompts as they are, (P,) each; no site is touched."""
+        """m of the clean and of the corrupted prompts as they are, (P,) each."""
         found = []
         for ids in (self._ids, self._wrong_ids):
             parts = [self._logits(ids, pairs) for pairs in self.batches(len(ids))]

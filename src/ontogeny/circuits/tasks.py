@@ -28,6 +28,7 @@ wild (indirect objects); Olsson et al. 2022, In-context learning and induction h
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ LEAST_WORDS = 4  # nouns of a task
 TRIES = 40  # draws from the templates, for each pair wanted
 LONG = 64  # tokens from which a task has half as many pairs
 FARTHEST = 128  # tokens between the copies of `copying`, at most
+SHOWN = 120  # letters of an example
 PIECE = (8, 16)  # tokens of the piece that stands twice in `induction`
 
 
@@ -110,8 +112,10 @@ class _Text:
         return [*self._start, *ids]
 
     def show(self, ids: list[int]) -> str:
+        """Tokens as one line of text, the end of it where it is long."""
         text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
-        return text
+        line = json.dumps(text, ensure_ascii=False)[1:-1]
+        return line if len(line) <= SHOWN else f"… {line[-SHOWN:]}"
 
     def answer(self, prompt: str, word: str) -> int | None:
         """The one token that continues a prompt by a space and a word, or None."""
@@ -194,9 +198,7 @@ def _agreement(
     return draw(), f"{len(nouns)} of {len(words.NOUNS)} nouns, {len(verbs)} verbs"
 
 
-def _indirect_object(
-    text: _Text, rng: np.random.Generator
-) -> tuple[Iterator[_Pair | None], str]:
+def _indirect_object(text: _Text, rng: np.random.Generator) -> tuple[Iterator[_Pair | None], str]:
     names = [n for n in words.NAMES if text.answer("a letter to", n) is not None]
     if len(names) < 2:
         raise Unfit(f"{len(names)} of {len(words.NAMES)} names is one token; 2 are needed")
@@ -392,7 +394,9 @@ def build(
         made.append(task)
     if not made:
         reasons = "; ".join(f"{row['task']}: {row['left_out']}" for row in rows)
-        raise InputError(f"circuits.tasks: none can be made with this tokenizer; add others ({reasons})")
+        raise InputError(
+            f"circuits.tasks: none can be made with this tokenizer; add others ({reasons})"
+        )
     with whole(output) as draft, h5py.File(draft, "w") as file:
         file.attrs["tokens"] = data.digest
         file.attrs["tasks"] = [task.name for task in made]

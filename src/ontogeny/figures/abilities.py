@@ -12,7 +12,16 @@ from ontogeny.figures import style
 
 TOP = 5
 ERROR = -1  # the error node's number in the table of attributions
-SHADES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+SHADES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999933")
+TASKS = {
+    "agreement_simple": "agreement, simple",
+    "agreement_across_pp": "agreement across a prepositional phrase",
+    "agreement_within_rc": "agreement within a relative clause",
+    "agreement_across_rc": "agreement across a relative clause",
+    "indirect_object": "indirect object",
+    "induction": "induction, random tokens",
+    "copying": "copying, half a context apart",
+}
 ACCURACY = ["accuracy", "accuracy_low", "accuracy_high"]
 LOGITS = ["logit_difference", "logit_difference_low", "logit_difference_high"]
 
@@ -26,8 +35,9 @@ def draw(
 ) -> None:
     """Accuracy of every task and the strength of its five key features, by snapshot.
 
-    Key features are those of the largest |attribution| at the last snapshot. A task that the last
-    snapshot does not do (its accuracy's interval reaches one half) has none.
+    Key features are those of the largest |attribution| at the last snapshot, of those that are told
+    from 0. A task that the last snapshot does not do (its accuracy's interval reaches one half) has
+    none.
 
     Parameters
     ----------
@@ -35,11 +45,11 @@ def draw(
     strengths : the strengths table; feature, snapshot_index, step, normalised_strength.
     behaviour : task, snapshot_index, step, done, accuracy and logit_difference with their
         intervals.
-    attribution : task, feature, step, attribution, standard_error.
+    attribution : task, feature, step, attribution, standard_error, told.
     output : path without ending. Its CSV has task, done (at the last snapshot), panel ('task',
         'strength', 'attribution'), series (accuracy, logit_difference, a feature's number,
-        'other features', 'error'), matched, snapshot_index, step, value, low, high; the attribution
-        with 95% intervals over pairs, in nats.
+        'other features' or 'all features', 'error'), matched, snapshot_index, step, value, low,
+        high; the attribution with 95% intervals over pairs, in nats.
 
     References
     ----------
@@ -50,27 +60,31 @@ def draw(
     every = style.read(strengths, columns)[columns]
     columns = ["task", "snapshot_index", "step", "done", *ACCURACY, *LOGITS]
     tasks = style.read(behaviour, columns)[columns]
-    columns = ["task", "feature", "step", "attribution", "standard_error"]
+    columns = ["task", "feature", "step", "attribution", "standard_error", "told"]
     attributed = style.read(attribution, columns)[columns]
     names = list(dict.fromkeys(tasks["task"]))
     snapshots = tasks[["snapshot_index", "step"]].drop_duplicates().sort_values("step")
     numbers, steps = list(snapshots["snapshot_index"]), list(snapshots["step"])
     known = set(living.loc[living["matched"], "feature"])
+    done = tasks.sort_values("step").groupby("task")["done"].last()
     drawn: list[pd.DataFrame] = []
-    key_features: set[int] = set()
+    colours: dict[int, str] = {}
     with style.paper():
-        figure = style.new_figure(180, 16 + 30 * len(names))
-        grid = figure.subplots(len(names), 3, squeeze=False, width_ratios=[1, 1, 0.62])
+        heights = [1.0 if done[name] else 0.62 for name in names]
+        figure = style.new_figure(180, 24 + 31 * sum(heights))
+        grid = figure.subplots(
+            len(names), 3, squeeze=False, width_ratios=[1, 1, 0.62], height_ratios=heights
+        )
         for row, name in enumerate(names):
             one = tasks[tasks["task"] == name].sort_values("step")
             last = one.iloc[-1]
             here = attributed[(attributed["task"] == name) & (attributed["step"] == last["step"])]
             key = _key(here) if last["done"] else here.iloc[:0]
-            key_features |= set(key["feature"])
+            shades = _shades(key["feature"], colours)
             lowest = row == len(names) - 1
             for kind, axis in zip(style.KINDS, grid[row], strict=False):
                 _task(axis, one, right=kind == "linear")
-                for colour, feature in zip(SHADES, key["feature"], strict=False):
+                for colour, feature in zip(shades, key["feature"], strict=True):
                     curve = every[every["feature"] == feature].sort_values("step")
                     line = "-" if feature in known else (0, (4, 1.2))
                     axis.plot(
@@ -78,25 +92,28 @@ def draw(
                         linewidth=0.9,
                     )  # fmt: skip
                 style.step_axis(axis, max(steps), kind, labels=lowest)
-                style.mark_snapshots(axis, numbers, steps, kind, labels=row == 0)
-            grid[row, 0].set_ylabel("accuracy;\nstrength / peak")
-            accuracy = f"{last['accuracy']:.2f} ({last['accuracy_low']:.2f}–{last['accuracy_high']:.2f})"
+                style.mark_snapshots(axis, numbers, steps, kind, labels=False)
+            grid[row, 0].set_ylabel("accuracy;\nstrength / peak" if len(key) else "accuracy")
+            accuracy = (
+                f"{last['accuracy']:.2f} ({last['accuracy_low']:.2f}–{last['accuracy_high']:.2f})"
+            )
             verdict = "" if last["done"] else "not done: "
             style.title(
                 grid[row, 0], "abcdefghij"[row],
-                f"{name.replace('_', ' ')}: {verdict}accuracy {accuracy} in the end",
+                f"{TASKS.get(name, name)}: {verdict}accuracy {accuracy} at step {last['step']:,}",
             )  # fmt: skip
             if last["done"]:
-                drawn.append(_bars(grid[row, 2], here, key, known, name, lowest))
+                drawn.append(_bars(grid[row, 2], here, key, shades, known, name, lowest))
             else:
-                style.empty(grid[row, 2], "not told from chance in\nthe end: no features shown")
+                below = last["accuracy_high"] < 0.5
+                verdict = "worse than chance" if below else "not told from chance"
+                style.empty(grid[row, 2], f"{verdict}:\nno features shown")
             drawn += _numbers(name, one, every, key)
-        matched = len(key_features & known)
-        note = f"{matched} of {len(key_features)} key features matched; " if key_features else ""
+        matched = len(set(colours) & known)
+        note = f"{matched} of {len(colours)} key features matched; " if colours else ""
         figure.suptitle(note + style.matched_note(living), x=0.01, ha="left")
-        figure.legend(handles=_legend(), loc="outside lower center", ncols=6)
+        figure.legend(handles=_legend(), loc="outside lower center", ncols=3)
         table = pd.concat(drawn, ignore_index=True)
-        done = tasks.sort_values("step").groupby("task")["done"].last()
         table["done"] = table["task"].map(done)
         table["matched"] = table["series"].map(
             lambda series: series in {str(feature) for feature in known}
@@ -108,9 +125,20 @@ def draw(
 
 def _key(here: pd.DataFrame) -> pd.DataFrame:
     """The features of the largest |attribution|, the largest first."""
-    some = here[here["feature"] != ERROR]
+    some = here[(here["feature"] != ERROR) & here["told"]]
     order = np.argsort(-some["attribution"].abs().to_numpy(), kind="stable")
     return some.iloc[order[:TOP]]
+
+
+def _shades(features: pd.Series[int], colours: dict[int, str]) -> list[str]:
+    """Colours of a task's key features: a feature's own in every task, unless it is taken."""
+    found: list[str] = []
+    for feature in features:
+        free = [shade for shade in SHADES if shade not in found]
+        rare = min(free, key=list(colours.values()).count)
+        own = colours.setdefault(feature, rare)
+        found.append(own if own in free else rare)
+    return found
 
 
 def _task(axis: Axes, one: pd.DataFrame, right: bool) -> None:
@@ -133,15 +161,21 @@ def _task(axis: Axes, one: pd.DataFrame, right: bool) -> None:
 
 
 def _bars(
-    axis: Axes, here: pd.DataFrame, key: pd.DataFrame, known: set[int], name: str, labels: bool
+    axis: Axes,
+    here: pd.DataFrame,
+    key: pd.DataFrame,
+    shades: list[str],
+    known: set[int],
+    name: str,
+    labels: bool,
 ) -> pd.DataFrame:
     """Attributions of the key features, of all others together, and of the error node."""
     rest = here[(here["feature"] != ERROR) & ~here["feature"].isin(key["feature"])]
     error = here[here["feature"] == ERROR].iloc[0]
-    names = [*key["feature"].astype(str), "other features", "error"]
+    names = [*key["feature"].astype(str), "other features" if len(key) else "all features", "error"]
     values = np.array([*key["attribution"], rest["attribution"].sum(), error["attribution"]])
     spread = 1.96 * np.array([*key["standard_error"], np.nan, error["standard_error"]])
-    colours = [*SHADES[: len(key)], "0.6", "0.6"]
+    colours = [*shades, "0.6", "0.6"]
     filled = [feature in known for feature in key["feature"]] + [True, True]
     place = -np.arange(len(names))
     axis.barh(
@@ -152,6 +186,9 @@ def _bars(
     axis.axvline(0, color="black", linewidth=0.5)
     axis.set_yticks(place, names, fontsize=5.8)
     axis.tick_params(axis="x", labelsize=6)
+    if not len(key):
+        text = "no single feature\nis told from 0"
+        axis.text(0.97, 0.05, text, ha="right", color="0.4", transform=axis.transAxes, fontsize=6)
     if labels:
         axis.set_xlabel("attribution (nats)")
     return pd.DataFrame(
@@ -189,7 +226,7 @@ def _legend() -> list[object]:
 
     return [
         Line2D([], [], color="black", linewidth=1.5, label="accuracy, 95% over pairs"),
-        Line2D([], [], color="0.75", linewidth=0.6, label="sees no difference"),
+        Line2D([], [], color="0.75", linewidth=0.6, label="no difference seen"),
         Line2D([], [], color="0.35", linestyle=":", label="logit difference"),
         Line2D([], [], color="0.4", linewidth=0.9, label="key feature, matched"),
         Line2D([], [], color="0.4", linewidth=0.9, linestyle=(0, (4, 1.2)), label="not matched"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from ontogeny.figures import style
+from ontogeny.figures.abilities import TASKS
 
 TOP = 10  # features whose matches are counted
 LINES = {"absolute": "-", "random": (0, (4, 1.5)), "matched": ":"}
@@ -20,7 +22,10 @@ GROUPS = {
     "matched": "k others, as often different",
 }
 COLOURS = {"sufficiency": "#0072B2", "necessity": "#D55E00"}
-SIDES = {"sufficiency": "these clean, the rest corrupted", "necessity": "these corrupted, the rest clean"}
+SIDES = {
+    "sufficiency": "these clean, the rest corrupted",
+    "necessity": "these corrupted, the rest clean",
+}
 RESTORED = ["restored", "restored_low", "restored_high"]
 
 
@@ -75,9 +80,7 @@ def draw(
                 best = top.iloc[np.argsort(-top["attribution"].abs().to_numpy(), kind="stable")]
                 count = int(best["feature"].iloc[:TOP].isin(known).sum())
                 about = {"task": name, "snapshot_index": number, "step": step, "done": done}
-                drawn.append(
-                    some.assign(top_matched=count) if done else pd.DataFrame([about])
-                )
+                drawn.append(some.assign(top_matched=count) if done else pd.DataFrame([about]))
                 if name not in shown:
                     continue
                 axis = grid[shown.index(name), column]
@@ -99,20 +102,24 @@ def draw(
                 if shown.index(name) == 0:
                     axis.set_title(f"snapshot {number}, step {step:,}", loc="center")
         for row, name in enumerate(shown):
-            grid[row, 0].set_ylabel(f"{name.replace('_', ' ')}\nshare of difference")
+            grid[row, 0].set_ylabel(f"{_wrapped(TASKS.get(name, name))}\nshare of difference")
         if not shown:
             for axis in grid[0]:
                 style.empty(axis, "no task is done")
         _legend(figure)
-        absent = [name.replace("_", " ") for name in names if name not in shown]
+        absent = [TASKS.get(name, name) for name in names if name not in shown]
         note = style.matched_note(living)
         if absent:
-            note += "\nNot told from chance at any of these snapshots: " + ", ".join(absent)
+            note += "\nNot told from chance at any of these snapshots: " + "; ".join(absent)
         figure.suptitle(note, x=0.01, ha="left")
         order = ["task", "snapshot_index", "step", "done", "top_matched", *columns[3:]]
         table = pd.concat(drawn, ignore_index=True).reindex(columns=order)
         kinds = {"k": "Int64", "top_matched": "Int64", "snapshot_index": "Int64"}
         style.save(figure, table.astype(kinds), output)
+
+
+def _wrapped(text: str) -> str:
+    return "\n".join(textwrap.wrap(text, 22))
 
 
 def _curves(axis: Axes, some: pd.DataFrame, last: bool) -> None:

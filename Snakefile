@@ -28,13 +28,7 @@ include: "rules/features.smk"
 include: "rules/phases.smk"
 include: "rules/circuits.smk"
 include: "rules/figures.smk"
-
-
-localrules:
-    all,
-    fetch,
-    snapshot,
-    stack,
+include: "rules/replicates.smk"
 
 
 onstart:
@@ -84,13 +78,9 @@ for replicate, settings in REPLICATES.items():
     use rule * from replicate exclude fetch as prefix*
 
 
-rule replicates:
-    input:
-        [f"results/{s.name}/summary.json" for s in REPLICATES.values()],
-
-
 rule all:
     default_target: True
     input:
         figures(),
         f"{RESULTS}/summary.json",
+    localrule: True

@@ -308,6 +308,7 @@ FIGURES_OF = {
     "frontier": ["frontier"],
     "kinds": ["kinds"],
     "induction": ["induction"],
+    "circuits": ["abilities", "ablations"],
 }
 WITHOUT_HISTORIES = {"frontier", "induction"}  # the others are of features with histories
 FIGURES = ["training", "divergence", "fidelity"]

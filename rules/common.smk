@@ -302,19 +302,21 @@ RANDOM = [
     if not c.train_decoder
     for seed in c.seeds
 ]
-# What each analysis draws: of features with histories, but for those named below.
+# What each analysis draws.
 FIGURES_OF = {
     "dimensionality": ["dimensionality"],
     "frontier": ["frontier"],
     "kinds": ["kinds"],
     "induction": ["induction"],
+    "circuits": ["abilities", "ablations"],
 }
+WITHOUT_HISTORIES = {"frontier", "induction"}  # the others are of features with histories
 FIGURES = ["training", "divergence", "fidelity"]
 if has_features(S.primary):
     FIGURES += ["stability", "histories", "peaks", "lifetimes", "directions"]
-    FIGURES += [figure for analysis in S.analyses for figure in FIGURES_OF[analysis]]
-else:
-    FIGURES += [name for name in ("frontier", "induction") if name in S.analyses]
+for analysis in S.analyses:
+    if has_features(S.primary) or analysis in WITHOUT_HISTORIES:
+        FIGURES += FIGURES_OF[analysis]
 
 
 def figures(names=FIGURES):

@@ -416,6 +416,57 @@ def phases(s: Settings, snapshots: Path, tokens: Path, table: Path, levels: Path
 
 @main.command()
 @config
+@path("tokens")
+@path("tokenizer")
+@path("output")
+@path("table")
+def tasks(s: Settings, tokens: Path, tokenizer: Path, output: Path, table: Path) -> None:
+    """Make the tasks' clean and corrupted prompts with the tokenizer at hand."""
+    from ontogeny.circuits import tasks as stage
+
+    stage.build(s.circuits, tokens, tokenizer, output, table)
+
+
+@main.command()
+@config
+@threads
+@path("crosscoder", FOLDER)
+@path("snapshots", FOLDER)
+@path("tasks")
+@path("output", FOLDER)
+def attribution(s: Settings, crosscoder: Path, snapshots: Path, tasks: Path, output: Path) -> None:
+    """Find the features that each task hangs on, snapshot by snapshot."""
+    from ontogeny.circuits import attribution as stage
+
+    stage.describe(s, crosscoder, snapshots, tasks, output)
+
+
+@main.command()
+@config
+@threads
+@path("crosscoder", FOLDER)
+@path("snapshots", FOLDER)
+@path("tasks")
+@path("attribution", FOLDER)
+@path("output")
+@path("summary")
+def ablation(
+    s: Settings,
+    crosscoder: Path,
+    snapshots: Path,
+    tasks: Path,
+    attribution: Path,
+    output: Path,
+    summary: Path,
+) -> None:
+    """Hold each task's top features against others: are they needed, are they enough?"""
+    from ontogeny.circuits import ablation as stage
+
+    stage.describe(s, crosscoder, snapshots, tasks, attribution, output, summary)
+
+
+@main.command()
+@config
 @threads
 @path("snapshots", FOLDER)
 @path("tokens")
@@ -619,6 +670,36 @@ def divergence(phases: Path, levels: Path, output: Path) -> None:
     from ontogeny.figures import divergence as it
 
     it.draw(phases, levels, output)
+
+
+@figure.command()
+@path("features")
+@path("strengths")
+@path("behaviour")
+@path("attribution")
+@path("output")
+def abilities(
+    features: Path, strengths: Path, behaviour: Path, attribution: Path, output: Path
+) -> None:
+    """Each task's accuracy beside the strength of its key features."""
+    from ontogeny.figures import abilities as it
+
+    it.draw(features, strengths, behaviour, attribution, output)
+
+
+@figure.command()
+@path("features")
+@path("behaviour")
+@path("attribution")
+@path("curves")
+@path("output")
+def ablations(
+    features: Path, behaviour: Path, attribution: Path, curves: Path, output: Path
+) -> None:
+    """Necessity and sufficiency of each task's features against their number."""
+    from ontogeny.figures import ablations as it
+
+    it.draw(features, behaviour, attribution, curves, output)
 
 
 @figure.command("replicates")

@@ -15,11 +15,21 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Stream = Literal["residual", "attention_out", "mlp_in", "mlp_out"]
+TaskName = Literal[
+    "agreement_simple",
+    "agreement_across_pp",
+    "agreement_within_rc",
+    "agreement_across_rc",
+    "indirect_object",
+    "induction",
+    "copying",
+]
 AnalysisName = Literal[
     "dimensionality",
     "frontier",
     "kinds",
     "induction",
+    "circuits",
 ]
 TEXT_SOURCES = ("wheels", "files", "dataset", "tokens")
 SNAPSHOT_SOURCES = ("pretrain", "hub", "local")
@@ -421,6 +431,26 @@ class Heads(Section):
     )
 
 
+class Circuits(Section):
+    """Tasks, what the features of the primary crosscoder do in them, and how that is measured."""
+
+    tasks: list[TaskName] = Field(
+        list(get_args(TaskName)), min_length=1, description="Tasks to make and measure."
+    )
+    pairs: int = Field(
+        64, ge=16, description="Clean and corrupted prompts of a task; half for long prompts."
+    )
+    path_steps: int = Field(
+        10, ge=1, description="Points of the path that gradients are averaged over."
+    )
+    curve_snapshots: int = Field(
+        4, ge=1, description="Snapshots with curves of necessity and sufficiency, evenly apart."
+    )
+    curve_points: int = Field(8, ge=3, description="Numbers of features k on a curve, at most.")
+    draws: int = Field(4, ge=2, description="Random sets of features that curves are held against.")
+    seed: int = Field(0, ge=0, description="Seed of the tasks, the random sets and the bootstrap.")
+
+
 class Settings(Section):
     """A whole experiment."""
 
@@ -443,11 +473,12 @@ class Settings(Section):
         description="What is made beside histories and phases; each is a target by its name too.",
     )
     analysis: Analysis = Field(Analysis(), description="Thresholds of the tables.")
-    heads: Heads = Field(Heads(), description="Attention heads and copying.")
     frontier: Frontier | None = Field(
         None, description="Dictionaries of the fidelity frontier; null leaves it out."
     )
 
+    heads: Heads = Field(Heads(), description="Attention heads and copying.")
+    circuits: Circuits = Field(Circuits(), description="Tasks and the features behind them.")
     replicates: dict[str, dict[str, int | float | str]] = Field(
         {},
         description="Further models: by name, the keys of snapshots.pretrain that differ. Each is "

@@ -367,6 +367,27 @@ class Analysis(Section):
     seed: int = Field(0, ge=0, description="Seed of bootstrap, permutations, copying samples.")
 
 
+class PresenceTests(Section):
+    """Does the norm mean presence? Latent scaling and linear probes beside it."""
+
+    features: int = Field(256, ge=1, description="Features that linear probes are fitted for.")
+    active: int = Field(
+        5,
+        ge=2,
+        description="Positions in either half of the held-out text at which a feature must be "
+        "active to be tested.",
+    )
+    absent: float = Field(
+        0.1, gt=0, lt=1, description="Normalised strength below which the norm says absent."
+    )
+    contradicted: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Scaling, over the peak's, from which it says that the feature is there.",
+    )
+
+
 class Settings(Section):
     """A whole experiment."""
 
@@ -389,6 +410,9 @@ class Settings(Section):
         description="What is made beside histories and phases; each is a target by its name too.",
     )
     analysis: Analysis = Field(Analysis(), description="Thresholds of the tables.")
+    presence_tests: PresenceTests = Field(
+        PresenceTests(), description="Does the norm mean presence?"
+    )
     replicates: list[int] = Field(
         [],
         description="Seeds of further models, each pre-trained and analysed alike (the primary "

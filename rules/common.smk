@@ -36,7 +36,7 @@ PLACES = [f"{stream}.{layer}" for layer in S.activations.layers for stream in S.
 PRIMARY = S.crosscoders[S.primary]
 
 
-REPLICATES = {f"seed{seed}": S.replicate(seed) for seed in S.replicates}
+REPLICATES = {name: S.replicate(name) for name in S.replicates}
 _claimed = []
 
 
@@ -113,7 +113,7 @@ if S.snapshots.pretrain is not None:
     MODEL = digest_value(
         [
             *TEXT,
-            values(S.snapshots.pretrain),
+            values(S.snapshots.pretrain, "threads"),
             [S.analysis.copying_blocks, S.analysis.seed],
             code("snapshots.pretrain"),
         ]

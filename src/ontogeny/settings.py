@@ -18,6 +18,7 @@ Stream = Literal["residual", "attention_out", "mlp_in", "mlp_out"]
 AnalysisName = Literal[
     "dimensionality",
     "kinds",
+    "presence",
 ]
 TEXT_SOURCES = ("wheels", "files", "dataset", "tokens")
 SNAPSHOT_SOURCES = ("pretrain", "hub", "local")
@@ -150,6 +151,7 @@ class Pretrain(Section):
         description="How far apart: always half a block, or varied, which asks for induction.",
     )
     seed: int = Field(0, ge=0, description="Seed of the weights and of the batches.")
+    threads: int = Field(2, ge=1, description="Processor threads of the training.")
 
 
 class Hub(Section):
@@ -413,22 +415,27 @@ class Settings(Section):
     presence_tests: PresenceTests = Field(
         PresenceTests(), description="Does the norm mean presence?"
     )
-    replicates: list[int] = Field(
-        [],
-        description="Seeds of further models, each pre-trained and analysed alike (the primary "
-        "crosscoder alone) under results/NAME.seedS by the target `replicates`.",
+    replicates: dict[str, dict[str, int | float | str]] = Field(
+        {},
+        description="Further models: by name, the keys of snapshots.pretrain that differ. Each is "
+        "trained and analysed alike (the primary crosscoder alone) under results/NAME.REPLICATE by "
+        "the target `replicates`.",
     )
 
-    def replicate(self, seed: int) -> Settings:
-        """The settings of a replicate: another model's weights and batches, all else as here."""
+    def replicate(self, name: str) -> Settings:
+        """The settings of a replicate: another model, all else as here.
+
+        Its pre-training has one thread: as many replicates as there are cores run side by side.
+        """
         assert self.snapshots.pretrain is not None  # a fault otherwise
-        pretrain = self.snapshots.pretrain.model_copy(update={"seed": seed})
+        own = self.snapshots.pretrain.model_dump()
+        pretrain = Pretrain.model_validate(own | {"threads": 1} | self.replicates[name])
         return self.model_copy(
             update={
-                "name": f"{self.name}.seed{seed}",
+                "name": f"{self.name}.{name}",
                 "snapshots": self.snapshots.model_copy(update={"pretrain": pretrain}),
                 "crosscoders": {self.primary: self.crosscoders[self.primary]},
-                "replicates": [],
+                "replicates": {},
             }
         )
 
@@ -481,13 +488,9 @@ def _faults(s: Settings) -> Any:
     if a.mode == "streamed" and a.budget is not None:
         yield "activations.budget: is for mode: cached; remove it"
     if s.replicates and s.snapshots.pretrain is None:
-        yield "replicates: only models that are trained here (snapshots.pretrain) have any; empty it"
-    elif s.replicates:
-        every = [s.snapshots.pretrain.seed, *s.replicates]  # type: ignore[union-attr]
-        if len(set(every)) < len(every):
-            yield "replicates: a seed repeats, or is snapshots.pretrain.seed; remove it"
-        if min(every) < 0:
-            yield f"replicates: seed {min(every)} is negative; start at 0"
+        yield "replicates: only models that are trained here (snapshots.pretrain) have any; remove"
+    elif s.replicates and s.snapshots.pretrain is not None:
+        yield from _replicate_faults(s, s.snapshots.pretrain)
     if len(set(s.analyses)) < len(s.analyses):
         yield "analyses: one stands there twice; remove it"
     if s.primary not in s.crosscoders:
@@ -532,6 +535,27 @@ def _faults(s: Settings) -> Any:
             )
         if len(set(c.seeds)) < len(c.seeds):
             yield f"{key}.seeds: a seed repeats; remove it"
+
+
+def _replicate_faults(s: Settings, own: Pretrain) -> Any:
+    seen = {own: "the experiment itself"}
+    for name, changed in s.replicates.items():
+        key = f"replicates.{name}"
+        if not re.fullmatch(r"[a-z][a-z0-9]*", name):
+            yield f"{key}: names a folder and rules; use lower-case letters and digits alone"
+        try:
+            pretrain = Pretrain.model_validate(own.model_dump() | changed)
+        except ValidationError as error:
+            for e in error.errors():
+                known = f"; use one of {sorted(Pretrain.model_fields)}"
+                mend = known if e["type"] == "extra_forbidden" else "; change it"
+                yield f"{key}.{e['loc'][0]}: no key or value of snapshots.pretrain{mend}"
+            continue
+        for fault in _pretrain_faults(s, pretrain):
+            yield f"{key}: {fault}"
+        if pretrain in seen:
+            yield f"{key}: the same model as {seen[pretrain]}; give it another seed"
+        seen.setdefault(pretrain, key)
 
 
 def _one_of(key: str, section: Section, names: tuple[str, ...]) -> Any:

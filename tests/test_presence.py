@@ -12,6 +12,8 @@ from scipy import sparse, stats
 
 from ontogeny.crosscoder.model import Crosscoder, Description
 from ontogeny.features import presence
+from ontogeny.figures import presence as figure
+from ontogeny.figures import style
 from ontogeny.files import InputError
 from ontogeny.settings import PresenceTests
 
@@ -118,14 +120,14 @@ def test_verdicts_count_the_planted(tested):
     absent = found.xs("absent").droplevel(["test", "threshold"])
     assert absent.loc["all", "value"] == pytest.approx(3 / (9 * 4))
     assert absent.loc["matched", "pairs"] == 5 * 4
-    contradicted = found.xs("contradicted").xs(0.5, level="threshold")
+    contradicted = found.xs("contradicted").xs(0.25, level="threshold")
     assert contradicted.loc[("scaling", "all"), "value"] == pytest.approx(1 / 3)
     assert contradicted.loc[("free", "all"), "value"] == pytest.approx(2 / 3)
     assert contradicted.loc[("free", "matched"), "value"] == 0
     assert contradicted.loc[("free", "matched"), "high"] == pytest.approx(0.975)  # one feature
     assert contradicted.loc[("free_permuted", "all"), "value"] == 0
     assert found.loc[("contradicted", "free", "all", 0.95), "value"] <= 2 / 3
-    converse = found.xs("converse").xs(0.5, level="threshold")
+    converse = found.xs("converse").xs(0.25, level="threshold")
     assert converse.loc[("scaling", "all"), "value"] == pytest.approx(1 / 33)  # the turned one
     assert converse.loc[("free", "all"), "value"] == 0
 
@@ -282,3 +284,68 @@ def test_too_few_active_positions(planted):
         presence.measure(
             trained, f, position, tokens, lambda n: a[n], about, PresenceTests(active=4000), 0
         )
+
+
+@pytest.fixture
+def written(tested, planted, tmp_path, monkeypatch):
+    """The tables of the planted features, as the stage writes them, for five crosscoders."""
+    monkeypatch.setattr(style, "PNG_DPI", 40)
+    monkeypatch.setattr(figure, "LEAST", 2)
+    table = tested.reset_index()
+    drawn = presence.Resampled(9, 50, 0)
+    p = PresenceTests()
+    pd.concat([presence.verdicts(table, p, drawn), presence.correlations(table, drawn)]).to_csv(
+        tmp_path / "presence.csv", index=False
+    )
+    table.to_parquet(tmp_path / "presence.parquet")
+    about = planted[-1].assign(matched_cosine=0.8).rename_axis("feature").reset_index()
+    about.to_parquet(tmp_path / "features.parquet")
+    return tmp_path
+
+
+def draw(folder, count: int) -> pd.DataFrame:
+    names = [f"c{i}" for i in range(count)]
+    files = [[folder / f] * count for f in ("features.parquet", "presence.parquet", "presence.csv")]
+    figure.draw(names, *files, folder / "figure")
+    return pd.read_csv(folder / "figure.csv").set_index(["crosscoder", "panel"]).sort_index()
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_figure(written, tested, count):
+    table = draw(written, count)
+    assert (written / "figure.pdf").read_bytes().startswith(b"%PDF")
+    assert (written / "figure.png").read_bytes().startswith(b"\x89PNG")
+    assert set(table.index.get_level_values(0)) == {f"c{i}" for i in range(count)}
+    one = table.loc["c0"]
+    assert one.loc["density", "pairs"].sum() == 9 * 4  # all pairs off the peak
+    median = one.loc["median"].set_index(["test", "group"]).loc[("free", "all")]
+    off = tested[~tested["peak"]]
+    lowest = off["free"][off["normalised_strength"] < 0.1]
+    assert median["pairs"].iloc[0] == len(lowest) == 3
+    assert median["value"].iloc[0] == pytest.approx(lowest.median())
+    verdict = one.loc["verdict"].set_index(["measure", "test", "group"])
+    assert verdict.loc[("contradicted", "free", "all"), "value"] == pytest.approx(2 / 3)
+    assert verdict.loc[("converse", "scaling", "all"), "pairs"] == 33
+    assert set(one.loc["threshold", "test"]) == {"free", "scaling", "free_permuted"}
+    probes = one.loc["probe"].set_index(["test", "group"])
+    assert probes.loc[("control", "beyond_token"), "value"].between(0.4, 0.6).all()
+
+
+def test_figure_of_one_seed_and_of_nothing_absent(written):
+    about = pd.read_parquet(written / "features.parquet").assign(matched=False, matched_cosine=None)
+    about.to_parquet(written / "features.parquet")
+    table = pd.read_parquet(written / "presence.parquet").assign(matched=False)
+    table["normalised_strength"] = table["normalised_strength"].clip(0.3)
+    table.to_parquet(written / "presence.parquet")
+    said = presence.verdicts(table, PresenceTests(), presence.Resampled(9, 50, 0))
+    said.to_csv(written / "presence.csv", index=False)
+    drawn = draw(written, 1)
+    assert "threshold" not in drawn.loc["c0"].index
+    assert not (drawn["group"] == "matched").any()
+
+
+def test_figure_without_a_column(written):
+    table = pd.read_parquet(written / "presence.parquet").drop(columns="control")
+    table.to_parquet(written / "presence.parquet")
+    with pytest.raises(InputError, match=r"presence\.parquet: no column control;"):
+        draw(written, 1)

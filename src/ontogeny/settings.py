@@ -383,7 +383,7 @@ class PresenceTests(Section):
         0.1, gt=0, lt=1, description="Normalised strength below which the norm says absent."
     )
     contradicted: float = Field(
-        0.5,
+        0.25,
         gt=0,
         le=1,
         description="Scaling, over the peak's, from which it says that the feature is there.",

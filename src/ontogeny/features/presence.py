@@ -9,11 +9,14 @@ peak's direction, and along whatever direction is best, least squares over held-
 
     β_i^θ = Σ_x f_i y·W_i^p / (‖W_i^p‖² Σ_x f_i²)        w_i^θ = Σ_x f_i y / Σ_x f_i²
 
-β^θ/β^p is the test of [M], made for models whose directions agree: it is near 0 for what is absent,
-and also for what is there in another direction, as concepts that turn are (METHOD.md 4).
-‖w^θ‖/‖w^p‖, the *free* scaling, is near 0 only where f_i is linear in no direction of the residual;
-it judges. ‖w‖² is taken over pairs of different folds k, l of the text's blocks, so that noise,
-which would make any norm positive, has mean 0:
+β^θ/β^p is the test of [M], made for models whose directions agree. It is near 0 for what is absent
+and also for what is there in another direction, as concepts that turn are (METHOD.md 4): what it
+finds along the peak's direction is there, what it does not find may have turned. ‖w^θ‖/‖w^p‖, the
+*free* scaling, errs to the other side: it is near 0 only where f_i is linear in no direction of the
+residual, but w also takes in what a dictionary leaves of other features that are active together
+with f_i. So a norm of nothing is wrong where the first is large, right where the second is small.
+‖w‖² is taken over pairs of different folds k, l of the text's blocks, so that noise, which would
+make any norm positive, has mean 0:
 
     ‖w‖² ≈ Σ_{k≠l} g_k·g_l / Σ_{k≠l} S_k S_l,    g_k = Σ_{x∈k} f_i y,  S_k = Σ_{x∈k} f_i²
 

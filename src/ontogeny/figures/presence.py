@@ -19,15 +19,16 @@ CELLS = 40
 BINS = np.linspace(0, 1, 11)
 LEAST = 20  # pairs in a bin of which a median is drawn
 TOP = 1.25  # of the scalings shown; what lies beyond counts at the edge
-SHADES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+SHADES = ("#0072B2", "#CC79A7", "#000000", "#56B4E9", "#E69F00", "#D55E00", "#999999")
 MARKERS = "osD^vP*"
-FREE, PEAK, MATCHED = "#000000", "#D55E00", style.COLOURS["matched"]
+FREE, PEAK, MATCHED = "#000000", "#E69F00", style.COLOURS["matched"]
+CORNER = "#D55E00"
 TASKS = {"beyond_token": "#D55E00", "token": "#0072B2"}
 DISAGREE = [
-    ("contradicted", "free", "absent by norm,\nthere by free scaling"),
-    ("contradicted", "scaling", "absent by norm, there\nalong peak direction"),
-    ("converse", "free", "there by norm,\nabsent by free scaling"),
-    ("converse", "scaling", "there by norm, absent\nalong peak direction"),
+    ("contradicted", "free", "norm: absent\nfree: there"),
+    ("contradicted", "scaling", "norm: absent\npeak dir.: there"),
+    ("converse", "free", "norm: there\nfree: absent"),
+    ("converse", "scaling", "norm: there\npeak dir.: absent"),
 ]
 
 
@@ -95,7 +96,7 @@ def draw(
         left, right = lower.subplots(1, 2, width_ratios=[1, 1.25])
         _thresholds(left, names, judged, drawn)
         _verdicts(right, names, judged, drawn)
-        style.title(left, chr(97 + last), "absent by norm, there by free scaling")
+        style.title(left, chr(97 + last), "absent by norm, there by scaling")
         style.title(right, chr(98 + last), "where norm and scaling disagree")
         order = ["crosscoder", "panel", "measure", "test", "group", "x_low", "x_high"]
         order += ["y_low", "y_high", "low", "value", "high", "pairs"]
@@ -142,14 +143,13 @@ def _density(
         binned = _binned(some["normalised_strength"], some[test])
         if binned.empty:
             continue
-        middle = (binned["x_low"] + binned["x_high"]) / 2
-        axis.plot(middle, binned["value"], line, color=colour, linewidth=0.9, markersize=2.2,
+        axis.plot(*_with_gaps(binned, "value"), line, color=colour, linewidth=0.9, markersize=2.2,
                   label=labels[test, group])  # fmt: skip
         drawn.append(binned.assign(crosscoder=name, panel="median", test=test, group=group))
     absent = said.loc[said["measure"] == "absent", "threshold"].iloc[0]
     contradicted = said.loc[said["measure"] == "converse", "threshold"].iloc[0]
     axis.add_patch(
-        Rectangle((0, contradicted), absent, TOP - contradicted, fill=False, edgecolor="#CC79A7",
+        Rectangle((0, contradicted), absent, TOP - contradicted, fill=False, edgecolor=CORNER,
                   linewidth=0.9)
     )  # fmt: skip
     axis.set_ylim(y_edges[0], y_edges[-1])
@@ -170,6 +170,13 @@ def _binned(x: pd.Series, y: pd.Series) -> pd.DataFrame:
     return found.assign(x_low=BINS[at], x_high=BINS[at + 1]).reset_index(drop=True)
 
 
+def _with_gaps(binned: pd.DataFrame, column: str) -> tuple[np.ndarray, np.ndarray]:
+    """Middles of all bins and their values, NaN where too few are in a bin."""
+    values = np.full(len(BINS) - 1, np.nan)
+    values[np.searchsorted(BINS, binned["x_low"])] = binned[column]
+    return (BINS[:-1] + BINS[1:]) / 2, values
+
+
 def _probes(axis: Axes, table: pd.DataFrame, name: str, drawn: list[pd.DataFrame]) -> None:
     """Probes of features and of their control tasks by normalised strength."""
     probed = table[table["probe"].notna()]
@@ -181,14 +188,13 @@ def _probes(axis: Axes, table: pd.DataFrame, name: str, drawn: list[pd.DataFrame
             binned = _binned(some["normalised_strength"], some[test])
             if binned.empty:
                 continue
-            middle = (binned["x_low"] + binned["x_high"]) / 2
             if test == "probe":
-                axis.fill_between(
-                    middle, binned["low"], binned["high"], color=colour, alpha=0.15, linewidth=0
-                )
+                middle, low = _with_gaps(binned, "low")
+                high = _with_gaps(binned, "high")[1]
+                axis.fill_between(middle, low, high, color=colour, alpha=0.15, linewidth=0)
             label = words if test == "probe" else f"{words}: control"
-            axis.plot(middle, binned["value"], line, color=colour, linewidth=0.9, markersize=2.4,
-                      label=label)  # fmt: skip
+            axis.plot(*_with_gaps(binned, "value"), line, color=colour, linewidth=0.9,
+                      markersize=2.4, label=label)  # fmt: skip
             drawn.append(binned.assign(crosscoder=name, panel="probe", test=test, group=group))
     axis.axhline(0.5, color="0.6", linewidth=0.6)
     axis.set_ylim(0.45, 1.01)
@@ -201,14 +207,14 @@ def _thresholds(
     for i, (name, said) in enumerate(zip(names, judged, strict=True)):
         colour = SHADES[i % len(SHADES)]
         some = said[(said["measure"] == "contradicted") & (said["group"] == "all")]
-        for test, line in (("free", "-"), ("free_permuted", ":")):
+        for test, line in (("free", "-"), ("scaling", "--"), ("free_permuted", ":")):
             curve = some[some["test"] == test].sort_values("threshold")
             if curve["value"].isna().all():
                 continue
             pairs = int(curve["pairs"].iloc[0])
             label = f"{name} ({pairs:,})" if test == "free" else None
             axis.plot(curve["threshold"], curve["value"], line, color=colour, label=label)
-            if test == "free":
+            if test != "free_permuted":
                 axis.fill_between(
                     curve["threshold"], curve["low"], curve["high"], color=colour, alpha=0.18,
                     linewidth=0,
@@ -218,7 +224,9 @@ def _thresholds(
     axis.set_ylim(-0.02, 1.02)
     axis.set_xlabel("scaling / peak's scaling that says present")
     axis.set_ylabel("share of the absent")
-    axis.legend(loc="upper right", title="absent (features × snapshots)", title_fontsize=6.5)
+    for line, words in (("--", "along peak direction"), (":", "free, permuted")):
+        axis.plot([], [], line, color="0.4", label=words)
+    axis.legend(loc="upper right", title="free (absent features × snapshots)", title_fontsize=6.5)
 
 
 def _as_drawn(some: pd.DataFrame, name: str, panel: str) -> pd.DataFrame:

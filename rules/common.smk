@@ -309,6 +309,7 @@ FIGURES_OF = {
     "kinds": ["kinds"],
     "induction": ["induction"],
     "circuits": ["abilities", "ablations"],
+    "presence": ["presence"],
 }
 WITHOUT_HISTORIES = {"frontier", "induction"}  # the others are of features with histories
 FIGURES = ["training", "divergence", "fidelity"]

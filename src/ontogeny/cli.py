@@ -403,6 +403,30 @@ def kinds(
 @main.command()
 @config
 @threads
+@path("crosscoder", FOLDER)
+@path("activations", FOLDER)
+@path("tokens")
+@path("features")
+@path("output")
+@path("verdicts")
+def presence(
+    s: Settings,
+    crosscoder: Path,
+    activations: Path,
+    tokens: Path,
+    features: Path,
+    output: Path,
+    verdicts: Path,
+) -> None:
+    """Test with latent scaling and linear probes whether decoder norms mean presence."""
+    from ontogeny.features import presence as stage
+
+    stage.describe(s, crosscoder, activations, tokens, features, output, verdicts)
+
+
+@main.command()
+@config
+@threads
 @path("snapshots", FOLDER)
 @path("tokens")
 @path("table")
@@ -626,6 +650,25 @@ def figure_kinds(features: Path, strengths: Path, kinds: Path, control: Path, ou
     from ontogeny.figures import kinds as it
 
     it.draw(features, strengths, kinds, control, output)
+
+
+@figure.command("presence")
+@click.option("--crosscoder", "names", multiple=True, required=True)
+@click.option("--features", type=FILE, multiple=True, required=True, help="In that order.")
+@click.option("--tests", type=FILE, multiple=True, required=True, help="In that order.")
+@click.option("--verdicts", type=FILE, multiple=True, required=True, help="In that order.")
+@path("output")
+def figure_presence(
+    names: tuple[str, ...],
+    features: tuple[Path, ...],
+    tests: tuple[Path, ...],
+    verdicts: tuple[Path, ...],
+    output: Path,
+) -> None:
+    """Latent scaling and probes against decoder norms, crosscoder by crosscoder."""
+    from ontogeny.figures import presence as it
+
+    it.draw(names, features, tests, verdicts, output)
 
 
 @figure.command("induction")

@@ -30,6 +30,7 @@ AnalysisName = Literal[
     "kinds",
     "induction",
     "circuits",
+    "presence",
 ]
 TEXT_SOURCES = ("wheels", "files", "dataset", "tokens")
 SNAPSHOT_SOURCES = ("pretrain", "hub", "local")
@@ -451,6 +452,27 @@ class Circuits(Section):
     seed: int = Field(0, ge=0, description="Seed of the tasks, the random sets and the bootstrap.")
 
 
+class PresenceTests(Section):
+    """Does the norm mean presence? Latent scaling and linear probes beside it."""
+
+    features: int = Field(256, ge=1, description="Features that linear probes are fitted for.")
+    active: int = Field(
+        5,
+        ge=2,
+        description="Positions in either half of the held-out text at which a feature must be "
+        "active to be tested.",
+    )
+    absent: float = Field(
+        0.1, gt=0, lt=1, description="Normalised strength below which the norm says absent."
+    )
+    contradicted: float = Field(
+        0.25,
+        gt=0,
+        le=1,
+        description="Scaling, over the peak's, from which it says that the feature is there.",
+    )
+
+
 class Settings(Section):
     """A whole experiment."""
 
@@ -479,6 +501,9 @@ class Settings(Section):
 
     heads: Heads = Field(Heads(), description="Attention heads and copying.")
     circuits: Circuits = Field(Circuits(), description="Tasks and the features behind them.")
+    presence_tests: PresenceTests = Field(
+        PresenceTests(), description="Does the norm mean presence?"
+    )
     replicates: dict[str, dict[str, int | float | str]] = Field(
         {},
         description="Further models: by name, the keys of snapshots.pretrain that differ. Each is "

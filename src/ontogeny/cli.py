@@ -391,6 +391,32 @@ def kinds(
 @main.command()
 @config
 @threads
+@path("crosscoder", FOLDER)
+@path("activations", FOLDER)
+@path("snapshots", FOLDER)
+@path("tokens")
+@path("tokenizer")
+@path("output")
+@path("table")
+def contexts(
+    s: Settings,
+    crosscoder: Path,
+    activations: Path,
+    snapshots: Path,
+    tokens: Path,
+    tokenizer: Path,
+    output: Path,
+    table: Path,
+) -> None:
+    """Write the contexts that features are active in, all but active in, and their logit lens."""
+    from ontogeny.features import contexts as stage
+
+    stage.describe(s, crosscoder, activations, snapshots, tokens, tokenizer, output, table)
+
+
+@main.command()
+@config
+@threads
 @path("snapshots", FOLDER)
 @path("tokens")
 @path("table")

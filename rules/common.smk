@@ -303,6 +303,7 @@ RANDOM = [
 FIGURES_OF = {
     "dimensionality": ["dimensionality"],
     "kinds": ["kinds"],
+    "contexts": ["examples"],
 }
 FIGURES = ["training", "divergence", "fidelity"]
 if has_features(S.primary):

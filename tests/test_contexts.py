@@ -116,9 +116,7 @@ def test_pieces_of_any_size_give_the_same(seen, blocks, monkeypatch):
     monkeypatch.setattr(collect, "PIECE_ENTRIES", 3 * CONTEXT)  # features apart, too
     monkeypatch.setattr(collect, "SLACK", 4)
     numbers = np.unique(block)[::blocks]
-    found = chosen(
-        h, block, offset, gate("snapshot"), [*np.searchsorted(block, numbers), len(h)]
-    )
+    found = chosen(h, block, offset, gate("snapshot"), [*np.searchsorted(block, numbers), len(h)])
     for name in ("top", "sample", "near"):
         one, other = getattr(found, name).settled(), getattr(wanted, name).settled()
         for field in ("feature", "row", "key", "value", "window"):
@@ -253,7 +251,7 @@ def test_broken_utf8_is_written_out(byte_level):
 
 
 def test_visible_leaves_nothing_that_does_not_show():
-    assert pieces.visible("a\n\t\r\x00\x1b\x7f\x85é") == r"a↵⇥␍␀␛␡\u{85}é"
+    assert pieces.visible("a\n\t\r\x00\x1b\x7f\x85é") == r"a↵⇥\x0d\x00\x1b\x7f\x85é"
     assert pieces.visible("\u202e\u200b\ud800\ue000") == r"\u{202e}\u{200b}\u{d800}\u{e000}"
     shown = pieces.visible("".join(map(chr, range(0x2100))))
     assert not any(ord(c) < 32 or 0x7F <= ord(c) < 0xA0 for c in shown)
@@ -342,7 +340,9 @@ def test_the_lens_in_the_mean_over_a_text():
     epsilon = model.model.norm.variance_epsilon
     inverse = 1 / (x.square().mean(2, keepdim=True) + epsilon).sqrt()
     wanted = ((gain * v * inverse) @ model.lm_head.weight.T).mean((0, 1))
-    torch.testing.assert_close(head.logits(v[None])[0], wanted - wanted.mean(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        head.logits(v[None])[0], wanted - wanted.mean(), rtol=1e-4, atol=1e-5
+    )
     ids, values = head.extremes(torch.stack([v, -v]), 3)
     order = (wanted - wanted.mean()).argsort(descending=True)
     assert ids[0].tolist() == [order[:3].tolist(), order.flip(0)[:3].tolist()]
@@ -417,7 +417,7 @@ def experiment(tmp_path_factory):
             "device": "cpu",
             "snapshots": {"steps": [0, 10, 100], "pretrain": {}},
             "activations": {"layers": [0]},
-            "crosscoders": {"a": {"inputs": {"layers": [0]}, "features": F, "steps": 1}},
+            "crosscoders": {"a": {"inputs": {"layers": [0]}, "features": 200, "steps": 1}},
             "primary": "a",
             "contexts": {
                 "top": TOP, "quantiles": 2, "near_misses": NEAR, "window": WINDOW,
@@ -433,11 +433,11 @@ def experiment(tmp_path_factory):
 
 
 def test_the_store_tells_what_was_there(experiment):
-    s, _, folder, c, ids, position, f = experiment
+    _, _, folder, c, ids, position, f = experiment
     found = contexts.Store(folder / "contexts.h5")
     assert found.features.tolist() == [0, 2, 3, 5, 6]
     assert (len(found), found.dictionary, found.rows) == (5, F, len(position))
-    block, offset = position.T
+    block = position[:, 0]
     at = {tuple(where): row for row, where in enumerate(position.tolist())}
     g = collect.Gate.of(c, torch.arange(F))
     for number in found.features.tolist():

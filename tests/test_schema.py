@@ -60,6 +60,7 @@ SECTIONS = {
     "activations": settings.Activations,
     "basis": settings.Basis,
     "analysis": settings.Analysis,
+    "contexts": settings.Contexts,
 }
 # Alternatives to what the default experiment has.
 OTHERS = {"files", "dataset", "tokens", "hub", "local", "remote_code", "pretrain_blocks"}

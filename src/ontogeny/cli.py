@@ -552,6 +552,21 @@ def figure_kinds(features: Path, strengths: Path, kinds: Path, control: Path, ou
 
 
 @figure.command()
+@path("features")
+@path("strengths")
+@path("contexts")
+@click.option("--kinds", type=FILE, help="Kinds of feature, where they are known.")
+@path("output")
+def examples(
+    features: Path, strengths: Path, contexts: Path, kinds: Path | None, output: Path
+) -> None:
+    """Single features' histories, with the text that they are active in."""
+    from ontogeny.figures import examples as it
+
+    it.draw(features, strengths, contexts, kinds, output)
+
+
+@figure.command()
 @config
 @path("matches")
 @path("strengths")

@@ -404,7 +404,7 @@ class Settings(Section):
     )
     primary: str = Field(..., description="The crosscoder that the feature figures show.")
     analyses: list[AnalysisName] = Field(
-        ["dimensionality", "kinds"],
+        ["dimensionality", "kinds", "contexts"],
         description="What is made beside histories and phases; each is a target by its name too.",
     )
     analysis: Analysis = Field(Analysis(), description="Thresholds of the tables.")

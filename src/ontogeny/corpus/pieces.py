@@ -20,7 +20,7 @@ from ontogeny.files import InputError
 
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 SPACE = "▁"  # SentencePiece's
-SHOWN = {"\n": "↵", "\t": "⇥", "\r": "␍", "\x7f": "␡"}
+SHOWN = {"\n": "↵", "\t": "⇥"}
 
 
 def _alphabet() -> dict[str, int]:
@@ -133,10 +133,10 @@ def _written(letter: str) -> str:
 
 
 def visible(text: str) -> str:
-    """Text of which every character shows: controls and what moves other text are written out.
+    r"""Text of which every character shows: controls and what moves other text are written out.
 
-    A newline is ↵, a tab ⇥, a control character its picture (␀ to ␟), one of those that have no
-    glyph of their own (formats such as right-to-left marks, lone surrogates, unassigned) its code.
+    A newline is ↵, a tab ⇥; other controls, and what has no glyph of its own (formats such as
+    right-to-left marks, lone surrogates, unassigned), are codes such as \x1b and \u{202e}.
     """
     return "".join(_visible(letter) for letter in text)
 
@@ -144,8 +144,9 @@ def visible(text: str) -> str:
 def _visible(letter: str) -> str:
     if letter in SHOWN:
         return SHOWN[letter]
-    if letter < " ":
-        return chr(0x2400 + ord(letter))
-    if unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp"):
+    kind = unicodedata.category(letter)
+    if kind == "Cc":
+        return rf"\x{ord(letter):02x}"
+    if kind in ("Cf", "Cs", "Cn", "Co", "Zl", "Zp"):
         return rf"\u{{{ord(letter):x}}}"
     return letter

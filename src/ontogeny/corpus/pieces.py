@@ -96,7 +96,7 @@ class Vocabulary:
 
     def one(self, number: int) -> str:
         """A token by itself."""
-        return self.texts([number])[0]
+        return self._alone[number] or self.texts([number])[0]
 
     def texts(self, numbers: Sequence[int] | np.ndarray) -> list[str]:
         """A run of tokens, a string each. Together they are the text that the run stands for.

@@ -50,7 +50,7 @@ class Gate:
     def of(cls, crosscoder: Crosscoder, features: torch.Tensor) -> Gate:
         """The gate of some features of a crosscoder, as `Crosscoder.encode` has it."""
         about = crosscoder.about
-        W = crosscoder.weights.W_dec[features]
+        W = crosscoder.weights.W_dec
         zero = torch.zeros(len(features), device=W.device)
         if about.activation == "relu":
             return cls(zero + 1, zero + 1, zero)
@@ -60,7 +60,7 @@ class Gate:
         if about.gate == "snapshot":
             r = crosscoder.strength[features]
             return cls(r.amax(1), r.amin(1), threshold)
-        r = W.norm(dim=1) / len(about.outputs) ** 0.5
+        r = W.norm(dim=1)[features] / len(about.outputs) ** 0.5
         return cls(r, r, threshold)
 
     def scores(self, h: torch.Tensor, part: slice) -> torch.Tensor:
@@ -123,7 +123,7 @@ class Best:
         self.features, self.k = features, k
         self._bar = np.full(features, -np.inf)  # key of the k-th best, where there are k
         self._parts = [Found.none(width)]
-        self._kept = 0
+        self._kept = self._waiting = 0
 
     def could_be(self, feature: np.ndarray, key: np.ndarray) -> np.ndarray:
         """Whether entries of later rows than all before are to be added, bool."""
@@ -131,8 +131,10 @@ class Best:
 
     def add(self, more: Found) -> None:
         """Take entries that `could_be` among the best."""
-        self._parts.append(more)
-        if sum(map(len, self._parts[1:])) > max(SLACK, self._kept):
+        if len(more):
+            self._parts.append(more)
+            self._waiting += len(more)
+        if self._waiting > max(SLACK, self._kept):
             self.settled()
 
     def settled(self) -> Found:
@@ -145,7 +147,7 @@ class Best:
         best = every[order[place < self.k]]
         last = place[place < self.k] == self.k - 1
         self._bar[best.feature[last]] = best.key[last]
-        self._parts, self._kept = [best], len(best)
+        self._parts, self._kept, self._waiting = [best], len(best), 0
         return best
 
 
@@ -214,28 +216,25 @@ class Collector:
         step = max(1, PIECE_ENTRIES // slots)
         for low in range(0, h.shape[1], step):
             part = slice(low, min(low + step, h.shape[1]))
-            values = h[:, part]
-            scores = self.gate.scores(values, part)
+            scores = self.gate.scores(h[:, part], part)
             opened = self.gate.opened(scores, part)
-            grid = values.new_zeros(slots, values.shape[1])
-            grid[place] = values * opened
-            self._every_active(opened, values, grid, slot, row_at, low)
-            self._largest(grid, row_at, low)
+            f = h[:, part] * opened
+            self._every_active(f, opened, slot, row_at, low)
+            self._largest(f, place, row_at, low)
             self._closest(scores, opened, place, row_at, low)
         self.rows += len(slot)
 
     def _every_active(
         self,
+        f: torch.Tensor,
         opened: torch.Tensor,
-        values: torch.Tensor,
-        grid: torch.Tensor,
         slot: np.ndarray,
         row_at: np.ndarray,
         low: int,
     ) -> None:
         """Counts, sums and the sample, from the positions where a feature is active."""
         where = opened.nonzero()
-        value = values[where[:, 0], where[:, 1]].cpu().numpy()
+        value = f[where[:, 0], where[:, 1]].cpu().numpy()
         at, column = where.cpu().numpy().T
         feature = column + low
         np.add.at(self.active, feature, 1)
@@ -244,21 +243,41 @@ class Collector:
         np.add.at(self.histogram, (feature, bins.clip(0, BINS - 1)), 1)
         key = _priority(self.seed, feature, self.rows + at)
         chosen = self.sample.could_be(feature, key)
-        self._take(
-            self.sample, grid, row_at, low, slot[at[chosen]], column[chosen], key[chosen],
-            value[chosen],
-        )  # fmt: skip
+        at, column, key, value = at[chosen], column[chosen], key[chosen], value[chosen]
+        self._take(self.sample, f, row_at, low, slot[at], column, key, value)
 
-    def _largest(self, grid: torch.Tensor, row_at: np.ndarray, low: int) -> None:
-        """Each block's largest activation of every feature."""
-        values, where = grid.unflatten(0, (-1, self.context)).max(1)
-        value, offset = values.cpu().numpy(), where.cpu().numpy()
-        block, column = np.nonzero(value > 0)
-        value = value[block, column]
-        chosen = self.top.could_be(column + low, value)
-        block, column, value = block[chosen], column[chosen], value[chosen]
+    def _best_of_blocks(
+        self, best: Best, values: torch.Tensor, place: torch.Tensor, slots: int, low: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Each block's first largest value of every feature, if it could be among the best.
+
+        Parameters
+        ----------
+        values : (B, P), −∞ where nothing is to be found.
+
+        Returns
+        -------
+        slot, column and value of each.
+        """
+        # Few features have anything new to show, once some text is seen.
+        most = values.amax(0).cpu().numpy()
+        columns = np.flatnonzero(best.could_be(low + np.arange(len(most)), most))
+        columns = columns[most[columns] > -np.inf]
+        some = torch.from_numpy(columns).to(values.device)
+        grid = values.new_full((slots, len(columns)), -torch.inf)
+        grid[place] = values[:, some]
+        largest, where = grid.unflatten(0, (-1, self.context)).max(1)
+        value, offset = largest.cpu().numpy(), where.cpu().numpy()
+        wanted = best.could_be(low + columns, value) & (value > -np.inf)
+        block, column = np.nonzero(wanted)
         slot = block * self.context + offset[block, column]
-        self._take(self.top, grid, row_at, low, slot, column, value.astype(np.float64), value)
+        return slot, columns[column], value[block, column]
+
+    def _largest(self, f: torch.Tensor, place: torch.Tensor, row_at: np.ndarray, low: int) -> None:
+        """Each block's largest activation of every feature."""
+        active = torch.where(f > 0, f, -torch.inf)
+        slot, column, value = self._best_of_blocks(self.top, active, place, len(row_at), low)
+        self._take(self.top, f, row_at, low, slot, column, value.astype(np.float64), value)
 
     def _closest(
         self,
@@ -269,32 +288,36 @@ class Collector:
         low: int,
     ) -> None:
         """Each block's largest score of every feature that is apart from where it is active."""
+        closed = torch.where(opened, -torch.inf, scores)
+        most = closed.amax(0).cpu().numpy()
+        columns = np.flatnonzero(self.near.could_be(low + np.arange(len(most)), most))
+        if not len(columns):
+            return
+        some = torch.from_numpy(columns).to(scores.device)
+        apart = self._apart(opened[:, some], place, len(row_at))
+        found = closed.new_full(closed.shape, -torch.inf)
+        found[:, some] = torch.where(apart, closed[:, some], -torch.inf)
+        slot, column, value = self._best_of_blocks(self.near, found, place, len(row_at), low)
+        nothing = np.zeros((len(slot), 0), np.float16)
+        self.near.add(Found(column + low, row_at[slot], value.astype(np.float64), value, nothing))
+
+    def _apart(self, opened: torch.Tensor, place: torch.Tensor, slots: int) -> torch.Tensor:
+        """Whether positions are more than a window from all that are active, (B, P) bool."""
         C, w = self.context, self.window
-        slots, count = len(row_at), scores.shape[1]
-        # So many active positions up to and including each: 0 before the first.
-        active = torch.zeros(slots // C, C + 1, count, dtype=torch.int32, device=scores.device)
-        number, offset = place // C, place % C
-        active[number, offset + 1] = opened.int()
+        # So many active positions before each of the block: 0 before the first.
+        active = torch.zeros(
+            slots // C, C + 1, opened.shape[1], dtype=torch.int32, device=opened.device
+        )
+        active[place // C, place % C + 1] = opened.int()
         active = active.cumsum(1, dtype=torch.int32)
-        start = (torch.arange(C, device=scores.device) - w).clamp(min=0)
-        stop = (torch.arange(C, device=scores.device) + w + 1).clamp(max=C)
-        apart = (active[:, stop] == active[:, start]).flatten(0, 1)[place]
-        grid = scores.new_full((slots, count), -torch.inf)
-        grid[place] = torch.where(apart, scores, -torch.inf)
-        values, where = grid.unflatten(0, (-1, C)).max(1)
-        value, found = values.cpu().numpy(), where.cpu().numpy()
-        block, column = np.nonzero(value > -np.inf)
-        value = value[block, column]
-        chosen = self.near.could_be(column + low, value)
-        block, column, value = block[chosen], column[chosen], value[chosen]
-        row = row_at[block * C + found[block, column]]
-        nothing = np.zeros((len(row), 0), np.float16)
-        self.near.add(Found(column + low, row, value.astype(np.float64), value, nothing))
+        offset = torch.arange(C, device=opened.device)
+        start, stop = (offset - w).clamp(min=0), (offset + w + 1).clamp(max=C)
+        return (active[:, stop] == active[:, start]).flatten(0, 1)[place]
 
     def _take(
         self,
         into: Best,
-        grid: torch.Tensor,
+        f: torch.Tensor,
         row_at: np.ndarray,
         low: int,
         slot: np.ndarray,
@@ -306,13 +329,13 @@ class Collector:
         C, w = self.context, self.window
         first = slot // C * C
         offset = np.maximum(slot - first - w, 0)[:, None] + np.arange(2 * w + 1)
-        # As many tokens after the position as before it, where the block begins near it.
+        # Where the block begins nearer, the window ends earlier, not elsewhere.
         inside = offset <= np.minimum(slot - first + w, C - 1)[:, None]
-        around = first[:, None] + np.minimum(offset, C - 1)
-        index = torch.from_numpy(around).to(grid.device)
-        columns = torch.from_numpy(column).to(grid.device)
-        window = grid[index, columns[:, None]].clamp(max=LARGEST_HALF).half().cpu().numpy()
-        window[row_at[around] < 0] = np.nan
+        row = row_at[first[:, None] + np.minimum(offset, C - 1)]
+        index = torch.from_numpy(np.maximum(row - self.rows, 0)).to(f.device)
+        columns = torch.from_numpy(column).to(f.device)
+        window = f[index, columns[:, None]].clamp(max=LARGEST_HALF).half().cpu().numpy()
+        window[row < 0] = np.nan
         window[~inside] = 0
         into.add(Found(column + low, row_at[slot], key, value, window))
 

@@ -280,7 +280,7 @@ def basis(s: Settings, name: str, places: Any, output: Path) -> None:
     from ontogeny.crosscoder import feed
 
     device = devices.choose(s.device)
-    sites = store.expand(s.crosscoders[name].inputs, s.snapshots.chosen)
+    sites = store.expand(s.all_crosscoders[name].inputs, s.snapshots.chosen)
     principal.build(s.basis, feed.training_rows(s, sites, places, device), output, device)
 
 
@@ -300,7 +300,7 @@ def project(
     from ontogeny.activations import store
     from ontogeny.basis import principal
 
-    sites = store.expand(s.crosscoders[name].inputs, s.snapshots.chosen)
+    sites = store.expand(s.all_crosscoders[name].inputs, s.snapshots.chosen)
     stacks = store.Stacks(activations, sites)
     principal.project(basis, stacks, shard, output, devices.choose(s.device))
 
@@ -332,6 +332,18 @@ def fidelity(s: Settings, crosscoder: Path, places: Any, sites: Path, features: 
     from ontogeny.crosscoder import fidelity as stage
 
     stage.measure(s, crosscoder, places, sites, features)
+
+
+@main.command()
+@config
+@path("crosscoders", FOLDER)
+@path("table")
+@path("comparison")
+def frontier(s: Settings, crosscoders: Path, table: Path, comparison: Path) -> None:
+    """Gather what the frontier's dictionaries reach, crosscoders beside SAEs."""
+    from ontogeny.crosscoder import frontier as stage
+
+    stage.gather(s, crosscoders, table, comparison)
 
 
 @main.command()
@@ -480,6 +492,16 @@ def figure_fidelity(
     from ontogeny.figures import fidelity as it
 
     it.draw(tables, seeds, random, output)
+
+
+@figure.command("frontier")
+@path("table")
+@path("output")
+def figure_frontier(table: Path, output: Path) -> None:
+    """Explained variance and loss recovered against L0, crosscoders beside SAEs."""
+    from ontogeny.figures import frontier as it
+
+    it.draw(table, output)
 
 
 @figure.command()

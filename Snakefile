@@ -27,9 +27,12 @@ include: "rules/crosscoder.smk"
 include: "rules/frontier.smk"
 include: "rules/features.smk"
 include: "rules/contexts.smk"
+include: "rules/presence.smk"
 include: "rules/phases.smk"
+include: "rules/circuits.smk"
 include: "rules/figures.smk"
 include: "rules/replicates.smk"
+include: "rules/induction.smk"
 
 
 onstart:

@@ -302,19 +302,23 @@ RANDOM = [
     if not c.train_decoder
     for seed in c.seeds
 ]
-# What each analysis draws: of features with histories, but for the frontier.
+# What each analysis draws.
 FIGURES_OF = {
     "dimensionality": ["dimensionality"],
     "frontier": ["frontier"],
     "kinds": ["kinds"],
     "contexts": ["examples"],
+    "induction": ["induction"],
+    "circuits": ["abilities", "ablations"],
+    "presence": ["presence"],
 }
+WITHOUT_HISTORIES = {"frontier", "induction"}  # the others are of features with histories
 FIGURES = ["training", "divergence", "fidelity"]
 if has_features(S.primary):
     FIGURES += ["stability", "histories", "peaks", "lifetimes", "directions"]
-    FIGURES += [figure for analysis in S.analyses for figure in FIGURES_OF[analysis]]
-elif "frontier" in S.analyses:
-    FIGURES += FIGURES_OF["frontier"]
+for analysis in S.analyses:
+    if has_features(S.primary) or analysis in WITHOUT_HISTORIES:
+        FIGURES += FIGURES_OF[analysis]
 
 
 def figures(names=FIGURES):

@@ -15,11 +15,23 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Stream = Literal["residual", "attention_out", "mlp_in", "mlp_out"]
+TaskName = Literal[
+    "agreement_simple",
+    "agreement_across_pp",
+    "agreement_within_rc",
+    "agreement_across_rc",
+    "indirect_object",
+    "induction",
+    "copying",
+]
 AnalysisName = Literal[
     "dimensionality",
     "frontier",
     "kinds",
     "contexts",
+    "induction",
+    "circuits",
+    "presence",
 ]
 TEXT_SOURCES = ("wheels", "files", "dataset", "tokens")
 SNAPSHOT_SOURCES = ("pretrain", "hub", "local")
@@ -421,6 +433,64 @@ class Contexts(Section):
     lens_tokens: int = Field(10, ge=1, description="Tokens most promoted, and most suppressed.")
 
 
+class Heads(Section):
+    """When attention heads and copying form (analysis `induction`)."""
+
+    blocks: int = Field(
+        20, ge=2, description="Held-out blocks on which heads and copying gains are measured."
+    )
+    least_attention: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        description="Attention above chance and control below which no head has formed.",
+    )
+    least_gain: float = Field(
+        0.1, gt=0, description="Copying gain in nats below which no copying has formed."
+    )
+
+
+class Circuits(Section):
+    """Tasks, what the features of the primary crosscoder do in them, and how that is measured."""
+
+    tasks: list[TaskName] = Field(
+        list(get_args(TaskName)), min_length=1, description="Tasks to make and measure."
+    )
+    pairs: int = Field(
+        64, ge=16, description="Clean and corrupted prompts of a task; half for long prompts."
+    )
+    path_steps: int = Field(
+        10, ge=1, description="Points of the path that gradients are averaged over."
+    )
+    curve_snapshots: int = Field(
+        4, ge=1, description="Snapshots with curves of necessity and sufficiency, evenly apart."
+    )
+    curve_points: int = Field(8, ge=3, description="Numbers of features k on a curve, at most.")
+    draws: int = Field(4, ge=2, description="Random sets of features that curves are held against.")
+    seed: int = Field(0, ge=0, description="Seed of the tasks, the random sets and the bootstrap.")
+
+
+class PresenceTests(Section):
+    """Does the norm mean presence? Latent scaling and linear probes beside it."""
+
+    features: int = Field(256, ge=1, description="Features that linear probes are fitted for.")
+    active: int = Field(
+        5,
+        ge=2,
+        description="Positions in either half of the held-out text at which a feature must be "
+        "active to be tested.",
+    )
+    absent: float = Field(
+        0.1, gt=0, lt=1, description="Normalised strength below which the norm says absent."
+    )
+    contradicted: float = Field(
+        0.25,
+        gt=0,
+        le=1,
+        description="Scaling, over the peak's, from which it says that the feature is there.",
+    )
+
+
 class Settings(Section):
     """A whole experiment."""
 
@@ -439,13 +509,19 @@ class Settings(Section):
     )
     primary: str = Field(..., description="The crosscoder that the feature figures show.")
     analyses: list[AnalysisName] = Field(
-        ["dimensionality", "kinds", "contexts"],
+        ["dimensionality", "kinds"],
         description="What is made beside histories and phases; each is a target by its name too.",
     )
     analysis: Analysis = Field(Analysis(), description="Thresholds of the tables.")
     contexts: Contexts = Field(Contexts(), description="What is shown of each feature.")
     frontier: Frontier | None = Field(
         None, description="Dictionaries of the fidelity frontier; null leaves it out."
+    )
+
+    heads: Heads = Field(Heads(), description="Attention heads and copying.")
+    circuits: Circuits = Field(Circuits(), description="Tasks and the features behind them.")
+    presence_tests: PresenceTests = Field(
+        PresenceTests(), description="Does the norm mean presence?"
     )
     replicates: dict[str, dict[str, int | float | str]] = Field(
         {},

@@ -391,6 +391,30 @@ def kinds(
 @main.command()
 @config
 @threads
+@path("crosscoder", FOLDER)
+@path("activations", FOLDER)
+@path("snapshots", FOLDER)
+@path("tokens")
+@path("output")
+@path("contexts")
+def span(
+    s: Settings,
+    crosscoder: Path,
+    activations: Path,
+    snapshots: Path,
+    tokens: Path,
+    output: Path,
+    contexts: Path,
+) -> None:
+    """Measure how much context before it each feature needs."""
+    from ontogeny.features import span as stage
+
+    stage.measure(s, crosscoder, activations, snapshots, tokens, output, contexts)
+
+
+@main.command()
+@config
+@threads
 @path("snapshots", FOLDER)
 @path("tokens")
 @path("table")

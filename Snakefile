@@ -27,13 +27,7 @@ include: "rules/crosscoder.smk"
 include: "rules/features.smk"
 include: "rules/phases.smk"
 include: "rules/figures.smk"
-
-
-localrules:
-    all,
-    fetch,
-    snapshot,
-    stack,
+include: "rules/replicates.smk"
 
 
 onstart:
@@ -83,13 +77,9 @@ for replicate, settings in REPLICATES.items():
     use rule * from replicate exclude fetch as prefix*
 
 
-rule replicates:
-    input:
-        [f"results/{s.name}/summary.json" for s in REPLICATES.values()],
-
-
 rule all:
     default_target: True
     input:
         figures(),
         f"{RESULTS}/summary.json",
+    localrule: True

@@ -69,6 +69,7 @@ rule stack:
         f"{ACTIVATIONS}/{{place}}/stack.h5",
     log:
         f"{RESULTS}/logs/stack/{{place}}.log",
+    localrule: True
     conda:
         CONDA
     params:

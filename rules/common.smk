@@ -113,7 +113,7 @@ if S.snapshots.pretrain is not None:
     MODEL = digest_value(
         [
             *TEXT,
-            values(S.snapshots.pretrain),
+            values(S.snapshots.pretrain, "threads"),
             [S.analysis.copying_blocks, S.analysis.seed],
             code("snapshots.pretrain"),
         ]

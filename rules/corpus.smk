@@ -7,6 +7,7 @@ rule fetch:
         f"{RESULTS}/logs/fetch.log",
     benchmark:
         f"{RESULTS}/benchmarks/fetch.tsv"
+    localrule: True
     conda:
         CONDA
     message:

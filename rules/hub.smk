@@ -29,6 +29,7 @@ rule snapshot:
         f"{RESULTS}/logs/snapshot/{{step}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/snapshot/{{step}}.tsv"
+    localrule: True
     conda:
         CONDA
     params:

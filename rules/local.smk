@@ -35,6 +35,7 @@ rule snapshot:
         directory(SNAPSHOT),
     log:
         f"{RESULTS}/logs/snapshot/{{step}}.log",
+    localrule: True
     conda:
         CONDA
     params:

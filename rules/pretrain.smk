@@ -14,7 +14,7 @@ rule pretrain:
         f"{RESULTS}/benchmarks/pretrain.tsv"
     conda:
         CONDA
-    threads: 2
+    threads: S.snapshots.pretrain.threads
     params:
         model=MODEL,
         archive=ARCHIVE,
@@ -36,7 +36,7 @@ rule training_log:
         f"{RESULTS}/logs/training_log.log",
     conda:
         CONDA
-    threads: 2
+    threads: S.snapshots.pretrain.threads
     params:
         model=MODEL,
         snapshots=STEPS,
@@ -57,9 +57,10 @@ rule snapshot:
         directory(SNAPSHOT),
     log:
         f"{RESULTS}/logs/snapshot/{{step}}.log",
+    localrule: True
     conda:
         CONDA
-    threads: 2
+    threads: S.snapshots.pretrain.threads
     params:
         model=MODEL,
         archive=ARCHIVE,

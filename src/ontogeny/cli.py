@@ -437,6 +437,18 @@ def summary(s: Settings, folder: Path, source: Path) -> None:
     stage.summarise(s, folder, source)
 
 
+@main.command()
+@config
+@threads
+@path("folder", FOLDER)
+@path("output", FOLDER)
+def compare(s: Settings, folder: Path, output: Path) -> None:
+    """Compare a finished experiment with its replicates; FOLDER is results/."""
+    from ontogeny import replicates
+
+    replicates.compare(s, folder, output)
+
+
 @main.group()
 def figure() -> None:
     """Draw one figure: OUTPUT.pdf, OUTPUT.png, and OUTPUT.csv with the numbers drawn."""
@@ -558,3 +570,19 @@ def divergence(phases: Path, levels: Path, output: Path) -> None:
     from ontogeny.figures import divergence as it
 
     it.draw(phases, levels, output)
+
+
+@figure.command("replicates")
+@config
+@path("curves")
+@path("matches")
+@path("numbers")
+@path("levels")
+@path("output")
+def figure_replicates(
+    s: Settings, curves: Path, matches: Path, numbers: Path, levels: Path, output: Path
+) -> None:
+    """What comes again in other models."""
+    from ontogeny.figures import replicates as it
+
+    it.draw(curves, matches, numbers, levels, output, s.analysis.matched_cosine)

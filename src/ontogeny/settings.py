@@ -150,6 +150,7 @@ class Pretrain(Section):
         description="How far apart: always half a block, or varied, which asks for induction.",
     )
     seed: int = Field(0, ge=0, description="Seed of the weights and of the batches.")
+    threads: int = Field(2, ge=1, description="Processor threads of the training.")
 
 
 class Hub(Section):
@@ -438,10 +439,13 @@ class Settings(Section):
     )
 
     def replicate(self, name: str) -> Settings:
-        """The settings of a replicate: another model, all else as here."""
+        """The settings of a replicate: another model, all else as here.
+
+        Its pre-training has one thread: as many replicates as there are cores run side by side.
+        """
         assert self.snapshots.pretrain is not None  # a fault otherwise
         own = self.snapshots.pretrain.model_dump()
-        pretrain = Pretrain.model_validate(own | self.replicates[name])
+        pretrain = Pretrain.model_validate(own | {"threads": 1} | self.replicates[name])
         return self.model_copy(
             update={
                 "name": f"{self.name}.{name}",

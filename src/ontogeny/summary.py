@@ -86,7 +86,22 @@ def _histories(tables: Path, threshold: float) -> dict[str, Any]:
             values[f"{key}_block_cosine{end}"] = turning[group][key]
     for kind in ("initialisation", "emergent", "transient"):
         values[f"{kind}_features"] = int(living[kind].sum())
-    return values
+    return values | _dip(tables, living)
+
+
+def _dip(tables: Path, living: pd.DataFrame) -> dict[str, Any]:
+    """Mean normalised strength of the initialisation features: first, least and where, last."""
+    strengths = pd.read_parquet(tables / "strengths.parquet")
+    own = strengths[strengths["feature"].isin(living.loc[living["initialisation"], "feature"])]
+    if own.empty:
+        return {}
+    mean = own.groupby("step")["normalised_strength"].mean()
+    return {
+        "initialisation_strength_first": float(mean.iloc[0]),
+        "initialisation_strength_least": float(mean.min()),
+        "initialisation_strength_least_step": int(mean.index[mean.argmin()]),
+        "initialisation_strength_last": float(mean.iloc[-1]),
+    }
 
 
 def _dimensionality(tables: Path) -> dict[str, Any]:

@@ -21,10 +21,23 @@ def match(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray
     a, b = (x.reshape(len(x), -1) for x in (first, second))
     a = a / np.linalg.norm(a, axis=1, keepdims=True)
     b = b / np.linalg.norm(b, axis=1, keepdims=True)
-    cosines = a @ b.T
-    rows, columns = linear_sum_assignment(cosines, maximize=True)
-    partner = np.full(len(a), -1)
-    cosine = np.full(len(a), np.nan)
+    return assign(a @ b.T)
+
+
+def assign(similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pair rows and columns one to one, with the largest possible sum.
+
+    Parameters
+    ----------
+    similarity : (F1, F2).
+
+    Returns
+    -------
+    partner : (F1,) column, −1 where none is left. value : (F1,) its similarity, NaN there.
+    """
+    rows, columns = linear_sum_assignment(similarity, maximize=True)
+    partner = np.full(len(similarity), -1)
+    value = np.full(len(similarity), np.nan)
     partner[rows] = columns
-    cosine[rows] = cosines[rows, columns]
-    return partner, cosine
+    value[rows] = similarity[rows, columns]
+    return partner, value

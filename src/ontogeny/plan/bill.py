@@ -320,7 +320,7 @@ class _Maker:
             )
             for step in passing
         ]
-        return [self.stage("pretrain", [(cost.pretrain(z), done)], files, threads=2)]
+        return [self.stage("pretrain", [(cost.pretrain(z), done)], files, threads=p.threads)]
 
     def snapshots(self) -> Stage:
         """The snapshots' folders."""

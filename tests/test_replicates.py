@@ -1,0 +1,143 @@
+"""The experiment with other models: one DAG, the comparison's numbers, the figure."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import RESULTS, tiny
+from scipy import sparse, stats
+
+from ontogeny import replicates, settings
+from ontogeny.features.matching import assign
+
+OTHERS = {"seed1": {"seed": 1}, "late": {"warmup_steps": 30}}
+
+
+def test_a_replicate_is_the_experiment_with_another_model():
+    beside = {"inputs": {"layers": [0]}, "features": 8, "steps": 5, "k": 2, "aux_features": 0}
+    s = settings.load(tiny({"replicates": OTHERS, "crosscoders.beside": beside}))
+    late = s.replicate("late")
+    assert late.name == "tiny.late"
+    assert (late.snapshots.pretrain.warmup_steps, late.snapshots.pretrain.seed) == (30, 0)
+    assert late.snapshots.pretrain.threads == 1
+    assert list(late.crosscoders) == ["batchtopk"]
+    assert late.replicates == {}
+    assert (late.corpus, late.activations, late.analysis) == (s.corpus, s.activations, s.analysis)
+    # What the workflow hands to itself is a valid configuration, and the same one.
+    assert settings.load(late.model_dump(mode="json", exclude_unset=True)) == late
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"Late": {"seed": 1}}, "replicates.Late: names a folder and rules; use lower-case"),
+        ({"a": {"sed": 1}}, "replicates.a.sed: no key or value of snapshots.pretrain; use one of"),
+        ({"a": {"seed": "x"}}, "replicates.a.seed: no key or value of snapshots.pretrain; change"),
+        ({"a": {"seed": 0}}, "replicates.a: the same model as the experiment itself; give it"),
+        ({"a": {"seed": 2}, "b": {"seed": 2}}, "replicates.b: the same model as replicates.a"),
+        ({"a": {"steps": 10}}, "replicates.a: snapshots.steps: step 20 lies beyond"),
+    ],
+)
+def test_impossible_replicates_are_told_by_name(given, message):
+    with pytest.raises(settings.SettingsError) as error:
+        settings.load(tiny({"replicates": given}))
+    assert message in str(error.value)
+
+
+def test_models_that_are_not_trained_here_have_none():
+    local = {"steps": [0, 2, 8, 20, 40], "local": {"folders": "runs/{step}"}}
+    with pytest.raises(settings.SettingsError, match="replicates: only models that are trained"):
+        settings.load(tiny({"replicates": OTHERS}) | {"snapshots": local})
+
+
+def test_correlations_are_pearsons():
+    rng = np.random.default_rng(0)
+    f, g = (rng.random((400, n)) * (rng.random((400, n)) < 0.2) for n in (5, 7))
+    g[:, 3] = 0
+    found = replicates.correlations(sparse.csr_array(f), sparse.csr_array(g))
+    for i in range(5):
+        for j in range(7):
+            wanted = 0 if j == 3 else stats.pearsonr(f[:, i], g[:, j])[0]
+            assert found[i, j] == pytest.approx(wanted, abs=1e-12)
+
+
+def test_features_find_their_partners_whatever_their_order_and_scale():
+    rng = np.random.default_rng(1)
+    f = rng.random((600, 12)) * (rng.random((600, 12)) < 0.1)
+    order = rng.permutation(12)
+    g = 3 * f[:, order] + 0.01 * rng.random((600, 12)) * (rng.random((600, 12)) < 0.1)
+    partner, value = assign(replicates.correlations(sparse.csr_array(f), sparse.csr_array(g)))
+    assert order[partner].tolist() == list(range(12))
+    assert value.min() > 0.99
+
+
+def test_the_interval_is_students():
+    found = replicates.interval(np.array([1.0, 2.0, 4.0, np.nan]))
+    wanted = stats.t.interval(0.95, 2, 7 / 3, stats.sem([1, 2, 4]))
+    assert (found["models"], found["mean"]) == (3, pytest.approx(7 / 3))
+    assert (found["low"], found["high"]) == pytest.approx(wanted)
+    assert np.isnan(replicates.interval(np.array([5.0]))["low"])
+
+
+def test_agreement_of_histories():
+    rng = np.random.default_rng(2)
+    onset = rng.random(40) * 100
+    table = pd.DataFrame(
+        {
+            "correlation": [0.9] * 40 + [0.2] * 10,
+            "initialisation": [False] * 30 + [True] * 20,
+            "partner_initialisation": [False] * 50,
+            "onset_step": [*onset, *[0] * 10],
+            "partner_onset_step": [*onset**2, *[0] * 10],
+            "peak_snapshot_index": 5,
+            "partner_peak_snapshot_index": [5] * 10 + [8] * 40,
+        }
+    )
+    found = replicates.agreement(table, 0.7, 200, 0)
+    assert found["matched_share"] == 0.8
+    assert found["peaks_within_two"] == 0.25
+    assert found["emergent_both"] == 30
+    assert found["onset_spearman"] == pytest.approx(1)
+    assert found["onset_spearman_low"] == pytest.approx(1)
+    few = replicates.agreement(table[:9], 0.7, 200, 0)
+    assert np.isnan(few["onset_spearman"])
+
+
+@pytest.mark.slow
+def test_replicates_run_beside_the_experiment(experiment):
+    experiment.configure({"replicates": OTHERS})
+    assert set(experiment.would_run()) == {"summary"}  # which records all settings
+    jobs = experiment.would_run("replicates")
+    assert jobs["seed1_pretrain"] == jobs["late_pretrain"] == 1
+    assert jobs["seed1_extract"] == jobs["late_extract"] == 5
+    assert jobs["seed1_train"] == jobs["late_train"] == 2
+    assert not {"pretrain", "extract", "train", "fetch", "seed1_fetch"} & set(jobs)
+    assert not (experiment / "results/tiny.late").exists()
+    experiment.snakemake("replicates")
+    assert experiment.would_run("replicates") == {}
+
+    own = experiment / RESULTS
+    numbers = pd.read_csv(own / "replicates/numbers.csv", index_col="quantity")
+    losses = {}
+    for model, folder in (("itself", own), *((n, f"{own}.{n}") for n in OTHERS)):
+        phases = pd.read_csv(f"{folder}/phases/phases.csv")
+        losses[model] = phases["loss"].iloc[-1]
+        assert numbers.loc["final_loss", model] == pytest.approx(losses[model])
+    assert len(set(losses.values())) == 3
+    seeds = [losses["itself"], losses["seed1"]]  # the other differs in more
+    assert numbers.loc["final_loss", "mean"] == pytest.approx(np.mean(seeds))
+    assert numbers.loc["final_loss", "models"] == 2
+    matches = pd.read_parquet(own / "replicates/matches.parquet")
+    assert set(matches["other"]) == set(OTHERS)
+    share = (matches[matches["other"] == "seed1"]["correlation"] >= 0.7).mean()
+    assert numbers.loc["across_models_matched_share", "seed1"] == pytest.approx(share)
+    drawn = pd.read_csv(own / "figures/replicates.csv")
+    assert set(drawn["model"]) == {"itself", *OTHERS}
+
+    shutil.rmtree(experiment / "results/tiny.late")
+    jobs = experiment.would_run("replicates")
+    assert jobs["late_pretrain"] == jobs["compare"] == 1
+    assert not any(name.startswith("seed1_") for name in jobs)

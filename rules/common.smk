@@ -12,7 +12,7 @@ from ontogeny.activations import order
 from ontogeny.activations.store import basis_name
 from ontogeny.corpus import text
 from ontogeny.corpus.wheels import wheels_folder
-from ontogeny.files import InputError, digest_value, write_text
+from ontogeny.files import InputError, digest_file, digest_value, write_text
 from ontogeny.snapshots import local, sources
 
 SOURCE = Path(workflow.basedir)
@@ -303,6 +303,7 @@ RANDOM = [
 FIGURES_OF = {
     "dimensionality": ["dimensionality"],
     "kinds": ["kinds"],
+    "complexity": ["complexity"],
 }
 FIGURES = ["training", "divergence", "fidelity"]
 if has_features(S.primary):

@@ -415,6 +415,46 @@ def span(
 @main.command()
 @config
 @threads
+@path("crosscoder", FOLDER)
+@path("activations", FOLDER)
+@path("tokens")
+@path("tokenizer")
+@path("span")
+@path("answers", FOLDER)
+@path("output")
+def grade(
+    s: Settings,
+    crosscoder: Path,
+    activations: Path,
+    tokens: Path,
+    tokenizer: Path,
+    span: Path,
+    answers: Path,
+    output: Path,
+) -> None:
+    """Have a language model grade the complexity of a sample of features."""
+    from ontogeny.features import grader as stage
+
+    stage.grade(s, crosscoder, activations, tokens, tokenizer, span, answers, output)
+
+
+@main.command()
+@config
+@threads
+@path("features")
+@path("span")
+@click.option("--grades", type=FILE, help="Table of a grader.")
+@path("output")
+def complexity(s: Settings, features: Path, span: Path, grades: Path | None, output: Path) -> None:
+    """Correlate the features' complexity with their peaks and onsets."""
+    from ontogeny.features import complexity as stage
+
+    stage.describe(s.analysis, features, span, grades, output)
+
+
+@main.command()
+@config
+@threads
 @path("snapshots", FOLDER)
 @path("tokens")
 @path("table")
@@ -547,6 +587,27 @@ def figure_kinds(features: Path, strengths: Path, kinds: Path, control: Path, ou
     from ontogeny.figures import kinds as it
 
     it.draw(features, strengths, kinds, control, output)
+
+
+@figure.command("complexity")
+@path("features")
+@path("strengths")
+@path("span")
+@path("correlations")
+@click.option("--grades", type=FILE, help="Table of a grader.")
+@path("output")
+def figure_complexity(
+    features: Path,
+    strengths: Path,
+    span: Path,
+    correlations: Path,
+    grades: Path | None,
+    output: Path,
+) -> None:
+    """Complexity of features against peak and onset."""
+    from ontogeny.figures import complexity as it
+
+    it.draw(features, strengths, span, correlations, grades, output)
 
 
 @figure.command()

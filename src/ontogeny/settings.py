@@ -18,6 +18,7 @@ Stream = Literal["residual", "attention_out", "mlp_in", "mlp_out"]
 AnalysisName = Literal[
     "dimensionality",
     "kinds",
+    "complexity",
 ]
 TEXT_SOURCES = ("wheels", "files", "dataset", "tokens")
 SNAPSHOT_SOURCES = ("pretrain", "hub", "local")
@@ -423,7 +424,7 @@ class Settings(Section):
     )
     primary: str = Field(..., description="The crosscoder that the feature figures show.")
     analyses: list[AnalysisName] = Field(
-        ["dimensionality", "kinds"],
+        ["dimensionality", "kinds", "complexity"],
         description="What is made beside histories and phases; each is a target by its name too.",
     )
     analysis: Analysis = Field(Analysis(), description="Thresholds of the tables.")

@@ -40,10 +40,13 @@ class Readout:
         self.scales = crosscoder.scales_in
         # Where each snapshot has its gate, the first to open is that of the strongest.
         self._r = crosscoder._gate_norms().amax(1)[features]
+        if about.activation == "relu":
+            self._r = torch.ones_like(self._r)
         if about.activation == "jumprelu":
             self._t = weights.log_threshold.exp()[features]
         else:
-            self._t = torch.full_like(self._r, about.threshold)
+            gate = about.threshold if about.activation == "batch_topk" else 0.0
+            self._t = torch.full_like(self._r, gate)
 
     def weights(self, site: int) -> tuple[torch.Tensor, torch.Tensor]:
         """E of an input site, (S, D), and its centre, (D,)."""

@@ -124,8 +124,8 @@ def correlations(
     ----------
     score, other, density : (n,) over features, the last as its logarithm.
     """
-    found = coefficients(other, score, density)
-    if len(score) < LEAST or np.isnan(found["pearson"]):
+    found = coefficients(other, score, density) if len(score) >= LEAST else {}
+    if not found or np.isnan(found["pearson"]):
         return pd.DataFrame(columns=["coefficient", "value", "low", "high", "p"])
     rng = np.random.default_rng(seed)
     intervals = bootstrap(other, score, density, samples, rng)

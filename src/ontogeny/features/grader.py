@@ -253,7 +253,7 @@ def grade(
     tokens: str | Path,
     tokenizer: str | Path,
     span: str | Path,
-    cache: str | Path,
+    kept: str | Path,
     output: str | Path,
 ) -> None:
     """Write the grades of a sample of a crosscoder's features.
@@ -262,7 +262,7 @@ def grade(
     ----------
     crosscoder : folder of a seed. activations : folder. tokens : tokens.h5.
     tokenizer : tokenizer.json. span : table of `span.measure`, whose features are sampled.
-    cache : folder of the answers. output : Parquet, a row a feature; feature, grade (1 to 5,
+    kept : folder of the answers. output : Parquet, a row a feature; feature, grade (1 to 5,
         missing without a well-formed answer), pattern (the grader's words), answers (how many it
         took).
 
@@ -285,11 +285,11 @@ def grade(
         question(columns, int(feature), decoder, blocks, block_of, offset, g.examples)
         for feature in chosen
     ]
-    found = pd.DataFrame(ask_all(g, questions, cache))
+    found = pd.DataFrame(ask_all(g, questions, kept))
     if found["grade"].isna().all():
         raise InputError(
             f"grader.model: {g.model} gave the JSON object asked for to none of {len(chosen)} "
-            f"questions; its answers are in {cache}; use another model"
+            f"questions; its answers are in {kept}; use another model"
         )
     found.insert(0, "feature", chosen)
     write_table(output, found.astype({"grade": "Int64"}))

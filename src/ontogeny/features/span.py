@@ -238,10 +238,13 @@ def on_suffixes(
     s: Settings,
     crosscoder: Crosscoder,
     snapshots: str | Path,
-    batches: list[_Batch],
-    prefixes: np.ndarray,
+    blocks: np.ndarray,
+    block: np.ndarray,
+    offset: np.ndarray,
     pairs: Pairs,
-    lengths: int,
+    lengths: list[int],
+    prefix: np.ndarray,
+    prefixes: np.ndarray,
 ) -> np.ndarray:
     """Activations of pairs on suffixes, (2, L, P): alone, and with what is before them replaced.
 
@@ -249,11 +252,15 @@ def on_suffixes(
 
     Parameters
     ----------
-    prefixes : (texts, k) token ids.
+    blocks : (blocks, context) token ids. block, offset : (N,) of each row that pairs name.
+    prefixes : (texts, k) token ids of other texts. prefix : (Q,) number of that which stands before
+        each of the pairs' Q positions, in their order.
 
     Each snapshot is loaded once, up to the last layer that is read, and run on every suffix;
     only sums over snapshots are kept, 2·L·P of them.
     """
+    before = prefixes.shape[1]
+    batches = list(_batches(blocks, block, offset, pairs, lengths, prefix, before))
     device = devices.choose(s.device)
     dtype = devices.precision(s.activations.precision, device)
     stored = getattr(torch, s.activations.dtype)
@@ -262,7 +269,7 @@ def on_suffixes(
     readout = Readout(crosscoder, torch.from_numpy(features))
     of_pair = torch.from_numpy(which).to(device)
     texts = torch.from_numpy(prefixes.astype(np.int64)).to(device)
-    sums = torch.zeros(2, lengths, len(which), device=device)
+    sums = torch.zeros(2, len(lengths), len(which), device=device)
     by_snapshot: dict[int, list[int]] = {}
     for n, site in enumerate(inputs):
         by_snapshot.setdefault(site[0], []).append(n)
@@ -342,14 +349,16 @@ def measure(
     pairs = sample(f, offset, living, s.span.contexts, lengths[-1], rng)
     del f
     before = min(2 * lengths[-1], data.context - lengths[-1])
-    texts = rng.integers(*data.splits["train"], PREFIXES)
+    low, high = data.splits["train"]
+    texts = rng.integers(low, high, PREFIXES)
     first = rng.integers(0, data.context - before + 1, PREFIXES)
     prefixes = data.take(texts)[np.arange(PREFIXES)[:, None], first[:, None] + np.arange(before)]
     prefix = rng.integers(0, PREFIXES, len(np.unique(pairs.row)))
     used, block_of = np.unique(block, return_inverse=True)
     blocks = data.take(used)
-    batches = list(_batches(blocks, block_of, offset, pairs, lengths, prefix, before))
-    found = on_suffixes(s, trained, snapshots, batches, prefixes, pairs, len(lengths))
+    found = on_suffixes(
+        s, trained, snapshots, blocks, block_of, offset, pairs, lengths, prefix, prefixes
+    )
     parts = []
     for run, each in zip(RUNS, found, strict=True):
         part = spans(each, pairs.activation, offset[pairs.row] + 1, lengths, s.span.keep)

@@ -118,7 +118,7 @@ class Client:
 
     Parameters
     ----------
-    stop : once set, no further request is begun and none is waited for.
+    stop : once set, no further request is begun and none is waited for; a failure sets it.
 
     Raises
     ------
@@ -174,6 +174,7 @@ class Client:
                 else:
                     why = f"answers {response.status_code}{self._said(response)}"
                     if response.status_code not in (408, 429) and response.status_code < 500:
+                        self._stop.set()
                         raise InputError(
                             f"grader: {url} {why}; mend grader.url, grader.model or the key in "
                             "grader.key_variable"
@@ -182,6 +183,7 @@ class Client:
             pause = float(asked[0]) if asked else FIRST_PAUSE * 2 ** (tried - 1)
             if tried < TRIES:
                 self._stop.wait(min(pause, LONGEST_PAUSE))
+        self._stop.set()
         raise InputError(
             f"grader: {url} {why}, {TRIES} times; run again later, what is graded is kept"
         )
@@ -237,7 +239,10 @@ def ask_all(g: Grader, questions: list[Messages], cache: str | Path) -> list[dic
             jobs[pool.submit(answered, client, messages, kept)] = i
         try:
             for job in as_completed(jobs):
-                outcomes[jobs[job]] = job.result()
+                try:
+                    outcomes[jobs[job]] = job.result()
+                except CancelledError:
+                    continue  # for the failure of another, which is among the jobs
                 progress.update()
         finally:
             stop.set()  # what is under way is paid for: it ends, and its answer is kept

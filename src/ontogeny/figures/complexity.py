@@ -73,7 +73,7 @@ def draw(
     drawn: list[pd.DataFrame] = []
     with style.paper():
         figure = style.new_figure(180, 50 * len(shown) + 85)
-        upper, lower = figure.subfigures(2, 1, height_ratios=[50 * len(shown), 70])
+        upper, lower = np.ravel(figure.subfigures(2, 1, height_ratios=[50 * len(shown), 70]))
         grid = upper.subplots(len(shown), 3, squeeze=False)
         letters = iter("abcdefghijkl")
         last = float(living["onset_step"].max())
@@ -215,11 +215,10 @@ def _said(table: pd.DataFrame, score: str, against: str) -> str:
         ].set_index("coefficient")
         if some.empty:
             continue
-        words = [
-            f"{SYMBOLS[name]} = {_signed(row.value)} [{_signed(row.low)}, {_signed(row.high)}]"
-            for name in SYMBOLS
-            for row in [some.loc[name]]
-        ]
+        words = []
+        for name, symbol in SYMBOLS.items():
+            value, low, high = map(_signed, some.loc[name, ["value", "low", "high"]])
+            words.append(f"{symbol} = {value} [{low}, {high}]")
         lines += [f"{kind}, n = {int(some['features'].iloc[0]):,}: {words[0]}", words[1]]
     return "\n".join(lines) or "the same on a linear axis"
 
@@ -249,7 +248,7 @@ def _forest(
             if row.empty:
                 continue
             value, low, high = row[["value", "low", "high"]].iloc[0]
-            style_of = {"color": COLOURS[score], "markersize": 3.2}
+            style_of: dict[str, Any] = {"color": COLOURS[score], "markersize": 3.2}
             bars = [[max(0, value - low)], [max(0, high - value)]]
             axis.errorbar(
                 [value], [place + offset], xerr=bars, fmt=MARKERS[name], linewidth=0.9, **style_of

@@ -108,36 +108,36 @@ def test_agreement_of_histories():
 
 @pytest.mark.slow
 def test_replicates_run_beside_the_experiment(experiment):
-    experiment.configure({"replicates": OTHERS})
+    experiment.configure({"replicates": {"seed1": {"seed": 1}}})
     assert set(experiment.would_run()) == {"summary"}  # which records all settings
     jobs = experiment.would_run("replicates")
-    assert jobs["seed1_pretrain"] == jobs["late_pretrain"] == 1
-    assert jobs["seed1_extract"] == jobs["late_extract"] == 5
-    assert jobs["seed1_train"] == jobs["late_train"] == 2
+    assert (jobs["seed1_pretrain"], jobs["seed1_extract"], jobs["seed1_train"]) == (1, 5, 2)
     assert not {"pretrain", "extract", "train", "fetch", "seed1_fetch"} & set(jobs)
-    assert not (experiment / "results/tiny.late").exists()
+    experiment.snakemake()
+    assert not (experiment / "results/tiny.seed1").exists()
     experiment.snakemake("replicates")
     assert experiment.would_run("replicates") == {}
-
     own = experiment / RESULTS
+    assert set(pd.read_csv(own / "figures/replicates.csv")["model"]) == {"itself", "seed1"}
+
+    # One that differs in more than its seed is compared, and left out of the intervals.
+    shutil.copytree(own, f"{own}.late")
+    s = settings.load(tiny({"replicates": OTHERS}))
+    replicates.compare(s, own.parent, own / "replicates")
     numbers = pd.read_csv(own / "replicates/numbers.csv", index_col="quantity")
     losses = {}
     for model, folder in (("itself", own), *((n, f"{own}.{n}") for n in OTHERS)):
-        phases = pd.read_csv(f"{folder}/phases/phases.csv")
-        losses[model] = phases["loss"].iloc[-1]
+        losses[model] = pd.read_csv(f"{folder}/phases/phases.csv")["loss"].iloc[-1]
         assert numbers.loc["final_loss", model] == pytest.approx(losses[model])
-    assert len(set(losses.values())) == 3
-    seeds = [losses["itself"], losses["seed1"]]  # the other differs in more
+    assert losses["itself"] == losses["late"] != losses["seed1"]
+    seeds = [losses["itself"], losses["seed1"]]
     assert numbers.loc["final_loss", "mean"] == pytest.approx(np.mean(seeds))
     assert numbers.loc["final_loss", "models"] == 2
+    assert numbers.loc["across_models_matched_share", "late"] == 1
     matches = pd.read_parquet(own / "replicates/matches.parquet")
-    assert set(matches["other"]) == set(OTHERS)
     share = (matches[matches["other"] == "seed1"]["correlation"] >= 0.7).mean()
     assert numbers.loc["across_models_matched_share", "seed1"] == pytest.approx(share)
-    drawn = pd.read_csv(own / "figures/replicates.csv")
-    assert set(drawn["model"]) == {"itself", *OTHERS}
-
-    shutil.rmtree(experiment / "results/tiny.late")
-    jobs = experiment.would_run("replicates")
-    assert jobs["late_pretrain"] == jobs["compare"] == 1
-    assert not any(name.startswith("seed1_") for name in jobs)
+    assert share < 1
+    curves = pd.read_csv(own / "replicates/curves.csv")
+    assert curves.groupby("model")["only_seed"].first().to_dict() == {
+        "itself": True, "seed1": True, "late": False}  # fmt: skip

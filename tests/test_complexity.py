@@ -843,7 +843,11 @@ def grade(s: settings.Settings, made: dict[str, Path], table: Path, folder: Path
 
 def test_features_are_graded_from_their_own_contexts(made, span_table, tmp_path):
     with GraderServer((200, RIGHT)) as server:
-        s = experiment(grader={"url": server.url, "model": "judge", "features": 3, "examples": 6})
+        s = experiment(grader={"url": server.url, "model": "judge", "features": 99, "examples": 6})
+        every = grade(s, made, span_table, tmp_path / "every")
+        assert every["feature"].tolist() == sorted(set(pd.read_parquet(span_table)["feature"]))
+        server.requests.clear()
+        s = experiment(grader=s.grader.model_dump() | {"features": 3})
         found = grade(s, made, span_table, tmp_path)
         sent = [r["messages"] for r in server.requests]
     assert found["grade"].tolist() == [2, 2, 2]

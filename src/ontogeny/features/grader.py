@@ -278,7 +278,7 @@ def grade(
     g = s.grader
     if g is None:
         raise InputError("grader: not given; set grader.url and grader.model to have one")
-    known = pd.read_parquet(span)["feature"].to_numpy()
+    known = pd.read_parquet(span)["feature"].unique()
     rng = np.random.default_rng(s.analysis.seed)
     chosen = np.sort(rng.choice(known, min(g.features, len(known)), replace=False))
     f, position = held_out(Crosscoder.load(crosscoder, devices.choose(s.device)), activations)

@@ -73,7 +73,8 @@ def draw(
     drawn: list[pd.DataFrame] = []
     with style.paper():
         figure = style.new_figure(180, 50 * len(shown) + 85)
-        upper, lower = np.ravel(figure.subfigures(2, 1, height_ratios=[50 * len(shown), 70]))
+        parts: Any = figure.subfigures(2, 1, height_ratios=[50 * len(shown), 70])
+        upper, lower = parts
         grid = upper.subplots(len(shown), 3, squeeze=False)
         letters = iter("abcdefghijkl")
         last = float(living["onset_step"].max())

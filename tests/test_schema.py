@@ -60,9 +60,11 @@ SECTIONS = {
     "activations": settings.Activations,
     "basis": settings.Basis,
     "analysis": settings.Analysis,
+    "frontier": settings.Frontier,
 }
 # Alternatives to what the default experiment has.
 OTHERS = {"files", "dataset", "tokens", "hub", "local", "remote_code", "pretrain_blocks"}
+OTHERS |= {"sparsity"}
 
 
 @pytest.mark.parametrize("section", SECTIONS)

@@ -280,7 +280,7 @@ def basis(s: Settings, name: str, places: Any, output: Path) -> None:
     from ontogeny.crosscoder import feed
 
     device = devices.choose(s.device)
-    sites = store.expand(s.crosscoders[name].inputs, s.snapshots.chosen)
+    sites = store.expand(s.all_crosscoders[name].inputs, s.snapshots.chosen)
     principal.build(s.basis, feed.training_rows(s, sites, places, device), output, device)
 
 
@@ -300,7 +300,7 @@ def project(
     from ontogeny.activations import store
     from ontogeny.basis import principal
 
-    sites = store.expand(s.crosscoders[name].inputs, s.snapshots.chosen)
+    sites = store.expand(s.all_crosscoders[name].inputs, s.snapshots.chosen)
     stacks = store.Stacks(activations, sites)
     principal.project(basis, stacks, shard, output, devices.choose(s.device))
 
@@ -332,6 +332,18 @@ def fidelity(s: Settings, crosscoder: Path, places: Any, sites: Path, features: 
     from ontogeny.crosscoder import fidelity as stage
 
     stage.measure(s, crosscoder, places, sites, features)
+
+
+@main.command()
+@config
+@path("crosscoders", FOLDER)
+@path("table")
+@path("comparison")
+def frontier(s: Settings, crosscoders: Path, table: Path, comparison: Path) -> None:
+    """Gather what the frontier's dictionaries reach, crosscoders beside SAEs."""
+    from ontogeny.crosscoder import frontier as stage
+
+    stage.gather(s, crosscoders, table, comparison)
 
 
 @main.command()
@@ -386,6 +398,30 @@ def kinds(
     from ontogeny.features import kinds as stage
 
     stage.describe(s, crosscoder, activations, tokens, output, control)
+
+
+@main.command()
+@config
+@threads
+@path("crosscoder", FOLDER)
+@path("activations", FOLDER)
+@path("tokens")
+@path("features")
+@path("output")
+@path("verdicts")
+def presence(
+    s: Settings,
+    crosscoder: Path,
+    activations: Path,
+    tokens: Path,
+    features: Path,
+    output: Path,
+    verdicts: Path,
+) -> None:
+    """Test with latent scaling and linear probes whether decoder norms mean presence."""
+    from ontogeny.features import presence as stage
+
+    stage.describe(s, crosscoder, activations, tokens, features, output, verdicts)
 
 
 @main.command()
@@ -468,6 +504,87 @@ def phases(s: Settings, snapshots: Path, tokens: Path, table: Path, levels: Path
 
 @main.command()
 @config
+@path("tokens")
+@path("tokenizer")
+@path("output")
+@path("table")
+def tasks(s: Settings, tokens: Path, tokenizer: Path, output: Path, table: Path) -> None:
+    """Make the tasks' clean and corrupted prompts with the tokenizer at hand."""
+    from ontogeny.circuits import tasks as stage
+
+    stage.build(s.circuits, tokens, tokenizer, output, table)
+
+
+@main.command()
+@config
+@threads
+@path("crosscoder", FOLDER)
+@path("snapshots", FOLDER)
+@path("tasks")
+@path("output", FOLDER)
+def attribution(s: Settings, crosscoder: Path, snapshots: Path, tasks: Path, output: Path) -> None:
+    """Find the features that each task hangs on, snapshot by snapshot."""
+    from ontogeny.circuits import attribution as stage
+
+    stage.describe(s, crosscoder, snapshots, tasks, output)
+
+
+@main.command()
+@config
+@threads
+@path("crosscoder", FOLDER)
+@path("snapshots", FOLDER)
+@path("tasks")
+@path("attribution", FOLDER)
+@path("output")
+@path("summary")
+def ablation(
+    s: Settings,
+    crosscoder: Path,
+    snapshots: Path,
+    tasks: Path,
+    attribution: Path,
+    output: Path,
+    summary: Path,
+) -> None:
+    """Hold each task's top features against others: are they needed, are they enough?"""
+    from ontogeny.circuits import ablation as stage
+
+    stage.describe(s, crosscoder, snapshots, tasks, attribution, output, summary)
+
+
+@main.command()
+@config
+@threads
+@path("snapshots", FOLDER)
+@path("tokens")
+@path("sums")
+@path("table")
+def heads(s: Settings, snapshots: Path, tokens: Path, sums: Path, table: Path) -> None:
+    """Measure what every attention head attends to, and what a copy gains."""
+    from ontogeny.phases import heads as stage
+
+    stage.measure(s, snapshots, tokens, sums, table)
+
+
+@main.command()
+@config
+@path("sums")
+@click.option("--features", type=FILE, help="The features' histories; with --kinds.")
+@click.option("--kinds", type=FILE, help="The features' kinds; with --features.")
+@path("table")
+@path("curves")
+def induction(
+    s: Settings, sums: Path, features: Path | None, kinds: Path | None, table: Path, curves: Path
+) -> None:
+    """Put the onsets of heads, copying and kinds of feature in order."""
+    from ontogeny.phases import induction as stage
+
+    stage.describe(s, sums, features, kinds, table, curves)
+
+
+@main.command()
+@config
 @path("folder", FOLDER)
 @path("source", FOLDER)
 def summary(s: Settings, folder: Path, source: Path) -> None:
@@ -518,6 +635,16 @@ def figure_fidelity(
     from ontogeny.figures import fidelity as it
 
     it.draw(tables, seeds, random, output)
+
+
+@figure.command("frontier")
+@path("table")
+@path("output")
+def figure_frontier(table: Path, output: Path) -> None:
+    """Explained variance and loss recovered against L0, crosscoders beside SAEs."""
+    from ontogeny.figures import frontier as it
+
+    it.draw(table, output)
 
 
 @figure.command()
@@ -589,6 +716,46 @@ def figure_kinds(features: Path, strengths: Path, kinds: Path, control: Path, ou
     it.draw(features, strengths, kinds, control, output)
 
 
+@figure.command("presence")
+@click.option("--crosscoder", "names", multiple=True, required=True)
+@click.option("--features", type=FILE, multiple=True, required=True, help="In that order.")
+@click.option("--tests", type=FILE, multiple=True, required=True, help="In that order.")
+@click.option("--verdicts", type=FILE, multiple=True, required=True, help="In that order.")
+@path("output")
+def figure_presence(
+    names: tuple[str, ...],
+    features: tuple[Path, ...],
+    tests: tuple[Path, ...],
+    verdicts: tuple[Path, ...],
+    output: Path,
+) -> None:
+    """Latent scaling and probes against decoder norms, crosscoder by crosscoder."""
+    from ontogeny.figures import presence as it
+
+    it.draw(names, features, tests, verdicts, output)
+
+
+@figure.command("induction")
+@path("table")
+@path("curves")
+@click.option("--features", type=FILE, help="The features' histories.")
+@click.option("--strengths", type=FILE, help="Their strengths; with --features and --kinds.")
+@click.option("--kinds", type=FILE, help="The features' kinds.")
+@path("output")
+def figure_induction(
+    table: Path,
+    curves: Path,
+    features: Path | None,
+    strengths: Path | None,
+    kinds: Path | None,
+    output: Path,
+) -> None:
+    """Heads, copying gain and kinds of feature through training, and their onsets."""
+    from ontogeny.figures import induction as it
+
+    it.draw(table, curves, output, features, strengths, kinds)
+
+
 @figure.command("complexity")
 @path("features")
 @path("strengths")
@@ -631,6 +798,36 @@ def divergence(phases: Path, levels: Path, output: Path) -> None:
     from ontogeny.figures import divergence as it
 
     it.draw(phases, levels, output)
+
+
+@figure.command()
+@path("features")
+@path("strengths")
+@path("behaviour")
+@path("attribution")
+@path("output")
+def abilities(
+    features: Path, strengths: Path, behaviour: Path, attribution: Path, output: Path
+) -> None:
+    """Each task's accuracy beside the strength of its key features."""
+    from ontogeny.figures import abilities as it
+
+    it.draw(features, strengths, behaviour, attribution, output)
+
+
+@figure.command()
+@path("features")
+@path("behaviour")
+@path("attribution")
+@path("curves")
+@path("output")
+def ablations(
+    features: Path, behaviour: Path, attribution: Path, curves: Path, output: Path
+) -> None:
+    """Necessity and sufficiency of each task's features against their number."""
+    from ontogeny.figures import ablations as it
+
+    it.draw(features, behaviour, attribution, curves, output)
 
 
 @figure.command("replicates")

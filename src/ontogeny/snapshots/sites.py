@@ -516,3 +516,63 @@ def replaced(model: nn.Module, layer: int, stream: str, value: torch.Tensor) -> 
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def continued(model: nn.Module, layer: int, stream: str, value: torch.Tensor) -> Iterator[None]:
+    """As `replaced`, without running the blocks that this makes needless.
+
+    Of the residual stream, these are the blocks up to `layer`, whose outputs the value stands for;
+    of other streams, or where blocks hand on more than one tensor, there are none.
+    """
+    needless = _passing(model, layer) if stream == "residual" else []
+    with ExitStack() as stack:
+        stack.enter_context(replaced(model, layer, stream, value))
+        for block, key in needless:
+            block.forward = partial(_hand_on, key)
+            stack.callback(delattr, block, "forward")
+        yield
+
+
+def _hand_on(key: int | str, *args: Any, **kwargs: Any) -> Any:
+    return _argument(args, kwargs, key)
+
+
+PASSING = "_ontogeny_passing"  # attribute of a model that holds what was found, by layer
+
+
+@torch.no_grad()
+def _passing(model: nn.Module, layer: int) -> list[tuple[nn.Module, int | str]]:
+    """The blocks up to `layer`, each with the argument that it turns into its output.
+
+    None of them where one returns more than a tensor, or takes none of its output's shape.
+    """
+    known: dict[int, list[tuple[nn.Module, int | str]]] = model.__dict__.setdefault(PASSING, {})
+    if layer in known:
+        return known[layer]
+    chosen = list(blocks(model)[: layer + 1])
+    found: list[tuple[nn.Module, int | str]] = []
+
+    def look(block: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+        if isinstance(out, torch.Tensor) and "forward" not in block.__dict__:
+            for key, given in [*enumerate(args), *kwargs.items()]:
+                if isinstance(given, torch.Tensor) and given.shape == out.shape:
+                    found.append((block, key))
+                    break
+        if block is chosen[-1]:
+            raise _Enough
+
+    rows, tokens = PROBE
+    device = next(model.parameters()).device
+    vocabulary = cast(Any, model).config.get_text_config().vocab_size
+    ids = (torch.arange(rows * tokens, device=device) % vocabulary).view(PROBE)
+    with ExitStack() as stack:
+        for block in chosen:
+            stack.callback(block.register_forward_hook(look, with_kwargs=True).remove)
+        try:
+            cast(Any, model)(input_ids=ids, use_cache=False)
+        except _Enough:
+            pass
+    whole = [block for block, _ in found] == chosen
+    known[layer] = found if whole else []
+    return known[layer]

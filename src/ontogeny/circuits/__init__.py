@@ -1,0 +1,1 @@
+"""Circuits: tasks, attribution through the crosscoder, curves of necessity and sufficiency."""

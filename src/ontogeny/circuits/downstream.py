@@ -1,0 +1,146 @@
+"""What a snapshot makes of a site's values: the answers' logit difference, and its gradient.
+
+    m = logit of the right answer − logit of the wrong one, at the last token of the clean prompt
+
+Only what comes after the site is run. Of the residual stream, all that the model knows of the
+prompt passes through the site, so that with a corrupted prompt's values there m is that prompt's;
+of other streams the rest of the model still sees the clean prompt.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from ontogeny.circuits.tasks import Task
+from ontogeny.snapshots import sites
+
+BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}  # of a pass, at most
+SAME = 1e-3  # of the logits' size: the most that skipping blocks may change, which is rounding
+
+Metric = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""(values (B, T, d), numbers of their pairs (B,)) → m (B,)."""
+
+
+class Downstream:
+    """m of a task's prompts as a function of the values at a site.
+
+    Parameters
+    ----------
+    model : in evaluation mode, with all its blocks. layer, stream : the site.
+    task : P pairs of T tokens.
+
+    Attributes
+    ----------
+    clean, corrupted : (P, T, d) values at the site for the two prompts of each pair.
+    """
+
+    def __init__(self, model: Any, layer: int, stream: str, task: Task) -> None:
+        self._model = model.requires_grad_(False)
+        self._site = (layer, stream)
+        device = next(model.parameters()).device
+
+        def on_device(values: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(values.astype(np.int64)).to(device)
+
+        self._ids = on_device(task.clean)
+        self._wrong_ids = on_device(task.corrupted)
+        self._answers = torch.stack([on_device(task.right), on_device(task.wrong)], 1)
+        last, place = np.unique(task.length - 1, return_inverse=True)
+        self._last, self._place = on_device(last), on_device(place)
+        self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._step = _prompts(device, task.clean.shape[1])
+        self._skips = True
+        self.clean, self.corrupted = (self._read(ids) for ids in (self._ids, self._wrong_ids))
+        self._skips = self._agrees()
+
+    def _read(self, ids: torch.Tensor) -> torch.Tensor:
+        key: Any = self._site
+        parts = [
+            sites.read(self._model, ids[i : i + self._step], [key])[key].float()
+            for i in range(0, len(ids), self._step)
+        ]
+        return torch.cat(parts)
+
+    def _logits(self, ids: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
+        """(B, 2): logits of the right and the wrong answer after the last token."""
+        kept = {"logits_to_keep": self._last} if self._keeps else {}
+        logits = self._model(input_ids=ids[pairs], use_cache=False, **kept).logits
+        place = self._place[pairs] if self._keeps else self._last[self._place[pairs]]
+        each = logits[torch.arange(len(pairs), device=logits.device), place]
+        return each.gather(1, self._answers[pairs]).float()
+
+    @torch.no_grad()
+    def _agrees(self) -> bool:
+        """Whether the blocks before the site can be skipped: the same logits with and without."""
+        pairs = torch.arange(min(2, len(self._ids)), device=self._ids.device)
+        plain = self._logits(self._ids, pairs)
+        with sites.continued(self._model, *self._site, self.clean[pairs]):
+            skipping = self._logits(self._ids, pairs)
+        change = (plain - skipping).abs().max()
+        return bool(change <= SAME * plain.abs().max().clamp(min=1))
+
+    def __call__(self, values: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
+        """m, (B,), of values (B, T, d) at the site of the pairs with these numbers (B,)."""
+        splice = sites.continued if self._skips else sites.replaced
+        with splice(self._model, *self._site, values):
+            both = self._logits(self._ids, pairs)
+        return both[:, 0] - both[:, 1]
+
+    @torch.no_grad()
+    def behaviour(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """m of the clean and of the corrupted prompts as they are, (P,) each."""
+        found = []
+        for ids in (self._ids, self._wrong_ids):
+            parts = [self._logits(ids, pairs) for pairs in self.batches(len(ids))]
+            both = torch.cat(parts)
+            found.append(both[:, 0] - both[:, 1])
+        return found[0], found[1]
+
+    def batches(self, count: int) -> Iterator[torch.Tensor]:
+        """Numbers 0 to count − 1 in pieces that fit one pass."""
+        for start in range(0, count, self._step):
+            stop = min(start + self._step, count)
+            yield torch.arange(start, stop, device=self._ids.device)
+
+
+def _prompts(device: torch.device, length: int) -> int:
+    """How many prompts of so many tokens fit one pass."""
+    return max(1, BATCH_TOKENS.get(device.type, BATCH_TOKENS["cuda"]) // length)
+
+
+@torch.no_grad()
+def measured(m: Metric, values: torch.Tensor) -> torch.Tensor:
+    """m of every pair, (..., P), at values (..., P, T, d)."""
+    flat = values.flatten(0, -3)
+    pairs = torch.arange(values.shape[-3], device=values.device).expand(values.shape[:-2]).flatten()
+    step = _prompts(values.device, values.shape[-2])
+    parts = [m(*both) for both in zip(flat.split(step), pairs.split(step), strict=True)]
+    return torch.cat(parts).view(values.shape[:-2])
+
+
+def path_gradient(
+    m: Metric, clean: torch.Tensor, corrupted: torch.Tensor, steps: int
+) -> torch.Tensor:
+    """∂m/∂a averaged along the straight path from corrupted to clean, (P, T, d).
+
+    Midpoint rule: at (j + ½) / steps of the way, so that its error falls with steps².
+
+    Parameters
+    ----------
+    clean, corrupted : (P, T, d).
+    """
+    total = torch.zeros_like(clean)
+    at_once = _prompts(clean.device, clean.shape[1])
+    for pairs in torch.arange(len(clean), device=clean.device).split(at_once):
+        start, way = corrupted[pairs], clean[pairs] - corrupted[pairs]
+        for points in torch.arange(steps).split(max(1, at_once // len(pairs))):
+            share = ((points + 0.5) / steps).to(start).view(-1, 1, 1, 1)
+            values = (start + share * way).flatten(0, 1).requires_grad_(True)
+            (gradient,) = torch.autograd.grad(m(values, pairs.repeat(len(points))).sum(), values)
+            total[pairs] += gradient.unflatten(0, (len(points), -1)).sum(0)
+    return total / steps

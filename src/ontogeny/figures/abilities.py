@@ -1,0 +1,234 @@
+"""A task's key features through training, beside the task itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from ontogeny.figures import style
+
+TOP = 5
+ERROR = -1  # the error node's number in the table of attributions
+SHADES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999933")
+TASKS = {
+    "agreement_simple": "agreement, simple",
+    "agreement_across_pp": "agreement across a prepositional phrase",
+    "agreement_within_rc": "agreement within a relative clause",
+    "agreement_across_rc": "agreement across a relative clause",
+    "indirect_object": "indirect object",
+    "induction": "induction, random tokens",
+    "copying": "copying, half a context apart",
+}
+ACCURACY = ["accuracy", "accuracy_low", "accuracy_high"]
+LOGITS = ["logit_difference", "logit_difference_low", "logit_difference_high"]
+
+
+def draw(
+    features: str | Path,
+    strengths: str | Path,
+    behaviour: str | Path,
+    attribution: str | Path,
+    output: str | Path,
+) -> None:
+    """Accuracy of every task and the strength of its five key features, by snapshot.
+
+    Key features are those of the largest |attribution| at the last snapshot, of those that are told
+    from 0. A task that the last snapshot does not do (its accuracy's interval reaches one half) has
+    none.
+
+    Parameters
+    ----------
+    features : the features table; feature, alive, matched, matched_cosine.
+    strengths : the strengths table; feature, snapshot_index, step, normalised_strength.
+    behaviour : task, snapshot_index, step, done, accuracy and logit_difference with their
+        intervals.
+    attribution : task, feature, step, attribution, standard_error, told.
+    output : path without ending. Its CSV has task, done (at the last snapshot), panel ('task',
+        'strength', 'attribution'), series (accuracy, logit_difference, a feature's number,
+        'other features' or 'all features', 'error'), matched, snapshot_index, step, value, low,
+        high; the attribution with 95% intervals over pairs, in nats.
+
+    References
+    ----------
+    METHOD.md 7 and 8.
+    """
+    living = style.read_living(features)
+    columns = ["feature", "snapshot_index", "step", "normalised_strength"]
+    every = style.read(strengths, columns)[columns]
+    columns = ["task", "snapshot_index", "step", "done", *ACCURACY, *LOGITS]
+    tasks = style.read(behaviour, columns)[columns]
+    columns = ["task", "feature", "step", "attribution", "standard_error", "told"]
+    attributed = style.read(attribution, columns)[columns]
+    names = list(dict.fromkeys(tasks["task"]))
+    snapshots = tasks[["snapshot_index", "step"]].drop_duplicates().sort_values("step")
+    numbers, steps = list(snapshots["snapshot_index"]), list(snapshots["step"])
+    known = set(living.loc[living["matched"], "feature"])
+    done = tasks.sort_values("step").groupby("task")["done"].last()
+    drawn: list[pd.DataFrame] = []
+    colours: dict[int, str] = {}
+    with style.paper():
+        heights = [1.0 if done[name] else 0.62 for name in names]
+        figure = style.new_figure(180, 24 + 31 * sum(heights))
+        grid = figure.subplots(
+            len(names), 3, squeeze=False, width_ratios=[1, 1, 0.62], height_ratios=heights
+        )
+        for row, name in enumerate(names):
+            one = tasks[tasks["task"] == name].sort_values("step")
+            last = one.iloc[-1]
+            here = attributed[(attributed["task"] == name) & (attributed["step"] == last["step"])]
+            key = _key(here) if last["done"] else here.iloc[:0]
+            shades = _shades(key["feature"], colours)
+            lowest = row == len(names) - 1
+            for kind, axis in zip(style.KINDS, grid[row], strict=False):
+                _task(axis, one, right=kind == "linear")
+                for colour, feature in zip(shades, key["feature"], strict=True):
+                    curve = every[every["feature"] == feature].sort_values("step")
+                    line = "-" if feature in known else (0, (4, 1.2))
+                    axis.plot(
+                        curve["step"], curve["normalised_strength"], color=colour, linestyle=line,
+                        linewidth=0.9,
+                    )  # fmt: skip
+                style.step_axis(axis, max(steps), kind, labels=lowest)
+                style.mark_snapshots(axis, numbers, steps, kind, labels=False)
+            grid[row, 0].set_ylabel("accuracy;\nstrength / peak" if len(key) else "accuracy")
+            accuracy = (
+                f"{last['accuracy']:.2f} ({last['accuracy_low']:.2f}–{last['accuracy_high']:.2f})"
+            )
+            verdict = "" if last["done"] else "not done: "
+            style.title(
+                grid[row, 0], "abcdefghij"[row],
+                f"{TASKS.get(name, name)}: {verdict}accuracy {accuracy} at step {last['step']:,}",
+            )  # fmt: skip
+            if last["done"]:
+                drawn.append(_bars(grid[row, 2], here, key, shades, known, name, lowest))
+            else:
+                below = last["accuracy_high"] < 0.5
+                verdict = "worse than chance" if below else "not told from chance"
+                style.empty(grid[row, 2], f"{verdict}:\nno features shown")
+            drawn += _numbers(name, one, every, key)
+        matched = len(set(colours) & known)
+        note = f"{matched} of {len(colours)} key features matched; " if colours else ""
+        figure.suptitle(note + style.matched_note(living), x=0.01, ha="left")
+        figure.legend(handles=_legend(), loc="outside lower center", ncols=3)
+        table = pd.concat(drawn, ignore_index=True)
+        table["done"] = table["task"].map(done)
+        table["matched"] = table["series"].map(
+            lambda series: series in {str(feature) for feature in known}
+        ).where(table["series"].str.isdigit())  # fmt: skip
+        names_of = ["task", "done", "panel", "series", "matched", "snapshot_index", "step"]
+        table = table.reindex(columns=[*names_of, "value", "low", "high"])
+        style.save(figure, table.astype({"snapshot_index": "Int64", "step": "Int64"}), output)
+
+
+def _key(here: pd.DataFrame) -> pd.DataFrame:
+    """The features of the largest |attribution|, the largest first."""
+    some = here[(here["feature"] != ERROR) & here["told"]]
+    order = np.argsort(-some["attribution"].abs().to_numpy(), kind="stable")
+    return some.iloc[order[:TOP]]
+
+
+def _shades(features: pd.Series[int], colours: dict[int, str]) -> list[str]:
+    """Colours of a task's key features: a feature's own in every task, unless it is taken."""
+    found: list[str] = []
+    for feature in features:
+        free = [shade for shade in SHADES if shade not in found]
+        rare = min(free, key=list(colours.values()).count)
+        own = colours.setdefault(feature, rare)
+        found.append(own if own in free else rare)
+    return found
+
+
+def _task(axis: Axes, one: pd.DataFrame, right: bool) -> None:
+    """Accuracy on the left axis, logit difference on another one."""
+    axis.axhline(0.5, color="0.75", linewidth=0.6, zorder=0)
+    axis.fill_between(
+        one["step"], one["accuracy_low"], one["accuracy_high"], color="0.85", linewidth=0, zorder=0
+    )
+    axis.plot(one["step"], one["accuracy"], color="black", linewidth=1.5)
+    axis.set_ylim(0, 1.04)
+    axis.set_yticks([0, 0.5, 1])
+    twin = axis.twinx()
+    twin.plot(one["step"], one["logit_difference"], color="0.35", linestyle=":", linewidth=1.1)
+    most = max(1.0, *one["logit_difference"].abs())
+    twin.set_ylim(-1.1 * most, 1.1 * most)
+    twin.spines["right"].set_visible(True)
+    twin.tick_params(axis="y", labelright=right, colors="0.35", labelsize=6)
+    if right:
+        twin.set_ylabel("logit diff.", color="0.35")
+
+
+def _bars(
+    axis: Axes,
+    here: pd.DataFrame,
+    key: pd.DataFrame,
+    shades: list[str],
+    known: set[int],
+    name: str,
+    labels: bool,
+) -> pd.DataFrame:
+    """Attributions of the key features, of all others together, and of the error node."""
+    rest = here[(here["feature"] != ERROR) & ~here["feature"].isin(key["feature"])]
+    error = here[here["feature"] == ERROR].iloc[0]
+    names = [*key["feature"].astype(str), "other features" if len(key) else "all features", "error"]
+    values = np.array([*key["attribution"], rest["attribution"].sum(), error["attribution"]])
+    spread = 1.96 * np.array([*key["standard_error"], np.nan, error["standard_error"]])
+    colours = [*shades, "0.6", "0.6"]
+    filled = [feature in known for feature in key["feature"]] + [True, True]
+    place = -np.arange(len(names))
+    axis.barh(
+        place, values, 0.72, edgecolor=colours, linewidth=0.8,
+        color=[c if f else "white" for c, f in zip(colours, filled, strict=True)],
+    )  # fmt: skip
+    axis.errorbar(values, place, xerr=spread, fmt="none", ecolor="black", elinewidth=0.6)
+    axis.axvline(0, color="black", linewidth=0.5)
+    axis.set_yticks(place, names, fontsize=5.8)
+    axis.tick_params(axis="x", labelsize=6)
+    if not len(key):
+        text = "no single feature\nis told from 0"
+        axis.text(0.97, 0.05, text, ha="right", color="0.4", transform=axis.transAxes, fontsize=6)
+    if labels:
+        axis.set_xlabel("attribution (nats)")
+    return pd.DataFrame(
+        {
+            "task": name,
+            "panel": "attribution",
+            "series": names,
+            "step": here["step"].iloc[0],
+            "value": values,
+            "low": values - spread,
+            "high": values + spread,
+        }
+    )
+
+
+def _numbers(
+    name: str, one: pd.DataFrame, every: pd.DataFrame, key: pd.DataFrame
+) -> list[pd.DataFrame]:
+    """The curves' numbers."""
+    found = []
+    for series in ("accuracy", "logit_difference"):
+        columns = {series: "value", f"{series}_low": "low", f"{series}_high": "high"}
+        some = one[["snapshot_index", "step", *columns]].rename(columns=columns)
+        found.append(some.assign(task=name, panel="task", series=series))
+    for feature in key["feature"]:
+        some = every[every["feature"] == feature].sort_values("step")
+        some = some.rename(columns={"normalised_strength": "value"}).drop(columns="feature")
+        found.append(some.assign(task=name, panel="strength", series=str(feature)))
+    return found
+
+
+def _legend() -> list[object]:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    return [
+        Line2D([], [], color="black", linewidth=1.5, label="accuracy, 95% over pairs"),
+        Line2D([], [], color="0.75", linewidth=0.6, label="no difference seen"),
+        Line2D([], [], color="0.35", linestyle=":", label="logit difference"),
+        Line2D([], [], color="0.4", linewidth=0.9, label="key feature, matched"),
+        Line2D([], [], color="0.4", linewidth=0.9, linestyle=(0, (4, 1.2)), label="not matched"),
+        Patch(facecolor="white", edgecolor="0.4", label="not matched (bar)"),
+    ]

@@ -453,6 +453,70 @@ def presence(
 @main.command()
 @config
 @threads
+@path("crosscoder", FOLDER)
+@path("activations", FOLDER)
+@path("snapshots", FOLDER)
+@path("tokens")
+@path("output")
+@path("contexts")
+def span(
+    s: Settings,
+    crosscoder: Path,
+    activations: Path,
+    snapshots: Path,
+    tokens: Path,
+    output: Path,
+    contexts: Path,
+) -> None:
+    """Measure how much context before it each feature needs."""
+    from ontogeny.features import span as stage
+
+    stage.measure(s, crosscoder, activations, snapshots, tokens, output, contexts)
+
+
+@main.command()
+@config
+@threads
+@path("crosscoder", FOLDER)
+@path("activations", FOLDER)
+@path("tokens")
+@path("tokenizer")
+@path("span")
+@path("answers", FOLDER)
+@path("output")
+def grade(
+    s: Settings,
+    crosscoder: Path,
+    activations: Path,
+    tokens: Path,
+    tokenizer: Path,
+    span: Path,
+    answers: Path,
+    output: Path,
+) -> None:
+    """Have a language model grade the complexity of a sample of features."""
+    from ontogeny.features import grader as stage
+
+    stage.grade(s, crosscoder, activations, tokens, tokenizer, span, answers, output)
+
+
+@main.command()
+@config
+@threads
+@path("features")
+@path("span")
+@click.option("--grades", type=FILE, help="Table of a grader.")
+@path("output")
+def complexity(s: Settings, features: Path, span: Path, grades: Path | None, output: Path) -> None:
+    """Correlate the features' complexity with their peaks and onsets."""
+    from ontogeny.features import complexity as stage
+
+    stage.describe(s.analysis, features, span, grades, output)
+
+
+@main.command()
+@config
+@threads
 @path("snapshots", FOLDER)
 @path("tokens")
 @path("table")
@@ -716,6 +780,27 @@ def figure_induction(
     from ontogeny.figures import induction as it
 
     it.draw(table, curves, output, features, strengths, kinds)
+
+
+@figure.command("complexity")
+@path("features")
+@path("strengths")
+@path("span")
+@path("correlations")
+@click.option("--grades", type=FILE, help="Table of a grader.")
+@path("output")
+def figure_complexity(
+    features: Path,
+    strengths: Path,
+    span: Path,
+    correlations: Path,
+    grades: Path | None,
+    output: Path,
+) -> None:
+    """Complexity of features against peak and onset."""
+    from ontogeny.figures import complexity as it
+
+    it.draw(features, strengths, span, correlations, grades, output)
 
 
 @figure.command()

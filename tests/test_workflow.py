@@ -181,6 +181,38 @@ def test_an_analysis_left_out_is_a_target_still(experiment):
     assert set(experiment.would_run("kinds")) == {"kinds", "judge_kinds", "figure_kinds"}
 
 
+ANALYSES = {  # a setting of each, and what it runs again
+    "kinds": ("analysis.kind_share", 0.3, {"judge_kinds", "figure_kinds"}),
+    "contexts": ("contexts.top", 3, {"gather_contexts", "figure_examples"}),
+    "complexity": (
+        "span.keep",
+        0.8,
+        {"measure_span", "correlate_complexity", "figure_complexity"},
+    ),
+    "presence": ("presence_tests.absent", 0.2, {"measure_presence", "figure_presence"}),
+    "induction": ("heads.least_gain", 0.2, {"order_onsets", "figure_induction"}),
+    "circuits": ("circuits.draws", 3, {"ablation", "figure_ablations"}),
+}
+# What judges kinds is read by the figures and tables that show features by kind.
+OF_KINDS = {"order_onsets", "figure_induction", "figure_examples"}
+
+
+def test_every_analysis_runs_and_reruns_alone(experiment):
+    every = {"analyses": ["dimensionality", *ANALYSES], "circuits.pairs": 16}
+    experiment.configure(every)
+    before = set(experiment.would_run())
+    assert not before & (BEFORE_TRAINING | {"train", "fidelity", "features", "judge_kinds"})
+    experiment.snakemake()
+    assert experiment.would_run() == {}
+    for name, (key, value, wanted) in ANALYSES.items():
+        experiment.configure(every | {key: value})
+        others = OF_KINDS if name == "kinds" else set()
+        assert set(experiment.would_run()) - others == wanted | {"summary"}, name
+        assert experiment.would_run(name).keys() >= wanted - others, name
+    numbers = json.loads((experiment / RESULTS / "summary.json").read_text())
+    assert {"current_token_features", "dimensionality_least"} <= set(numbers)
+
+
 def test_one_more_snapshot_extracts_one_snapshot(experiment, only_tokens):
     steps = [0, 2, 8, 10, 20, 40]
     kept = [

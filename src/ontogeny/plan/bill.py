@@ -590,6 +590,11 @@ def bill(s: Settings, results: str | Path, rates: Rates | None = None) -> Bill:
     first = [maker.corpus(), *maker.pretrain(), maker.snapshots(), maker.extract()]
     stages = [*first, *maker.basis(), *maker.crosscoders(), maker.phases(), maker.figures()]
     notes = list(dict.fromkeys(maker.notes))
+    if s.analyses:
+        named = ", ".join(s.analyses)
+        notes.append(
+            f"not reckoned: the jobs of the analyses ({named}); docs/cost.md has some timed"
+        )
     return Bill(s.name, tuple(stages), here, rates, tuple(notes))
 
 

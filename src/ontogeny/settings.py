@@ -602,6 +602,7 @@ class Settings(Section):
                 "crosscoders": {self.primary: self.crosscoders[self.primary]},
                 "analyses": [name for name in self.analyses if name != "frontier"],
                 "frontier": None,
+                "grader": None,
                 "replicates": {},
             }
         )

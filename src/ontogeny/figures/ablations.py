@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from ontogeny.figures import style
 from ontogeny.figures.abilities import TASKS
 
 TOP = 10  # features whose matches are counted
-LINES = {"absolute": "-", "random": (0, (4, 1.5)), "matched": ":"}
+LINES: dict[str, Any] = {"absolute": "-", "random": (0, (4, 1.5)), "matched": ":"}
 GROUPS = {
     "absolute": "k most important features",
     "random": "k random features that differ",

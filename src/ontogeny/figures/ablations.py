@@ -89,7 +89,7 @@ def draw(
                     _curves(axis, some, last=name == shown[-1])
                     note = f"top {min(TOP, len(best))}: {count} matched"
                     axis.text(
-                        0.98, 0.56, note, fontsize=5.8, ha="right", transform=axis.transAxes,
+                        0.02, 0.04, note, fontsize=5.8, ha="left", transform=axis.transAxes,
                         color="0.3",
                     )  # fmt: skip
                 else:

@@ -24,11 +24,16 @@ include: "rules/corpus.smk"
 include: f"rules/{S.snapshots.source}.smk"
 include: "rules/activations.smk"
 include: "rules/crosscoder.smk"
+include: "rules/frontier.smk"
 include: "rules/features.smk"
+include: "rules/contexts.smk"
+include: "rules/presence.smk"
+include: "rules/complexity.smk"
 include: "rules/phases.smk"
 include: "rules/circuits.smk"
 include: "rules/figures.smk"
 include: "rules/replicates.smk"
+include: "rules/induction.smk"
 
 
 onstart:

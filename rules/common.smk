@@ -12,7 +12,7 @@ from ontogeny.activations import order
 from ontogeny.activations.store import basis_name
 from ontogeny.corpus import text
 from ontogeny.corpus.wheels import wheels_folder
-from ontogeny.files import InputError, digest_value, write_text
+from ontogeny.files import InputError, digest_file, digest_value, write_text
 from ontogeny.snapshots import local, sources
 
 SOURCE = Path(workflow.basedir)
@@ -34,6 +34,7 @@ CONFIG = f"{RESULTS}/config.yaml"
 STEPS = S.snapshots.chosen
 PLACES = [f"{stream}.{layer}" for layer in S.activations.layers for stream in S.activations.streams]
 PRIMARY = S.crosscoders[S.primary]
+DICTIONARIES = S.all_crosscoders  # the frontier's too, which are trained when they are asked for
 
 
 REPLICATES = {name: S.replicate(name) for name in S.replicates}
@@ -84,7 +85,7 @@ wildcard_constraints:
     shard=r"\d+",
     seed=r"\d+",
     place=r"[a-z_]+\.\d+",
-    crosscoder="|".join(S.crosscoders),
+    crosscoder="|".join(map(re.escape, DICTIONARIES)),
 
 
 def code(module):
@@ -161,7 +162,7 @@ def training_log():
     return {"log": f"{RESULTS}/pretrain/log.csv"} if S.snapshots.pretrain else {}
 
 
-BASES = {basis_name(c.inputs): c for c in S.crosscoders.values() if c.basis == "principal"}
+BASES = {basis_name(c.inputs): c for c in DICTIONARIES.values() if c.basis == "principal"}
 
 
 wildcard_constraints:
@@ -214,7 +215,9 @@ def projected(crosscoder):
 def projected_before(wildcards):
     """What has to be projected before a later shard is extracted: the last shard but one."""
     before = int(wildcards.shard) - 2
-    return [ancient(projected(c)[before]) for c in BASES.values() if before >= 0]
+    asked = DICTIONARIES if "frontier" in S.analyses else S.crosscoders
+    bases = {basis_name(c.inputs): c for c in asked.values() if c.basis == "principal"}
+    return [ancient(projected(c)[before]) for c in bases.values() if before >= 0]
 
 
 def snapshot_files():
@@ -234,14 +237,14 @@ def basis_owner(wildcards):
     """The first crosscoder that is trained in this basis; its inputs are those of all."""
     return next(
         name
-        for name, c in S.crosscoders.items()
+        for name, c in DICTIONARIES.items()
         if c.basis == "principal" and basis_name(c.inputs) == wildcards.sites
     )
 
 
 def training_inputs(wildcards):
     """The rows that a crosscoder is trained on, and the stacks that their scales come from."""
-    c = S.crosscoders[wildcards.crosscoder]
+    c = DICTIONARIES[wildcards.crosscoder]
     found = {"stacks": stacks(c)}
     if c.basis == "principal":
         found["basis"] = f"{RESULTS}/basis/{basis_name(c.inputs)}.h5"
@@ -252,7 +255,7 @@ def training_inputs(wildcards):
 
 def fidelity_inputs(wildcards):
     """What a crosscoder's fidelity is measured with: the rows, for PCA, and all snapshots."""
-    c = S.crosscoders[wildcards.crosscoder]
+    c = DICTIONARIES[wildcards.crosscoder]
     found = {"stacks": stacks(c), "snapshots": snapshot_files()}
     found["tokens"] = f"{RESULTS}/corpus/tokens.h5"
     if c.basis == "principal":
@@ -273,7 +276,7 @@ def places(wildcards, input):
 
 def training_state(wildcards):
     """Where an unfinished training keeps its state: a place of its own for other settings."""
-    c = S.crosscoders[wildcards.crosscoder]
+    c = DICTIONARIES[wildcards.crosscoder]
     own = values(c, "seeds", "threads")
     rows = [MODEL, TEXT, STEPS, ROWS, values(S.basis)]
     stages = [code("crosscoder.train")]
@@ -285,7 +288,7 @@ def each_seed(name):
     """A file of every seed's folder of a crosscoder, in the seeds' order."""
     return lambda w: expand(
         f"{RESULTS}/crosscoders/{w.crosscoder}/seed{{seed}}/{name}",
-        seed=S.crosscoders[w.crosscoder].seeds,
+        seed=DICTIONARIES[w.crosscoder].seeds,
     )
 
 
@@ -299,16 +302,24 @@ RANDOM = [
     if not c.train_decoder
     for seed in c.seeds
 ]
-# What each analysis draws. All of these are of features with histories.
+# What each analysis draws.
 FIGURES_OF = {
     "dimensionality": ["dimensionality"],
+    "frontier": ["frontier"],
     "kinds": ["kinds"],
+    "contexts": ["examples"],
+    "induction": ["induction"],
     "circuits": ["abilities", "ablations"],
+    "presence": ["presence"],
+    "complexity": ["complexity"],
 }
+WITHOUT_HISTORIES = {"frontier", "induction"}  # the others are of features with histories
 FIGURES = ["training", "divergence", "fidelity"]
 if has_features(S.primary):
     FIGURES += ["stability", "histories", "peaks", "lifetimes", "directions"]
-    FIGURES += [figure for analysis in S.analyses for figure in FIGURES_OF[analysis]]
+for analysis in S.analyses:
+    if has_features(S.primary) or analysis in WITHOUT_HISTORIES:
+        FIGURES += FIGURES_OF[analysis]
 
 
 def figures(names=FIGURES):

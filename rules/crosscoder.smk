@@ -1,7 +1,7 @@
 rule basis:
     input:
-        stacks=lambda w: stacks(S.crosscoders[basis_owner(w)]),
-        rows=lambda w: training_rows(S.crosscoders[basis_owner(w)], 0),
+        stacks=lambda w: stacks(DICTIONARIES[basis_owner(w)]),
+        rows=lambda w: training_rows(DICTIONARIES[basis_owner(w)], 0),
     output:
         f"{RESULTS}/basis/{{sites}}.h5",
     log:
@@ -27,8 +27,8 @@ rule basis:
 
 rule project:
     input:
-        stacks=lambda w: stacks(S.crosscoders[basis_owner(w)]),
-        rows=lambda w: training_rows(S.crosscoders[basis_owner(w)], w.shard),
+        stacks=lambda w: stacks(DICTIONARIES[basis_owner(w)]),
+        rows=lambda w: training_rows(DICTIONARIES[basis_owner(w)], w.shard),
         basis=f"{RESULTS}/basis/{{sites}}.h5",
     output:
         f"{RESULTS}/basis/{{sites}}.rows{{shard}}.h5",
@@ -65,9 +65,9 @@ rule train:
         f"{RESULTS}/benchmarks/train/{{crosscoder}}-{{seed}}.tsv"
     conda:
         CONDA
-    threads: lambda w: S.crosscoders[w.crosscoder].threads
+    threads: lambda w: DICTIONARIES[w.crosscoder].threads
     params:
-        crosscoder=lambda w: values(S.crosscoders[w.crosscoder], "seeds", "threads"),
+        crosscoder=lambda w: values(DICTIONARIES[w.crosscoder], "seeds", "threads"),
         code=code("crosscoder.train"),
         places=places,
         folder=lambda w, output: Path(output.weights).parent,

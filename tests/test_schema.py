@@ -60,9 +60,12 @@ SECTIONS = {
     "activations": settings.Activations,
     "basis": settings.Basis,
     "analysis": settings.Analysis,
+    "contexts": settings.Contexts,
+    "frontier": settings.Frontier,
 }
 # Alternatives to what the default experiment has.
 OTHERS = {"files", "dataset", "tokens", "hub", "local", "remote_code", "pretrain_blocks"}
+OTHERS |= {"sparsity"}
 
 
 @pytest.mark.parametrize("section", SECTIONS)

@@ -280,7 +280,7 @@ def basis(s: Settings, name: str, places: Any, output: Path) -> None:
     from ontogeny.crosscoder import feed
 
     device = devices.choose(s.device)
-    sites = store.expand(s.crosscoders[name].inputs, s.snapshots.chosen)
+    sites = store.expand(s.all_crosscoders[name].inputs, s.snapshots.chosen)
     principal.build(s.basis, feed.training_rows(s, sites, places, device), output, device)
 
 
@@ -300,7 +300,7 @@ def project(
     from ontogeny.activations import store
     from ontogeny.basis import principal
 
-    sites = store.expand(s.crosscoders[name].inputs, s.snapshots.chosen)
+    sites = store.expand(s.all_crosscoders[name].inputs, s.snapshots.chosen)
     stacks = store.Stacks(activations, sites)
     principal.project(basis, stacks, shard, output, devices.choose(s.device))
 
@@ -332,6 +332,18 @@ def fidelity(s: Settings, crosscoder: Path, places: Any, sites: Path, features: 
     from ontogeny.crosscoder import fidelity as stage
 
     stage.measure(s, crosscoder, places, sites, features)
+
+
+@main.command()
+@config
+@path("crosscoders", FOLDER)
+@path("table")
+@path("comparison")
+def frontier(s: Settings, crosscoders: Path, table: Path, comparison: Path) -> None:
+    """Gather what the frontier's dictionaries reach, crosscoders beside SAEs."""
+    from ontogeny.crosscoder import frontier as stage
+
+    stage.gather(s, crosscoders, table, comparison)
 
 
 @main.command()
@@ -386,6 +398,120 @@ def kinds(
     from ontogeny.features import kinds as stage
 
     stage.describe(s, crosscoder, activations, tokens, output, control)
+
+
+@main.command()
+@config
+@threads
+@path("crosscoder", FOLDER)
+@path("activations", FOLDER)
+@path("snapshots", FOLDER)
+@path("tokens")
+@path("tokenizer")
+@path("output")
+@path("table")
+def contexts(
+    s: Settings,
+    crosscoder: Path,
+    activations: Path,
+    snapshots: Path,
+    tokens: Path,
+    tokenizer: Path,
+    output: Path,
+    table: Path,
+) -> None:
+    """Write the contexts that features are active in, all but active in, and their logit lens."""
+    from ontogeny.features import contexts as stage
+
+    stage.describe(s, crosscoder, activations, snapshots, tokens, tokenizer, output, table)
+
+
+@main.command()
+@config
+@threads
+@path("crosscoder", FOLDER)
+@path("activations", FOLDER)
+@path("tokens")
+@path("features")
+@path("output")
+@path("verdicts")
+def presence(
+    s: Settings,
+    crosscoder: Path,
+    activations: Path,
+    tokens: Path,
+    features: Path,
+    output: Path,
+    verdicts: Path,
+) -> None:
+    """Test with latent scaling and linear probes whether decoder norms mean presence."""
+    from ontogeny.features import presence as stage
+
+    stage.describe(s, crosscoder, activations, tokens, features, output, verdicts)
+
+
+@main.command()
+@config
+@threads
+@path("crosscoder", FOLDER)
+@path("activations", FOLDER)
+@path("snapshots", FOLDER)
+@path("tokens")
+@path("output")
+@path("contexts")
+def span(
+    s: Settings,
+    crosscoder: Path,
+    activations: Path,
+    snapshots: Path,
+    tokens: Path,
+    output: Path,
+    contexts: Path,
+) -> None:
+    """Measure how much context before it each feature needs."""
+    from ontogeny.features import span as stage
+
+    stage.measure(s, crosscoder, activations, snapshots, tokens, output, contexts)
+
+
+@main.command()
+@config
+@threads
+@path("crosscoder", FOLDER)
+@path("activations", FOLDER)
+@path("tokens")
+@path("tokenizer")
+@path("span")
+@path("answers", FOLDER)
+@path("output")
+def grade(
+    s: Settings,
+    crosscoder: Path,
+    activations: Path,
+    tokens: Path,
+    tokenizer: Path,
+    span: Path,
+    answers: Path,
+    output: Path,
+) -> None:
+    """Have a language model grade the complexity of a sample of features."""
+    from ontogeny.features import grader as stage
+
+    stage.grade(s, crosscoder, activations, tokens, tokenizer, span, answers, output)
+
+
+@main.command()
+@config
+@threads
+@path("features")
+@path("span")
+@click.option("--grades", type=FILE, help="Table of a grader.")
+@path("output")
+def complexity(s: Settings, features: Path, span: Path, grades: Path | None, output: Path) -> None:
+    """Correlate the features' complexity with their peaks and onsets."""
+    from ontogeny.features import complexity as stage
+
+    stage.describe(s.analysis, features, span, grades, output)
 
 
 @main.command()
@@ -455,6 +581,36 @@ def ablation(
 
 @main.command()
 @config
+@threads
+@path("snapshots", FOLDER)
+@path("tokens")
+@path("sums")
+@path("table")
+def heads(s: Settings, snapshots: Path, tokens: Path, sums: Path, table: Path) -> None:
+    """Measure what every attention head attends to, and what a copy gains."""
+    from ontogeny.phases import heads as stage
+
+    stage.measure(s, snapshots, tokens, sums, table)
+
+
+@main.command()
+@config
+@path("sums")
+@click.option("--features", type=FILE, help="The features' histories; with --kinds.")
+@click.option("--kinds", type=FILE, help="The features' kinds; with --features.")
+@path("table")
+@path("curves")
+def induction(
+    s: Settings, sums: Path, features: Path | None, kinds: Path | None, table: Path, curves: Path
+) -> None:
+    """Put the onsets of heads, copying and kinds of feature in order."""
+    from ontogeny.phases import induction as stage
+
+    stage.describe(s, sums, features, kinds, table, curves)
+
+
+@main.command()
+@config
 @path("folder", FOLDER)
 @path("source", FOLDER)
 def summary(s: Settings, folder: Path, source: Path) -> None:
@@ -505,6 +661,16 @@ def figure_fidelity(
     from ontogeny.figures import fidelity as it
 
     it.draw(tables, seeds, random, output)
+
+
+@figure.command("frontier")
+@path("table")
+@path("output")
+def figure_frontier(table: Path, output: Path) -> None:
+    """Explained variance and loss recovered against L0, crosscoders beside SAEs."""
+    from ontogeny.figures import frontier as it
+
+    it.draw(table, output)
 
 
 @figure.command()
@@ -574,6 +740,82 @@ def figure_kinds(features: Path, strengths: Path, kinds: Path, control: Path, ou
     from ontogeny.figures import kinds as it
 
     it.draw(features, strengths, kinds, control, output)
+
+
+@figure.command("presence")
+@click.option("--crosscoder", "names", multiple=True, required=True)
+@click.option("--features", type=FILE, multiple=True, required=True, help="In that order.")
+@click.option("--tests", type=FILE, multiple=True, required=True, help="In that order.")
+@click.option("--verdicts", type=FILE, multiple=True, required=True, help="In that order.")
+@path("output")
+def figure_presence(
+    names: tuple[str, ...],
+    features: tuple[Path, ...],
+    tests: tuple[Path, ...],
+    verdicts: tuple[Path, ...],
+    output: Path,
+) -> None:
+    """Latent scaling and probes against decoder norms, crosscoder by crosscoder."""
+    from ontogeny.figures import presence as it
+
+    it.draw(names, features, tests, verdicts, output)
+
+
+@figure.command("induction")
+@path("table")
+@path("curves")
+@click.option("--features", type=FILE, help="The features' histories.")
+@click.option("--strengths", type=FILE, help="Their strengths; with --features and --kinds.")
+@click.option("--kinds", type=FILE, help="The features' kinds.")
+@path("output")
+def figure_induction(
+    table: Path,
+    curves: Path,
+    features: Path | None,
+    strengths: Path | None,
+    kinds: Path | None,
+    output: Path,
+) -> None:
+    """Heads, copying gain and kinds of feature through training, and their onsets."""
+    from ontogeny.figures import induction as it
+
+    it.draw(table, curves, output, features, strengths, kinds)
+
+
+@figure.command("complexity")
+@path("features")
+@path("strengths")
+@path("span")
+@path("correlations")
+@click.option("--grades", type=FILE, help="Table of a grader.")
+@path("output")
+def figure_complexity(
+    features: Path,
+    strengths: Path,
+    span: Path,
+    correlations: Path,
+    grades: Path | None,
+    output: Path,
+) -> None:
+    """Complexity of features against peak and onset."""
+    from ontogeny.figures import complexity as it
+
+    it.draw(features, strengths, span, correlations, grades, output)
+
+
+@figure.command()
+@path("features")
+@path("strengths")
+@path("contexts")
+@click.option("--kinds", type=FILE, help="Kinds of feature, where they are known.")
+@path("output")
+def examples(
+    features: Path, strengths: Path, contexts: Path, kinds: Path | None, output: Path
+) -> None:
+    """Single features' histories, with the text that they are active in."""
+    from ontogeny.figures import examples as it
+
+    it.draw(features, strengths, contexts, kinds, output)
 
 
 @figure.command()

@@ -68,7 +68,7 @@ def _shape_faults(s: Settings, results: Path) -> Iterator[str]:
             "positions; lower it"
         )
     rows = min(s.corpus.train_blocks * s.corpus.context, s.basis.rows)
-    for name, c in s.crosscoders.items():
+    for name, c in s.all_crosscoders.items():
         if c.basis != "principal" or s.basis.dimensions is None:
             continue
         sites = len(store.expand(c.inputs, s.snapshots.chosen))
@@ -87,12 +87,12 @@ def _shard_faults(s: Settings, results: Path) -> Iterator[str]:
     shards = order.shards(s, sources.shape_of(s, results).width)
     if len(shards) == 1:
         return
-    for name, c in s.crosscoders.items():
-        if c.basis == "full":
-            yield (
-                f"crosscoders.{name}.basis: full needs all training rows at a time; set principal, "
-                "or raise activations.budget, or set activations.mode: streamed"
-            )
+    whole = [s.key_of(n, "basis") for n, c in s.all_crosscoders.items() if c.basis == "full"]
+    for key in dict.fromkeys(whole):
+        yield (
+            f"{key}: full needs all training rows at a time; set principal, "
+            "or raise activations.budget, or set activations.mode: streamed"
+        )
     blocks = s.corpus.train_blocks / order.number_of_windows(
         s.corpus.train_blocks, s.corpus.context, a.window
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -26,8 +26,13 @@ TaskName = Literal[
 ]
 AnalysisName = Literal[
     "dimensionality",
+    "frontier",
     "kinds",
+    "contexts",
+    "induction",
     "circuits",
+    "presence",
+    "complexity",
 ]
 TEXT_SOURCES = ("wheels", "files", "dataset", "tokens")
 SNAPSHOT_SOURCES = ("pretrain", "hub", "local")
@@ -345,6 +350,40 @@ class Crosscoder(Section):
     threads: int = Field(1, ge=1, description="Processor threads of one training.")
 
 
+FRONTIER, SAE = "frontier-", "sae-"  # what the names of the frontier's dictionaries begin with
+
+
+class Frontier(Section):
+    """Crosscoders of several sizes and sparsities, beside SAEs of single snapshots.
+
+    All that is not named here is as the primary crosscoder has it: activation, gate, basis,
+    batches, learning rate and its schedule.
+    """
+
+    features: list[Annotated[int, Field(ge=1)]] = Field(
+        ..., min_length=1, description="Features of the dictionaries, F."
+    )
+    k: list[Annotated[int, Field(ge=1)]] = Field(
+        [], description="Active features a token and site, where the primary is batch_topk."
+    )
+    sparsity: list[Annotated[float, Field(ge=0)]] = Field(
+        [], description="Weights of the penalty, λ, where the primary is jumprelu or relu."
+    )
+    sae_snapshots: Literal["last"] | list[int] = Field(
+        "last", description="Snapshots that get SAEs of their own: 'last', or training steps."
+    )
+    sae_basis: Literal["full", "principal"] = Field(
+        "full", description="SAEs in all d dimensions, or in their snapshot's principal subspace."
+    )
+    sae_learning_rate: float | None = Field(
+        None, gt=0, description="Peak learning rate of the SAEs; the primary's when left out."
+    )
+    steps: int | None = Field(
+        None, ge=1, description="Optimiser steps of each; the primary's when left out."
+    )
+    seeds: list[int] = Field([0], min_length=1, description="One training each.")
+
+
 class Analysis(Section):
     """Thresholds of the feature tables."""
 
@@ -378,6 +417,40 @@ class Analysis(Section):
     seed: int = Field(0, ge=0, description="Seed of bootstrap, permutations, copying samples.")
 
 
+class Contexts(Section):
+    """What is shown of each feature: positions of the held-out text, and what it speaks for."""
+
+    top: int = Field(10, ge=1, description="Contexts of the largest activations, one a block.")
+    quantiles: int = Field(
+        8, ge=1, description="Contexts drawn one from each of so many quantiles of activation."
+    )
+    near_misses: int = Field(5, ge=1, description="Contexts in which it nearly opens, one a block.")
+    window: int = Field(20, ge=1, description="Tokens on either side of a context's position.")
+    lens_snapshots: int = Field(
+        5,
+        ge=0,
+        description="Logit lens at so many snapshots, evenly spread, and at each feature's peak.",
+    )
+    lens_tokens: int = Field(10, ge=1, description="Tokens most promoted, and most suppressed.")
+
+
+class Heads(Section):
+    """When attention heads and copying form (analysis `induction`)."""
+
+    blocks: int = Field(
+        20, ge=2, description="Held-out blocks on which heads and copying gains are measured."
+    )
+    least_attention: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        description="Attention above chance and control below which no head has formed.",
+    )
+    least_gain: float = Field(
+        0.1, gt=0, description="Copying gain in nats below which no copying has formed."
+    )
+
+
 class Circuits(Section):
     """Tasks, what the features of the primary crosscoder do in them, and how that is measured."""
 
@@ -396,6 +469,64 @@ class Circuits(Section):
     curve_points: int = Field(8, ge=3, description="Numbers of features k on a curve, at most.")
     draws: int = Field(4, ge=2, description="Random sets of features that curves are held against.")
     seed: int = Field(0, ge=0, description="Seed of the tasks, the random sets and the bootstrap.")
+
+
+class PresenceTests(Section):
+    """Does the norm mean presence? Latent scaling and linear probes beside it."""
+
+    features: int = Field(256, ge=1, description="Features that linear probes are fitted for.")
+    active: int = Field(
+        5,
+        ge=2,
+        description="Positions in either half of the held-out text at which a feature must be "
+        "active to be tested.",
+    )
+    absent: float = Field(
+        0.1, gt=0, lt=1, description="Normalised strength below which the norm says absent."
+    )
+    contradicted: float = Field(
+        0.25,
+        gt=0,
+        le=1,
+        description="Scaling, over the peak's, from which it says that the feature is there.",
+    )
+
+
+class Span(Section):
+    """Context span: how much context before it a feature needs."""
+
+    contexts: int = Field(
+        3, ge=1, description="Held-out contexts that a feature is looked at in, at least."
+    )
+    keep: float = Field(
+        0.9, gt=0, le=1, description="Share of its activation that a suffix has to keep."
+    )
+    longest: int = Field(
+        32, ge=1, description="Tokens of the longest suffix; spans beyond it are censored."
+    )
+    features: int = Field(
+        4096, ge=1, description="Living features to look at, at most; more are sampled."
+    )
+
+
+class Grader(Section):
+    """A language model that grades the complexity of features."""
+
+    url: str = Field(
+        ...,
+        pattern=r"^https?://[^@\s]+$",
+        description="OpenAI-compatible address, up to but not with /chat/completions.",
+    )
+    model: str = Field(..., min_length=1, description="Name of the model there.")
+    key_variable: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="Environment variable that holds the key; null where none is needed.",
+    )
+    features: int = Field(100, ge=1, description="Features to grade, sampled.")
+    examples: int = Field(20, ge=1, description="Passages shown of a feature, at most.")
+    parallel: int = Field(4, ge=1, description="Requests at a time.")
+    timeout: float = Field(120.0, gt=0, description="Seconds to wait for an answer.")
 
 
 class Settings(Section):
@@ -420,13 +551,41 @@ class Settings(Section):
         description="What is made beside histories and phases; each is a target by its name too.",
     )
     analysis: Analysis = Field(Analysis(), description="Thresholds of the tables.")
+    contexts: Contexts = Field(Contexts(), description="What is shown of each feature.")
+    frontier: Frontier | None = Field(
+        None, description="Dictionaries of the fidelity frontier; null leaves it out."
+    )
+
+    heads: Heads = Field(Heads(), description="Attention heads and copying.")
     circuits: Circuits = Field(Circuits(), description="Tasks and the features behind them.")
+    presence_tests: PresenceTests = Field(
+        PresenceTests(), description="Does the norm mean presence?"
+    )
+    span: Span = Field(Span(), description="Context span, the complexity of a feature.")
+    grader: Grader | None = Field(
+        None, description="Grades complexity beside context span; null for none. It may cost money."
+    )
     replicates: dict[str, dict[str, int | float | str]] = Field(
         {},
         description="Further models: by name, the keys of snapshots.pretrain that differ. Each is "
         "trained and analysed alike (the primary crosscoder alone) under results/NAME.REPLICATE by "
         "the target `replicates`.",
     )
+
+    @property
+    def all_crosscoders(self) -> dict[str, Crosscoder]:
+        """Every dictionary that can be trained, by name: `crosscoders`, and the frontier's.
+
+        The frontier's are named frontier-F1024-k8 and, of the snapshot of step 1500 alone,
+        sae-1500-F1024-k8; with lambda0.1 instead of k8 where λ is what sets the sparsity.
+        """
+        return self.crosscoders | _frontier_crosscoders(self)
+
+    def key_of(self, crosscoder: str, key: Literal["basis", "learning_rate"]) -> str:
+        """Where a dictionary's `basis` or `learning_rate` is set, for messages."""
+        if crosscoder.startswith(SAE) and crosscoder not in self.crosscoders:
+            return f"frontier.sae_{key}"
+        return f"crosscoders.{crosscoder if crosscoder in self.crosscoders else self.primary}.{key}"
 
     def replicate(self, name: str) -> Settings:
         """The settings of a replicate: another model, all else as here.
@@ -441,6 +600,8 @@ class Settings(Section):
                 "name": f"{self.name}.{name}",
                 "snapshots": self.snapshots.model_copy(update={"pretrain": pretrain}),
                 "crosscoders": {self.primary: self.crosscoders[self.primary]},
+                "analyses": [name for name in self.analyses if name != "frontier"],
+                "frontier": None,
                 "replicates": {},
             }
         )
@@ -541,6 +702,94 @@ def _faults(s: Settings) -> Any:
             )
         if len(set(c.seeds)) < len(c.seeds):
             yield f"{key}.seeds: a seed repeats; remove it"
+    if s.frontier is None and "frontier" in s.analyses:
+        yield "analyses: frontier needs the section frontier; add it, or remove it from the list"
+    if s.frontier is not None and s.primary in s.crosscoders:
+        yield from _frontier_faults(s, s.frontier, s.crosscoders[s.primary])
+
+
+def _frontier_crosscoders(s: Settings) -> dict[str, Crosscoder]:
+    """The frontier's dictionaries, by name: crosscoders first, then each snapshot's SAEs."""
+    f, primary = s.frontier, s.crosscoders[s.primary]
+    if f is None:
+        return {}
+    if primary.activation == "batch_topk":
+        sparsities: list[tuple[str, dict[str, Any]]] = [(f"k{k}", {"k": k}) for k in f.k]
+    else:
+        sparsities = [(f"lambda{w:g}", {"sparsity": w}) for w in f.sparsity]
+    shared: dict[str, Any] = {"seeds": f.seeds}
+    if f.steps is not None:
+        shared["steps"] = f.steps
+    kinds: dict[str, dict[str, Any]] = {FRONTIER: {}}
+    for step in _sae_steps(s, f, primary):
+        one = {"snapshots": [step]}
+        own: dict[str, Any] = {"basis": f.sae_basis}
+        own["inputs"] = primary.inputs.model_copy(update=one)
+        if primary.outputs is not None:
+            own["outputs"] = primary.outputs.model_copy(update=one)
+        if f.sae_learning_rate is not None:
+            own["learning_rate"] = f.sae_learning_rate
+        kinds[f"{SAE}{step}-"] = own
+    found = {}
+    for kind, own in kinds.items():
+        for features in f.features:
+            aux = min(primary.aux_features, features)
+            sizes = {"features": features, "aux_features": aux}
+            sizes["aux_k"] = max(1, min(primary.aux_k, aux))
+            for name, sparsity in sparsities:
+                found[f"{kind}F{features}-{name}"] = primary.model_copy(
+                    update=shared | own | sizes | sparsity
+                )
+    return found
+
+
+def _sae_steps(s: Settings, f: Frontier, primary: Crosscoder) -> list[int]:
+    """Training steps of the snapshots that get SAEs."""
+    if f.sae_snapshots != "last":
+        return list(f.sae_snapshots)
+    sites = primary.outputs or primary.inputs
+    return [max(s.snapshots.chosen if sites.snapshots == "all" else sites.snapshots)]
+
+
+def _frontier_faults(s: Settings, f: Frontier, primary: Crosscoder) -> Any:
+    """Lines for dictionaries of the frontier that cannot be."""
+    key = f"crosscoders.{s.primary}"
+    topk = primary.activation == "batch_topk"
+    wanted, other = ("k", "sparsity") if topk else ("sparsity", "k")
+    if not getattr(f, wanted):
+        yield f"frontier.{wanted}: missing; {key} is {primary.activation}: list the values to train"
+    if getattr(f, other):
+        yield f"frontier.{other}: does nothing where {key} is {primary.activation}; remove it"
+    for name in ("features", "k", "sparsity", "seeds", "sae_snapshots"):
+        values = getattr(f, name)
+        if values != "last" and len(set(values)) < len(values):
+            yield f"frontier.{name}: a value repeats; remove it"
+    if topk and f.k and max(f.k) > min(f.features):
+        yield (
+            f"frontier.k: {max(f.k)} exceeds the {min(f.features)} features of the smallest "
+            "dictionary; lower it, or raise frontier.features"
+        )
+    if not f.sae_snapshots:
+        yield "frontier.sae_snapshots: the list is empty; name training steps, or set last"
+    for sites in [x for x in (primary.inputs, primary.outputs) if x is not None]:
+        there, where = s.snapshots.steps, "snapshots.steps"
+        if sites.snapshots != "all":
+            there, where = sites.snapshots, f"the snapshots of {key}"
+        absent = [] if f.sae_snapshots == "last" or there == "all" else f.sae_snapshots
+        absent = [step for step in absent if step not in there]
+        if absent:
+            yield f"frontier.sae_snapshots: {absent[0]} is not in {where}; add it there"
+            return
+    several = primary.gate == "snapshot" or primary.activation == "relu"
+    if f.sae_basis == "principal" and (several or primary.outputs is not None):
+        yield (
+            f"frontier.sae_basis: principal needs one gate a feature, no L1, and outputs that are "
+            f"the inputs, unlike {key}; set full"
+        )
+    if s.snapshots.steps == "all":
+        return
+    for name in set(_frontier_crosscoders(s)) & set(s.crosscoders):
+        yield f"crosscoders.{name}: is the name of one of the frontier's; choose another"
 
 
 def _replicate_faults(s: Settings, own: Pretrain) -> Any:
@@ -663,9 +912,12 @@ def load(source: str | Path | dict[str, Any]) -> Settings:
         raise SettingsError("\n".join(map(_line, faults.values()))) from None
 
 
+LABELS = ("list[int]", "literal['all']", "literal['last']")
+
+
 def _key(error: Any) -> str:
     """The faulty key's dotted path; the union's members that pydantic names beside it left out."""
-    return ".".join(str(p) for p in error["loc"] if p not in ("list[int]", "literal['all']"))
+    return ".".join(str(p) for p in error["loc"] if p not in LABELS)
 
 
 def _line(error: Any) -> str:

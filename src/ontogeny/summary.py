@@ -99,7 +99,7 @@ def _dip(tables: Path, living: pd.DataFrame) -> dict[str, Any]:
     return {
         "initialisation_strength_first": float(mean.iloc[0]),
         "initialisation_strength_least": float(mean.min()),
-        "initialisation_strength_least_step": int(mean.index[mean.argmin()]),
+        "initialisation_strength_least_step": int(mean.index.to_numpy()[mean.argmin()]),
         "initialisation_strength_last": float(mean.iloc[-1]),
     }
 

@@ -330,7 +330,7 @@ def _advance(
     return out
 
 
-def _fault(name: str, now: Progress, c: Crosscoder, data: Data, state: Path) -> InputError:
+def _fault(key: str, now: Progress, c: Crosscoder, data: Data, state: Path) -> InputError:
     """What to tell of a loss or weight that is not finite: step, rows, snapshot, mend."""
     step = int(now.failed) if int(now.failed) > 0 else now.step
     batch = next(feed.batches(data.source, c.batch_rows, step - 1, step, torch.device("cpu")))
@@ -340,7 +340,7 @@ def _fault(name: str, now: Progress, c: Crosscoder, data: Data, state: Path) -> 
     kept = f"; the last good state stays in {state}" if (state / "state.h5").exists() else ""
     row, place = divmod(int(batch.abs().argmax()), batch.shape[1])
     return InputError(
-        f"crosscoders.{name}.learning_rate: the loss is not finite at step {step} ({rows}; the "
+        f"{key}: the loss is not finite at step {step} ({rows}; the "
         f"largest activation is in row {(first + row) % data.source.rows}{data.name_of(place)}); "
         f"lower it{kept}"
     )
@@ -370,7 +370,7 @@ def train(
     ------
     InputError : inputs that do not fit, or a loss that is not finite.
     """
-    c = settings.crosscoders[name]
+    c = settings.all_crosscoders[name]
     steps = settings.snapshots.chosen
     inputs = expand(c.inputs, steps)
     outputs = inputs if c.outputs is None else expand(c.outputs, steps)
@@ -397,7 +397,7 @@ def train(
             if now.step % LOG_EVERY and now.step < c.steps:
                 continue
             if not now.finite:
-                raise _fault(name, now, c, data, state)
+                raise _fault(settings.key_of(name, "learning_rate"), now, c, data, state)
             row = _report(now, c, data, out, target) | {"learning_rate": rate}
             seconds = time.monotonic() - began
             row["rows_per_second"] = (now.step - began_at) * c.batch_rows / seconds

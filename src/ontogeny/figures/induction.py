@@ -1,0 +1,222 @@
+"""When heads, copying and kinds of feature appear, and in which order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from ontogeny.figures import style
+
+HEADS = {
+    "previous_token_head": ("previous token", style.COLOURS["previous_token"], "s-"),
+    "fixed_distance_head": ("fixed distance, half a block", style.COLOURS["matched"], "o-"),
+    "duplicate_token_head": ("duplicate token", style.COLOURS["copying_near"], "v-"),
+    "induction_head": ("induction, random tokens", style.COLOURS["induction"], "D-"),
+    "induction_head_text": ("induction, text", style.COLOURS["context"], "^-"),
+}
+GAINS = {"copying_gain": ("text", "-"), "copying_gain_random": ("random tokens", "--")}
+SHADES = ("#9ECAE1", "#4292C6", "#08519C", "#D55E00", "#7A4A9E")  # of the distances, ascending
+KINDS = {"current_token": "o", "previous_token": "s", "induction": "D", "context": "^"}
+
+
+def draw(
+    table: str | Path,
+    curves: str | Path,
+    output: str | Path,
+    features: str | Path | None = None,
+    strengths: str | Path | None = None,
+    kinds: str | Path | None = None,
+) -> None:
+    """Scores of the best heads, copying gains by distance, features by kind, and their onsets.
+
+    Parameters
+    ----------
+    table, curves : CSV of the induction stage.
+    features, strengths, kinds : Parquet of the features' histories and kinds, all or none; the
+        panels say so where there are none.
+    output : path without ending. Its CSV has panel ('heads', 'gain', 'features', 'onset'), event,
+        detail, group, snapshot_index, step, value, low, high: attention above chance, nats, or
+        normalised strength, by step; for 'onset' the onset's step as value, with its interval,
+        empty for what never forms.
+
+    References
+    ----------
+    METHOD.md 5 and 6.
+    """
+    columns = ["event", "detail", "snapshot_index", "step", "value", "low", "high"]
+    every = _read(curves, columns)
+    order = _read(
+        table, ["event", "detail", "group", "count", "verdict", "onset_step", "low", "high"]
+    )
+    snapshots = every[["snapshot_index", "step"]].drop_duplicates().sort_values("step")
+    numbers, steps = list(snapshots["snapshot_index"]), list(snapshots["step"])
+    drawn: list[pd.DataFrame] = []
+    by_kind, note = pd.DataFrame(), ""
+    if features is not None and strengths is not None and kinds is not None:
+        by_kind, note = _by_kind(features, strengths, kinds)
+    with style.paper():
+        figure = style.new_figure(180, 222)
+        grid = figure.subplots(4, 2, gridspec_kw={"height_ratios": [1, 1, 1, 1.35]})
+        for column, kind in enumerate(style.KINDS):
+            _heads(grid[0, column], every, drawn)
+            _gains(grid[1, column], every, drawn)
+            _features(grid[2, column], by_kind, drawn)
+            for row, letter in enumerate("ace"):
+                axis = grid[row, column]
+                style.title(axis, chr(ord(letter) + column), "")
+                if axis.lines:
+                    style.step_axis(axis, max(steps), kind)
+                    style.mark_snapshots(axis, numbers, steps, kind, labels=row == 0)
+            _onsets(grid[3, column], order, column == 0, max(steps), drawn)
+            style.step_axis(grid[3, column], max(steps), kind)
+            grid[3, column].set_xlabel(f"onset, {grid[3, column].get_xlabel()}")
+            style.title(grid[3, column], "gh"[column], "")
+        labels = ("attention above chance", "copying gain (nats)", "strength / peak strength")
+        for row, label in enumerate(labels):
+            if grid[row, 0].lines:
+                grid[row, 0].set_ylabel(label)
+                columns_of_legend = 2 if row == 2 else 1
+                grid[row, 0].legend(loc="upper left", fontsize=5.5, ncols=columns_of_legend)
+        if note:
+            figure.suptitle(note, x=0.01, ha="left")
+        names = ["panel", "event", "detail", "group", "snapshot_index", "step", "value"]
+        found = pd.concat(drawn, ignore_index=True).reindex(columns=[*names, "low", "high"])
+        found = found.drop_duplicates()  # the same numbers over both axes
+        style.save(figure, found.astype({"snapshot_index": "Int64"}), output)
+
+
+def _read(path: str | Path, columns: list[str]) -> pd.DataFrame:
+    """A table whose details are words: '1.2' is a head, no number."""
+    style.read(path, columns)
+    return pd.read_csv(path, dtype={"detail": str, "group": str}).fillna(
+        {"detail": "", "group": ""}
+    )
+
+
+def _band(axis: Axes, some: pd.DataFrame, line: str, colour: str, label: str | None) -> None:
+    """A curve over steps with its interval."""
+    band = (some["low"], some["high"])
+    axis.fill_between(some["step"], *band, color=colour, alpha=0.15, linewidth=0)
+    axis.plot(some["step"], some["value"], line, color=colour, label=label)
+
+
+def _heads(axis: Axes, every: pd.DataFrame, drawn: list[pd.DataFrame]) -> None:
+    """The best head of each score."""
+    for event, (name, colour, line) in HEADS.items():
+        some = every[every["event"] == event]
+        if some.empty:
+            continue
+        _band(axis, some, line, colour, f"{name}, head {some['detail'].iloc[0]}")
+        drawn.append(some.assign(panel="heads"))
+    if axis.lines:
+        axis.axhline(0, color="0.6", linewidth=0.6, zorder=0)
+        axis.set_ylim(-0.05, 1.02)
+    else:
+        style.empty(axis, "this model gives no attention weights")
+
+
+def _gains(axis: Axes, every: pd.DataFrame, drawn: list[pd.DataFrame]) -> None:
+    """The gain at each distance, of text and of random tokens."""
+    for event, (name, line) in GAINS.items():
+        some = every[(every["event"] == event) & (every["detail"] != "")]
+        distances = sorted(some["detail"].unique(), key=int)
+        for distance, colour in zip(distances, SHADES, strict=False):
+            curve = some[some["detail"] == distance]
+            label = f"{distance} tokens apart" if event == "copying_gain" else None
+            _band(axis, curve, line, colour, label)
+            drawn.append(curve.assign(panel="gain"))
+        axis.plot([], [], line, color="0.3", label=name)
+    axis.axhline(0, color="0.6", linewidth=0.6, zorder=0)
+
+
+def _by_kind(
+    features: str | Path, strengths: str | Path, kinds: str | Path
+) -> tuple[pd.DataFrame, str]:
+    """Mean strength with quartiles by kind, group and snapshot; which share is matched."""
+    living = style.read_living(features)
+    known = style.read(kinds, ["feature", "kind"])[["feature", "kind"]]
+    living = living[["feature", "matched", "alive", "matched_cosine"]].merge(known, on="feature")
+    columns = ["feature", "snapshot_index", "step", "normalised_strength"]
+    every = style.read(strengths, columns)[columns].merge(living, on="feature")
+    every = every[every["kind"].isin(list(KINDS))]
+    parts = []
+    for group, some in (("all", every), ("matched", every[every["matched"]])):
+        by = some.groupby(["kind", "snapshot_index", "step"])["normalised_strength"]
+        found = pd.DataFrame(
+            {
+                "value": by.mean(),
+                "low": by.quantile(0.25),
+                "high": by.quantile(0.75),
+                "features": by.size(),
+            }
+        )
+        parts.append(found.reset_index().assign(group=group))
+    table = pd.concat(parts, ignore_index=True).rename(columns={"kind": "detail"})
+    return table, style.matched_note(living)
+
+
+def _features(axis: Axes, by_kind: pd.DataFrame, drawn: list[pd.DataFrame]) -> None:
+    """Mean strength of each kind's features; dashed: of the matched ones."""
+    if by_kind.empty:
+        style.empty(axis, "no kinds of feature in this experiment's analyses")
+        return
+    for name, marker in KINDS.items():
+        colour = style.COLOURS[name]
+        some = by_kind[by_kind["detail"] == name].sort_values("step")
+        full, matched = some[some["group"] == "all"], some[some["group"] == "matched"]
+        if full.empty:
+            continue
+        words = {"current_token": "current token", "previous_token": "previous token"}
+        label = f"{words.get(name, name)} ({full['features'].iloc[0]:,})"
+        _band(axis, full, marker + "-", colour, label)
+        axis.plot(matched["step"], matched["value"], "--", color=colour)
+        drawn.append(some.assign(panel="features", event="features"))
+    axis.set_ylim(0, 1.3)  # with room for the legend
+    axis.set_yticks([0, 0.25, 0.5, 0.75, 1])
+
+
+def _shown(order: pd.DataFrame) -> list[tuple[str, str, pd.Series]]:
+    """Label, colour and row of what the panel of onsets shows, from top to bottom."""
+    found: list[tuple[str, str, pd.Series]] = []
+    for _, row in order.iterrows():
+        event, detail = str(row["event"]), str(row["detail"])
+        if event in HEADS:
+            name, colour, _ = HEADS[event]
+            found.append((f"head: {name.replace(', half a block', '')}", colour, row))
+        elif event == "features":
+            of = "" if row["group"] == "all" else ", matched"
+            words = detail.replace("_", "-").removesuffix("-token")
+            label = f"features: {words}{of} ({int(row['count']):,})"
+            found.append((label, style.COLOURS[detail], row))
+        elif detail == "" or row["verdict"] == "forms":
+            at = f" at {detail}" if detail else ", median distance"
+            found.append((f"gain: {GAINS[event][0]}{at}", "0.25", row))
+    return found
+
+
+def _onsets(
+    axis: Axes, order: pd.DataFrame, labels: bool, last: float, drawn: list[pd.DataFrame]
+) -> None:
+    """Each onset with its interval, the earliest on top; what never forms says none."""
+    shown = _shown(order)
+    for y, (_, colour, row) in enumerate(shown):
+        if row["verdict"] == "forms":
+            if pd.notna(row.get("quartile_low")):
+                ends = [row["quartile_low"], row["quartile_high"]]
+                axis.plot(ends, [y, y], color=colour, linewidth=3.5, alpha=0.3)
+            axis.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=1.2)
+            axis.plot(row["onset_step"], y, "o", color=colour, markersize=3.5)
+        else:
+            axis.text(
+                0.985, y, "none", color="0.55", fontsize=5.5, ha="right", va="center",
+                transform=axis.get_yaxis_transform(),
+            )  # fmt: skip
+    axis.set_ylim(len(shown) - 0.4, -0.6)
+    names = [label for label, _, _ in shown] if labels else []
+    axis.set_yticks(range(len(shown)), names or [""] * len(shown), fontsize=5.5)
+    axis.tick_params(axis="y", length=0)
+    axis.grid(axis="y", color="0.92", linewidth=0.5)
+    rows = pd.DataFrame([row for _, _, row in shown]).rename(columns={"onset_step": "value"})
+    drawn.append(rows[["event", "detail", "group", "value", "low", "high"]].assign(panel="onset"))

@@ -1,0 +1,264 @@
+"""Does the norm mean presence? Latent scaling and linear probes against decoder norms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.patches import Rectangle
+
+from ontogeny.figures import style
+
+COLUMNS = 4  # crosscoders beside each other, at most
+CELLS = 40
+BINS = np.linspace(0, 1, 11)
+LEAST = 20  # pairs in a bin of which a median is drawn
+TOP = 1.25  # of the scalings shown; what lies beyond counts at the edge
+SHADES = ("#0072B2", "#CC79A7", "#000000", "#56B4E9", "#E69F00", "#D55E00", "#999999")
+MARKERS = "osD^vP*"
+FREE, PEAK, MATCHED = "#000000", "#E69F00", style.COLOURS["matched"]
+CORNER = "#D55E00"
+TASKS = {"beyond_token": "#D55E00", "token": "#0072B2"}
+DISAGREE = [
+    ("contradicted", "free", "norm: absent\nfree: there"),
+    ("contradicted", "scaling", "norm: absent\npeak dir.: there"),
+    ("converse", "free", "norm: there\nfree: absent"),
+    ("converse", "scaling", "norm: there\npeak dir.: absent"),
+]
+
+
+def draw(
+    names: Sequence[str],
+    features: Sequence[str | Path],
+    tests: Sequence[str | Path],
+    verdicts: Sequence[str | Path],
+    output: str | Path,
+) -> None:
+    """Scaling and probes by normalised strength for each crosscoder, and the verdicts of all.
+
+    Parameters
+    ----------
+    names : of the crosscoders. features, tests, verdicts : a table each of every crosscoder: the
+        features table (feature, alive, matched, matched_cosine), presence.parquet, presence.csv.
+    output : path without ending. Its CSV has crosscoder, panel ('density', 'median', 'probe',
+        'threshold', 'verdict'), measure, test, group, x_low, x_high, y_low, y_high, low, value,
+        high, pairs. For 'density' pairs by cell of normalised strength (x) and free scaling (y);
+        for 'median' the median scaling by bin of normalised strength; for 'probe' median and
+        quartiles of the area under the ROC curve by bin; for the others shares with 95% intervals,
+        x_low the threshold.
+
+    References
+    ----------
+    METHOD.md 4.
+    """
+    drawn: list[pd.DataFrame] = []
+    width = min(len(names), COLUMNS)
+    height = -(-len(names) // COLUMNS)
+    with style.paper():
+        figure = style.new_figure(180, 72 + 78 * height)
+        parts: Any = figure.subfigures(2, 1, height_ratios=[78 * height, 72])
+        upper, lower = parts
+        grid = upper.subplots(2 * height, width, squeeze=False)
+        for axis in grid.ravel():
+            axis.set_visible(False)
+        last = 2 * len(names)
+        judged = []
+        for i, name in enumerate(names):
+            living = style.read_living(features[i])
+            columns = ["feature", "normalised_strength", "matched", "peak", "scaling", "free"]
+            columns += ["current_token", "probe", "control"]
+            table = style.read(tests[i], columns)
+            said = style.read(verdicts[i], ["measure", "test", "group", "threshold", "value",
+                                            "low", "high", "pairs"])  # fmt: skip
+            judged.append(said)
+            row, column = divmod(i, COLUMNS)
+            top, bottom = grid[2 * row, column], grid[2 * row + 1, column]
+            image = _density(top, table, said, name, drawn)
+            _probes(bottom, table, name, drawn)
+            style.title(top, chr(97 + i), f"{name}\n{_note(living, table)}")
+            style.title(bottom, chr(97 + len(names) + i), "")
+            for axis in (top, bottom):
+                axis.set_visible(True)
+                axis.set_xlim(0, 1)
+            bottom.set_xlabel("strength / peak strength")
+            if column == 0:
+                top.set_ylabel("scaling / peak's scaling")
+                bottom.set_ylabel("probe, area under ROC")
+        bar = upper.colorbar(image, ax=grid[0::2].ravel().tolist(), pad=0.01, aspect=14)
+        bar.set_label("features × snapshots")
+        grid[0, 0].legend(loc="upper left", fontsize=6, handlelength=1.3, labelspacing=0.2)
+        grid[1, 0].legend(loc="lower right", fontsize=6, handlelength=1.6, labelspacing=0.2)
+        left, right = lower.subplots(1, 2, width_ratios=[1, 1.25])
+        _thresholds(left, names, judged, drawn)
+        _verdicts(right, names, judged, drawn)
+        style.title(left, chr(97 + last), "absent by norm, there by scaling")
+        style.title(right, chr(98 + last), "where norm and scaling disagree")
+        order = ["crosscoder", "panel", "measure", "test", "group", "x_low", "x_high"]
+        order += ["y_low", "y_high", "low", "value", "high", "pairs"]
+        whole = pd.concat(drawn, ignore_index=True).reindex(columns=order)
+        style.save(figure, whole.astype({"pairs": "Int64"}), output)
+
+
+def _note(living: pd.DataFrame, table: pd.DataFrame) -> str:
+    """How many features were tested, and how many of them are matched."""
+    tested = table.drop_duplicates("feature")
+    count = f"{len(tested):,} features"
+    if living["matched_cosine"].isna().all():
+        return f"{count}, one seed"
+    return f"{count}, {tested['matched'].mean():.0%} matched"
+
+
+def _density(
+    axis: Axes, table: pd.DataFrame, said: pd.DataFrame, name: str, drawn: list[pd.DataFrame]
+) -> Any:
+    """Free scaling against normalised strength off the peak, and medians by strength."""
+    off = table[~table["peak"] & table["free"].notna()]
+    x_edges, y_edges = np.linspace(0, 1, CELLS + 1), np.linspace(-0.25, TOP, CELLS + 1)
+    inside = off["free"].clip(y_edges[0], y_edges[-1])
+    counts = np.histogram2d(off["normalised_strength"], inside, (x_edges, y_edges))[0]
+    shown = np.where(counts > 0, counts, np.nan)
+    image = axis.pcolormesh(
+        x_edges, y_edges, shown.T, cmap="Greys", norm=LogNorm(0.5, 2000), rasterized=True
+    )
+    i, j = np.nonzero(counts)
+    drawn.append(
+        pd.DataFrame({"x_low": x_edges[i], "x_high": x_edges[i + 1], "y_low": y_edges[j],
+                      "y_high": y_edges[j + 1], "pairs": counts[i, j].astype(int)}).assign(
+            crosscoder=name, panel="density", test="free", group="all")
+    )  # fmt: skip
+    axis.plot([0, 1], [0, 1], color="0.6", linewidth=0.6, zorder=1)
+    series: list[tuple[str, str, pd.DataFrame, str, str]] = [
+        ("free", "all", off, "o-", FREE),
+        ("free", "matched", off[off["matched"]], "^--", MATCHED),
+        ("scaling", "all", off, "s:", PEAK),
+    ]
+    labels = {("free", "all"): "free", ("free", "matched"): "free, matched features",
+              ("scaling", "all"): "along peak direction"}  # fmt: skip
+    for test, group, some, line, colour in series:
+        binned = _binned(some["normalised_strength"], some[test])
+        if binned.empty:
+            continue
+        axis.plot(*_with_gaps(binned, "value"), line, color=colour, linewidth=0.9, markersize=2.2,
+                  label=labels[test, group])  # fmt: skip
+        drawn.append(binned.assign(crosscoder=name, panel="median", test=test, group=group))
+    absent = said.loc[said["measure"] == "absent", "threshold"].iloc[0]
+    contradicted = said.loc[said["measure"] == "converse", "threshold"].iloc[0]
+    axis.add_patch(
+        Rectangle((0, contradicted), absent, TOP - contradicted, fill=False, edgecolor=CORNER,
+                  linewidth=0.9)
+    )  # fmt: skip
+    axis.set_ylim(y_edges[0], y_edges[-1])
+    return image
+
+
+def _binned(x: pd.Series, y: pd.Series) -> pd.DataFrame:
+    """Median and quartiles of y by bin of x, where there are enough."""
+    known = y.notna()
+    place = np.minimum(np.digitize(x[known], BINS) - 1, len(BINS) - 2)
+    by_bin = y[known].groupby(place)
+    found = pd.DataFrame(
+        {"low": by_bin.quantile(0.25), "value": by_bin.median(), "high": by_bin.quantile(0.75),
+         "pairs": by_bin.size()}
+    )  # fmt: skip
+    found = found[found["pairs"] >= LEAST]
+    at = found.index.to_numpy(int)
+    return found.assign(x_low=BINS[at], x_high=BINS[at + 1]).reset_index(drop=True)
+
+
+def _with_gaps(binned: pd.DataFrame, column: str) -> tuple[np.ndarray, np.ndarray]:
+    """Middles of all bins and their values, NaN where too few are in a bin."""
+    values = np.full(len(BINS) - 1, np.nan)
+    values[np.searchsorted(BINS, binned["x_low"])] = binned[column]
+    return (BINS[:-1] + BINS[1:]) / 2, values
+
+
+def _probes(axis: Axes, table: pd.DataFrame, name: str, drawn: list[pd.DataFrame]) -> None:
+    """Probes of features and of their control tasks by normalised strength."""
+    probed = table[table["probe"].notna()]
+    token = probed["current_token"] >= 0.5
+    for group, colour in TASKS.items():
+        some = probed[token if group == "token" else ~token]
+        words = "token makes it" if group == "token" else "beyond the token"
+        for test, line in (("probe", "o-"), ("control", "x--")):
+            binned = _binned(some["normalised_strength"], some[test])
+            if binned.empty:
+                continue
+            if test == "probe":
+                middle, low = _with_gaps(binned, "low")
+                high = _with_gaps(binned, "high")[1]
+                axis.fill_between(middle, low, high, color=colour, alpha=0.15, linewidth=0)
+            label = words if test == "probe" else f"{words}: control"
+            axis.plot(*_with_gaps(binned, "value"), line, color=colour, linewidth=0.9,
+                      markersize=2.4, label=label)  # fmt: skip
+            drawn.append(binned.assign(crosscoder=name, panel="probe", test=test, group=group))
+    axis.axhline(0.5, color="0.6", linewidth=0.6)
+    axis.set_ylim(0.45, 1.01)
+
+
+def _thresholds(
+    axis: Axes, names: Sequence[str], judged: list[pd.DataFrame], drawn: list[pd.DataFrame]
+) -> None:
+    """Share of the absent that free scaling contradicts, by how much of it says present."""
+    for i, (name, said) in enumerate(zip(names, judged, strict=True)):
+        colour = SHADES[i % len(SHADES)]
+        some = said[(said["measure"] == "contradicted") & (said["group"] == "all")]
+        for test, line in (("free", "-"), ("scaling", "--"), ("free_permuted", ":")):
+            curve = some[some["test"] == test].sort_values("threshold")
+            if curve["value"].isna().all():
+                continue
+            pairs = int(curve["pairs"].iloc[0])
+            label = f"{name} ({pairs:,})" if test == "free" else None
+            axis.plot(curve["threshold"], curve["value"], line, color=colour, label=label)
+            if test != "free_permuted":
+                axis.fill_between(
+                    curve["threshold"], curve["low"], curve["high"], color=colour, alpha=0.18,
+                    linewidth=0,
+                )  # fmt: skip
+            drawn.append(_as_drawn(curve, name, "threshold"))
+    axis.set_xlim(0, 1)
+    axis.set_ylim(-0.02, 1.02)
+    axis.set_xlabel("scaling / peak's scaling that says present")
+    axis.set_ylabel("share of the absent")
+    for line, words in (("--", "along peak direction"), (":", "free, permuted")):
+        axis.plot([], [], line, color="0.4", label=words)
+    axis.legend(loc="upper right", title="free (absent features × snapshots)", title_fontsize=6.5)
+
+
+def _as_drawn(some: pd.DataFrame, name: str, panel: str) -> pd.DataFrame:
+    columns = ["measure", "test", "group", "threshold", "value", "low", "high", "pairs"]
+    return some[columns].rename(columns={"threshold": "x_low"}).assign(crosscoder=name, panel=panel)
+
+
+def _verdicts(
+    axis: Axes, names: Sequence[str], judged: list[pd.DataFrame], drawn: list[pd.DataFrame]
+) -> None:
+    """Both kinds of disagreement, by either scaling, at the stated thresholds."""
+    room = 0.7 / max(1, len(names) - 1)
+    for i, (name, said) in enumerate(zip(names, judged, strict=True)):
+        colour = SHADES[i % len(SHADES)]
+        stated = said.loc[said["measure"] == "converse", "threshold"].iloc[0]
+        at = said[said["threshold"] == stated]
+        for k, (measure, test, _) in enumerate(DISAGREE):
+            for group, fill, shift in (("all", colour, -0.06), ("matched", "white", 0.06)):
+                one = at[(at["measure"] == measure) & (at["test"] == test) & (at["group"] == group)]
+                if one.empty or one["value"].isna().all():
+                    continue
+                place = k + (room * i - 0.35 if len(names) > 1 else 0) + shift
+                value, low, high = (float(one[c].iloc[0]) for c in ("value", "low", "high"))
+                label = name if (k, group) == (0, "all") else None
+                axis.errorbar(
+                    [place], [value], [[max(0, value - low)], [max(0, high - value)]],
+                    fmt=MARKERS[i % len(MARKERS)], color=colour, markerfacecolor=fill,
+                    markersize=3.5, elinewidth=0.8, label=label,
+                )  # fmt: skip
+                drawn.append(_as_drawn(one, name, "verdict"))
+    axis.set_xticks(range(len(DISAGREE)), [words for *_, words in DISAGREE], fontsize=6)
+    axis.set_ylim(-0.02, None)
+    axis.set_ylabel("share of the absent, or of the there")
+    axis.plot([], [], "o", color="0.3", markerfacecolor="white", markersize=3.5, label="matched")
+    axis.legend(loc="best")

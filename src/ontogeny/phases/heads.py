@@ -1,0 +1,436 @@
+"""The heads stage: what every attention head attends to, and what the model gains from a copy.
+
+A[t, s] is a head's attention from position t to s ≤ t, x the tokens, T their number in a block, d
+a distance. Scores are means over positions t, each beside two levels of "nothing":
+
+    previous_token       A[t, t−1]        on held-out text
+    fixed_distance       A[t, t−d+1]      there, where x_{t−d} ≠ x_t: no copy lies at d
+    induction            A[t, t−d+1]      in the second of two copies of random tokens, d apart
+    duplicate_token      A[t, t−d]        the same
+    natural_induction    Σ_j A[t, j+1]    on held-out text: over earlier copies j < t−1 of the pair,
+                                          (x_j, x_{j+1}) = (x_t, x_{t+1}), at t that have any
+
+    chance     the same for a head that attends to all of t's positions alike: 1/(t+1) each
+    control    the same head on the same positions of the same tokens without the first copy; for
+               natural_induction what distance and the attended token alone account for: its mean
+               attention at the copies' distances in the block, and how far it exceeds that from
+               the same t at tokens equal to x_{t+1} that do not follow a token equal to x_t
+
+A head that follows the content exceeds its control; one that attends to a fixed distance d reaches
+the same induction at d with and without the copy, and none at another d. Random tokens are drawn
+without replacement, so that the one earlier copy of x_t is the passage's.
+
+The copying gain at d is the loss on a passage that stands there for the first time less the loss
+on it as the second copy, d after the first, in nats: of held-out text and of random tokens. Neither
+of two passages' neighbours belongs to them (METHOD.md 5; Olsson et al. 2022, arXiv 2209.11895).
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+import torch
+from torch.nn.functional import cross_entropy
+
+from ontogeny import devices
+from ontogeny.corpus.build import Tokens
+from ontogeny.files import InputError, whole, write_table
+from ontogeny.progress import bar
+from ontogeny.settings import Settings
+from ontogeny.snapshots import sites
+
+MOST_CONTEXT = 1024  # tokens of a block that are looked at, for attention is quadratic in them
+BATCH_ENTRIES = 1 << 26  # of attention or logits in memory at a time
+EIGHTHS = (1, 2, 3, 4, 6)  # of a block: the distances of two copies of a passage of one eighth
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where passages stand in a block of T tokens.
+
+    length : ℓ of a passage. second : where its second copy starts; it ends the block.
+    distances : of the first copy before the second.
+    """
+
+    context: int
+    length: int
+    second: int
+    distances: tuple[int, ...]
+
+    @property
+    def half(self) -> int:
+        """The distance of `snapshots.pretrain.doubled_distance: half`."""
+        return self.distances[EIGHTHS.index(4)]
+
+    @property
+    def scores(self) -> list[tuple[str, int]]:
+        """Names and distances of the scores in the order of every array; 0 is no distance."""
+        over = ("fixed_distance", "induction", "duplicate_token")
+        found = [("previous_token", 1), ("natural_induction", 0)]
+        return found + [(name, d) for name in over for d in self.distances]
+
+
+def plan(context: int) -> Plan:
+    """The passages of blocks of `context` tokens, at least 16."""
+    length = context // 8
+    return Plan(context, length, context - length, tuple(context * e // 8 for e in EIGHTHS))
+
+
+@dataclass
+class Blocks:
+    """Token ids to run, each (B, T).
+
+    text : held-out text. random, passage : random tokens, and held-out text that ends with a
+    passage of another block; neither holds a passage twice. `copied` makes it stand twice.
+    """
+
+    text: np.ndarray
+    random: np.ndarray
+    passage: np.ndarray
+
+    def copied(self, name: str, p: Plan, distance: int) -> np.ndarray:
+        """Blocks of `name` with their last passage also `distance` tokens earlier."""
+        blocks: np.ndarray = getattr(self, name).copy()
+        first = p.second - distance
+        blocks[:, first : first + p.length] = blocks[:, p.second :]
+        return blocks
+
+
+def make_blocks(held_out: np.ndarray, p: Plan, end: int | None, seed: int) -> Blocks:
+    """The blocks of the measures.
+
+    Parameters
+    ----------
+    held_out : (B, context ≥ T), B ≥ 2. end : end-of-text token, which is no random token.
+    """
+    text = held_out[:, : p.context].astype(np.int64)
+    rng = np.random.default_rng(seed)
+    known = np.unique(held_out)  # of a model's vocabulary some may never have been trained
+    known = known[known != (-1 if end is None else end)].astype(np.int64)
+    again = len(known) < p.context
+    random = np.stack([rng.choice(known, p.context, replace=again) for _ in text])
+    passage = text.copy()
+    passage[:, p.second :] = np.roll(text, 1, 0)[:, : p.length]
+    return Blocks(text, random, passage)
+
+
+def natural_copies(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where an induction head attends in real text, and where it does not, both (B, T, T) bool.
+
+    [t, s] of the first: s = j + 1 < t for an earlier copy j of the pair of t, (x_j, x_{j+1}) =
+    (x_t, x_{t+1}). Of the second: x_s = x_{t+1} after another token than x_t, for s < t. Only t
+    that have both.
+
+    Parameters
+    ----------
+    ids : (B, T).
+    """
+    T = ids.shape[1]
+    same = ids[:, :, None] == ids[:, None, :]
+    following = torch.zeros_like(same)
+    following[:, :-1] = same[:, 1:]  # x_s = x_{t+1}
+    after = torch.zeros_like(same)
+    after[:, :, 1:] = same[:, :, :-1]  # x_{s−1} = x_t
+    following &= torch.ones(T, T, dtype=torch.bool, device=ids.device).tril(-1)
+    copies, others = following & after, following & ~after
+    both = (copies.any(2) & others.any(2))[:, :, None]
+    return copies & both, others & both
+
+
+def uniform(context: int, device: torch.device | None = None) -> torch.Tensor:
+    """Attention of a head that attends to all of its positions alike, (1, 1, T, T)."""
+    each = 1 / torch.arange(1, context + 1, device=device, dtype=torch.float64)
+    return each[:, None].expand(-1, context).tril()[None, None]
+
+
+def text_scores(
+    attention: torch.Tensor, ids: torch.Tensor, p: Plan
+) -> dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
+    """Sums of the scores on held-out text, by score: value, count, and control.
+
+    Parameters
+    ----------
+    attention : (B, H, T, T). ids : (B, T).
+
+    Returns
+    -------
+    value, control : (B, H) sums over positions. count : (B,) of positions.
+    """
+    A, T = attention, p.context
+    found: dict[tuple[str, int], Any] = {}
+    every = torch.full((len(ids),), T - 1, device=ids.device)
+    found["previous_token", 1] = A.diagonal(-1, 2, 3).sum(2), every, None
+    for d in p.distances:
+        free = ids[:, d:] != ids[:, : T - d]
+        # t from d on: of the diagonal's positions the first, t = d − 1, has nothing at t − d
+        seen = A.diagonal(-(d - 1), 2, 3)[:, :, 1:]
+        found["fixed_distance", d] = (seen * free[:, None]).sum(2), free.sum(1), None
+    copies, others = natural_copies(ids)
+    number = copies.sum(2)
+    # Of every other one of a position's, as often in all as it has copies.
+    at = copies.to(A.dtype)
+    share = others * (number / others.sum(2).clamp(min=1))[:, :, None].to(A.dtype)
+    value = _sum(A, at)
+    mean = _by_distance(A).sum(2) / torch.arange(T, 0, -1, device=ids.device)
+    weights = _by_distance((at - share)[:, None]).sum((1, 2))
+    control = _sum(A, share) + torch.einsum("bt,bht->bh", weights, mean)
+    found["natural_induction", 0] = value, copies.any(2).sum(1), control
+    return found
+
+
+def _sum(A: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Σ_ts A[b, h, t, s] · weights[b, t, s], (B, H)."""
+    return torch.einsum("bhts,bts->bh", A, weights)
+
+
+def _by_distance(A: torch.Tensor) -> torch.Tensor:
+    """(B, H, T, T) of [t, s] as [t, t − s], 0 where there is no such s."""
+    T = A.shape[-1]
+    back = torch.arange(T, device=A.device)
+    place = back[:, None] - back[None, :]
+    taken = A.gather(3, place.clamp(min=0).expand(*A.shape[:2], T, T))
+    return taken * (place >= 0)
+
+
+def copy_scores(rows: torch.Tensor, p: Plan, distance: int) -> dict[tuple[str, int], torch.Tensor]:
+    """Sums of induction and duplicate_token over the second copy, each (B, H).
+
+    Parameters
+    ----------
+    rows : (B, H, ℓ−1, T) attention from the positions of the second copy but its last, after which
+        nothing is known.
+    """
+    first = p.second - distance
+    return {
+        ("induction", distance): rows.diagonal(first + 1, 2, 3).sum(2),
+        ("duplicate_token", distance): rows.diagonal(first, 2, 3).sum(2),
+    }
+
+
+@dataclass
+class Measures:
+    """Sums by block of one snapshot, all float64; S scores in the order of `Plan.scores`.
+
+    value, control : (S, L, H, B), control NaN where a score has none; without attention weights L
+    and H are 0. gain : (2, D, B) of held-out text and of random tokens at each distance, in nats.
+    """
+
+    value: np.ndarray
+    control: np.ndarray
+    gain: np.ndarray
+
+
+def chances(blocks: Blocks, p: Plan) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of the scores of uniform attention, and counts of positions, each (S, B)."""
+    even = uniform(p.context)
+    chance, count = np.zeros((2, len(p.scores), len(blocks.text)))
+    for b, row in enumerate(blocks.text):
+        ids = torch.from_numpy(row)[None]
+        found = text_scores(even, ids, p)
+        rows = even[:, :, p.second : -1]
+        copied = {k: v for d in p.distances for k, v in copy_scores(rows, p, d).items()}
+        for i, key in enumerate(p.scores):
+            if key in copied:
+                chance[i, b], count[i, b] = copied[key].item(), p.length - 1
+            else:
+                chance[i, b], count[i, b] = found[key][0].item(), found[key][1].item()
+    return chance, count
+
+
+def attends(model: Any) -> bool:
+    """Have the model give its attention weights; False, said aloud, where it has none to give."""
+    try:
+        model.set_attn_implementation("eager")
+        device = next(model.parameters()).device
+        with torch.no_grad():
+            ids = torch.zeros((1, 2), dtype=torch.int64, device=device)
+            given = model(input_ids=ids, use_cache=False, output_attentions=True).attentions
+    except Exception as error:  # an architecture's own code raises what it will
+        given, why = None, f" ({' '.join(str(error).split())[:120]})"
+    else:
+        why = ""
+    layers = _weights(given, 2)
+    if len({layer.shape[1] for layer in layers}) == 1:
+        return True
+    if layers:
+        why = " of as many heads in each layer"
+    kind = type(model).__name__
+    print(f"{kind} gives no attention weights{why}: heads are left out", file=sys.stderr)
+    return False
+
+
+def _weights(given: Any, context: int) -> list[torch.Tensor]:
+    """Layers that have attention weights (B, H, T, T) among what a model gives."""
+    square = (context, context)
+    return [a for a in given or () if a is not None and a.ndim == 4 and a.shape[-2:] == square]
+
+
+@torch.no_grad()
+def measure_model(model: Any, blocks: Blocks, p: Plan, attention: bool) -> Measures:
+    """The sums of one snapshot.
+
+    Parameters
+    ----------
+    model : in evaluation mode. attention : whether it gives attention weights (`attends`).
+    """
+    device = next(model.parameters()).device
+    order = {key: i for i, key in enumerate(p.scores)}
+    B, D = len(blocks.text), len(p.distances)
+    values: dict[tuple[int, int], torch.Tensor] = {}  # by score and first block
+    controls: dict[tuple[int, int], torch.Tensor] = {}
+    first_losses: dict[str, torch.Tensor] = {}
+    gain = np.zeros((2, D, B))
+    few = {"logits_to_keep": p.length} if _keeps(model) else {}
+
+    def run(ids: torch.Tensor, wanted: bool, **more: Any) -> Any:
+        return model(input_ids=ids, use_cache=False, output_attentions=wanted, **more)
+
+    def losses(ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """Mean loss on the second copy but for its first token, (B,)."""
+        logits = logits[:, -p.length : -1].float()
+        right = ids[:, p.second + 1 :]
+        loss = cross_entropy(logits.flatten(0, 1), right.flatten(), reduction="none")
+        return loss.view(right.shape).double().mean(1)
+
+    def batches(rows: np.ndarray) -> Any:
+        config = model.config.get_text_config()
+        layers = int(config.num_hidden_layers) * int(getattr(config, "num_attention_heads", 1))
+        entries = max(layers * p.context * attention, int(config.vocab_size)) * p.context
+        step = max(1, min(8, BATCH_ENTRIES // entries))
+        for start in range(0, len(rows), step):
+            yield start, torch.from_numpy(rows[start : start + step]).to(device)
+
+    if attention:
+        for start, ids in batches(blocks.text):
+            found = [text_scores(a.float(), ids, p) for a in _layers(run(ids, True, **few), p)]
+            for key in found[0]:
+                values[order[key], start] = torch.stack([f[key][0] for f in found])
+                control = [f[key][2] for f in found]
+                if control[0] is not None:
+                    controls[order[key], start] = torch.stack([c for c in control if c is not None])
+    for k, name in enumerate(("passage", "random")):
+        wanted = attention and name == "random"
+        for i, d in enumerate((0, *p.distances)):  # 0: the passage stands there once
+            rows = getattr(blocks, name) if d == 0 else blocks.copied(name, p, d)
+            loss = []
+            for start, ids in batches(rows):
+                out = run(ids, wanted, **few)
+                loss.append(losses(ids, out.logits))
+                if not wanted:
+                    continue
+                seen = [a[:, :, p.second : -1].float() for a in _layers(out, p)]
+                for at in p.distances if d == 0 else (d,):
+                    found_copy = [copy_scores(a, p, at) for a in seen]
+                    for key in found_copy[0]:
+                        place = controls if d == 0 else values
+                        place[order[key], start] = torch.stack([f[key] for f in found_copy])
+            if d == 0:
+                first_losses[name] = torch.cat(loss)
+            else:
+                gain[k, i - 1] = (first_losses[name] - torch.cat(loss)).cpu().numpy()
+
+    shape = next(iter(values.values())).shape if values else (0, 0, 0)
+    found_value = np.full((len(order), shape[0], shape[2], B), np.nan)
+    found_control = found_value.copy()
+    for place, array in ((values, found_value), (controls, found_control)):
+        for (i, start), sums in place.items():
+            array[i, :, :, start : start + sums.shape[1]] = sums.double().permute(0, 2, 1).cpu()
+    return Measures(found_value, found_control, gain)
+
+
+def _layers(out: Any, p: Plan) -> list[torch.Tensor]:
+    return _weights(out.attentions, p.context)
+
+
+def _keeps(model: Any) -> bool:
+    """Whether a model can leave out the logits of all but the last positions."""
+    return "logits_to_keep" in inspect.signature(model.forward).parameters
+
+
+def measure(
+    s: Settings, snapshots: str | Path, tokens: str | Path, sums: str | Path, table: str | Path
+) -> None:
+    """Write the scores of all heads, and the copying gains, of every snapshot.
+
+    Parameters
+    ----------
+    snapshots : folder of step{S} folders. tokens : tokens.h5.
+    sums : HDF5; by block of held-out text, what `Measures` has, each with a first axis of
+        snapshots; attributes steps, scores and score_distances, distances of the gains, half.
+    table : CSV; snapshot_index, step, layer (of those with attention) and head, from 0, score,
+        distance (in tokens), value, chance, control: means over positions. No row where the model
+        gives no attention weights.
+
+    Raises
+    ------
+    InputError : fewer than two blocks of held-out text.
+    """
+    data = Tokens(tokens)
+    first, last = data.splits["held_out"]
+    if last - first < 2:
+        raise InputError("corpus.held_out_blocks: heads are measured on 2 at least; raise it")
+    p = plan(min(data.context, MOST_CONTEXT))
+    held_out = data.take(np.arange(first, min(last, first + s.heads.blocks)))
+    blocks = make_blocks(held_out, p, data.end_of_text, s.analysis.seed)
+    device, steps = devices.choose(s.device), s.snapshots.chosen
+    attention: bool | None = None
+    found = []
+    with bar("heads", len(steps), "snapshots") as progress:
+        for step in steps:
+            folder = Path(snapshots) / f"step{step}"
+            dtype = devices.precision(s.activations.precision, device)
+            model = sites.load_model(folder, device, dtype, s.snapshots.remote_code)
+            if attention is None:
+                attention = attends(model)
+            elif attention:
+                model.set_attn_implementation("eager")
+            found.append(measure_model(model, blocks, p, attention))
+            progress.update()
+    every = {
+        name: np.stack([getattr(m, name) for m in found]) for name in ("value", "control", "gain")
+    }
+    every["chance"], every["count"] = chances(blocks, p)
+    with whole(sums) as draft, h5py.File(draft, "w") as file:
+        for name, array in every.items():
+            file.create_dataset(name, data=array.astype(np.float32))
+        file.attrs["steps"] = steps
+        file.attrs["scores"] = [name for name, _ in p.scores]
+        file.attrs["score_distances"] = [d for _, d in p.scores]
+        file.attrs["distances"] = p.distances
+        file.attrs["half"] = p.half
+    write_table(table, _table(every, steps, p))
+
+
+def _table(every: dict[str, np.ndarray], steps: list[int], p: Plan) -> pd.DataFrame:
+    """Means over all positions, a row a snapshot, head and score."""
+    value, control = (every[name].sum(-1) for name in ("value", "control"))
+    count = np.maximum(every["count"].sum(-1), 1)
+    parts = []
+    n, _, layers, heads = value.shape
+    index, layer, head = (x.ravel() for x in np.indices((n, layers, heads)))
+    for i, (name, distance) in enumerate(p.scores):
+        parts.append(
+            pd.DataFrame(
+                {
+                    "snapshot_index": index + 1,
+                    "step": np.asarray(steps)[index],
+                    "layer": layer,
+                    "head": head,
+                    "score": name,
+                    "distance": distance,
+                    "value": value[:, i].ravel() / count[i],
+                    "chance": every["chance"][i].sum() / count[i],
+                    "control": control[:, i].ravel() / count[i],
+                }
+            )
+        )
+    found = pd.concat(parts, ignore_index=True)
+    found["distance"] = found["distance"].astype("Int64").mask(found["distance"] == 0)
+    return found.sort_values(["snapshot_index", "layer", "head"], kind="stable")

@@ -1,0 +1,287 @@
+"""The induction stage: in which order heads, the copying gain and kinds of feature appear.
+
+Of a curve e over snapshots, an excess over its levels of "nothing" (heads.py), the onset is the
+first crossing of half its maximum, interpolated in log(step + 1), as a feature's (METHOD.md 4):
+
+    previous_token_head      value − chance of the head whose maximum is largest
+    fixed_distance_head      the same, at half a block
+    induction_head           value − max(chance, control), the median over distances
+    duplicate_token_head     the same
+    induction_head_text      the same of natural_induction
+    copying_gain             in nats, at each distance and the median over them; _random: of tokens
+    features                 the median of the onsets of a kind's features
+
+The median over five distances lets no head pass that attends, and no model that copies, at one or
+two of them alone. A curve that never exceeds its margin (settings, heads), or whose maximum the
+blocks of text do not tell from 0, has the verdict 'none' and no onset. Intervals are of a bootstrap
+over blocks of text, the best head chosen anew in each sample (over features for the kinds): they
+hold for this one training, and the snapshots on either side bound what any onset can tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+
+from ontogeny.features import evolution
+from ontogeny.files import InputError, write_table
+from ontogeny.settings import Settings
+
+SAMPLES = 32  # bootstrap samples of all heads in memory at a time
+LEAST_FEATURES = 5  # of a kind, for its median onset
+KINDS = ("current_token", "previous_token", "induction", "context")
+
+
+@dataclass
+class Sums:
+    """The sums by block that the heads stage wrote; shapes as in `heads.Measures`, n snapshots.
+
+    value, control : (n, S, L, H, B). chance, count : (S, B). gain : (n, 2, D, B).
+    """
+
+    value: np.ndarray
+    control: np.ndarray
+    chance: np.ndarray
+    count: np.ndarray
+    gain: np.ndarray
+    steps: np.ndarray
+    scores: list[tuple[str, int]]
+    distances: list[int]
+    half: int
+
+
+def read(path: str | Path) -> Sums:
+    """What the heads stage wrote.
+
+    Raises
+    ------
+    InputError : the file is damaged, or no such file.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            value, control, chance, count, gain = (
+                file[name][()].astype(np.float64)
+                for name in ("value", "control", "chance", "count", "gain")
+            )
+            scores = zip(file.attrs["scores"], file.attrs["score_distances"], strict=True)
+            return Sums(
+                value,
+                control,
+                chance,
+                count,
+                gain,
+                np.asarray(file.attrs["steps"]),
+                [(str(name), int(distance)) for name, distance in scores],
+                [int(distance) for distance in file.attrs["distances"]],
+                int(file.attrs["half"]),
+            )
+    except (OSError, KeyError) as error:
+        why = " ".join(str(error).split())
+        raise InputError(
+            f"{path}: not a file of heads ({why}); delete it to make it again"
+        ) from None
+
+
+def excess(sums: Sums, score: str, weights: np.ndarray, distances: list[int]) -> np.ndarray:
+    """How far heads are above chance and control, the median over distances, (W, n, L·H).
+
+    Parameters
+    ----------
+    weights : (W, B) how often each block counts.
+    """
+    found = []
+    for distance in distances:
+        i = sums.scores.index((score, distance))
+        n, _, L, H, B = sums.value.shape
+        total = np.maximum(weights @ sums.count[i], 1e-9)[:, None, None]
+        flat = sums.value[:, i].reshape(n * L * H, B)
+        value = (weights @ flat.T).reshape(-1, n, L * H) / total
+        level = (weights @ sums.chance[i])[:, None, None] / total
+        if not np.isnan(sums.control[:, i]).any():
+            flat = sums.control[:, i].reshape(n * L * H, B)
+            level = np.maximum(level, (weights @ flat.T).reshape(-1, n, L * H) / total)
+        found.append(value - level)
+    return np.median(np.stack(found), axis=0)
+
+
+@dataclass
+class Event:
+    """One curve and its bootstrap.
+
+    detail : a head as 'layer.head' from 0, a distance in tokens, or ''. curve : (n,).
+    samples : (samples, n).
+    """
+
+    name: str
+    detail: str
+    curve: np.ndarray
+    samples: np.ndarray
+    margin: float
+
+    @property
+    def forms(self) -> bool:
+        """Whether the curve's maximum passes its margin and is told from 0 (at 97.5%)."""
+        best = int(self.curve.argmax())
+        low = np.quantile(self.samples[:, best], 0.025)
+        return bool(self.curve[best] >= self.margin and low > 0)
+
+
+def head_events(sums: Sums, weights: np.ndarray, margin: float) -> Iterator[Event]:
+    """The best head of each score; none where the model gave no attention weights.
+
+    Parameters
+    ----------
+    weights : (samples, B) of the bootstrap.
+    """
+    n, _, L, H, B = sums.value.shape
+    if not L * H:
+        return
+    of = {
+        "previous_token_head": ("previous_token", [1]),
+        "fixed_distance_head": ("fixed_distance", [sums.half]),
+        "duplicate_token_head": ("duplicate_token", sums.distances),
+        "induction_head": ("induction", sums.distances),
+        "induction_head_text": ("natural_induction", [0]),
+    }
+    for name, (score, distances) in of.items():
+        every = excess(sums, score, np.ones((1, B)), distances)[0]
+        best = int(every.max(0).argmax())
+        samples = np.empty((len(weights), n))
+        for start in range(0, len(weights), SAMPLES):
+            some = excess(sums, score, weights[start : start + SAMPLES], distances)
+            chosen = some.max(1).argmax(1)
+            samples[start : start + SAMPLES] = some[np.arange(len(some)), :, chosen]
+        yield Event(name, f"{best // H}.{best % H}", every[:, best], samples, margin)
+
+
+def gain_events(sums: Sums, weights: np.ndarray, margin: float) -> Iterator[Event]:
+    """The copying gain of text and of random tokens: the median over distances, then each."""
+    B = sums.gain.shape[-1]
+    for k, name in enumerate(("copying_gain", "copying_gain_random")):
+        curves = sums.gain[:, k].mean(-1)  # (n, D)
+        samples = np.einsum("wb,ndb->wnd", weights, sums.gain[:, k]) / B
+        median = np.median(curves, -1), np.median(samples, -1)
+        yield Event(name, "", *median, margin)
+        for i, distance in enumerate(sums.distances):
+            yield Event(name, str(distance), curves[:, i], samples[:, :, i], margin)
+
+
+def onsets(curves: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """First crossing of half the maximum of each curve, (F,) steps; the maxima are positive.
+
+    Parameters
+    ----------
+    curves : (F, n).
+    """
+    return evolution.onset(curves / curves.max(1, keepdims=True), steps, 0.5)
+
+
+def feature_rows(
+    features: pd.DataFrame, kinds: pd.DataFrame, samples: int, rng: np.random.Generator
+) -> Iterator[tuple[dict[str, object], np.ndarray]]:
+    """Rows of the table for each kind, all living features and the matched, and the bootstrap.
+
+    Parameters
+    ----------
+    features : the features table; feature, alive, matched, onset_step. kinds : feature, kind.
+    """
+    known = features[features["alive"]].merge(kinds[["feature", "kind"]], on="feature")
+    for kind in KINDS:
+        of_kind = known[known["kind"] == kind]
+        for group, some in (("all", of_kind), ("matched", of_kind[of_kind["matched"]])):
+            at = some["onset_step"].to_numpy(dtype=float)
+            row: dict[str, object] = {"event": "features", "detail": kind, "group": group}
+            row |= {"count": len(at), "verdict": "none"}
+            medians = np.empty(0)
+            if len(at) >= LEAST_FEATURES:
+                medians = np.median(at[rng.integers(0, len(at), (samples, len(at)))], 1)
+                low, high = np.quantile(medians, [0.025, 0.975])
+                row |= {"verdict": "forms", "onset_step": np.median(at), "low": low, "high": high}
+                row["quartile_low"], row["quartile_high"] = np.quantile(at, [0.25, 0.75])
+            yield row, medians
+
+
+def describe(
+    s: Settings,
+    sums: str | Path,
+    features: str | Path | None,
+    kinds: str | Path | None,
+    table: str | Path,
+    curves: str | Path,
+) -> None:
+    """Write the order of onsets, and the curves that they are read from.
+
+    Parameters
+    ----------
+    sums : HDF5 of the heads stage. features, kinds : Parquet of the features' histories and of
+        their kinds; None leaves the features out.
+    table : CSV, a row an event, those that form first, by onset; event, detail (head as
+        layer.head, distance in tokens, or kind), group and count (of features), verdict ('forms' or
+        'none'), maximum and margin (attention above chance, or nats), onset_step with its interval
+        low, high (95%), quartile_low, quartile_high (over features), before_next: the share of
+        bootstrap samples in which the onset precedes the next row's.
+    curves : CSV; event, detail, snapshot_index, step, value, low, high (95% over blocks).
+
+    Raises
+    ------
+    InputError : sums that are damaged, or of other snapshots than the settings'.
+    """
+    found = read(sums)
+    if list(found.steps) != s.snapshots.chosen:
+        raise InputError(f"{sums}: of other snapshots than snapshots.steps; make it again")
+    B = found.count.shape[1]
+    rng = np.random.default_rng(s.analysis.seed)
+    weights = rng.multinomial(B, np.full(B, 1 / B), s.analysis.bootstrap).astype(np.float64)
+    events = [
+        *head_events(found, weights, s.heads.least_attention),
+        *gain_events(found, weights, s.heads.least_gain),
+    ]
+    rows: list[dict[str, object]] = []
+    samples: list[np.ndarray] = []
+    drawn = []
+    for event in events:
+        row: dict[str, object] = {"event": event.name, "detail": event.detail, "verdict": "none"}
+        row |= {"maximum": event.curve.max(), "margin": event.margin}
+        at = np.empty(0)
+        if event.forms:
+            positive = event.samples[event.samples.max(1) > 0]
+            at = onsets(positive, found.steps)
+            low, high = np.quantile(at, [0.025, 0.975])
+            row["onset_step"] = onsets(event.curve[None], found.steps)[0]
+            row |= {"verdict": "forms", "low": low, "high": high}
+        rows.append(row)
+        samples.append(at)
+        low, high = np.quantile(event.samples, [0.025, 0.975], axis=0)
+        about = {"event": event.name, "detail": event.detail, "step": found.steps}
+        about["snapshot_index"] = np.arange(1, len(found.steps) + 1)
+        drawn.append(pd.DataFrame(about | {"value": event.curve, "low": low, "high": high}))
+    if features is not None and kinds is not None:
+        of_features = pd.read_parquet(features), pd.read_parquet(kinds)
+        for row, at in feature_rows(*of_features, s.analysis.bootstrap, rng):
+            rows.append(row)
+            samples.append(at)
+    write_table(table, _ordered(rows, samples))
+    columns = ["event", "detail", "snapshot_index", "step", "value", "low", "high"]
+    write_table(curves, pd.concat(drawn, ignore_index=True)[columns])
+
+
+def _ordered(rows: list[dict[str, object]], samples: list[np.ndarray]) -> pd.DataFrame:
+    """The rows by onset, each with how sure its place before the next one is."""
+    names = ["event", "detail", "group", "count", "verdict", "maximum", "margin", "onset_step"]
+    names += ["low", "high", "quartile_low", "quartile_high"]
+    table = pd.DataFrame(rows).reindex(columns=names)
+    table["count"] = table["count"].astype("Int64")
+    at = table["onset_step"].to_numpy(dtype=float)
+    order = np.argsort(at, kind="stable").tolist()  # what has no onset, NaN, comes last
+    table = table.iloc[order]
+    before: list[float] = []
+    for this, following in zip(order, [*order[1:], None], strict=True):
+        a, b = samples[this], samples[following] if following is not None else np.empty(0)
+        count = min(len(a), len(b))
+        before.append(float((a[:count] < b[:count]).mean()) if count else float("nan"))
+    return table.assign(before_next=before).reset_index(drop=True)

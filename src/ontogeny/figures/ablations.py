@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from ontogeny.figures import style
 from ontogeny.figures.abilities import TASKS
 
 TOP = 10  # features whose matches are counted
-LINES = {"absolute": "-", "random": (0, (4, 1.5)), "matched": ":"}
+LINES: dict[str, Any] = {"absolute": "-", "random": (0, (4, 1.5)), "matched": ":"}
 GROUPS = {
     "absolute": "k most important features",
     "random": "k random features that differ",
@@ -88,7 +89,7 @@ def draw(
                     _curves(axis, some, last=name == shown[-1])
                     note = f"top {min(TOP, len(best))}: {count} matched"
                     axis.text(
-                        0.98, 0.56, note, fontsize=5.8, ha="right", transform=axis.transAxes,
+                        0.02, 0.04, note, fontsize=5.8, ha="left", transform=axis.transAxes,
                         color="0.3",
                     )  # fmt: skip
                 else:

@@ -61,6 +61,7 @@ SECTIONS = {
     "basis": settings.Basis,
     "analysis": settings.Analysis,
     "frontier": settings.Frontier,
+    "presence_tests": settings.PresenceTests,
 }
 # Alternatives to what the default experiment has.
 OTHERS = {"files", "dataset", "tokens", "hub", "local", "remote_code", "pretrain_blocks"}

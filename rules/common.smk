@@ -12,7 +12,7 @@ from ontogeny.activations import order
 from ontogeny.activations.store import basis_name
 from ontogeny.corpus import text
 from ontogeny.corpus.wheels import wheels_folder
-from ontogeny.files import InputError, digest_value, write_text
+from ontogeny.files import InputError, digest_file, digest_value, write_text
 from ontogeny.snapshots import local, sources
 
 SOURCE = Path(workflow.basedir)
@@ -307,9 +307,11 @@ FIGURES_OF = {
     "dimensionality": ["dimensionality"],
     "frontier": ["frontier"],
     "kinds": ["kinds"],
+    "contexts": ["examples"],
     "induction": ["induction"],
     "circuits": ["abilities", "ablations"],
     "presence": ["presence"],
+    "complexity": ["complexity"],
 }
 WITHOUT_HISTORIES = {"frontier", "induction"}  # the others are of features with histories
 FIGURES = ["training", "divergence", "fidelity"]

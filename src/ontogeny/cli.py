@@ -405,6 +405,32 @@ def kinds(
 @threads
 @path("crosscoder", FOLDER)
 @path("activations", FOLDER)
+@path("snapshots", FOLDER)
+@path("tokens")
+@path("tokenizer")
+@path("output")
+@path("table")
+def contexts(
+    s: Settings,
+    crosscoder: Path,
+    activations: Path,
+    snapshots: Path,
+    tokens: Path,
+    tokenizer: Path,
+    output: Path,
+    table: Path,
+) -> None:
+    """Write the contexts that features are active in, all but active in, and their logit lens."""
+    from ontogeny.features import contexts as stage
+
+    stage.describe(s, crosscoder, activations, snapshots, tokens, tokenizer, output, table)
+
+
+@main.command()
+@config
+@threads
+@path("crosscoder", FOLDER)
+@path("activations", FOLDER)
 @path("tokens")
 @path("features")
 @path("output")
@@ -422,6 +448,70 @@ def presence(
     from ontogeny.features import presence as stage
 
     stage.describe(s, crosscoder, activations, tokens, features, output, verdicts)
+
+
+@main.command()
+@config
+@threads
+@path("crosscoder", FOLDER)
+@path("activations", FOLDER)
+@path("snapshots", FOLDER)
+@path("tokens")
+@path("output")
+@path("contexts")
+def span(
+    s: Settings,
+    crosscoder: Path,
+    activations: Path,
+    snapshots: Path,
+    tokens: Path,
+    output: Path,
+    contexts: Path,
+) -> None:
+    """Measure how much context before it each feature needs."""
+    from ontogeny.features import span as stage
+
+    stage.measure(s, crosscoder, activations, snapshots, tokens, output, contexts)
+
+
+@main.command()
+@config
+@threads
+@path("crosscoder", FOLDER)
+@path("activations", FOLDER)
+@path("tokens")
+@path("tokenizer")
+@path("span")
+@path("answers", FOLDER)
+@path("output")
+def grade(
+    s: Settings,
+    crosscoder: Path,
+    activations: Path,
+    tokens: Path,
+    tokenizer: Path,
+    span: Path,
+    answers: Path,
+    output: Path,
+) -> None:
+    """Have a language model grade the complexity of a sample of features."""
+    from ontogeny.features import grader as stage
+
+    stage.grade(s, crosscoder, activations, tokens, tokenizer, span, answers, output)
+
+
+@main.command()
+@config
+@threads
+@path("features")
+@path("span")
+@click.option("--grades", type=FILE, help="Table of a grader.")
+@path("output")
+def complexity(s: Settings, features: Path, span: Path, grades: Path | None, output: Path) -> None:
+    """Correlate the features' complexity with their peaks and onsets."""
+    from ontogeny.features import complexity as stage
+
+    stage.describe(s.analysis, features, span, grades, output)
 
 
 @main.command()
@@ -690,6 +780,42 @@ def figure_induction(
     from ontogeny.figures import induction as it
 
     it.draw(table, curves, output, features, strengths, kinds)
+
+
+@figure.command("complexity")
+@path("features")
+@path("strengths")
+@path("span")
+@path("correlations")
+@click.option("--grades", type=FILE, help="Table of a grader.")
+@path("output")
+def figure_complexity(
+    features: Path,
+    strengths: Path,
+    span: Path,
+    correlations: Path,
+    grades: Path | None,
+    output: Path,
+) -> None:
+    """Complexity of features against peak and onset."""
+    from ontogeny.figures import complexity as it
+
+    it.draw(features, strengths, span, correlations, grades, output)
+
+
+@figure.command()
+@path("features")
+@path("strengths")
+@path("contexts")
+@click.option("--kinds", type=FILE, help="Kinds of feature, where they are known.")
+@path("output")
+def examples(
+    features: Path, strengths: Path, contexts: Path, kinds: Path | None, output: Path
+) -> None:
+    """Single features' histories, with the text that they are active in."""
+    from ontogeny.figures import examples as it
+
+    it.draw(features, strengths, contexts, kinds, output)
 
 
 @figure.command()

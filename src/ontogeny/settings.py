@@ -28,9 +28,11 @@ AnalysisName = Literal[
     "dimensionality",
     "frontier",
     "kinds",
+    "contexts",
     "induction",
     "circuits",
     "presence",
+    "complexity",
 ]
 TEXT_SOURCES = ("wheels", "files", "dataset", "tokens")
 SNAPSHOT_SOURCES = ("pretrain", "hub", "local")
@@ -415,6 +417,23 @@ class Analysis(Section):
     seed: int = Field(0, ge=0, description="Seed of bootstrap, permutations, copying samples.")
 
 
+class Contexts(Section):
+    """What is shown of each feature: positions of the held-out text, and what it speaks for."""
+
+    top: int = Field(10, ge=1, description="Contexts of the largest activations, one a block.")
+    quantiles: int = Field(
+        8, ge=1, description="Contexts drawn one from each of so many quantiles of activation."
+    )
+    near_misses: int = Field(5, ge=1, description="Contexts in which it nearly opens, one a block.")
+    window: int = Field(20, ge=1, description="Tokens on either side of a context's position.")
+    lens_snapshots: int = Field(
+        5,
+        ge=0,
+        description="Logit lens at so many snapshots, evenly spread, and at each feature's peak.",
+    )
+    lens_tokens: int = Field(10, ge=1, description="Tokens most promoted, and most suppressed.")
+
+
 class Heads(Section):
     """When attention heads and copying form (analysis `induction`)."""
 
@@ -473,6 +492,43 @@ class PresenceTests(Section):
     )
 
 
+class Span(Section):
+    """Context span: how much context before it a feature needs."""
+
+    contexts: int = Field(
+        3, ge=1, description="Held-out contexts that a feature is looked at in, at least."
+    )
+    keep: float = Field(
+        0.9, gt=0, le=1, description="Share of its activation that a suffix has to keep."
+    )
+    longest: int = Field(
+        32, ge=1, description="Tokens of the longest suffix; spans beyond it are censored."
+    )
+    features: int = Field(
+        4096, ge=1, description="Living features to look at, at most; more are sampled."
+    )
+
+
+class Grader(Section):
+    """A language model that grades the complexity of features."""
+
+    url: str = Field(
+        ...,
+        pattern=r"^https?://[^@\s]+$",
+        description="OpenAI-compatible address, up to but not with /chat/completions.",
+    )
+    model: str = Field(..., min_length=1, description="Name of the model there.")
+    key_variable: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="Environment variable that holds the key; null where none is needed.",
+    )
+    features: int = Field(100, ge=1, description="Features to grade, sampled.")
+    examples: int = Field(20, ge=1, description="Passages shown of a feature, at most.")
+    parallel: int = Field(4, ge=1, description="Requests at a time.")
+    timeout: float = Field(120.0, gt=0, description="Seconds to wait for an answer.")
+
+
 class Settings(Section):
     """A whole experiment."""
 
@@ -495,6 +551,7 @@ class Settings(Section):
         description="What is made beside histories and phases; each is a target by its name too.",
     )
     analysis: Analysis = Field(Analysis(), description="Thresholds of the tables.")
+    contexts: Contexts = Field(Contexts(), description="What is shown of each feature.")
     frontier: Frontier | None = Field(
         None, description="Dictionaries of the fidelity frontier; null leaves it out."
     )
@@ -503,6 +560,10 @@ class Settings(Section):
     circuits: Circuits = Field(Circuits(), description="Tasks and the features behind them.")
     presence_tests: PresenceTests = Field(
         PresenceTests(), description="Does the norm mean presence?"
+    )
+    span: Span = Field(Span(), description="Context span, the complexity of a feature.")
+    grader: Grader | None = Field(
+        None, description="Grades complexity beside context span; null for none. It may cost money."
     )
     replicates: dict[str, dict[str, int | float | str]] = Field(
         {},

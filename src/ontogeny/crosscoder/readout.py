@@ -1,0 +1,68 @@
+"""Single features read from single sites, for what cannot hold all sites' activations at once.
+
+A pre-activation is a sum over input sites, and a centre taken off (model.py):
+
+    h_i = Σ_θ (ã^θ − μ^θ) · E_i^θ + b_enc,i,    E = W_enc, or W_enc Uᵀ in a principal subspace
+
+so that snapshots can be run one after another, and only h is kept.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ontogeny.crosscoder.model import Crosscoder
+
+
+class Readout:
+    """What S of a crosscoder's features take from each of its input sites.
+
+    Holds nothing of the crosscoder's decoders, which are its largest tensors.
+
+    Parameters
+    ----------
+    features : (S,) numbers of features.
+
+    Attributes
+    ----------
+    scales : (N_in,) normalisation constants, by which raw activations are multiplied.
+    """
+
+    def __init__(self, crosscoder: Crosscoder, features: torch.Tensor) -> None:
+        about, weights = crosscoder.about, crosscoder.weights
+        features = features.to(weights.W_enc.device)
+        shape = (len(about.inputs), about.width)
+        self._W = weights.W_enc[features]  # (S, I)
+        self._b = weights.b_enc[features]
+        self._mean = crosscoder._mean.unflatten(0, shape)
+        basis = crosscoder._basis
+        self._basis = None if basis is None else basis.unflatten(0, shape)  # (N_in, D, R)
+        self.scales = crosscoder.scales_in
+        # Where each snapshot has its gate, the first to open is that of the strongest.
+        self._r = crosscoder._gate_norms().amax(1)[features]
+        if about.activation == "relu":
+            self._r = torch.ones_like(self._r)
+        if about.activation == "jumprelu":
+            self._t = weights.log_threshold.exp()[features]
+        else:
+            gate = about.threshold if about.activation == "batch_topk" else 0.0
+            self._t = torch.full_like(self._r, gate)
+
+    def weights(self, site: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """E of an input site, (S, D), and its centre, (D,)."""
+        D = self._mean.shape[1]
+        if self._basis is None:
+            return self._W[:, site * D : (site + 1) * D], self._mean[site]
+        return self._W @ self._basis[site].T, self._mean[site]
+
+    def activations(self, sums: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+        """Feature activations, (…, P): the largest over snapshots where each has its own gate.
+
+        Parameters
+        ----------
+        sums : (…, P) of (ã^θ − μ^θ)·E^θ over all input sites.
+        which : (P,) index of the feature of each, into those of this object.
+        """
+        h = sums + self._b[which]
+        score = h * self._r[which]
+        return h * ((score > self._t[which]) & (score > 0))

@@ -1,0 +1,218 @@
+"""Does complexity go with when a feature appears? (METHOD.md 6; the paper's figure 5)
+
+Correlations over features of a complexity score with the peak snapshot index and with the onset, as
+log(step + 1): Pearson's r, Spearman's ρ, and both with density held fixed,
+
+    r_xy·z = (r_xy − r_xz r_yz) / √((1 − r_xz²)(1 − r_yz²)),
+
+of log density for r and of its ranks for ρ. Intervals are bootstrap percentiles over features; p is
+two-sided, from permutations of the score over features (of its residual on density, for the partial
+ones).
+
+Scores are the context spans of either run, as their logarithms, and a grader's grades if there are
+any. An initialisation feature is there at the first snapshot:
+its onset is that step, whatever it is, so that among all features onset says little more than
+the class; the classes are therefore also taken alone, and initialisation features have no row for
+onset.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.stats import rankdata
+
+from ontogeny.files import InputError, write_table
+from ontogeny.settings import Analysis
+
+PERMUTATIONS = 9_999
+PIECE_ENTRIES = 1 << 22  # of resampled scores in memory at a time
+LEAST = 10  # features of a group that has coefficients
+COEFFICIENTS = ("pearson", "spearman", "pearson_partial", "spearman_partial")
+
+
+def pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """r over the last axis, (…, n) → (…); NaN where either does not vary."""
+    x, y = (v - v.mean(-1, keepdims=True) for v in (x, y))
+    scale = np.sqrt(np.square(x).sum(-1) * np.square(y).sum(-1))
+    there = scale > 1e-12 * x.shape[-1]
+    return np.where(there, (x * y).sum(-1) / np.where(there, scale, 1), np.nan)
+
+
+def _partial(xy: np.ndarray, xz: np.ndarray, yz: np.ndarray) -> np.ndarray:
+    """r_xy·z from the three; where z does not vary it holds nothing fixed."""
+    xz, yz = np.nan_to_num(xz), np.nan_to_num(yz)
+    left = (1 - np.square(xz)) * (1 - np.square(yz))
+    return np.where(left > 1e-9, (xy - xz * yz) / np.sqrt(np.maximum(left, 1e-9)), np.nan)
+
+
+def coefficients(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> dict[str, np.ndarray]:
+    """All coefficients of x and y, (…, n) → (…) each; z is held fixed by the partial ones."""
+    found = {}
+    for name, (a, b, c) in (
+        ("pearson", (x, y, z)),
+        ("spearman", [rankdata(v, axis=-1) for v in (x, y, z)]),
+    ):
+        found[name] = pearson(a, b)
+        found[f"{name}_partial"] = _partial(found[name], pearson(a, c), pearson(b, c))
+    return found
+
+
+def bootstrap(
+    x: np.ndarray, y: np.ndarray, z: np.ndarray, samples: int, rng: np.random.Generator
+) -> dict[str, tuple[float, float]]:
+    """2.5% and 97.5% quantiles of each coefficient over samples of the n features."""
+    step = max(1, PIECE_ENTRIES // len(x))
+    parts = []
+    for start in range(0, samples, step):
+        drawn = rng.integers(0, len(x), (min(step, samples - start), len(x)))
+        parts.append(coefficients(x[drawn], y[drawn], z[drawn]))
+    found = {}
+    for name in COEFFICIENTS:
+        values = np.concatenate([part[name] for part in parts])
+        values = values[~np.isnan(values)]  # of samples in which something does not vary
+        low, high = np.quantile(values, [0.025, 0.975]) if len(values) else (np.nan, np.nan)
+        found[name] = float(low), float(high)
+    return found
+
+
+def _residual(x: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """What a line in z leaves of x, (n,)."""
+    z = z - z.mean()
+    squared = float(z @ z)
+    return x - x.mean() - (z * (z @ x) / squared if squared > 0 else 0)
+
+
+def permutation_p(
+    x: np.ndarray, y: np.ndarray, z: np.ndarray, permutations: int, rng: np.random.Generator
+) -> dict[str, float]:
+    """Two-sided p of each coefficient: share of permutations of y that are at least as far from 0.
+
+    The data themselves count as one of them, so that no p is 0.
+    """
+    pairs = {}
+    for name, (a, b, c) in (
+        ("pearson", (x, y, z)),
+        ("spearman", [rankdata(v) for v in (x, y, z)]),
+    ):
+        pairs[name] = a - a.mean(), b - b.mean()
+        pairs[f"{name}_partial"] = _residual(a, c), _residual(b, c)
+    beyond = dict.fromkeys(pairs, 1)
+    step = max(1, PIECE_ENTRIES // len(x))
+    for start in range(0, permutations, step):
+        rows = np.tile(np.arange(len(x)), (min(step, permutations - start), 1))
+        order = rng.permuted(rows, axis=1)
+        for name, (a, b) in pairs.items():
+            limit = abs(a @ b) * (1 - 1e-9)
+            beyond[name] += int((np.abs(b[order] @ a) >= limit).sum())
+    return {name: count / (permutations + 1) for name, count in beyond.items()}
+
+
+def correlations(
+    score: np.ndarray,
+    other: np.ndarray,
+    density: np.ndarray,
+    samples: int,
+    permutations: int,
+    seed: int,
+) -> pd.DataFrame:
+    """A row a coefficient: coefficient, value, low, high, p; no row where nothing varies.
+
+    Parameters
+    ----------
+    score, other, density : (n,) over features, the last as its logarithm.
+    """
+    found = coefficients(other, score, density) if len(score) >= LEAST else {}
+    if not found or np.isnan(found["pearson"]):
+        return pd.DataFrame(columns=["coefficient", "value", "low", "high", "p"])
+    rng = np.random.default_rng(seed)
+    intervals = bootstrap(other, score, density, samples, rng)
+    p = permutation_p(other, score, density, permutations, rng)
+    return pd.DataFrame(
+        [
+            {
+                "coefficient": name,
+                "value": float(found[name]),
+                "low": intervals[name][0],
+                "high": intervals[name][1],
+                "p": p[name],
+            }
+            for name in COEFFICIENTS
+        ]
+    )
+
+
+def groups(living: pd.DataFrame) -> dict[tuple[str, str], np.ndarray]:
+    """Which features are in each (class, which) group, (n,) bool."""
+    every = np.ones(len(living), bool)
+    classes = {"all": every}
+    classes |= {name: living[name].to_numpy(bool) for name in ("initialisation", "emergent")}
+    whiches = {"all": every, "matched": living["matched"].to_numpy(bool)}
+    return {(kind, which): a & b for kind, a in classes.items() for which, b in whiches.items()}
+
+
+def describe(
+    a: Analysis,
+    features: str | Path,
+    span: str | Path,
+    grades: str | Path | None,
+    output: str | Path,
+) -> None:
+    """Write the correlations of complexity with peak and onset.
+
+    Parameters
+    ----------
+    features : the features table. span : the table of `span.measure`.
+    grades : the table of `grader.grade`, if there is one.
+    output : CSV, a row a coefficient; score ('span_alone', 'span_replaced', 'grade'), against
+        ('peak_snapshot_index', 'onset', and the spans for grades), class ('all', 'initialisation',
+        'emergent'), which ('all', 'matched'), features (how many), coefficient, value, low, high
+        (95% interval), p.
+
+    Raises
+    ------
+    InputError : no feature of the span table is alive in the features table.
+    """
+    table = pd.read_parquet(features)
+    measured = pd.read_parquet(span).pivot(index="feature", columns="run", values="span")
+    living = table[table["alive"]].merge(measured, on="feature")
+    if living.empty:
+        raise InputError(
+            f"{span}: no feature that {features} has alive; delete it to make it again"
+        )
+    scores = {f"span_{run}": np.log(living[run]) for run in ("alone", "replaced")}
+    others = {
+        "peak_snapshot_index": living["peak_snapshot_index"],
+        "onset": np.log1p(living["onset_step"]),
+    }
+    others_of_grade = others
+    if grades is not None:
+        graded = pd.read_parquet(grades)[["feature", "grade"]]
+        grade = living.merge(graded, on="feature", how="left")["grade"]
+        others_of_grade = others | scores
+        scores["grade"] = grade.astype(float)
+    density = np.log(np.maximum(living["density"], 1e-12))
+    rows = []
+    for score, values in scores.items():
+        for name, other in (others_of_grade if score == "grade" else others).items():
+            for (kind, which), chosen in groups(living).items():
+                if kind == "initialisation" and name == "onset":
+                    continue
+                some = chosen & values.notna().to_numpy()
+                found = correlations(
+                    values[some].to_numpy(float),
+                    other[some].to_numpy(float),
+                    density[some].to_numpy(float),
+                    a.bootstrap,
+                    PERMUTATIONS,
+                    a.seed,
+                )
+                named = {"score": score, "against": name, "class": kind, "which": which}
+                if len(found):
+                    rows.append(found.assign(**named, features=int(some.sum())))
+    columns = ["score", "against", "class", "which", "features"]
+    columns += ["coefficient", "value", "low", "high", "p"]
+    found = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
+    write_table(output, found.reindex(columns=columns))

@@ -1,0 +1,385 @@
+"""Context span: how much of the context before it a feature needs (METHOD.md 6).
+
+A suffix of length ℓ is the last ℓ tokens of a position's block up to and with the position itself.
+The snapshots are run on it in two ways, which give activations f_ℓ beside f in the whole context:
+
+    alone      the suffix and nothing before it, from position 0 on
+    replaced   after tokens of another text, twice as many as the longest suffix
+
+and on a grid of lengths 1, 2, 3, 4, 8, 16, …, doubling up to a longest one,
+
+    span = the least ℓ of the grid such that f_ℓ' ≥ keep · f for it and every longer ℓ'
+
+`alone` is METHOD.md's. But to attention, few tokens are more than a part of many: its weights go to
+what is left, so that a feature of the token alone may be off by tens of percent until so many
+tokens are there that their mean is what it always is. That is no need of context. `replaced` keeps
+the number of tokens about what it is and asks whether it matters which they are.
+
+The first length that passes would not do: a feature may be stronger on a short suffix than in
+context, weaker on a longer one, and only then settle. How often that is so is counted. A context
+whose longest suffix fails is *censored*: its span lies beyond the grid, and counts as twice the
+longest suffix, or as the whole context where that is shorter.
+
+The score of a feature is the geometric mean of its spans over sampled contexts, which come from the
+upper half of its held-out activations: 90% of a weak one is decided by the gate and by rounding,
+and the very top alone would say nothing of the feature's ordinary work. Positions are drawn for the
+rarest features first, and at a position that is run every feature is looked at that is in its upper
+half there. Positions with more tokens before them than the longest suffix are taken where there are
+enough of them, so that spans are comparable.
+
+With rotary or relative positions it does not matter that a suffix stands elsewhere than it did.
+With learned absolute ones (GPT-2) the embeddings change too, and a feature of the position has the
+span of its whole context, which is what it needs.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import groupby, product
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
+from torch import nn
+
+from ontogeny import devices
+from ontogeny.corpus.build import Tokens
+from ontogeny.crosscoder.model import Crosscoder
+from ontogeny.crosscoder.readout import Readout
+from ontogeny.features.kinds import held_out
+from ontogeny.files import InputError, write_table
+from ontogeny.progress import bar
+from ontogeny.settings import Settings
+from ontogeny.snapshots import sites
+
+RUNS = ("alone", "replaced")
+PREFIXES = 4  # texts that stand in for what was before
+BATCH_TOKENS = 1 << 14  # of a forward pass, with those that it continues
+SAME = 0.01  # largest relative difference that is rounding, in half precision too
+Key = tuple[int, str]  # (layer, stream)
+
+
+def grid(longest: int) -> list[int]:
+    """Suffix lengths: 1, 2, 3, 4, then doubling, and the longest itself."""
+    lengths = [1, 2, 3]
+    while lengths[-1] < longest:
+        lengths.append(max(4, lengths[-1] // 4 * 8))
+    return sorted({min(length, longest) for length in lengths})
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """P sampled (position, feature) pairs, by position; each array (P,).
+
+    row : of the held-out activations. feature : its number. activation : f in the whole context.
+    """
+
+    row: np.ndarray
+    feature: np.ndarray
+    activation: np.ndarray
+
+
+def sample(
+    f: sparse.csr_array,
+    offset: np.ndarray,
+    living: np.ndarray,
+    contexts: int,
+    longest: int,
+    rng: np.random.Generator,
+) -> Pairs:
+    """Contexts of each living feature, from the upper half of its activations.
+
+    Parameters
+    ----------
+    f : (N, F) held-out activations. offset : (N,) place of each row in its block.
+    living : numbers of the features to sample.
+    contexts : of each feature, at least; all of its upper half where there are fewer.
+    longest : suffix. Rows with more tokens before them are taken where there are enough.
+    """
+    columns = sparse.csc_array(f)
+    there = []
+    for feature in living:
+        part = slice(columns.indptr[feature], columns.indptr[feature + 1])
+        rows, values = columns.indices[part], columns.data[part]
+        upper = np.argsort(-values, kind="stable")[: -(-len(values) // 2)]
+        late = upper[offset[rows[upper]] >= longest]
+        upper = late if len(late) >= contexts else upper
+        there.append((rows[upper], values[upper]))
+    taken = np.zeros(f.shape[0], bool)
+    # Those with least choice first: what they take serves others too.
+    for rows, _ in sorted(there, key=lambda found: len(found[0])):
+        missing = min(contexts, len(rows)) - int(taken[rows].sum())
+        if missing > 0:
+            taken[rng.choice(rows[~taken[rows]], missing, replace=False)] = True
+    row = np.concatenate([rows[taken[rows]] for rows, _ in there])
+    activation = np.concatenate([values[taken[rows]] for rows, values in there])
+    feature_of = np.repeat(living, [taken[rows].sum() for rows, _ in there])
+    order = np.argsort(row, kind="stable")
+    return Pairs(row[order].astype(np.int64), feature_of[order], activation[order])
+
+
+def spans(
+    f: np.ndarray, full: np.ndarray, available: np.ndarray, lengths: list[int], keep: float
+) -> pd.DataFrame:
+    """Span of each pair from its activations on suffixes.
+
+    Parameters
+    ----------
+    f : (L, P) activations, read only where the length is below `available`.
+    full : (P,) in the whole context. available : (P,) tokens of the whole context.
+
+    Returns
+    -------
+    span, (P,); censored, its longest suffix fails and there is more context; monotone, no length
+    that passes lies below one that fails.
+    """
+    whole = np.array(lengths)[:, None] >= available
+    passes = (f >= keep * full) | whole
+    failing = np.where(passes, -1, np.arange(len(lengths))[:, None]).max(0)  # the last, or −1
+    beyond = [*lengths, 2 * lengths[-1]]
+    span = np.minimum(np.take(beyond, failing + 1), available)
+    return pd.DataFrame(
+        {
+            "span": span,
+            "censored": failing == len(lengths) - 1,
+            "monotone": passes.argmax(0) == np.where(passes.any(0), failing + 1, 0),
+        }
+    )
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A forward pass: suffixes of one length after one prefix, and the pairs at their ends.
+
+    ids : (B, ℓ). prefix : number of the text before, −1 for none. into : (p,) numbers of pairs.
+    place : (p,) the row of ids at whose end each is.
+    """
+
+    run: int
+    length: int
+    prefix: int
+    ids: torch.Tensor
+    into: torch.Tensor
+    place: torch.Tensor
+
+
+def _batches(
+    blocks: np.ndarray,
+    block: np.ndarray,
+    offset: np.ndarray,
+    pairs: Pairs,
+    lengths: list[int],
+    prefix: np.ndarray,
+    before: int,
+) -> Iterator[_Batch]:
+    """All forward passes, of about `BATCH_TOKENS`.
+
+    Parameters
+    ----------
+    prefix : (Q,) number of the text before each of the Q positions. before : its tokens.
+    """
+    row, row_of = np.unique(pairs.row, return_inverse=True)  # rising, as pairs are
+    block, offset = block[row], offset[row]
+    none = np.full(len(row), -1)
+    for run, (text, tokens) in enumerate(((none, 0), (prefix, before))):
+        for number, (k, length) in product(np.unique(text), enumerate(lengths)):
+            fits = np.flatnonzero((offset >= length) & (text == number))
+            for part in np.array_split(
+                fits, -(-len(fits) * (length + tokens) // BATCH_TOKENS) or 1
+            ):
+                if len(part):
+                    ids = blocks[block[part, None], offset[part, None] + np.arange(1 - length, 1)]
+                    into = np.flatnonzero(np.isin(row_of, part))
+                    place = np.searchsorted(part, row_of[into])
+                    found = (ids.astype(np.int64), into, place)
+                    yield _Batch(run, k, int(number), *map(torch.from_numpy, found))
+
+
+@contextmanager
+def _after(model: nn.Module, prefix: torch.Tensor) -> Iterator[None]:
+    """Inside the block, passes continue a text (k,), whose keys and values are computed once."""
+    before = cast(Any, model)(input_ids=prefix[None], use_cache=True).past_key_values
+
+    def hand_on(_: nn.Module, args: Any, kwargs: Any) -> Any:
+        own = copy.deepcopy(before)  # a pass appends to it
+        own.batch_repeat_interleave(len(kwargs["input_ids"]))
+        return args, kwargs | {"past_key_values": own, "use_cache": True}
+
+    handle = model.register_forward_pre_hook(hand_on, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _joined(prefix: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    return torch.cat([prefix.expand(len(ids), -1), ids], 1)
+
+
+def _continues(model: nn.Module, prefix: torch.Tensor, ids: torch.Tensor, key: Key) -> bool:
+    """Whether a pass that continues a text gives what a pass over both gives."""
+    try:
+        with _after(model, prefix):
+            short = sites.read(model, ids, [key])[key][:, -1]
+    except (AttributeError, TypeError, ValueError, RuntimeError, NotImplementedError):
+        return False  # a model without keys and values, or that keeps them in its own way
+    whole = sites.read(model, _joined(prefix, ids), [key])[key][:, -1]
+    return bool((short - whole).float().norm() <= SAME * whole.float().norm())
+
+
+@torch.no_grad()
+def on_suffixes(
+    s: Settings,
+    crosscoder: Crosscoder,
+    snapshots: str | Path,
+    blocks: np.ndarray,
+    block: np.ndarray,
+    offset: np.ndarray,
+    pairs: Pairs,
+    lengths: list[int],
+    prefix: np.ndarray,
+    prefixes: np.ndarray,
+) -> np.ndarray:
+    """Activations of pairs on suffixes, (2, L, P): alone, and with what is before them replaced.
+
+    0 where a suffix would be no shorter than the whole context.
+
+    Parameters
+    ----------
+    blocks : (blocks, context) token ids. block, offset : (N,) of each row that pairs name.
+    prefixes : (texts, k) token ids of other texts. prefix : (Q,) number of that which stands before
+        each of the pairs' Q positions, in their order.
+
+    Each snapshot is loaded once, up to the last layer that is read, and run on every suffix;
+    only sums over snapshots are kept, 2·L·P of them.
+    """
+    before = prefixes.shape[1]
+    batches = list(_batches(blocks, block, offset, pairs, lengths, prefix, before))
+    device = devices.choose(s.device)
+    dtype = devices.precision(s.activations.precision, device)
+    stored = getattr(torch, s.activations.dtype)
+    inputs = crosscoder.about.inputs
+    features, which = np.unique(pairs.feature, return_inverse=True)
+    readout = Readout(crosscoder, torch.from_numpy(features))
+    of_pair = torch.from_numpy(which).to(device)
+    texts = torch.from_numpy(prefixes.astype(np.int64)).to(device)
+    sums = torch.zeros(2, len(lengths), len(which), device=device)
+    by_snapshot: dict[int, list[int]] = {}
+    for n, site in enumerate(inputs):
+        by_snapshot.setdefault(site[0], []).append(n)
+    tokens = sum(batch.ids.numel() for batch in batches) * len(by_snapshot)
+    with bar("span: suffixes", tokens, "tokens") as progress:
+        for step, numbers in by_snapshot.items():
+            wanted = {(inputs[n][1], inputs[n][2]): (n, *readout.weights(n)) for n in numbers}
+            keys = list(wanted)
+            model = sites.load_model(
+                Path(snapshots) / f"step{step}",
+                device,
+                dtype,
+                s.snapshots.remote_code,
+                last_layer=max(layer for layer, _ in wanted),
+            )
+            some = batches[-1].ids[:4].to(device)
+            continues = _continues(model, texts[0], some, keys[-1])
+            for number, group in groupby(batches, lambda batch: batch.prefix):
+                with ExitStack() as stack:
+                    if number >= 0 and continues:
+                        stack.enter_context(_after(model, texts[number]))
+                    for batch in group:
+                        ids = batch.ids.to(device)
+                        if number >= 0 and not continues:
+                            ids = _joined(texts[number], ids)
+                        values = sites.read(model, ids, keys)
+                        into, place = batch.into.to(device), batch.place.to(device)
+                        for key, (n, E, mean) in wanted.items():
+                            x = values[key][:, -1].to(stored).float() * readout.scales[n] - mean
+                            sums[batch.run, batch.length, into] += (
+                                x[place] * E[of_pair[into]]
+                            ).sum(1)
+                        progress.update(batch.ids.numel())
+            del model
+    return readout.activations(sums, of_pair).cpu().numpy()
+
+
+def measure(
+    s: Settings,
+    crosscoder: str | Path,
+    activations: str | Path,
+    snapshots: str | Path,
+    tokens: str | Path,
+    output: str | Path,
+    contexts: str | Path,
+) -> None:
+    """Write the context span of a crosscoder's features.
+
+    Parameters
+    ----------
+    crosscoder : folder of a seed. activations, snapshots : folders. tokens : tokens.h5.
+    output : Parquet, a row a run ('alone', 'replaced') of a feature that is active on held-out
+        text; feature, run, contexts, span (the geometric mean), span_low, span_high (quartiles),
+        censored and monotone (shares of its contexts).
+    contexts : Parquet, a row a run of a context; feature, run, block (number in the tokens file),
+        offset, activation, span, censored, monotone.
+
+    Raises
+    ------
+    InputError : no feature is active on the held-out text.
+    """
+    device = devices.choose(s.device)
+    trained = Crosscoder.load(crosscoder, device)
+    f, position = held_out(trained, activations)
+    block, offset = position.T.astype(np.int64)
+    active = np.asarray((f > 0).sum(0)).ravel() > 0
+    living = np.flatnonzero(active & ~trained.dead.cpu().numpy())
+    if not len(living):
+        raise InputError(
+            f"{crosscoder}: no feature is active on the held-out text; train it for longer"
+        )
+    rng = np.random.default_rng(s.analysis.seed)
+    if len(living) > s.span.features:
+        living = np.sort(rng.choice(living, s.span.features, replace=False))
+    data = Tokens(tokens)
+    lengths = grid(min(s.span.longest, data.context - 1))
+    pairs = sample(f, offset, living, s.span.contexts, lengths[-1], rng)
+    del f
+    before = min(2 * lengths[-1], data.context - lengths[-1])
+    low, high = data.splits["train"]
+    texts = rng.integers(low, high, PREFIXES)
+    first = rng.integers(0, data.context - before + 1, PREFIXES)
+    prefixes = data.take(texts)[np.arange(PREFIXES)[:, None], first[:, None] + np.arange(before)]
+    prefix = rng.integers(0, PREFIXES, len(np.unique(pairs.row)))
+    used, block_of = np.unique(block, return_inverse=True)
+    blocks = data.take(used)
+    found = on_suffixes(
+        s, trained, snapshots, blocks, block_of, offset, pairs, lengths, prefix, prefixes
+    )
+    parts = []
+    for run, each in zip(RUNS, found, strict=True):
+        part = spans(each, pairs.activation, offset[pairs.row] + 1, lengths, s.span.keep)
+        about = {"feature": pairs.feature, "run": run, "block": block[pairs.row]}
+        about |= {"offset": offset[pairs.row], "activation": pairs.activation}
+        parts.append(part.assign(**about)[[*about, *part.columns]])
+    every = pd.concat(parts).sort_values(["feature", "run", "block", "offset"], ignore_index=True)
+    write_table(contexts, every)
+    write_table(output, by_feature(every))
+
+
+def by_feature(each: pd.DataFrame) -> pd.DataFrame:
+    """Scores of the features from the spans of their contexts."""
+    groups = each.assign(log=np.log(each["span"])).groupby(["feature", "run"])
+    return pd.DataFrame(
+        {
+            "contexts": groups.size(),
+            "span": np.exp(groups["log"].mean()),
+            "span_low": groups["span"].quantile(0.25),
+            "span_high": groups["span"].quantile(0.75),
+            "censored": groups["censored"].mean(),
+            "monotone": groups["monotone"].mean(),
+        }
+    ).reset_index()

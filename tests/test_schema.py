@@ -62,6 +62,7 @@ SECTIONS = {
     "analysis": settings.Analysis,
     "contexts": settings.Contexts,
     "frontier": settings.Frontier,
+    "presence_tests": settings.PresenceTests,
 }
 # Alternatives to what the default experiment has.
 OTHERS = {"files", "dataset", "tokens", "hub", "local", "remote_code", "pretrain_blocks"}

@@ -362,10 +362,10 @@ def describe(
                 sampled = attribution.weights(len(task.clean), s.analysis.bootstrap, c.seed)
                 can = bool(done.loc[task.name, step])
                 curve, numbers = summarise(rows, sampled, can, c.seed)
-                when = {"task": task.name, "step": step}
+                when: dict[str, Any] = {"task": task.name, "step": step}
                 when["snapshot_index"] = s.snapshots.chosen.index(step) + 1
                 found.append(curve.assign(**when))
-                counts = {"done": can, "features": len(difference.features)}
+                counts: dict[str, Any] = {"done": can, "features": len(difference.features)}
                 sums.append(numbers.assign(**when, **counts))
                 progress.update()
     names = [task.name for task in given]

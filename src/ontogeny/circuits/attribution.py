@@ -107,7 +107,7 @@ def differences(
     scales = crosscoder.scales_in.cpu().numpy()
     with tempfile.TemporaryFile(dir=scratch) as file:
         # A map of a file that has no name: the system drops it whatever happens.
-        values: Any = np.memmap(file, np.float32, "w+", shape=shape)  # type: ignore[call-overload]
+        values: Any = np.memmap(file, np.float32, "w+", shape=shape)
         steps = list(dict.fromkeys(step for step, _, _ in about.inputs))
         with bar("attribution: features", len(steps), "snapshots") as progress:
             for step in steps:
@@ -156,11 +156,11 @@ def _read_rows(
             batch = max(1, 4096 // ids.shape[1])
             for first in range(0, len(ids), batch):
                 some = torch.from_numpy(ids[first : first + batch].astype(np.int64)).to(device)
-                got = sites.read(model, some, list(dict.fromkeys(wanted)))  # type: ignore[arg-type]
+                got = sites.read(model, some, list(dict.fromkeys(wanted)))
                 rows = np.flatnonzero((pair >= first) & (pair < first + batch))
                 at = torch.from_numpy(pair[rows] - first), torch.from_numpy(position[rows])
                 for column, key in here:
-                    picked = got[key][at[0].to(device), at[1].to(device)]  # type: ignore[index]
+                    picked = got[key][at[0].to(device), at[1].to(device)]
                     values[which, start + rows, column] = picked.float().cpu() * scales[column]
             start += len(pair)
 

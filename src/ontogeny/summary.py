@@ -104,9 +104,9 @@ def _dip(tables: Path, living: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _dimensionality(tables: Path) -> dict[str, Any]:
+def _dimensionality(s: Settings, folder: Path) -> dict[str, Any]:
     """How many of the stream's dimensions the first seed's features take up: first, least, last."""
-    size = pd.read_csv(tables / "dimensionality.csv")
+    size = pd.read_csv(_tables(s, folder) / "dimensionality.csv")
     size = size[(size["group"] == "all") & (size["seed"] == size["seed"].iloc[0])]
     least = size.loc[size["share"].idxmin()]
     return {
@@ -117,8 +117,9 @@ def _dimensionality(tables: Path) -> dict[str, Any]:
     }
 
 
-def _kinds(tables: Path) -> dict[str, Any]:
+def _kinds(s: Settings, folder: Path) -> dict[str, Any]:
     """Features of each kind, and when they appear: median and quartiles of the onset step."""
+    tables = _tables(s, folder)
     kinds = pd.read_parquet(tables / "kinds.parquet")
     control = pd.read_csv(tables / "kinds_control.csv").set_index("kind")
     features = pd.read_parquet(tables / "features.parquet").merge(kinds, on="feature")
@@ -138,9 +139,75 @@ def _kinds(tables: Path) -> dict[str, Any]:
     return values
 
 
-NUMBERS_OF: dict[str, Callable[[Path], dict[str, Any]]] = {
+def _complexity(s: Settings, folder: Path) -> dict[str, Any]:
+    """Correlations of the context spans with peak and onset, of all features and the emergent."""
+    table = pd.read_csv(_tables(s, folder) / "complexity.csv")
+    values: dict[str, Any] = {}
+    for group, end in (("all", ""), ("emergent", "_emergent")):
+        some = table[(table["which"] == "all") & (table["class"] == group)]
+        for row in some.to_dict("records"):
+            against = str(row["against"]).removesuffix("_snapshot_index")
+            name = f"{row['score']}_{against}_{row['coefficient']}{end}"
+            values |= {name: row["value"], f"{name}_low": row["low"], f"{name}_high": row["high"]}
+    return values
+
+
+def _presence(s: Settings, folder: Path) -> dict[str, Any]:
+    """Share of the features and snapshots that are absent by norm but there by scaling."""
+    values: dict[str, Any] = {}
+    for name in s.crosscoders:
+        path = folder / "features" / name / "presence.csv"
+        if not path.exists():
+            continue
+        table = pd.read_csv(path)
+        at = (table["measure"] == "contradicted") & (table["group"] == "all")
+        at &= (table["threshold"] - s.presence_tests.contradicted).abs() < 1e-9
+        for test in ("scaling", "free"):
+            row = table[at & (table["test"] == test)].iloc[0]
+            key = f"{name}_absent_contradicted_{test}"
+            values |= {key: row["value"], f"{key}_low": row["low"], f"{key}_high": row["high"]}
+    return values
+
+
+def _induction(s: Settings, folder: Path) -> dict[str, Any]:
+    """Onset steps of heads and copying; none where they do not form."""
+    table = pd.read_csv(folder / "phases" / "induction.csv")
+    table = table[table["event"] != "features"]
+    values: dict[str, Any] = {}
+    for event, rows in table.groupby("event"):
+        formed = rows[rows["verdict"] == "forms"]
+        values[f"{event}_onset"] = formed["onset_step"].min() if len(formed) else None
+        values[f"{event}_maximum"] = rows["maximum"].max()
+    return values
+
+
+def _circuits(s: Settings, folder: Path) -> dict[str, Any]:
+    """Accuracy in each task at the last snapshot, and what its features alone restore."""
+    own = folder / "circuits" / s.primary
+    behaviour, found = pd.read_csv(own / "behaviour.csv"), pd.read_csv(own / "circuits.csv")
+    values: dict[str, Any] = {}
+    last = behaviour[behaviour["step"] == behaviour["step"].max()]
+    for row in last.itertuples():
+        values[f"task_{row.task}_accuracy"] = row.accuracy
+        values[f"task_{row.task}_done"] = bool(row.done)
+    done = found[(found["step"] == found["step"].max()) & found["done"]]
+    for row in done[done["side"] == "sufficiency"].itertuples():
+        for key in ("k_enough", "features_alone", "area_random", "area_matched"):
+            values[f"task_{row.task}_{key}"] = getattr(row, key)
+    return values
+
+
+def _tables(s: Settings, folder: Path) -> Path:
+    return folder / "features" / s.primary
+
+
+NUMBERS_OF: dict[str, Callable[[Settings, Path], dict[str, Any]]] = {
     "dimensionality": _dimensionality,
     "kinds": _kinds,
+    "complexity": _complexity,
+    "presence": _presence,
+    "induction": _induction,
+    "circuits": _circuits,
 }
 
 
@@ -190,7 +257,7 @@ def summarise(settings: Settings, folder: str | Path, source: str | Path) -> Non
     if tables.exists():  # a dictionary of fewer than four snapshots has no histories
         values |= _histories(tables, settings.analysis.matched_cosine)
         for analysis in settings.analyses:
-            values |= NUMBERS_OF[analysis](tables) if analysis in NUMBERS_OF else {}
+            values |= NUMBERS_OF[analysis](settings, folder) if analysis in NUMBERS_OF else {}
     for name, other in settings.crosscoders.items():
         if name == settings.primary:
             continue

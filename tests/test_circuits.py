@@ -613,6 +613,9 @@ def test_crosscoders_and_tasks_that_do_not_fit(experiment, tmp_path):
         attribution.describe(s, crosscoder(layers=(0, 1)), *places)
     with pytest.raises(InputError, match=r"tasks\.h5: of other tokens than"):
         attribution.describe(s, crosscoder(tokens="other"), *places)
+    (tmp_path / "tasks.h5").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"tasks\.h5: truncated"):
+        attribution.describe(s, crosscoder(), places[0], tmp_path / "tasks.h5", tmp_path)
     with pytest.raises(InputError, match=r"differences\.h5: truncated, or of other tasks"):
         attribution.read_differences(tmp_path / "differences.h5", "one")
 

@@ -355,12 +355,13 @@ def checked(trained: Crosscoder, folder: str | Path, tasks: str | Path) -> list[
         raise InputError(
             f"{folder}: circuits need snapshots of one layer and stream; choose another crosscoder"
         )
+    given = read(tasks)
     with h5py.File(tasks, "r") as file:
         if file.attrs.get("tokens") != trained.about.tokens:
             raise InputError(
                 f"{tasks}: of other tokens than the crosscoder was trained on; make them again"
             )
-    return read(tasks)
+    return given
 
 
 def _attributed(

@@ -307,6 +307,7 @@ FIGURES_OF = {
     "dimensionality": ["dimensionality"],
     "frontier": ["frontier"],
     "kinds": ["kinds"],
+    "contexts": ["examples"],
     "induction": ["induction"],
     "circuits": ["abilities", "ablations"],
     "presence": ["presence"],

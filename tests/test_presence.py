@@ -132,6 +132,22 @@ def test_verdicts_count_the_planted(tested):
     assert converse.loc[("free", "all"), "value"] == 0
 
 
+def test_a_peak_that_scaling_does_not_find_has_no_verdicts(planted):
+    trained, f, position, tokens, a, about = planted
+    other = a.copy()
+    other[-1] -= 0.7 * np.asarray(f[:, [TURNED]].toarray()) * trained.W_dec[TURNED, -1].numpy()
+    p = PresenceTests(features=1)
+    table = presence.measure(trained, f, position, tokens, lambda n: other[n], about, p, seed=0)
+    one = table.set_index(["feature", "site"]).loc[TURNED]
+    assert one["beta"][SITES - 1] == pytest.approx(0.3, abs=0.03)
+    assert one[["scaling", "free", "free_permuted"]].isna().to_numpy().all()
+    found = presence.verdicts(table, p, presence.Resampled(9, 50, 0)).set_index(
+        ["measure", "test", "group", "threshold"]
+    )
+    assert found.xs("unfounded")["value"].iloc[0] == pytest.approx(1 / 9)
+    assert found.xs(("absent", "all"), level=("measure", "group"))["pairs"].iloc[0] == 8 * 4
+
+
 def test_probes_read_what_is_there(tested):
     one = tested.xs(AT, level="site")
     assert abs(one["probe"][ABSENT] - 0.5) < 0.06

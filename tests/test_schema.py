@@ -60,6 +60,7 @@ SECTIONS = {
     "activations": settings.Activations,
     "basis": settings.Basis,
     "analysis": settings.Analysis,
+    "contexts": settings.Contexts,
     "frontier": settings.Frontier,
 }
 # Alternatives to what the default experiment has.

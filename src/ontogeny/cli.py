@@ -405,6 +405,32 @@ def kinds(
 @threads
 @path("crosscoder", FOLDER)
 @path("activations", FOLDER)
+@path("snapshots", FOLDER)
+@path("tokens")
+@path("tokenizer")
+@path("output")
+@path("table")
+def contexts(
+    s: Settings,
+    crosscoder: Path,
+    activations: Path,
+    snapshots: Path,
+    tokens: Path,
+    tokenizer: Path,
+    output: Path,
+    table: Path,
+) -> None:
+    """Write the contexts that features are active in, all but active in, and their logit lens."""
+    from ontogeny.features import contexts as stage
+
+    stage.describe(s, crosscoder, activations, snapshots, tokens, tokenizer, output, table)
+
+
+@main.command()
+@config
+@threads
+@path("crosscoder", FOLDER)
+@path("activations", FOLDER)
 @path("tokens")
 @path("features")
 @path("output")
@@ -775,6 +801,21 @@ def figure_complexity(
     from ontogeny.figures import complexity as it
 
     it.draw(features, strengths, span, correlations, grades, output)
+
+
+@figure.command()
+@path("features")
+@path("strengths")
+@path("contexts")
+@click.option("--kinds", type=FILE, help="Kinds of feature, where they are known.")
+@path("output")
+def examples(
+    features: Path, strengths: Path, contexts: Path, kinds: Path | None, output: Path
+) -> None:
+    """Single features' histories, with the text that they are active in."""
+    from ontogeny.figures import examples as it
+
+    it.draw(features, strengths, contexts, kinds, output)
 
 
 @figure.command()

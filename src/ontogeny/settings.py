@@ -28,6 +28,7 @@ AnalysisName = Literal[
     "dimensionality",
     "frontier",
     "kinds",
+    "contexts",
     "induction",
     "circuits",
     "presence",
@@ -416,6 +417,23 @@ class Analysis(Section):
     seed: int = Field(0, ge=0, description="Seed of bootstrap, permutations, copying samples.")
 
 
+class Contexts(Section):
+    """What is shown of each feature: positions of the held-out text, and what it speaks for."""
+
+    top: int = Field(10, ge=1, description="Contexts of the largest activations, one a block.")
+    quantiles: int = Field(
+        8, ge=1, description="Contexts drawn one from each of so many quantiles of activation."
+    )
+    near_misses: int = Field(5, ge=1, description="Contexts in which it nearly opens, one a block.")
+    window: int = Field(20, ge=1, description="Tokens on either side of a context's position.")
+    lens_snapshots: int = Field(
+        5,
+        ge=0,
+        description="Logit lens at so many snapshots, evenly spread, and at each feature's peak.",
+    )
+    lens_tokens: int = Field(10, ge=1, description="Tokens most promoted, and most suppressed.")
+
+
 class Heads(Section):
     """When attention heads and copying form (analysis `induction`)."""
 
@@ -533,6 +551,7 @@ class Settings(Section):
         description="What is made beside histories and phases; each is a target by its name too.",
     )
     analysis: Analysis = Field(Analysis(), description="Thresholds of the tables.")
+    contexts: Contexts = Field(Contexts(), description="What is shown of each feature.")
     frontier: Frontier | None = Field(
         None, description="Dictionaries of the fidelity frontier; null leaves it out."
     )

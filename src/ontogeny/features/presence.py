@@ -61,6 +61,7 @@ from ontogeny.settings import PresenceTests, Settings
 FOLDS = 8  # of blocks; the first half of them is one half of the probes
 BLOCK_ENTRIES = 1 << 26  # of Σ f y in memory at a time
 RIDGE = 1e-3  # of the mean variance of a coordinate
+FOUNDED = 0.5  # of the decoder's norm, which scaling at the peak itself has to find there
 AGAINST = 2048  # positions that a probe's scores at active ones are ranked among, at most
 NEIGHBOURS = 8  # tokens of like frequency that a control task swaps
 THRESHOLDS = np.round(np.arange(0.05, 1.0001, 0.05), 2)
@@ -376,6 +377,8 @@ def verdicts(table: pd.DataFrame, p: PresenceTests, drawn: Resampled) -> pd.Data
     -------
     measure, test ('scaling', 'free', and either with '_permuted'), group ('all', 'matched'),
     threshold, value, low, high, features, pairs. Measures, of pairs off the feature's own peak:
+        unfounded     share of features, not pairs, whose peak scaling does not find; they are in
+                      no other measure
         absent        share whose normalised strength is below `absent`
         contradicted  of those, share whose scaling is at least `threshold` of the peak's
         converse      of the pairs whose normalised strength is at least `threshold`, share whose
@@ -384,6 +387,7 @@ def verdicts(table: pd.DataFrame, p: PresenceTests, drawn: Resampled) -> pd.Data
     """
     square = _squares(table)
     norm, matched = square["normalised_strength"], square["matched"]
+    founded = np.isfinite(square["scaling"])
     rows: list[dict[str, object]] = []
 
     def add(part: np.ndarray, whole: np.ndarray, **about: object) -> None:
@@ -391,9 +395,12 @@ def verdicts(table: pd.DataFrame, p: PresenceTests, drawn: Resampled) -> pd.Data
         counts = {"features": int((of_each > 0).sum()), "pairs": int(of_each.sum())}
         rows.append(about | drawn.share((part & whole).sum(1), of_each) | counts)
 
-    for group, here in (("all", ~square["peak"]), ("matched", ~square["peak"] & matched)):
-        if not here.any():
+    everywhere = np.ones_like(founded)
+    for group, chosen in (("all", everywhere), ("matched", matched)):
+        if not chosen.any():
             continue
+        add(~founded, chosen & square["peak"], measure="unfounded", group=group)
+        here = chosen & founded & ~square["peak"]
         absent = here & (norm < p.absent)
         add(absent, here, measure="absent", group=group, threshold=p.absent)
         for test in [f"{name}{floor}" for name in TESTS for floor in ("", "_permuted")]:
@@ -536,7 +543,9 @@ def measure(
     groups = np.unique(tokens, return_inverse=True)[1]
     by_token[drawn] = explained(sparse.csr_array(of_drawn.astype(np.float64)), groups)
     at = (np.arange(len(chosen)), highest[chosen])
-    beta, w = (found[name][at][:, None] for name in ("beta", "w"))
+    beta, w = found["beta"][at], found["w"][at]
+    founded = (beta >= FOUNDED) & (w >= FOUNDED * strength[chosen].max(1))
+    beta, w = (np.where(founded, one, np.nan)[:, None] for one in (beta, w))
     squares = {
         "peak": np.arange(shape[1]) == at[1][:, None],
         "normalised_strength": normalise(strength[chosen]),
@@ -576,9 +585,10 @@ def describe(
         folder. tokens : tokens.h5. features : the features table.
     output : Parquet, a row a feature and snapshot: feature, snapshot_index, step, matched, active
         (positions), peak, normalised_strength; beta (1 is the peak's decoder); scaling (β/β^p) and
-        free (‖w‖/‖w^p‖), each also _permuted; current_token (share of the activation that the
-        token explains); probe, control, shuffled (areas under the ROC curve; NaN for features that
-        were not drawn). Living features alone that are active at `active` positions of either half.
+        free (‖w‖/‖w^p‖), each also _permuted, NaN where the peak is unfounded; current_token
+        (share of the activation that the token explains); probe, control, shuffled (areas under the
+        ROC curve; NaN for features that were not drawn). Living features alone that are active at
+        `active` positions of either half.
     verdict : CSV; measure, test, group, threshold, value, low, high, features, pairs: see
         `verdicts` and `correlations`.
 

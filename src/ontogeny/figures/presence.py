@@ -117,7 +117,7 @@ def _density(
     axis: Axes, table: pd.DataFrame, said: pd.DataFrame, name: str, drawn: list[pd.DataFrame]
 ) -> Any:
     """Free scaling against normalised strength off the peak, and medians by strength."""
-    off = table[~table["peak"]]
+    off = table[~table["peak"] & table["free"].notna()]
     x_edges, y_edges = np.linspace(0, 1, CELLS + 1), np.linspace(-0.25, TOP, CELLS + 1)
     inside = off["free"].clip(y_edges[0], y_edges[-1])
     counts = np.histogram2d(off["normalised_strength"], inside, (x_edges, y_edges))[0]
@@ -261,4 +261,4 @@ def _verdicts(
     axis.set_ylim(-0.02, None)
     axis.set_ylabel("share of the absent, or of the there")
     axis.plot([], [], "o", color="0.3", markerfacecolor="white", markersize=3.5, label="matched")
-    axis.legend(loc="upper left")
+    axis.legend(loc="best")

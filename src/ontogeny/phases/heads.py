@@ -13,8 +13,8 @@ a distance. Scores are means over positions t, each beside two levels of "nothin
     chance     the same for a head that attends to all of t's positions alike: 1/(t+1) each
     control    the same head on the same positions of the same tokens without the first copy; for
                natural_induction what distance and the attended token alone account for: its mean
-               attention at the copies' distances in the block, and how far it exceeds that from the same t at
-               tokens equal to x_{t+1} that do not follow a token equal to x_t
+               attention at the copies' distances in the block, and how far it exceeds that from
+               the same t at tokens equal to x_{t+1} that do not follow a token equal to x_t
 
 A head that follows the content exceeds its control; one that attends to a fixed distance d reaches
 the same induction at d with and without the copy, and none at another d. Random tokens are drawn
@@ -364,8 +364,9 @@ def measure(
     snapshots : folder of step{S} folders. tokens : tokens.h5.
     sums : HDF5; by block of held-out text, what `Measures` has, each with a first axis of
         snapshots; attributes steps, scores and score_distances, distances of the gains, half.
-    table : CSV; snapshot_index, step, layer (of those with attention) and head (from 0), score, distance (in tokens), value,
-        chance, control: means over positions. No row where the model gives no attention weights.
+    table : CSV; snapshot_index, step, layer (of those with attention) and head, from 0, score,
+        distance (in tokens), value, chance, control: means over positions. No row where the model
+        gives no attention weights.
 
     Raises
     ------

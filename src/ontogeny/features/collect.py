@@ -1,0 +1,367 @@
+"""Which positions show what a feature is: chosen in one pass over text, in bounded memory.
+
+For each of F features, from its pre-activations h at the positions of blocks that come one after
+another, with score s = h·r and gate s > t (METHOD.md 3; `Gate`):
+
+    top          the k positions of the largest activation, one a block at most
+    sample       m of the positions where it is active, drawn evenly: the m of largest u, where u is
+                 a hash of (seed, feature, position), so that the draw does not hang on the pieces
+    near misses  the k positions of the largest score below the gate, one a block at most and more
+                 than `window` tokens from every position of the block where it is active
+    density      positions where it is active, their mean activation, and a histogram of log₂ f
+
+Equal keys: the earlier position. What comes out is the same, to the bit, in whatever pieces of
+whole blocks the positions come, as long as h is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+
+from ontogeny.crosscoder.model import Crosscoder
+
+PIECE_ENTRIES = 1 << 22  # positions × features that are looked at at a time, beside h itself
+SLACK = 1 << 17  # candidates that wait, at least, until the best of them are kept
+BINS, OCTAVE, LOWEST = 64, 4, -8  # of log₂ f: 64 bins of a quarter octave, from 2⁻⁸ to 2⁸
+LARGEST_HALF = 65504.0  # of float16
+
+
+def bin_edges() -> np.ndarray:
+    """Edges of the histogram's bins, (BINS + 1,); the first and last also hold what is beyond."""
+    return 2.0 ** (LOWEST + np.arange(BINS + 1) / OCTAVE)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What opens features: the largest score over snapshots exceeds `threshold`.
+
+    high, low : (F,) largest and smallest decoder norm that the gate sees; one value of both where
+    one gate serves all snapshots. threshold : (F,). All in normalised units.
+    """
+
+    high: torch.Tensor
+    low: torch.Tensor
+    threshold: torch.Tensor
+
+    @classmethod
+    def of(cls, crosscoder: Crosscoder, features: torch.Tensor) -> Gate:
+        """The gate of some features of a crosscoder, as `Crosscoder.encode` has it."""
+        about = crosscoder.about
+        W = crosscoder.weights.W_dec
+        zero = torch.zeros(len(features), device=W.device)
+        if about.activation == "relu":
+            return cls(zero + 1, zero + 1, zero)
+        threshold = zero + about.threshold
+        if about.activation == "jumprelu":
+            threshold = crosscoder.weights.log_threshold[features].exp()
+        if about.gate == "snapshot":
+            r = crosscoder.strength[features]
+            return cls(r.amax(1), r.amin(1), threshold)
+        r = W.norm(dim=1)[features] / len(about.outputs) ** 0.5
+        return cls(r, r, threshold)
+
+    def scores(self, h: torch.Tensor, part: slice) -> torch.Tensor:
+        """The largest h·r over snapshots, (B, P), of h (B, P) of the features in `part`."""
+        return h * torch.where(h > 0, self.high[part], self.low[part])
+
+    def opened(self, scores: torch.Tensor, part: slice) -> torch.Tensor:
+        """Where the features are active at any snapshot, (B, P) bool."""
+        return scores > self.threshold[part].clamp(min=0)
+
+
+@dataclass
+class Found:
+    """Positions, one an entry: of which feature, which row, and what stands there.
+
+    window : (M, W) float16, activations from `window` tokens before the position (or the block's
+    start) to as many after it; NaN where no activation is kept, 0 beyond the block.
+    """
+
+    feature: np.ndarray
+    row: np.ndarray
+    key: np.ndarray
+    value: np.ndarray
+    window: np.ndarray
+
+    @classmethod
+    def none(cls, width: int) -> Found:
+        """No position."""
+        empty = np.zeros(0)
+        return cls(
+            empty.astype(np.int64),
+            empty.astype(np.int64),
+            empty,
+            empty.astype(np.float32),
+            np.zeros((0, width), np.float16),
+        )
+
+    def __len__(self) -> int:
+        return len(self.feature)
+
+    def __getitem__(self, chosen: np.ndarray) -> Found:
+        return Found(*(getattr(self, f.name)[chosen] for f in fields(self)))
+
+    @classmethod
+    def together(cls, parts: list[Found]) -> Found:
+        """All of them."""
+        names = [f.name for f in fields(cls)]
+        return cls(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
+
+
+class Best:
+    """The k entries of largest key of every feature, equal keys by row, from a stream of them.
+
+    Parameters
+    ----------
+    width : of the windows.
+    """
+
+    def __init__(self, features: int, k: int, width: int) -> None:
+        self.features, self.k = features, k
+        self._bar = np.full(features, -np.inf)  # key of the k-th best, where there are k
+        self._parts = [Found.none(width)]
+        self._kept = self._waiting = 0
+
+    def could_be(self, feature: np.ndarray, key: np.ndarray) -> np.ndarray:
+        """Whether entries of later rows than all before are to be added, bool."""
+        return key > self._bar[feature]
+
+    def add(self, more: Found) -> None:
+        """Take entries that `could_be` among the best."""
+        if len(more):
+            self._parts.append(more)
+            self._waiting += len(more)
+        if self._waiting > max(SLACK, self._kept):
+            self.settled()
+
+    def settled(self) -> Found:
+        """The best so far, by feature, the best of each first."""
+        every = Found.together(self._parts)
+        order = np.lexsort((every.row, -every.key, every.feature))
+        feature = every.feature[order]
+        first = np.searchsorted(feature, np.arange(self.features))
+        place = np.arange(len(feature)) - first[feature]
+        best = every[order[place < self.k]]
+        last = place[place < self.k] == self.k - 1
+        self._bar[best.feature[last]] = best.key[last]
+        self._parts, self._kept, self._waiting = [best], len(best), 0
+        return best
+
+
+def _priority(seed: int, feature: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """Even numbers in [0, 1) that look drawn: a hash (SplitMix64) of seed, feature and row."""
+
+    def mix(x: np.ndarray) -> np.ndarray:
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+    step = np.uint64(0x9E3779B97F4A7C15)
+    x = mix(row.astype(np.uint64) * step + np.uint64(seed))
+    x = mix((x ^ feature.astype(np.uint64)) + step)
+    return (x >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+class Collector:
+    """Chooses positions and counts, piece by piece.
+
+    Parameters
+    ----------
+    gate : of F features. context : tokens in a block. top, sample, near : how many of each kind.
+    window : tokens on either side. seed : of the sample.
+
+    Attributes
+    ----------
+    active : (F,) positions at which a feature is active. total : (F,) its activations' sum there.
+    histogram : (F, BINS). rows : positions seen.
+    top, sample, near : `Best`; keys are activations, hashes, and scores.
+    """
+
+    def __init__(
+        self,
+        gate: Gate,
+        context: int,
+        top: int,
+        sample: int,
+        near: int,
+        window: int,
+        seed: int,
+    ) -> None:
+        F, width = len(gate.high), 2 * window + 1
+        self.gate, self.context, self.window, self.seed = gate, context, window, seed
+        self.rows = 0
+        self.active = np.zeros(F, np.int64)
+        self.total = np.zeros(F)
+        self.histogram = np.zeros((F, BINS), np.int64)
+        self.top, self.sample = Best(F, top, width), Best(F, sample, width)
+        self.near = Best(F, near, 0)  # no window: it is not active in any
+
+    def add(self, h: torch.Tensor, block: np.ndarray, offset: np.ndarray) -> None:
+        """Look at the positions of whole blocks that follow those before.
+
+        Parameters
+        ----------
+        h : (B, F) pre-activations. block : (B,) ascending, any numbers. offset : (B,) ascending
+            in each block.
+        """
+        numbers, block = np.unique(block, return_inverse=True)
+        slots, C = len(numbers) * self.context, self.context
+        slot = block * C + offset
+        row_at = np.full(slots, -1)  # row of each position of the blocks, −1 where there is none
+        row_at[slot] = self.rows + np.arange(len(slot))
+        place = torch.from_numpy(slot).to(h.device)
+        step = max(1, PIECE_ENTRIES // slots)
+        for low in range(0, h.shape[1], step):
+            part = slice(low, min(low + step, h.shape[1]))
+            scores = self.gate.scores(h[:, part], part)
+            opened = self.gate.opened(scores, part)
+            f = h[:, part] * opened
+            self._every_active(f, opened, slot, row_at, low)
+            self._largest(f, place, row_at, low)
+            self._closest(scores, opened, place, row_at, low)
+        self.rows += len(slot)
+
+    def _every_active(
+        self,
+        f: torch.Tensor,
+        opened: torch.Tensor,
+        slot: np.ndarray,
+        row_at: np.ndarray,
+        low: int,
+    ) -> None:
+        """Counts, sums and the sample, from the positions where a feature is active."""
+        where = opened.nonzero()
+        value = f[where[:, 0], where[:, 1]].cpu().numpy()
+        at, column = where.cpu().numpy().T
+        feature = column + low
+        np.add.at(self.active, feature, 1)
+        np.add.at(self.total, feature, value)
+        bins = np.floor(OCTAVE * (np.log2(value.astype(np.float64)) - LOWEST)).astype(np.int64)
+        np.add.at(self.histogram, (feature, bins.clip(0, BINS - 1)), 1)
+        key = _priority(self.seed, feature, self.rows + at)
+        chosen = self.sample.could_be(feature, key)
+        at, column, key, value = at[chosen], column[chosen], key[chosen], value[chosen]
+        self._take(self.sample, f, row_at, low, slot[at], column, key, value)
+
+    def _best_of_blocks(
+        self, best: Best, values: torch.Tensor, place: torch.Tensor, slots: int, low: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Each block's first largest value of every feature, if it could be among the best.
+
+        Parameters
+        ----------
+        values : (B, P), −∞ where nothing is to be found.
+
+        Returns
+        -------
+        slot, column and value of each.
+        """
+        # Few features have anything new to show, once some text is seen.
+        most = values.amax(0).cpu().numpy()
+        columns = np.flatnonzero(best.could_be(low + np.arange(len(most)), most))
+        columns = columns[most[columns] > -np.inf]
+        some = torch.from_numpy(columns).to(values.device)
+        grid = values.new_full((slots, len(columns)), -torch.inf)
+        grid[place] = values[:, some]
+        largest, where = grid.unflatten(0, (-1, self.context)).max(1)
+        value, offset = largest.cpu().numpy(), where.cpu().numpy()
+        wanted = best.could_be(low + columns, value) & (value > -np.inf)
+        block, column = np.nonzero(wanted)
+        slot = block * self.context + offset[block, column]
+        return slot, columns[column], value[block, column]
+
+    def _largest(self, f: torch.Tensor, place: torch.Tensor, row_at: np.ndarray, low: int) -> None:
+        """Each block's largest activation of every feature."""
+        active = torch.where(f > 0, f, -torch.inf)
+        slot, column, value = self._best_of_blocks(self.top, active, place, len(row_at), low)
+        self._take(self.top, f, row_at, low, slot, column, value.astype(np.float64), value)
+
+    def _closest(
+        self,
+        scores: torch.Tensor,
+        opened: torch.Tensor,
+        place: torch.Tensor,
+        row_at: np.ndarray,
+        low: int,
+    ) -> None:
+        """Each block's largest score of every feature that is apart from where it is active."""
+        closed = torch.where(opened, -torch.inf, scores)
+        most = closed.amax(0).cpu().numpy()
+        columns = np.flatnonzero(self.near.could_be(low + np.arange(len(most)), most))
+        if not len(columns):
+            return
+        some = torch.from_numpy(columns).to(scores.device)
+        apart = self._apart(opened[:, some], place, len(row_at))
+        found = closed.new_full(closed.shape, -torch.inf)
+        found[:, some] = torch.where(apart, closed[:, some], -torch.inf)
+        slot, column, value = self._best_of_blocks(self.near, found, place, len(row_at), low)
+        nothing = np.zeros((len(slot), 0), np.float16)
+        self.near.add(Found(column + low, row_at[slot], value.astype(np.float64), value, nothing))
+
+    def _apart(self, opened: torch.Tensor, place: torch.Tensor, slots: int) -> torch.Tensor:
+        """Whether positions are more than a window from all that are active, (B, P) bool."""
+        C, w = self.context, self.window
+        # So many active positions before each of the block: 0 before the first.
+        active = torch.zeros(
+            slots // C, C + 1, opened.shape[1], dtype=torch.int32, device=opened.device
+        )
+        active[place // C, place % C + 1] = opened.int()
+        active = active.cumsum(1, dtype=torch.int32)
+        offset = torch.arange(C, device=opened.device)
+        start, stop = (offset - w).clamp(min=0), (offset + w + 1).clamp(max=C)
+        return (active[:, stop] == active[:, start]).flatten(0, 1)[place]
+
+    def _take(
+        self,
+        into: Best,
+        f: torch.Tensor,
+        row_at: np.ndarray,
+        low: int,
+        slot: np.ndarray,
+        column: np.ndarray,
+        key: np.ndarray,
+        value: np.ndarray,
+    ) -> None:
+        """Add positions with the activations around them."""
+        C, w = self.context, self.window
+        first = slot // C * C
+        offset = np.maximum(slot - first - w, 0)[:, None] + np.arange(2 * w + 1)
+        # Where the block begins nearer, the window ends earlier, not elsewhere.
+        inside = offset <= np.minimum(slot - first + w, C - 1)[:, None]
+        row = row_at[first[:, None] + np.minimum(offset, C - 1)]
+        index = torch.from_numpy(np.maximum(row - self.rows, 0)).to(f.device)
+        columns = torch.from_numpy(column).to(f.device)
+        window = f[index, columns[:, None]].clamp(max=LARGEST_HALF).half().cpu().numpy()
+        window[row < 0] = np.nan
+        window[~inside] = 0
+        into.add(Found(column + low, row_at[slot], key, value, window))
+
+
+def over_quantiles(sample: Found, features: int, quantiles: int) -> tuple[Found, np.ndarray]:
+    """One position of each quantile of every feature's activations, from an even sample of them.
+
+    A feature's sample, ordered by activation, is cut into as many parts of equal size as there are
+    quantiles, and of each part one position is drawn. Features with fewer positions than quantiles
+    keep them all.
+
+    Returns
+    -------
+    Entries by feature, from weak to strong; and (M,) the share of the sample below each, half of
+    itself counted.
+    """
+    order = np.lexsort((sample.row, sample.value, sample.feature))
+    sample = sample[order]
+    count = np.bincount(sample.feature, minlength=features)
+    first = np.cumsum(count) - count
+    rank = np.arange(len(sample)) - first[sample.feature]
+    size = count[sample.feature]
+    part = rank * quantiles // np.maximum(size, 1)
+    drawn = np.lexsort((-sample.key, part, sample.feature))
+    group = (sample.feature * quantiles + part)[drawn]
+    leading = np.ones(len(group), bool)
+    leading[1:] = group[1:] != group[:-1]
+    chosen = np.sort(drawn[leading])
+    return sample[chosen], (rank[chosen] + 0.5) / size[chosen]

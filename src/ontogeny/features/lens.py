@@ -1,0 +1,175 @@
+"""The logit lens: which tokens a direction of the residual stream speaks for and against.
+
+What a model does between its last block and its output embedding W_U is a norm, of gain γ:
+
+    N(x) = γ ⊙ x / rms(x) + β              RMSNorm
+    N(x) = γ ⊙ (x − x̄) / std(x) + β        LayerNorm, x̄ the mean over the width
+
+With the denominator held still, a direction v that is added to x adds to the logits
+
+    ℓ(v) = W_U (γ ⊙ v) · E[1 / rms(x)]      or, with LayerNorm, of v − v̄ and with std
+
+in the mean over the positions of some text. Given is ℓ less its mean over the vocabulary, which
+the softmax does not see. It is the direct path alone: later blocks, which may read the direction
+too, are left out (nostalgebraist 2020, interpreting GPT: the logit lens).
+
+γ, and which norm it is, are not looked up by a name: N is seen by replacing the last block's
+output and looking at what the output embedding is given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from ontogeny.files import InputError
+from ontogeny.snapshots import sites
+
+LARGE = 1e3  # size of the probes: the norm's ε is nothing beside them
+TOLERANCE = 1e-3
+PIECE_ENTRIES = 1 << 25  # features × tokens of the vocabulary at a time
+
+
+@dataclass(frozen=True)
+class Unembedding:
+    """What turns directions into logits, on the model's device.
+
+    matrix : (V, d) γ ⊙ W_U · E[1 / rms(x)], less its mean over the vocabulary. centred : whether
+    the norm subtracts a direction's mean over the width.
+    """
+
+    matrix: torch.Tensor
+    centred: bool
+
+    def logits(self, directions: torch.Tensor) -> torch.Tensor:
+        """ℓ of directions (P, d) in the model's own units, (P, V)."""
+        if self.centred:
+            directions = directions - directions.mean(1, keepdim=True)
+        return directions @ self.matrix.T
+
+    def extremes(self, directions: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The k tokens that each direction promotes and suppresses most, the most first.
+
+        Returns
+        -------
+        ids and ℓ, both (P, 2, k): promoted, then suppressed. On the CPU.
+        """
+        step = max(1, PIECE_ENTRIES // len(self.matrix))
+        ids, values = [], []
+        for start in range(0, len(directions), step):
+            logits = self.logits(directions[start : start + step])
+            up, down = logits.topk(k, 1), logits.topk(k, 1, largest=False)
+            ids.append(torch.stack([up.indices, down.indices], 1).cpu())
+            values.append(torch.stack([up.values, down.values], 1).cpu())
+        return torch.cat(ids), torch.cat(values)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """gain γ and bias β, each (d,), and whether it subtracts the mean over the width."""
+
+    gain: torch.Tensor
+    bias: torch.Tensor
+    centred: bool
+
+
+def _before_head(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    """What the output embedding is given for ids (B, T): (B, T, d)."""
+    seen: list[torch.Tensor] = []
+    handle = _head(model).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    try:
+        cast(Any, model)(input_ids=ids, use_cache=False)
+    finally:
+        handle.remove()
+    return seen[0].float()
+
+
+@torch.no_grad()
+def final_norm(model: nn.Module) -> Norm | None:
+    """What a model does after its last block; None where that is nothing.
+
+    Raises
+    ------
+    InputError : it is neither nothing, nor an RMSNorm, nor a LayerNorm.
+    """
+    d = sites.width(model)
+    device = next(model.parameters()).device
+    # Of mean 0 and without a 0: both norms divide it by the same.
+    alternating = 1.0 - 2.0 * (torch.arange(d, device=device) % 2)
+    alternating = alternating - alternating.mean()
+    noise = torch.randn(d, generator=torch.Generator().manual_seed(0)).to(device)
+    even = torch.ones_like(noise) / LARGE  # small: a LayerNorm leaves of it what it rounds away
+    probes = torch.stack([alternating, even, noise, 0 * noise])[None] * LARGE
+    ids = torch.zeros(probes.shape[:2], dtype=torch.long, device=device)
+    with sites.replaced(model, len(sites.blocks(model)) - 1, "residual", probes):
+        got = _before_head(model, ids)
+    if got.shape == probes.shape:
+        if torch.allclose(got, probes, rtol=TOLERANCE, atol=0):
+            return None
+        bias = got[0, 3]
+        changes = got[0] - bias
+        gain = changes[0] * alternating.square().mean().sqrt() / alternating
+        centred = bool(changes[1].norm() < 0.5 * gain.norm())
+        expected = noise - noise.mean() if centred else noise
+        expected = gain * expected / expected.square().mean().sqrt()
+        if (changes[2] - expected).norm() <= TOLERANCE * expected.norm():
+            return Norm(gain, bias, centred)
+    raise InputError(
+        f"{type(model).__name__}: what stands between its last block and its output embedding is "
+        "neither an RMSNorm nor a LayerNorm, and the logit lens is not defined; set "
+        "contexts.lens_snapshots: 0"
+    )
+
+
+def _head(model: nn.Module) -> nn.Module:
+    """The model's output embedding."""
+    head = cast(Any, model).get_output_embeddings()
+    if head is None or getattr(head, "weight", None) is None:
+        raise InputError(
+            f"{type(model).__name__}: has no output embedding, and so no logit lens; set "
+            "contexts.lens_snapshots: 0"
+        )
+    return cast(nn.Module, head)
+
+
+@torch.no_grad()
+def inverse_spread(model: nn.Module, norm: Norm, ids: torch.Tensor) -> torch.Tensor:
+    """E[1 / rms(x)], or of 1 / std(x), over the positions of some text (B, T), the norm's ε in it.
+
+    Read off what the norm makes of x: N(x) − β = γ ⊙ x / rms(x).
+    """
+    last = len(sites.blocks(model)) - 1
+    inverse = []
+    for block in ids:
+        x = sites.read(model, block[None], [(last, "residual")])[last, "residual"].float()
+        x = norm.gain * (x - x.mean(2, keepdim=True) if norm.centred else x)
+        made = _before_head(model, block[None]) - norm.bias
+        inverse.append((made * x).sum(2) / x.square().sum(2))
+    return torch.stack(inverse).mean()
+
+
+def unembedding(model: nn.Module, vocabulary: int, ids: torch.Tensor) -> Unembedding:
+    """The model's, for the first `vocabulary` ids; rows that only fill the matrix up are left out.
+
+    Parameters
+    ----------
+    ids : (B, T) text, on the model's device, over which the norm's denominator is averaged.
+
+    Raises
+    ------
+    InputError : as `final_norm`, or fewer rows than ids.
+    """
+    norm = final_norm(model)
+    weight = cast(torch.Tensor, _head(model).weight).detach().float()
+    if len(weight) < vocabulary:
+        raise InputError(
+            f"{type(model).__name__}: its output embedding has {len(weight)} tokens, the "
+            f"tokenizer {vocabulary}; give the model its own tokenizer"
+        )
+    matrix = weight[:vocabulary] - weight[:vocabulary].mean(0)
+    if norm is None:
+        return Unembedding(matrix, False)
+    return Unembedding(matrix * norm.gain * inverse_spread(model, norm, ids), norm.centred)

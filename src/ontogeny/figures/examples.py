@@ -1,0 +1,312 @@
+"""Examples of features: each one's history beside the text that it is active in."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Hashable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
+from matplotlib.patches import Rectangle
+
+from ontogeny.figures import style
+
+CONTEXTS = 3  # drawn of each feature
+PROMOTED = 8
+LEAST_DENSITY, MOST_DENSITY = 1e-4, 0.1
+COLUMNS = ["density", "peak_step", "onset_step", "initialisation", "emergent", "transient"]
+OF_CONTEXTS = ["feature", "rank", "block", "offset", "activation", "tokens", "activations"]
+OF_CONTEXTS += ["position", "promoted"]
+WIDTH, ROW, TOP, BOTTOM = 180.0, 29.0, 8.0, 16.0  # mm
+TEXT_LEFT, TEXT_RIGHT = 80.0, 178.0  # of the page, mm
+SIZE = 6.3  # of the contexts' letters, points
+ADVANCE = 0.602  # width of a letter of DejaVu Sans Mono over its size
+CELLS = int((TEXT_RIGHT - TEXT_LEFT) / 25.4 * 72 / (SIZE * ADVANCE))  # letters in a line
+BEFORE = 0.62  # share of a line up to the position's own token, at most
+# Letters that the first lacks are taken from the next that has them; most systems lack most of it.
+FAMILIES = ["DejaVu Sans Mono", "DejaVu Sans", "Noto Sans CJK SC", "Noto Sans Mono CJK SC"]
+FAMILIES += ["WenQuanYi Zen Hei", "Noto Sans Arabic", "Noto Sans Devanagari", "Noto Emoji"]
+SHADE = "#E69F00"
+
+
+def draw(
+    features: str | Path,
+    strengths: str | Path,
+    contexts: str | Path,
+    kinds: str | Path | None,
+    output: str | Path,
+) -> None:
+    """Decoder norms of one feature of each class, its top contexts and promoted tokens beside.
+
+    The classes are initialisation features that are kept and that are not, emergent ones that are
+    not, and the thirds of the kept emergent ones by onset. Candidates are active on at least one
+    token in 10,000 and on at most one in ten, and have as many contexts as are drawn; matched ones
+    if there are any. Of a class that one is drawn that is of a kind not drawn before, if kinds are
+    known and there is one; of these the best matched, then the most frequent.
+
+    Parameters
+    ----------
+    features : the features table; feature, alive, matched, matched_cosine, density, peak_step,
+        onset_step, initialisation, emergent, transient.
+    strengths : table with feature, snapshot_index, step, strength.
+    contexts : the contexts table; feature, rank, block, offset, activation, tokens, activations,
+        position, promoted.
+    kinds : the kinds table; feature, kind. None: not known.
+    output : path without ending. Its CSV has panel ('history', 'context', 'promoted'), class,
+        feature, kind, matched, matched_cosine; of a history snapshot_index, step, value (the
+        decoder norm); of a context rank, block, offset (of the token), token, value (the
+        activation), shade (over the feature's largest), own (whether it is the context's
+        position); of a promoted token rank and token.
+
+    References
+    ----------
+    METHOD.md 4 and 10; [paper] figure 1.
+    """
+    living = style.read_living(features, COLUMNS)
+    curves = style.read(strengths, ["feature", "snapshot_index", "step", "strength"])
+    texts = style.read(contexts, OF_CONTEXTS)
+    if kinds is None:
+        living["kind"] = ""
+    else:
+        known = style.read(kinds, ["feature", "kind"])[["feature", "kind"]]
+        living = living.merge(known, on="feature", how="left").fillna({"kind": "none"})
+    chosen = choose(living, texts)
+    last = float(curves["step"].max())
+    drawn: list[pd.DataFrame] = []
+    with style.paper():
+        figure = style.new_figure(WIDTH, TOP + ROW * max(1, len(chosen)) + BOTTOM)
+        figure.set_layout_engine("none")  # texts are placed by the letter
+        height = figure.get_figheight() * 25.4
+        figure.text(2 / WIDTH, 1 - 2 / height, style.matched_note(living), va="top", fontsize=8.5)
+        for row, one in enumerate(chosen.to_dict("records")):
+            base = height - TOP - ROW * (row + 1)
+            lowest = row == len(chosen) - 1
+            mine = curves[curves["feature"] == one["feature"]].sort_values("step")
+            for kind, left in zip(style.KINDS, (13.0, 47.0), strict=True):
+                axis = _axes(figure, left, base + 4, 29, ROW - 9.5)
+                _history(axis, mine, one)
+                style.step_axis(axis, last, kind, labels=lowest)
+                if kind == "log":
+                    axis.set_ylabel("decoder norm")
+                else:
+                    axis.tick_params(axis="y", labelleft=False)
+            head = rf"$\mathbf{{{'abcdef'[row]}}}$  {_heading(one)}"
+            figure.text(2 / WIDTH, (base + ROW - 4.2) / height, head, va="bottom", fontsize=7.2)
+            axis = _axes(figure, TEXT_LEFT, base + 1, TEXT_RIGHT - TEXT_LEFT, ROW - 6.5)
+            own = texts[texts["feature"] == one["feature"]].sort_values("rank").head(CONTEXTS)
+            label = {k: one[k] for k in ("class", "feature", "kind", "matched", "matched_cosine")}
+            for table in (_curve_table(mine), _contexts(axis, own), _promoted(axis, own)):
+                drawn.append(table.assign(**label))
+        if chosen.empty:
+            axis = _axes(figure, 10, BOTTOM, WIDTH - 20, ROW)
+            style.empty(axis, "no feature is active often enough to be shown")
+        figure.text(
+            TEXT_LEFT / WIDTH,
+            2 / height,
+            "Shaded: activation over the feature's largest; framed: the position itself.\n"
+            "Promoted: by the logit lens, where the decoder norm peaks.\n"
+            "Matched: cosine with the feature's partner in other seeds, over all snapshots.",
+            fontsize=6.3,
+            color="0.3",
+        )
+        names = ["panel", "class", "feature", "kind", "matched", "matched_cosine"]
+        names += ["snapshot_index", "step", "rank", "block", "offset", "token", "value", "shade"]
+        empty = pd.DataFrame(columns=names)
+        table = pd.concat(drawn, ignore_index=True) if drawn else empty
+        whole = ["snapshot_index", "step", "rank", "block", "offset"]
+        table = table.reindex(columns=[*names, "own"]).astype(dict.fromkeys(whole, "Int64"))
+        style.save(figure, table, output)
+
+
+def choose(living: pd.DataFrame, texts: pd.DataFrame) -> pd.DataFrame:
+    """The examples, in order, by the rule that `draw` states; with their class."""
+    enough = texts["feature"].value_counts()
+    shown = living["feature"].map(enough).fillna(0) >= CONTEXTS
+    often = living[shown & living["density"].between(LEAST_DENSITY, MOST_DENSITY)]
+    kept = often[often["emergent"] & ~often["transient"]]
+    third = (kept["onset_step"].rank(method="first").to_numpy() - 1) * 3 // max(1, len(kept))
+    classes = {
+        "initialisation, kept": often[often["initialisation"] & ~often["transient"]],
+        "initialisation, lost": often[often["initialisation"] & often["transient"]],
+        "emergent, lost": often[often["emergent"] & often["transient"]],
+        "emergent early": kept[third == 0],
+        "emergent midway": kept[third == 1],
+        "emergent late": kept[third == 2],
+    }
+    found: list[pd.DataFrame] = []
+    seen = {"", "none"}
+    for name, some in classes.items():
+        pool = some[some["matched"]] if some["matched"].any() else some
+        if pool.empty:
+            continue
+        ranked = pool.assign(seen=pool["kind"].isin(seen)).sort_values(
+            ["seen", "matched_cosine", "density", "feature"],
+            ascending=[True, False, False, True],
+            na_position="last",
+        )
+        seen.add(str(ranked["kind"].iloc[0]))
+        found.append(ranked.head(1).assign(**{"class": name}))
+    return pd.concat(found) if found else living.iloc[:0].assign(**{"class": ""})
+
+
+def _axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
+    """Axes at a place of the page, in mm."""
+    w, h = figure.get_size_inches() * 25.4
+    return figure.add_axes((left / w, bottom / h, width / w, height / h))
+
+
+def _heading(one: dict[Hashable, Any]) -> str:
+    words = [f"feature {one['feature']}", str(one["class"])]
+    if one["kind"] not in ("", "none"):
+        words.append(str(one["kind"]).replace("_", " "))
+    words.append(f"onset at step {one['onset_step']:.0f}, peak at {one['peak_step']:.0f}")
+    words.append(f"active on {one['density']:.2%} of tokens".replace("%", r"$\%$"))
+    cosine = one["matched_cosine"]
+    if one["matched"]:
+        words.append(f"matched {cosine:.2f}")
+    elif cosine == cosine:
+        words.append("not matched")
+    return " · ".join(words)
+
+
+def _colour(one: dict[Hashable, Any]) -> str:
+    name = "transient" if one["transient"] else "emergent"
+    return style.COLOURS["initialisation" if one["initialisation"] else name]
+
+
+def _history(axis: Axes, mine: pd.DataFrame, one: dict[Hashable, Any]) -> None:
+    line = "o-" if one["matched"] else "o--"
+    axis.plot(mine["step"], mine["strength"], line, color=_colour(one), markersize=1.6)
+    axis.set_ylim(0, 1.08 * float(mine["strength"].max()))
+
+
+def _curve_table(mine: pd.DataFrame) -> pd.DataFrame:
+    table = mine[["snapshot_index", "step"]].assign(value=mine["strength"])
+    return table.assign(panel="history")
+
+
+@cache
+def _fonts() -> tuple[list[str], list[FT2Font]]:
+    """The families that there are, and their fonts."""
+    there = {font.name for font in font_manager.fontManager.ttflist}
+    names = [name for name in FAMILIES if name in there]
+    paths = [font_manager.findfont(name, fallback_to_default=False) for name in names]
+    return names, [font_manager.get_font(path) for path in paths]
+
+
+def drawable(text: str) -> str:
+    """Text with the code of each letter for which no font is there."""
+    fonts = _fonts()[1]
+    return "".join(
+        letter
+        if any(font.get_char_index(ord(letter)) for font in fonts)
+        else rf"\u{{{ord(letter):x}}}"
+        for letter in text
+    )
+
+
+def _cells(text: str) -> int:
+    """How many letters of a fixed-width font a text is as wide as."""
+    return sum(
+        0 if unicodedata.combining(letter) else 1 + (unicodedata.east_asian_width(letter) in "WF")
+        for letter in text
+    )
+
+
+def line(tokens: list[str], position: int, cells: int) -> range:
+    """The tokens around a position that fit into a line, more of them before it than after.
+
+    One token alone always does.
+    """
+    widths = [_cells(token) for token in tokens]
+    first, used = position, widths[position]
+    while first and used + widths[first - 1] <= BEFORE * cells:
+        first -= 1
+        used += widths[first]
+    last = position + 1
+    while last < len(tokens) and used + widths[last] <= cells:
+        used += widths[last]
+        last += 1
+    while first and used + widths[first - 1] <= cells:
+        first -= 1
+        used += widths[first]
+    return range(first, last)
+
+
+def _put(axis: Axes, x: float, y: float, text: str, colour: str = "black") -> None:
+    """A token at a cell of a line, as it is: no letter of it is markup."""
+    y += 0.2  # from the line's middle to where its letters stand
+    axis.text(
+        x, y, text, fontfamily=_fonts()[0], fontsize=SIZE, va="baseline", color=colour,
+        parse_math=False, in_layout=False,
+    )  # fmt: skip
+
+
+def _contexts(axis: Axes, own: pd.DataFrame) -> pd.DataFrame:
+    """Lines of text, shaded; what is drawn, a row a token."""
+    axis.set(xlim=(0, CELLS), ylim=(CONTEXTS + 0.7, -0.5))
+    axis.axis("off")
+    rows = []
+    largest = own["activation"].max()
+    for y, one in enumerate(own.to_dict("records")):
+        tokens = [drawable(token) for token in one["tokens"]]
+        position = int(one["position"])
+        x = 0
+        for i in line(tokens, position, CELLS):
+            value = float(one["activations"][i])
+            shade = 0.0 if np.isnan(value) else min(1.0, value / largest)
+            width = _cells(tokens[i])
+            if width and (shade > 0 or i == position):
+                edge = "black" if i == position else "none"
+                axis.add_patch(
+                    Rectangle(
+                        (x, y - 0.41),
+                        width,
+                        0.82,
+                        facecolor=(SHADE, shade),
+                        edgecolor=edge,
+                        linewidth=0.5,
+                    )
+                )
+            if tokens[i].strip():
+                _put(axis, x, y, tokens[i])
+            x += width
+            rows.append(
+                {
+                    "panel": "context",
+                    "rank": one["rank"],
+                    "block": one["block"],
+                    "offset": one["offset"] - position + i,
+                    "token": one["tokens"][i],
+                    "value": value,
+                    "shade": shade,
+                    "own": i == position,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _promoted(axis: Axes, own: pd.DataFrame) -> pd.DataFrame:
+    """The line of promoted tokens; what is drawn, a row a token."""
+    columns = ["panel", "rank", "token"]
+    tokens = [str(token) for token in own["promoted"].iloc[0]][:PROMOTED]
+    if not tokens:
+        return pd.DataFrame(columns=columns)
+    x, y, rows = 0, CONTEXTS + 0.15, []
+    _put(axis, x, y, "promotes", "0.35")
+    x += 10
+    for rank, token in enumerate(tokens, 1):
+        text = drawable(token).replace(" ", "␣")
+        if x + _cells(text) > CELLS:
+            break
+        _put(axis, x, y, text)
+        x += _cells(text) + 2
+        rows.append({"panel": "promoted", "rank": rank, "token": token})
+    return pd.DataFrame(rows, columns=columns)

@@ -91,8 +91,9 @@ def draw(
                     axis.set_xlabel("onset, " + axis.get_xlabel())
             for axis, against in ((peak, "peak_snapshot_index"), (log, "onset"), (linear, "")):
                 _value_axis(axis, score, axis is peak)
+                said = _said(table, score, against) if against else "the same on a linear axis"
                 axis.set_title(
-                    rf"$\mathbf{{{next(letters)}}}$  {_said(table, score, against)}",
+                    rf"$\mathbf{{{next(letters)}}}$  {said}",
                     loc="left", fontsize=5.8, linespacing=1.25,
                 )  # fmt: skip
         low, high = lower.subplots(1, 2)
@@ -221,7 +222,7 @@ def _said(table: pd.DataFrame, score: str, against: str) -> str:
             value, low, high = map(_signed, some.loc[name, ["value", "low", "high"]])
             words.append(f"{symbol} = {value} [{low}, {high}]")
         lines += [f"{kind}, n = {int(some['features'].iloc[0]):,}: {words[0]}", words[1]]
-    return "\n".join(lines) or "the same on a linear axis"
+    return "\n".join(lines)
 
 
 def _signed(value: float) -> str:

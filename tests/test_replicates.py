@@ -82,6 +82,14 @@ def test_the_interval_is_students():
     assert np.isnan(replicates.interval(np.array([5.0]))["low"])
 
 
+def test_the_learning_rate_adds_up():
+    p = settings.Pretrain(steps=100, warmup_steps=10, learning_rate=2.0, final_learning_rate=1.0)
+    assert replicates.rate_sum(p, 0) == 0
+    assert replicates.rate_sum(p, 4) == pytest.approx(0.1 + 0.2 + 0.3 + 0.4)
+    assert replicates.rate_sum(p, 4.5) == pytest.approx(1.0 + 0.25)
+    assert replicates.rate_sum(p, 50) == pytest.approx(5.5 + 40)
+
+
 def test_agreement_of_histories():
     rng = np.random.default_rng(2)
     onset = rng.random(40) * 100

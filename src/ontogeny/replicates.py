@@ -8,6 +8,10 @@ of their activations f and g (N, F) on the same N held-out positions,
     c_ij = Σ_t (f_ti − f̄_i)(g_tj − ḡ_j) / (N σ_i σ_j),
 
 one to one, with the largest possible sum.
+
+When something happens is told twice: as the training step, and as what the learning rate has added
+up to by then, Σ_{t < step} lr_t / max lr, in steps at the peak rate. Models with different warm-ups
+that reach a point at the same sum were moved as far by then.
 """
 
 from __future__ import annotations
@@ -25,11 +29,24 @@ from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.features import evolution, kinds
 from ontogeny.features.matching import assign
 from ontogeny.files import InputError, write_table
-from ontogeny.settings import Settings
+from ontogeny.settings import Pretrain, Settings
+from ontogeny.snapshots.pretrain import learning_rate
 
 ITSELF = "itself"
 # Numbers of summary.json that tell of the machine, or of what all models share.
 LEFT_OUT = ("wall_seconds", "peak_memory", "disk_bytes", "snapshots", "features", "pretrain_tokens")
+# Steps at which something happens, told by what the learning rate has added up to as well.
+CLOCKED = (
+    "unigram_crossing_step",
+    "bigram_crossing_step",
+    "turning_point_step",
+    "turning_point_low",
+    "turning_point_high",
+    "initialisation_strength_least_step",
+    "previous_token_onset_median",
+    "previous_token_head_onset",
+    "copying_gain_onset",
+)
 
 
 def correlations(f: sparse.csr_array, g: sparse.csr_array) -> np.ndarray:
@@ -44,15 +61,22 @@ def correlations(f: sparse.csr_array, g: sparse.csr_array) -> np.ndarray:
 
 
 def interval(values: np.ndarray) -> dict[str, float]:
-    """Number of values, mean, and 95% t interval of the mean; NaN bounds of fewer than two."""
+    """Number of finite values, mean, 95% t interval of the mean; NaN bounds of fewer than two."""
     values = np.asarray(values, float)
-    values = values[~np.isnan(values)]
+    values = values[np.isfinite(values)]
     count = len(values)
     mean = float(values.mean()) if count else np.nan
     half = np.nan
     if count > 1:
         half = float(stats.t.ppf(0.975, count - 1) * values.std(ddof=1) / np.sqrt(count))
     return {"models": count, "mean": mean, "low": mean - half, "high": mean + half}
+
+
+def rate_sum(p: Pretrain, step: float) -> float:
+    """Σ_{t < step} lr_t over the peak rate, a part of a step counting in proportion."""
+    whole = int(step)
+    total = sum(learning_rate(t, p) for t in range(whole))
+    return (total + (step - whole) * learning_rate(whole, p)) / p.learning_rate
 
 
 def match_models(
@@ -182,9 +206,12 @@ def compare(s: Settings, folder: str | Path, output: str | Path) -> None:
         }
         for name, place in places.items()
     }
+    for name, each in values.items():
+        p = (s if name == ITSELF else s.replicate(name)).snapshots.pretrain
+        assert p is not None  # there are no replicates of other models
+        each |= {f"{k}_rate_sum": rate_sum(p, each[k]) for k in CLOCKED if each.get(k) is not None}
     shared = [key for key in values[ITSELF] if all(key in each for each in values.values())]
     table = pd.DataFrame({name: {k: each[k] for k in shared} for name, each in values.items()})
-
     device = devices.choose(s.device)
     first = s.crosscoders[s.primary].seeds[0]
     own = _features(places[ITSELF], s.primary)
@@ -204,7 +231,7 @@ def compare(s: Settings, folder: str | Path, output: str | Path) -> None:
             found[found["partner"] >= 0], a.matched_cosine, a.bootstrap, a.seed
         )
         matches.append(found.assign(other=name))
-    across = pd.DataFrame(agreed).add_prefix("", axis=0)
+    across = pd.DataFrame(agreed)
     across.index = [f"across_models_{key}" for key in across.index]
     table = pd.concat([table, across.reindex(columns=table.columns)])
     spread = [interval(row) for row in table[only_seed].to_numpy(float)]

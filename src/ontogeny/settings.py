@@ -581,6 +581,11 @@ class Settings(Section):
         """
         return self.crosscoders | _frontier_crosscoders(self)
 
+    @property
+    def crosscoders_to_train(self) -> dict[str, Crosscoder]:
+        """The dictionaries of the default target: the frontier's are where it is in `analyses`."""
+        return self.all_crosscoders if "frontier" in self.analyses else self.crosscoders
+
     def key_of(self, crosscoder: str, key: Literal["basis", "learning_rate"]) -> str:
         """Where a dictionary's `basis` or `learning_rate` is set, for messages."""
         if crosscoder.startswith(SAE) and crosscoder not in self.crosscoders:

@@ -225,7 +225,7 @@ class _Maker:
         self.s, self.folder = s, results / s.name
         self.z, self.exact = sizes(s, results, here)
         self.notes: list[str] = []
-        found = {n: _dictionary(self.z, c, self.folder) for n, c in s.crosscoders.items()}
+        found = {n: _dictionary(self.z, c, self.folder) for n, c in s.crosscoders_to_train.items()}
         self.dictionaries = {name: d for name, (d, _) in found.items()}
         self.known = {name: known for name, (_, known) in found.items()}
         c = s.corpus
@@ -360,7 +360,7 @@ class _Maker:
     def _unread(self, shard: int) -> bool:
         """Whether something has yet to read a shard's training rows."""
         for name, d in self.dictionaries.items():
-            c = self.s.crosscoders[name]
+            c = self.s.all_crosscoders[name]
             stem = self.folder / "basis" / store.basis_name(c.inputs)
             if d.dimensions is not None:
                 readers = [Path(f"{stem}.rows{shard}.h5")]
@@ -423,7 +423,7 @@ class _Maker:
         z, b = self.z, self.s.basis
         stages, seen = [], set()
         for name, d in self.dictionaries.items():
-            c = self.s.crosscoders[name]
+            c = self.s.all_crosscoders[name]
             if d.dimensions is None or store.basis_name(c.inputs) in seen:
                 continue
             sites = store.basis_name(c.inputs)
@@ -459,7 +459,7 @@ class _Maker:
         measured: list[Stage] = []
         described: list[Stage] = []
         for name, d in self.dictionaries.items():
-            c = self.s.crosscoders[name]
+            c = self.s.all_crosscoders[name]
             at_most = not (self.known[name] and self.exact) or c.activation != "batch_topk"
             if c.activation != "batch_topk":
                 share = cost.JUMPRELU_ACTIVE if c.activation == "jumprelu" else cost.RELU_L0_SHARE
@@ -602,7 +602,7 @@ def measure(s: Settings, results: str | Path) -> Rates:
     """Rates of this machine at the experiment's own sizes (machines.measure)."""
     z, _ = sizes(s, results, machine(s, results))
     folder = Path(results) / s.name
-    dictionaries = (_dictionary(z, c, folder)[0] for c in s.crosscoders.values())
+    dictionaries = (_dictionary(z, c, folder)[0] for c in s.crosscoders_to_train.values())
     largest = max(dictionaries, key=lambda d: d.c.features * d.I)
     return machines.measure(s, results, z.model, largest)
 

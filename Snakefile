@@ -4,6 +4,10 @@
 #        → train (each seed) → fidelity (each seed) → features → figures;
 #   snapshots → phases → figures;   → summary
 #
+# and what `analyses` names, each from the first crosscoder, the snapshots and the text:
+#
+#   kinds, contexts, complexity, presence, induction (heads), circuits; frontier trains its own
+#
 # Snapshots that are not trained here come from rules/hub.smk or rules/local.smk instead, with their
 # tokenizer; streamed activations leave out `project`.
 #

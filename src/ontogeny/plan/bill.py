@@ -590,8 +590,9 @@ def bill(s: Settings, results: str | Path, rates: Rates | None = None) -> Bill:
     first = [maker.corpus(), *maker.pretrain(), maker.snapshots(), maker.extract()]
     stages = [*first, *maker.basis(), *maker.crosscoders(), maker.phases(), maker.figures()]
     notes = list(dict.fromkeys(maker.notes))
-    if s.analyses:
-        named = ", ".join(s.analyses)
+    left_out = [name for name in s.analyses if name != "frontier"]
+    if left_out:
+        named = ", ".join(left_out)
         notes.append(
             f"not reckoned: the jobs of the analyses ({named}); docs/cost.md has some timed"
         )

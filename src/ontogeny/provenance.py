@@ -100,14 +100,14 @@ def code_digest(module: str, without: tuple[str, ...] = ()) -> str:
     Parameters
     ----------
     module : such as "ontogeny.corpus.build".
-    without : modules whose changes do not change what this one makes (the settings' schema, whose
-        values a rule passes as parameters of their own).
+    without : modules and packages whose changes do not change what this one makes (the settings'
+        schema, whose values a rule passes as parameters of their own).
     """
     digest = hashlib.sha256()
     folders = set()
     for name in modules_of(module):
         path = _file(name)
-        if name in without or path is None:
+        if path is None or any(f"{name}.".startswith(f"{left_out}.") for left_out in without):
             continue
         digest.update(f"{name} {_own_digest(path)}\n".encode())
         folders.add(path.parent)

@@ -1,0 +1,219 @@
+"""Combinations of keys that are impossible, a line each: the key, what is wrong, the mend."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from ontogeny.settings.derived import frontier_crosscoders
+from ontogeny.settings.sections import (
+    SNAPSHOT_SOURCES,
+    TEXT_SOURCES,
+    Crosscoder,
+    Frontier,
+    Pretrain,
+    Section,
+)
+
+if TYPE_CHECKING:
+    from ontogeny.settings.experiment import Settings
+
+
+def faults(s: Settings) -> Iterator[str]:
+    """Yield a line for each impossible combination, with the key and the mend.
+
+    What depends on a model that is not trained here is checked once its shape is known
+    (preflight.py).
+    """
+    yield from _one_of("corpus", s.corpus, TEXT_SOURCES)
+    here = list(_one_of("snapshots", s.snapshots, SNAPSHOT_SOURCES))
+    if here:
+        yield from here
+        return
+    a, steps = s.activations, s.snapshots.steps
+    if steps == "all":
+        if s.snapshots.local is None:
+            yield "snapshots.steps: 'all' is for snapshots.local alone; list the steps"
+    elif not steps:
+        yield "snapshots.steps: the list is empty; name the steps to look at"
+    elif list(steps) != sorted(set(steps)):
+        yield "snapshots.steps: steps must ascend without repeats; sort the list"
+    elif steps[0] < 0:
+        yield f"snapshots.steps: step {steps[0]} is negative; start at 0"
+    if s.snapshots.pretrain is not None:
+        yield from _pretrain_faults(s, s.snapshots.pretrain)
+    if s.snapshots.local is not None and "{step" not in s.snapshots.local.folders:
+        yield (
+            f"snapshots.local.folders: {s.snapshots.local.folders} has no {{step}}; put it where "
+            "the step stands in the folders' names"
+        )
+    hub = s.snapshots.hub
+    if hub is not None and hub.revision is not None and "{step" not in hub.revision:
+        yield (
+            f"snapshots.hub.revision: {hub.revision} has no {{step}}; put it where the step stands "
+            "in the revisions' names"
+        )
+    if len(set(a.layers)) < len(a.layers) or len(set(a.streams)) < len(a.streams):
+        yield "activations: layers and streams must not repeat; remove the repeats"
+    if min(a.layers) < 0:
+        yield f"activations.layers: layer {min(a.layers)} is negative; count from 0"
+    if a.mode == "streamed" and a.budget is not None:
+        yield "activations.budget: is for mode: cached; remove it"
+    if s.replicates and s.snapshots.pretrain is None:
+        yield "replicates: only models that are trained here (snapshots.pretrain) have any; remove"
+    elif s.replicates and s.snapshots.pretrain is not None:
+        yield from _replicate_faults(s, s.snapshots.pretrain)
+    if len(set(s.analyses)) < len(s.analyses):
+        yield "analyses: one stands there twice; remove it"
+    if s.primary not in s.crosscoders:
+        yield f"primary: no crosscoder is called '{s.primary}'; name one of {list(s.crosscoders)}"
+    all_rows = s.corpus.train_blocks * s.corpus.context
+    for name, c in s.crosscoders.items():
+        key = f"crosscoders.{name}"
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+            yield f"{key}: names a folder; use letters, digits, _ and - alone"
+        for end, sites in (("inputs", c.inputs), ("outputs", c.outputs)):
+            if sites is None:
+                continue
+            for field, wanted, kept in (
+                ("layers", sites.layers, a.layers),
+                ("streams", sites.streams, a.streams),
+                ("snapshots", [] if sites.snapshots == "all" else sites.snapshots, steps),
+            ):
+                absent = [x for x in wanted if kept != "all" and x not in kept]
+                if absent:
+                    where = "snapshots.steps" if field == "snapshots" else f"activations.{field}"
+                    yield f"{key}.{end}.{field}: {absent[0]} is not in {where}; add it there"
+        if c.basis == "principal" and c.outputs is not None:
+            yield f"{key}.outputs: other outputs than inputs need basis: full; set it"
+        if c.gate == "snapshot" and c.basis == "principal":
+            yield f"{key}.gate: a gate per snapshot needs basis: full; set it, or gate: feature"
+        if c.activation == "relu" and c.basis == "principal":
+            yield f"{key}.basis: relu's L1 sees each site's norm and needs basis: full; set it"
+        if c.gate == "snapshot" and c.activation == "relu":
+            yield f"{key}.gate: relu has no gate per snapshot; set gate: feature"
+        if c.gate == "snapshot" and c.aux_features and c.activation == "batch_topk":
+            yield f"{key}.aux_features: AuxK needs gate: feature; set aux_features: 0 or that gate"
+        if c.activation == "batch_topk" and c.k > c.features:
+            yield f"{key}.k: {c.k} exceeds the {c.features} features; lower k or raise features"
+        if c.aux_features > c.features:
+            yield f"{key}.aux_features: {c.aux_features} exceeds features {c.features}; lower it"
+        if c.aux_features and c.aux_k > c.aux_features:
+            yield f"{key}.aux_k: {c.aux_k} exceeds aux_features {c.aux_features}; lower it"
+        if c.batch_rows > all_rows:
+            yield (
+                f"{key}.batch_rows: {c.batch_rows} exceeds the {all_rows} training rows; "
+                "lower it or raise corpus.train_blocks"
+            )
+        if len(set(c.seeds)) < len(c.seeds):
+            yield f"{key}.seeds: a seed repeats; remove it"
+    if s.frontier is None and "frontier" in s.analyses:
+        yield "analyses: frontier needs the section frontier; add it, or remove it from the list"
+    if s.frontier is not None and s.primary in s.crosscoders:
+        yield from _frontier_faults(s, s.frontier, s.crosscoders[s.primary])
+
+
+def _frontier_faults(s: Settings, f: Frontier, primary: Crosscoder) -> Iterator[str]:
+    """Lines for dictionaries of the frontier that cannot be."""
+    key = f"crosscoders.{s.primary}"
+    topk = primary.activation == "batch_topk"
+    wanted, other = ("k", "sparsity") if topk else ("sparsity", "k")
+    if not getattr(f, wanted):
+        yield f"frontier.{wanted}: missing; {key} is {primary.activation}: list the values to train"
+    if getattr(f, other):
+        yield f"frontier.{other}: does nothing where {key} is {primary.activation}; remove it"
+    for name in ("features", "k", "sparsity", "seeds", "sae_snapshots"):
+        values = getattr(f, name)
+        if values != "last" and len(set(values)) < len(values):
+            yield f"frontier.{name}: a value repeats; remove it"
+    if topk and f.k and max(f.k) > min(f.features):
+        yield (
+            f"frontier.k: {max(f.k)} exceeds the {min(f.features)} features of the smallest "
+            "dictionary; lower it, or raise frontier.features"
+        )
+    if not f.sae_snapshots:
+        yield "frontier.sae_snapshots: the list is empty; name training steps, or set last"
+    for sites in [x for x in (primary.inputs, primary.outputs) if x is not None]:
+        there, where = s.snapshots.steps, "snapshots.steps"
+        if sites.snapshots != "all":
+            there, where = sites.snapshots, f"the snapshots of {key}"
+        absent = [] if f.sae_snapshots == "last" or there == "all" else f.sae_snapshots
+        absent = [step for step in absent if step not in there]
+        if absent:
+            yield f"frontier.sae_snapshots: {absent[0]} is not in {where}; add it there"
+            return
+    several = primary.gate == "snapshot" or primary.activation == "relu"
+    if f.sae_basis == "principal" and (several or primary.outputs is not None):
+        yield (
+            f"frontier.sae_basis: principal needs one gate a feature, no L1, and outputs that are "
+            f"the inputs, unlike {key}; set full"
+        )
+    if s.snapshots.steps == "all":
+        return
+    for name in set(frontier_crosscoders(s)) & set(s.crosscoders):
+        yield f"crosscoders.{name}: is the name of one of the frontier's; choose another"
+
+
+def _replicate_faults(s: Settings, own: Pretrain) -> Iterator[str]:
+    seen = {own: "the experiment itself"}
+    for name, changed in s.replicates.items():
+        key = f"replicates.{name}"
+        if not re.fullmatch(r"[a-z][a-z0-9]*", name):
+            yield f"{key}: names a folder and rules; use lower-case letters and digits alone"
+        try:
+            pretrain = Pretrain.model_validate(own.model_dump() | changed)
+        except ValidationError as error:
+            for e in error.errors():
+                known = f"; use one of {sorted(Pretrain.model_fields)}"
+                mend = known if e["type"] == "extra_forbidden" else "; change it"
+                yield f"{key}.{e['loc'][0]}: no key or value of snapshots.pretrain{mend}"
+            continue
+        for fault in _pretrain_faults(s, pretrain):
+            yield f"{key}: {fault}"
+        if pretrain in seen:
+            yield f"{key}: the same model as {seen[pretrain]}; give it another seed"
+        seen.setdefault(pretrain, key)
+
+
+def _one_of(key: str, section: Section, names: tuple[str, ...]) -> Iterator[str]:
+    given = [name for name in names if getattr(section, name) is not None]
+    if len(given) != 1:
+        found = " and ".join(given) if given else "none"
+        yield f"{key}: one of {', '.join(names)} is needed, {found} given; keep one"
+
+
+def _pretrain_faults(s: Settings, p: Pretrain) -> Iterator[str]:
+    if p.width % p.heads:
+        yield (
+            f"snapshots.pretrain.heads: {p.heads} does not divide the width {p.width}; choose one "
+            "that does"
+        )
+    if p.width // p.heads % 2:
+        yield (
+            "snapshots.pretrain.heads: rotary positions need an even width a head; choose fewer "
+            "heads"
+        )
+    late = [] if s.snapshots.steps == "all" else [t for t in s.snapshots.steps if t > p.steps]
+    if late:
+        yield (
+            f"snapshots.steps: step {late[0]} lies beyond the training's {p.steps} steps; "
+            "remove it or raise snapshots.pretrain.steps"
+        )
+    if p.warmup_steps > p.steps:
+        yield (
+            f"snapshots.pretrain.warmup_steps: {p.warmup_steps} exceeds snapshots.pretrain.steps; "
+            "lower it"
+        )
+    for layer in s.activations.layers:
+        if layer >= p.layers:
+            yield (
+                f"activations.layers: layer {layer} does not exist; the model has {p.layers}, "
+                f"numbered 0 to {p.layers - 1}"
+            )
+    if s.corpus.tokens is not None:
+        yield "corpus.tokens: a model that is trained here has no tokenizer yet; give it text"
+    if s.corpus.dataset is not None and s.corpus.pretrain_blocks is None:
+        yield "corpus.pretrain_blocks: missing; a streamed dataset has no known end: set it"

@@ -1,0 +1,116 @@
+"""From a file to settings, or to one line for each of its faults."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from ontogeny.settings.experiment import Settings
+from ontogeny.settings.sections import Crosscoder, Section, SettingsError, Sites
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which no key stands twice: the format's readers take the last and say nothing."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping's keys and values."""
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise SettingsError(
+                    f"{key.value}: stands twice in {key.start_mark.name}, in lines "
+                    f"{lines[key.value]} and {line}; remove one"
+                )
+            lines[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
+def read(path: str | Path) -> Any:
+    """What a YAML (or JSON) file holds.
+
+    Raises
+    ------
+    SettingsError : it cannot be read, is no YAML, or has a key twice in a section.
+    """
+    try:
+        with Path(path).open(encoding="utf-8") as file:
+            return yaml.load(file, _Loader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(f"{path}: {' '.join(str(error).split())}") from None
+
+
+def load(source: str | Path | dict[str, Any]) -> Settings:
+    """Validate a configuration.
+
+    Parameters
+    ----------
+    source : path of a YAML (or JSON) file, or the mapping itself.
+
+    Raises
+    ------
+    SettingsError : one line a fault, naming the key, what was given and the mend.
+    """
+    mapping: Any = source if isinstance(source, dict) else read(source)
+    if not isinstance(mapping, dict):
+        raise SettingsError(f"{source}: not a mapping of keys to values; see config.yaml")
+    try:
+        return Settings.model_validate(mapping)
+    except ValidationError as error:
+        faults: dict[str, Any] = {}
+        for e in error.errors():  # a value that fits no member of a union is one fault
+            known = faults.setdefault(_key(e), dict(e))
+            if known["msg"] != e["msg"]:
+                known["msg"] += f" or {e['msg'].removeprefix('Input should be ')}"
+        raise SettingsError("\n".join(map(_line, faults.values()))) from None
+
+
+LABELS = ("list[int]", "literal['all']", "literal['last']")
+
+
+def _key(error: Any) -> str:
+    """The faulty key's dotted path; the union's members that pydantic names beside it left out."""
+    return ".".join(str(p) for p in error["loc"] if p not in LABELS)
+
+
+def _line(error: Any) -> str:
+    """One pydantic fault as one line: key, what is wrong, the mend."""
+    if isinstance(error.get("ctx", {}).get("error"), SettingsError):
+        return str(error["ctx"]["error"])
+    key = _key(error)
+    if error["type"] == "extra_forbidden":
+        known = sorted(_keys_beside(key.split(".")))
+        return f"{key}: unknown key; remove it or use one of {known}"
+    if error["type"] == "missing":
+        return f"{key}: missing; add it (schemas/config.schema.json describes it)"
+    given = json.dumps(error["input"], default=str)
+    given = given if len(given) < 60 else given[:57] + "..."
+    return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}, not {given}; change it"
+
+
+def _keys_beside(parts: list[str]) -> list[str]:
+    """Known keys of the section that holds the key with these path parts."""
+    section: Any = Settings
+    for part in parts[:-1]:
+        if section is Settings and part == "crosscoders":
+            section = dict
+        elif section is dict:
+            section = Crosscoder
+        elif part in ("inputs", "outputs"):
+            section = Sites
+        else:
+            kind = section.model_fields[part].annotation
+            members = [m for m in get_args(kind) if isinstance(m, type) and issubclass(m, Section)]
+            section = members[0] if members else kind
+    return list(section.model_fields)
+
+
+def schema() -> str:
+    """The JSON schema of the configuration, as kept in schemas/config.schema.json."""
+    return json.dumps(Settings.model_json_schema(), indent=2) + "\n"

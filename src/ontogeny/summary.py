@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import pandas as pd
 
 from ontogeny import provenance
@@ -193,7 +194,8 @@ def _circuits(s: Settings, folder: Path) -> dict[str, Any]:
     done = found[(found["step"] == found["step"].max()) & found["done"]]
     for row in done[done["side"] == "sufficiency"].itertuples():
         for key in ("k_enough", "features_alone", "area_random", "area_matched"):
-            values[f"task_{row.task}_{key}"] = getattr(row, key)
+            value = float(getattr(row, key))
+            values[f"task_{row.task}_{key}"] = value if np.isfinite(value) else None
     return values
 
 

@@ -16,6 +16,7 @@ from ontogeny.figures import style
 from ontogeny.figures.abilities import TASKS
 
 TOP = 10  # features whose matches are counted
+NOTE_LETTERS = 95  # of a line across the figure
 LINES: dict[str, Any] = {"absolute": "-", "random": (0, (4, 1.5)), "matched": ":"}
 GROUPS = {
     "absolute": "k most important features",
@@ -111,7 +112,8 @@ def draw(
         absent = [TASKS.get(name, name) for name in names if name not in shown]
         note = style.matched_note(living)
         if absent:
-            note += "\nNot told from chance at any of these snapshots: " + "; ".join(absent)
+            said = "Not told from chance at any of these snapshots: " + "; ".join(absent)
+            note += "\n" + textwrap.fill(said, NOTE_LETTERS)
         figure.suptitle(note, x=0.01, ha="left")
         order = ["task", "snapshot_index", "step", "done", "top_matched", *columns[3:]]
         table = pd.concat(drawn, ignore_index=True).reindex(columns=order)

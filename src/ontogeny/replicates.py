@@ -233,9 +233,10 @@ def compare(s: Settings, folder: str | Path, output: str | Path) -> None:
         matches.append(found.assign(other=name))
     across = pd.DataFrame(agreed)
     across.index = [f"across_models_{key}" for key in across.index]
-    table = pd.concat([table, across.reindex(columns=table.columns)])
     spread = [interval(row) for row in table[only_seed].to_numpy(float)]
     table = pd.concat([table, pd.DataFrame(spread, index=table.index)], axis=1)
+    # No interval: each is of a pair, and all pairs share a model.
+    table = pd.concat([table, across.reindex(columns=table.columns)])
     write_table(output / "numbers.csv", table.rename_axis("quantity").reset_index())
 
     curves = [

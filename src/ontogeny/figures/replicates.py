@@ -87,7 +87,7 @@ def draw(
                     for model in models:
                         step = known.loc["turning_point_step", model]
                         axis.axvline(step, color=colour[model], linewidth=0.6, linestyle=":")
-                else:
+                elif panel != "loss":
                     axis.set_ylim(bottom=0)
                 style.step_axis(axis, last, kind, labels=row == len(PANELS) - 1)
                 if not column:
@@ -119,7 +119,8 @@ def _correlations(
             )
         )
     axis.axvline(threshold, color="black", linestyle="--", linewidth=0.8)
-    axis.set(xlim=(0, 1), xlabel="correlation with the partner's activation", ylabel="features")
+    axis.set(xlim=(0, 1), xlabel="correlation with the partner's activation", yscale="log")
+    axis.set_ylabel("features (log axis)")
     axis.legend(loc="upper left", fontsize=6)
     style.title(axis, "i", "each feature's partner in another model")
     return drawn
@@ -144,6 +145,7 @@ def _onsets(axis: Axes, matched: pd.DataFrame, colour: dict[str, str]) -> list[p
     axis.plot([0, most], [0, most], color="0.6", linewidth=0.6, zorder=0)
     style.step_axis(axis, most, "log")
     axis.set_yscale("function", functions=(np.log1p, np.expm1))
+    axis.set_ylim(axis.get_xlim())
     axis.yaxis.set_major_locator(axis.xaxis.get_major_locator())
     axis.yaxis.set_minor_locator(axis.xaxis.get_minor_locator())
     axis.set_xlabel("onset step in the experiment's own model")

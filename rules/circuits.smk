@@ -48,7 +48,7 @@ rule attribution:
         settings=[S.circuits.path_steps, S.circuits.seed, S.analysis.bootstrap],
         code=code("circuits.attribution"),
         trained=lambda w, input: Path(input.weights).parent,
-        snapshots=SNAPSHOTS,
+        snapshots=lambda w, input: Path(input.snapshots[0]).parent,
         folder=lambda w, output: Path(output[0]).parent,
         config=CONFIG,
     message:
@@ -85,7 +85,7 @@ rule ablation:
         ],
         code=code("circuits.ablation"),
         trained=lambda w, input: Path(input.weights).parent,
-        snapshots=SNAPSHOTS,
+        snapshots=lambda w, input: Path(input.snapshots[0]).parent,
         folder=lambda w, input: Path(input.attributed[0]).parent,
         config=CONFIG,
     message:

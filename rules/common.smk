@@ -343,4 +343,23 @@ def stem(wildcards, output):
     return output[0].removesuffix(".png")
 
 
+SPAN = f"{RESULTS}/features/{{crosscoder}}/span.parquet"
+GRADES = f"{RESULTS}/features/{{crosscoder}}/grades.parquet"
+
+
+def graded(crosscoder):
+    """The table of grades, by the name of an input, where there is a grader."""
+    return {"grades": GRADES.format(crosscoder=crosscoder)} if S.grader else {}
+
+
+def grades_option(wildcards, input):
+    """The option that names the table of grades."""
+    return f"--grades {input.grades}" if S.grader else ""
+
+
+def of_compared(option, paths):
+    """A table's option for each of the compared crosscoders, in their order."""
+    return [f"--{option} {path}" for path in paths]
+
+
 CONDA = "../envs/ontogeny.yaml"

@@ -1,19 +1,6 @@
 # Complexity of features: context span, a language model's grades where one is asked, and how both go
 # with peak and onset.
 
-SPAN = f"{RESULTS}/features/{{crosscoder}}/span.parquet"
-GRADES = f"{RESULTS}/features/{{crosscoder}}/grades.parquet"
-
-
-def graded(crosscoder):
-    """The table of grades, by the name of an input, where there is a grader."""
-    return {"grades": GRADES.format(crosscoder=crosscoder)} if S.grader else {}
-
-
-def grades_option(wildcards, input):
-    """The option that names the table of grades."""
-    return f"--grades {input.grades}" if S.grader else ""
-
 
 rule measure_span:
     input:
@@ -35,7 +22,7 @@ rule measure_span:
         code=code("features.span"),
         folder=lambda w, input: Path(input.weights).parent,
         activations=ACTIVATIONS,
-        snapshots=SNAPSHOTS,
+        snapshots=lambda w, input: Path(input.snapshots[0]).parent,
         config=CONFIG,
     message:
         "Context span of the features of {wildcards.crosscoder}"

@@ -23,7 +23,7 @@ rule gather_contexts:
         code=code("features.contexts"),
         folder=lambda w, input: Path(input.weights).parent,
         activations=ACTIVATIONS,
-        snapshots=SNAPSHOTS,
+        snapshots=lambda w, input: Path(input.snapshots[0]).parent,
         config=CONFIG,
     message:
         "Contexts of the features of {wildcards.crosscoder}"

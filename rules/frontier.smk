@@ -24,7 +24,7 @@ rule measure_frontier:
         CONDA
     params:
         code=code("crosscoder.frontier"),
-        crosscoders=f"{RESULTS}/crosscoders",
+        crosscoders=lambda w, input: Path(input.sites[0]).parents[2],
         config=CONFIG,
     message:
         "Fidelity frontier"

@@ -31,7 +31,7 @@ rule measure_heads:
         seed=S.analysis.seed,
         precision=S.activations.precision,
         code=code("phases.heads"),
-        snapshots=SNAPSHOTS,
+        snapshots=lambda w, input: Path(input.snapshots[0]).parent,
         config=CONFIG,
     message:
         "What the attention heads of every snapshot attend to"

@@ -3,11 +3,6 @@
 COMPARED = [name for name in S.crosscoders if has_features(name)]
 
 
-def of_compared(option, paths):
-    """A table's option for each of the compared crosscoders, in their order."""
-    return [f"--{option} {path}" for path in paths]
-
-
 rule measure_presence:
     input:
         weights=lambda w: each_seed("crosscoder.safetensors")(w)[0],

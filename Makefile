@@ -11,6 +11,8 @@ IS_SUPPORTED := -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= 
 PYTHON ?= $(shell for python in python3.11 python3.12; do \
 	$$python $(IS_SUPPORTED) 2>/dev/null && echo $$python && exit; done; echo python3)
 CORES ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+# Files of tests side by side: several start workflows, of two jobs each.
+WORKERS ?= $(shell test $(CORES) -lt 4 && echo $(CORES) || echo 4)
 REPORT ?= results/default/report.html
 UV ?= uv
 ARGS ?=
@@ -42,7 +44,7 @@ report: env ## gather finished figures in one self-contained page
 	$(IN_ENV) snakemake --report $(REPORT) $(ARGS)
 
 test: env ## run the tests
-	$(IN_ENV) python -m pytest $(ARGS)
+	$(IN_ENV) python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 check: env ## check style, types and the workflow
 	$(IN_ENV) ruff check .

@@ -35,9 +35,8 @@ STEPS = S.snapshots.chosen
 PLACES = [f"{stream}.{layer}" for layer in S.activations.layers for stream in S.activations.streams]
 PRIMARY = S.crosscoders[S.primary]
 DICTIONARIES = S.all_crosscoders  # the frontier's too, which are trained when they are asked for
-
-
-REPLICATES = {name: S.replicate(name) for name in S.replicates}
+# By the name of the module that holds its rules, which no rule or helper of ours begins with.
+REPLICATES = {f"replicate_{name}": S.replicate(name) for name in S.replicates}
 _claimed = []
 
 

@@ -116,11 +116,19 @@ def test_agreement_of_histories():
 
 @pytest.mark.slow
 def test_replicates_run_beside_the_experiment(experiment):
+    # Named like helpers of the Snakefile, or like what its rules begin with, it is a name like any.
+    names = {"code": {"seed": 2}, "measure": {"seed": 3}, "config": {"seed": 4}}
+    experiment.configure({"replicates": names})
+    assert experiment.would_run("replicates")["replicate_code_pretrain"] == 1
     experiment.configure({"replicates": {"seed1": {"seed": 1}}})
     assert set(experiment.would_run()) == {"summary"}  # which records all settings
     jobs = experiment.would_run("replicates")
-    assert (jobs["seed1_pretrain"], jobs["seed1_extract"], jobs["seed1_train"]) == (1, 5, 2)
-    assert not {"pretrain", "extract", "train", "fetch", "seed1_fetch"} & set(jobs)
+    assert (
+        jobs["replicate_seed1_pretrain"],
+        jobs["replicate_seed1_extract"],
+        jobs["replicate_seed1_train"],
+    ) == (1, 5, 2)
+    assert not {"pretrain", "extract", "train", "fetch", "replicate_seed1_fetch"} & set(jobs)
     experiment.snakemake()
     assert not (experiment / "results/tiny.seed1").exists()
     experiment.snakemake("replicates")

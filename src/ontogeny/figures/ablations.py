@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -161,7 +162,7 @@ def _curves(axis: Axes, some: pd.DataFrame, last: bool) -> None:
         axis.set_xlabel("features k (log axis)")
 
 
-def _legend(figure: object) -> None:
+def _legend(figure: Figure) -> None:
     handles = [
         Line2D([], [], color=COLOURS[side], linewidth=3, label=text) for side, text in SIDES.items()
     ]
@@ -173,4 +174,4 @@ def _legend(figure: object) -> None:
         Line2D([], [], color="0.3", marker="D", markerfacecolor="white", linestyle="",
                markersize=3, label="all features and the error node")
     )  # fmt: skip
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)  # type: ignore[attr-defined]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)

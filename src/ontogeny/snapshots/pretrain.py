@@ -54,15 +54,28 @@ def make_model(p: Pretrain, vocabulary: int, context: int) -> Any:
     return GPTNeoXForCausalLM(config)
 
 
-def make_optimizer(model: torch.nn.Module, p: Pretrain) -> torch.optim.AdamW:
-    """AdamW (0.9, 0.95) with decay on matrices only."""
-    matrices = [w for w in model.parameters() if w.ndim >= 2]
-    vectors = [w for w in model.parameters() if w.ndim < 2]
+def make_optimizers(model: Any, p: Pretrain) -> list[torch.optim.Optimizer]:
+    """AdamW (0.9, 0.95) with decay on matrices only; Muon for the blocks' matrices, if wanted.
+
+    Muon (Jordan et al. 2024) takes the momentum's nearest semi-orthogonal matrix for the update,
+    here times 0.2 √(longer side), which makes entries as large as AdamW's are (Liu et al. 2025,
+    arXiv 2502.16982). Every group has `scale`: its learning rate by the schedule's.
+    """
+    blocks = {id(w) for w in model.gpt_neox.layers.parameters()} if p.optimizer == "muon" else set()
+    weights = list(model.parameters())
+    orthogonal = [w for w in weights if w.ndim >= 2 and id(w) in blocks]
+    matrices = [w for w in weights if w.ndim >= 2 and id(w) not in blocks]
+    vectors = [w for w in weights if w.ndim < 2]
     groups = [
-        {"params": matrices, "weight_decay": p.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": matrices, "weight_decay": p.weight_decay, "scale": 1.0},
+        {"params": vectors, "weight_decay": 0.0, "scale": 1.0},
     ]
-    return torch.optim.AdamW(groups, lr=p.learning_rate, betas=(0.9, 0.95), fused=True)
+    adam = torch.optim.AdamW(groups, lr=p.learning_rate, betas=(0.9, 0.95), fused=True)
+    if not orthogonal:
+        return [adam]
+    group = {"params": orthogonal, "scale": p.muon_learning_rate / p.learning_rate}
+    decay = p.weight_decay
+    return [adam, torch.optim.Muon([group], weight_decay=decay, adjust_lr_fn="match_rms_adamw")]
 
 
 def batch(step: int, blocks: np.ndarray, p: Pretrain) -> torch.Tensor:
@@ -80,30 +93,34 @@ def batch(step: int, blocks: np.ndarray, p: Pretrain) -> torch.Tensor:
     return torch.from_numpy(doubled.astype(np.int64))
 
 
-def _save_state(folder: Path, model: Any, optimizer: torch.optim.Optimizer, log: list[Any]) -> None:
+def _save_state(
+    folder: Path, model: Any, optimizers: list[torch.optim.Optimizer], log: list[Any]
+) -> None:
     """Write a training state whole: weights, moments, log so far."""
     with whole(folder) as draft:
         draft.mkdir()
         model.save_pretrained(draft)
         moments: dict[str, torch.Tensor] = {}
-        for i, state in optimizer.state_dict()["state"].items():
-            moments |= {f"{i}.{name}": value for name, value in state.items()}
+        for n, optimizer in enumerate(optimizers):
+            for i, state in optimizer.state_dict()["state"].items():
+                moments |= {f"{n}.{i}.{name}": value for name, value in state.items()}
         if moments:
             save_file(moments, draft / "optimizer.safetensors")
         (draft / "log.json").write_text(json.dumps(log))
 
 
-def _load_state(folder: Path, model: Any, optimizer: torch.optim.Optimizer) -> list[Any]:
-    """Read a training state into model and optimiser; returns the log so far."""
+def _load_state(folder: Path, model: Any, optimizers: list[torch.optim.Optimizer]) -> list[Any]:
+    """Read a training state into model and optimisers; returns the log so far."""
     model.load_state_dict(type(model).from_pretrained(folder).state_dict())
     file = folder / "optimizer.safetensors"
     if file.exists():
-        state: dict[int, dict[str, torch.Tensor]] = {}
+        states: list[dict[int, dict[str, torch.Tensor]]] = [{} for _ in optimizers]
         for key, value in load_file(file).items():
-            i, name = key.split(".", 1)
-            state.setdefault(int(i), {})[name] = value
-        groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": state, "param_groups": groups})
+            n, i, name = key.split(".", 2)
+            states[int(n)].setdefault(int(i), {})[name] = value
+        for optimizer, state in zip(optimizers, states, strict=True):
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": state, "param_groups": groups})
     log: list[Any] = json.loads((folder / "log.json").read_text())
     return log
 
@@ -172,7 +189,7 @@ def _train(
         )
     where = devices.choose(device)
     model = make_model(p, data.vocabulary, data.context).to(where)
-    optimizer = make_optimizer(model, p)
+    optimizers = make_optimizers(model, p)
     held_out = torch.from_numpy(data.split("held_out").astype(np.int64))
     copies = copying.passages(
         data.split("held_out"), data.vocabulary, analysis.copying_blocks, analysis.seed
@@ -202,22 +219,24 @@ def _train(
             if missing[0] == 0:
                 step = 0
                 rows = [{"step": 0, "tokens": 0, "learning_rate": 0.0, **evaluate()}]
-                _save_state(archive / "step0", model, optimizer, rows)
+                _save_state(archive / "step0", model, optimizers, rows)
                 continue
             nearest = max(s for s in _steps_in(archive) if s < missing[0])
             if nearest != step:
                 step = nearest
-                rows = _load_state(archive / f"step{step}", model, optimizer)
+                rows = _load_state(archive / f"step{step}", model, optimizers)
             stop = _next_stop(step, wanted, p.steps)
             while step < stop:
                 rate = learning_rate(step, p)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
+                for optimizer in optimizers:
+                    for group in optimizer.param_groups:
+                        group["lr"] = rate * group["scale"]
                 loss = loss_of(batch(step, blocks, p).to(where))
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+                for optimizer in optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
                 step += 1
                 progress.update(step * tokens_per_step - progress.n)
                 if step % LOG_EVERY == 0 or step < LOG_EVERY or step in wanted:
@@ -233,7 +252,7 @@ def _train(
                         row |= evaluate()
                         progress.set_postfix_str(f", held-out loss {row['held_out_loss']:.2f}")
                     rows.append(row)
-            _save_state(archive / f"step{step}", model, optimizer, rows)
+            _save_state(archive / f"step{step}", model, optimizers, rows)
     for step in _steps_in(archive):
         if step not in wanted:
             shutil.rmtree(archive / f"step{step}")

@@ -115,7 +115,7 @@ def config_of_pretrain(p: Pretrain, vocabulary: int, context: int) -> dict[str, 
         "attention_dropout": 0.0,
         "bos_token_id": 0,
         "eos_token_id": 0,
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": p.tied_embeddings,
         "use_cache": False,
     }
 

@@ -1,0 +1,87 @@
+"""Pre-training with tied embeddings and Muon: against plain formulas, and resumed."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from conftest import tiny
+from safetensors.torch import load_file
+from test_cost import Run, plainly  # noqa: F401
+
+from ontogeny import settings
+from ontogeny.snapshots import pretrain, shape
+
+CHANGES = {
+    "snapshots.pretrain.optimizer": "muon",
+    "snapshots.pretrain.tied_embeddings": True,
+    "snapshots.pretrain.muon_learning_rate": 0.02,
+}
+
+
+def orthogonal(G: torch.Tensor) -> torch.Tensor:
+    """Muon's own five Newton–Schulz steps, in float64."""
+    X = G.double().T if len(G) > len(G.T) else G.double()
+    X = X / X.norm()
+    for _ in range(5):
+        A = X @ X.T
+        X = 3.4445 * X + (-4.775 * A + 2.0315 * A @ A) @ X
+    return X.T if len(G) > len(G.T) else X
+
+
+def test_muon_moves_the_blocks_matrices_and_adamw_the_rest():
+    p = settings.load(tiny(CHANGES)).snapshots.pretrain
+    model = pretrain.make_model(p, 300, 32)
+    adam, muon = pretrain.make_optimizers(model, p)
+    ours = {id(w) for group in muon.param_groups for w in group["params"]}
+    names = {name for name, w in model.named_parameters() if id(w) in ours}
+    assert len(names) == 4 * p.layers
+    assert all(name.startswith("gpt_neox.layers.") and name.endswith("weight") for name in names)
+    theirs = {id(w) for group in adam.param_groups for w in group["params"]}
+    assert ours | theirs == {id(w) for w in model.parameters()}
+    assert not ours & theirs
+
+    torch.manual_seed(0)
+    before = {name: w.detach().clone() for name, w in model.named_parameters()}
+    for w in model.parameters():
+        w.grad = torch.randn_like(w)
+    muon.param_groups[0]["lr"] = 0.02
+    muon.step()
+    for name, w in model.named_parameters():
+        if name not in names:
+            assert torch.equal(w, before[name])
+            continue
+        # The first momentum is 0.05 of the gradient, and Nesterov's look ahead is along it.
+        size = 0.02 * 0.2 * max(w.shape) ** 0.5
+        expected = before[name].double() * (1 - 0.02 * p.weight_decay) - size * orthogonal(w.grad)
+        torch.testing.assert_close(w.double(), expected, rtol=0, atol=0.02 * size)
+
+
+def test_every_group_follows_the_schedule_at_its_own_scale():
+    p = settings.load(tiny(CHANGES)).snapshots.pretrain
+    optimizers = pretrain.make_optimizers(pretrain.make_model(p, 300, 32), p)
+    peaks = [g["scale"] * p.learning_rate for o in optimizers for g in o.param_groups]
+    assert peaks == pytest.approx([p.learning_rate, p.learning_rate, 0.02])
+    alone = pretrain.make_optimizers(pretrain.make_model(p, 300, 32), settings.Pretrain())
+    assert [type(o) for o in alone] == [torch.optim.AdamW]
+
+
+@pytest.mark.usefixtures("plainly")
+def test_a_training_with_muon_goes_on_from_its_state_to_the_same_bytes(tmp_path):
+    run = Run(tmp_path, CHANGES)
+    run.corpus()
+    run.pretrain()
+    whole = run.home / "pretrain" / "archive"
+    broken = tmp_path / "broken"
+    shutil.copytree(whole, broken)
+    shutil.rmtree(broken / "step4")
+    p, steps = run.s.snapshots.pretrain, run.s.snapshots.chosen
+    pretrain.train(p, steps, run.s.analysis, run.tokens, broken, None, "cpu")
+    for name in ("model.safetensors", "optimizer.safetensors", "log.json"):
+        assert (broken / "step4" / name).read_bytes() == (whole / "step4" / name).read_bytes()
+    weights = load_file(whole / "step4" / "model.safetensors")
+    assert [name for name in weights if "embed" in name] == ["gpt_neox.embed_in.weight"]
+    model = shape.of_config(shape.config_of_pretrain(p, 300, 32))
+    assert model.unembedding_parameters == 0
+    assert sum(w.numel() for w in weights.values()) == model.parameters

@@ -65,7 +65,7 @@ class Settings(Section):
     grader: Grader | None = Field(
         None, description="Grades complexity beside context span; null for none. It may cost money."
     )
-    replicates: dict[str, dict[str, int | float | str]] = Field(
+    replicates: dict[str, dict[str, bool | int | float | str]] = Field(
         {},
         description="Further models: by name, the keys of snapshots.pretrain that differ. Each is "
         "trained and analysed alike (the primary crosscoder alone) under results/NAME.REPLICATE by "

@@ -111,6 +111,11 @@ CONFIGURATIONS = {
         {"snapshots.pretrain.heads": 3},
         r"snapshots\.pretrain\.heads: 3 does not divide",
     ),
+    "a part of a head that cannot turn": (
+        {"snapshots.pretrain.rotary_share": 0.1},
+        r"snapshots\.pretrain\.rotary_share: 0\.1 of a head's width of 16 is 1; rotary positions "
+        r"need an even part, 2 at least: choose another share, or fewer heads",
+    ),
     "more tokens than there are": (
         {"corpus.train_blocks": 100_000},
         r"corpus\.train_blocks: 6,4.* tokens are asked for, the corpus holds fewer .*; lower it",

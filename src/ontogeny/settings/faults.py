@@ -191,10 +191,12 @@ def _pretrain_faults(s: Settings, p: Pretrain) -> Iterator[str]:
             f"snapshots.pretrain.heads: {p.heads} does not divide the width {p.width}; choose one "
             "that does"
         )
-    if p.width // p.heads % 2:
+    turning = int(p.width // p.heads * p.rotary_share)
+    if turning < 2 or turning % 2:
         yield (
-            "snapshots.pretrain.heads: rotary positions need an even width a head; choose fewer "
-            "heads"
+            f"snapshots.pretrain.rotary_share: {p.rotary_share} of a head's width of "
+            f"{p.width // p.heads} is {turning}; rotary positions need an even part, 2 at least: "
+            "choose another share, or fewer heads"
         )
     late = [] if s.snapshots.steps == "all" else [t for t in s.snapshots.steps if t > p.steps]
     if late:

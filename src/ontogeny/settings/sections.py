@@ -143,6 +143,12 @@ class Pretrain(Section):
     heads: int = Field(4, ge=1, description="Attention heads; must divide the width.")
     steps: int = Field(1500, ge=1, description="Optimiser steps.")
     batch_blocks: int = Field(16, ge=1, description="Blocks in a step.")
+    rotary_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of a head's width that turns with the position; Pythia's is 0.25.",
+    )
     tied_embeddings: bool = Field(
         False, description="Whether the unembedding is the table of input tokens."
     )

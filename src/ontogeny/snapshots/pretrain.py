@@ -44,7 +44,7 @@ def learning_rate(step: int, p: Pretrain) -> float:
 
 
 def make_model(p: Pretrain, vocabulary: int, context: int) -> Any:
-    """A randomly initialised GPT-NeoX model: full rotary positions, sequential residual."""
+    """A randomly initialised GPT-NeoX model (shape.config_of_pretrain)."""
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
     from transformers.utils import logging
 

@@ -95,7 +95,7 @@ class Shape:
 def config_of_pretrain(p: Pretrain, vocabulary: int, context: int) -> dict[str, Any]:
     """Configuration of the model that is trained here, with its model_type.
 
-    GPT-NeoX: full rotary positions, sequential residual.
+    GPT-NeoX with a sequential residual.
     """
     return {
         "model_type": "gpt_neox",
@@ -108,7 +108,7 @@ def config_of_pretrain(p: Pretrain, vocabulary: int, context: int) -> dict[str, 
         "rope_parameters": {
             "rope_type": "default",
             "rope_theta": 10000.0,
-            "partial_rotary_factor": 1,
+            "partial_rotary_factor": p.rotary_share,
         },
         "use_parallel_residual": False,
         "hidden_dropout": 0.0,

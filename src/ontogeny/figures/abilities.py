@@ -187,8 +187,10 @@ def _bars(
     axis.set_yticks(place, names, fontsize=5.8)
     axis.tick_params(axis="x", labelsize=6)
     if not len(key):
-        text = "no single feature\nis told from 0"
-        axis.text(0.97, 0.05, text, ha="right", color="0.4", transform=axis.transAxes, fontsize=6)
+        axis.set_ylim(-len(names) - 0.4, 0.5)  # a row of its own, which no bar or interval crosses
+        text, across = "no single feature\nis told from 0", axis.get_yaxis_transform()
+        axis.text(0.5, -len(names), text, color="0.4", fontsize=6, transform=across,
+                  ha="center", va="center")  # fmt: skip
     if labels:
         axis.set_xlabel("attribution (nats)")
     return pd.DataFrame(

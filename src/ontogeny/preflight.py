@@ -9,7 +9,7 @@ import h5py
 
 from ontogeny.activations import order, store
 from ontogeny.corpus import text
-from ontogeny.corpus.wheels import WHEEL_OF, find_wheels, most_tokens, wheels_folder, without_wheel
+from ontogeny.corpus.wheels import check_sources, find_wheels, most_tokens, wheels_folder
 from ontogeny.files import InputError
 from ontogeny.plan import limits
 from ontogeny.settings import Settings
@@ -31,12 +31,7 @@ def _wheel_faults(s: Settings, results: Path) -> Iterator[str]:
     if wheels is None:
         return
     try:
-        if (source := without_wheel(wheels)) is not None:
-            yield (
-                f"corpus.wheels.sources: {source} is text of the wheel {WHEEL_OF[source]}, which "
-                f"{wheels.requirements} does not pin; add it there, or remove the source"
-            )
-            return
+        check_sources(wheels)
         folder = wheels_folder(wheels.requirements, results)
         if folder.is_dir() and not (results / s.name / "corpus" / "tokens.h5").exists():
             find_wheels(wheels.requirements, folder)

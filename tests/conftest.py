@@ -94,6 +94,21 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
+@pytest.fixture
+def plainly(monkeypatch):
+    """Stages as torch's counter sees them: on one thread, and without the compiler."""
+    from ontogeny import devices
+    from ontogeny.activations import store
+    from ontogeny.crosscoder import feed
+
+    def inline(jobs, depth=2):
+        yield from ((key, function()) for key, function in jobs)
+
+    for module in (store, feed):
+        monkeypatch.setattr(module, "read_ahead", inline)
+    monkeypatch.setattr(devices, "compiler_missing", lambda: "no compiler")
+
+
 @pytest.fixture(scope="session")
 def wheels() -> Path:
     """The corpus's wheels, fetched once into the checkout's own results/downloads."""

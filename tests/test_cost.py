@@ -16,7 +16,7 @@ from conftest import RESULTS, ROOT
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ontogeny import devices, settings
+from ontogeny import settings
 from ontogeny.activations import extract, order, store
 from ontogeny.basis import principal
 from ontogeny.corpus import build
@@ -195,18 +195,6 @@ def counted(run, known=None) -> float:
     ):
         run()
     return counter.get_total_flops()
-
-
-@pytest.fixture
-def plainly(monkeypatch):
-    """Stages as torch's counter sees them: on one thread, and without the compiler."""
-
-    def inline(jobs, depth=2):
-        yield from ((key, function()) for key, function in jobs)
-
-    for module in (store, feed):
-        monkeypatch.setattr(module, "read_ahead", inline)
-    monkeypatch.setattr(devices, "compiler_missing", lambda: "no compiler")
 
 
 @pytest.mark.parametrize("mode", ["cached", "streamed"])

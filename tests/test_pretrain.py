@@ -8,9 +8,10 @@ import pytest
 import torch
 from conftest import tiny
 from safetensors.torch import load_file
-from test_cost import Run, plainly  # noqa: F401
+from test_cost import HERE, Run, counted
 
 from ontogeny import settings
+from ontogeny.plan import bill, cost
 from ontogeny.snapshots import pretrain, shape
 
 CHANGES = {
@@ -65,6 +66,19 @@ def test_every_group_follows_the_schedule_at_its_own_scale():
     assert peaks == pytest.approx([p.learning_rate, p.learning_rate, 0.02])
     alone = pretrain.make_optimizers(pretrain.make_model(p, 300, 32), settings.Pretrain())
     assert [type(o) for o in alone] == [torch.optim.AdamW]
+
+
+@pytest.mark.usefixtures("plainly")
+def test_flops_of_muon(tmp_path):
+    wide = CHANGES | {"snapshots.pretrain.width": 48, "snapshots.pretrain.batch_blocks": 2}
+    run = Run(tmp_path, wide)
+    run.corpus()
+    z, _ = bill.sizes(run.s, run.results, HERE)
+    planned = cost.pretrain(z).work.flops
+    assert counted(run.pretrain) == pytest.approx(planned, rel=0.05)
+    adamw = Run(tmp_path, wide | {"snapshots.pretrain.optimizer": "adamw"})
+    without, _ = bill.sizes(adamw.s, adamw.results, HERE)
+    assert cost.pretrain(without).work.flops < 0.9 * planned
 
 
 @pytest.mark.usefixtures("plainly")

@@ -436,6 +436,9 @@ def pretrain(z: Sizes) -> Job:
     assert p is not None
     token = m.flops_per_token(c.context)
     trained = p.steps * p.batch_blocks * c.context * 3 * token
+    if p.optimizer == "muon":
+        # Five times two products with a matrix (d, n) of a block and one of its (d, d); Σ n = 12 d.
+        trained += p.steps * 5 * m.layers * (2 * 2 * 12 + 4 * 2) * float(m.width) ** 3
     copies = min(a.copying_blocks, c.held_out_blocks)
     half = c.context // 2
     measured = c.held_out_blocks * c.context * token

@@ -20,12 +20,13 @@ from ontogeny.activations import order, store
 from ontogeny.corpus.build import Tokens
 from ontogeny.corpus.wheels import most_tokens
 from ontogeny.files import InputError
-from ontogeny.plan import cost, machines
+from ontogeny.plan import analyses, cost, machines
 from ontogeny.plan.cost import Dictionary, Job, Sizes, Terms
 from ontogeny.plan.machines import Machine, Rates, machine
 from ontogeny.settings import Crosscoder, Settings
 from ontogeny.snapshots import sources
 
+LARGEST_FILE = 10.5e9  # bytes of one of a snapshot's files; the hub's clients cut at 10 GB or less
 COUNTED_TOKENS = 1 << 24  # a smaller corpus is read to know its rows exactly
 
 
@@ -134,11 +135,11 @@ class Bill:
 # Sizes
 
 
-def _shard_rows(s: Settings, folder: Path, width: int) -> tuple[list[int], int, bool]:
+def _shard_rows(s: Settings, folder: Path, width: int, count: bool) -> tuple[list[int], int, bool]:
     """Training rows by shard, held-out rows, and whether they are exact.
 
-    Exact where activations are there, or tokens that are quickly read; else as if no position were
-    left out but the first of each block.
+    Exact where activations are there, or tokens that are quickly read and to be counted; else as if
+    no position were left out but the first of each block.
     """
     c, a = s.corpus, s.activations
     cut = [range(order.number_of_windows(c.train_blocks, c.context, a.window))]
@@ -157,7 +158,7 @@ def _shard_rows(s: Settings, folder: Path, width: int) -> tuple[list[int], int, 
         tokens = Tokens(folder / "corpus" / "tokens.h5")
         sizes = tokens.size("train"), tokens.size("held_out")
         ours = sizes == (c.train_blocks, c.held_out_blocks) and tokens.context == c.context
-        if ours and sum(sizes) * c.context <= COUNTED_TOKENS:
+        if count and ours and sum(sizes) * c.context <= COUNTED_TOKENS:
             train = order.Order(tokens, "train", a)
             rows = [int(train.starts[w.stop] - train.starts[w.start]) for w in cut]
             return rows, order.Order(tokens, "held_out", a).rows, True
@@ -174,8 +175,14 @@ def _shard_blocks(s: Settings, cut: list[range]) -> list[int]:
     return [len(w) * least + max(0, min(w.stop, more) - min(w.start, more)) for w in cut]
 
 
-def sizes(s: Settings, results: str | Path, here: Machine) -> tuple[Sizes, bool]:
+def sizes(
+    s: Settings, results: str | Path, here: Machine, count: bool = True
+) -> tuple[Sizes, bool]:
     """The experiment's sizes, and whether its numbers of rows are exact.
+
+    Parameters
+    ----------
+    count : whether tokens that are there are read for the number of rows.
 
     Raises
     ------
@@ -186,13 +193,13 @@ def sizes(s: Settings, results: str | Path, here: Machine) -> tuple[Sizes, bool]
     precision = s.activations.precision
     if precision == "auto":
         precision = "bfloat16" if gpu and here.half else "float32"
-    rows, held_out, exact = _shard_rows(s, Path(results) / s.name, model.width)
+    rows, held_out, exact = _shard_rows(s, Path(results) / s.name, model.width, count)
     file_bytes = sources.weight_bytes(s, results)
     run_bytes = 4 if precision == "float32" else 2
     return Sizes(s, model, file_bytes, run_bytes, gpu, tuple(rows), held_out), exact
 
 
-def _dictionary(z: Sizes, c: Crosscoder, folder: Path) -> tuple[Dictionary, bool]:
+def dictionary(z: Sizes, c: Crosscoder, folder: Path) -> tuple[Dictionary, bool]:
     """A crosscoder's sizes, and whether its dimensions are known."""
     steps = z.s.snapshots.chosen
     inputs = store.expand(c.inputs, steps)
@@ -221,11 +228,11 @@ def _dictionary(z: Sizes, c: Crosscoder, folder: Path) -> tuple[Dictionary, bool
 class _Maker:
     """Puts the stages together."""
 
-    def __init__(self, s: Settings, results: Path, here: Machine) -> None:
+    def __init__(self, s: Settings, results: Path, here: Machine, count: bool) -> None:
         self.s, self.folder = s, results / s.name
-        self.z, self.exact = sizes(s, results, here)
+        self.z, self.exact = sizes(s, results, here, count)
         self.notes: list[str] = []
-        found = {n: _dictionary(self.z, c, self.folder) for n, c in s.crosscoders_to_train.items()}
+        found = {n: dictionary(self.z, c, self.folder) for n, c in s.crosscoders_to_train.items()}
         self.dictionaries = {name: d for name, (d, _) in found.items()}
         self.known = {name: known for name, (_, known) in found.items()}
         c = s.corpus
@@ -342,7 +349,10 @@ class _Maker:
         fetched = size if source.hub is not None else 0.0
         copied = 0.0 if source.hub is not None else size
         work = cost.Work(fetched=fetched, read=copied, written=size, starts=0.5)
-        jobs = [(Job(work, {"Python": 0.3e9}), file.there > 0) for file in files]
+        host = {"Python": 0.3e9}
+        if source.pretrain is None:  # pickles, which many are, are rewritten file by file
+            host = cost.base(False)[0] | {"a snapshot as it loads": 2.0 * min(size, LARGEST_FILE)}
+        jobs = [(Job(work, host), file.there > 0) for file in files]
         return self.stage("snapshots", jobs, files, on_host=True)
 
     def _linked(self) -> bool:
@@ -513,12 +523,6 @@ class _Maker:
                     self.file("tables", f"{folder}/strengths.parquet", strengths),
                     self.file("tables", f"{folder}/matches.csv", 70 * c.features + 500),
                     self.file("tables", f"{folder}/directions.csv", 120 * d.outputs**2 + 500),
-                    self.file("tables", f"{folder}/kinds.parquet", 100 * c.features + 9000),
-                    self.file(
-                        "tables",
-                        f"{folder}/dimensionality.csv",
-                        90 * d.outputs * (4 * len(c.seeds) + 1) + 100,
-                    ),
                 ]
                 job = cost.features(z, d)
                 described.append(
@@ -544,6 +548,81 @@ class _Maker:
         job = cost.phases(self.z, self.ngram_blocks)
         file = self.file("tables", "phases/phases.csv", 100 * self.z.snapshots + 200)
         return self.stage("phases", [(job, file.there > 0)], [file])
+
+    def analyses(self) -> Iterator[Stage]:
+        """The jobs of the analyses that are made by default."""
+        z, s, name = self.z, self.s, self.s.primary
+        d, names = self.dictionaries[name], set(self.s.analyses)
+        F, n, home = d.c.features, d.outputs, f"features/{name}"
+
+        def one(
+            stage: str, job: Job, files: list[File], crosscoder: str = name, on_host: bool = False
+        ) -> Stage:
+            done = all(file.there for file in files)
+            known = self.known.get(crosscoder, True) and self.exact
+            return self.stage(
+                f"{stage} {crosscoder}".rstrip(),
+                [(job, done)],
+                files,
+                crosscoder=crosscoder,
+                at_most=not known,
+                on_host=on_host,
+            )
+
+        def table(path: str, size: float) -> File:
+            return self.file("tables", path, size + 5000)
+
+        if self._has_features(d.c, d):
+            if "dimensionality" in names:
+                size = 90 * n * (4 * len(d.c.seeds) + 1)
+                files = [table(f"{home}/dimensionality.csv", size)]
+                yield one("dimensionality", analyses.measure_dimensionality(z, d), files)
+            if "kinds" in names:
+                files = [table(f"{home}/kinds.parquet", 100 * F + 4000)]
+                yield one("kinds", analyses.judge_kinds(z, d), files)
+            if "contexts" in names:
+                of_each = analyses.contexts_record(z)
+                files = [
+                    table(f"{home}/contexts.h5", F * of_each + 12 * z.model.vocabulary),
+                    table(f"{home}/contexts.parquet", 1500 * F),
+                ]
+                yield one("contexts", analyses.gather_contexts(z, d), files)
+            if "complexity" in names:
+                files = [
+                    table(f"{home}/span.parquet", 120 * F),
+                    table(f"{home}/span_contexts.parquet", 600 * F),
+                ]
+                yield one("span", analyses.measure_span(z, d), files)
+                files = [table(f"{home}/complexity.csv", 10_000)]
+                yield one("complexity", analyses.correlate_complexity(z, d), files, on_host=True)
+            if "presence" in names:
+                for other in s.crosscoders:
+                    e = self.dictionaries[other]
+                    if self._has_features(e.c, e):
+                        size = 100 * e.c.features * e.outputs
+                        files = [table(f"features/{other}/presence.parquet", size)]
+                        yield one("presence", analyses.measure_presence(z, e), files, other)
+            if "circuits" in names:
+                folder = f"circuits/{name}"
+                files = [table("circuits/tasks.h5", 300_000)]
+                yield one("tasks", analyses.light(), files, "", on_host=True)
+                rows = n * len(s.circuits.tasks) * F / 4
+                files = [
+                    table(f"{folder}/attribution.parquet", 60 * rows),
+                    table(f"{folder}/differences.h5", 100_000 + 40 * rows / n),
+                ]
+                yield one("attribution", analyses.attribution(z, d), files)
+                files = [table(f"{folder}/curves.csv", 200_000)]
+                yield one("ablation", analyses.ablation(z, d), files)
+        if "induction" in names:
+            _, sums = analyses.heads_arrays(z)
+            files = [
+                table("phases/heads.h5", 8 * sums + 30_000),
+                table("phases/heads.csv", 70 * sums / z.s.heads.blocks),
+            ]
+            yield one("heads", analyses.measure_heads(z), files, "")
+            files = [table("phases/induction.csv", 10_000)]
+            yield one("induction", analyses.order_onsets(z), files, "", on_host=True)
 
     def figures(self) -> Stage:
         """Figures and summary: seconds and megabytes; stated, not reckoned."""
@@ -586,49 +665,59 @@ def bill(s: Settings, results: str | Path, rates: Rates | None = None) -> Bill:
     here = machine(s, results)
     if rates is not None:
         here = replace(here, device=rates.memory, device_name=rates.name, half=rates.bfloat16)
-    maker = _Maker(s, Path(results), here)
+    found, notes = stages(s, results, here)
+    return Bill(s.name, found, here, rates, notes)
+
+
+def stages(
+    s: Settings, results: str | Path, here: Machine, count: bool = True
+) -> tuple[tuple[Stage, ...], tuple[str, ...]]:
+    """The stages of the default target on a machine, in the order that they run, and notes on them.
+
+    Parameters
+    ----------
+    count : as for `sizes`.
+    """
+    maker = _Maker(s, Path(results), here, count)
     first = [maker.corpus(), *maker.pretrain(), maker.snapshots(), maker.extract()]
-    stages = [*first, *maker.basis(), *maker.crosscoders(), maker.phases(), maker.figures()]
-    notes = list(dict.fromkeys(maker.notes))
-    left_out = [name for name in s.analyses if name != "frontier"]
-    if left_out:
-        named = ", ".join(left_out)
-        notes.append(
-            f"not reckoned: the jobs of the analyses ({named}); docs/cost.md has some timed"
-        )
-    return Bill(s.name, tuple(stages), here, rates, tuple(notes))
+    found = [*first, *maker.basis(), *maker.crosscoders(), maker.phases(), *maker.analyses()]
+    return (*found, maker.figures()), tuple(dict.fromkeys(maker.notes))
 
 
 def measure(s: Settings, results: str | Path) -> Rates:
     """Rates of this machine at the experiment's own sizes (machines.measure)."""
     z, _ = sizes(s, results, machine(s, results))
     folder = Path(results) / s.name
-    dictionaries = (_dictionary(z, c, folder)[0] for c in s.crosscoders_to_train.values())
+    dictionaries = (dictionary(z, c, folder)[0] for c in s.crosscoders_to_train.values())
     largest = max(dictionaries, key=lambda d: d.c.features * d.I)
     return machines.measure(s, results, z.model, largest)
 
 
 def hours(stage: Stage, rates: Rates) -> float:
     """Hours of a stage's jobs that are left, one after the other."""
+    threads = min(stage.threads, os.cpu_count() or 1)
+    return sum(seconds(w, rates, threads, stage.on_host) for w in stage.work) / 3600
+
+
+def seconds(w: cost.Work, rates: Rates, threads: int = 1, on_host: bool = False) -> float:
+    """Seconds of a job's work.
+
+    Parameters
+    ----------
+    threads : of a CPU, whose rates are of one. on_host : products are NumPy's.
+    """
     known, reached = machines.data()["host"], machines.data()["reached"]
-    speed = 1.0
-    if rates.memory == 0:  # a CPU's rates are of one thread
-        threads = min(stage.threads, os.cpu_count() or 1)
-        speed = 1 + (threads - 1) * reached["threads"]
-    seconds = 0.0
-    for w in stage.work:
-        seconds += (
-            w.forward / rates.forward + w.forward32 / rates.forward32 + w.pairs / rates.pairs
-            + w.moved / rates.moved
-        ) / speed  # fmt: skip
-        dense = rates.products32 if not stage.on_host else _host_products(rates)
-        seconds += (w.products / rates.products + w.products32 / dense) / speed
-        seconds += w.host_moved / rates.host_moved
-        seconds += w.read / rates.read + w.written / rates.write
-        seconds += w.fetched / known["fetch"] + w.tokenised / known["tokens"]
-        seconds += w.assigned**2.5 * known["assign"] + w.compiled * known["compile"]
-        seconds += w.starts * (rates.start or known["start"])
-    return seconds / 3600
+    speed = 1 + (threads - 1) * reached["threads"] if rates.memory == 0 else 1.0
+    dense = rates.products32 if not on_host else _host_products(rates)
+    found = (
+        w.forward / rates.forward + w.forward32 / rates.forward32 + w.pairs / rates.pairs
+        + w.moved / rates.moved + w.products / rates.products + w.products32 / dense
+    ) / speed  # fmt: skip
+    found += w.host_moved / rates.host_moved
+    found += w.read / rates.read + w.written / rates.write
+    found += w.fetched / known["fetch"] + w.tokenised / known["tokens"]
+    found += w.assigned**2.5 * known["assign"] + w.compiled * known["compile"]
+    return float(found + w.starts * (rates.start or known["start"]))
 
 
 def _host_products(rates: Rates) -> float:

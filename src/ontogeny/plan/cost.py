@@ -371,7 +371,7 @@ def step_moved(d: Dictionary) -> float:
 # Memory that several stages share
 
 
-def _loading(z: Sizes, run_bytes: int) -> Terms:
+def loading(z: Sizes, run_bytes: int) -> Terms:
     """The host's part of loading one snapshot: all its weights, from a file that is mapped."""
     return {"a snapshot as it loads": z.model.parameters * (run_bytes + z.file_bytes)}
 
@@ -410,7 +410,8 @@ def base(gpu: bool) -> tuple[Terms, Terms]:
     return {"Python and torch": 2.5e9 if gpu else 0.65e9}, ({"CUDA": 0.8e9} if gpu else {})
 
 
-def _job(z: Sizes, work: Work, host: Terms, device: Terms) -> Job:
+def job(z: Sizes, work: Work, host: Terms, device: Terms) -> Job:
+    """A job whose process has torch, and CUDA where there is a GPU."""
     here, there = base(z.gpu)
     return Job(work, here | host, there | device)
 
@@ -463,7 +464,7 @@ def pretrain(z: Sizes) -> Job:
         forward32=trained + kept * measured, moved=p.steps * 40.0 * m.parameters,
         written=states * state, read=pretrain_weights(m),
     )  # fmt: skip
-    return _job(z, work, host, device)
+    return job(z, work, host, device)
 
 
 def extract(z: Sizes, shard: int, blocks: int) -> Job:
@@ -483,7 +484,7 @@ def extract(z: Sizes, shard: int, blocks: int) -> Job:
     window = max(z.window, min(held_out * s.corpus.context, s.activations.window))
     entries = window * m.width
     held = min(windows, 3) - 1
-    host = _loading(z, z.run_bytes)
+    host = loading(z, z.run_bytes)
     host["windows"] = entries * z.item * z.places * (held + 2)
     host["check of a window"] = entries * (z.item + 2 + (4 if shard == 0 else 0))
     host["order of the rows"] = 16.0 * blocks * s.corpus.context + 40.0 * window
@@ -500,7 +501,7 @@ def extract(z: Sizes, shard: int, blocks: int) -> Job:
         written=written,
         host_moved=4.0 * positions * m.width * z.item * z.places,
     )
-    return _job(z, work, host, device)
+    return job(z, work, host, device)
 
 
 def streaming_flops(z: Sizes, positions: float, snapshots: int) -> float:
@@ -541,10 +542,10 @@ def basis(z: Sizes, d: Dictionary) -> Job:
         windows = max(1, math.ceil(limit / max(1, z.rows) * z.windows))
         visits = windows if windows == 1 else passes * windows
         forward = streaming_flops(z, min(visits * z.window, passes * z.positions), d.snapshots)
-        host |= window_buffers(z.window * n, z.item, 0) | _loading(z, z.run_bytes)
+        host |= window_buffers(z.window * n, z.item, 0) | loading(z, z.run_bytes)
         device |= streams_memory(z, d.inputs, d.snapshots, None)
-        return _job(z, replace(work, forward=forward), host, device)
-    return _job(z, replace(work, read=passes * limit * n * z.item), host, device)
+        return job(z, replace(work, forward=forward), host, device)
+    return job(z, replace(work, read=passes * limit * n * z.item), host, device)
 
 
 def search_width(size: int, largest: int, rows: int) -> int:
@@ -592,7 +593,7 @@ def project(z: Sizes, d: Dictionary, shard: int) -> Job:
         host_moved=6.0 * rows * n,
         starts=0.5,
     )
-    return _job(z, work, host, device)
+    return job(z, work, host, device)
 
 
 def training_device(z: Sizes, d: Dictionary) -> Terms:
@@ -659,7 +660,7 @@ def train(z: Sizes, d: Dictionary) -> Job:
     )  # fmt: skip
     if not z.streamed:
         mean = 0.0 if d.dimensions or not c.center else z.rows * d.I * z.item
-        return _job(z, replace(work, read=rows_bytes + mean), host, device)
+        return job(z, replace(work, read=rows_bytes + mean), host, device)
     sites = d.inputs if d.same else d.inputs + d.outputs
     positions = streamed_positions(z, d)
     forward = streaming_flops(z, positions, d.snapshots)
@@ -674,10 +675,10 @@ def train(z: Sizes, d: Dictionary) -> Job:
             host["directions"] = 4.0 * d.inputs * d.width * d.dimensions
     else:
         host |= window_buffers(z.window * sites * d.width, z.item, 0)
-    host |= _loading(z, z.run_bytes)
+    host |= loading(z, z.run_bytes)
     device |= streams_memory(z, sites, d.snapshots, d.dimensions)
     read = d.snapshots * z.model.parameters * z.file_bytes
-    return _job(z, replace(work, forward=forward, read=read), host, device)
+    return job(z, replace(work, forward=forward, read=read), host, device)
 
 
 def streamed_positions(z: Sizes, d: Dictionary) -> float:
@@ -756,7 +757,7 @@ def fidelity(z: Sizes, d: Dictionary) -> Job:
         device |= {"snapshots on the device": d.snapshots * z.truncated}
     if d.dimensions is None:
         host["rows of PCA"] = 12.0 * PCA_ROWS * n_out
-    return _job(z, work, host, device)
+    return job(z, work, host, device)
 
 
 def features(z: Sizes, d: Dictionary) -> Job:
@@ -805,7 +806,7 @@ def phases(z: Sizes, ngram_blocks: int) -> Job:
         moved=z.snapshots * blocks * context * V * 40.0,
         host_moved=z.snapshots * blocks * context * V * 60.0 + read * 600.0,
     )
-    return _job(z, work, host, device)
+    return job(z, work, host, device)
 
 
 def total(terms: Iterable[Terms]) -> float:

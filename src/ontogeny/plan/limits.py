@@ -27,6 +27,9 @@ STREAMED = (
     "set activations.mode: cached with activations.budget, or lower the number of snapshots",
 )
 SUBSPACE = ("basis.largest", "lower basis.dimensions and basis.largest")
+HELD_OUT = ("corpus.held_out_blocks", "lower corpus.held_out_blocks")
+SPAN = ("span.features", "lower span.features or span.contexts")
+PROMPTS = ("circuits.pairs", "lower circuits.pairs, or name fewer circuits.tasks")
 MENDS: dict[str, tuple[str, str]] = {
     "a snapshot as it loads": MODEL,
     "model": MODEL,
@@ -61,6 +64,31 @@ MENDS: dict[str, tuple[str, str]] = {
     "active features": ("analysis.spliced_blocks", "lower analysis.spliced_blocks"),
     "rows of a site": ("analysis.spliced_blocks", "lower analysis.spliced_blocks"),
     "rows of PCA": PIECES,
+    "weights as they load": FEATURES,
+    "a snapshot's decoders": FEATURES,
+    "encoders of a site": FEATURES,
+    "table of features": FEATURES,
+    "active positions": HELD_OUT,
+    "sums by group": HELD_OUT,
+    "rows read": HELD_OUT,
+    "nulls": ("analysis.permutations", "lower analysis.permutations"),
+    "contexts": ("contexts.top", "lower contexts.top, quantiles and near_misses"),
+    "logit lens": ("contexts.lens_snapshots", "set contexts.lens_snapshots: 0"),
+    "contexts of features": SPAN,
+    "pairs on suffixes": SPAN,
+    "keys and values": SPAN,
+    "scalings": ("analyses", "leave presence out of analyses"),
+    "probes": ("presence_tests.features", "lower presence_tests.features"),
+    "probes' scores": ("presence_tests.features", "lower presence_tests.features"),
+    "bootstrap samples": ("analysis.bootstrap", "lower analysis.bootstrap"),
+    "permutations": SPAN,
+    "attention": ("analyses", "leave induction out of analyses"),
+    "table of heads": ("heads.blocks", "lower heads.blocks"),
+    "values of a task": PROMPTS,
+    "gradients of a pass": ("analyses", "leave circuits out of analyses"),
+    "rows of the prompts": PROMPTS,
+    "differences": PROMPTS,
+    "attributions": PROMPTS,
     "n-grams": ("corpus.train_blocks", "lower corpus.train_blocks"),
     "n-gram probabilities": ("corpus.context", "lower corpus.context"),
 }  # fmt: skip

@@ -87,6 +87,13 @@ for replicate, settings in REPLICATES.items():
     use rule * from replicate exclude fetch as prefix*
 
 
+# Through a cluster's profile, also in a dry run, jobs are announced with what they ask for, which
+# messages would hide.
+if workflow.resource_settings.default_resources:
+    for each in workflow.rules:
+        each.message = None
+
+
 rule all:
     default_target: True
     input:

@@ -16,6 +16,8 @@ rule extract:
         f"{RESULTS}/benchmarks/extract/{{step}}.tsv"
     conda:
         CONDA
+    resources:
+        **needs("extract"),
     params:
         model=MODEL,
         activations=ROWS,
@@ -47,6 +49,8 @@ if len(SHARDS) > 1:
             shard=r"[1-9]\d*",
         conda:
             CONDA
+        resources:
+            **needs("extract_shard"),
         params:
             model=MODEL,
             activations=ROWS,

@@ -16,6 +16,7 @@ rule tasks:
         f"{RESULTS}/logs/circuits/tasks.log",
     benchmark:
         f"{RESULTS}/benchmarks/circuits/tasks.tsv"
+    localrule: True
     conda:
         CONDA
     params:
@@ -43,6 +44,8 @@ rule attribution:
         f"{RESULTS}/benchmarks/circuits/{{crosscoder}}-attribution.tsv"
     conda:
         CONDA
+    resources:
+        **needs("attribution"),
     params:
         model=MODEL,
         settings=[S.circuits.path_steps, S.circuits.seed, S.analysis.bootstrap],
@@ -76,6 +79,8 @@ rule ablation:
         f"{RESULTS}/benchmarks/circuits/{{crosscoder}}-ablation.tsv"
     conda:
         CONDA
+    resources:
+        **needs("ablation"),
     params:
         model=MODEL,
         settings=[
@@ -109,6 +114,7 @@ rule figure_abilities:
         f"{RESULTS}/logs/figures/abilities.log",
     benchmark:
         f"{RESULTS}/benchmarks/figures/abilities.tsv"
+    localrule: True
     conda:
         CONDA
     params:
@@ -137,6 +143,7 @@ rule figure_ablations:
         f"{RESULTS}/logs/figures/ablations.log",
     benchmark:
         f"{RESULTS}/benchmarks/figures/ablations.tsv"
+    localrule: True
     conda:
         CONDA
     params:

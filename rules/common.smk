@@ -2,6 +2,7 @@
 
 import fcntl
 import re
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -13,6 +14,7 @@ from ontogeny.activations.store import basis_name
 from ontogeny.corpus import text
 from ontogeny.corpus.wheels import wheels_folder
 from ontogeny.files import InputError, digest_file, digest_value, write_text
+from ontogeny.plan import needs as jobs_needs
 from ontogeny.snapshots import local, sources
 
 SOURCE = Path(workflow.basedir)
@@ -97,6 +99,32 @@ def values(section, *without):
     return digest_value(section.model_dump(mode="json", exclude=set(without)))
 
 
+@cache
+def planned():
+    """What the jobs of every stage ask for, reckoned once a job's resources are looked at."""
+    return jobs_needs.table(S, "results")
+
+
+def needs(rule):
+    """Resources of a rule: mem_mb, runtime in minutes and gpu, by the plan and the attempt.
+
+    Where the profile names a gpu_partition, jobs with a GPU go there.
+    """
+
+    def ask(key):
+        def of_job(wildcards, attempt):
+            which = wildcards.get("crosscoder") or wildcards.get("sites") or S.primary
+            return getattr(jobs_needs.of(planned(), rule, which, attempt), key)
+
+        return of_job
+
+    found = {key: ask(key) for key in ("mem_mb", "runtime", "gpu")}
+    defaults = workflow.resource_settings.default_resources or {}
+    if "gpu_partition" in defaults and S.device != "cpu" and jobs_needs.on_device(rule):
+        found["slurm_partition"] = str(defaults["gpu_partition"].raw).strip("'\"")
+    return found
+
+
 REQUIREMENTS = (S.corpus.wheels or schema.Wheels()).requirements
 WHEELS = str(wheels_folder(REQUIREMENTS, "results"))
 SNAPSHOTS = f"{RESULTS}/snapshots"
@@ -120,6 +148,10 @@ if S.snapshots.pretrain is not None:
     )
     ARCHIVE = f"{RESULTS}/pretrain/archive-{MODEL}"
     TRAINED_MARK = f"{RESULTS}/pretrain/trained"
+    # Whether a finished training lacks snapshots that are wanted by now.
+    UNTRAINED = Path(TRAINED_MARK).exists() and not all(
+        Path(ARCHIVE, f"step{step}").is_dir() for step in STEPS
+    )
 else:
     excluded = {"steps": True, "hub": {"parallel", "tokenizer"}, "local": {"tokenizer"}}
     MODEL = digest_value(S.snapshots.model_dump(mode="json", exclude=excluded))

@@ -17,6 +17,8 @@ rule measure_span:
         f"{RESULTS}/benchmarks/span/{{crosscoder}}.tsv"
     conda:
         CONDA
+    resources:
+        **needs("measure_span"),
     params:
         analysis=[S.analysis.seed, values(S.span)],
         code=code("features.span"),
@@ -50,6 +52,8 @@ if S.grader:
             f"{RESULTS}/benchmarks/grader/{{crosscoder}}.tsv"
         conda:
             CONDA
+        resources:
+            **needs("grade_features"),
         params:
             analysis=[S.analysis.seed, values(S.grader, "parallel", "timeout", "key_variable")],
             code=code("features.grader"),
@@ -81,6 +85,8 @@ rule correlate_complexity:
         f"{RESULTS}/benchmarks/complexity/{{crosscoder}}.tsv"
     conda:
         CONDA
+    resources:
+        **needs("correlate_complexity"),
     params:
         analysis=[S.analysis.seed, S.analysis.bootstrap],
         code=code("features.complexity"),
@@ -107,6 +113,7 @@ rule figure_complexity:
         f"{RESULTS}/logs/figures/complexity.log",
     benchmark:
         f"{RESULTS}/benchmarks/figures/complexity.tsv"
+    localrule: True
     conda:
         CONDA
     params:

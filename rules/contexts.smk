@@ -17,6 +17,8 @@ rule gather_contexts:
         f"{RESULTS}/benchmarks/contexts/{{crosscoder}}.tsv"
     conda:
         CONDA
+    resources:
+        **needs("gather_contexts"),
     params:
         contexts=values(S.contexts),
         seed=S.analysis.seed,
@@ -46,6 +48,7 @@ rule figure_examples:
         f"{RESULTS}/logs/figures/examples.log",
     benchmark:
         f"{RESULTS}/benchmarks/figures/examples.tsv"
+    localrule: True
     conda:
         CONDA
     params:

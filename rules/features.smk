@@ -18,6 +18,8 @@ rule features:
         f"{RESULTS}/benchmarks/features/{{crosscoder}}.tsv"
     conda:
         CONDA
+    resources:
+        **needs("features"),
     params:
         analysis=values(S.analysis, "spliced_blocks", "copying_blocks", "phase_blocks", *OF_KINDS),
         code=code("features.evolution"),
@@ -45,6 +47,8 @@ rule measure_dimensionality:
         f"{RESULTS}/benchmarks/dimensionality/{{crosscoder}}.tsv"
     conda:
         CONDA
+    resources:
+        **needs("measure_dimensionality"),
     params:
         presence=S.analysis.presence,
         code=code("features.dimensionality"),
@@ -73,6 +77,8 @@ rule judge_kinds:
         f"{RESULTS}/benchmarks/kinds/{{crosscoder}}.tsv"
     conda:
         CONDA
+    resources:
+        **needs("judge_kinds"),
     params:
         analysis=[S.analysis.seed, *(getattr(S.analysis, key) for key in OF_KINDS)],
         code=code("features.kinds"),

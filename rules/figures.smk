@@ -13,6 +13,7 @@ rule figure_training:
         f"{RESULTS}/logs/figures/training.log",
     benchmark:
         f"{RESULTS}/benchmarks/figures/training.tsv"
+    localrule: True
     conda:
         CONDA
     params:
@@ -38,6 +39,7 @@ rule figure_divergence:
         f"{RESULTS}/logs/figures/divergence.log",
     benchmark:
         f"{RESULTS}/benchmarks/figures/divergence.tsv"
+    localrule: True
     conda:
         CONDA
     params:
@@ -66,6 +68,7 @@ rule figure_fidelity:
         f"{RESULTS}/logs/figures/fidelity.log",
     benchmark:
         f"{RESULTS}/benchmarks/figures/fidelity.tsv"
+    localrule: True
     conda:
         CONDA
     params:
@@ -93,6 +96,7 @@ rule figure_stability:
         f"{RESULTS}/logs/figures/stability.log",
     benchmark:
         f"{RESULTS}/benchmarks/figures/stability.tsv"
+    localrule: True
     conda:
         CONDA
     params:
@@ -119,6 +123,7 @@ rule figure_histories:
         f"{RESULTS}/logs/figures/histories.log",
     benchmark:
         f"{RESULTS}/benchmarks/figures/histories.tsv"
+    localrule: True
     conda:
         CONDA
     params:
@@ -143,6 +148,7 @@ rule figure_peaks:
         f"{RESULTS}/logs/figures/peaks.log",
     benchmark:
         f"{RESULTS}/benchmarks/figures/peaks.tsv"
+    localrule: True
     conda:
         CONDA
     params:
@@ -167,6 +173,7 @@ rule figure_lifetimes:
         f"{RESULTS}/logs/figures/lifetimes.log",
     benchmark:
         f"{RESULTS}/benchmarks/figures/lifetimes.tsv"
+    localrule: True
     conda:
         CONDA
     params:
@@ -192,6 +199,7 @@ rule figure_directions:
         f"{RESULTS}/logs/figures/directions.log",
     benchmark:
         f"{RESULTS}/benchmarks/figures/directions.tsv"
+    localrule: True
     conda:
         CONDA
     params:
@@ -217,6 +225,7 @@ rule figure_dimensionality:
         f"{RESULTS}/logs/figures/dimensionality.log",
     benchmark:
         f"{RESULTS}/benchmarks/figures/dimensionality.tsv"
+    localrule: True
     conda:
         CONDA
     params:
@@ -243,6 +252,7 @@ rule figure_kinds:
         f"{RESULTS}/logs/figures/kinds.log",
     benchmark:
         f"{RESULTS}/benchmarks/figures/kinds.tsv"
+    localrule: True
     conda:
         CONDA
     params:
@@ -278,6 +288,7 @@ rule summary:
         f"{RESULTS}/provenance.json",
     log:
         f"{RESULTS}/logs/summary.log",
+    localrule: True
     conda:
         CONDA
     params:

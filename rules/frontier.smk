@@ -20,6 +20,7 @@ rule measure_frontier:
         f"{RESULTS}/logs/frontier.log",
     benchmark:
         f"{RESULTS}/benchmarks/frontier.tsv"
+    localrule: True
     conda:
         CONDA
     params:
@@ -46,6 +47,7 @@ rule figure_frontier:
         f"{RESULTS}/logs/figures/frontier.log",
     benchmark:
         f"{RESULTS}/benchmarks/figures/frontier.tsv"
+    localrule: True
     conda:
         CONDA
     params:

@@ -7,9 +7,10 @@ rule tokenizer:
         directory(TOKENIZER),
     log:
         f"{RESULTS}/logs/tokenizer.log",
-    localrule: True
     conda:
         CONDA
+    resources:
+        **needs("tokenizer"),
     params:
         model=MODEL,
         tokenizer=S.snapshots.hub.tokenizer,
@@ -29,9 +30,10 @@ rule snapshot:
         f"{RESULTS}/logs/snapshot/{{step}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/snapshot/{{step}}.tsv"
-    localrule: True
     conda:
         CONDA
+    resources:
+        **needs("snapshot"),
     params:
         model=MODEL,
         slots="results/downloads/slots",

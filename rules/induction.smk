@@ -24,6 +24,8 @@ rule measure_heads:
         f"{RESULTS}/benchmarks/heads.tsv"
     conda:
         CONDA
+    resources:
+        **needs("measure_heads"),
     params:
         model=MODEL,
         steps=STEPS,
@@ -54,6 +56,8 @@ rule order_onsets:
         f"{RESULTS}/benchmarks/induction.tsv"
     conda:
         CONDA
+    resources:
+        **needs("order_onsets"),
     params:
         margins=[S.heads.least_attention, S.heads.least_gain],
         bootstrap=[S.analysis.bootstrap, S.analysis.seed],
@@ -78,6 +82,7 @@ rule figure_induction:
         f"{RESULTS}/logs/figures/induction.log",
     benchmark:
         f"{RESULTS}/benchmarks/figures/induction.tsv"
+    localrule: True
     conda:
         CONDA
     params:

@@ -35,9 +35,10 @@ rule snapshot:
         directory(SNAPSHOT),
     log:
         f"{RESULTS}/logs/snapshot/{{step}}.log",
-    localrule: True
     conda:
         CONDA
+    resources:
+        **needs("snapshot"),
     params:
         model=MODEL,
         config=CONFIG,

@@ -11,6 +11,8 @@ rule phases:
         f"{RESULTS}/benchmarks/phases.tsv"
     conda:
         CONDA
+    resources:
+        **needs("phases"),
     params:
         model=MODEL,
         steps=STEPS,

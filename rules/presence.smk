@@ -18,6 +18,8 @@ rule measure_presence:
         f"{RESULTS}/benchmarks/presence/{{crosscoder}}.tsv"
     conda:
         CONDA
+    resources:
+        **needs("measure_presence"),
     params:
         presence_tests=values(S.presence_tests),
         analysis=[S.analysis.seed, S.analysis.bootstrap],
@@ -45,6 +47,7 @@ rule figure_presence:
         f"{RESULTS}/logs/figures/presence.log",
     benchmark:
         f"{RESULTS}/benchmarks/figures/presence.tsv"
+    localrule: True
     conda:
         CONDA
     params:

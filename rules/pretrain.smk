@@ -15,6 +15,8 @@ rule pretrain:
     conda:
         CONDA
     threads: S.snapshots.pretrain.threads
+    resources:
+        **needs("pretrain"),
     params:
         model=MODEL,
         archive=ARCHIVE,
@@ -37,6 +39,8 @@ rule training_log:
     conda:
         CONDA
     threads: S.snapshots.pretrain.threads
+    resources:
+        **needs("training_log"),
     params:
         model=MODEL,
         snapshots=STEPS,
@@ -49,6 +53,7 @@ rule training_log:
         " --archive {params.archive} --log {output.log} 2>&1 | tee {log}"
 
 
+# A copy out of the archive, and light, unless the list of steps has grown since it was made.
 rule snapshot:
     input:
         trained=TRAINED_MARK,
@@ -57,10 +62,12 @@ rule snapshot:
         directory(SNAPSHOT),
     log:
         f"{RESULTS}/logs/snapshot/{{step}}.log",
-    localrule: True
+    localrule: not UNTRAINED
     conda:
         CONDA
     threads: S.snapshots.pretrain.threads
+    resources:
+        **needs("pretrain"),
     params:
         model=MODEL,
         archive=ARCHIVE,

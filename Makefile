@@ -5,7 +5,7 @@
 #   make lock ARGS=--upgrade
 
 .DEFAULT_GOAL := help
-.PHONY: help env figures report test check lock
+.PHONY: help env figures report test test-cluster check lock
 
 IS_SUPPORTED := -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))'
 PYTHON ?= $(shell for python in python3.11 python3.12; do \
@@ -22,7 +22,7 @@ PIP := .venv/bin/python -m pip --disable-pip-version-check
 IN_ENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s%s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s%s\n", $$1, $$2}' Makefile
 
 env: .venv/.complete ## make the environment in .venv from the lock
 
@@ -46,6 +46,9 @@ report: env ## gather finished figures in one self-contained page
 test: env ## run the tests
 	$(IN_ENV) python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
+test-cluster: env ## run the tiny experiment on a SLURM of this machine (root on Debian alone)
+	$(IN_ENV) python -m pytest -m cluster tests/test_cluster.py $(ARGS)
+
 check: env ## check style, types and the workflow
 	$(IN_ENV) ruff check .
 	$(IN_ENV) ruff format --check .
@@ -55,6 +58,6 @@ check: env ## check style, types and the workflow
 
 lock: ## pin every dependency anew (needs uv)
 	@command -v $(UV) >/dev/null || { echo "uv is needed: pip install uv, or make lock UV=/path/to/uv" >&2; exit 1; }
-	$(UV) pip compile pyproject.toml --extra dev --output-file envs/requirements.lock \
+	$(UV) pip compile pyproject.toml --extra dev --extra cluster --output-file envs/requirements.lock \
 		--universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
 		--no-emit-package torch --custom-compile-command "make lock" $(ARGS)

@@ -21,6 +21,14 @@ WORKFLOW = ("snakemake", "--cores", "2", "--set-threads", "corpus=1", "pretrain=
             "training_log=1", "snapshot=1", "basis=1", "project=1")  # fmt: skip
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what installs a SLURM, unless the marker is asked for by its name."""
+    if "cluster" not in config.option.markexpr:
+        others = [item for item in items if item.get_closest_marker("cluster")]
+        items[:] = [item for item in items if item not in others]
+        config.hook.pytest_deselected(items=others)
+
+
 class Checkout:
     """A folder with the workflow's sources, whose config.yaml is the tiny experiment."""
 

@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 RUNTIME = [Requirement(line) for line in PROJECT["dependencies"]]
-DEV = [Requirement(line) for line in PROJECT["optional-dependencies"]["dev"]]
+EXTRAS = [line for lines in PROJECT["optional-dependencies"].values() for line in lines]
+DEV = [Requirement(line) for line in EXTRAS]
 # torch's own libraries for CUDA, which come with torch
 CUDA = set(PYPROJECT["tool"]["uv"]["exclude-dependencies"])
 MACHINES = [("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64")]
@@ -141,7 +142,7 @@ def test_conda_file_agrees_with_the_pins() -> None:
 
 def test_every_direct_dependency_has_a_reason() -> None:
     lines = [line.strip() for line in (ROOT / "pyproject.toml").read_text().splitlines()]
-    for requirement in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]:
+    for requirement in PROJECT["dependencies"] + EXTRAS:
         reason = lines[lines.index(f'"{requirement}",') - 1]
         assert re.fullmatch(r"# \w.{9,}", reason), f"{requirement} has no reason"
 

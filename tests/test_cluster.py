@@ -1,0 +1,240 @@
+"""The tiny experiment on a real SLURM, with jobs that are killed: `make test-cluster`.
+
+SLURM looks for jobs past their time every thirty seconds. Until it does, the tests hold a training
+that is to be killed still, so that what it loses does not hang on the machine's speed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import h5py
+import pytest
+import slurm
+from conftest import RESULTS, WORKFLOW, Checkout
+
+from ontogeny.crosscoder import train
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.skipif(bool(slurm.unfit()), reason=slurm.unfit() or "fit"),
+]
+KILLS = 3  # of one training, by its wall time
+LIMIT = 480  # seconds until a run must be over
+CHANGES = {
+    "snapshots.steps": [0, 8, 20, 40],
+    "crosscoders.batchtopk.steps": (KILLS + 3) * train.SAVE_EVERY,
+    "analyses": [],
+}
+PROFILE = (
+    "--profile", "profiles/slurm", "--default-resources", "slurm_partition=main",
+    "gpu_partition=gpu", "--slurm-no-account", "--slurm-init-seconds-before-status-checks", "1",
+    "--latency-wait", "10",
+)  # fmt: skip
+THREADS = WORKFLOW[WORKFLOW.index("--set-threads") :]
+
+
+@dataclass
+class Training:
+    """A process that trains the crosscoder, as the system shows it."""
+
+    pid: int
+    seed: str
+    job: str
+    devices: str
+
+
+@dataclass
+class Story:
+    """What happened: results, and what was seen of jobs on the way.
+
+    states : of the killed attempts of seed 0, the step of the state at the kill, and how SLURM
+    says that they ended. first : the first line that each attempt of it shows. devices : of both
+    trainings while they ran beside each other. partitions : of jobs, by rule.
+    """
+
+    cluster: Checkout
+    local: Checkout
+    said: str = ""
+    states: list[tuple[int, str]] = field(default_factory=list)
+    first: list[str] = field(default_factory=list)
+    devices: dict[str, str] = field(default_factory=dict)
+    cancelled: str = ""
+
+
+def trainings(folder: Path) -> dict[str, Training]:
+    """Trainings that run in a checkout, by their seed."""
+    found = {}
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (place / "cmdline").read_bytes().split(b"\0")
+            if (
+                b"train" not in words
+                or b"--seed" not in words
+                or os.readlink(place / "cwd") != str(folder)
+            ):
+                continue
+            seed = words[words.index(b"--seed") + 1].decode()
+            lines = (place / "environ").read_bytes().decode().split("\0")
+        except (OSError, ValueError):
+            continue
+        known = dict(line.partition("=")[::2] for line in lines if line)
+        job, devices = known.get("SLURM_JOB_ID", ""), known.get("CUDA_VISIBLE_DEVICES", "")
+        found[seed] = Training(int(place.name), seed, job, devices)
+    return found
+
+
+def step_of(folder: Path, seed: str) -> int:
+    """The step of a training's newest state; −1 where there is none."""
+    for path in (folder / RESULTS / "state").glob(f"batchtopk-{seed}-*/state.h5"):
+        try:
+            with h5py.File(path, "r", locking=False) as file:
+                return int(file.attrs["step"])
+        except (OSError, KeyError):
+            continue
+    return -1
+
+
+def ended(job: str) -> str:
+    """How SLURM says that a job ended, once it has."""
+    for _ in range(600):
+        words = ["scontrol", "show", "job", job]
+        said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+        state = re.search(r"JobState=(\w+)", said)
+        if state and state[1] not in ("RUNNING", "COMPLETING", "PENDING"):
+            return state[1]
+        time.sleep(0.2)
+    raise AssertionError(f"job {job} does not end")
+
+
+def kill(story: Story, one: Training) -> None:
+    """Have a training's job end at its wall time, now, and note what it leaves."""
+    os.kill(one.pid, signal.SIGSTOP)
+    step = step_of(story.cluster.folder, one.seed)
+    words = ["scontrol", "update", f"JobId={one.job}", "EndTime=now"]
+    subprocess.run(words, check=True)
+    story.states.append((step, ended(one.job)))
+
+
+@contextmanager
+def started(checkout: Checkout, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """A run of the workflow, ended with the block."""
+    with open(checkout / "run.log", "w") as log:
+        run = subprocess.Popen(
+            ["snakemake", *words], cwd=checkout.folder, env=checkout.environment, stdout=log,
+            stderr=subprocess.STDOUT, text=True, process_group=0,
+        )  # fmt: skip
+        try:
+            yield run
+        finally:
+            if run.poll() is None:
+                os.killpg(run.pid, signal.SIGINT)
+                try:
+                    run.wait(20)
+                except subprocess.TimeoutExpired:
+                    os.killpg(run.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def story(new_checkout, tmp_path_factory) -> Iterator[Story]:
+    """The tiny experiment through the profile, its trainings killed, beside a run without SLURM."""
+    slurm.install()
+    cluster, local = new_checkout(), new_checkout()
+    for checkout in (cluster, local):
+        checkout.configure(CHANGES)
+    story = Story(cluster, local)
+    with (
+        slurm.running(tmp_path_factory.mktemp("slurm")),
+        started(local, "--cores", "1", *THREADS) as plain,
+        started(cluster, *PROFILE, *THREADS) as run,
+    ):
+        until = time.monotonic() + LIMIT
+        seen = -1
+        while run.poll() is None and time.monotonic() < until:
+            time.sleep(0.01)
+            if len(story.states) == KILLS and story.cancelled:
+                time.sleep(0.5)
+                continue
+            found = trainings(cluster.folder)
+            if set(found) == {"0", "1"} and not story.devices:
+                story.devices = {seed: one.devices for seed, one in found.items()}
+            step = step_of(cluster.folder, "0")
+            if "0" in found and len(story.states) < KILLS and step > seen:
+                seen = step
+                kill(story, found["0"])
+            if "1" in found and not story.cancelled and step_of(cluster.folder, "1") > 0:
+                subprocess.run(["scancel", found["1"].job], check=True)
+                story.cancelled = ended(found["1"].job)
+        story.said = (cluster / "run.log").read_text()
+        assert run.poll() == 0, story.said[-6000:]
+        assert plain.wait(LIMIT) == 0, (local / "run.log").read_text()[-6000:]
+        yield story
+
+
+def test_a_job_killed_three_times_goes_on_from_its_last_checkpoint(story):
+    assert [how for _, how in story.states] == ["TIMEOUT"] * KILLS
+    steps = [step for step, _ in story.states]
+    assert steps == [train.SAVE_EVERY * (i + 1) for i in range(KILLS)]
+    logs = story.cluster.folder.glob(".snakemake/slurm_logs/rule_train/batchtopk_0/*.log")
+    begun = []
+    for log in sorted(logs, key=lambda path: int(path.stem.split("_")[-1])):
+        first = re.search(r"train batchtopk seed 0: (\S+) of \S+ rows", log.read_text())
+        if first:
+            begun.append(first[1])
+    # Each attempt begins where the state stood when the one before was killed.
+    shown = {0: "0.00"} | {step: f"{step * 256 / 1000:.3g}k" for step in steps}
+    assert begun[:KILLS] == [shown[step] for step in [0, *steps[:-1]]]
+    assert not list((story.cluster.folder / RESULTS / "state").glob("batchtopk-0-*"))
+
+
+def test_a_cancelled_job_is_submitted_again(story):
+    assert story.cancelled == "CANCELLED"
+    weights = story.cluster / RESULTS / "crosscoders/batchtopk/seed1/crosscoder.safetensors"
+    assert weights.stat().st_size > 0
+
+
+def test_a_job_that_is_submitted_again_asks_for_more(story):
+    asked = re.findall(r"batchtopk, seed=0.*?mem_mb=(\d+).*?runtime=(\d+), gpu=1", story.said, re.S)
+    asked = re.findall(
+        r"rule train:.*?wildcards: [^\n]*seed=0\n.*?mem_mb=(\d+).*?runtime=(\d+)", story.said, re.S
+    )
+    memory, minutes = ([int(pair[i]) for pair in asked] for i in (0, 1))
+    assert len(asked) == KILLS + 1
+    for i in range(KILLS):
+        assert memory[i + 1] == pytest.approx(1.5 * memory[i], abs=1)
+        assert minutes[i + 1] == 2 * minutes[i]
+
+
+def test_jobs_beside_each_other_see_different_gpus(story):
+    assert sorted(story.devices.values()) == ["0", "1"]
+
+
+def test_results_are_those_of_a_run_without_slurm(story):
+    """To the byte, but for what tells of the machine and the time."""
+    theirs, ours = (
+        {
+            str(path.relative_to(checkout / RESULTS)): path.read_bytes()
+            for path in (checkout / RESULTS).rglob("*")
+            if path.is_file()
+        }
+        for checkout in (story.local, story.cluster)
+    )
+    of_runs = re.compile(r"(logs|benchmarks)/|\.lock$|provenance\.json$|summary\.json$")
+    names = {name for name in theirs if not of_runs.match(name)}
+    assert len(names) > 60
+    assert names == {name for name in ours if not of_runs.match(name)}
+    different = {name for name in names if theirs[name] != ours[name]}
+    timed = {name for name in names if name.endswith("metrics.csv")}  # rows_per_second
+    assert different <= timed
+    numbers = [json.loads(files["summary.json"]) for files in (theirs, ours)]
+    ours_alone = {k for k, v in numbers[0].items() if numbers[1][k] != v}
+    assert ours_alone <= {"wall_seconds", "peak_memory_bytes", "disk_bytes"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -9,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, SOURCES, Checkout
 from test_cost import KNOWN, MEDIUM, Run, counted, plainly  # noqa: F401 (a fixture)
 
 from ontogeny import devices, settings
@@ -317,3 +319,38 @@ def test_needs_import_no_torch_and_take_a_blink(tmp_path):
     words += "print(taken < 0.5, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "False"]
+
+
+# The workflow
+
+
+@pytest.mark.slow
+def test_a_dry_run_through_the_profile_shows_what_the_plan_says(tmp_path):
+    """Every rule of the paper's large model, which no machine here could run."""
+    pytest.importorskip("snakemake_executor_plugin_slurm")
+    for name in (*SOURCES, "experiments"):
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy2)(ROOT / name, tmp_path / name)
+    here = Checkout(tmp_path)
+    words = ("--profile", "profiles/slurm", "--configfile", "experiments/pythia-6.9b.yaml", "-n")
+    done = here.command("snakemake", *words)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    asked = needs.table(public("pythia-6.9b"), tmp_path / "results")
+    found: dict[str, int] = {}
+    for job in re.split(r"\n(?=(?:local)?rule )", done.stdout + done.stderr)[1:]:
+        rule = re.match(r"(?:local)?rule (\w+):", job)
+        shown = re.search(r" resources: (.*)", job)
+        assert rule is not None
+        if rule[1] not in needs.STAGES:  # light
+            assert rule[1] in ("stack", "summary", "all") or rule[1].startswith("figure_"), job
+            continue
+        assert shown is not None, job
+        which = re.search(r"crosscoder=([\w-]+)|sites=([\w.]+)", job)
+        name = (which[1] or which[2]) if which else ""
+        expected = needs.of(asked, rule[1], name)
+        values = dict(pair.split("=") for pair in shown[1].split(", ") if "=" in pair)
+        for key in ("mem_mb", "runtime", "gpu"):
+            assert int(values[key]) == getattr(expected, key), (rule[1], key)
+        found[rule[1]] = found.get(rule[1], 0) + 1
+    assert found["extract_shard"] == 47 * 32
+    assert found["extract"] == found["snapshot"] == 32
+    assert {"corpus", "basis", "project", "train", "fidelity", "features", "phases"} <= set(found)

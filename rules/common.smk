@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from ontogeny import preflight, provenance
+from ontogeny import preflight, provenance, scratch
 from ontogeny import settings as schema
 from ontogeny.activations import order
 from ontogeny.activations.store import basis_name
@@ -50,6 +50,10 @@ def claim(settings):
     """
     folder = Path("results") / settings.name
     folder.mkdir(parents=True, exist_ok=True)
+    try:
+        scratch.link(settings, "results")
+    except InputError as error:
+        raise WorkflowError(str(error)) from None
     _claimed.append(open(folder / ".lock", "w"))
     try:
         fcntl.flock(_claimed[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)

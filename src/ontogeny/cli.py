@@ -162,9 +162,21 @@ def corpus(
     s: Settings, wheels: Path | None, own: Path | None, tokens: Path, tokenizer: Path
 ) -> None:
     """Text → tokenizer → blocks of tokens."""
+    from ontogeny import cache, scratch
     from ontogeny.corpus import build
 
-    build.build(s.corpus, wheels, own, tokens, tokenizer, s.snapshots.pretrain is not None)
+    pretrain, made = s.snapshots.pretrain is not None, (tokens, tokenizer)
+    shared = scratch.expanded(s.storage.cache) if s.storage.cache else None
+    key = cache.corpus_key(s.corpus, own, pretrain) if shared else None
+    if shared and key:
+        for path in made:  # what other settings have left is no part of it
+            path.unlink(missing_ok=True)
+        if cache.take(shared, key, made):
+            print(f"taken from {shared / key}", file=sys.stderr)
+            return
+    build.build(s.corpus, wheels, own, tokens, tokenizer, pretrain)
+    if shared and key:
+        cache.give(shared, key, made)
 
 
 @main.command()
@@ -179,8 +191,19 @@ def pretrain(s: Settings, tokens: Path, archive: Path, log: Path | None) -> None
 
     if s.snapshots.pretrain is None:
         raise InputError("snapshots.pretrain: not given; these snapshots are not trained here")
-    steps = s.snapshots.chosen
-    stage.train(s.snapshots.pretrain, steps, s.analysis, tokens, archive, log, s.device)
+    from ontogeny import cache, scratch
+    from ontogeny.corpus.build import Tokens
+
+    p, steps = s.snapshots.pretrain, s.snapshots.chosen
+    states = [archive / f"step{step}" for step in sorted({0, *steps, p.steps})]
+    shared = scratch.expanded(s.storage.cache) if s.storage.cache else None
+    key = cache.pretrain_key(p, s.analysis, Tokens(tokens).digest) if shared else ""
+    if shared:
+        with stage.claimed(archive):
+            cache.take(shared, key, states)
+    stage.train(p, steps, s.analysis, tokens, archive, log, s.device)
+    if shared:
+        cache.give(shared, key, states)
 
 
 @main.command()

@@ -12,6 +12,7 @@ from ontogeny.corpus import text
 from ontogeny.corpus.wheels import check_sources, find_wheels, most_tokens, wheels_folder
 from ontogeny.files import InputError
 from ontogeny.plan import limits
+from ontogeny.scratch import below
 from ontogeny.settings import Settings
 from ontogeny.snapshots import sources
 
@@ -126,7 +127,7 @@ def _faults(settings: Settings, results: Path) -> Iterator[str]:
     yield from misfits
     if not misfits:
         yield from _shard_faults(settings, results)
-    for path in sorted(folder.glob("**/*.h5")):
+    for path in sorted(p for p in below(folder) if p.suffix == ".h5"):
         name = path.relative_to(folder)
         wanted = next((names for pattern, names in CONTENTS.items() if name.match(pattern)), ())
         try:

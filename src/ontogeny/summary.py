@@ -13,6 +13,7 @@ import pandas as pd
 
 from ontogeny import provenance
 from ontogeny.files import digest_value, write_json
+from ontogeny.scratch import below
 from ontogeny.settings import Settings
 
 
@@ -297,7 +298,7 @@ def summarise(settings: Settings, folder: str | Path, source: str | Path) -> Non
 
 
 def _files(folder: Path) -> list[Path]:
-    return [p for p in folder.rglob("*") if p.is_file() and not p.is_symlink()]
+    return [p for p in below(folder) if p.is_file() and not p.is_symlink()]
 
 
 def _tokens_digest(folder: Path, settings: Settings) -> str:

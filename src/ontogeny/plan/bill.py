@@ -83,10 +83,12 @@ class Bill:
 
     Attributes
     ----------
-    stages : in the order that they run. machine : what there is. rates : None leaves out hours.
+    folder : of the experiment. stages : in the order that they run. machine : what there is.
+    rates : None leaves out hours.
     """
 
     name: str
+    folder: Path
     stages: tuple[Stage, ...]
     machine: Machine
     rates: Rates | None = None
@@ -666,7 +668,7 @@ def bill(s: Settings, results: str | Path, rates: Rates | None = None) -> Bill:
     if rates is not None:
         here = replace(here, device=rates.memory, device_name=rates.name, half=rates.bfloat16)
     found, notes = stages(s, results, here)
-    return Bill(s.name, found, here, rates, notes)
+    return Bill(s.name, Path(results) / s.name, found, here, rates, notes)
 
 
 def stages(

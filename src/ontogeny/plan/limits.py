@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ontogeny.plan.bill import Bill, bill
+from ontogeny.plan.bill import Bill, File, bill
 from ontogeny.plan.cost import Terms
 from ontogeny.settings import Settings
 
@@ -129,18 +129,27 @@ def amount(size: float) -> str:
 
 
 def _disk_faults(b: Bill) -> Iterator[str]:
-    if b.disk <= b.machine.disk:
-        return
-    kinds: dict[str, int] = {}
+    """What does not fit, on each file system that the experiment's files lie on."""
+    here: list[File] = []
+    elsewhere: list[File] = []
     for file in b.files:
-        kinds[file.kind] = kinds.get(file.kind, 0) + file.missing
-    kind = max(kinds, key=lambda name: kinds[name])
-    key, mend = DISK[kind]
-    also = f", of {amount(b.disk)} in all" if kinds[kind] < 0.9 * b.disk else ""
-    yield (
-        f"{key}: the {kind} need {amount(kinds[kind])} more on disk{also}, {b.machine.folder} "
-        f"has {amount(b.machine.disk)} free; {mend}"
-    )
+        top = file.path.relative_to(b.folder).parts[0]
+        (elsewhere if top in b.machine.scratch_holds else here).append(file)
+    m = b.machine
+    for files, folder, free in ((here, m.folder, m.disk), (elsewhere, m.scratch, m.scratch_disk)):
+        needed = sum(file.missing for file in files)
+        if needed <= free:
+            continue
+        kinds: dict[str, int] = {}
+        for file in files:
+            kinds[file.kind] = kinds.get(file.kind, 0) + file.missing
+        kind = max(kinds, key=lambda name: kinds[name])
+        key, mend = DISK[kind]
+        also = f", of {amount(needed)} in all" if kinds[kind] < 0.9 * needed else ""
+        yield (
+            f"{key}: the {kind} need {amount(kinds[kind])} more on disk{also}, {folder} has "
+            f"{amount(free)} free; {mend}"
+        )
 
 
 def _memory_faults(b: Bill, where: str, free: int | None) -> Iterator[str]:

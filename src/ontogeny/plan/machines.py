@@ -8,13 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ontogeny import scratch as scratch_folder
 from ontogeny.files import InputError
 from ontogeny.plan import cost
 from ontogeny.plan.cost import Dictionary
@@ -28,7 +29,11 @@ SECONDS = 0.25  # that a measurement takes about
 
 @dataclass(frozen=True)
 class Machine:
-    """What there is: bytes. device 0: no GPU is seen; None: one that nothing is known of."""
+    """What there is: bytes. device 0: no GPU is seen; None: one that nothing is known of.
+
+    scratch : where the folders that `scratch_holds` names lie instead, if that is another file
+    system than `folder`'s, and the bytes that are free there.
+    """
 
     folder: Path
     disk: int
@@ -36,6 +41,9 @@ class Machine:
     device: int | None
     device_name: str
     half: bool = True
+    scratch: Path | None = None
+    scratch_disk: int = 0
+    scratch_holds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,10 +115,26 @@ def _gpu(number: int) -> tuple[int, str, bool] | None:
         return None
 
 
+def _nearest(folder: Path) -> Path:
+    """The folder, or the nearest above it that there is."""
+    return next(p for p in (folder, *folder.absolute().parents) if p.exists())
+
+
 def machine(s: Settings, results: str | Path) -> Machine:
     """Free disk where the results lie, the host's memory, and the GPU that `device` names."""
-    folder = Path(results) / s.name
-    home = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    here = _machine(s, results)
+    if s.storage.scratch is None:
+        return here
+    scratch = _nearest(scratch_folder.expanded(s.storage.scratch))
+    if scratch.stat().st_dev == here.folder.stat().st_dev:
+        return here
+    free = shutil.disk_usage(scratch).free
+    held = tuple(s.storage.on_scratch)
+    return replace(here, scratch=scratch, scratch_disk=free, scratch_holds=held)
+
+
+def _machine(s: Settings, results: str | Path) -> Machine:
+    home = _nearest(Path(results) / s.name)
     free, host = shutil.disk_usage(home).free, memory_of_host()
     if s.device == "cpu":
         return Machine(home, free, host, 0, "CPU", False)

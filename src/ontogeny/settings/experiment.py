@@ -26,6 +26,7 @@ from ontogeny.settings.sections import (
     SettingsError,
     Snapshots,
     Span,
+    Storage,
     Wheels,
 )
 
@@ -65,6 +66,7 @@ class Settings(Section):
     grader: Grader | None = Field(
         None, description="Grades complexity beside context span; null for none. It may cost money."
     )
+    storage: Storage = Field(Storage(), description="Where large and shared files lie.")
     replicates: dict[str, dict[str, bool | int | float | str]] = Field(
         {},
         description="Further models: by name, the keys of snapshots.pretrain that differ. Each is "

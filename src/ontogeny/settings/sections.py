@@ -516,6 +516,29 @@ class Span(Section):
     )
 
 
+class Storage(Section):
+    """Where files lie that are large, or that several experiments share."""
+
+    scratch: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder for what is large and can be made again, such as /scratch/$USER; "
+        "results/NAME then holds links to SCRATCH/NAME. Left out: all lies under results/.",
+    )
+    on_scratch: list[Literal["activations", "basis", "state", "snapshots", "pretrain"]] = Field(
+        ["activations", "basis", "state"],
+        min_length=1,
+        description="Folders of an experiment that lie on scratch: activations, basis (with "
+        "projected rows), state (of unfinished trainings), snapshots, pretrain (training states).",
+    )
+    cache: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder of tokens and snapshots trained here that experiments share, each "
+        "under a digest of all that it is made from. Left out: each makes its own.",
+    )
+
+
 class Grader(Section):
     """A language model that grades the complexity of features."""
 

@@ -1,0 +1,61 @@
+"""Large files of an experiment that lie elsewhere, on scratch.
+
+`results/NAME/activations` and the like are links to `SCRATCH/NAME/activations`, so that no stage
+and no rule knows where its files lie, and moving them makes nothing again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from ontogeny.files import InputError
+from ontogeny.settings import Settings
+
+
+def expanded(path: str) -> Path:
+    """A configured folder, with ~ and $VARIABLES replaced."""
+    return Path(os.path.expanduser(os.path.expandvars(path)))
+
+
+def below(folder: Path) -> Iterator[Path]:
+    """All that lies under an experiment's folder, also in the linked ones at its top."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        yield path
+        if path.is_dir():
+            yield from path.rglob("*")
+
+
+def link(s: Settings, results: str | Path) -> None:
+    """Have the experiment's folders that `storage.on_scratch` names lie on scratch.
+
+    Raises
+    ------
+    InputError : one of them is a folder already, or leads elsewhere; scratch cannot be written to.
+    """
+    if s.storage.scratch is None:
+        return
+    for name in s.storage.on_scratch:
+        place = Path(results) / s.name / name
+        target = (expanded(s.storage.scratch) / s.name / name).absolute()
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"storage.scratch: {target} cannot be made ({error.strerror}); choose another"
+            ) from None
+        if place.is_symlink():
+            if place.resolve() != target.resolve():
+                raise InputError(
+                    f"storage.scratch: {place} leads to {place.resolve()}, not to {target}; move "
+                    "what lies there, and remove the link"
+                )
+        elif place.exists():
+            raise InputError(
+                f"storage.scratch: {place} is there already; move it with `rmdir {target} && mv "
+                f"{place} {target}`, or leave {name} out of storage.on_scratch"
+            )
+        else:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(target)

@@ -6,13 +6,11 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import ROOT, SOURCES, Checkout
-from test_cost import KNOWN, MEDIUM, Run, counted, plainly  # noqa: F401 (a fixture)
+from test_cost import KNOWN, MEDIUM, Run, counted
 
 from ontogeny import devices, settings
 from ontogeny.circuits import ablation, attribution, downstream, tasks, words
@@ -193,17 +191,6 @@ def test_flops_of_an_analysis_are_below_the_plan(name, small):
     assert 0 < got < small.job(name).work.flops < 8 * got
 
 
-@pytest.mark.parametrize("name", STAGES)
-def test_an_analysis_takes_no_longer_than_the_plan_says(name, small):
-    """On a CPU as slow as is assumed of a cluster's."""
-    torch.set_num_threads(1)
-    began = time.perf_counter()
-    getattr(small, name)()
-    taken = time.perf_counter() - began
-    planned = bill.seconds(small.job(name).work, needs.rates(small.s))
-    assert taken < machines.data()["cluster"]["minutes"] * planned
-
-
 MEASURED = """
 import os
 import sys
@@ -308,17 +295,16 @@ def test_every_dictionary_of_the_frontier_is_known(tmp_path):
     assert "compare" in asked
 
 
-def test_needs_import_no_torch_and_take_a_blink(tmp_path):
+def test_needs_import_no_torch(tmp_path):
     """Each job of a cluster reads the rules again."""
     s = public("pythia-6.9b")
     needs.table(s, tmp_path)  # keeps the model's shape
     (tmp_path / "s.json").write_text(s.model_dump_json())
-    words = "import sys, time; from ontogeny import settings; from ontogeny.plan import needs; "
-    words += f"s = settings.load({str(tmp_path / 's.json')!r}); began = time.perf_counter(); "
-    words += f"needs.table(s, {str(tmp_path)!r}); taken = time.perf_counter() - began; "
-    words += "print(taken < 0.5, 'torch' in sys.modules)"
+    words = "import sys; from ontogeny import settings; from ontogeny.plan import needs; "
+    words += f"s = settings.load({str(tmp_path / 's.json')!r}); needs.table(s, {str(tmp_path)!r}); "
+    words += "print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["True", "False"]
+    assert done.stdout.split() == ["False"]
 
 
 # The workflow

@@ -128,18 +128,18 @@ def test_a_dataset_that_may_change_is_not_shared(revision, known):
 def test_a_second_experiment_takes_what_the_first_has_made(new_checkout, tmp_path):
     """Tokens and training states, on scratch too; and the results lead there."""
     checkout = new_checkout()
+    lying = {"scratch": str(tmp_path / "scratch"), "on_scratch": ["pretrain", "snapshots"]}
     shared = {
-        "storage": {"cache": str(tmp_path / "cache"), "scratch": str(tmp_path / "scratch")},
+        "storage": {"cache": str(tmp_path / "cache"), **lying},
         "snapshots.steps": [0, 2, 8, 20],
         "snapshots.pretrain.steps": 20,
     }
-    target = "activations/residual.0/stack.h5"
     checkout.configure(shared)
-    checkout.snakemake(f"{RESULTS}/{target}")
-    assert (checkout / RESULTS / "activations").is_symlink()
+    checkout.snakemake(f"{RESULTS}/snapshots/step8")
+    assert (checkout / RESULTS / "snapshots").is_symlink()
     assert checkout.command("ontogeny", "check", "config.yaml").returncode == 0
     checkout.configure(shared | {"name": "second", "snapshots.steps": [0, 2, 8, 16, 20]})
-    checkout.snakemake(f"results/second/{target}", "results/second/pretrain/log.csv")
+    checkout.snakemake("results/second/snapshots/step8", "results/second/pretrain/log.csv")
     log = (checkout / "results/second/logs/corpus.log").read_text()
     assert log.startswith(f"taken from {tmp_path / 'cache'}/corpus-")
     # Only what no experiment has had yet is trained.

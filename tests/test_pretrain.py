@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -99,3 +100,22 @@ def test_a_training_with_muon_goes_on_from_its_state_to_the_same_bytes(tmp_path)
     model = shape.of_config(shape.config_of_pretrain(p, 300, 32))
     assert model.unembedding_parameters == 0
     assert sum(w.numel() for w in weights.values()) == model.parameters
+
+
+@pytest.mark.usefixtures("plainly")
+def test_states_of_other_text_are_not_gone_on_from(tmp_path):
+    run = Run(tmp_path, CHANGES)
+    p, steps = run.s.snapshots.pretrain, run.s.snapshots.chosen
+    text = run.s.corpus.files.paths[0]
+    weights = []
+    for archive, changed in (("kept", False), ("kept", True), ("new", False)):
+        if changed:
+            Path(text).write_text(Path(text).read_text()[::-1])
+        run.corpus()
+        kept = tmp_path / archive
+        pretrain.train(p, steps, run.s.analysis, run.tokens, kept, None, "cpu")
+        weights.append((kept / f"step{p.steps}/model.safetensors").read_bytes())
+    assert weights[0] != weights[1] == weights[2]
+    before = (tmp_path / "kept/step4").stat().st_mtime_ns
+    pretrain.train(p, steps, run.s.analysis, run.tokens, tmp_path / "kept", None, "cpu")
+    assert (tmp_path / "kept/step4").stat().st_mtime_ns == before

@@ -197,9 +197,10 @@ def pretrain(s: Settings, tokens: Path, archive: Path, log: Path | None) -> None
     p, steps = s.snapshots.pretrain, s.snapshots.chosen
     states = [archive / f"step{step}" for step in sorted({0, *steps, p.steps})]
     shared = scratch.expanded(s.storage.cache) if s.storage.cache else None
-    key = cache.pretrain_key(p, s.analysis, Tokens(tokens).digest) if shared else ""
+    digest = Tokens(tokens).digest
+    key = cache.pretrain_key(p, s.analysis, digest) if shared else ""
     if shared:
-        with stage.claimed(archive):
+        with stage.claimed(archive, digest):
             cache.take(shared, key, states)
     stage.train(p, steps, s.analysis, tokens, archive, log, s.device)
     if shared:

@@ -3,7 +3,7 @@
 Everything is kept in an archive keyed by what was trained, not by which steps were wanted: a step
 that is asked for later is reached from the nearest earlier training state, bit for bit as an
 unbroken run would have, and steps that are there are left alone. The same mechanism resumes a
-killed run.
+killed run. States of other tokens, of text that was changed in its place, are not gone on from.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch.nn.functional import cross_entropy
 
 from ontogeny import devices
 from ontogeny.corpus.build import Tokens
-from ontogeny.files import InputError, whole, write_table
+from ontogeny.files import InputError, whole, write_table, write_text
 from ontogeny.progress import bar
 from ontogeny.settings import Analysis, Pretrain
 from ontogeny.snapshots import copying, shape
@@ -137,11 +137,21 @@ def _next_stop(step: int, wanted: list[int], steps: int) -> int:
 
 
 @contextmanager
-def claimed(archive: Path) -> Iterator[None]:
-    """Have the archive for oneself, after whoever is training into it now."""
+def claimed(archive: Path, tokens: str) -> Iterator[None]:
+    """Have the archive for oneself, after whoever is training into it now.
+
+    Parameters
+    ----------
+    tokens : digest of the tokens to train on; states of any others are removed.
+    """
     archive.mkdir(parents=True, exist_ok=True)
     with open(archive / ".lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        mark = archive / "tokens"
+        if not mark.exists() or mark.read_text() != tokens:
+            for step in _steps_in(archive):
+                shutil.rmtree(archive / f"step{step}")
+            write_text(mark, tokens)
         yield
 
 
@@ -164,10 +174,10 @@ def train(
     log : CSV to write, one row a logged step: step, tokens, learning_rate, loss (of the batch,
         doubled passages included), held_out_loss and the copying measures (at snapshots).
     """
-    archive = Path(archive)
-    with claimed(archive):
+    archive, data = Path(archive), Tokens(tokens)
+    with claimed(archive, data.digest):
         wanted = sorted({0, *snapshots, p.steps})
-        _train(p, wanted, analysis, tokens, archive, device)
+        _train(p, wanted, analysis, data, archive, device)
         if log is not None:
             _write_log(archive, wanted, log)
 
@@ -176,11 +186,10 @@ def _train(
     p: Pretrain,
     wanted: list[int],
     analysis: Analysis,
-    tokens: str | Path,
+    data: Tokens,
     archive: Path,
     device: str,
 ) -> None:
-    data = Tokens(tokens)
     blocks = data.split("pretrain")
     if len(blocks) < p.batch_blocks:
         raise InputError(

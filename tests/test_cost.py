@@ -379,7 +379,7 @@ def test_tensors_of_a_training_are_those_planned(kind, tmp_path):
     )  # fmt: skip
     assert nbytes([*adam.first, *adam.second]) == cost.moment_tensors(d)
     silent = torch.zeros(c.features, dtype=torch.long)
-    now = train.Progress(W, G, adam, silent, torch.tensor(-1.0), torch.tensor(-1))
+    now = train.Progress(W, G, adam, silent, torch.tensor(-1.0), torch.tensor(-1), "")
     now.save(tmp_path)
     assert datasets(tmp_path / "state.h5") == cost.state_datasets(d)
 

@@ -210,3 +210,21 @@ def test_a_training_goes_on_from_its_state_to_the_same_bytes(experiment, tmp_pat
     train.train(s, "sae", 0, feed.Places(activations), again, state)
     one, other = (folder / "crosscoder.safetensors" for folder in (tmp_path / "out", again))
     assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_state_of_other_rows_is_not_gone_on_from(experiment, tmp_path, monkeypatch):
+    """Text or a checkpoint that was changed in its place leaves the state's name as it was."""
+    s, activations = experiment
+    monkeypatch.setattr(train.devices, "compiled", lambda function, device: function)
+    monkeypatch.setattr(train, "SAVE_EVERY", 50)
+    other = tmp_path / "activations"
+    shutil.copytree(activations, other)
+    for path in other.glob("residual.*/stack.h5"):
+        with h5py.File(path, "r+") as file:
+            file.attrs["scales"] = 1.5 * file.attrs["scales"]
+    weights = []
+    for places, state in ((activations, "kept"), (other, "kept"), (other, "new")):
+        out = tmp_path / f"out{len(weights)}"
+        train.train(s, "sae", 0, feed.Places(places), out, tmp_path / state)
+        weights.append((out / "crosscoder.safetensors").read_bytes())
+    assert weights[0] != weights[1] == weights[2]

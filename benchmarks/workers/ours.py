@@ -44,6 +44,7 @@ class Data:
         else:
             self.mean, self.array = rows.mean(), rows
         self.source, self.rows = self, self.array.shape[0]
+        self.digest = ""  # of the rows, for states, of which there is none here
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop), (rows, I) float32."""

@@ -25,7 +25,7 @@ from ontogeny.activations.store import Site, Stacks, expand
 from ontogeny.basis.principal import Subspace
 from ontogeny.crosscoder import feed, losses, model
 from ontogeny.crosscoder.optimizer import Adam
-from ontogeny.files import InputError, whole, write_table
+from ontogeny.files import InputError, digest_value, whole, write_table
 from ontogeny.progress import bar
 from ontogeny.settings import Crosscoder, Settings
 
@@ -145,6 +145,12 @@ class Data:
             self._shift = mean.to(device)
         self._mean_in, self._mean_out = mean[: self._inputs], mean[-n_out:]
 
+    @property
+    def digest(self) -> str:
+        """Of the tokens, and of the scales and means that their activations have."""
+        found = (self.scales_in, self.scales_out, self._mean_in, self._mean_out)
+        return digest_value([self.tokens, *(t.tolist() for t in found)])
+
     def name_of(self, place: int) -> str:
         """' of stream.layer/step' for a column of a batch; '' where columns mix the sites."""
         if self.U is not None:
@@ -199,6 +205,7 @@ class Progress:
     threshold : () running mean of BatchTopK's smallest kept score; −1 before the first.
     failed : () first step whose loss was not finite; −1 while there is none.
     aux : how many features AuxK looks at, by how many were dead when last counted; 0 is none.
+    data : digest of what the rows are; a state of other rows is not gone on from.
     """
 
     weights: model.Weights
@@ -207,6 +214,7 @@ class Progress:
     silent: torch.Tensor
     threshold: torch.Tensor
     failed: torch.Tensor
+    data: str
     aux: int = 0
     step: int = 0
     log: list[dict[str, float]] = field(default_factory=list)
@@ -223,13 +231,16 @@ class Progress:
             for name, tensor in self._tensors().items():
                 file[name] = _bits(tensor.cpu()).numpy()
             file.attrs["step"], file.attrs["aux"] = self.step, self.aux
+            file.attrs["data"] = self.data
             file.attrs["log"] = json.dumps(self.log)
 
     def resume(self, folder: Path) -> None:
-        """Read the folder's state into place, if it holds one."""
+        """Read the folder's state into place, if it holds one of the same rows."""
         if not (folder / "state.h5").exists():
             return
         with h5py.File(folder / "state.h5") as file:
+            if file.attrs["data"] != self.data:
+                return
             for name, tensor in self._tensors().items():
                 _bits(tensor).copy_(torch.from_numpy(np.asarray(file[name])))
             self.step, self.aux = int(file.attrs["step"]), int(file.attrs["aux"])
@@ -273,6 +284,7 @@ def _begin(
         silent=torch.zeros(c.features, dtype=torch.long, device=data.device),
         threshold=torch.full((), -1.0, device=data.device),
         failed=torch.full((), -1, dtype=torch.long, device=data.device),
+        data=data.digest,
     )
     x, target = data.split(next(feed.batches(data.source, c.batch_rows, 0, 1, data.device)))
     errors, scaled = [], 1.0

@@ -27,10 +27,7 @@ from tqdm import tqdm
 
 from ontogeny.crosscoder import train
 
-pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.skipif(bool(slurm.unfit()), reason=slurm.unfit() or "fit"),
-]
+pytestmark = pytest.mark.cluster  # which nothing but `make test-cluster` asks for
 KILLS = 3  # of one training, by its wall time
 OF_THE_MACHINE = ("wall_seconds", "peak_memory", "disk_bytes")  # numbers of summary.json
 LIMIT = 900  # seconds until a run must be over
@@ -149,6 +146,8 @@ def started(checkout: Checkout, *words: str) -> Iterator[subprocess.Popen[str]]:
 @pytest.fixture(scope="module")
 def story(new_checkout, tmp_path_factory) -> Iterator[Story]:
     """The tiny experiment through the profile, its trainings killed, beside a run without SLURM."""
+    if reason := slurm.unfit():
+        pytest.fail(reason)
     slurm.install()
     cluster, local = new_checkout(), new_checkout()
     for checkout in (cluster, local):

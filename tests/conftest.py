@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 ROOT = Path(__file__).parents[1]
@@ -19,6 +21,12 @@ RESULTS = "results/tiny"
 # A model this small runs fastest on one thread; stages then run beside each other.
 WORKFLOW = ("snakemake", "--cores", "2", "--set-threads", "corpus=1", "pretrain=1",
             "training_log=1", "snapshot=1", "basis=1", "project=1")  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One thread a worker: models are small, and workers beside each other fill the processor."""
+    if hasattr(config, "workerinput"):
+        torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -151,9 +159,24 @@ def new_checkout(wheels, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def finished(new_checkout) -> Checkout:
-    """The tiny experiment, finished. Shared by all tests: look, do not change."""
-    checkout = new_checkout()
+def finished(request, new_checkout, tmp_path_factory) -> Checkout:
+    """The tiny experiment, finished. Shared by all tests: look, do not change.
+
+    Of several workers one runs it, and each has a copy: two runs of one checkout keep out of each
+    other's way.
+    """
+    own = tmp_path_factory.getbasetemp()
+    if not hasattr(request.config, "workerinput"):
+        return _run(new_checkout())
+    made = own.parent / "finished"
+    with open(own.parent / "finished.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            _run(new_checkout()).folder.rename(made)
+    return copied(Checkout(made), own / "finished")
+
+
+def _run(checkout: Checkout) -> Checkout:
     checkout.snakemake()
     return checkout
 

@@ -670,6 +670,21 @@ def compare(s: Settings, folder: Path, output: Path) -> None:
     replicates.compare(s, folder, output)
 
 
+@main.command()
+@click.argument("feature", type=int)
+@click.option("--results", type=FOLDER, default=Path("results/default"), help="The experiment.")
+@click.option("--crosscoder", help="Its name; else the primary one.")
+@click.option("--contexts", type=click.IntRange(0), default=5, help="Of the largest activations.")
+def show(feature: int, results: Path, crosscoder: str | None, contexts: int) -> None:
+    """Print what is known of FEATURE in a finished experiment."""
+    import shutil
+
+    from ontogeny import show as it
+
+    width = max(it.LEAST_WIDTH, shutil.get_terminal_size().columns)
+    it.write(it.show(results, feature, crosscoder, contexts, width), width)
+
+
 @main.group()
 def figure() -> None:
     """Draw one figure: OUTPUT.pdf, OUTPUT.png, and OUTPUT.csv with the numbers drawn."""

@@ -17,6 +17,7 @@ import click
 
 from ontogeny import __version__, gpus
 from ontogeny import settings as settings_module
+from ontogeny.exchange import commands as exchange
 from ontogeny.files import InputError
 from ontogeny.settings import Settings, SettingsError
 
@@ -683,6 +684,10 @@ def show(feature: int, results: Path, crosscoder: str | None, contexts: int) -> 
 
     width = max(it.LEAST_WIDTH, shutil.get_terminal_size().columns)
     it.write(it.show(results, feature, crosscoder, contexts, width), width)
+
+
+main.add_command(exchange.export)
+main.add_command(exchange.import_)
 
 
 @main.group()

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import yaml
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from ontogeny import finished
 from ontogeny.corpus.pieces import visible
 from ontogeny.features.contexts import Context, Feature, Lens, Store
 from ontogeny.files import InputError
@@ -64,7 +64,7 @@ def show(
     InputError : no experiment, no such crosscoder, no such feature, or damaged files.
     """
     results = Path(results)
-    config = _config(results)
+    config = finished.configuration(results)
     name = crosscoder or str(config.get("primary", ""))
     tables = results / "features" / name
     every = _table(_tables_of(results, name) / "features.parquet")
@@ -80,21 +80,6 @@ def show(
     lines += _attribution(results / "circuits" / name / "attribution.parquet", feature)
     lines += _nearest(decoders, feature, every)
     return lines
-
-
-def _config(results: Path) -> dict[str, Any]:
-    path = results / "config.yaml"
-    if not path.exists():
-        there = sorted(p.parent.name for p in results.parent.glob("*/config.yaml"))
-        others = f"; in {results.parent} there are {', '.join(there)}" if there else ""
-        raise InputError(f"{results}: no experiment here; name its folder with --results{others}")
-    try:
-        found = yaml.safe_load(path.read_text())
-    except yaml.YAMLError:
-        found = None
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: damaged; run the experiment again to write it anew")
-    return found
 
 
 def _tables_of(results: Path, name: str) -> Path:

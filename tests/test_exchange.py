@@ -152,6 +152,20 @@ def test_llamascopium_there_and_back(activation, gate, basis, tmp_path):
     torch.testing.assert_close(back.strength, trained.strength, atol=1e-6, rtol=1e-5)
 
 
+def test_a_description_of_another_crosscoder_is_not_believed(tmp_path):
+    llamascopium.write(crosscoder(), tmp_path / "out")
+    told = json.loads((tmp_path / "out/config.json").read_text())["ontogeny"]
+    for change in (
+        {"features": F + 1},
+        {"padded": False},
+        {"dead": [F]},
+        {"outputs": [[0, 3, "x"]]},
+    ):
+        changed(tmp_path / "out", ontogeny=told | change)
+        with pytest.raises(InputError, match="'ontogeny' is of another crosscoder"):
+            llamascopium.read(tmp_path / "out")
+
+
 def test_llamascopium_by_each_heads_own_norm(tmp_path):
     """Another function than one gate a feature: that of a gate a feature and snapshot."""
     trained = crosscoder()
@@ -268,6 +282,8 @@ FAULTS = {
         f, norm_activation="token-wise"
     ),
     "hook_points must be a list of different names": lambda f: changed(f, hook_points=["a", "a"]),
+    "d_model is 'six', not a positive number": lambda f: changed(f, d_model="six"),
+    "'ontogeny' is of another version; take it out": lambda f: changed(f, ontogeny={"seed": 1}),
     "lacks the tensor W_D; it has W_E, ": lambda f: with_tensor(f, "W_D", None),
     r"W_D is \(4, 40, 6\), not \(5, 40, 6\)": lambda f: with_tensor(
         f, "W_D", np.zeros((4, F, D), np.float32)

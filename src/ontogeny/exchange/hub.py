@@ -65,10 +65,15 @@ def read(folder: str | Path, output: str | Path) -> None:
     free(output)
     read_config(folder / FILES[0], ["activation", "gate", "features", "width", "outputs"])
     trained = Crosscoder.load(folder)
-    about, shape = trained.about, tuple(trained.W_dec.shape)
-    wanted = (about.features, len(about.outputs), about.width)
-    if shape != wanted:
-        raise InputError(f"{folder}: decoders are {shape}, its config says {wanted}")
+    about, W = trained.about, trained.weights
+    for what, found, wanted in (
+        ("decoders", trained.W_dec.shape, (about.features, len(about.outputs), about.width)),
+        ("encoders", W.W_enc.shape[:1], (about.features,)),
+        ("encoder's biases", W.b_enc.shape, (about.features,)),
+        ("scales", trained.scales_in.shape, (len(about.inputs),)),
+    ):
+        if tuple(found) != wanted:
+            raise InputError(f"{folder}: {what} are {tuple(found)}, its config says {wanted}")
     with whole(output) as draft:
         draft.mkdir()
         for name in FILES:

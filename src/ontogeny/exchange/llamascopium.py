@@ -150,8 +150,8 @@ def read(
     folder = Path(folder)
     path = folder / "config.json"
     config = read_config(path, KEYS)
-    names = config["hook_points"]
     _check(config, path)
+    names = [str(name) for name in config["hook_points"]]
     act, D = str(config["act_fn"]), int(config["d_model"])
     F, N = int(D * float(config["expansion_factor"])), len(names)
     if act == "batchtopk" and threshold is None:
@@ -179,12 +179,15 @@ def read(
     b = tensors["b_E"].double().sum(0).float()
     b_dec, log_t = tensors["b_D"], tensors.get(LOG_THRESHOLD, torch.zeros(F))
     silent = torch.zeros(F, dtype=torch.long)
-    if "ontogeny" in config:
-        told = dict(config["ontogeny"])
+    told = config.get("ontogeny")
+    if isinstance(told, dict):
         padded, dead = told.pop("padded", False), told.pop("dead", [])
         about = about_of(told, path)
+        sizes = (about.features, len(about.outputs), about.width + bool(padded))
+        if sizes != (F, N, D) or not set(dead) <= set(range(F)):
+            raise InputError(f"{path}: 'ontogeny' is of another crosscoder; take it out")
         if padded:
-            log_t, E, W, b_dec = _without_padding(about.width, log_t, E, W, b_dec, path)
+            log_t, E, W, b_dec = _without_padding(log_t, E, W, b_dec)
         about = _as_it_is(about, KNOWN[act], padded, log_t)
         silent[dead] = int(about.settings["dead_after_rows"])
     else:
@@ -232,8 +235,11 @@ def _check(config: dict[str, Any], path: Path) -> None:
     """Raise InputError for what this is not, or what has no like here."""
     if config["sae_type"] != "crosscoder":
         raise InputError(f"{path}: sae_type is {config['sae_type']}, not crosscoder")
+    for key in ("d_model", "expansion_factor"):
+        if not isinstance(config[key], int | float) or config[key] <= 0:
+            raise InputError(f"{path}: {key} is {config[key]!r}, not a positive number")
     names = config["hook_points"]
-    if not isinstance(names, list) or not names or len(set(names)) < len(names):
+    if not isinstance(names, list) or not names or len(set(map(str, names))) < len(names):
         raise InputError(f"{path}: hook_points must be a list of different names")
     if config["act_fn"] not in KNOWN:
         raise InputError(
@@ -274,13 +280,11 @@ def _places(
 
 
 def _without_padding(
-    D: int, log_t: torch.Tensor, E: torch.Tensor, W: torch.Tensor, b_dec: torch.Tensor, path: Path
+    log_t: torch.Tensor, E: torch.Tensor, W: torch.Tensor, b_dec: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """What `write` padded, as it was: log thresholds for the feature's own norm, E, W, b_dec."""
-    if W.shape[2] != D + 1:
-        raise InputError(f"{path}: d_model is {W.shape[2]}, not the {D + 1} of a padded export")
     largest = W.double().norm(dim=2).amax(1)  # that of every head
-    W, E, b_dec = W[:, :, :D], E[:, :D], b_dec[:, :D]
+    W, E, b_dec = W[:, :, :-1], E[:, :-1], b_dec[:, :-1]
     rms = W.double().square().sum((1, 2)).div(W.shape[1]).sqrt()
     t = log_t.double().exp() * rms.clamp(min=LEAST_NORM) / largest
     return t.clamp(min=LEAST_THRESHOLD).log().float(), E, W, b_dec

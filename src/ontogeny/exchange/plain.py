@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +100,14 @@ def about_of(told: Any, path: Path) -> Description:
     """
     try:
         about = Description(**told)
-    except TypeError as error:
-        raise InputError(f"{path}: 'ontogeny' is of another version ({error})") from None
-    about.inputs[:] = [(int(s), int(n), str(stream)) for s, n, stream in about.inputs]
-    about.outputs[:] = [(int(s), int(n), str(stream)) for s, n, stream in about.outputs]
-    return about
+        places = [[(int(s), int(n), str(stream)) for s, n, stream in sites]
+                  for sites in (about.inputs, about.outputs)]  # fmt: skip
+        int(about.settings["dead_after_rows"])
+    except (TypeError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{path}: 'ontogeny' is of another version; take it out to import without ({error})"
+        ) from None
+    return replace(about, inputs=places[0], outputs=places[1])
 
 
 def name_of(place: Place) -> str:
@@ -139,7 +142,7 @@ def read_config(path: Path, keys: list[str]) -> dict[str, Any]:
 
 
 def read_tensors(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
-    """A safetensors file's tensors, of which those of `shapes` are finite float32 of that shape.
+    """A safetensors file's tensors; those of `shapes` are of that shape, finite, and made float32.
 
     Raises
     ------

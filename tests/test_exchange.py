@@ -138,9 +138,10 @@ def test_llamascopium_by_its_formulas(activation, gate, basis, tmp_path):
         assert config["d_model"] ** 0.5 / norm == pytest.approx(scale, rel=1e-6)
 
 
+@pytest.mark.parametrize("sites", [1, N])
 @pytest.mark.parametrize(("activation", "gate", "basis"), KINDS)
-def test_llamascopium_there_and_back(activation, gate, basis, tmp_path):
-    trained = crosscoder(activation, gate, basis)
+def test_llamascopium_there_and_back(activation, gate, basis, sites, tmp_path):
+    trained = crosscoder(activation, gate, basis, sites)
     x = rows(trained)
     llamascopium.write(trained, tmp_path / "out")
     back = llamascopium.read(tmp_path / "out")
@@ -155,12 +156,8 @@ def test_llamascopium_there_and_back(activation, gate, basis, tmp_path):
 def test_a_description_of_another_crosscoder_is_not_believed(tmp_path):
     llamascopium.write(crosscoder(), tmp_path / "out")
     told = json.loads((tmp_path / "out/config.json").read_text())["ontogeny"]
-    for change in (
-        {"features": F + 1},
-        {"padded": False},
-        {"dead": [F]},
-        {"outputs": [[0, 3, "x"]]},
-    ):
+    one_site = {"outputs": [[0, 3, "residual"]]}
+    for change in ({"features": F + 1}, {"width": D + 1}, {"dead": [F]}, one_site):
         changed(tmp_path / "out", ontogeny=told | change)
         with pytest.raises(InputError, match="'ontogeny' is of another crosscoder"):
             llamascopium.read(tmp_path / "out")
@@ -449,6 +446,10 @@ def test_llamascopium_itself_reconstructs_the_same(tmp_path):
     for trained, folder, x in cases:
         again = np.load(folder / "reconstruction.npy") * trained.scales_out[:, None].numpy()
         agree(trained, np.load(folder / "f.npy"), again, x)
+        back = llamascopium.read(folder / "saved")  # of which the library has written each byte
+        assert back.about.outputs == trained.about.outputs
+        assert (back.about.gate, back.about.width) == (trained.about.gate, D)
+        agree(trained, *ours(back, x), x)
 
 
 def test_saelens_itself_reconstructs_the_same(tmp_path):

@@ -2,7 +2,8 @@
 
     python llamascopium_reads.py FOLDER ...
 
-Each FOLDER holds raw.npy, (B, N, D); beside it go f.npy (B, N, F) and reconstruction.npy.
+Each FOLDER holds raw.npy, (B, N, D); beside it go f.npy (B, N, F), reconstruction.npy
+and saved/, the library's own folder of the same.
 """
 
 import sys
@@ -24,3 +25,5 @@ for folder in map(Path, sys.argv[1:]):
     stacked = torch.stack([again[name] for name in coder.cfg.hook_points], 1)
     np.save(folder / "f.npy", f.numpy())
     np.save(folder / "reconstruction.npy", stacked[..., : raw.shape[2]].numpy())
+    coder.save_pretrained(folder / "saved")
+    coder.cfg.save_hyperparameters(folder / "saved")

@@ -80,7 +80,7 @@ def write(trained: Crosscoder, output: str | Path, gate: str = "padded") -> None
     p = plain(trained)
     E, W = p.E, p.W_dec.transpose(0, 1).clone()  # (N, D, F), (N, F, D)
     t, b_dec = p.t, p.b_dec
-    padded = t is not None and about.gate == "feature" and gate == "padded"
+    padded = about.gate == "feature" and gate == "padded" and len(E) > 1
     if padded and t is not None:
         norm = W.double().norm(dim=2)  # (N, F)
         largest = norm.amax(0).clamp(min=LEAST_NORM)
@@ -115,7 +115,7 @@ def write(trained: Crosscoder, output: str | Path, gate: str = "padded") -> None
         "sparsity_threshold_for_triton_spmm_kernel": 0.996,
         "jumprelu_threshold_window": 2.0,
         "hook_points": names,
-        "ontogeny": asdict(about) | {"padded": padded, "dead": dead},
+        "ontogeny": asdict(about) | {"dead": dead},
     }
     texts = {"config.json": json.dumps(config, indent=2) + "\n"}
     write_folder(output, (WEIGHTS, tensors), texts, {"version": "2.0.0b34"})
@@ -179,20 +179,23 @@ def read(
     b = tensors["b_E"].double().sum(0).float()
     b_dec, log_t = tensors["b_D"], tensors.get(LOG_THRESHOLD, torch.zeros(F))
     silent = torch.zeros(F, dtype=torch.long)
+    padded = act == "jumprelu" and is_padded(E, W, b_dec)
+    if padded:
+        log_t, E, W, b_dec = _without_padding(log_t, E, W, b_dec)
+        D -= 1
     told = config.get("ontogeny")
     if isinstance(told, dict):
-        padded, dead = told.pop("padded", False), told.pop("dead", [])
+        dead = told.pop("dead", [])
         about = about_of(told, path)
-        sizes = (about.features, len(about.outputs), about.width + bool(padded))
+        sizes = (about.features, len(about.outputs), about.width)
         if sizes != (F, N, D) or not set(dead) <= set(range(F)):
             raise InputError(f"{path}: 'ontogeny' is of another crosscoder; take it out")
-        if padded:
-            log_t, E, W, b_dec = _without_padding(log_t, E, W, b_dec)
         about = _as_it_is(about, KNOWN[act], padded, log_t)
         silent[dead] = int(about.settings["dead_after_rows"])
     else:
         places = _places(names, steps, layer, stream)
         about = described(KNOWN[act], places, F, D, threshold or 0.0, tokens)
+        about = replace(about, gate="feature") if padded else about
     read = {
         "W_enc": E.permute(2, 0, 1).flatten(1),
         "b_enc": b,
@@ -222,6 +225,8 @@ def _as_it_is(
         if torch.allclose(t, torch.full_like(t, max(about.threshold, LEAST_THRESHOLD)), rtol=1e-4):
             activation, threshold = "batch_topk", about.threshold
     gate = "feature" if padded or activation == "relu" else "snapshot"
+    if len(about.outputs) == 1:  # one site: its own norm is the feature's
+        gate = about.gate
     changed: dict[str, Any] = {
         "activation": activation,
         "gate": gate,
@@ -277,6 +282,13 @@ def _places(
     if len(steps) != len(names):
         raise InputError(f"--steps: {len(steps)} for {len(names)} hook points; give one each")
     return [(step, layer, stream) for step in steps]
+
+
+def is_padded(E: torch.Tensor, W: torch.Tensor, b_dec: torch.Tensor) -> bool:
+    """Whether the last dimension is what `write` adds: read by no head, it makes norms alike."""
+    norm = W.double().norm(dim=2)  # (F, N)
+    alike = torch.allclose(norm, norm[:, :1].expand_as(norm), rtol=1e-5)
+    return len(E) > 1 and alike and not E[:, -1].any() and not b_dec[:, -1].any()
 
 
 def _without_padding(

@@ -26,7 +26,7 @@ from ontogeny.activations.store import Site, Stacks
 from ontogeny.cli import main
 from ontogeny.crosscoder.model import Crosscoder, Description
 from ontogeny.crosscoder.readout import Readout
-from ontogeny.exchange import card, hub, llamascopium, plain, saelens
+from ontogeny.exchange import card, hub, llamascopium, plain, saelens, scales
 from ontogeny.features import evolution
 from ontogeny.files import InputError
 from ontogeny.settings import Analysis
@@ -210,13 +210,13 @@ def foreign(folder: Path, act: str = "batchtopk", norm: str = "dataset-wise") ->
 @pytest.mark.parametrize(("act", "norm"), [("jumprelu", "dataset-wise"), ("relu", "inference")])
 def test_a_foreign_folder_is_read(act, norm, tmp_path):
     folder = foreign(tmp_path / "theirs", act, norm)
-    found = llamascopium.read(folder, STEPS, 6, "residual", tokens="of ours")
+    found = llamascopium.read(folder, STEPS, 6, "residual")
     x = rows(found)
     agree(found, *by_llamascopium(folder, x.numpy()), x)
     scale = [D**0.5 / (2 + i) for i in range(N)] if norm == "dataset-wise" else [1.0] * N
     assert found.scales_in.tolist() == pytest.approx(scale)
     assert found.about.outputs == [(step, 6, "residual") for step in STEPS]
-    assert found.about.tokens == "of ours"
+    assert found.about.tokens == ""
 
 
 def test_a_foreign_batchtopk_takes_the_threshold_that_is_given(tmp_path):
@@ -255,6 +255,26 @@ def test_what_is_imported_goes_on_to_histories_and_single_features(tmp_path):
     torch.testing.assert_close(found, loaded.encode(x).amax(2)[:, which], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_constants_of_the_activations_leave_the_function(kind, tmp_path):
+    """Of raw activations the same: exactly with one gate a feature, or constants in proportion."""
+    llamascopium.write(crosscoder(*kind), tmp_path / "out")
+    trained = llamascopium.read(tmp_path / "out")
+    x = rows(trained)
+    f, again = ours(trained, x)
+    spread = torch.linspace(0.6, 1.7, N) if kind[1] == "feature" else torch.full((N,), 1.3)
+    wanted = trained.scales_in * spread
+    found, moved = scales.rescaled(trained, wanted, "theirs")
+    assert moved == pytest.approx(0, abs=1e-6)
+    assert found.about.tokens == "theirs"
+    other_f, other = ours(found, x * spread[:, None])
+    np.testing.assert_array_equal(other_f > 0, f > 0)
+    np.testing.assert_allclose(other / spread[:, None].numpy(), again, atol=3e-5)
+    if kind[1] == "snapshot":
+        _, moved = scales.rescaled(trained, trained.scales_in * torch.linspace(0.9, 1.1, N), "")
+        assert 0.05 < moved < 0.15
+
+
 def changed(folder: Path, **changes) -> None:
     config = json.loads((folder / "config.json").read_text()) | changes
     config = {key: value for key, value in config.items() if value is not None}
@@ -271,17 +291,17 @@ def with_tensor(folder: Path, name: str, value: np.ndarray | None) -> None:
 
 FAULTS = {
     "lacks act_fn": lambda f: changed(f, act_fn=None),
-    "act_fn layertopk has no like here; known are relu, jumprelu, batchtopk": lambda f: changed(
+    "act_fn 'layertopk' has no like here; known are relu, jumprelu, batchtopk": lambda f: changed(
         f, act_fn="layertopk"
     ),
-    "sae_type is clt, not crosscoder": lambda f: changed(f, sae_type="clt"),
-    "norm_activation token-wise scales each token": lambda f: changed(
+    "sae_type is 'clt', not crosscoder": lambda f: changed(f, sae_type="clt"),
+    "norm_activation 'token-wise' scales each token": lambda f: changed(
         f, norm_activation="token-wise"
     ),
     "hook_points must be a list of different names": lambda f: changed(f, hook_points=["a", "a"]),
     "d_model is 'six', not a positive number": lambda f: changed(f, d_model="six"),
     "'ontogeny' is of another version; take it out": lambda f: changed(f, ontogeny={"seed": 1}),
-    "lacks the tensor W_D; it has W_E, ": lambda f: with_tensor(f, "W_D", None),
+    r"lacks the tensor W_D; it has \[.*'W_E'": lambda f: with_tensor(f, "W_D", None),
     r"W_D is \(4, 40, 6\), not \(5, 40, 6\)": lambda f: with_tensor(
         f, "W_D", np.zeros((4, F, D), np.float32)
     ),
@@ -306,6 +326,18 @@ def test_a_folder_that_is_not_of_the_format_is_told_what_it_lacks(told, tmp_path
     FAULTS[told](folder)
     with pytest.raises(InputError, match=told):
         llamascopium.read(folder, STEPS, 6, "residual")
+
+
+def test_names_in_a_foreign_folder_do_not_drive_the_terminal(tmp_path):
+    hostile = "\x1b[2J"
+    changes = [{key: hostile} for key in ("act_fn", "sae_type", "norm_activation", "d_model")]
+    changes += [{"ontogeny": {hostile: 1}}, {"hook_points": [f"{hostile}{i}" for i in range(N)]}]
+    for i, change in enumerate(changes):
+        folder = foreign(tmp_path / str(i), "relu")
+        changed(folder, **change)
+        with pytest.raises(InputError, match=r"\\x1b\[2J|take it out") as told:
+            llamascopium.read(folder)
+        assert "\x1b" not in str(told.value)
 
 
 @pytest.mark.parametrize(
@@ -418,6 +450,29 @@ def test_an_sae_of_one_snapshot_alone_is_the_least_squares_one(finished, tmp_pat
     wanted = fidelity.loc[8, "explained_variance"]
     assert told["crosscoder"]["explained_variance"] == pytest.approx(wanted, abs=1e-4)
     assert told["alone"]["explained_variance"] < told["crosscoder"]["explained_variance"]
+
+
+def test_an_import_is_scaled_as_the_activations_that_it_is_used_on(finished, tmp_path):
+    """Of a folder with other constants: explained variance is that of the crosscoder exported."""
+    seed = finished / RESULTS / "crosscoders/batchtopk/seed0"
+    activations = finished / RESULTS / "activations"
+    trained = Crosscoder.load(seed)
+    other, _ = scales.rescaled(saved_again(trained, tmp_path), trained.scales_in * 1.5, "")
+    llamascopium.write(other, tmp_path / "theirs")
+    found, _ = scales.for_activations(llamascopium.read(tmp_path / "theirs"), activations)
+    stacks = Stacks(activations, [Site(*place) for place in trained.about.inputs])
+    assert found.about.tokens == trained.about.tokens
+    assert found.scales_in.tolist() == stacks.scales.tolist()
+    x = torch.from_numpy(stacks.read(0, 500, "held_out"))
+    agree(trained, *ours(found, x), x)
+    with pytest.raises(InputError, match=r"residual\.3"):  # a layer that is not there
+        scales.for_activations(crosscoder(), activations)
+
+
+def saved_again(trained: Crosscoder, folder: Path) -> Crosscoder:
+    """The same without its subspace and centre."""
+    llamascopium.write(trained, folder / "plain")
+    return llamascopium.read(folder / "plain")
 
 
 # The libraries themselves

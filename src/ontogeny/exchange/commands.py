@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
@@ -134,7 +133,7 @@ def hub(output: Path, licence: str | None, data_licence: str | None, **chosen: A
 @click.option("--layer", type=int, help="Of all heads.")
 @click.option("--stream", help="Of all heads, such as residual.")
 @click.option("--threshold", type=float, help="Of a batchtopk one, for single tokens.")
-@click.option("--tokens", type=FILE, help="tokens.h5 whose activations it is to be used on.")
+@click.option("--activations", type=FOLDER, help="Of an experiment that it is to be used on.")
 def from_llamascopium(
     folder: Path,
     output: Path,
@@ -142,11 +141,11 @@ def from_llamascopium(
     layer: int | None,
     stream: str | None,
     threshold: float | None,
-    tokens: Path | None,
+    activations: Path | None,
 ) -> None:
     """A Crosscoder folder of the paper's library."""
-    from ontogeny.corpus.build import Tokens
     from ontogeny.exchange import llamascopium as it
+    from ontogeny.exchange import scales
     from ontogeny.exchange.plain import free
     from ontogeny.files import InputError
 
@@ -155,17 +154,21 @@ def from_llamascopium(
     except ValueError:
         raise InputError(f"--steps: {steps} is not numbers with commas between") from None
     free(output)
-    digest = Tokens(tokens).digest if tokens else ""
-    found = it.read(folder, numbers, layer, stream, threshold, digest)
+    found = it.read(folder, numbers, layer, stream, threshold)
+    moved = 0.0
+    if activations is not None:
+        found, moved = scales.for_activations(found, activations)
     found.save(output)
     print(output)
+    if moved:
+        print(f"scaled as {activations} is: gates move by up to {moved:.2%}")
     if not found.about.tokens:
         print(UNKNOWN)
 
 
 UNKNOWN = (
-    "which tokens it was trained on is not known: analyses that read activations refuse it; "
-    "--tokens names those to use it on"
+    "which activations it belongs to is not known: analyses that read them refuse it; "
+    "--activations names those of an experiment to use it on"
 )
 
 

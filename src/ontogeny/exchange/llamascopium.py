@@ -133,7 +133,6 @@ def read(
     layer: int | None = None,
     stream: str | None = None,
     threshold: float | None = None,
-    tokens: str = "",
 ) -> Crosscoder:
     """A crosscoder from llamascopium's folder.
 
@@ -141,7 +140,6 @@ def read(
     ----------
     steps, layer, stream : of the heads, in order, where hook points do not name them as we do.
     threshold : of a batchtopk one, at inference: theirs takes the largest of each batch instead.
-    tokens : digest of the tokens whose activations it is to be used on; '' where not known.
 
     Raises
     ------
@@ -161,6 +159,8 @@ def read(
         )
     if threshold is not None and act != "batchtopk":
         raise InputError(f"--threshold: act_fn {act} has its own; leave it out")
+    told = config.get("ontogeny")
+    places = [] if isinstance(told, dict) else _places(names, steps, layer, stream)
     shapes: dict[str, tuple[int, ...]]
     shapes = {"W_E": (N, D, F), "b_E": (N, F), "W_D": (N, F, D), "b_D": (N, D)}
     if act == "jumprelu":
@@ -183,7 +183,6 @@ def read(
     if padded:
         log_t, E, W, b_dec = _without_padding(log_t, E, W, b_dec)
         D -= 1
-    told = config.get("ontogeny")
     if isinstance(told, dict):
         dead = told.pop("dead", [])
         about = about_of(told, path)
@@ -193,8 +192,7 @@ def read(
         about = _as_it_is(about, KNOWN[act], padded, log_t)
         silent[dead] = int(about.settings["dead_after_rows"])
     else:
-        places = _places(names, steps, layer, stream)
-        about = described(KNOWN[act], places, F, D, threshold or 0.0, tokens)
+        about = described(KNOWN[act], places, F, D, threshold or 0.0)
         about = replace(about, gate="feature") if padded else about
     read = {
         "W_enc": E.permute(2, 0, 1).flatten(1),
@@ -239,7 +237,7 @@ def _as_it_is(
 def _check(config: dict[str, Any], path: Path) -> None:
     """Raise InputError for what this is not, or what has no like here."""
     if config["sae_type"] != "crosscoder":
-        raise InputError(f"{path}: sae_type is {config['sae_type']}, not crosscoder")
+        raise InputError(f"{path}: sae_type is {config['sae_type']!r}, not crosscoder")
     for key in ("d_model", "expansion_factor"):
         if not isinstance(config[key], int | float) or config[key] <= 0:
             raise InputError(f"{path}: {key} is {config[key]!r}, not a positive number")
@@ -248,11 +246,11 @@ def _check(config: dict[str, Any], path: Path) -> None:
         raise InputError(f"{path}: hook_points must be a list of different names")
     if config["act_fn"] not in KNOWN:
         raise InputError(
-            f"{path}: act_fn {config['act_fn']} has no like here; known are {', '.join(KNOWN)}"
+            f"{path}: act_fn {config['act_fn']!r} has no like here; known are {', '.join(KNOWN)}"
         )
     if config["norm_activation"] not in ("dataset-wise", "inference"):
         raise InputError(
-            f"{path}: norm_activation {config['norm_activation']} scales each token or batch by "
+            f"{path}: norm_activation {config['norm_activation']!r} scales each token or batch by "
             "itself; known are dataset-wise and inference"
         )
     if not config.get("sparsity_include_decoder_norm", True):
@@ -275,7 +273,7 @@ def _places(
     if steps is None or layer is None or stream is None:
         if any(place is None for place in found):
             raise InputError(
-                f"hook points {names[0]}, ... do not say what they are; give --steps (one a "
+                f"hook points {names[0]!r}, ... do not say what they are; give --steps (one a "
                 f"head, {len(names)} in order), --layer and --stream"
             )
         return [place for place in found if place is not None]

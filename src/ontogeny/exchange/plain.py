@@ -71,7 +71,7 @@ def plain(trained: Crosscoder) -> Plain:
 
 
 def described(
-    activation: str, places: list[Place], features: int, width: int, threshold: float, tokens: str
+    activation: str, places: list[Place], features: int, width: int, threshold: float
 ) -> Description:
     """What can be said of a crosscoder that was not trained here, one gate a feature and site."""
     return Description(
@@ -85,7 +85,7 @@ def described(
         threshold=threshold,
         seed=0,
         settings={"dead_after_rows": 1},  # with no silent row, none is known to be dead
-        tokens=tokens,
+        tokens="",  # not known
         ontogeny=__version__,
         torch=torch.__version__.split("+")[0],
     )
@@ -105,7 +105,8 @@ def about_of(told: Any, path: Path) -> Description:
         int(about.settings["dead_after_rows"])
     except (TypeError, ValueError, KeyError) as error:
         raise InputError(
-            f"{path}: 'ontogeny' is of another version; take it out to import without ({error})"
+            f"{path}: 'ontogeny' is of another version; take it out to import without "
+            f"({str(error)!r})"
         ) from None
     return replace(about, inputs=places[0], outputs=places[1])
 
@@ -154,7 +155,7 @@ def read_tensors(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, to
         raise InputError(f"{path}: missing or damaged ({error})") from None
     for name, shape in shapes.items():
         if name not in found:
-            raise InputError(f"{path}: lacks the tensor {name}; it has {', '.join(sorted(found))}")
+            raise InputError(f"{path}: lacks the tensor {name}; it has {sorted(found)}")
         if tuple(found[name].shape) != shape:
             raise InputError(f"{path}: {name} is {tuple(found[name].shape)}, not {shape}")
         if not torch.isfinite(found[name]).all():

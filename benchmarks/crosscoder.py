@@ -13,7 +13,6 @@ table and the plot to docs/performance.md and docs/performance.png.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -28,6 +27,7 @@ from typing import Any
 import click
 import numpy as np
 
+from benchmarks import environments
 from ontogeny import devices, settings
 from ontogeny.activations.store import Site, Stacks
 from ontogeny.basis import principal
@@ -101,20 +101,6 @@ def cases() -> Iterator[Case]:
             yield Case("features", path, **(first | {"features": features}), seconds=10.0)
 
 
-def environment(peer: str) -> Path:
-    """The Python of a peer's environment, made from its pinned list if it is not there."""
-    listed = HERE / "peers" / f"{peer}.txt"
-    folder = WORK / "envs" / f"{peer}-{hashlib.sha256(listed.read_bytes()).hexdigest()[:12]}"
-    python = folder / "bin" / "python"
-    if not (folder / ".complete").exists():
-        click.echo(f"making {peer}'s environment in {folder}")
-        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "-q", "--no-deps"]
-        subprocess.run([*pip, "-r", listed], check=True)
-        (folder / ".complete").touch()
-    return python.absolute()  # not resolved: the environment is found by the link's own place
-
-
 def make_activations(experiment: str) -> Path:
     """The activations of `default` or `benchmark`, by their workflow: nothing if they are there."""
     file = "config.yaml" if experiment == "default" else f"experiments/{experiment}.yaml"
@@ -186,7 +172,7 @@ def measure(case: Case) -> dict[str, Any]:
         worker = "ours"
     elif case.path == "bound_principal":
         worker = "bound"
-    python = environment(case.path) if case.path in PEERS else Path(sys.executable)
+    python = environments.make(case.path) if case.path in PEERS else Path(sys.executable)
     output = WORK / "out" / f"{case.key.replace('/', '-')}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     slow = case.path in PEERS or case.path == "dense"

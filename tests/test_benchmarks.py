@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import crosscoder, page
+from benchmarks import crosscoder, environments, page
 
 WORKERS = Path(crosscoder.__file__).parent / "workers"
 
@@ -21,6 +21,17 @@ def test_every_size_has_every_path():
     assert {c.n for c in crosscoder.cases() if c.group == "snapshots"} == {4, 16, 32, 64, 128}
     keys = [c.key for c in crosscoder.cases()]
     assert len(set(keys)) == len(keys)
+
+
+def test_an_environment_is_of_its_list_and_complete(tmp_path):
+    found = {peer: environments.folder(peer, tmp_path) for peer in (*crosscoder.PEERS, "saelens")}
+    assert len({path.name for path in found.values()}) == 3
+    for peer, path in found.items():
+        assert environments.python_of(peer, tmp_path) is None
+        path.mkdir()
+        assert environments.python_of(peer, tmp_path) is None  # being made, or broken off
+        (path / ".complete").touch()
+        assert environments.python_of(peer, tmp_path) == path / "bin" / "python"
 
 
 def test_sites_of_the_wide_data_stand_snapshot_by_snapshot():

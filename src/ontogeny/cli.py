@@ -17,6 +17,7 @@ import click
 
 from ontogeny import __version__, gpus
 from ontogeny import settings as settings_module
+from ontogeny.exchange import commands as exchange
 from ontogeny.files import InputError
 from ontogeny.settings import Settings, SettingsError
 
@@ -668,6 +669,25 @@ def compare(s: Settings, folder: Path, output: Path) -> None:
     from ontogeny import replicates
 
     replicates.compare(s, folder, output)
+
+
+@main.command()
+@click.argument("feature", type=int)
+@click.option("--results", type=FOLDER, default=Path("results/default"), help="The experiment.")
+@click.option("--crosscoder", help="Its name; else the primary one.")
+@click.option("--contexts", type=click.IntRange(0), default=5, help="Of the largest activations.")
+def show(feature: int, results: Path, crosscoder: str | None, contexts: int) -> None:
+    """Print what is known of FEATURE in a finished experiment."""
+    import shutil
+
+    from ontogeny import show as it
+
+    width = max(it.LEAST_WIDTH, shutil.get_terminal_size().columns)
+    it.write(it.show(results, feature, crosscoder, contexts, width), width)
+
+
+main.add_command(exchange.export)
+main.add_command(exchange.import_)
 
 
 @main.group()

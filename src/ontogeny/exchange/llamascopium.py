@@ -1,0 +1,300 @@
+"""llamascopium's Crosscoder folder: config.json and sae_weights.safetensors (its release 2.0.0b34).
+
+    W_E (N, D, F)   b_E (N, F), summed over heads   W_D (N, F, D)   b_D (N, D)
+    activation_function.log_jumprelu_threshold (F,), for act_fn jumprelu
+    dataset_average_activation_norm.HOOK () a head, with norm_activation dataset-wise
+
+Its function, for a head θ and activations scaled by √d_model / dataset_average_activation_norm:
+
+    h = Σ_θ (ã^θ W_E^θ + b_E^θ)    f^θ = φ(h·r^θ) / r^θ,  r^θ = ‖W_D^θ‖    â^θ = f^θ W_D^θ + b_D^θ
+
+φ(z) = z·1[z > t] for jumprelu, t a feature's, the same for all heads: this is our gate a feature
+and snapshot, and nothing else. BatchTopK's threshold at inference becomes t of every feature.
+
+One gate a feature opens by the norm over all snapshots, which no threshold of theirs can state by
+the heads' own norms. `padded` states it all the same: each decoder gets one more dimension, which
+brings its norm to the feature's largest, so that all heads' gates are one. Their `prepare_input`
+pads activations to d_model with zeros; the last dimension of a reconstruction means nothing.
+`heads` leaves the decoders as they are and gates each head by its own norm: another function,
+close where a feature's norms are alike.
+
+References
+----------
+OpenMOSS, Language-Model-SAEs (llamascopium): models/crosscoder.py, models/sparse_dictionary.py,
+activation_functions.py.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ontogeny.crosscoder.model import Crosscoder, Description
+from ontogeny.exchange.plain import (
+    LEAST_THRESHOLD,
+    Place,
+    about_of,
+    described,
+    free,
+    name_of,
+    place_of,
+    plain,
+    read_config,
+    read_tensors,
+    write_folder,
+)
+from ontogeny.files import InputError
+
+WEIGHTS = "sae_weights.safetensors"
+LOG_THRESHOLD = "activation_function.log_jumprelu_threshold"
+NORM = "dataset_average_activation_norm."
+GATES = ("padded", "heads")
+LEAST_NORM = 1e-12  # of a decoder: it divides by the norm, and a row of zeros would give NaN
+KNOWN = {"relu": "relu", "jumprelu": "jumprelu", "batchtopk": "batch_topk"}
+KEYS = ["sae_type", "d_model", "expansion_factor", "act_fn", "norm_activation", "hook_points"]
+
+
+def write(trained: Crosscoder, output: str | Path, gate: str = "padded") -> None:
+    """Write a crosscoder as llamascopium's folder.
+
+    Parameters
+    ----------
+    gate : of a crosscoder with one gate a feature, one of GATES; without meaning for others.
+
+    Raises
+    ------
+    InputError : its input sites are not its output sites, or something stands at `output`.
+    """
+    output, about = Path(output), trained.about
+    free(output)
+    if about.inputs != about.outputs:
+        raise InputError(
+            "llamascopium's crosscoders read and write the same sites; this one does not, and can "
+            "only be exported as a hub folder, or a site at a time to SAELens"
+        )
+    p = plain(trained)
+    E, W = p.E, p.W_dec.transpose(0, 1).clone()  # (N, D, F), (N, F, D)
+    t, b_dec = p.t, p.b_dec
+    padded = about.gate == "feature" and gate == "padded" and len(E) > 1
+    if padded and t is not None:
+        norm = W.double().norm(dim=2)  # (N, F)
+        largest = norm.amax(0).clamp(min=LEAST_NORM)
+        beside = (largest.square() - norm.square()).clamp(min=0).sqrt().float()
+        W = torch.cat([W, beside[:, :, None]], 2)
+        E = torch.cat([E, torch.zeros(len(E), 1, about.features)], 1)
+        b_dec = torch.cat([b_dec, torch.zeros(len(b_dec), 1)], 1)
+        t = (t.double() * largest / p.r[:, 0].double().clamp(min=LEAST_NORM)).float()
+    none = W.norm(dim=2) < LEAST_NORM
+    W[none] = 0.0
+    W[..., 0][none] = LEAST_NORM
+    N, D = b_dec.shape
+    b = torch.zeros(N, about.features)
+    b[0] = p.b
+    tensors = {"W_E": E, "b_E": b, "W_D": W, "b_D": b_dec}
+    if t is not None:
+        tensors[LOG_THRESHOLD] = t.clamp(min=LEAST_THRESHOLD).log()
+    dead = trained.dead.nonzero()[:, 0].tolist()
+    names = [name_of(place) for place in about.outputs]
+    for name, scale in zip(names, trained.scales_in.tolist(), strict=True):
+        tensors[NORM + name] = torch.tensor(math.sqrt(D) / scale)
+    config = {
+        "sae_type": "crosscoder",
+        "d_model": D,
+        "expansion_factor": expansion(about.features, D),
+        "use_decoder_bias": True,
+        "act_fn": "relu" if t is None else "jumprelu",
+        "norm_activation": "dataset-wise",
+        "sparsity_include_decoder_norm": True,
+        "top_k": 50,
+        "use_triton_kernel": False,
+        "sparsity_threshold_for_triton_spmm_kernel": 0.996,
+        "jumprelu_threshold_window": 2.0,
+        "hook_points": names,
+        "ontogeny": asdict(about) | {"dead": dead},
+    }
+    texts = {"config.json": json.dumps(config, indent=2) + "\n"}
+    write_folder(output, (WEIGHTS, tensors), texts, {"version": "2.0.0b34"})
+
+
+def expansion(features: int, width: int) -> float:
+    """A factor of which int(width · factor), as they reckon F, is F."""
+    factor = features / width
+    return factor if int(width * factor) == features else math.nextafter(factor, math.inf)
+
+
+def read(
+    folder: str | Path,
+    steps: list[int] | None = None,
+    layer: int | None = None,
+    stream: str | None = None,
+    threshold: float | None = None,
+) -> Crosscoder:
+    """A crosscoder from llamascopium's folder.
+
+    Parameters
+    ----------
+    steps, layer, stream : of the heads, in order, where hook points do not name them as we do.
+    threshold : of a batchtopk one, at inference: theirs takes the largest of each batch instead.
+
+    Raises
+    ------
+    InputError : not such a folder, of what cannot be stated here, or an option is missing.
+    """
+    folder = Path(folder)
+    path = folder / "config.json"
+    config = read_config(path, KEYS)
+    _check(config, path)
+    names = [str(name) for name in config["hook_points"]]
+    act, D = str(config["act_fn"]), int(config["d_model"])
+    F, N = int(D * float(config["expansion_factor"])), len(names)
+    if act == "batchtopk" and threshold is None:
+        raise InputError(
+            f"{path}: act_fn batchtopk has no threshold for single tokens; give --threshold, the "
+            "least h·‖W_D‖ that it keeps in the mean over batches"
+        )
+    if threshold is not None and act != "batchtopk":
+        raise InputError(f"--threshold: act_fn {act} has its own; leave it out")
+    told = config.get("ontogeny")
+    places = [] if isinstance(told, dict) else _places(names, steps, layer, stream)
+    shapes: dict[str, tuple[int, ...]]
+    shapes = {"W_E": (N, D, F), "b_E": (N, F), "W_D": (N, F, D), "b_D": (N, D)}
+    if act == "jumprelu":
+        shapes[LOG_THRESHOLD] = (F,)
+    dataset_wise = config["norm_activation"] == "dataset-wise"
+    if dataset_wise:
+        shapes |= {NORM + name: () for name in names}
+    tensors = read_tensors(_weights(folder), shapes)
+    scales = torch.ones(N)
+    if dataset_wise:
+        norms = torch.stack([tensors[NORM + name] for name in names])
+        if not (norms > 0).all():
+            raise InputError(f"{folder}: a {NORM}* is not positive; export it after training")
+        scales = (math.sqrt(D) / norms.double()).float()
+    E, W = tensors["W_E"], tensors["W_D"].transpose(0, 1)  # (N, D, F), (F, N, D)
+    b = tensors["b_E"].double().sum(0).float()
+    b_dec, log_t = tensors["b_D"], tensors.get(LOG_THRESHOLD, torch.zeros(F))
+    silent = torch.zeros(F, dtype=torch.long)
+    padded = act == "jumprelu" and is_padded(E, W, b_dec)
+    if padded:
+        log_t, E, W, b_dec = _without_padding(log_t, E, W, b_dec)
+        D -= 1
+    if isinstance(told, dict):
+        dead = told.pop("dead", [])
+        about = about_of(told, path)
+        sizes = (about.features, len(about.outputs), about.width)
+        if sizes != (F, N, D) or not set(dead) <= set(range(F)):
+            raise InputError(f"{path}: 'ontogeny' is of another crosscoder; take it out")
+        about = _as_it_is(about, KNOWN[act], padded, log_t)
+        silent[dead] = int(about.settings["dead_after_rows"])
+    else:
+        about = described(KNOWN[act], places, F, D, threshold or 0.0)
+        about = replace(about, gate="feature") if padded else about
+    read = {
+        "W_enc": E.permute(2, 0, 1).flatten(1),
+        "b_enc": b,
+        "W_dec": W.flatten(1),
+        "b_dec": b_dec.flatten(),
+        "log_threshold": log_t,
+        "silent_rows": silent,
+        "scales_in": scales,
+        "scales_out": scales.clone(),
+        "mean_in": torch.zeros(N * about.width),
+        "mean_out": torch.zeros(N * about.width),
+    }
+    return Crosscoder(about, {name: tensor.contiguous() for name, tensor in read.items()})
+
+
+def _as_it_is(
+    about: Description, activation: str, padded: bool, log_t: torch.Tensor
+) -> Description:
+    """What an export told, changed where the weights say otherwise.
+
+    Of BatchTopK the export made a threshold for every feature; where they are still one, it is
+    BatchTopK again.
+    """
+    threshold = 0.0
+    if activation == "jumprelu" and about.activation == "batch_topk":
+        t = log_t.double().exp()
+        if torch.allclose(t, torch.full_like(t, max(about.threshold, LEAST_THRESHOLD)), rtol=1e-4):
+            activation, threshold = "batch_topk", about.threshold
+    gate = "feature" if padded or activation == "relu" else "snapshot"
+    if len(about.outputs) == 1:  # one site: its own norm is the feature's
+        gate = about.gate
+    changed: dict[str, Any] = {
+        "activation": activation,
+        "gate": gate,
+        "basis": "full",
+        "threshold": threshold,
+    }
+    return replace(about, **changed)
+
+
+def _check(config: dict[str, Any], path: Path) -> None:
+    """Raise InputError for what this is not, or what has no like here."""
+    if config["sae_type"] != "crosscoder":
+        raise InputError(f"{path}: sae_type is {config['sae_type']!r}, not crosscoder")
+    for key in ("d_model", "expansion_factor"):
+        if not isinstance(config[key], int | float) or config[key] <= 0:
+            raise InputError(f"{path}: {key} is {config[key]!r}, not a positive number")
+    names = config["hook_points"]
+    if not isinstance(names, list) or not names or len(set(map(str, names))) < len(names):
+        raise InputError(f"{path}: hook_points must be a list of different names")
+    if config["act_fn"] not in KNOWN:
+        raise InputError(
+            f"{path}: act_fn {config['act_fn']!r} has no like here; known are {', '.join(KNOWN)}"
+        )
+    if config["norm_activation"] not in ("dataset-wise", "inference"):
+        raise InputError(
+            f"{path}: norm_activation {config['norm_activation']!r} scales each token or batch by "
+            "itself; known are dataset-wise and inference"
+        )
+    if not config.get("sparsity_include_decoder_norm", True):
+        raise InputError(f"{path}: sparsity_include_decoder_norm must be true for a crosscoder")
+
+
+def _weights(folder: Path) -> Path:
+    """The weights where the library looks for them, safetensors alone: nothing is unpickled."""
+    places = [WEIGHTS, "checkpoints/pruned.safetensors", "checkpoints/final.safetensors"]
+    for place in places:
+        if (folder / place).exists():
+            return folder / place
+    raise InputError(f"{folder}: has none of {', '.join(places)}; save it as safetensors")
+
+
+def _places(
+    names: list[str], steps: list[int] | None, layer: int | None, stream: str | None
+) -> list[Place]:
+    found = [place_of(name) for name in names]
+    if steps is None or layer is None or stream is None:
+        if any(place is None for place in found):
+            raise InputError(
+                f"hook points {names[0]!r}, ... do not say what they are; give --steps (one a "
+                f"head, {len(names)} in order), --layer and --stream"
+            )
+        return [place for place in found if place is not None]
+    if len(steps) != len(names):
+        raise InputError(f"--steps: {len(steps)} for {len(names)} hook points; give one each")
+    return [(step, layer, stream) for step in steps]
+
+
+def is_padded(E: torch.Tensor, W: torch.Tensor, b_dec: torch.Tensor) -> bool:
+    """Whether the last dimension is what `write` adds: read by no head, it makes norms alike."""
+    norm = W.double().norm(dim=2)  # (F, N)
+    alike = torch.allclose(norm, norm[:, :1].expand_as(norm), rtol=1e-5)
+    return len(E) > 1 and alike and not E[:, -1].any() and not b_dec[:, -1].any()
+
+
+def _without_padding(
+    log_t: torch.Tensor, E: torch.Tensor, W: torch.Tensor, b_dec: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What `write` padded, as it was: log thresholds for the feature's own norm, E, W, b_dec."""
+    largest = W.double().norm(dim=2).amax(1)  # that of every head
+    W, E, b_dec = W[:, :, :-1], E[:, :-1], b_dec[:, :-1]
+    rms = W.double().square().sum((1, 2)).div(W.shape[1]).sqrt()
+    t = log_t.double().exp() * rms.clamp(min=LEAST_NORM) / largest
+    return t.clamp(min=LEAST_THRESHOLD).log().float(), E, W, b_dec

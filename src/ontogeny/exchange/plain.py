@@ -1,0 +1,186 @@
+"""A crosscoder as other libraries state one: no subspace, no centre, a threshold a feature.
+
+With the letters of crosscoder/model.py, for normalised activations ã of raw ones a, ã = s·a:
+
+    h = Σ_θ ã^θ E^θ + b       E^θ = U_θ W_encᵀ,  b = b_enc − μ U W_encᵀ
+    f = h · 1[h·r > t]        r the gate's decoder norm, t its threshold (BatchTopK: one for all)
+    â = Σ_i f_i W_dec,i + b_dec
+
+The sums are done in float64 and rounded once.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from ontogeny import __version__
+from ontogeny.crosscoder.model import Crosscoder, Description
+from ontogeny.files import InputError, whole
+
+LEAST_THRESHOLD = 1.2e-38  # the least normal float32: a gate at 0 whose logarithm is finite
+NAME = re.compile(r"(\w+)\.(\d+)\.step(\d+)")
+Place = tuple[int, int, str]  # snapshot, layer, stream
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A crosscoder's function in all dimensions.
+
+    Attributes
+    ----------
+    E : (N_in, D, F). b : (F,). W_dec : (F, N, D). b_dec : (N, D). All for normalised activations.
+    r : (F, N) decoder norms that the gate sees, (F, 1) for one gate a feature.
+    t : (F,) thresholds of h·r; None for ReLU, whose gate is h > 0.
+    """
+
+    E: torch.Tensor
+    b: torch.Tensor
+    W_dec: torch.Tensor
+    b_dec: torch.Tensor
+    r: torch.Tensor
+    t: torch.Tensor | None
+
+
+def plain(trained: Crosscoder) -> Plain:
+    """The function of a crosscoder, its subspace and centre folded into its weights."""
+    about, W = trained.about, trained.weights
+    shape = (len(about.inputs), about.width)
+    W_enc, mean = W.W_enc.double(), trained._mean.double()
+    if trained._basis is None:
+        E = W_enc.T.unflatten(0, shape).float()
+        b = W.b_enc.double() - W_enc @ mean
+    else:
+        U = trained._basis.double()
+        E = torch.stack([(U_site @ W_enc.T).float() for U_site in U.unflatten(0, shape)])
+        b = W.b_enc.double() - W_enc @ (mean @ U)
+    t = None
+    if about.activation == "jumprelu":
+        t = W.log_threshold.exp()
+    elif about.activation == "batch_topk":
+        t = torch.full_like(W.b_enc, about.threshold)
+    r = trained._gate_norms()
+    return Plain(E, b.float(), trained.W_dec, trained.b_dec, r, t)
+
+
+def described(
+    activation: str, places: list[Place], features: int, width: int, threshold: float
+) -> Description:
+    """What can be said of a crosscoder that was not trained here, one gate a feature and site."""
+    return Description(
+        activation=activation,
+        gate="feature" if activation == "relu" else "snapshot",
+        features=features,
+        width=width,
+        inputs=places,
+        outputs=places,
+        basis="full",
+        threshold=threshold,
+        seed=0,
+        settings={"dead_after_rows": 1},  # with no silent row, none is known to be dead
+        tokens="",  # not known
+        ontogeny=__version__,
+        torch=torch.__version__.split("+")[0],
+    )
+
+
+def about_of(told: Any, path: Path) -> Description:
+    """The description that an export left in its config.
+
+    Raises
+    ------
+    InputError : it is not one of this version.
+    """
+    try:
+        about = Description(**told)
+        places = [[(int(s), int(n), str(stream)) for s, n, stream in sites]
+                  for sites in (about.inputs, about.outputs)]  # fmt: skip
+        int(about.settings["dead_after_rows"])
+    except (TypeError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{path}: 'ontogeny' is of another version; take it out to import without "
+            f"({str(error)!r})"
+        ) from None
+    return replace(about, inputs=places[0], outputs=places[1])
+
+
+def name_of(place: Place) -> str:
+    """A site's name in other formats: STREAM.LAYER.stepS."""
+    step, layer, stream = place
+    return f"{stream}.{layer}.step{step}"
+
+
+def place_of(name: str) -> Place | None:
+    """The site that a name of `name_of` stands for; None for another name."""
+    found = NAME.fullmatch(name)
+    return (int(found[3]), int(found[2]), found[1]) if found else None
+
+
+def read_config(path: Path, keys: list[str]) -> dict[str, Any]:
+    """A JSON object with at least these keys.
+
+    Raises
+    ------
+    InputError : no such file, no JSON object, or a key is missing.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path}: not there; name a folder of this format") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not JSON ({error})") from None
+    missing = [key for key in keys if not isinstance(found, dict) or key not in found]
+    if missing:
+        raise InputError(f"{path}: lacks {', '.join(missing)}; not a config of this format")
+    return found
+
+
+def read_tensors(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+    """A safetensors file's tensors; those of `shapes` are of that shape, finite, and made float32.
+
+    Raises
+    ------
+    InputError : no such file or damaged, a tensor missing, of another shape, or not finite.
+    """
+    try:
+        found = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: missing or damaged ({error})") from None
+    for name, shape in shapes.items():
+        if name not in found:
+            raise InputError(f"{path}: lacks the tensor {name}; it has {sorted(found)}")
+        if tuple(found[name].shape) != shape:
+            raise InputError(f"{path}: {name} is {tuple(found[name].shape)}, not {shape}")
+        if not torch.isfinite(found[name]).all():
+            raise InputError(f"{path}: {name} is not finite everywhere")
+        found[name] = found[name].float()
+    return found
+
+
+def write_folder(
+    output: Path,
+    tensors: tuple[str, dict[str, torch.Tensor]],
+    texts: dict[str, str],
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """Write a folder of one safetensors file, as (name, tensors), and text files, whole or not."""
+    name, held = tensors
+    with whole(output) as draft:
+        draft.mkdir()
+        kept = {key: value.detach().cpu().contiguous() for key, value in held.items()}
+        save_file(kept, draft / name, metadata)
+        for path, text in texts.items():
+            (draft / path).write_text(text)
+
+
+def free(output: Path) -> None:
+    """Raise InputError where something other than an empty folder stands in the output's place."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{output}: there already; name another folder, or remove it")

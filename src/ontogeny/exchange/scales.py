@@ -1,0 +1,81 @@
+"""A crosscoder from elsewhere for activations that are here, which have constants of their own.
+
+Analyses read activations times the constants of their files. With s and s' the constants that a
+crosscoder was made with and those of the files, and c = s/s' a site, the same function of raw
+activations is
+
+    E'^θ = c^θ E^θ    b' = b    W'^θ = W^θ / c^θ    b'_dec^θ = b_dec^θ / c^θ
+
+whose decoder norms are r^θ / c^θ. One gate a feature keeps its place with t' = t·r'/r. A gate a
+feature and snapshot would need a threshold for each: t' = t over the geometric mean of c, and gates
+move by c^θ over it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ontogeny.activations.store import Site, Stacks
+from ontogeny.crosscoder.model import Crosscoder
+from ontogeny.files import InputError
+
+MOST = 0.02  # by which a gate may move
+
+
+def for_activations(trained: Crosscoder, activations: str | Path) -> tuple[Crosscoder, float]:
+    """The crosscoder for an experiment's activations, and by which share its gates have moved.
+
+    Raises
+    ------
+    InputError : activations of other sites or another width, or gates that would move far.
+    """
+    stacks = Stacks(activations, [Site(*place) for place in trained.about.inputs])
+    if stacks.width != trained.about.width:
+        raise InputError(
+            f"{activations}: of width {stacks.width}, the crosscoder of {trained.about.width}"
+        )
+    found, moved = rescaled(trained, torch.from_numpy(stacks.scales), stacks.tokens)
+    if moved > MOST:
+        raise InputError(
+            f"{activations}: scaled otherwise than the crosscoder's by up to {moved:.0%} between "
+            f"sites, which moves its gates as far (at most {MOST:.0%}); leave out --activations"
+        )
+    return found, moved
+
+
+def rescaled(trained: Crosscoder, scales: torch.Tensor, tokens: str) -> tuple[Crosscoder, float]:
+    """The same for other constants of its sites, (N,), without subspace or centre before or after.
+
+    Returns
+    -------
+    The crosscoder, and the largest |c/c̄ − 1| of a gate a feature and snapshot, else 0.
+    """
+    about, W = trained.about, trained.weights
+    c = trained.scales_in.double() / scales.double()
+    shape = (len(about.outputs), about.width)
+    W_enc = W.W_enc.double().unflatten(1, shape) * c[:, None]
+    W_dec = W.W_dec.double().unflatten(1, shape) / c[:, None]
+    log_t, threshold, moved = W.log_threshold.double(), about.threshold, 0.0
+    if about.activation != "relu" and about.gate == "snapshot":
+        mean = c.log().mean().exp()
+        log_t, threshold = log_t - mean.log(), threshold / float(mean)
+        moved = float((c / mean - 1).abs().max())
+    elif about.activation != "relu":
+        r = W.W_dec.double().norm(dim=1).clamp(min=1e-30)
+        shift = (W_dec.flatten(1).norm(dim=1).clamp(min=1e-30) / r).log()
+        if about.activation == "batch_topk":  # one threshold for all becomes one a feature
+            log_t = torch.full_like(log_t, max(threshold, 1.2e-38)).log()
+            about, threshold = replace(about, activation="jumprelu"), 0.0
+        log_t = log_t + shift
+    tensors = trained._tensors | {
+        "W_enc": W_enc.flatten(1).float(),
+        "W_dec": W_dec.flatten(1).float(),
+        "b_dec": (W.b_dec.double().unflatten(0, shape) / c[:, None]).flatten().float(),
+        "log_threshold": log_t.float(),
+        "scales_in": scales.float().clone(),
+        "scales_out": scales.float().clone(),
+    }
+    return Crosscoder(replace(about, tokens=tokens, threshold=threshold), tensors), moved

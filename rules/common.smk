@@ -397,4 +397,8 @@ def of_compared(option, paths):
     return [f"--{option} {path}" for path in paths]
 
 
+# The site is of features with histories.
+ATLAS = f"{RESULTS}/atlas"
+ATLASES = [ATLAS] if has_features(S.primary) else []
+
 CONDA = "../envs/ontogeny.yaml"

@@ -21,8 +21,8 @@ place p is in shard p // SHARD. An array is {"t": TYPE, "d": base64}, little-end
 u1, u2, u4, i1, i2, f4; it has no shape of its own, which follows from the counts, by what is below.
 
 experiment
-    format; name, model, layer, stream, crosscoder, activation, seeds, steps (n); tokens (training
-    rows), held_out (rows), features (dead ones included), living; explained_variance, l0, dead (as
+    format; name, model, layer, stream, crosscoder, activation, seeds, steps (n), numbers (n, of the
+    snapshots among all, from 1); tokens (training rows), held_out (rows), features (dead ones included), living; explained_variance, l0, dead (as
     summary.json has them, or null); matched_cosine, presence (thresholds); curve {step, loss}, of
     held-out text, log {step, loss}, of batches, or null; levels (levels.json), turning
     (turning_point.json's group `all`) or null; kinds, tasks (names and what the model does with

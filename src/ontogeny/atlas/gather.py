@@ -186,6 +186,7 @@ def _about(s: Settings, folder: Path, first: Crosscoder, steps: list[int]) -> di
         "activation": chosen.activation,
         "seeds": chosen.seeds,
         "steps": steps,
+        "numbers": [s.snapshots.chosen.index(step) + 1 for step in steps],
         "tokens": rows,
         "held_out": held_out,
         "features": first.about.features,

@@ -46,7 +46,7 @@ LONGEST_PROMPTS = {"induction": 33, "copying": 145}  # tokens; of the other task
 OTHER_PROMPTS = 48
 LONG_PROMPTS = 64  # tasks.LONG
 ATLAS_ENTRIES = 1 << 24  # build.NEAR_ENTRIES
-ATLAS_BYTES = 2e7  # measured: 1 to 2 ms a feature
+ATLAS_BYTES = 1e7  # measured: 1 to 2 ms a feature
 COMPLEXITY_PERMUTATIONS = 9_999  # complexity.PERMUTATIONS
 COMPLEXITY_ENTRIES = 1 << 22  # complexity.PIECE_ENTRIES
 
@@ -503,7 +503,7 @@ def atlas(z: Sizes, d: Dictionary) -> Job:
     }
     work = Work(
         read=len(d.c.seeds) * crosscoder_tensors(d), written=8e3 * F,
-        products32=F * F * flat / F / 2 + 2.0 * F * n * n * d.width,
+        products32=F * flat / 2 + 2.0 * F * n * n * d.width,
         host_moved=F * ATLAS_BYTES + 40.0 * d.full, starts=1,
     )  # fmt: skip
     return Job(work, base(False)[0] | host)

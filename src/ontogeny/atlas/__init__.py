@@ -21,14 +21,14 @@ place p is in shard p // SHARD. An array is {"t": TYPE, "d": base64}, little-end
 u1, u2, u4, i1, i2, f4; it has no shape of its own, which follows from the counts, by what is below.
 
 experiment
-    format; name, model, layer, stream, crosscoder, activation, seeds, steps (n), numbers (n, of the
-    snapshots among all, from 1); tokens (training rows), held_out (rows), features (dead ones included), living; explained_variance, l0, dead (as
-    summary.json has them, or null); matched_cosine, presence (thresholds); curve {step, loss}, of
-    held-out text, log {step, loss}, of batches, or null; levels (levels.json), turning
-    (turning_point.json's group `all`) or null; kinds, tasks (names and what the model does with
-    each), sites (of the lens), matrix (m indices of snapshots), colours; shard, text_features;
-    contexts {top, quantiles, near_misses, window} or null; missing {ANALYSIS: why it is not there};
-    command; version
+    format; name, model, layer, stream, crosscoder, activation, seeds; steps (n), numbers (n, of the
+    snapshots among all, from 1); tokens (training rows), held_out (rows); features (dead ones
+    included), living; explained_variance, l0, dead (as summary.json has them); matched_cosine,
+    presence (thresholds); curve {step, loss} of held-out text, log {step, loss} of batches or null;
+    levels (levels.json), turning (turning_point.json's group `all`) or null; kinds, tasks (names,
+    and what the model does with each), sites (of the lens), matrix (m indices of snapshots),
+    colours; shard, text_features, near; contexts {top, quantiles, near_misses, window} or null;
+    missing {ANALYSIS: why it is not there}; command; version
 features, (L,) each; float32 as in the tables, NaN where not known
     feature u4, peak u2 (index from 1), onset f4 (step), lifetime f4, strength f4 (at the peak),
     density f4, class u1 (1 initialisation, 2 emergent, 4 transient, added up), cosine f4 (matched),

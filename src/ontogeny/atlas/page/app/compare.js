@@ -82,7 +82,7 @@ function compareForm(params) {
   };
   const [a, fieldA] = input("a", "feature", { type: "number", min: 0 });
   const [b, fieldB] = input("b", "with feature", { type: "number", min: 0 });
-  const [other, fieldOther] = input("other", "of the atlas in", { type: "text", placeholder: "this folder, or such as ../../NAME/atlas", size: 28, spellcheck: "false" });
+  const [other, fieldOther] = input("other", "of the atlas in", { type: "text", placeholder: "this folder, or such as ../../NAME/atlas", size: 36, spellcheck: "false" });
   return h("form", {
     class: "panel controls",
     onsubmit: (event) => {

@@ -212,6 +212,7 @@ function unshard(site, part, words, i, place) {
   if (a.contexts) {
     found.active = part.active[i];
     found.mean = part.mean[i];
+    found.threshold = part.threshold[i];
     found.contexts = { top: [], quantiles: [], near_misses: [] };
     let one = a.contexts.firstOfFeature[i];
     Object.keys(found.contexts).forEach((name, list) => {

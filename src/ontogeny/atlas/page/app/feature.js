@@ -145,7 +145,7 @@ function contextLine(one, near) {
     return h("span", {
       class: classes,
       vars: share > 0 ? { "--a": share.toFixed(3) } : null,
-      title: share > 0 ? `${format.number(share, 2)} of the largest` : null,
+      title: share > 0 ? `${format.fixed(share)} of the largest` : null,
     }, token.text);
   });
   const where = `block ${one.block}, token ${one.offset}`;
@@ -172,6 +172,11 @@ function contextsPart(one) {
     }));
 }
 
+/** A token alone, whose spaces show. */
+function lensToken(text) {
+  return h("span", { class: "token" }, text.split(" ").flatMap((part, i) => [i > 0 && h("span", { class: "space", "aria-label": "space" }, "␣"), part]));
+}
+
 function lensPart(one) {
   const { about } = one.site;
   if (!one.contexts) return null;
@@ -183,7 +188,7 @@ function lensPart(one) {
   const tokens = (side) => h("tbody", {}, Array.from({ length: columns[0][side].length }, (_, row) =>
     h("tr", {}, h("th", { scope: "row" }, String(row + 1)), columns.map((x) =>
       h("td", { title: `${format.number(x[side][row].value)} nats a unit of activation`, class: x.peak ? "at-peak" : null },
-        h("span", { class: "token" }, x[side][row].text))))));
+        lensToken(x[side][row].text))))));
   const tableOf = (side, title) => h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": title },
     h("table", { class: "lens" }, h("caption", {}, title),
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, h("span", { class: "unseen" }, "rank")), columns.map((x) =>

@@ -114,7 +114,7 @@ function filters(params) {
   if (params.get("task")) {
     const least = Number(params.get("least")) || 0;
     const text = `attribution to ${format.name(params.get("task"))}`;
-    found.push([least ? `${text} ≥ ${format.number(least)}` : text, without("task")]);
+    found.push([least ? `${text} ≥ ${format.short(least)}` : text, without("task")]);
   }
   return found;
 }

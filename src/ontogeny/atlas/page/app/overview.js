@@ -130,7 +130,7 @@ function tasks(site, params) {
 
 function overview(site) {
   const { about } = site;
-  const names = RANGES.filter((name) => numbers(site, name) && extent(numbers(site, name), NUMBERS[name].scale)[0] < extent(numbers(site, name), NUMBERS[name].scale)[1]);
+  const names = RANGES.filter((name) => numbers(site, name)?.some(Number.isFinite));
   const able = (name, otherwise) => (names.includes(name) ? name : otherwise);
   const now = () => {
     const { params } = address();

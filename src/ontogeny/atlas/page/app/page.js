@@ -53,15 +53,17 @@ function say(text) {
 const format = {
   count: (x) => x.toLocaleString("en-US"),
   /** So many significant digits, without an exponent where that is readable. */
-  number: (x, digits = 3) => {
+  number: (x, digits = 3, trimmed = false) => {
     if (!Number.isFinite(x)) return "–";
     if (x === 0) return "0";
     const size = Math.abs(x);
     if (size >= 1e6 || size < 1e-4)
       return x.toExponential(digits - 1).replace("e+", "e").replace("-", "−").replace("e-", "e−");
     const places = Math.max(0, digits - 1 - Math.floor(Math.log10(size)));
-    return x.toLocaleString("en-US", { maximumFractionDigits: places }).replace("-", "−");
+    return x.toLocaleString("en-US", { maximumFractionDigits: places, minimumFractionDigits: trimmed ? 0 : places }).replace("-", "−");
   },
+  /** The same for ticks, without zeros at the end. */
+  short: (x, digits = 3) => format.number(x, digits, true),
   fixed: (x, places = 2) => (Number.isFinite(x) ? x.toFixed(places).replace("-", "−") : "–"),
   step: (x) => (Number.isFinite(x) ? Math.round(x).toLocaleString("en-US") : "–"),
   percent: (x) => {

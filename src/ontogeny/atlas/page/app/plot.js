@@ -48,7 +48,7 @@ function scale(kind, low, high) {
       from: (u) => Math.expm1(u * top),
       ticks: (a = 0, b = high) =>
         b > 3 * (a + 1) ? ticks.filter((x) => x >= a * 0.999 && x <= b) : nice(a, b, 4),
-      text: (x) => (x >= 1e4 ? `${format.number(x / 1000)}k` : format.number(x)),
+      text: (x) => (x >= 1e4 ? `${format.short(x / 1000)}k` : format.short(x, 5)),
     };
   }
   if (kind === "log") {
@@ -65,7 +65,7 @@ function scale(kind, low, high) {
             if (m * 10 ** e >= a && m * 10 ** e <= b) found.push(m * 10 ** e);
         return found.length > 1 ? found : nice(a, b, 4);
       },
-      text: (x) => format.number(x, 2),
+      text: (x) => format.short(x, 2),
     };
   }
   const width = high - low || 1;
@@ -77,7 +77,7 @@ function scale(kind, low, high) {
       const found = nice(a, b, 5);
       return kind === "index" ? found.filter(Number.isInteger) : found;
     },
-    text: (x) => (kind === "index" ? String(x) : format.number(Number(x.toPrecision(10)), 6)),
+    text: (x) => (kind === "index" ? String(x) : format.short(Number(x.toPrecision(10)), 6)),
   };
 }
 

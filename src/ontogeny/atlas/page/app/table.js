@@ -2,11 +2,14 @@
 "use strict";
 
 const ROWS = 50;
+const BEFORE = 18; // letters of a context before its own token, in a row
 
 /** Text of a context around its own token, which is marked. */
 function snippet(line) {
   const [before, own, after] = line.split("\t");
-  return [h("span", {}, before), h("mark", {}, own), h("span", {}, after)];
+  const letters = Array.from(before);
+  const near = letters.length > BEFORE ? `…${letters.slice(1 - BEFORE).join("")}` : before;
+  return [h("span", {}, near), h("mark", {}, own), h("span", {}, after)];
 }
 
 function table(site) {
@@ -66,7 +69,7 @@ function table(site) {
       scope: "col", class: `${MINOR.has(name) ? "minor " : ""}col-${name}`,
       "aria-sort": now ? (down ? "descending" : "ascending") : null,
     }, h("button", { type: "button", onclick: () => change({ sort: `${next}${name}` === "feature" ? "" : `${next}${name}`, page: "" }) },
-      text, unit && h("small", {}, ` ${unit}`), h("span", { "aria-hidden": "true", class: "arrow" }, now ? (down ? " ↓" : " ↑") : "")));
+      text, unit && h("small", {}, unit), h("span", { "aria-hidden": "true", class: "arrow" }, now ? (down ? " ↓" : " ↑") : "")));
   }
 
   const element = h("div", { class: "table-page" },
@@ -124,7 +127,7 @@ function table(site) {
         const given = { class: `${MINOR.has(name) ? "minor " : ""}col-${name}` };
         if (name === "feature")
           return h("th", { scope: "row", ...given }, h("a", { href: hash(`feature/${site.columns.feature[p]}`, ofList(params)) }, String(site.columns.feature[p])));
-        if (name === "class") return h("td", given, classOf(site, p).join(", "));
+        if (name === "class") return h("td", given, classOf(site, p).map((one) => (one === "initialisation" ? "initial" : one)).join(", "));
         if (name === "kind") {
           const kind = kindOf(site, p);
           return h("td", given, h("span", { class: "swatch", "aria-hidden": "true", vars: { "--c": colour(about.colours[kind]) } }), format.name(kind));

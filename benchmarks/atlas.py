@@ -49,6 +49,12 @@ VOCABULARY = 50_000
 WIDTH = 8  # of the decoders, whose own entries are not written
 LIT = 3  # tokens of a context that are active, in the mean
 CHROMIUM = "/usr/bin/chromium"
+# The browser's clock once a page was shown so often, and drawn.
+SHOWN = """(count) => new Promise((done) => {
+    const look = () => requestAnimationFrame(() =>
+        Number(document.body?.dataset.ready) >= count ? done(performance.now()) : look());
+    look();
+})"""
 LETTERS = "etaoinshrdlucmfwypvbgkqjxz"
 
 
@@ -179,14 +185,13 @@ def timed(site: Path, features: int) -> dict[str, float]:
     from playwright.sync_api import Page, sync_playwright
 
     def ready(page: Page, count: int) -> float:
-        page.wait_for_function(f"Number(document.body?.dataset.ready) >= {count}")
-        return float(page.evaluate("new Promise(done => requestAnimationFrame(() => "
-                                   "done(performance.now())))")) / 1000  # fmt: skip
+        return float(page.evaluate(SHOWN, count)) / 1000
 
     def follow(page: Page, change: str, count: int) -> float:
-        start = float(page.evaluate(f"(() => {{ const now = performance.now(); {change}; "
-                                    "return now; })()")) / 1000  # fmt: skip
-        return ready(page, count) - start
+        start = page.evaluate(
+            f"(() => {{ const now = performance.now(); {change}; return now; }})()"
+        )
+        return ready(page, count) - float(start) / 1000
 
     each: dict[str, list[float]] = {}
     with sync_playwright() as play:

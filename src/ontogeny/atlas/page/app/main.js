@@ -18,6 +18,7 @@ async function start() {
   document.getElementById("experiment").textContent = shown(site.about.name);
   let page = null;
   let view = null;
+  let searching = false; // whether the search field is wanted once its page is there
 
   async function show() {
     const now = address();
@@ -37,7 +38,8 @@ async function start() {
       document.title = `${shown(title)} · ${shown(site.about.name)} · Ontogeny atlas`;
       if ((anew && !first) || (name === "feature" && document.activeElement === document.body)) {
         window.scrollTo(0, anew ? 0 : window.scrollY);
-        view.element.querySelector("h1")?.focus({ preventScroll: true });
+        view.element.querySelector(searching ? "#search" : "h1")?.focus({ preventScroll: true });
+        searching = false;
       }
       if (!first && name === "feature") say(title);
     } catch (error) {
@@ -57,8 +59,11 @@ async function start() {
     if (event.target.closest?.("input, select, textarea, .scroll")) return;
     if (event.key === "/") {
       event.preventDefault();
-      if (page !== "table") location.hash = hash("table", ofList(address().params));
-      setTimeout(() => document.getElementById("search")?.focus(), page === "table" ? 0 : 60);
+      if (page === "table") document.getElementById("search").focus();
+      else {
+        searching = true;
+        location.hash = hash("table", ofList(address().params));
+      }
     } else view?.key?.(event);
   });
   document.querySelector(".skip").addEventListener("click", (event) => {

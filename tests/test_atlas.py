@@ -175,6 +175,10 @@ def test_contexts_and_lens_are_the_stores(site, table, analysed):
                 assert (c["block"][e], c["offset"][e]) == (context.block, context.offset)
                 assert c["position"][e] == context.offset - context.start
                 assert c["value"][e] == np.float32(context.value)
+                if context.quantile is None:
+                    assert c["quantile"][e] == pack.NO_LEVEL
+                else:
+                    assert c["quantile"][e] / 65534 == pytest.approx(context.quantile, abs=1e-5)
                 assert [words[next(tokens)] for _ in range(c["size"][e])] == [
                     visible(text) for text in context.texts
                 ]

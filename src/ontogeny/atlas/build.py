@@ -219,11 +219,13 @@ def _contexts(store: Store, found: list[Feature], words: _Words) -> dict[str, An
         own, numbers = np.unique(numbers, return_inverse=True)
         tokens["words"] = pack.array(own, "u4")
     tokens["word"] = pack.array(numbers, "u2")
-    kinds = {"block": "u4", "offset": "u4", "position": "u1", "size": "u1", "value": "f4",
-             "quantile": "f4", "lit": "u1", "where": "u1", "how": "u1"}  # fmt: skip
-    tokens |= {name: pack.array(columns[name], kind) for name, kind in kinds.items()}
+    columns["quantile"] = pack.levels(np.array(columns["quantile"]), np.ones(1)).tolist()
+    kinds = {"block": "u4", "value": "f4", "quantile": "u2", "how": "u1"}
+    for name in ("block", "offset", "position", "size", "value", "quantile", "lit", "where", "how"):
+        kind = kinds.get(name) or pack.smallest(columns[name])
+        tokens[name] = pack.array(columns[name], kind)
     made = {
-        "contexts": {"found": pack.array(counts, "u1"), **tokens},
+        "contexts": {"found": pack.array(counts, pack.smallest(counts)), **tokens},
         "active": [one.active for one in found],
         "mean": [one.mean for one in found],
         "threshold": [one.threshold for one in found],
@@ -263,7 +265,7 @@ def _lens(store: Store, found: list[Feature], words: _Words) -> dict[str, Any]:
         "tokens": value.shape[3],
         "site": pack.array(site, "u2"),
         "strength": pack.array(np.round(strength.clip(0, 1) * 255), "u1"),
-        "word": pack.array(word, "u4"),
+        "word": pack.array(word, pack.smallest(word)),
         "scale": scale,
         "value": pack.array(pack.signed(value, scale[:, None, None, None]), "i2"),
     }

@@ -28,6 +28,12 @@ def array(values: Any, kind: str) -> dict[str, str]:
     return {"t": kind, "d": base64.b64encode(made.tobytes()).decode()}
 
 
+def smallest(values: Any) -> str:
+    """The unsigned type that holds whole numbers."""
+    most = np.max(values, initial=0)
+    return "u1" if most < 1 << 8 else "u2" if most < 1 << 16 else "u4"
+
+
 def unpack(packed: dict[str, str]) -> np.ndarray:
     """The values of an `array`, flat: what the page does."""
     return np.frombuffer(base64.b64decode(packed["d"]), f"<{packed['t']}")

@@ -256,7 +256,7 @@ function context(c, words, one) {
     offset: c.offset[one],
     position: c.position[one],
     value: c.value[one],
-    quantile: c.quantile[one],
+    quantile: c.quantile[one] === 65535 ? NaN : c.quantile[one] / 65534,
     tokens,
   };
 }

@@ -18,8 +18,8 @@ A page from disk may load scripts but no JSON, so each file under data/ is one c
 Letters: L living features, n snapshots, S seeds of the crosscoder, m ≤ n snapshots of the
 direction matrix. A *place* is a feature's number among the living ones, in ascending order, from 0;
 place p is in shard p // SHARD. An array is {"t": TYPE, "d": base64}, little-endian, TYPE one of
-u1, u2, u4, i1, i2, f4; it has no shape of its own, which follows from the counts, by what is below; where no
-type is told it is the smallest of u1, u2, u4 that holds the values.
+u1, u2, u4, i1, i2, f4; it has no shape of its own, which follows from the counts, by what is below.
+Where no type is told it is the smallest of u1, u2, u4 that holds the values.
 
 experiment
     format; name, model, layer, stream, crosscoder, activation, seeds; steps (n), numbers (n, of the
@@ -50,11 +50,11 @@ shards/N, of C features; every quantity in brackets is as fine as it is stored
     near u4 (C, k) places of the nearest features; near_cosine i2 (C, k) [1/32767]
     attribution: feature u1 (of the shard), task u1, scale f4, value i2 (…, n), −32768 not there
     [1/32767 of the scale]
-    contexts: found (C, 3) of top, quantiles, near misses; then an entry a context: block u4, offset,
-    position (of the position in the window), size (tokens), value f4, quantile u2 [1/65534], 65535
-    for none; word u2 (tokens, of all contexts), through `words` u4 where there are more than 65,536;
-    lit (tokens that are active, of each context), where (in the window) and how u1 of each [1/254 of
-    the feature's largest], 255 where no activation is known
+    contexts: found (C, 3) of top, quantiles, near misses; then an entry a context: block u4,
+    offset, position (of the position in the window), size (tokens), value f4, quantile u2
+    [1/65534], 65535 for none; word u2 (tokens, of all contexts), through `words` u4 where there are
+    more than 65,536; lit (tokens that are active, of each context), where (in the window) and how
+    u1 of each [1/254 of the feature's largest], 255 where no activation is known
     active, mean, threshold: C numbers each
     lens: site u2 (C, P), strength u1 (C, P) [1/255], word (C, P, 2, k), value i2 (C, P, 2, k), over
     `scale` [1/32767]

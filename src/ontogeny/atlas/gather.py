@@ -156,7 +156,8 @@ def _model(s: Settings, folder: Path) -> str:
     p = s.snapshots.pretrain
     log = pd.read_csv(folder / "pretrain" / "log.csv")
     tokens = int(log["tokens"].max())
-    return f"GPT-NeoX of {p.layers} layers, width {p.width}, trained on {tokens:,} tokens"
+    about = f"{tokens / 1e6:.3g}M" if tokens >= 1e6 else f"{tokens:,}"
+    return f"GPT-NeoX, {p.layers} layers, width {p.width}, of {about} tokens"
 
 
 def _about(s: Settings, folder: Path, first: Crosscoder, steps: list[int]) -> dict[str, Any]:

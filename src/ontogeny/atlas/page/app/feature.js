@@ -21,7 +21,7 @@ function featureFacts(one) {
     ["density", format.percent(c.density[place])],
     c.complexity && ["context span", Number.isFinite(c.complexity[place]) ? `${format.number(c.complexity[place])} tokens` : "not measured"],
     about.seeds.length > 1 && ["in other seeds", matchText(one)],
-    one.contexts && ["activation", `mean ${format.number(one.mean)} at ${format.count(one.active)} positions`],
+    one.contexts && ["activation", `mean ${format.number(one.mean)} at ${format.count(one.active)} position${one.active === 1 ? "" : "s"}`],
   ];
   return h("dl", { class: "facts" }, rows.filter(Boolean).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
 }
@@ -191,7 +191,7 @@ function lensPart(one) {
         lensToken(x[side][row].text))))));
   const tableOf = (side, title) => h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": title },
     h("table", { class: "lens" }, h("caption", {}, title),
-      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, h("span", { class: "unseen" }, "rank")), columns.map((x) =>
+      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "step"), columns.map((x) =>
         h("th", { scope: "col", class: x.peak ? "at-peak" : null }, x.peak ? `peak, ${format.step(x.step)}` : format.step(x.step),
           h("small", { title: "decoder norm over its largest" }, ` ${format.fixed(x.strength, 2)}`))))),
       tokens(side)));

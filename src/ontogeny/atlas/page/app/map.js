@@ -1,6 +1,9 @@
 // The map of all features: a canvas that zooms, and on which a rectangle chooses some.
 "use strict";
 
+const PAD = 0.045; // of the map's width and height, beside the outermost values
+const SPREAD = 0.034; // of the same, to either side of the first step, which many features share
+
 /**
  * A map. given: site, x, y (names of NUMBERS), by ("kind" or "class"), shown (a Set of places, or
  * null for all), params (whose ranges are framed), brushed(changes), opened(place).
@@ -45,8 +48,9 @@ function map(given) {
       for (let p = 0; p < L; p++) {
         seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0;
         const aside = one.grain ? (seed / 4294967296 - 0.5) * 0.76 * one.grain : 0;
-        const u = one.scale.to(one.values[p]);
-        at[which][p] = 0.02 + 0.96 * (one.grain ? one.scale.to(one.values[p] + aside) : u);
+        const first = one.name === "onset" && one.values[p] <= site.steps[0];
+        at[which][p] = PAD + (1 - 2 * PAD) * one.scale.to(one.values[p] + aside)
+          + (first ? (seed / 4294967296 - 0.5) * 2 * SPREAD : 0);
       }
     }
     const by = groups(site, given.by);
@@ -63,7 +67,7 @@ function map(given) {
     return name === "lifetime" ? 1 / site.steps.length : 0;
   }
 
-  const margin = { left: 46, right: 8, top: 8, bottom: 34 };
+  const margin = { left: 56, right: 8, top: 8, bottom: 34 };
   let size = { width: 0, height: 0 };
 
   function pixels(p) {
@@ -82,13 +86,13 @@ function map(given) {
     view.x[0] + ((x - margin.left) / inner().width) * (view.x[1] - view.x[0]),
     view.y[0] + (1 - (y - margin.top) / inner().height) * (view.y[1] - view.y[0]),
   ];
-  const value = (axis, u) => axis.scale.from((u - 0.02) / 0.96);
+  const value = (axis, u) => axis.scale.from((u - PAD) / (1 - 2 * PAD));
 
   function draw() {
     if (!place.isConnected || !state) return;
     const width = Math.floor(place.clientWidth);
     if (!width) return;
-    const height = Math.round(Math.min(520, Math.max(280, width * 0.62)));
+    const height = Math.round(Math.min(620, Math.max(300, width * 0.68)));
     const ratio = window.devicePixelRatio || 1;
     if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
       canvas.width = Math.round(width * ratio);
@@ -141,9 +145,9 @@ function map(given) {
     svg.replaceChildren();
     const { width, height } = size;
     const over = (axis, which) => {
-      const [a, b] = view[which].map((u) => value(axis, Math.min(0.98, Math.max(0.02, u))));
+      const [a, b] = view[which].map((u) => value(axis, Math.min(1 - PAD, Math.max(PAD, u))));
       const [low, high] = a < b ? [a, b] : [b, a];
-      return axis.scale.ticks(low, high).map((tick) => [tick, 0.02 + 0.96 * axis.scale.to(tick)]);
+      return axis.scale.ticks(low, high).map((tick) => [tick, PAD + (1 - 2 * PAD) * axis.scale.to(tick)]);
     };
     const group = s("g", { class: "axes" });
     let before = -Infinity;
@@ -169,7 +173,7 @@ function map(given) {
     svg.append(group);
     const turning = given.site.about.turning;
     const clamp = (x) => Math.min(width - margin.right, Math.max(margin.left, x));
-    const across = (v) => margin.left + ((0.02 + 0.96 * state.x.scale.to(v) - view.x[0]) / (view.x[1] - view.x[0])) * inner().width;
+    const across = (v) => margin.left + ((PAD + (1 - 2 * PAD) * state.x.scale.to(v) - view.x[0]) / (view.x[1] - view.x[0])) * inner().width;
     if (turning && (given.x === "onset" || given.x === "peak")) {
       const steps = given.site.steps;
       // Between the snapshots that bound it, on an axis of snapshots.
@@ -204,7 +208,7 @@ function map(given) {
     if (!x && !y) return null;
     const end = (axis, bounds, which, edge) => {
       if (!bounds || !Number.isFinite(bounds[edge])) return edge ? 1e6 : -1e6;
-      const u = 0.02 + 0.96 * axis.scale.to(bounds[edge] <= 0 && axis.scale.kind === "log" ? 1e-30 : bounds[edge]);
+      const u = PAD + (1 - 2 * PAD) * axis.scale.to(bounds[edge] <= 0 && axis.scale.kind === "log" ? 1e-30 : bounds[edge]);
       const part = (u - view[which][0]) / (view[which][1] - view[which][0]);
       return which === "x" ? margin.left + part * inner().width : margin.top + (1 - part) * inner().height;
     };
@@ -222,6 +226,12 @@ function map(given) {
     [["x", 0], ["y", 1]].forEach(([which, i]) => {
       const axis = state[which];
       let [from, to] = [value(axis, low[i]), value(axis, high[i])];
+      if (axis.name === "onset") {
+        const first = given.site.steps[0];
+        const edge = PAD + (1 - 2 * PAD) * axis.scale.to(first) + SPREAD;
+        if (low[i] < edge) from = first;
+        if (high[i] < edge) to = first;
+      }
       if (axis.grain) {
         from = Math.ceil(from / axis.grain - 0.38) * axis.grain;
         to = Math.floor(to / axis.grain + 0.38) * axis.grain;

@@ -80,7 +80,7 @@ function crossings(about) {
 }
 
 /** How many features there are of each kind and class; each is a filter. */
-function census(site, path, params) {
+function census(site, params) {
   const parts = [["kind", site.about.kinds], ["class", Object.keys(CLASSES)]];
   return parts.map(([by, names]) => {
     if (by === "kind" && !site.columns.kind)
@@ -114,7 +114,7 @@ function census(site, path, params) {
 
 function tasks(site, params) {
   const { about } = site;
-  if (!about.tasks.length) return about.missing.circuits ? h("p", { class: "missing" }, about.missing.circuits) : null;
+  if (!about.tasks.length) return h("p", { class: "missing" }, about.missing.circuits || "No task could be made of this experiment's tokens.");
   return h("section", { class: "census" }, h("h3", {}, "Tasks, at the last snapshot"),
     h("table", { class: "grid plain" },
       h("caption", { class: "unseen" }, "Tasks"),
@@ -141,7 +141,7 @@ function overview(site) {
   const aside = h("div", { class: "side-column" });
   const said = h("div", { class: "selection" });
   const notes = h("p", { class: "note", id: "map-help" });
-  const places = h("div");
+  const below = h("div", { class: "panel" });
   const view = map({
     site, ...now(), shown: null, opened,
     brushed: (changes) => change({ ...changes, page: "" }, true),
@@ -158,7 +158,7 @@ function overview(site) {
   const element = h("div", { class: "overview" },
     h("h1", { class: "unseen", tabindex: -1 }, `Overview of ${about.name}`),
     factList(site),
-    h("div", { class: "columns" }, mapFigure, h("div", { class: "side-column" }, curve, aside)), places);
+    h("div", { class: "columns" }, h("div", { class: "side-column" }, mapFigure, below), h("div", { class: "side-column" }, curve, aside)));
 
   async function update() {
     const { params, by, x, y } = now();
@@ -166,7 +166,8 @@ function overview(site) {
       select("across", axisOptions, x, (name) => change({ x: name === "onset" ? "" : name }), { id: "axis-x" }),
       select("up", axisOptions, y, (name) => change({ y: name === "lifetime" ? "" : name }), { id: "axis-y" }),
       site.columns.kind && choice("Colour", [["kind", "kinds"], ["class", "classes"]], by, (name) => change({ by: name === "kind" ? "" : name })));
-    fill(aside, census(site, "", params), tasks(site, params));
+    fill(aside, census(site, params));
+    fill(below, tasks(site, params));
     curve.redraw();
     const some = filters(params).length > 0;
     const found = await list(site, params);

@@ -107,7 +107,8 @@ function extent(values, kind) {
 
 /** Axes in an SVG: given x and y scales and labels; the plot's own group, and x and y in pixels. */
 function axes(svg, width, height, x, y, labels, margins = {}) {
-  const m = { left: 46, right: 10, top: 8, bottom: 34, ...margins };
+  const longest = Math.max(...y.ticks().map((tick) => y.text(tick).length));
+  const m = { left: 28 + 6 * longest, right: 10, top: 8, bottom: 34, ...margins };
   const inner = { width: width - m.left - m.right, height: height - m.top - m.bottom };
   const px = (value) => m.left + x.to(value) * inner.width;
   const py = (value) => m.top + (1 - y.to(value)) * inner.height;
@@ -213,7 +214,7 @@ function matrix(place, width, given) {
     pen.fillRect(j * cell, i * cell, cell, cell);
   }));
   const read = h("p", { class: "read" });
-  const rest = () => fill(read, "rows and columns: snapshots, from the first");
+  const rest = () => fill(read, "snapshot by snapshot, the first at the top left");
   rest();
   canvas.addEventListener("pointermove", (event) => {
     const box = canvas.getBoundingClientRect();

@@ -7,7 +7,7 @@ function facts(site) {
   const steps = about.steps;
   return [
     ["model", about.model],
-    ["place", `${format.name(about.stream)} stream, layer ${about.layer}`],
+    ["site", `${format.name(about.stream)} stream, layer ${about.layer}`],
     ["snapshots", `${steps.length}, steps ${format.step(steps[0])} to ${format.step(steps[steps.length - 1])}`],
     ["tokens", format.count(about.tokens)],
     ["dictionary", `${about.crosscoder}, ${format.count(about.features)} features`],

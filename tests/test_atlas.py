@@ -74,7 +74,7 @@ def test_columns_are_the_tables(site, table, analysed):
     for feature, kind in zip(table["feature"], found["kind"], strict=True):
         assert about["kinds"][kind] == kinds.get(feature, "none")
     span = pd.read_parquet(tables / "span.parquet")
-    span = span[span["run"] == "alone"].set_index("feature")["span"].reindex(table["feature"])
+    span = span[span["run"] == "replaced"].set_index("feature")["span"].reindex(table["feature"])
     assert span.notna().sum() > 20
     np.testing.assert_array_equal(found["complexity"], span.to_numpy(np.float32))
 

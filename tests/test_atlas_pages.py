@@ -143,7 +143,7 @@ def table(analysed) -> pd.DataFrame:
     found = features[features["alive"]].merge(kinds, on="feature", how="left")
     span = pd.read_parquet(tables / "span.parquet")
     return found.fillna({"kind": "none"}).merge(
-        span.loc[span["run"] == "alone", ["feature", "span"]], on="feature", how="left"
+        span.loc[span["run"] == "replaced", ["feature", "span"]], on="feature", how="left"
     )
 
 

@@ -33,7 +33,8 @@ experiment
 features, (L,) each; float32 as in the tables, NaN where not known
     feature u4, peak u2 (index from 1), onset f4 (step), lifetime f4, strength f4 (at the peak),
     density f4, class u1 (1 initialisation, 2 emergent, 4 transient, added up), cosine f4 (matched),
-    kind u1 (of `kinds`), complexity f4 (context span, tokens)
+    kind u1 (of `kinds`), complexity f4 (context span, tokens before it
+    replaced)
 tasks
     by name: place u4, value f4 (attribution at the snapshot where it is largest in size), at u2
     (that snapshot, from 0)

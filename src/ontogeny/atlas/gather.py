@@ -99,7 +99,7 @@ def gather(s: Settings, folder: str | Path) -> Contents:
         table = table.merge(kinds, on="feature", how="left").fillna({"kind": "none"})
     if "complexity" in s.analyses:
         span = pd.read_parquet(tables / "span.parquet")
-        span = span.loc[span["run"] == "alone", ["feature", "span"]]
+        span = span.loc[span["run"] == "replaced", ["feature", "span"]]
         table = table.merge(span, on="feature", how="left")
     about = _about(s, folder, first, steps) | {"missing": missing}
     attribution: dict[str, tuple[np.ndarray, np.ndarray]] = {}

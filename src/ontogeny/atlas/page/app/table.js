@@ -81,7 +81,7 @@ function table(site) {
     h("div", { class: "scroll", role: "region", tabindex: 0, "aria-label": "Table of features" },
       h("table", { class: "features" }, h("caption", { class: "unseen" }, "Features"), h("thead", {}, head), body)),
     about.contexts
-      ? h("p", { class: "note" }, "Search looks at the promoted tokens where a feature is strongest and at its four strongest contexts, from 12 tokens before to 4 after the position, whatever the case. Density: share of held-out tokens at which the feature is active.")
+      ? h("p", { class: "note" }, "Search looks at the promoted tokens where a feature is strongest and at its four strongest contexts, from 12 tokens before to 4 after the position, whatever the case. Density: share of held-out tokens at which the feature is active. Span: how many tokens it needs, what is before them replaced.")
       : h("p", { class: "missing" }, about.missing.contexts),
     Object.keys(about.missing).filter((name) => ["kinds", "complexity", "circuits"].includes(name)).map((name) => h("p", { class: "missing" }, about.missing[name])));
 

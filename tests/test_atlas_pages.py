@@ -8,8 +8,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +51,7 @@ class Looked:
     page: sync_api.Page
     site: Path
     faults: list[str]
+    asked: list[str]
 
     def go(self, hash_: str) -> None:
         """Open an address and wait until its page is there."""
@@ -116,14 +120,11 @@ def look(browser, sites) -> Iterator:
         context = browser.new_context(**given)
         page = context.new_page()
         page.set_default_timeout(TIMEOUT)
-        here = Looked(page, site, [])
+        here = Looked(page, site, [], [])
         page.on("console", lambda m: here.faults.append(f"{m.type}: {m.text}"))
         page.on("pageerror", lambda error: here.faults.append(str(error)))
         page.on("dialog", lambda d: (here.faults.append(f"dialog {d.message}"), d.dismiss()))
-        page.on(
-            "request",
-            lambda r: r.url.startswith(("file:", "data:")) or here.faults.append(r.url),
-        )
+        page.on("request", lambda r: here.asked.append(r.url))
         opened.append(here)
         here.go(hash_)
         return here
@@ -132,6 +133,7 @@ def look(browser, sites) -> Iterator:
     for here in opened:
         here.page.context.close()
         assert here.faults == []
+        assert [url for url in here.asked if not url.startswith(("file:///", "data:"))] == []
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +169,47 @@ def test_the_overview_tells_the_experiment(look, table, analysed):
     np.testing.assert_allclose([float(x) for x in rows], phases["loss"], atol=6e-4)
     assert "unigram" in here.page.text_content("figure:has(h3:text-is('Training')) .onplot")
     assert here.page.locator(".over .mark").count() == 1  # the turning point
+
+
+def test_files_are_read_when_they_are_needed(look, table):
+    def data(here: Looked) -> list[str]:
+        return sorted(u.partition("/data/")[2] for u in here.asked if "/data/" in u)
+
+    here = look("#/")
+    assert data(here) == ["experiment.js", "features.js"]
+    here.after(here.page.click, "nav a:has-text('Features')")
+    assert data(here)[2:] == ["text/0.js"]
+    here.after(here.page.click, "tbody th a >> nth=0")
+    assert data(here)[2:] == ["shards/0.js", "text/0.js", "words.js"]
+    here.after(here.page.keyboard.press, "ArrowRight")
+    assert len(data(here)) == 5
+
+
+def test_from_a_web_server(browser, sites, table):
+    handler = partial(Quiet, directory=str(sites[0].parents[1]))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        home = f"http://127.0.0.1:{server.server_port}/"
+        page = browser.new_page()
+        asked: list[str] = []
+        faults: list[str] = []
+        page.on("request", lambda r: asked.append(r.url))
+        page.on("console", lambda m: faults.append(m.text))
+        here = Looked(page, sites[0], faults, asked)
+        page.goto(f"{home}hostile/atlas/#/compare?other=../../tiny/atlas")
+        here.wait(0)
+        assert here.text("table.wide thead th") == ["", "hostile", "tiny"]
+        here.after(page.click, "nav a:has-text('Features')")
+        assert here.count() == len(table)
+        page.close()
+        server.shutdown()
+    assert all(url.startswith((home, "data:")) for url in asked)
+    assert faults == []
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 def test_a_rectangle_on_the_map_goes_to_the_table(look, table):

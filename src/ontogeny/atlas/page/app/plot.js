@@ -168,7 +168,7 @@ function lines(place, width, given) {
   for (const level of given.levels || [])
     svg.append(
       s("line", { class: "level", x1: m.left, x2: width - m.right, y1: py(level.y), y2: py(level.y), vars: { stroke: level.colour } }),
-      s("text", { class: "onplot", x: width - m.right - 2, y: py(level.y) - 4, "text-anchor": "end", vars: { fill: level.colour } }, level.name));
+      s("text", { class: "onplot", x: width - m.right - 2, y: py(level.y) - 4, "text-anchor": "end", vars: { fill: `color-mix(in srgb, ${level.colour} 70%, ${ink("ink")})` } }, level.name));
   for (const one of given.series) {
     let path = "";
     one.y.forEach((value, i) => {

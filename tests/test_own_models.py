@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import h5py
@@ -32,6 +32,7 @@ EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
 PAGE = ROOT / "docs" / "your-own-model.md"
 RUN = "results/local-trainer-run"
 KEPT = [0, 2, 5, 15]
+ANALYSES = ("dimensionality", "kinds")
 NOWHERE = "http://127.0.0.1:9"  # no one listens at the port `discard`
 # The same experiments, small enough for a test.
 SMALL = {
@@ -50,9 +51,11 @@ SMALL_CROSSCODER = {
 }
 
 
-def configure(checkout: Checkout, file: str, text: str, **changes: dict[str, Any]) -> str:
+def configure(
+    checkout: Checkout, file: str, text: str, analyses: Sequence[str] = (), **changes: Any
+) -> str:
     """Write an experiment's YAML to a file of the checkout, cut down and changed; its words."""
-    given = yaml.safe_load(text)
+    given = yaml.safe_load(text) | {"analyses": list(analyses)}
     for section, values in (SMALL | changes).items():
         given[section] = given.get(section, {}) | values
     kept = {name: c for name, c in given["crosscoders"].items() if c}
@@ -68,13 +71,15 @@ def run(checkout: Checkout, *words: str) -> str:
     return done.stdout + done.stderr
 
 
-def holds_everything(checkout: Checkout, name: str, steps: list[int]) -> dict[str, Any]:
+def holds_everything(
+    checkout: Checkout, name: str, steps: list[int], analyses: Sequence[str] = ()
+) -> dict[str, Any]:
     """Check that an experiment is finished: figures and summary. Returns provenance.json."""
     folder = checkout / "results" / name
     figures = {path.stem for path in (folder / "figures").iterdir()}
     assert figures == {
         "training", "divergence", "fidelity", "stability", "histories", "peaks", "lifetimes",
-        "directions", "dimensionality", "kinds",
+        "directions", *analyses,
     }  # fmt: skip
     for figure in figures:
         for kind in ("pdf", "png", "csv"):
@@ -98,7 +103,8 @@ def own(new_checkout) -> Checkout:
     shutil.copytree(ROOT / "experiments", made / "experiments")
     made.environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     run(made, "python", "experiments/local_trainer.py", "--steps", *map(str, KEPT))
-    configure(made, "own.yaml", (made / "experiments/local-trainer.yaml").read_text())
+    text = (made / "experiments/local-trainer.yaml").read_text()
+    configure(made, "own.yaml", text, analyses=ANALYSES)
     made.snakemake("--configfile", "own.yaml")
     return made
 
@@ -110,7 +116,7 @@ def changeable(own, tmp_path) -> Checkout:
 
 
 def test_a_trainers_run_ends_in_figures_offline(own) -> None:
-    about = holds_everything(own, "local-trainer", KEPT)
+    about = holds_everything(own, "local-trainer", KEPT, ANALYSES)
     for step in KEPT:
         assert about["snapshots"][str(step)]["folder"] == f"{RUN}/checkpoint-{step}"
         here = own / f"results/local-trainer/snapshots/step{step}"

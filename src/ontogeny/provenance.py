@@ -34,6 +34,7 @@ def _parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
+@cache
 def _file(module: str) -> Path | None:
     """The source of a module of this package, or None."""
     path = ROOT.joinpath(*module.split(".")[1:])
@@ -43,6 +44,7 @@ def _file(module: str) -> Path | None:
     return None
 
 
+@cache
 def _imports(path: Path) -> set[str]:
     """Modules of this package that a source imports, wherever in the file."""
     found = set()

@@ -2,7 +2,7 @@
 #
 #   fetch → corpus → pretrain → snapshot (each) → extract (each) → stack → basis → project
 #        → train (each seed) → fidelity (each seed) → features → figures;
-#   snapshots → phases → figures;   → summary
+#   snapshots → phases → figures;   → atlas → summary
 #
 # and what `analyses` names, each from the first crosscoder, the snapshots and the text:
 #
@@ -36,6 +36,7 @@ include: "rules/complexity.smk"
 include: "rules/phases.smk"
 include: "rules/circuits.smk"
 include: "rules/figures.smk"
+include: "rules/atlas.smk"
 include: "rules/replicates.smk"
 include: "rules/induction.smk"
 
@@ -98,5 +99,6 @@ rule all:
     default_target: True
     input:
         figures(),
+        ATLASES,
         f"{RESULTS}/summary.json",
     localrule: True

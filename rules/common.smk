@@ -397,4 +397,43 @@ def of_compared(option, paths):
     return [f"--{option} {path}" for path in paths]
 
 
+# The site is of features with histories.
+ATLAS = f"{RESULTS}/atlas"
+ATLASES = [ATLAS] if has_features(S.primary) else []
+ATLAS_PAGE = sorted(p for p in (SOURCE / "src/ontogeny/atlas/page").rglob("*") if p.is_file())
+OF_FIDELITY = ("fidelity.csv", "density.parquet")
+
+
+def atlas_inputs():
+    """What the site is made from, by name: of the analyses, those that the experiment has."""
+    found = {
+        "weights": [f"{folder}/crosscoder.safetensors" for folder in SEEDS],
+        "fidelity": [f"{folder}/{name}" for folder in SEEDS for name in OF_FIDELITY],
+        "tables": [
+            f"{TABLES}/{name}" for name in ("features.parquet", "matches.csv", "turning_point.json")
+        ],
+        "phases": [f"{RESULTS}/phases/{name}" for name in ("phases.csv", "levels.json")],
+        "stacks": stacks(PRIMARY),
+        **training_log(),
+    }
+    of_analyses = {
+        "kinds": [f"{TABLES}/kinds.parquet"],
+        "contexts": [f"{TABLES}/contexts.h5"],
+        "complexity": [SPAN.format(crosscoder=S.primary)],
+        "circuits": [
+            f"{RESULTS}/circuits/{S.primary}/{name}"
+            for name in ("attribution.parquet", "behaviour.csv")
+        ],
+    }
+    return found | {name: of_analyses[name] for name in S.analyses if name in of_analyses}
+
+
+def no_atlas(wildcards):
+    """Why an experiment has no site."""
+    raise WorkflowError(
+        f"atlas: {S.primary} has no feature histories to show, which need a trained decoder over "
+        "four or more snapshots of one layer and stream; choose another primary"
+    )
+
+
 CONDA = "../envs/ontogeny.yaml"

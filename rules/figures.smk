@@ -283,6 +283,7 @@ rule summary:
             for seed in c.seeds
         ],
         figures(),
+        ATLASES,  # whose seconds and bytes are among the numbers
     output:
         f"{RESULTS}/summary.json",
         f"{RESULTS}/provenance.json",

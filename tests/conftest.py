@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -195,6 +197,65 @@ def only_tokens(finished, tmp_path) -> Checkout:
         if path.is_dir() and path.name != "corpus":
             shutil.rmtree(path)
     return checkout
+
+
+# What a text of somebody else may bring: markup, quotes, controls, what turns or parts lines.
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(2)>',
+    "</script>",
+    "&lt;b&gt;",
+    "\x00\x1b[31m",
+    "\u202eabc\u2066",
+    "\u2028`${alert(3)}`",
+    "\x7f\x85\r\n\t",
+]
+
+
+@pytest.fixture(scope="session")
+def analysed(finished, tmp_path_factory):
+    """The tiny experiment with contexts, spans and a task, in which frequent tokens are hostile.
+
+    Settings, and the folder: the stages themselves, on a tokenizer whose pieces are HOSTILE.
+    """
+    from ontogeny import settings
+    from ontogeny.circuits import attribution, tasks
+    from ontogeny.corpus.build import Tokens
+    from ontogeny.corpus.pieces import byte_letters
+    from ontogeny.features import contexts, span
+
+    folder = tmp_path_factory.mktemp("analysed") / "results" / "hostile"
+    shutil.copytree(finished / RESULTS, folder, ignore=shutil.ignore_patterns("atlas", "state"))
+    given = yaml.safe_load((folder / "config.yaml").read_text())
+    given |= {
+        "name": "hostile",
+        "analyses": ["dimensionality", "kinds", "contexts", "complexity", "circuits"],
+        "circuits": {"tasks": ["induction"], "pairs": 16, "path_steps": 2},
+        "span": {"longest": 4, "contexts": 1},
+    }
+    s = settings.load(given)
+    tokens, tokenizer = folder / "corpus/tokens.h5", folder / "corpus/tokenizer.json"
+    own, tables = folder / "crosscoders/batchtopk/seed0", folder / "features/batchtopk"
+    circuits = folder / "circuits"
+    circuits.mkdir()
+    tasks.build(s.circuits, tokens, tokenizer, circuits / "tasks.h5", circuits / "tasks.csv")
+    attribution.describe(
+        s, own, folder / "snapshots", circuits / "tasks.h5", circuits / "batchtopk"
+    )
+    rows = (own, folder / "activations", folder / "snapshots", tokens)
+    span.measure(s, *rows, tables / "span.parquet", tables / "span_contexts.parquet")
+
+    data = Tokens(tokens)
+    text = data.take(np.arange(*data.splits["held_out"]))
+    frequent = [int(i) for i in np.bincount(text.ravel()).argsort()[::-1] if i > 0]
+    given = json.loads(tokenizer.read_text())
+    names = {number: name for name, number in given["model"]["vocab"].items()}
+    for number, piece in zip(frequent, HOSTILE, strict=False):
+        names[number] = byte_letters(piece.encode())
+    given["model"] |= {"vocab": {name: i for i, name in sorted(names.items())}, "merges": []}
+    tokenizer.write_text(json.dumps(given))
+    contexts.describe(s, *rows, tokenizer, tables / "contexts.h5", tables / "contexts.parquet")
+    return s, folder
 
 
 def copied(checkout: Checkout, folder: Path) -> Checkout:

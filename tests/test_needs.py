@@ -292,7 +292,7 @@ def test_every_dictionary_of_the_frontier_is_known(tmp_path):
     names = [f"{stage} {name}" for name in s.all_crosscoders for stage in ("train", "fidelity")]
     assert len(names) > 20
     assert set(names) <= set(asked)
-    assert "compare" in asked
+    assert {"compare", "atlas"} <= set(asked)
 
 
 def test_needs_import_no_torch(tmp_path):
@@ -339,4 +339,13 @@ def test_a_dry_run_through_the_profile_shows_what_the_plan_says(tmp_path):
         found[rule[1]] = found.get(rule[1], 0) + 1
     assert found["extract_shard"] == 47 * 32
     assert found["extract"] == found["snapshot"] == 32
-    assert {"corpus", "basis", "project", "train", "fidelity", "features", "phases"} <= set(found)
+    assert {
+        "corpus",
+        "basis",
+        "project",
+        "train",
+        "fidelity",
+        "features",
+        "phases",
+        "atlas",
+    } <= set(found)

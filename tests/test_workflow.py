@@ -36,7 +36,7 @@ NUMBERS = """
     explained_variance_min l0_mean dead_fraction matched_feature_share pca_explained_variance
     loss_recovered_last turning_point_step turning_point_low turning_point_high
     within_block_cosine between_block_cosine initialisation_features emergent_features
-    transient_features wall_seconds peak_memory_bytes disk_bytes
+    transient_features wall_seconds wall_seconds_atlas peak_memory_bytes disk_bytes
 """.split()
 BEFORE_TRAINING = {
     "fetch",
@@ -65,7 +65,8 @@ def figures_among(jobs: Counter[str]) -> set[str]:
 
 
 def test_a_finished_experiment_holds_everything_and_has_nothing_to_do(finished):
-    for name in ("summary.json", "provenance.json", "config.yaml", "figures/training.pdf"):
+    for name in ("summary.json", "provenance.json", "config.yaml", "figures/training.pdf",
+                 "atlas/index.html"):  # fmt: skip
         assert (finished / RESULTS / name).stat().st_size > 0
     numbers = json.loads((finished / RESULTS / "summary.json").read_text())
     assert set(NUMBERS) <= set(numbers)
@@ -124,7 +125,8 @@ def test_the_style_redraws_the_figures_alone(experiment, finished):
     drawn = {path.stem for path in (finished / RESULTS / "figures").glob("*.pdf")}
     assert len(drawn) >= 8
     assert figures_among(jobs) == {f"figure_{name}" for name in drawn}
-    assert set(jobs) - figures_among(jobs) <= {"summary"}
+    # The atlas has the style's colours.
+    assert set(jobs) - figures_among(jobs) <= {"summary", "atlas"}
 
 
 def test_a_stages_code_runs_that_stage_and_what_follows(experiment):
@@ -132,7 +134,7 @@ def test_a_stages_code_runs_that_stage_and_what_follows(experiment):
         source.write("\nCHANGED = True\n")
     jobs = experiment.would_run()
     assert jobs["phases"] == jobs["figure_divergence"] == jobs["figure_training"] == 1
-    assert set(jobs) - figures_among(jobs) <= {"phases", "summary"}
+    assert set(jobs) - figures_among(jobs) <= {"phases", "atlas", "summary"}
 
 
 def test_a_crosscoder_setting_runs_from_training_on(experiment):
@@ -163,31 +165,32 @@ def test_a_threshold_of_the_tables_runs_the_tables_and_figures(experiment):
     experiment.configure({"analysis.presence": 0.4})
     jobs = experiment.would_run()
     assert jobs["features"] == jobs["summary"] == 1
-    assert set(jobs) - figures_among(jobs) == {"features", "measure_dimensionality", "summary"}
+    others = {"features", "measure_dimensionality", "atlas", "summary"}
+    assert set(jobs) - figures_among(jobs) == others
 
 
 def test_a_threshold_of_the_kinds_runs_the_kinds_alone(experiment):
     experiment.configure({"analysis.kind_share": 0.3})
     jobs = experiment.would_run()
-    assert set(jobs) == {"judge_kinds", "figure_kinds", "summary"}
+    assert set(jobs) == {"judge_kinds", "figure_kinds", "atlas", "summary"}
 
 
 def test_an_analysis_left_out_is_a_target_still(experiment):
     experiment.configure({"analyses": ["dimensionality"]})
-    assert set(experiment.would_run()) == {"summary"}
+    assert set(experiment.would_run()) == {"atlas", "summary"}
     for made in ("features/batchtopk/kinds.parquet", "figures/kinds.pdf"):
         (experiment / RESULTS / made).unlink()
-    assert set(experiment.would_run()) == {"summary"}
+    assert set(experiment.would_run()) == {"atlas", "summary"}
     assert set(experiment.would_run("kinds")) == {"kinds", "judge_kinds", "figure_kinds"}
 
 
 ANALYSES = {  # a setting of each, and what it runs again
-    "kinds": ("analysis.kind_share", 0.3, {"judge_kinds", "figure_kinds"}),
-    "contexts": ("contexts.top", 3, {"gather_contexts", "figure_examples"}),
+    "kinds": ("analysis.kind_share", 0.3, {"judge_kinds", "figure_kinds", "atlas"}),
+    "contexts": ("contexts.top", 3, {"gather_contexts", "figure_examples", "atlas"}),
     "complexity": (
         "span.keep",
         0.8,
-        {"measure_span", "correlate_complexity", "figure_complexity"},
+        {"measure_span", "correlate_complexity", "figure_complexity", "atlas"},
     ),
     "presence": ("presence_tests.absent", 0.2, {"measure_presence", "figure_presence"}),
     "induction": ("heads.least_gain", 0.2, {"order_onsets", "figure_induction"}),

@@ -660,6 +660,18 @@ def summary(s: Settings, folder: Path, source: Path) -> None:
 
 
 @main.command()
+@config
+@threads
+@path("folder", FOLDER)
+@path("output", FOLDER)
+def atlas(s: Settings, folder: Path, output: Path) -> None:
+    """Write the static site that shows every feature of a finished experiment."""
+    from ontogeny.atlas import build as stage
+
+    stage.build(s, folder, output)
+
+
+@main.command()
 @config_on_device
 @threads
 @path("folder", FOLDER)

@@ -39,7 +39,7 @@ def _mean_of(tables: list[pd.DataFrame], column: str) -> float:
     return float(pd.concat(tables)[column].mean())
 
 
-def _fidelity(folder: Path, seeds: list[int]) -> dict[str, Any]:
+def fidelity_numbers(folder: Path, seeds: list[int]) -> dict[str, Any]:
     """Numbers of one crosscoder: the first seed's where they name features, else seeds' means."""
     tables = [pd.read_csv(folder / f"seed{seed}" / "fidelity.csv") for seed in seeds]
     dead = [pd.read_parquet(folder / f"seed{seed}" / "density.parquet") for seed in seeds]
@@ -255,7 +255,7 @@ def summarise(settings: Settings, folder: str | Path, source: str | Path) -> Non
         **levels,
         "primary": settings.primary,
         "features": primary.features,
-        **_fidelity(folder / "crosscoders" / settings.primary, primary.seeds),
+        **fidelity_numbers(folder / "crosscoders" / settings.primary, primary.seeds),
     }
     if tables.exists():  # a dictionary of fewer than four snapshots has no histories
         values |= _histories(tables, settings.analysis.matched_cosine)
@@ -264,7 +264,7 @@ def summarise(settings: Settings, folder: str | Path, source: str | Path) -> Non
     for name, other in settings.crosscoders.items():
         if name == settings.primary:
             continue
-        found = _fidelity(folder / "crosscoders" / name, other.seeds)
+        found = fidelity_numbers(folder / "crosscoders" / name, other.seeds)
         if not other.train_decoder:
             values["random_dictionary_explained_variance"] = found["explained_variance_mean"]
             continue

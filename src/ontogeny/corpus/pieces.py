@@ -31,6 +31,12 @@ def _alphabet() -> dict[str, int]:
     return dict(zip(letters, [*printable, *others], strict=True))
 
 
+def byte_letters(raw: bytes) -> str:
+    """The name that bytes have among the pieces of a byte-level tokenizer."""
+    letters = {byte: letter for letter, byte in _alphabet().items()}
+    return "".join(letters[byte] for byte in raw)
+
+
 def token_bytes(tokenizer: Tokenizer, vocabulary: int) -> list[bytes]:
     """The bytes that each id stands for in text, one an id; an id without token shows its number.
 

@@ -271,7 +271,7 @@ class Store:
         return found
 
 
-def _record_type(c: Contexts, ids: np.dtype[Any], lenses: int, tokens: int) -> np.dtype[Any]:
+def record_type(c: Contexts, ids: np.dtype[Any], lenses: int, tokens: int) -> np.dtype[Any]:
     """The type of a feature's record, for so many lenses of so many tokens each."""
     positions, width = c.top + c.quantiles + c.near_misses, 2 * c.window + 1
     fields: list[Any] = [
@@ -505,7 +505,7 @@ def describe(
             ("step", "layer", "stream"), zip(*trained.about.outputs, strict=True), strict=True
         ):
             file[f"sites/{name}"] = list(column)
-        dtype = _record_type(
+        dtype = record_type(
             c,
             data.take(np.zeros(0, np.int64)).dtype,
             0 if lenses is None else lenses.site.shape[1],

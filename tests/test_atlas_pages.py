@@ -1,0 +1,523 @@
+"""The atlas in a browser, from disk: every page, by mouse and keys, light and dark, on a phone.
+
+Debian's chromium is driven. BROWSER_TESTS=required fails where there is none, instead of skipping.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import HOSTILE, RESULTS
+
+from ontogeny.atlas import build
+from ontogeny.corpus.pieces import visible
+from ontogeny.crosscoder.model import Crosscoder
+from ontogeny.features.contexts import Store
+
+CHROMIUM = Path("/usr/bin/chromium")
+TIMEOUT = 20_000  # milliseconds
+SHOWN = """([before, most]) => new Promise((done) => {
+    const until = performance.now() + most;
+    const look = () => {
+        if (Number(document.body?.dataset.ready) > before) done(true);
+        else if (performance.now() > until) done(false);
+        else setTimeout(look, 5);
+    };
+    look();
+})"""
+
+if not CHROMIUM.exists():
+    if os.environ.get("BROWSER_TESTS") == "required":
+        pytest.fail(f"BROWSER_TESTS=required, and there is no {CHROMIUM}", pytrace=False)
+    pytest.skip(f"no {CHROMIUM} (Debian: apt-get install chromium)", allow_module_level=True)
+sync_api = pytest.importorskip("playwright.sync_api")
+
+
+@dataclass
+class Looked:
+    """A page of a site, and what it has complained of or asked for."""
+
+    page: sync_api.Page
+    site: Path
+    faults: list[str]
+    asked: list[str]
+
+    def go(self, hash_: str) -> None:
+        """Open an address and wait until its page is there."""
+        ready = self.ready()
+        url = f"{(self.site / 'index.html').as_uri()}{hash_}"
+        if self.page.url == url:
+            return
+        self.page.goto(url)
+        self.wait(ready if self.page.evaluate("performance.now()") > 0 and ready else 0)
+
+    def ready(self) -> int:
+        """How many times a page was shown."""
+        return int(self.page.evaluate("Number(document.body?.dataset.ready || 0)"))
+
+    def wait(self, ready: int) -> None:
+        """Wait until a page was shown once more."""
+        # Playwright's own way of waiting evaluates a string, which the page's policy forbids.
+        shown = self.page.evaluate(SHOWN, [ready, TIMEOUT])
+        assert shown, f"{self.page.url} shows nothing new: {self.faults}"
+
+    def after(self, act, *words) -> None:
+        """Do something that shows a page, and wait for it."""
+        ready = self.ready()
+        act(*words)
+        self.wait(ready)
+
+    def text(self, selector: str) -> list[str]:
+        return [each.strip() for each in self.page.locator(selector).all_inner_texts()]
+
+    def count(self) -> int:
+        """Features that the table's heading tells of."""
+        return int(self.text(".count b")[0].replace(",", ""))
+
+    def fits(self) -> bool:
+        """Whether the page is no wider than the window."""
+        return self.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[sync_api.Browser]:
+    with sync_api.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def sites(analysed, finished, tmp_path_factory) -> tuple[Path, Path]:
+    """The atlas of the analysed experiment, and the workflow's own, which has fewer parts."""
+    s, folder = analysed
+    home = tmp_path_factory.mktemp("sites")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "SHARD", 40)  # so that there are two
+        build.build(s, folder, home / "hostile/atlas")
+    shutil.copytree(finished / RESULTS / "atlas", home / "tiny/atlas")
+    return home / "hostile/atlas", home / "tiny/atlas"
+
+
+@pytest.fixture
+def look(browser, sites) -> Iterator:
+    """A function that opens a site's page; in the end nothing may have gone wrong in any."""
+    opened: list[Looked] = []
+
+    def open_(hash_: str = "", site: Path = sites[0], **given) -> Looked:
+        given = {"viewport": {"width": 1280, "height": 800}} | given
+        context = browser.new_context(**given)
+        page = context.new_page()
+        page.set_default_timeout(TIMEOUT)
+        here = Looked(page, site, [], [])
+        page.on("console", lambda m: here.faults.append(f"{m.type}: {m.text}"))
+        page.on("pageerror", lambda error: here.faults.append(str(error)))
+        page.on("dialog", lambda d: (here.faults.append(f"dialog {d.message}"), d.dismiss()))
+        page.on("request", lambda r: here.asked.append(r.url))
+        opened.append(here)
+        here.go(hash_)
+        return here
+
+    yield open_
+    for here in opened:
+        here.page.context.close()
+        assert here.faults == []
+        assert [url for url in here.asked if not url.startswith(("file:///", "data:"))] == []
+
+
+@pytest.fixture(scope="module")
+def table(analysed) -> pd.DataFrame:
+    """What the site shows, from the tables themselves."""
+    tables = analysed[1] / "features/batchtopk"
+    features = pd.read_parquet(tables / "features.parquet")
+    kinds = pd.read_parquet(tables / "kinds.parquet")[["feature", "kind"]]
+    found = features[features["alive"]].merge(kinds, on="feature", how="left")
+    span = pd.read_parquet(tables / "span.parquet")
+    return found.fillna({"kind": "none"}).merge(
+        span.loc[span["run"] == "replaced", ["feature", "span"]], on="feature", how="left"
+    )
+
+
+def test_the_overview_tells_the_experiment(look, table, analysed):
+    here = look()
+    summary = dict(zip(here.text(".facts dt"), here.text(".facts dd"), strict=True))
+    fidelity = [
+        pd.read_csv(analysed[1] / f"crosscoders/batchtopk/seed{i}/fidelity.csv") for i in (0, 1)
+    ]
+    assert float(summary["explained variance"]) == pytest.approx(
+        pd.concat(fidelity)["explained_variance"].mean(), abs=6e-4
+    )
+    assert summary["snapshots"] == "5, steps 0 to 40"
+    assert here.text(".selection b") == [str(len(table))]
+    kinds = dict(zip(here.text(".census .what"), here.text(".census .much"), strict=True))
+    assert int(kinds["current token"]) == (table["kind"] == "current_token").sum()
+    assert int(kinds["transient"]) == table["transient"].sum()
+    here.page.click("figure:has(h3:text-is('Training')) summary")
+    phases = pd.read_csv(analysed[1] / "phases/phases.csv")
+    rows = here.text("figure:has(h3:text-is('Training')) .numbers td")
+    np.testing.assert_allclose([float(x) for x in rows], phases["loss"], atol=6e-4)
+    assert "unigram" in here.page.text_content("figure:has(h3:text-is('Training')) .onplot")
+    assert here.page.locator(".over .mark").count() == 1  # the turning point
+
+
+def test_files_are_read_when_they_are_needed(look, table):
+    def data(here: Looked) -> list[str]:
+        return sorted(u.partition("/data/")[2] for u in here.asked if "/data/" in u)
+
+    here = look("#/")
+    assert data(here) == ["experiment.js", "features.js"]
+    here.after(here.page.click, "nav a:has-text('Features')")
+    assert data(here)[2:] == ["text/0.js"]
+    here.after(here.page.click, "tbody th a >> nth=0")
+    assert data(here)[2:] == ["shards/0.js", "text/0.js", "words.js"]
+    here.after(here.page.keyboard.press, "ArrowRight")
+    assert len(data(here)) == 5
+
+
+def test_from_a_web_server(browser, sites, table):
+    handler = partial(Quiet, directory=str(sites[0].parents[1]))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        home = f"http://127.0.0.1:{server.server_port}/"
+        page = browser.new_page()
+        asked: list[str] = []
+        faults: list[str] = []
+        page.on("request", lambda r: asked.append(r.url))
+        page.on("console", lambda m: faults.append(m.text))
+        here = Looked(page, sites[0], faults, asked)
+        page.goto(f"{home}hostile/atlas/#/compare?other=../../tiny/atlas")
+        here.wait(0)
+        assert here.text("table.wide thead th") == ["", "hostile", "tiny"]
+        here.after(page.click, "nav a:has-text('Features')")
+        assert here.count() == len(table)
+        page.close()
+        server.shutdown()
+    assert all(url.startswith((home, "data:")) for url in asked)
+    assert faults == []
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_rectangle_on_the_map_goes_to_the_table(look, table):
+    here = look("#/?x=lifetime&y=density")
+    box = here.page.locator("canvas.map").bounding_box()
+    x, y = box["x"] + box["width"] * 0.3, box["y"] + box["height"] * 0.05
+    here.page.mouse.move(x, y)
+    here.page.mouse.down()
+    here.page.mouse.move(x + 80, y + 80)
+    here.page.mouse.move(box["x"] + box["width"] * 0.8, box["y"] + box["height"] * 0.7)
+    ready = here.ready()
+    here.page.mouse.up()
+    here.wait(ready)
+    chosen = int(here.text(".selection b")[0])
+    link = here.page.url
+    low, high = map(float, re.search(r"density=([\d.e-]+)\.\.([\d.e-]+)", link).groups())
+    first, last = map(float, re.search(r"lifetime=([\d.]+)\.\.([\d.]+)", link).groups())
+    some = table[table["density"].between(low, high) & table["lifetime"].between(first, last)]
+    assert 0 < chosen == len(some) < len(table)
+    assert here.page.locator(".over .brush").count() == 1
+    here.after(here.page.click, ".selection a.button")
+    assert here.count() == chosen
+    assert here.text("tbody th") == [str(i) for i in some["feature"]][:50]
+    # The link alone brings the same view back.
+    again = look(f"#{here.page.url.partition('#')[2]}")
+    assert again.text("tbody th") == here.text("tbody th")
+    assert again.text(".chips a") == here.text(".chips a")
+
+
+def test_the_map_zooms_and_opens_a_feature(look, table):
+    here = look("#/?x=density&y=strength")
+    canvas = here.page.locator("canvas.map")
+    before = canvas.screenshot()
+    canvas.focus()
+    for key in ("+", "+", "ArrowRight"):
+        here.page.keyboard.press(key)
+    assert canvas.screenshot() != before
+    here.page.keyboard.press("0")
+    assert canvas.screenshot() == before
+    spot = here.page.evaluate("""() => {
+        const box = document.querySelector("canvas.map").getBoundingClientRect();
+        return [box.left, box.top, box.width, box.height];
+    }""")
+    left, top, width, height = spot
+    for i in range(2000):  # somewhere on the map there is a point
+        x, y = 60 + (i * 37) % (width - 80), 20 + (i * 53) % (height - 70)
+        here.page.mouse.move(left + x, top + y)
+        if "over-point" in (canvas.get_attribute("class") or ""):
+            break
+    number = re.search(r"Feature (\d+)", here.text(".tip")[0])[1]
+    here.page.mouse.down()
+    ready = here.ready()
+    here.page.mouse.up()
+    here.wait(ready)
+    assert f"#/feature/{number}" in here.page.url
+    assert here.text("h1") == [f"Feature {number}"]
+
+
+def test_the_table_shows_sorts_and_filters(look, table):
+    here = look("#/table")
+    assert here.count() == len(table)
+    assert here.text("tbody th") == [str(i) for i in table["feature"][:50]]
+    here.after(here.page.click, "th.col-density button")
+    by = table.sort_values("density", ascending=False, kind="stable")
+    assert here.page.get_attribute("th.col-density", "aria-sort") == "descending"
+    shown = [float(x.rstrip("%")) / 100 for x in here.text("tbody .col-density")]
+    np.testing.assert_allclose(shown, by["density"][:50], rtol=6e-3)
+    for name, column in (("lifetime", "lifetime"), ("cosine", "matched_cosine")):
+        values = [float(x.replace("–", "nan")) for x in here.text(f"tbody .col-{name}")]
+        np.testing.assert_allclose(values, by[column][:50], atol=6e-3)
+    spans = [np.nan if x == "–" else float(x) for x in here.text("tbody .col-complexity")]
+    np.testing.assert_allclose(spans, by["span"][:50], rtol=6e-3)
+    here.after(here.page.click, "text=next ›")
+    assert here.text("tbody th") == [str(i) for i in by["feature"][50:]]
+    here.after(here.page.click, ".toggles button:has-text('transient')")
+    assert here.count() == table["transient"].sum()
+    here.page.click(".ranges summary")
+    least = here.page.locator("fieldset:has-text('density') input").first
+    least.fill("0.02")
+    here.after(least.press, "Enter")
+    some = by[by["transient"] & (by["density"] >= 0.02)]
+    assert here.text("tbody th") == [str(i) for i in some["feature"]][:50]
+    here.after(here.page.click, ".chips a:has-text('transient')")
+    assert here.count() == (table["density"] >= 0.02).sum()
+
+
+def test_the_table_orders_by_attribution(look, table, analysed):
+    every = pd.read_parquet(analysed[1] / "circuits/batchtopk/attribution.parquet")
+    largest = every[every["feature"].isin(table["feature"])].groupby("feature")["attribution"]
+    wanted = largest.apply(lambda x: x[x.abs().idxmax()])
+    here = look("#/table")
+    here.after(here.page.select_option, "#task", "induction")
+    names, values = here.text("tbody th"), here.text("tbody tr td:nth-last-child(2)")
+    found = {int(n): float(x.replace("−", "-")) for n, x in zip(names, values, strict=True)}
+    assert here.count() == len(wanted)
+    sizes = np.abs(list(found.values()))
+    assert (np.diff(sizes) <= 1e-3 * sizes[0]).all()
+    for feature, value in found.items():
+        assert value == pytest.approx(wanted[feature], rel=6e-3), feature
+
+
+def test_search_looks_at_contexts_and_promoted_tokens(look, table, analysed):
+    store = Store(analysed[1] / "features/batchtopk/contexts.h5")
+    word = visible(HOSTILE[0])[1:7]  # script
+    wanted = []
+    for number in table["feature"]:
+        f = store.feature(int(number))
+        text = [" ".join(visible(t).strip() for t, _, _ in f.lens[-1].promoted)]
+        for context in f.top[:4]:
+            at = context.offset - context.start
+            text.append("".join(visible(t) for t in context.texts[max(0, at - 12) : at + 5]))
+        if any(word in each.lower() for each in text):
+            wanted.append(str(number))
+    here = look("#/")
+    here.after(here.page.keyboard.press, "/")
+    assert here.page.evaluate("document.activeElement.id") == "search"
+    here.after(here.page.keyboard.type, word.upper())
+    assert 0 < here.count() == len(wanted)
+    assert here.text("tbody th") == wanted[:50]
+    assert here.page.evaluate("document.activeElement.id") == "search"
+    here.after(here.page.fill, "#search", "no such text")
+    assert here.text("tbody td") == ["No feature is like this. Take a filter away."]
+
+
+def test_hostile_text_shows_as_text(look, table, analysed):
+    store = Store(analysed[1] / "features/batchtopk/contexts.h5")
+    number = next(
+        int(i) for i in table["feature"]
+        if {HOSTILE[0], HOSTILE[4]} <= {t for c in store.feature(int(i)).top for t in c.texts}
+    )  # fmt: skip
+    here = look(f"#/feature/{number}?q=%3Cscript%3E%00")
+    top = store.feature(number).top
+    lines = here.page.locator(".contexts .lines").first.locator("li .line-of-text")
+    for line, context in zip(lines.all(), top, strict=True):
+        assert line.text_content() == "".join(visible(text) for text in context.texts)
+        tokens = line.locator(".token").all_text_contents()
+        assert tokens == [visible(text) for text in context.texts]
+    assert "<script>alert(1)</script>" in here.page.locator(".contexts").inner_text()
+    assert "␀" in here.text(".chips a")[0]
+    for tag in ("script[src=x]", "img", "b[onerror]", "main script", "[onerror]"):
+        assert here.page.locator(tag).count() == 0, tag
+    assert here.page.locator("script").count() == here.page.locator("head script").count()
+
+
+def test_a_features_page_has_the_tables_numbers(look, table, analysed):
+    s, folder = analysed
+    crosscoder = Crosscoder.load(folder / "crosscoders/batchtopk/seed0")
+    row = table[table["matched_cosine"] >= s.analysis.matched_cosine].iloc[-1]
+    number = int(row["feature"])
+    here = look(f"#/feature/{number}")
+    facts = dict(zip(here.text(".facts dt"), here.text(".facts dd"), strict=True))
+    assert facts["kind"] == row["kind"].replace("_", " ")
+    assert facts["peak"] == f"snapshot {row['peak_snapshot_index']}, step {row['peak_step']}"
+    assert f"feature {row['partner']} of seed 1" in facts["in other seeds"]
+    assert f"cosine {row['matched_cosine']:.2f}" in facts["in other seeds"]
+    for summary in here.page.locator("figure .numbers summary").all():
+        summary.click()
+
+    def numbers(title: str) -> np.ndarray:
+        cells = here.text(f"figure:has(h3:text-is('{title}')) .numbers td")
+        each = [float(x.replace("−", "-").replace(",", "").replace("–", "nan")) for x in cells]
+        return np.array(each).reshape(len(s.snapshots.chosen), -1)
+
+    partner = Crosscoder.load(folder / "crosscoders/batchtopk/seed1").strength[int(row["partner"])]
+    own = crosscoder.strength[number]
+    np.testing.assert_allclose(numbers("Strength"), np.c_[own, partner], rtol=1e-3)
+    W = crosscoder.W_dec[number].numpy()
+    unit = W / np.linalg.norm(W, axis=1, keepdims=True)
+    shown = numbers("Direction")
+    there = ~np.isnan(shown)
+    assert there.sum() > len(W)
+    np.testing.assert_allclose(shown[there], (unit @ unit.T)[there], atol=0.01)
+    assert np.nanmax(numbers("Dimensionality")) <= 1
+    store = Store(folder / "features/batchtopk/contexts.h5").feature(number)
+    values = [float(x) for x in here.text(".contexts .lines >> nth=0 >> .value")]
+    np.testing.assert_allclose(values, [c.value for c in store.top], rtol=6e-3)
+    shades = here.page.locator(".contexts .lines").first.locator("li").first.locator(".token")
+    largest = max(c.value for c in (*store.top, *store.quantiles))
+    styles = shades.evaluate_all("all => all.map(x => x.style.getPropertyValue('--a') || '0')")
+    wanted = np.nan_to_num(store.top[0].activations) / largest
+    np.testing.assert_allclose([float(x) for x in styles], wanted, atol=4e-3)
+    peak = here.page.locator(".lens").first.locator("td.at-peak").all_inner_texts()
+    assert [x.strip() for x in peak] == [
+        visible(t).replace(" ", "␣") for t, _, _ in store.lens[-1].promoted
+    ]
+    assert "snakemake --cores 1 atlas" in here.text(".command")[0]
+
+
+def test_keys_walk_the_list(look, table):
+    some = table[table["transient"]].sort_values("onset_step", kind="stable")["feature"]
+    order = table[table["transient"]].sort_values(["density", "feature"], ascending=[False, True])
+    first, second, third = (int(i) for i in order["feature"][:3])
+    here = look("#/table?class=transient&sort=-density")
+    assert len(some) == here.count()
+    here.after(here.page.click, "tbody th a >> nth=0")
+    assert here.text("h1") == [f"Feature {first}"]
+    assert here.text(".walk span >> nth=-1") == [f"1 of {len(some)}"]
+    for key, wanted in (("Right", second), ("Right", third), ("Left", second)):
+        here.after(here.page.keyboard.press, f"Arrow{key}")
+        assert here.text("h1") == [f"Feature {wanted}"]
+        assert here.page.evaluate("document.activeElement.tagName") == "H1"
+    assert here.page.inner_text("#said") == f"Feature {second}"
+    here.after(here.page.go_back)
+    assert here.text("h1") == ["Features"]
+
+
+def test_everything_is_reached_with_the_tab_key(look):
+    here = look("#/table")
+    here.page.keyboard.press("Tab")
+    assert here.page.evaluate("document.activeElement.className") == "skip"
+    outline = here.page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid"
+    here.page.keyboard.press("Enter")
+    assert here.page.evaluate("document.activeElement.id") == "main"
+    seen = set()
+    for _ in range(40):
+        here.page.keyboard.press("Tab")
+        seen.add(here.page.evaluate(
+            "document.activeElement.id || document.activeElement.closest('th')?.className "
+            "|| document.activeElement.textContent"))  # fmt: skip
+    assert {"search", "task", "transient", "Ranges"} <= seen
+    assert any("col-density" in one for one in seen)
+
+
+@pytest.mark.parametrize("page", ["", "table", "feature/{}", "compare?a={}&b={}"])
+def test_everything_has_a_name_and_pictures_a_table(look, table, page):
+    here = look(f"#/{page.format(*table['feature'][:2])}")
+    unnamed = here.page.evaluate("""() =>
+        [...document.querySelectorAll("button, a, input, select, [role=img], [role=region]")]
+        .filter((one) => one.offsetParent && !(
+            one.textContent.trim() || one.getAttribute("aria-label") || one.labels?.length
+            || one.title))
+        .map((one) => one.outerHTML)""")
+    assert unnamed == []
+    assert here.page.locator("main h1").count() == 1
+    for one in here.page.locator("figure:has(svg[role=img])").all():
+        assert one.locator("details.numbers").count() == 1
+    assert here.page.locator("html[lang=en] main#main").count() == 1
+
+
+def test_what_was_not_analysed_is_absent_with_a_sentence(look, sites, finished):
+    here = look("#/table", site=sites[1])
+    assert "contexts is not among its analyses." in here.page.inner_text("main")
+    here.after(here.page.click, "tbody th a >> nth=0")
+    told = here.page.inner_text("main")
+    for name in ("contexts", "circuits"):
+        assert f"{name} is not among its analyses." in told
+    assert here.page.locator("figure:has-text('Dimensionality')").count() == 1
+    dead = pd.read_parquet(finished / RESULTS / "features/batchtopk/features.parquet")
+    dead = dead.loc[~dead["alive"], "feature"]
+    for number, why in [(64, "they are numbered 0 to 63"), *((i, "is dead") for i in dead[:1])]:
+        here.go(f"#/feature/{number}")
+        assert why in here.page.inner_text("main")
+
+
+def test_features_and_experiments_side_by_side(look, table, sites, analysed):
+    a, b = (int(i) for i in table["feature"][:2])
+    here = look(f"#/compare?a={a}&b={b}")
+    assert here.text("main h2 >> nth=0")[0] == f"hostile: feature {a}"
+    assert here.page.locator("section[aria-label^='Feature']").count() == 2
+    here.page.fill("#compare-other", "../../tiny/atlas")
+    here.page.fill("#compare-a", "")
+    here.page.fill("#compare-b", "")
+    here.after(here.page.click, "form button")
+    rows = here.page.locator("table.wide tbody tr")
+    found = {row[0]: row[1:] for row in (r.split("\t") for r in rows.all_inner_texts())}
+    assert found["living features"] == [str(len(table))] * 2
+    assert found["explained variance"][0] == found["explained variance"][1]
+    assert here.text("table.wide thead th") == ["", "hostile", "tiny"]
+    here.go(f"#/compare?a={a}&b={a}&other=../../tiny/atlas/index.html")
+    assert here.text("main h2:has-text('tiny')") == [f"tiny: feature {a}"]
+    for address in ("https://example.org/atlas", "//example.org/atlas", "http://localhost:1/"):
+        here.go(f"#/compare?other={address}")
+        assert "no other" in here.text("[role=alert]")[0]
+
+
+def test_a_folder_that_holds_no_atlas_is_told(look):
+    here = look("#/compare?other=../../nothing")
+    assert "cannot be read" in here.text("[role=alert]")[0]
+    assert all("ERR_FILE_NOT_FOUND" in fault for fault in here.faults)
+    here.faults.clear()
+
+
+@pytest.mark.parametrize("page", ["", "table?sort=-density", "feature/{}", "compare?a={}&b={}"])
+def test_a_phone_scrolls_in_one_direction(look, table, page):
+    here = look(
+        f"#/{page.format(*table['feature'][:2])}",
+        viewport={"width": 390, "height": 844},
+        has_touch=True,
+        is_mobile=True,
+    )
+    assert here.fits()
+    small = here.page.evaluate("""() => [...document.querySelectorAll("main button, .bar button")]
+        .filter((one) => one.offsetParent && one.getBoundingClientRect().height < 23.5)
+        .map((one) => one.outerHTML)""")
+    assert small == []
+
+
+def test_dark_and_light(look):
+    def luminance(here: Looked, selector: str, what: str) -> float:
+        found = here.page.evaluate(f"getComputedStyle(document.querySelector('{selector}')).{what}")
+        return float(np.mean([int(x) for x in re.findall(r"\d+", found)[:3]]))
+
+    here = look("#/", color_scheme="dark")
+    assert luminance(here, "html", "backgroundColor") < 60 < luminance(here, "html", "color")
+    here.page.click("#theme")
+    assert luminance(here, "html", "backgroundColor") > 200 > luminance(here, "html", "color")
+    here.page.reload()
+    here.wait(0)
+    assert luminance(here, "html", "backgroundColor") > 200  # remembered
+    assert luminance(look("#/"), "html", "backgroundColor") > 200

@@ -1,0 +1,176 @@
+"""Several processes that share one training end where one process ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import RESULTS, tiny
+from safetensors.torch import load_file
+
+from ontogeny import devices, settings
+from ontogeny.crosscoder import feed, state, train
+from ontogeny.crosscoder.ranks import Ranks
+
+# Scores that rounding could turn around at a cut would lead trainings apart: slow ones have none.
+COMMON = {
+    "inputs": {"layers": [0]}, "features": 128, "k": 3, "batch_rows": 256, "steps": 60,
+    "learning_rate": 5e-4, "dead_after_rows": 600, "aux_features": 32, "aux_k": 4, "seeds": [0],
+}  # fmt: skip
+PER_SITE = {"basis": "full", "gate": "snapshot", "aux_features": 0}
+KINDS: dict[str, dict[str, Any]] = {
+    "batch_topk": {},
+    "batch_topk_per_site": PER_SITE,
+    "transcoder": {"basis": "full", "inputs": {"layers": [0], "snapshots": [0, 40]},
+                   "outputs": {"layers": [0], "snapshots": [8]}},
+    "jumprelu": {"activation": "jumprelu", "sparsity": 0.05},
+    "jumprelu_per_site": PER_SITE | {"activation": "jumprelu", "sparsity": 0.05},
+    "relu": {"activation": "relu", "basis": "full", "sparsity": 0.5},
+    "random_decoder": {"train_decoder": False, "basis": "full", "moments": "float32"},
+    # AuxK of one size: two graphs of the compiler.
+    "compiled": {"aux_k": 32},
+    # Shapes and products as they are elsewhere than on a CPU.
+    "plain": {},
+    "plain_per_site": PER_SITE,
+    "plain_jumprelu": {"activation": "jumprelu", "sparsity": 0.05},
+    "resumed": {"steps": 80},
+}  # fmt: skip
+ON_FOUR = ["batch_topk", "jumprelu", "plain", "resumed"]
+SAVE_EVERY = 20
+STOPS = {1: 20, 2: 40, 4: 60}  # of `resumed`, by the number of ranks
+FAIR = 3 * 256  # pairs of a batch
+ROOM = FAIR * 3 // 4  # on each rank, of `plain`
+
+
+class Stop(Exception):
+    """Ends a training right after a state was written."""
+
+
+def trained(
+    s: settings.Settings, places: feed.Places, name: str, folder: Path, ranks: Ranks | None,
+    stop: int | None = None,
+) -> None:  # fmt: skip
+    """One training, left at step `stop` if one is given, eager unless its name says otherwise."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "LOG_EVERY", 5)
+        patch.setattr(train, "SAVE_EVERY", SAVE_EVERY)
+        if name != "compiled" or ranks is None:
+            patch.setattr(devices, "compiled", lambda function, device: function)
+        if name.startswith("plain"):
+            make = train.make_loss
+            patch.setattr(train, "make_loss", lambda c, sites, _, r: make(c, sites, False, r))
+        save = state.Progress.save
+
+        def save_and_stop(now: state.Progress, place: Path) -> None:
+            save(now, place)
+            if now.step == stop:
+                raise Stop
+
+        patch.setattr(state.Progress, "save", save_and_stop)
+        try:
+            train.train(s, name, 0, places, folder / name, folder / f"{name}-state", ranks)
+        except Stop:
+            return
+        assert stop is None
+
+
+def rank_main(rank: int, size: int, given: str, places: feed.Places, folder: Path) -> None:
+    """All that is asked of one rank, in one process."""
+    torch.set_num_threads(1)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet{size}", rank=rank, world_size=size
+    )
+    s = settings.load(json.loads(given))
+    out = folder / f"of{size}"
+    for name in KINDS if size == 2 else ON_FOUR:
+        if name == "resumed":
+            trained(s, places, name, folder, Ranks(rank, size), stop=STOPS[size])
+            continue
+        room = ROOM if name == "plain" else 0
+        ranks = Ranks(rank, size, room)
+        trained(s, places, name, out, ranks)
+        if name == "plain":
+            assert ranks.room == ROOM
+    few = Ranks(rank, size, FAIR // size + 8)
+    trained(s, places, "plain", folder / f"few{size}", few)
+    if rank == 0:
+        (folder / f"room{size}").write_text(str(few.room))
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def runs(finished, tmp_path_factory) -> Path:
+    """Every kind on one process, two and four, and one training handed from one to the other."""
+    folder, results = tmp_path_factory.mktemp("ranks"), finished / RESULTS
+    given = tiny({"crosscoders": {n: COMMON | c for n, c in KINDS.items()}, "analyses": []})
+    given["primary"] = "batch_topk"
+    s = settings.load(given)
+    basis = results / "basis/residual.0.h5"
+    places = feed.Places(results / "activations", basis, (basis.with_suffix(".rows0.h5"),))
+    for name in KINDS:
+        trained(s, places, name, folder / "of1", None)
+    trained(s, places, "resumed", folder, None, STOPS[1])
+    arguments = (json.dumps(given), places, folder)
+    for size in (2, 4):
+        torch.multiprocessing.spawn(rank_main, (size, *arguments), nprocs=size)
+        shutil.copytree(folder / "resumed-state", folder / f"state{size}")
+    trained(s, places, "resumed", folder, None)
+    return folder
+
+
+def agree(one: Path, other: Path) -> pd.DataFrame:
+    """Check that two trainings had the same losses and ended at the same weights, to rounding."""
+    a, b = (pd.read_csv(folder / "metrics.csv") for folder in (one, other))
+    assert list(a["step"]) == list(range(5, len(a) * 5 + 1, 5))
+    for column in ("step", "loss", "explained_variance", "l0", "dead_fraction", "threshold",
+                   "explained_variance_1"):  # fmt: skip
+        # A single pair more or less of relu's, at 0, is no matter to its loss.
+        nearly = 2e-4 if column == "l0" else 1e-5
+        pd.testing.assert_series_equal(a[column], b[column], rtol=nearly, atol=1e-5)
+    mine, theirs = (load_file(folder / "crosscoder.safetensors") for folder in (one, other))
+    assert mine.keys() == theirs.keys()
+    for key, tensor in mine.items():
+        assert tensor.dtype == theirs[key].dtype
+        scale = tensor.double().abs().max().clamp(min=1e-3)
+        gap = (tensor.double() - theirs[key].double()).abs().max() / scale
+        assert gap < 1e-3, key
+    about = [json.loads((folder / "config.json").read_text()) for folder in (one, other)]
+    assert about[0].pop("threshold") == pytest.approx(about[1].pop("threshold"), rel=1e-4)
+    assert about[0] == about[1]
+    return a
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "resumed"])
+def test_two_ranks_train_as_one_process(kind, runs):
+    losses = agree(runs / "of1" / kind, runs / "of2" / kind)
+    assert losses["loss"].iloc[-1] < losses["loss"].iloc[0]
+    if kind in ("batch_topk", "compiled", "plain"):
+        assert losses["dead_fraction"].max() > 0  # AuxK had something to do
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ON_FOUR if kind != "resumed"])
+def test_four_ranks_train_as_one_process(kind, runs):
+    agree(runs / "of1" / kind, runs / "of4" / kind)
+
+
+def test_a_training_goes_on_with_any_number_of_ranks(runs):
+    """One process to step 20, two ranks to 40, four to 60, one process to the end."""
+    agree(runs / "of1" / "resumed", runs / "resumed")
+    for size, step in ((2, "step40"), (4, "step60")):
+        assert [path.name for path in (runs / f"state{size}").iterdir()] == [step]
+    # The last did not begin anew: it would have left state.h5.
+    assert [path.name for path in (runs / "resumed-state").iterdir()] == ["step60"]
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_rank_without_room_for_its_pairs_gets_more(size, runs):
+    room, given = int((runs / f"room{size}").read_text()), FAIR // size + 8
+    assert room in (2 * given, 4 * given)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +16,14 @@ import pandas as pd
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import RESULTS, tiny
+import yaml
+from conftest import RESULTS, Checkout, tiny
 from safetensors.torch import load_file
 
 from ontogeny import devices, settings
-from ontogeny.crosscoder import feed, state, train
+from ontogeny.crosscoder import feed, launch, state, train
 from ontogeny.crosscoder.ranks import Ranks
+from ontogeny.files import InputError
 
 # Scores that rounding could turn around at a cut would lead trainings apart: slow ones have none.
 COMMON = {
@@ -174,3 +180,170 @@ def test_a_training_goes_on_with_any_number_of_ranks(runs):
 def test_a_rank_without_room_for_its_pairs_gets_more(size, runs):
     room, given = int((runs / f"room{size}").read_text()), FAIR // size + 8
     assert room in (2 * given, 4 * given)
+
+
+# The launcher
+
+TROUBLE = """
+import os
+import signal
+
+from ontogeny import devices
+from ontogeny.cli import main
+from ontogeny.crosscoder import train
+
+devices.compiled = lambda function, device: function
+real = train._advance
+
+
+def advance(now, *rest):
+    if now.step == 10:
+        exec(os.environ["TROUBLE"], {"rank": now.ranks.rank, "os": os, "signal": signal})
+    return real(now, *rest)
+
+
+train._advance = advance
+if __name__ == "__main__":
+    main()
+"""
+TROUBLES = {
+    "fails": "if rank == 1: raise ValueError('trouble of its own')",
+    "killed": "if rank == 1: os.kill(os.getpid(), signal.SIGKILL)",
+    "told to end": "if rank == 1: os.kill(os.getppid(), signal.SIGTERM)",
+    "bad input": "",
+    "none": "",
+}
+
+
+def words(finished: Checkout, config: Path, folder: Path) -> list[str]:
+    """The command of the tiny experiment's training, as the rule has it."""
+    results = finished / RESULTS
+    basis = results / "basis/residual.0.h5"
+    found = ["train", "--config", config, "--threads", "2", "--crosscoder", "batchtopk"]
+    found += ["--seed", "0", "--activations", results / "activations", "--basis", basis]
+    found += ["--projected", basis.with_suffix(".rows0.h5")]
+    return [str(w) for w in [*found, "--output", folder / "out", "--state", folder / "state"]]
+
+
+@pytest.fixture(scope="module")
+def ended(finished, tmp_path_factory) -> dict[str, tuple[int, str, Path]]:
+    """How the command ends on two ranks in each of the troubles: code, what it said, folder."""
+    home = tmp_path_factory.mktemp("troubles")
+    (home / "trouble.py").write_text(TROUBLE)
+    config = home / "config.yaml"
+    changes = {"crosscoders.batchtopk.devices": 2, "crosscoders.batchtopk.steps": 60}
+    config.write_text(yaml.safe_dump(tiny(changes)))
+    begun = {}
+    for name, trouble in TROUBLES.items():
+        command = [sys.executable, home / "trouble.py", *words(finished, config, home / name)]
+        if name == "bad input":
+            command[command.index("--basis") + 1] = str(home / name / "none.h5")
+        begun[name] = subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            env=finished.environment | {"TROUBLE": trouble},
+        )  # fmt: skip
+    return {
+        name: (process.wait(), process.communicate()[1], home / name)
+        for name, process in begun.items()
+    }
+
+
+def test_the_command_trains_on_ranks(ended):
+    code, said, folder = ended["none"]
+    assert code == 0, said
+    assert len(re.findall(r"100%", said)) == 2, said  # one bar, and its end
+    assert "Warning" not in said
+    assert list(pd.read_csv(folder / "out/metrics.csv")["step"]) == [50, 60]
+    about = json.loads((folder / "out/config.json").read_text())
+    assert about["settings"]["devices"] == 2
+    assert load_file(folder / "out/crosscoder.safetensors")["W_enc"].shape[0] == 64
+
+
+def test_an_error_of_a_rank_is_told_once(ended):
+    code, said, folder = ended["fails"]
+    assert code == 1
+    assert said.endswith("ontogeny: rank 1 of 2: ValueError: trouble of its own\n")
+    assert said.count("Traceback") == 1
+    assert "PeerLost" not in said
+    assert not (folder / "out").exists()
+
+
+def test_a_rank_that_is_killed_ends_all(ended):
+    code, said, _ = ended["killed"]
+    assert code == 1
+    assert said.endswith("ontogeny: rank 1 of 2: was killed (SIGKILL)\n")
+    assert "Traceback" not in said
+
+
+def test_whoever_ends_the_launcher_ends_the_ranks(ended):
+    code, said, folder = ended["told to end"]
+    assert code == 128 + signal.SIGTERM, said
+    assert "Traceback" not in said
+    for status in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = status.read_text()
+        except OSError:  # it has just ended
+            continue
+        assert str(folder.parent) not in command, command
+
+
+def test_bad_input_is_told_once(ended):
+    """In the line that one process has for it."""
+    code, said, folder = ended["bad input"]
+    assert code == 1
+    assert re.fullmatch(rf"ontogeny: {folder}/none\.h5: .*\n", said), said
+
+
+# Settings and rules
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, r"crosscoders\.batchtopk\.devices: 3 do not divide the 64 features; choose a number"),
+        ({"activations.mode": "streamed"}, r"\.devices: rows that are streamed .*mode: cached$"),
+        ({"device": "cuda:1"}, r"^device: cuda:1 is one GPU, .*devices are 3; set device: cuda$"),
+        ({"device": "cuda"}, None),
+    ],
+)
+def test_what_ranks_cannot_share_is_a_fault(changes, message):
+    features = 64 if message and "features" in message else 96
+    given = {"crosscoders.batchtopk.devices": 3, "crosscoders.batchtopk.features": features}
+    if message is None:
+        assert settings.load(tiny(changes | given)).crosscoders["batchtopk"].devices == 3
+        return
+    with pytest.raises(settings.SettingsError) as caught:
+        settings.load(tiny(changes | given))
+    assert re.search(message, str(caught.value)), caught.value
+
+
+def test_dictionaries_of_the_frontier_are_shared_too():
+    given = tiny({"crosscoders.batchtopk.devices": 4})
+    given["frontier"] = {"features": [32, 30], "k": [2], "steps": 10}
+    with pytest.raises(
+        settings.SettingsError, match=r"frontier\.features: 30 is not divided by .*batchtopk\.dev"
+    ):
+        settings.load(given)
+    given["frontier"]["features"] = [32, 64]
+    s = settings.load(given)
+    assert {c.devices for c in s.all_crosscoders.values()} == {4}
+
+
+def test_fewer_gpus_than_ranks_are_told(monkeypatch, tmp_path):
+    s = settings.load(tiny({"crosscoders.batchtopk.devices": 2, "device": "cuda"}))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(InputError, match=r"batchtopk\.devices: 2 GPUs are asked for, 1 are seen"):
+        launch.train(s, "batchtopk", 0, feed.Places(tmp_path), tmp_path, tmp_path, 1)
+
+
+def test_another_number_of_devices_makes_nothing_again(experiment):
+    """And a training that is wanted asks for as many GPUs and threads."""
+    experiment.configure({"crosscoders.batchtopk.devices": 2, "device": "auto"})
+    assert experiment.would_run() == {}
+    shutil.rmtree(experiment / RESULTS / "crosscoders/batchtopk/seed1")
+    said = experiment.snakemake("--dry-run", "--resources", "gpu=2")
+    (job,) = re.findall(r"rule train:.*?\n\n", said, re.S)
+    assert re.search(r"gpu=2\b", job), job
+    assert re.search(r"nodes=1\b", job), job
+    assert "threads: 2" in job
+    assert "state/batchtopk-1-" in experiment.snakemake("--dry-run", "-p")

@@ -71,8 +71,8 @@ rule train:
         CONDA
     threads: lambda w: DICTIONARIES[w.crosscoder].threads * DICTIONARIES[w.crosscoder].devices
     resources:
-        nodes=1,
         **needs("train"),
+        nodes=1,
     params:
         crosscoder=lambda w: values(DICTIONARIES[w.crosscoder], *NO_RESULT),
         code=code("crosscoder.train"),

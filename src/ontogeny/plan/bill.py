@@ -711,6 +711,7 @@ def seconds(w: cost.Work, rates: Rates, threads: int = 1, on_host: bool = False)
     known, reached = machines.data()["host"], machines.data()["reached"]
     speed = 1 + (threads - 1) * reached["threads"] if rates.memory == 0 else 1.0
     dense = rates.products32 if not on_host else _host_products(rates)
+    speed *= 1 + (w.ranks - 1) * reached["ranks"]
     found = (
         w.forward / rates.forward + w.forward32 / rates.forward32 + w.pairs / rates.pairs
         + w.moved / rates.moved + w.products / rates.products + w.products32 / dense

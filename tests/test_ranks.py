@@ -21,7 +21,7 @@ from conftest import RESULTS, Checkout, tiny
 from safetensors.torch import load_file
 
 from ontogeny import devices, settings
-from ontogeny.crosscoder import feed, launch, state, train
+from ontogeny.crosscoder import feed, launch, sharded, state, train
 from ontogeny.crosscoder.ranks import Ranks
 from ontogeny.files import InputError
 
@@ -40,6 +40,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "jumprelu_per_site": PER_SITE | {"activation": "jumprelu", "sparsity": 0.05},
     "relu": {"activation": "relu", "basis": "full", "sparsity": 0.5},
     "random_decoder": {"train_decoder": False, "basis": "full", "moments": "float32"},
+    # Fewer on each of four ranks than k, and than aux_k.
+    "few_features": {"features": 8, "aux_features": 8, "dead_after_rows": 100, "k": 3},
     # AuxK of one size: two graphs of the compiler.
     "compiled": {"aux_k": 32},
     # Shapes and products as they are elsewhere than on a CPU.
@@ -48,7 +50,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "plain_jumprelu": {"activation": "jumprelu", "sparsity": 0.05},
     "resumed": {"steps": 80},
 }  # fmt: skip
-ON_FOUR = ["batch_topk", "jumprelu", "plain", "resumed"]
+ON_FOUR = ["batch_topk", "jumprelu", "few_features", "plain", "resumed"]
 SAVE_EVERY = 20
 STOPS = {1: 20, 2: 40, 4: 60}  # of `resumed`, by the number of ranks
 FAIR = 3 * 256  # pairs of a batch
@@ -113,14 +115,24 @@ def rank_main(rank: int, size: int, given: str, places: feed.Places, folder: Pat
 
 
 @pytest.fixture(scope="module")
-def runs(finished, tmp_path_factory) -> Path:
-    """Every kind on one process, two and four, and one training handed from one to the other."""
-    folder, results = tmp_path_factory.mktemp("ranks"), finished / RESULTS
+def places(finished) -> feed.Places:
+    """Where the tiny experiment's rows are."""
+    basis = finished / RESULTS / "basis/residual.0.h5"
+    rows = (basis.with_suffix(".rows0.h5"),)
+    return feed.Places(finished / RESULTS / "activations", basis, rows)
+
+
+def configuration() -> dict[str, Any]:
+    """Every kind on the tiny experiment's rows."""
     given = tiny({"crosscoders": {n: COMMON | c for n, c in KINDS.items()}, "analyses": []})
-    given["primary"] = "batch_topk"
+    return given | {"primary": "batch_topk"}
+
+
+@pytest.fixture(scope="module")
+def runs(places, tmp_path_factory) -> Path:
+    """Every kind on one process, two and four, and one training handed from one to the other."""
+    folder, given = tmp_path_factory.mktemp("ranks"), configuration()
     s = settings.load(given)
-    basis = results / "basis/residual.0.h5"
-    places = feed.Places(results / "activations", basis, (basis.with_suffix(".rows0.h5"),))
     for name in KINDS:
         trained(s, places, name, folder / "of1", None)
     trained(s, places, "resumed", folder, None, STOPS[1])
@@ -174,6 +186,25 @@ def test_a_training_goes_on_with_any_number_of_ranks(runs):
         assert [path.name for path in (runs / f"state{size}").iterdir()] == [step]
     # The last did not begin anew: it would have left state.h5.
     assert [path.name for path in (runs / "resumed-state").iterdir()] == ["step60"]
+
+
+def test_a_shared_state_of_other_rows_or_half_of_one_is_not_gone_on_from(runs, places, tmp_path):
+    states = tmp_path / "resumed-state"
+    shutil.copytree(runs / "state4", states)
+    shutil.copytree(states / "step60", states / ".step70.part")
+    shutil.copytree(states / "step60", states / "step70")
+    (states / "step70/about.json").unlink()
+    assert sharded.newest(states) == (60, states / "step60")
+    about = json.loads((states / "step60/about.json").read_text())
+    assert about["step"] == 60
+    (states / "step60/about.json").write_text(json.dumps(about | {"data": "other"}))
+    trained(settings.load(configuration()), places, "resumed", tmp_path, None)
+    fresh, again = (
+        folder / "resumed/crosscoder.safetensors" for folder in (runs / "of1", tmp_path)
+    )
+    assert fresh.read_bytes() == again.read_bytes()
+    assert not (states / "step60").exists()
+    assert (states / "state.h5").exists()
 
 
 @pytest.mark.parametrize("size", [2, 4])

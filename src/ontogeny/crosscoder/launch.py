@@ -54,11 +54,14 @@ def _rank(
     devices.use_threads(threads)
     devices.keep_memory()
     tqdm.set_lock(threading.RLock())  # its own is a semaphore that a killed process leaves behind
-    backend = "gloo"
     if devices.choose(settings.device).type == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend)
+        gpu = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(gpu)
+        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=gpu)
+        # A graph for each of AuxK's sizes, with each room for pairs that there was (Ranks.room).
+        torch._dynamo.config.recompile_limit = 32
+    else:
+        dist.init_process_group("gloo")
     ranks = Ranks(dist.get_rank(), dist.get_world_size())
     try:
         train.train(settings, name, seed, places, output, state, ranks)

@@ -126,7 +126,12 @@ def measured(size: int, shape: tuple[int, int, int]) -> list[dict[str, Any]]:
 
 
 @click.command()
-@click.option("--only", type=click.Choice(list(SIZES)), multiple=True, help="Sizes to measure.")
+@click.option(
+    "--only",
+    type=click.Choice(list(SIZES)),
+    multiple=True,
+    help="Measure these alone, and keep nothing.",
+)
 @click.option("--draw", is_flag=True, help="Write the page's table again from what was measured.")
 def main(only: tuple[str, ...], draw: bool) -> None:
     """Time training steps of one process and of two that share the features."""
@@ -160,8 +165,8 @@ def main(only: tuple[str, ...], draw: bool) -> None:
         )
     about = {"python": platform.python_version(), "torch": torch.__version__,
              "processors": os.cpu_count(), "load": os.getloadavg()[0]}  # fmt: skip
-    write_json(OUTPUT, {"about": about, "rows": rows})
     if not only:
+        write_json(OUTPUT, {"about": about, "rows": rows})
         page.write_ranks(rows)
 
 

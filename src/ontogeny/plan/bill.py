@@ -697,8 +697,12 @@ def measure(s: Settings, results: str | Path) -> Rates:
 
 def hours(stage: Stage, rates: Rates) -> float:
     """Hours of a stage's jobs that are left, one after the other."""
-    threads = min(stage.threads, os.cpu_count() or 1)
-    return sum(seconds(w, rates, threads, stage.on_host) for w in stage.work) / 3600
+    cores = os.cpu_count() or 1
+    threads = min(stage.threads, cores)
+    work = stage.work
+    if rates.memory == 0:  # where several processes share one processor
+        work = tuple(replace(w, ranks=min(w.ranks, cores // threads)) for w in work)
+    return sum(seconds(w, rates, threads, stage.on_host) for w in work) / 3600
 
 
 def seconds(w: cost.Work, rates: Rates, threads: int = 1, on_host: bool = False) -> float:

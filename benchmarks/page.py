@@ -17,6 +17,7 @@ PLOT = Path("docs/performance.png")
 ROWS_PLOT = Path("docs/rows.png")
 MARKS = "<!-- benchmark -->", "<!-- /benchmark -->"
 ROWS_MARKS = "<!-- rows -->", "<!-- /rows -->"
+RANKS_MARKS = "<!-- ranks -->", "<!-- /ranks -->"
 EXTRACTION_MARKS = "<!-- extraction -->", "<!-- /extraction -->"
 COLOURS = {
     "principal": "#009E73",
@@ -242,6 +243,22 @@ def write_rows(rows: Sequence[dict[str, Any]]) -> None:
             axes.set(xscale="log", xlabel="rows seen (millions)")
             _ticks(axes, {rows: f"{rows / 1e6:.1f}" for rows in seen})
         figure.savefig(ROWS_PLOT, dpi=200)
+
+
+def write_ranks(rows: Sequence[dict[str, Any]]) -> None:
+    """Put the table of a training on two processes into the page."""
+    lines = [
+        "| features | rows of a batch | s a step, one | two | efficiency | of processor time | "
+        "messages | waiting |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['features']:,} | {row['batch']:,} | {row['seconds_one']:.3f} | "
+            f"{row['seconds_two']:.3f} | {row['efficiency']:.0%} | {row['work']:.0%} | "
+            f"{row['messages']:.1%} | {row['waiting']:.1%} |"
+        )
+    _replace(RANKS_MARKS, "\n".join(lines))
 
 
 def write_extraction(found: dict[str, Any]) -> None:

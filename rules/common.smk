@@ -309,10 +309,13 @@ def places(wildcards, input):
     return words
 
 
+NO_RESULT = ("seeds", "threads", "devices")  # keys of a crosscoder that change no seed's result
+
+
 def training_state(wildcards):
     """Where an unfinished training keeps its state: a place of its own for other settings."""
     c = DICTIONARIES[wildcards.crosscoder]
-    own = values(c, "seeds", "threads")
+    own = values(c, *NO_RESULT)
     rows = [MODEL, TEXT, STEPS, ROWS, values(S.basis)]
     stages = [code("crosscoder.train")]
     key = digest_value([rows, own, stages])

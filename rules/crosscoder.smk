@@ -69,11 +69,12 @@ rule train:
         f"{RESULTS}/benchmarks/train/{{crosscoder}}-{{seed}}.tsv"
     conda:
         CONDA
-    threads: lambda w: DICTIONARIES[w.crosscoder].threads
+    threads: lambda w: DICTIONARIES[w.crosscoder].threads * DICTIONARIES[w.crosscoder].devices
     resources:
         **needs("train"),
+        nodes=1,
     params:
-        crosscoder=lambda w: values(DICTIONARIES[w.crosscoder], "seeds", "threads"),
+        crosscoder=lambda w: values(DICTIONARIES[w.crosscoder], *NO_RESULT),
         code=code("crosscoder.train"),
         places=places,
         folder=lambda w, output: Path(output.weights).parent,

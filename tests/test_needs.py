@@ -273,6 +273,26 @@ def test_a_job_that_is_submitted_again_asks_for_more(tmp_path):
     assert first.gpu == third.gpu == 1
 
 
+def test_a_training_on_several_devices_asks_for_all_of_them(tmp_path):
+    given = public("pythia-6.9b").model_dump(mode="json")
+    jobs = {}
+    for count in (1, 4):
+        given["crosscoders"]["batchtopk"]["devices"] = count
+        s = settings.load(given)
+        asked = needs.table(s, tmp_path)
+        train, others = asked.pop("train batchtopk"), asked
+        assert train.gpu == count
+        b = bill.bill(s, tmp_path, machines.table("A100-40"))
+        jobs[count] = train, others, b.stage("train batchtopk").job
+    assert jobs[1][1] == jobs[4][1]
+    one, four = (jobs[count][2] for count in (1, 4))
+    assert jobs[1][0].mem_mb < jobs[4][0].mem_mb < 4 * jobs[1][0].mem_mb
+    assert four.work.flops == one.work.flops
+    assert bill.seconds(four.work, b.rates) < 0.8 * bill.seconds(one.work, b.rates)
+    for term in ("weights", "gradients", "moments"):
+        assert four.device[term] == pytest.approx(one.device[term] / 4, rel=1e-3)
+
+
 def test_without_a_gpu_the_host_holds_all_and_takes_longer(tmp_path):
     given = public("pythia-14m").model_dump(mode="json")
     with_gpu = needs.table(settings.load(given), tmp_path)

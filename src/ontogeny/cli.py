@@ -63,14 +63,19 @@ def config(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--config", "s", type=FILE, required=True, callback=parse)(function)
 
 
+def take_gpus(s: Settings, count: int = 1) -> None:
+    """Take so many of this machine's GPUs for this process, before CUDA starts."""
+    name = gpus.take(s.device, count)
+    if name is not None:
+        print(f"on GPU {name}", file=sys.stderr)
+
+
 def config_on_device(function: Callable[..., Any]) -> Callable[..., Any]:
     """As `config`, and of several GPUs this process takes one for itself before torch starts."""
 
     def parse(_: Any, __: Any, value: Path) -> Settings:
         s = settings_module.load(value)
-        name = gpus.take(s.device)
-        if name is not None:
-            print(f"on GPU {name}", file=sys.stderr)
+        take_gpus(s)
         return s
 
     option = click.option("--config", "s", type=FILE, required=True, callback=parse, is_eager=True)
@@ -345,7 +350,7 @@ def project(
 
 
 @main.command()
-@config_on_device
+@config
 @threads
 @places
 @click.option("--crosscoder", "name", required=True)
@@ -353,7 +358,19 @@ def project(
 @path("output", FOLDER)
 @path("state", FOLDER)
 def train(s: Settings, name: str, seed: int, places: Any, output: Path, state: Path) -> None:
-    """Train one crosscoder, resuming from STATE if it was interrupted."""
+    """Train one crosscoder, resuming from STATE if it was interrupted.
+
+    On several devices where its settings ask for them, which then share the threads.
+    """
+    count = s.all_crosscoders[name].devices
+    take_gpus(s, count)
+    if count > 1:
+        import torch
+
+        from ontogeny.crosscoder import launch
+
+        launch.train(s, name, seed, places, output, state, torch.get_num_threads())
+        return
     from ontogeny.crosscoder import train as stage
 
     stage.train(s, name, seed, places, output, state)

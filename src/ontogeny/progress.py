@@ -20,12 +20,20 @@ class _Lines:
         sys.stderr.flush()
 
 
-def bar(what: str, total: int, unit: str, initial: int = 0, every: float = 10.0) -> tqdm[Any]:
+def bar(
+    what: str,
+    total: int,
+    unit: str,
+    initial: int = 0,
+    every: float = 10.0,
+    hidden: bool = False,
+) -> tqdm[Any]:
     """A progress bar that counts `unit`s (with rate and time left) up to `total`."""
     terminal = sys.stderr.isatty()
     return tqdm(
         desc=what,
         total=total,
+        disable=hidden,
         initial=initial,
         unit=" " + unit,
         unit_scale=total >= 10_000,

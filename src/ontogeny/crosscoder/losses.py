@@ -13,17 +13,21 @@ With E = â − ã and c = 2/(B·N), the gradients that all share are, over the 
 
 Each function is one graph for the compiler, without host syncs, and writes its gradients into
 buffers that live as long as the training. Shapes as in model.py; `sites` is N. reference.py has
-the same again in float64.
+the same again in float64. Where `ranks` share a training, F is a rank's share of the features, but
+for `Out.fired`, and what is reported is of all (ranks.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
 from ontogeny.crosscoder import pairs
+from ontogeny.crosscoder import ranks as messages
 from ontogeny.crosscoder.model import Weights, decoder_norms, pre_activations
+from ontogeny.crosscoder.ranks import Ranks
 
 OMEGA_0 = 0.01
 TANH_SCALE = 4.0
@@ -38,6 +42,7 @@ class Out(NamedTuple):
     fired: torch.Tensor  # (F,) whether active anywhere in the batch
     cut: torch.Tensor  # () smallest kept score (batch_topk)
     residual: torch.Tensor  # (B, O) E = â − ã
+    full: torch.Tensor | None = None  # () whether a rank may have had no room for all of its pairs
 
 
 def gate_norms(W_dec: torch.Tensor, sites: int, per_site: bool) -> torch.Tensor:
@@ -46,14 +51,25 @@ def gate_norms(W_dec: torch.Tensor, sites: int, per_site: bool) -> torch.Tensor:
 
 
 def _residual(
-    over: pairs.Every | pairs.Kept, f: torch.Tensor, W: Weights, target: torch.Tensor, sites: int
-) -> Out:
-    """E and what is reported of it and of f."""
-    E = over.decode(f, W.W_dec, len(target)) + W.b_dec - target
-    error = E.square().sum() / (len(target) * sites)
+    over: pairs.Every | pairs.Kept,
+    f: torch.Tensor,
+    W: Weights,
+    target: torch.Tensor,
+    sites: int,
+    ranks: Ranks | None,
+    more: Sequence[torch.Tensor] = (),
+) -> tuple[Out, Sequence[torch.Tensor]]:
+    """E and what is reported of it and of f; and `more`, summed over ranks in the same message."""
+    decoded = over.decode(f, W.W_dec, len(target))
     active = over.sums((f > 0).to(f.dtype))  # (F, N), or (F, 1) for one gate a feature
-    l0 = active.sum() / (len(target) * active.shape[1])
-    return Out(error, error, l0, active.sum(1) > 0, torch.zeros_like(error), E)
+    gates = active.shape[1]
+    if ranks is not None:
+        active = ranks.placed(active.sum(1, keepdim=True))
+        decoded, active, *more = messages.total(decoded, active, *more)
+    E = decoded + W.b_dec - target
+    error = E.square().sum() / (len(target) * sites)
+    l0 = active.sum() / (len(target) * gates)
+    return Out(error, error, l0, active.sum(1) > 0, torch.zeros_like(error), E), more
 
 
 def _gradients(
@@ -88,6 +104,7 @@ def batch_topk(
     aux_k: int,
     aux_weight: float,
     native: bool,
+    ranks: Ranks | None = None,
 ) -> Out:
     """BatchTopK [B] with AuxK [T].
 
@@ -98,30 +115,44 @@ def batch_topk(
     dead : (A,) features longest silent. is_dead : (A,) bool, those that count as dead. A = 0
         leaves AuxK out.
     native : whether the CPU's own operators serve (pairs.py).
+    ranks : this process among those that share the features. `dead` are then of its own.
     """
     h = pre_activations(x, W.W_enc, W.b_enc)
     r = gate_norms(W.W_dec, sites, per_site)
-    position, cut = pairs.largest(h, r, k * len(x) * r.shape[1], native)
-    kept = pairs.Kept.at(position, len(W.b_enc), r.shape[1], native)
-    f = kept.take(h).relu()
-    out = _residual(kept, f, W, target, sites)._replace(cut=cut)
+    count = k * len(x) * r.shape[1]
+    h_dead = best = full = None
+    if len(dead):
+        h_dead = torch.where(is_dead, h[:, dead], 0.0).relu()
+        best = torch.topk(h_dead, min(aux_k, len(dead)), dim=1, sorted=False).values
+    if ranks is None:
+        position, cut = pairs.largest(h, r, count, native)
+        kept = pairs.Kept.at(position, len(W.b_enc), r.shape[1], native)
+        f = kept.take(h).relu()
+    else:
+        kept, f, cut, best, full = messages.largest(h, r, count, native, ranks, best)
+    if h_dead is None or best is None:
+        out, _ = _residual(kept, f, W, target, sites, ranks)
+        df = kept.gradient(out.residual, W.W_dec) * (2 / (len(x) * sites))
+        _gradients(kept, G, x, f, df, out.residual, sites)
+        return out._replace(cut=cut, full=full)
+    # What the living leave over, from the dead alone: at most aux_k of them a token.
+    if ranks is not None:
+        best = torch.topk(best, aux_k, dim=1, sorted=False).values
+    f_dead = h_dead * (h_dead >= best.amin(1, keepdim=True))
+    W_dead = W.W_dec[dead]
+    more = (f_dead @ W_dead, is_dead.sum().to(f.dtype))
+    out, (decoded, number) = _residual(kept, f, W, target, sites, ranks, more)
     df = kept.gradient(out.residual, W.W_dec) * (2 / (len(x) * sites))
     _gradients(kept, G, x, f, df, out.residual, sites)
-    if len(dead) == 0:
-        return out
-    # What the living leave over, from the dead alone: at most aux_k of them a token.
-    h_dead = torch.where(is_dead, h[:, dead], 0.0).relu()
-    kth = torch.topk(h_dead, aux_k, dim=1, sorted=False).values.amin(1, keepdim=True)
-    f_dead = h_dead * (h_dead >= kth)
-    W_dead = W.W_dec[dead]
-    E_dead = f_dead @ W_dead + out.residual
+    E_dead = decoded + out.residual
     aux = E_dead.square().sum() / (len(x) * sites)
     dE_dead = E_dead * (aux_weight * 2 / (len(x) * sites))
     dh_dead = torch.where(f_dead > 0, dE_dead @ W_dead.T, 0.0)
     G.W_dec.index_add_(0, dead, f_dead.T @ dE_dead)
     G.W_enc.index_add_(0, dead, dh_dead.T @ x)
     G.b_enc.index_add_(0, dead, dh_dead.sum(0))
-    return out._replace(loss=out.error + aux_weight * torch.where(is_dead.any(), aux, 0.0))
+    loss = out.error + aux_weight * torch.where(number > 0, aux, 0.0)
+    return out._replace(loss=loss, cut=cut, full=full)
 
 
 def jumprelu(
@@ -136,6 +167,7 @@ def jumprelu(
     per_site: bool,
     bandwidth: float,
     native: bool,
+    ranks: Ranks | None = None,
 ) -> Out:
     """JumpReLU with the tanh-quad penalty [paper].
 
@@ -156,11 +188,12 @@ def jumprelu(
     else:
         over = pairs.Every()
         f = h * (h * r.T > t)
-    out = _residual(over, f, W, target, sites)
-
     tokens = len(x) * r.shape[1]
     z = TANH_SCALE * f * over.of_feature(r)
     omega = over.sums(torch.tanh(z)).sum(1) / tokens  # (F,)
+    penalty = (omega * (1 + omega / OMEGA_0)).sum()
+    out, (penalty,) = _residual(over, f, W, target, sites, ranks, (penalty,))
+
     slope = sparsity * (1 + 2 * omega / OMEGA_0) * TANH_SCALE / tokens
     slopes = slope[:, None].expand_as(r)
     dz = over.of_feature(slopes) * (1 - torch.tanh(z).square())
@@ -186,7 +219,7 @@ def jumprelu(
         df += slope * (1 - torch.tanh(TANH_SCALE * score * (score > t)).square()) * norm
         total += (df * near).sum((0, 1))
     G.log_threshold.copy_(-(t / bandwidth) * total * (len(x) / len(sample)))
-    return out._replace(loss=out.error + sparsity * (omega * (1 + omega / OMEGA_0)).sum())
+    return out._replace(loss=out.error + sparsity * penalty)
 
 
 def relu(
@@ -197,15 +230,16 @@ def relu(
     sparsity: torch.Tensor,
     *,
     sites: int,
+    ranks: Ranks | None = None,
 ) -> Out:
     """ReLU with L1 on f·r, the baseline of [C] that [M] criticises. Dense: most features act."""
     over = pairs.Every()
     f = pre_activations(x, W.W_enc, W.b_enc).relu()
-    out = _residual(over, f, W, target, sites)
     r = decoder_norms(W.W_dec, sites)
     mean_f, mean_r = f.mean(0), r.mean(1)
+    out, (penalty,) = _residual(over, f, W, target, sites, ranks, ((mean_f * mean_r).sum(),))
     df = over.gradient(out.residual, W.W_dec) * (2 / (len(x) * sites)) + sparsity * mean_r / len(x)
     _gradients(over, G, x, f, df, out.residual, sites)
     per_norm = sparsity * mean_f[:, None] / (sites * r)
     G.W_dec.view(*r.shape, -1).add_(per_norm[:, :, None] * W.W_dec.view(*r.shape, -1))
-    return out._replace(loss=out.error + sparsity * (mean_f * mean_r).sum())
+    return out._replace(loss=out.error + sparsity * penalty)

@@ -29,6 +29,8 @@ from safetensors.torch import load_file, save_file
 
 from ontogeny.files import InputError, whole
 
+EVERY = slice(None)  # all features
+
 
 @dataclass
 class Weights:
@@ -56,7 +58,13 @@ def decoder_norms(W_dec: torch.Tensor, sites: int) -> torch.Tensor:
 
 
 def initial(
-    inputs: int, outputs: int, features: int, width: int, basis: torch.Tensor | None, seed: int
+    inputs: int,
+    outputs: int,
+    features: int,
+    width: int,
+    basis: torch.Tensor | None,
+    seed: int,
+    share: slice = EVERY,
 ) -> Weights:
     """Weights before training, decoder rows of norm √N: every site alike, a random direction each.
 
@@ -64,30 +72,40 @@ def initial(
     ----------
     inputs, outputs : numbers of sites.
     basis : (N·D, R) principal directions, or None for all dimensions.
+    share : which of the features to return.
 
     The encoder is the decoder transposed; `scale` sets the norm ([paper] 3.1).
     """
     generator = torch.Generator().manual_seed(seed)
     unit = torch.randn(features, width, generator=generator)
     unit /= unit.norm(dim=1, keepdim=True)
+    unit = unit[share]
     if basis is None:
         W_dec, W_in = unit.repeat(1, outputs), unit.repeat(1, inputs)
     else:  # the repeated rows times the basis, without the repeated rows
         W_dec = W_in = unit @ basis.unflatten(0, (outputs, width)).sum(0).cpu()
     return Weights(
         W_enc=W_in.clone(),
-        b_enc=torch.zeros(features),
+        b_enc=torch.zeros(len(unit)),
         W_dec=W_dec.clone(),
         b_dec=torch.zeros(W_dec.shape[1]),
-        log_threshold=torch.full((features,), float(np.log(0.1))),
+        log_threshold=torch.full((len(unit),), float(np.log(0.1))),
     )
 
 
-def random_directions(weights: Weights, seed: int) -> Weights:
-    """The same with each decoder row in a random direction of the whole training space."""
+def random_directions(
+    weights: Weights, seed: int, features: int, norm: torch.Tensor, share: slice = EVERY
+) -> Weights:
+    """The same with each decoder row in a random direction of the whole training space.
+
+    Parameters
+    ----------
+    weights : of a share of the features. features : F. norm : of the decoders of all of them.
+    """
     generator = torch.Generator().manual_seed(seed)
-    W_dec = torch.randn(weights.W_dec.shape, generator=generator)
-    W_dec *= weights.W_dec.norm() / W_dec.norm()
+    W_dec = torch.randn(features, weights.W_dec.shape[1], generator=generator)
+    W_dec *= norm / W_dec.norm()
+    W_dec = W_dec[share]
     return Weights(
         W_dec.clone() if weights.W_enc.shape == W_dec.shape else weights.W_enc,
         weights.b_enc,

@@ -57,7 +57,7 @@ class Adam:
 
     Attributes
     ----------
-    first, second : the moments, m and v, of each weight.
+    weights : those that are trained. first, second : the moments, m and v, of each.
     bytes_per_parameter : of weights, gradients and moments together.
     """
 
@@ -78,7 +78,7 @@ class Adam:
             torch.zeros_like(w[:, :1] if small else w)
             for w, small in zip(weights, compact, strict=True)
         ]
-        self._weights, self._gradients, self._shares = weights, gradients, shares
+        self.weights, self._gradients, self._shares = weights, gradients, shares
         self._device = device
         self._compute: Callable[..., None] = devices.compiled(_update, device)
         tensors = [*weights, *gradients, *self.first, *self.second]
@@ -91,5 +91,5 @@ class Adam:
         if self._device.type == "cuda":
             at = at.pin_memory().to(self._device, non_blocking=True)
         self._compute(
-            self._weights, self._gradients, self.first, self.second, at[0], at[1], self._shares
+            self.weights, self._gradients, self.first, self.second, at[0], at[1], self._shares
         )

@@ -218,7 +218,7 @@ def _largest(h: torch.Tensor, r: torch.Tensor, count: int) -> tuple[torch.Tensor
     every = max(1, size // 16384) | 1
     sample = hs.ravel()[::every] * norms[np.arange(0, size, every) % features]
     rank = int(1.2 * count * sample.size / size + 50)
-    bound = _largest_but(sample, rank) if rank < sample.size else -np.inf
+    bound = largest_but(sample, rank) if rank < sample.size else -np.inf
     position, values = _at_least(bound, hs, norms)
     if position.size < count:  # a sample unlike the whole, or values that are not finite
         position, values = np.arange(size), (hs * norms).ravel()
@@ -243,14 +243,14 @@ def _at_least(
 
 def _select(values: np.ndarray, count: int) -> tuple[np.ndarray, np.floating]:
     """Ascending indices of the `count` largest of (P,) values, and the smallest of these."""
-    cut = _largest_but(values, count - 1)
+    cut = largest_but(values, count - 1)
     chosen = np.flatnonzero(values >= cut)
     if chosen.size != count:  # ties at the cut, or values that are not finite
         chosen = np.sort(np.argpartition(values, values.size - count)[-count:])
     return chosen, cut
 
 
-def _largest_but(values: np.ndarray, rank: int) -> np.floating:
+def largest_but(values: np.ndarray, rank: int) -> np.floating:
     """The largest value but `rank` larger ones."""
     return np.partition(values, values.size - 1 - rank)[values.size - 1 - rank]
 
@@ -274,7 +274,7 @@ def _largest_of_sites(
         pairs = -(-count // m)
         if pairs <= hs.size:
             reached = (hs * ranked[:, m - 1]).ravel()
-            bound = np.maximum(bound, _largest_but(reached, pairs - 1))
+            bound = np.maximum(bound, largest_but(reached, pairs - 1))
     token, feature = np.nonzero(hs * ranked[:, 0] >= bound)
     score = hs[token, feature][:, None] * rs[feature]  # (candidates, N)
     position = (token[:, None] * N + np.arange(N)) * F + feature[:, None]

@@ -697,8 +697,12 @@ def measure(s: Settings, results: str | Path) -> Rates:
 
 def hours(stage: Stage, rates: Rates) -> float:
     """Hours of a stage's jobs that are left, one after the other."""
-    threads = min(stage.threads, os.cpu_count() or 1)
-    return sum(seconds(w, rates, threads, stage.on_host) for w in stage.work) / 3600
+    cores = os.cpu_count() or 1
+    threads = min(stage.threads, cores)
+    work = stage.work
+    if rates.memory == 0:  # where several processes share one processor
+        work = tuple(replace(w, ranks=min(w.ranks, cores // threads)) for w in work)
+    return sum(seconds(w, rates, threads, stage.on_host) for w in work) / 3600
 
 
 def seconds(w: cost.Work, rates: Rates, threads: int = 1, on_host: bool = False) -> float:
@@ -711,6 +715,7 @@ def seconds(w: cost.Work, rates: Rates, threads: int = 1, on_host: bool = False)
     known, reached = machines.data()["host"], machines.data()["reached"]
     speed = 1 + (threads - 1) * reached["threads"] if rates.memory == 0 else 1.0
     dense = rates.products32 if not on_host else _host_products(rates)
+    speed *= 1 + (w.ranks - 1) * reached["ranks"]
     found = (
         w.forward / rates.forward + w.forward32 / rates.forward32 + w.pairs / rates.pairs
         + w.moved / rates.moved + w.products / rates.products + w.products32 / dense

@@ -60,6 +60,7 @@ class Work:
     tokenised : tokens that text becomes. assigned : features matched with as many others.
     compiled : graphs that the compiler makes. starts : of processes; half a one without
         transformers.
+    ranks : processes that share it, a device each.
     """
 
     forward: float = 0
@@ -76,6 +77,7 @@ class Work:
     assigned: float = 0
     compiled: float = 0
     starts: float = 1
+    ranks: int = 1
 
     @property
     def flops(self) -> float:
@@ -85,9 +87,10 @@ class Work:
 
 @dataclass(frozen=True)
 class Job:
-    """One process: its work, and the terms of its peak memory.
+    """One process, or several that share its work: that work, and the terms of peak memory.
 
-    Where there is no GPU, what the device would hold is in the host's memory too.
+    `host` is of all of them, `device` of each one's. Where there is no GPU, what the devices would
+    hold is in the host's memory too, and `device` is of all of them.
     """
 
     work: Work = Work()
@@ -634,7 +637,39 @@ def training_device(z: Sizes, d: Dictionary) -> Terms:
 
 
 def train(z: Sizes, d: Dictionary) -> Job:
-    """One training, of one seed."""
+    """One training, of one seed, on as many devices as it has."""
+    ranks = d.c.devices
+    whole = _train(z, d)
+    if ranks == 1:
+        return whole
+    c = d.c.model_copy(update={"features": d.c.features // ranks})
+    one = _train(z, replace(d, c=c))
+    # Rank 0 alone saves the whole; what all of them begin with is the whole together.
+    once = {"weights as they begin", "full decoders, to save"}
+    host = {name: ranks * size for name, size in one.host.items() if name not in once}
+    host |= {name: size for name, size in whole.host.items() if name in once}
+    host["launcher"] = base(False)[0]["Python and torch"]
+    device = one.device | {"messages": _messages(d)}
+    if not z.gpu:
+        device = {name: ranks * size for name, size in device.items()}
+    # All read the same rows, and the disk once: the system keeps them for the others.
+    return Job(replace(whole.work, ranks=ranks, starts=2), host, device)
+
+
+def _messages(d: Dictionary) -> float:
+    """Bytes of a step's messages at their largest: what is sent, received, and made of it."""
+    c = d.c
+    parts = 2 if c.activation == "batch_topk" and c.aux_features else 1
+    summed = 4.0 * (parts * c.batch_rows * d.O + c.features)
+    scores = 0.0
+    if c.activation == "batch_topk":
+        count = min(c.k * c.batch_rows * d.gates, c.batch_rows * c.features * d.gates)
+        scores = 4.0 * c.devices * (count + c.batch_rows * min(c.aux_k, c.aux_features))
+    return 3 * (summed + scores)
+
+
+def _train(z: Sizes, d: Dictionary) -> Job:
+    """The same on one device."""
     c = d.c
     B = c.batch_rows
     A = c.aux_features if c.activation == "batch_topk" else 0

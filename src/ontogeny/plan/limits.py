@@ -53,6 +53,8 @@ MENDS: dict[str, tuple[str, str]] = {
     "pre-activations": BATCH,
     "batch": BATCH,
     "batches read ahead": BATCH,
+    "messages": BATCH,
+    "launcher": ("crosscoders.{c}.devices", "set crosscoders.{c}.devices: 1"),
     "pairs": ("crosscoders.{c}.k", "lower crosscoders.{c}.k or batch_rows"),
     "AuxK": ("crosscoders.{c}.aux_features", "lower crosscoders.{c}.aux_features or batch_rows"),
     "full decoders": DECODERS,

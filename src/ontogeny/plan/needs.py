@@ -1,4 +1,4 @@
-"""What a job asks a cluster for: memory, minutes and a GPU, by rule, from the bill.
+"""What a job asks a cluster for: memory, minutes and GPUs, by rule, from the bill.
 
 Memory and work are those of the largest job of a stage, with the headroom that devices.yaml states
 under `cluster`; minutes come from the rates of the device that it names. A resubmission asks for
@@ -66,7 +66,7 @@ class Needs:
 
     Attributes
     ----------
-    mem_mb : memory of the host, in MB (2^20 bytes). runtime : minutes. gpu : 0 or 1.
+    mem_mb : memory of the host, in MB (2^20 bytes). runtime : minutes. gpu : how many.
     """
 
     mem_mb: int
@@ -114,7 +114,8 @@ def asked(job: Job, seconds: float, gpu: bool) -> Needs:
     size = sum(job.host.values()) + (0 if gpu else sum(job.device.values()))
     memory = (c["memory"] * size + c["process"]) / 2**20
     minutes = max(c["least_minutes"], c["minutes"] * seconds / 60)
-    return Needs(math.ceil(memory / 100) * 100, math.ceil(minutes), int(gpu and bool(job.device)))
+    gpus = job.work.ranks if gpu and job.device else 0
+    return Needs(math.ceil(memory / 100) * 100, math.ceil(minutes), gpus)
 
 
 def table(s: Settings, results: str | Path) -> dict[str, Needs]:

@@ -110,10 +110,28 @@ def faults(s: Settings) -> Iterator[str]:
             )
         if len(set(c.seeds)) < len(c.seeds):
             yield f"{key}.seeds: a seed repeats; remove it"
+        if c.devices > 1:
+            yield from _device_faults(s, key, c)
     if s.frontier is None and "frontier" in s.analyses:
         yield "analyses: frontier needs the section frontier; add it, or remove it from the list"
     if s.frontier is not None and s.primary in s.crosscoders:
         yield from _frontier_faults(s, s.frontier, s.crosscoders[s.primary])
+
+
+def _device_faults(s: Settings, key: str, c: Crosscoder) -> Iterator[str]:
+    """Lines for a training that several processes cannot share."""
+    if c.features % c.devices:
+        yield (
+            f"{key}.devices: {c.devices} do not divide the {c.features} features; choose a number "
+            "that does"
+        )
+    if s.activations.mode == "streamed":
+        yield (
+            f"{key}.devices: rows that are streamed would be computed on each of them; set 1, or "
+            "activations.mode: cached"
+        )
+    if ":" in s.device:
+        yield f"device: {s.device} is one GPU, {key}.devices are {c.devices}; set device: cuda"
 
 
 def _frontier_faults(s: Settings, f: Frontier, primary: Crosscoder) -> Iterator[str]:
@@ -133,6 +151,12 @@ def _frontier_faults(s: Settings, f: Frontier, primary: Crosscoder) -> Iterator[
         yield (
             f"frontier.k: {max(f.k)} exceeds the {min(f.features)} features of the smallest "
             "dictionary; lower it, or raise frontier.features"
+        )
+    shared = [n for n in f.features if n % primary.devices]
+    if shared:
+        yield (
+            f"frontier.features: {shared[0]} is not divided by {key}.devices, {primary.devices}; "
+            "choose one that is"
         )
     if not f.sae_snapshots:
         yield "frontier.sae_snapshots: the list is empty; name training steps, or set last"

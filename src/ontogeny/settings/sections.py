@@ -357,7 +357,13 @@ class Crosscoder(Section):
     warmup: float = Field(0.02, ge=0, le=1, description="Share of steps of linear warm-up.")
     decay: float = Field(0.2, ge=0, le=1, description="Last share of steps, decaying to 1/32.")
     seeds: list[int] = Field([0, 1], min_length=1, description="One training each.")
-    threads: int = Field(1, ge=1, description="Processor threads of one training.")
+    threads: int = Field(1, ge=1, description="Processor threads of one training, on each device.")
+    devices: int = Field(
+        1,
+        ge=1,
+        description="Processes that share one training, a GPU each where there are GPUs; each has "
+        "its share of the features. No result depends on it but for rounding.",
+    )
 
 
 class Frontier(Section):

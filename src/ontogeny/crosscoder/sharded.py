@@ -1,0 +1,107 @@
+"""States of a training that several ranks share: one folder, each rank's features from itself.
+
+`state/step{S}` is written beside its place and renamed when all ranks have ended; only then is the
+state before it removed. In it are torch.distributed.checkpoint's files, whose tensors any number of
+ranks, or one process, cut anew as they read them, and
+
+    about.json    step, aux, data, log: as the attributes of state.h5 (state.py)
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from ontogeny.files import write_json
+
+if TYPE_CHECKING:
+    from ontogeny.crosscoder.state import Progress
+
+
+class Found(NamedTuple):
+    """A state's folder, and the step that it is of."""
+
+    step: int
+    folder: Path
+
+
+def _states(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("step*") if (path / "about.json").exists()]
+
+
+def newest(folder: Path, data: str | None = None) -> Found | None:
+    """The newest state in a folder, of rows with this digest if one is given."""
+    found = []
+    for path in _states(folder):
+        about = json.loads((path / "about.json").read_text(encoding="utf-8"))
+        if data is None or about["data"] == data:
+            found.append(Found(about["step"], path))
+    return max(found, default=None)
+
+
+def remove(folder: Path) -> None:
+    """Remove all states in a folder."""
+    for path in _states(folder):
+        shutil.rmtree(path)
+
+
+def _tensors(now: Progress) -> dict[str, Any]:
+    """The state's tensors, those of shared features as what they are of the whole."""
+    if now.ranks is None:
+        return dict(now.tensors())
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard
+
+    mesh = init_device_mesh(now.silent.device.type, (now.ranks.size,))
+    shared = now.shared()
+    return {
+        name: DTensor.from_local(tensor, mesh, [Shard(0)], run_check=False)
+        if name in shared
+        else tensor
+        for name, tensor in now.tensors().items()
+    }
+
+
+def save(now: Progress, folder: Path) -> None:
+    """Write the ranks' state, whole or not at all, in place of whatever state was there.
+
+    All ranks call it, and have what they need of it when it returns.
+    """
+    from torch.distributed.checkpoint import state_dict_saver
+
+    assert now.ranks is not None, "one process writes state.h5"
+    place = folder / f"step{now.step}"
+    draft = folder / f".{place.name}.part"
+    if now.ranks.rank == 0:
+        for stale in (*folder.glob(".step*.part"), place):
+            shutil.rmtree(stale, ignore_errors=True)
+    dist.barrier()
+    state_dict_saver.save(_tensors(now), checkpoint_id=draft)
+    if now.ranks.rank == 0:
+        before = [path for path in _states(folder) if path != place]
+        about = {"step": now.step, "aux": now.aux, "data": now.data, "log": now.log}
+        write_json(draft / "about.json", about)
+        draft.rename(place)
+        (folder / "state.h5").unlink(missing_ok=True)
+        for path in before:
+            shutil.rmtree(path)
+
+
+@torch.no_grad()
+def load(now: Progress, found: Found) -> None:
+    """Read a state into place, of however many ranks it is."""
+    from torch.distributed.checkpoint import state_dict_loader
+
+    alone = now.ranks is None
+    with warnings.catch_warnings():
+        # That one process reads alone, which it is told to.
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        state_dict_loader.load(_tensors(now), checkpoint_id=found.folder, no_dist=alone)
+    about = json.loads((found.folder / "about.json").read_text(encoding="utf-8"))
+    now.step, now.aux, now.log = about["step"], about["aux"], about["log"]

@@ -1,0 +1,380 @@
+"""Several processes that share one training end where one process ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import torch.distributed as dist
+import yaml
+from conftest import RESULTS, Checkout, tiny
+from safetensors.torch import load_file
+
+from ontogeny import devices, settings
+from ontogeny.crosscoder import feed, launch, sharded, state, train
+from ontogeny.crosscoder.ranks import Ranks
+from ontogeny.files import InputError
+
+# Scores that rounding could turn around at a cut would lead trainings apart: slow ones have none.
+COMMON = {
+    "inputs": {"layers": [0]}, "features": 128, "k": 3, "batch_rows": 256, "steps": 60,
+    "learning_rate": 5e-4, "dead_after_rows": 600, "aux_features": 32, "aux_k": 4, "seeds": [0],
+}  # fmt: skip
+PER_SITE = {"basis": "full", "gate": "snapshot", "aux_features": 0}
+KINDS: dict[str, dict[str, Any]] = {
+    "batch_topk": {},
+    "batch_topk_per_site": PER_SITE,
+    "transcoder": {"basis": "full", "inputs": {"layers": [0], "snapshots": [0, 40]},
+                   "outputs": {"layers": [0], "snapshots": [8]}},
+    "jumprelu": {"activation": "jumprelu", "sparsity": 0.05},
+    "jumprelu_per_site": PER_SITE | {"activation": "jumprelu", "sparsity": 0.05},
+    "relu": {"activation": "relu", "basis": "full", "sparsity": 0.5},
+    "random_decoder": {"train_decoder": False, "basis": "full", "moments": "float32"},
+    # Fewer on each of four ranks than k, and than aux_k.
+    "few_features": {"features": 8, "aux_features": 8, "dead_after_rows": 100, "k": 3},
+    # AuxK of one size: two graphs of the compiler.
+    "compiled": {"aux_k": 32},
+    # Shapes and products as they are elsewhere than on a CPU.
+    "plain": {},
+    "plain_per_site": PER_SITE,
+    "plain_jumprelu": {"activation": "jumprelu", "sparsity": 0.05},
+    "resumed": {"steps": 80},
+}  # fmt: skip
+ON_FOUR = ["batch_topk", "jumprelu", "few_features", "plain", "resumed"]
+SAVE_EVERY = 20
+STOPS = {1: 20, 2: 40, 4: 60}  # of `resumed`, by the number of ranks
+FAIR = 3 * 256  # pairs of a batch
+ROOM = FAIR * 3 // 4  # on each rank, of `plain`
+
+
+class Stop(Exception):
+    """Ends a training right after a state was written."""
+
+
+def trained(
+    s: settings.Settings, places: feed.Places, name: str, folder: Path, ranks: Ranks | None,
+    stop: int | None = None,
+) -> None:  # fmt: skip
+    """One training, left at step `stop` if one is given, eager unless its name says otherwise."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "LOG_EVERY", 5)
+        patch.setattr(train, "SAVE_EVERY", SAVE_EVERY)
+        if name != "compiled" or ranks is None:
+            patch.setattr(devices, "compiled", lambda function, device: function)
+        if name.startswith("plain"):
+            make = train.make_loss
+            patch.setattr(train, "make_loss", lambda c, sites, _, r: make(c, sites, False, r))
+        save = state.Progress.save
+
+        def save_and_stop(now: state.Progress, place: Path) -> None:
+            save(now, place)
+            if now.step == stop:
+                raise Stop
+
+        patch.setattr(state.Progress, "save", save_and_stop)
+        try:
+            train.train(s, name, 0, places, folder / name, folder / f"{name}-state", ranks)
+        except Stop:
+            return
+        assert stop is None
+
+
+def rank_main(rank: int, size: int, given: str, places: feed.Places, folder: Path) -> None:
+    """All that is asked of one rank, in one process."""
+    torch.set_num_threads(1)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet{size}", rank=rank, world_size=size
+    )
+    s = settings.load(json.loads(given))
+    out = folder / f"of{size}"
+    for name in KINDS if size == 2 else ON_FOUR:
+        if name == "resumed":
+            trained(s, places, name, folder, Ranks(rank, size), stop=STOPS[size])
+            continue
+        room = ROOM if name == "plain" else 0
+        ranks = Ranks(rank, size, room)
+        trained(s, places, name, out, ranks)
+        if name == "plain":
+            assert ranks.room == ROOM
+    few = Ranks(rank, size, FAIR // size + 8)
+    trained(s, places, "plain", folder / f"few{size}", few)
+    if rank == 0:
+        (folder / f"room{size}").write_text(str(few.room))
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def places(finished) -> feed.Places:
+    """Where the tiny experiment's rows are."""
+    basis = finished / RESULTS / "basis/residual.0.h5"
+    rows = (basis.with_suffix(".rows0.h5"),)
+    return feed.Places(finished / RESULTS / "activations", basis, rows)
+
+
+def configuration() -> dict[str, Any]:
+    """Every kind on the tiny experiment's rows."""
+    given = tiny({"crosscoders": {n: COMMON | c for n, c in KINDS.items()}, "analyses": []})
+    return given | {"primary": "batch_topk"}
+
+
+@pytest.fixture(scope="module")
+def runs(places, tmp_path_factory) -> Path:
+    """Every kind on one process, two and four, and one training handed from one to the other."""
+    folder, given = tmp_path_factory.mktemp("ranks"), configuration()
+    s = settings.load(given)
+    for name in KINDS:
+        trained(s, places, name, folder / "of1", None)
+    trained(s, places, "resumed", folder, None, STOPS[1])
+    arguments = (json.dumps(given), places, folder)
+    for size in (2, 4):
+        torch.multiprocessing.spawn(rank_main, (size, *arguments), nprocs=size)
+        shutil.copytree(folder / "resumed-state", folder / f"state{size}")
+    trained(s, places, "resumed", folder, None)
+    return folder
+
+
+def agree(one: Path, other: Path) -> pd.DataFrame:
+    """Check that two trainings had the same losses and ended at the same weights, to rounding."""
+    a, b = (pd.read_csv(folder / "metrics.csv") for folder in (one, other))
+    assert list(a["step"]) == list(range(5, len(a) * 5 + 1, 5))
+    for column in ("step", "loss", "explained_variance", "l0", "dead_fraction", "threshold",
+                   "explained_variance_1"):  # fmt: skip
+        # A single pair more or less of relu's, at 0, is no matter to its loss.
+        nearly = 2e-4 if column == "l0" else 1e-5
+        pd.testing.assert_series_equal(a[column], b[column], rtol=nearly, atol=1e-5)
+    mine, theirs = (load_file(folder / "crosscoder.safetensors") for folder in (one, other))
+    assert mine.keys() == theirs.keys()
+    for key, tensor in mine.items():
+        assert tensor.dtype == theirs[key].dtype
+        scale = tensor.double().abs().max().clamp(min=1e-3)
+        gap = (tensor.double() - theirs[key].double()).abs().max() / scale
+        assert gap < 1e-3, key
+    about = [json.loads((folder / "config.json").read_text()) for folder in (one, other)]
+    assert about[0].pop("threshold") == pytest.approx(about[1].pop("threshold"), rel=1e-4)
+    assert about[0] == about[1]
+    return a
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "resumed"])
+def test_two_ranks_train_as_one_process(kind, runs):
+    losses = agree(runs / "of1" / kind, runs / "of2" / kind)
+    assert losses["loss"].iloc[-1] < losses["loss"].iloc[0]
+    if kind in ("batch_topk", "compiled", "plain"):
+        assert losses["dead_fraction"].max() > 0  # AuxK had something to do
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ON_FOUR if kind != "resumed"])
+def test_four_ranks_train_as_one_process(kind, runs):
+    agree(runs / "of1" / kind, runs / "of4" / kind)
+
+
+def test_a_training_goes_on_with_any_number_of_ranks(runs):
+    """One process to step 20, two ranks to 40, four to 60, one process to the end."""
+    agree(runs / "of1" / "resumed", runs / "resumed")
+    for size, step in ((2, "step40"), (4, "step60")):
+        assert [path.name for path in (runs / f"state{size}").iterdir()] == [step]
+    # The last did not begin anew: it would have left state.h5.
+    assert [path.name for path in (runs / "resumed-state").iterdir()] == ["step60"]
+
+
+def test_a_shared_state_of_other_rows_or_half_of_one_is_not_gone_on_from(runs, places, tmp_path):
+    states = tmp_path / "resumed-state"
+    shutil.copytree(runs / "state4", states)
+    shutil.copytree(states / "step60", states / ".step70.part")
+    shutil.copytree(states / "step60", states / "step70")
+    (states / "step70/about.json").unlink()
+    assert sharded.newest(states) == (60, states / "step60")
+    about = json.loads((states / "step60/about.json").read_text())
+    assert about["step"] == 60
+    (states / "step60/about.json").write_text(json.dumps(about | {"data": "other"}))
+    trained(settings.load(configuration()), places, "resumed", tmp_path, None)
+    fresh, again = (
+        folder / "resumed/crosscoder.safetensors" for folder in (runs / "of1", tmp_path)
+    )
+    assert fresh.read_bytes() == again.read_bytes()
+    assert not (states / "step60").exists()
+    assert (states / "state.h5").exists()
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_rank_without_room_for_its_pairs_gets_more(size, runs):
+    room, given = int((runs / f"room{size}").read_text()), FAIR // size + 8
+    assert room in (2 * given, 4 * given)
+
+
+# The launcher
+
+TROUBLE = """
+import os
+import signal
+
+from ontogeny import devices
+from ontogeny.cli import main
+from ontogeny.crosscoder import train
+
+devices.compiled = lambda function, device: function
+real = train._advance
+
+
+def advance(now, *rest):
+    if now.step == 10:
+        exec(os.environ["TROUBLE"], {"rank": now.ranks.rank, "os": os, "signal": signal})
+    return real(now, *rest)
+
+
+train._advance = advance
+if __name__ == "__main__":
+    main()
+"""
+TROUBLES = {
+    "fails": "if rank == 1: raise ValueError('trouble of its own')",
+    "killed": "if rank == 1: os.kill(os.getpid(), signal.SIGKILL)",
+    "told to end": "if rank == 1: os.kill(os.getppid(), signal.SIGTERM)",
+    "bad input": "",
+    "none": "",
+}
+
+
+def words(finished: Checkout, config: Path, folder: Path) -> list[str]:
+    """The command of the tiny experiment's training, as the rule has it."""
+    results = finished / RESULTS
+    basis = results / "basis/residual.0.h5"
+    found = ["train", "--config", config, "--threads", "2", "--crosscoder", "batchtopk"]
+    found += ["--seed", "0", "--activations", results / "activations", "--basis", basis]
+    found += ["--projected", basis.with_suffix(".rows0.h5")]
+    return [str(w) for w in [*found, "--output", folder / "out", "--state", folder / "state"]]
+
+
+@pytest.fixture(scope="module")
+def ended(finished, tmp_path_factory) -> dict[str, tuple[int, str, Path]]:
+    """How the command ends on two ranks in each of the troubles: code, what it said, folder."""
+    home = tmp_path_factory.mktemp("troubles")
+    (home / "trouble.py").write_text(TROUBLE)
+    config = home / "config.yaml"
+    changes = {"crosscoders.batchtopk.devices": 2, "crosscoders.batchtopk.steps": 60}
+    config.write_text(yaml.safe_dump(tiny(changes)))
+    begun = {}
+    for name, trouble in TROUBLES.items():
+        command = [sys.executable, home / "trouble.py", *words(finished, config, home / name)]
+        if name == "bad input":
+            command[command.index("--basis") + 1] = str(home / name / "none.h5")
+        begun[name] = subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            env=finished.environment | {"TROUBLE": trouble},
+        )  # fmt: skip
+    return {
+        name: (process.wait(), process.communicate()[1], home / name)
+        for name, process in begun.items()
+    }
+
+
+def test_the_command_trains_on_ranks(ended):
+    code, said, folder = ended["none"]
+    assert code == 0, said
+    assert len(re.findall(r"100%", said)) == 2, said  # one bar, and its end
+    assert "Warning" not in said
+    assert list(pd.read_csv(folder / "out/metrics.csv")["step"]) == [50, 60]
+    about = json.loads((folder / "out/config.json").read_text())
+    assert about["settings"]["devices"] == 2
+    assert load_file(folder / "out/crosscoder.safetensors")["W_enc"].shape[0] == 64
+
+
+def test_an_error_of_a_rank_is_told_once(ended):
+    code, said, folder = ended["fails"]
+    assert code == 1
+    assert said.endswith("ontogeny: rank 1 of 2: ValueError: trouble of its own\n")
+    assert said.count("Traceback") == 1
+    assert "PeerLost" not in said
+    assert not (folder / "out").exists()
+
+
+def test_a_rank_that_is_killed_ends_all(ended):
+    code, said, _ = ended["killed"]
+    assert code == 1
+    assert said.endswith("ontogeny: rank 1 of 2: was killed (SIGKILL)\n")
+    assert "Traceback" not in said
+
+
+def test_whoever_ends_the_launcher_ends_the_ranks(ended):
+    code, said, folder = ended["told to end"]
+    assert code == 128 + signal.SIGTERM, said
+    assert "Traceback" not in said
+    for status in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = status.read_text()
+        except OSError:  # it has just ended
+            continue
+        assert str(folder.parent) not in command, command
+
+
+def test_bad_input_is_told_once(ended):
+    """In the line that one process has for it."""
+    code, said, folder = ended["bad input"]
+    assert code == 1
+    assert re.fullmatch(rf"ontogeny: {folder}/none\.h5: .*\n", said), said
+
+
+# Settings and rules
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, r"crosscoders\.batchtopk\.devices: 3 do not divide the 64 features; choose a number"),
+        ({"activations.mode": "streamed"}, r"\.devices: rows that are streamed .*mode: cached$"),
+        ({"device": "cuda:1"}, r"^device: cuda:1 is one GPU, .*devices are 3; set device: cuda$"),
+        ({"device": "cuda"}, None),
+    ],
+)
+def test_what_ranks_cannot_share_is_a_fault(changes, message):
+    features = 64 if message and "features" in message else 96
+    given = {"crosscoders.batchtopk.devices": 3, "crosscoders.batchtopk.features": features}
+    if message is None:
+        assert settings.load(tiny(changes | given)).crosscoders["batchtopk"].devices == 3
+        return
+    with pytest.raises(settings.SettingsError) as caught:
+        settings.load(tiny(changes | given))
+    assert re.search(message, str(caught.value)), caught.value
+
+
+def test_dictionaries_of_the_frontier_are_shared_too():
+    given = tiny({"crosscoders.batchtopk.devices": 4})
+    given["frontier"] = {"features": [32, 30], "k": [2], "steps": 10}
+    with pytest.raises(
+        settings.SettingsError, match=r"frontier\.features: 30 is not divided by .*batchtopk\.dev"
+    ):
+        settings.load(given)
+    given["frontier"]["features"] = [32, 64]
+    s = settings.load(given)
+    assert {c.devices for c in s.all_crosscoders.values()} == {4}
+
+
+def test_fewer_gpus_than_ranks_are_told(monkeypatch, tmp_path):
+    s = settings.load(tiny({"crosscoders.batchtopk.devices": 2, "device": "cuda"}))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(InputError, match=r"batchtopk\.devices: 2 GPUs are asked for, 1 are seen"):
+        launch.train(s, "batchtopk", 0, feed.Places(tmp_path), tmp_path, tmp_path, 1)
+
+
+def test_another_number_of_devices_makes_nothing_again(experiment):
+    """And a training that is wanted asks for as many GPUs and threads."""
+    experiment.configure({"crosscoders.batchtopk.devices": 2, "device": "auto"})
+    assert experiment.would_run() == {}
+    shutil.rmtree(experiment / RESULTS / "crosscoders/batchtopk/seed1")
+    said = experiment.snakemake("--dry-run", "--resources", "gpu=2")
+    (job,) = re.findall(r"rule train:.*?\n\n", said, re.S)
+    assert re.search(r"gpu=2\b", job), job
+    assert re.search(r"nodes=1\b", job), job
+    assert "threads: 2" in job
+    assert "state/batchtopk-1-" in experiment.snakemake("--dry-run", "-p")

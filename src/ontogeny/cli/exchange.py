@@ -8,15 +8,15 @@ from typing import Any
 
 import click
 
-FOLDER = click.Path(path_type=Path, file_okay=False)
+from ontogeny.cli.base import FOLDER, main
 
 
-@click.group("export")
+@main.group()
 def export() -> None:
     """Write a crosscoder in another format, to a new folder OUTPUT."""
 
 
-@click.group("import")
+@main.group("import")
 def import_() -> None:
     """Read a crosscoder of another format's FOLDER, to a new folder OUTPUT."""
 

@@ -370,11 +370,10 @@ def test_fewer_gpus_than_ranks_are_told(monkeypatch, tmp_path):
 def test_another_number_of_devices_makes_nothing_again(experiment):
     """And a training that is wanted asks for as many GPUs and threads."""
     experiment.configure({"crosscoders.batchtopk.devices": 2, "device": "auto"})
-    assert experiment.would_run() == {}
+    assert experiment.would_run() == {"summary": 1}  # which keeps a digest of all settings
     shutil.rmtree(experiment / RESULTS / "crosscoders/batchtopk/seed1")
-    said = experiment.snakemake("--dry-run", "--resources", "gpu=2")
-    (job,) = re.findall(r"rule train:.*?\n\n", said, re.S)
-    assert re.search(r"gpu=2\b", job), job
-    assert re.search(r"nodes=1\b", job), job
-    assert "threads: 2" in job
-    assert "state/batchtopk-1-" in experiment.snakemake("--dry-run", "-p")
+    said = experiment.snakemake("--dry-run", "-p", "--resources", "gpu=2")
+    assert re.search(r"ontogeny train .* --threads 2 --crosscoder batchtopk --seed 1 ", said)
+    pytest.importorskip("snakemake_executor_plugin_slurm")
+    done = experiment.command("snakemake", "--profile", "profiles/slurm", "--dry-run")
+    assert re.search(r"\nrule train:(\n +.*)*\n +resources: .* gpu=2, nodes=1\n", done.stdout), done

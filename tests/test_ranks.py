@@ -20,7 +20,7 @@ import yaml
 from conftest import RESULTS, Checkout, tiny
 from safetensors.torch import load_file
 
-from ontogeny import devices, settings
+from ontogeny import devices, gpus, settings
 from ontogeny.crosscoder import feed, launch, sharded, state, train
 from ontogeny.crosscoder.ranks import Ranks
 from ontogeny.files import InputError
@@ -264,6 +264,8 @@ def ended(finished, tmp_path_factory) -> dict[str, tuple[int, str, Path]]:
     config = home / "config.yaml"
     changes = {"crosscoders.batchtopk.devices": 2, "crosscoders.batchtopk.steps": 60}
     config.write_text(yaml.safe_dump(tiny(changes)))
+    free = {k: v for k, v in finished.environment.items() if k not in gpus.HANDED_OUT}
+    free |= {"TMPDIR": str(home), gpus.NAMED: "0,1,2,3"}
     begun = {}
     for name, trouble in TROUBLES.items():
         command = [sys.executable, home / "trouble.py", *words(finished, config, home / name)]
@@ -271,7 +273,7 @@ def ended(finished, tmp_path_factory) -> dict[str, tuple[int, str, Path]]:
             command[command.index("--basis") + 1] = str(home / name / "none.h5")
         begun[name] = subprocess.Popen(
             command, stderr=subprocess.PIPE, text=True, start_new_session=True,
-            env=finished.environment | {"TROUBLE": trouble},
+            env=(free if name == "none" else finished.environment) | {"TROUBLE": trouble},
         )  # fmt: skip
     return {
         name: (process.wait(), process.communicate()[1], home / name)
@@ -284,6 +286,7 @@ def test_the_command_trains_on_ranks(ended):
     assert code == 0, said
     assert len(re.findall(r"100%", said)) == 2, said  # one bar, and its end
     assert "Warning" not in said
+    assert said.startswith("on GPU 0,1\n")  # it takes two of a machine's GPUs, were there any
     assert list(pd.read_csv(folder / "out/metrics.csv")["step"]) == [50, 60]
     about = json.loads((folder / "out/config.json").read_text())
     assert about["settings"]["devices"] == 2
@@ -370,11 +373,10 @@ def test_fewer_gpus_than_ranks_are_told(monkeypatch, tmp_path):
 def test_another_number_of_devices_makes_nothing_again(experiment):
     """And a training that is wanted asks for as many GPUs and threads."""
     experiment.configure({"crosscoders.batchtopk.devices": 2, "device": "auto"})
-    assert experiment.would_run() == {}
+    assert experiment.would_run() == {"summary": 1}  # which keeps a digest of all settings
     shutil.rmtree(experiment / RESULTS / "crosscoders/batchtopk/seed1")
-    said = experiment.snakemake("--dry-run", "--resources", "gpu=2")
-    (job,) = re.findall(r"rule train:.*?\n\n", said, re.S)
-    assert re.search(r"gpu=2\b", job), job
-    assert re.search(r"nodes=1\b", job), job
-    assert "threads: 2" in job
-    assert "state/batchtopk-1-" in experiment.snakemake("--dry-run", "-p")
+    said = experiment.snakemake("--dry-run", "-p", "--resources", "gpu=2")
+    assert re.search(r"ontogeny train .* --threads 2 --crosscoder batchtopk --seed 1 ", said)
+    pytest.importorskip("snakemake_executor_plugin_slurm")
+    done = experiment.command("snakemake", "--profile", "profiles/slurm", "--dry-run")
+    assert re.search(r"\nrule train:(\n +.*)*\n +resources: .* gpu=2, nodes=1\n", done.stdout), done

@@ -13,6 +13,7 @@ from conftest import ROOT, SOURCES, Checkout
 from test_cost import KNOWN, MEDIUM, Run, counted
 
 from ontogeny import devices, settings
+from ontogeny.atlas import build
 from ontogeny.circuits import ablation, attribution, downstream, tasks, words
 from ontogeny.features import (
     collect,
@@ -142,6 +143,7 @@ def test_sizes_are_the_analyses_own():
         analyses.CONTEXTS_VALUES, analyses.CONTEXTS_SAMPLE, analyses.LENS_BLOCKS,
     )  # fmt: skip
     assert lens.PIECE_ENTRIES == analyses.LENS_ENTRIES
+    assert build.NEAR_ENTRIES == analyses.ATLAS_ENTRIES
     assert span.BATCH_TOKENS == analyses.SPAN_TOKENS
     assert (presence.FOLDS, presence.BLOCK_ENTRIES) == (
         analyses.PRESENCE_FOLDS, analyses.PRESENCE_ENTRIES,

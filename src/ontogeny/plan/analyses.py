@@ -496,7 +496,7 @@ def atlas(z: Sizes, d: Dictionary) -> Job:
     F, n, full = float(d.c.features), d.outputs, 4.0 * d.full
     flat = F * 4.0 * min(d.dimensions or d.outputs * d.width, d.outputs * d.width)
     host: Terms = {
-        "full decoders of two seeds": 3 * full + crosscoder_tensors(d),
+        "full decoders of two seeds": 3 * full + 2 * crosscoder_tensors(d),
         "stacked decoders": 2 * flat,
         "nearest features": 12.0 * ATLAS_ENTRIES,
         "texts": 2e3 * F,

@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import yaml
-from conftest import RESULTS, Checkout, tiny
+from conftest import RESULTS, ROOT, Checkout, tiny
 from safetensors.torch import load_file
 
 from ontogeny import devices, gpus, settings
@@ -69,7 +69,7 @@ def trained(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "LOG_EVERY", 5)
         patch.setattr(train, "SAVE_EVERY", SAVE_EVERY)
-        if name != "compiled" or ranks is None:
+        if name != "compiled":
             patch.setattr(devices, "compiled", lambda function, device: function)
         if name.startswith("plain"):
             make = train.make_loss
@@ -264,7 +264,8 @@ def ended(finished, tmp_path_factory) -> dict[str, tuple[int, str, Path]]:
     config = home / "config.yaml"
     changes = {"crosscoders.batchtopk.devices": 2, "crosscoders.batchtopk.steps": 60}
     config.write_text(yaml.safe_dump(tiny(changes)))
-    free = {k: v for k, v in finished.environment.items() if k not in gpus.HANDED_OUT}
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}  # whose bytecode is kept
+    free = {k: v for k, v in environment.items() if k not in gpus.HANDED_OUT}
     free |= {"TMPDIR": str(home), gpus.NAMED: "0,1,2,3"}
     begun = {}
     for name, trouble in TROUBLES.items():
@@ -273,7 +274,7 @@ def ended(finished, tmp_path_factory) -> dict[str, tuple[int, str, Path]]:
             command[command.index("--basis") + 1] = str(home / name / "none.h5")
         begun[name] = subprocess.Popen(
             command, stderr=subprocess.PIPE, text=True, start_new_session=True,
-            env=(free if name == "none" else finished.environment) | {"TROUBLE": trouble},
+            env=(free if name == "none" else environment) | {"TROUBLE": trouble},
         )  # fmt: skip
     return {
         name: (process.wait(), process.communicate()[1], home / name)

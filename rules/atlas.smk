@@ -20,7 +20,7 @@ if ATLASES:
             settings=[
                 S.name,
                 [MODEL, STEPS],
-                values(PRIMARY, "threads"),
+                values(PRIMARY, "threads", "devices"),
                 values(S.contexts) if "contexts" in S.analyses else "",
                 [S.analysis.matched_cosine, S.analysis.direction_floor, S.analysis.presence],
                 "dimensionality" in S.analyses,

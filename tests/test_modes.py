@@ -268,7 +268,8 @@ def experiment_of_shards(experiment):
             "basis": {"rows": 2000},
         }
     )
-    shutil.rmtree(experiment / RESULTS / "basis")
+    for folder in ("activations", "basis"):
+        shutil.rmtree(experiment / RESULTS / folder)
     return experiment
 
 

@@ -62,7 +62,7 @@ def crosscoder(basis: bool = False, seed: int = 0) -> Crosscoder:
 def write_contexts(path) -> None:
     """A contexts file whose tokens are what a hostile text would hold."""
     sizes = SimpleNamespace(top=2, quantiles=2, near_misses=0, window=3)
-    dtype = contexts._record_type(sizes, np.dtype("<u2"), 3, len(VOCABULARY))
+    dtype = contexts.record_type(sizes, np.dtype("<u2"), 3, len(VOCABULARY))
     records = np.zeros(F - 1, dtype)
     records["feature"] = np.arange(1, F)
     records["found"] = (2, 2, 0)

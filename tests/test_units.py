@@ -106,8 +106,8 @@ def package(tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
 
     def digest(module: str = "ontogeny.room.top", without: tuple[str, ...] = ()) -> str:
-        for function in (provenance._parse, provenance._own_digest, provenance.code_digest):
-            function.cache_clear()
+        for name in ("_parse", "_file", "_imports", "_own_digest", "code_digest"):
+            getattr(provenance, name).cache_clear()
         return provenance.code_digest(module, without)
 
     yield digest

@@ -13,15 +13,13 @@ import json
 import shutil
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 
+from ontogeny.crosscoder.ranks import Ranks
 from ontogeny.files import write_json
-
-if TYPE_CHECKING:
-    from ontogeny.crosscoder.state import Progress
 
 
 class Found(NamedTuple):
@@ -51,41 +49,52 @@ def remove(folder: Path) -> None:
         shutil.rmtree(path)
 
 
-def _tensors(now: Progress) -> dict[str, Any]:
-    """The state's tensors, those of shared features as what they are of the whole."""
-    if now.ranks is None:
-        return dict(now.tensors())
+def _placed(
+    tensors: dict[str, torch.Tensor], shared: set[str], ranks: Ranks | None
+) -> dict[str, Any]:
+    """The tensors, those of shared features as what they are of the whole."""
+    if ranks is None:
+        return dict(tensors)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor, Shard
 
-    mesh = init_device_mesh(now.silent.device.type, (now.ranks.size,))
-    shared = now.shared()
+    mesh = init_device_mesh(tensors["silent"].device.type, (ranks.size,))
     return {
         name: DTensor.from_local(tensor, mesh, [Shard(0)], run_check=False)
         if name in shared
         else tensor
-        for name, tensor in now.tensors().items()
+        for name, tensor in tensors.items()
     }
 
 
-def save(now: Progress, folder: Path) -> None:
+def save(
+    folder: Path,
+    tensors: dict[str, torch.Tensor],
+    shared: set[str],
+    ranks: Ranks,
+    about: dict[str, Any],
+) -> None:
     """Write the ranks' state, whole or not at all, in place of whatever state was there.
 
     All ranks call it, and have what they need of it when it returns.
+
+    Parameters
+    ----------
+    tensors : of this rank, by name. shared : names of those that have a row for each of its own
+        features; the rest is alike on all.
+    about : what about.json holds, as it is on rank 0; `step` among it.
     """
     from torch.distributed.checkpoint import state_dict_saver
 
-    assert now.ranks is not None, "one process writes state.h5"
-    place = folder / f"step{now.step}"
+    place = folder / f"step{about['step']}"
     draft = folder / f".{place.name}.part"
-    if now.ranks.rank == 0:
+    if ranks.rank == 0:
         for stale in (*folder.glob(".step*.part"), place):
             shutil.rmtree(stale, ignore_errors=True)
     dist.barrier()
-    state_dict_saver.save(_tensors(now), checkpoint_id=draft)
-    if now.ranks.rank == 0:
+    state_dict_saver.save(_placed(tensors, shared, ranks), checkpoint_id=draft)
+    if ranks.rank == 0:
         before = [path for path in _states(folder) if path != place]
-        about = {"step": now.step, "aux": now.aux, "data": now.data, "log": now.log}
         write_json(draft / "about.json", about)
         draft.rename(place)
         (folder / "state.h5").unlink(missing_ok=True)
@@ -94,14 +103,21 @@ def save(now: Progress, folder: Path) -> None:
 
 
 @torch.no_grad()
-def load(now: Progress, found: Found) -> None:
-    """Read a state into place, of however many ranks it is."""
+def load(
+    found: Found, tensors: dict[str, torch.Tensor], shared: set[str], ranks: Ranks | None
+) -> dict[str, Any]:
+    """Read a state into tensors, of however many ranks it is; returns what about.json holds.
+
+    Parameters
+    ----------
+    tensors, shared : as for `save`. ranks : None for one process, which holds all features.
+    """
     from torch.distributed.checkpoint import state_dict_loader
 
-    alone = now.ranks is None
     with warnings.catch_warnings():
         # That one process reads alone, which it is told to.
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-        state_dict_loader.load(_tensors(now), checkpoint_id=found.folder, no_dist=alone)
-    about = json.loads((found.folder / "about.json").read_text(encoding="utf-8"))
-    now.step, now.aux, now.log = about["step"], about["aux"], about["log"]
+        placed = _placed(tensors, shared, ranks)
+        state_dict_loader.load(placed, checkpoint_id=found.folder, no_dist=ranks is None)
+    about: dict[str, Any] = json.loads((found.folder / "about.json").read_text(encoding="utf-8"))
+    return about

@@ -69,15 +69,14 @@ class Progress:
 
         bfloat16 is kept as its bits: NumPy and HDF5 have no such type.
         """
+        about = {"step": self.step, "aux": self.aux, "data": self.data, "log": self.log}
         if self.ranks is not None:
-            sharded.save(self, folder)
+            sharded.save(folder, self.tensors(), self.shared(), self.ranks, about)
             return
         with whole(folder / "state.h5") as draft, h5py.File(draft, "w") as file:
             for name, tensor in self.tensors().items():
                 file[name] = _bits(tensor.cpu()).numpy()
-            file.attrs["step"], file.attrs["aux"] = self.step, self.aux
-            file.attrs["data"] = self.data
-            file.attrs["log"] = json.dumps(self.log)
+            file.attrs.update(about | {"log": json.dumps(self.log)})
         sharded.remove(folder)
 
     def resume(self, folder: Path) -> None:
@@ -93,7 +92,8 @@ class Progress:
                     self._read(file)
                     return
         if there:
-            sharded.load(self, there)
+            about = sharded.load(there, self.tensors(), self.shared(), self.ranks)
+            self.step, self.aux, self.log = about["step"], about["aux"], about["log"]
 
     def _read(self, file: h5py.File) -> None:
         shared = self.shared() if self.ranks is not None else set()

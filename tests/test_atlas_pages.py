@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import HOSTILE, RESULTS
+from conftest import HOSTILE, RESULTS, ROOT
 
 from ontogeny.atlas import build
 from ontogeny.corpus.pieces import visible
@@ -26,6 +26,7 @@ from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.features.contexts import Store
 
 CHROMIUM = Path("/usr/bin/chromium")
+DEFAULT = ROOT / "results/default"
 TIMEOUT = 20_000  # milliseconds
 SHOWN = """([before, most]) => new Promise((done) => {
     const until = performance.now() + most;
@@ -165,6 +166,7 @@ def test_the_overview_tells_the_experiment(look, table, analysed):
     assert int(kinds["transient"]) == table["transient"].sum()
     here.page.click("figure:has(h3:text-is('Training')) summary")
     phases = pd.read_csv(analysed[1] / "phases/phases.csv")
+    here.page.locator("figure:has(h3:text-is('Training')) .numbers td").first.wait_for()
     rows = here.text("figure:has(h3:text-is('Training')) .numbers td")
     np.testing.assert_allclose([float(x) for x in rows], phases["loss"], atol=6e-4)
     assert "unigram" in here.page.text_content("figure:has(h3:text-is('Training')) .onplot")
@@ -521,3 +523,38 @@ def test_dark_and_light(look):
     here.wait(0)
     assert luminance(here, "html", "backgroundColor") > 200  # remembered
     assert luminance(look("#/"), "html", "backgroundColor") > 200
+
+
+@pytest.mark.skipif(not (DEFAULT / "atlas").exists(), reason="no results/default: make figures")
+def test_the_default_experiments_site(look):
+    """Where that experiment has been run: its own site, from the map to forty features' numbers."""
+    tables = DEFAULT / "features/batchtopk"
+    kinds = pd.read_parquet(tables / "kinds.parquet")[["feature", "kind"]]
+    features = pd.read_parquet(tables / "features.parquet")
+    living = features[features["alive"]].merge(kinds, on="feature", how="left")
+    living = living.fillna({"kind": "none"}).set_index("feature")
+    strengths = pd.read_parquet(tables / "strengths.parquet").pivot(
+        index="feature", columns="snapshot_index", values="strength"
+    )
+    here = look("#/", site=DEFAULT / "atlas")
+    census = dict(zip(here.text(".census .what"), here.text(".census .much"), strict=True))
+    assert int(census["previous token"]) == (living["kind"] == "previous_token").sum()
+    assert int(census["emergent"]) == living["emergent"].sum()
+    here.go("#/table?kind=previous_token&onset=100..400&sort=-density")
+    some = living[(living["kind"] == "previous_token") & living["onset_step"].between(100, 400)]
+    some = some.sort_values("density", ascending=False, kind="stable")
+    assert here.count() == len(some)
+    assert here.text("tbody th") == [str(i) for i in some.index[:50]]
+    for number in np.random.default_rng(0).choice(living.index, 40, replace=False):
+        here.go(f"#/feature/{number}")
+        facts = dict(zip(here.text(".facts dt"), here.text(".facts dd"), strict=True))
+        row = living.loc[number]
+        assert facts["peak"] == f"snapshot {row['peak_snapshot_index']}, step {row['peak_step']:,}"
+        assert facts["kind"] == row["kind"].replace("_", " ")
+        numbers = "figure:has(h3:text-is('Strength')) .numbers"
+        here.page.click(f"{numbers} summary")
+        here.page.locator(f"{numbers} td").first.wait_for()  # made as it is opened
+        cells = here.text(f"{numbers} td")
+        shown = np.array([float(x.replace("–", "nan")) for x in cells])
+        own = shown.reshape(strengths.shape[1], -1)[:, 0]
+        np.testing.assert_allclose(own, strengths.loc[number], rtol=2e-3, atol=1e-4)

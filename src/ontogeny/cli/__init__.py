@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from ontogeny.cli import (
+from ontogeny.cli import (  # noqa: F401 each adds its commands to `main` as it is imported
     activations,
     circuits,
     corpus,
@@ -29,17 +29,3 @@ if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
     os.environ.update(OMP_WAIT_POLICY="passive", GOMP_SPINCOUNT="3000")
 
 __all__ = ["main"]
-# Each adds its commands to `main` as it is imported.
-STAGES = (
-    activations,
-    circuits,
-    corpus,
-    crosscoder,
-    exchange,
-    features,
-    figures,
-    finished,
-    phases,
-    plan,
-    snapshots,
-)

@@ -20,6 +20,7 @@ import torch
 
 from ontogeny.activations.store import Site, Stacks
 from ontogeny.crosscoder.model import Crosscoder
+from ontogeny.exchange.plain import LEAST_THRESHOLD
 from ontogeny.files import InputError
 
 MOST = 0.02  # by which a gate may move
@@ -67,7 +68,7 @@ def rescaled(trained: Crosscoder, scales: torch.Tensor, tokens: str) -> tuple[Cr
         r = W.W_dec.double().norm(dim=1).clamp(min=1e-30)
         shift = (W_dec.flatten(1).norm(dim=1).clamp(min=1e-30) / r).log()
         if about.activation == "batch_topk":  # one threshold for all becomes one a feature
-            log_t = torch.full_like(log_t, max(threshold, 1.2e-38)).log()
+            log_t = torch.full_like(log_t, max(threshold, LEAST_THRESHOLD)).log()
             about, threshold = replace(about, activation="jumprelu"), 0.0
         log_t = log_t + shift
     tensors = trained._tensors | {

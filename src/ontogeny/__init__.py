@@ -1,7 +1,31 @@
 """Ontogeny: watch concepts grow inside a language model while it trains.
 
-Each stage of the workflow is a subpackage with one plain function that takes paths and typed
-settings; `ontogeny.cli` wraps each in a command, and `rules/` calls those commands.
+    import ontogeny
+    experiment = ontogeny.open("results/default")
+
+`open` gives the map of an experiment (ontogeny.experiment), which is the Python interface. Each
+stage of the workflow is a plain function that takes paths and typed settings; docs/design.md has a
+drawing of how data flows through them.
 """
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ontogeny.experiment import Experiment
+
 __version__ = "0.1.0"
+
+
+def open(folder: str | Path) -> Experiment:
+    """The experiment that lies in a folder, such as results/default.
+
+    Raises
+    ------
+    InputError : there is none, or its configuration is damaged.
+    """
+    from ontogeny.experiment import Experiment
+
+    return Experiment.open(folder)

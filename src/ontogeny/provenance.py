@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.metadata
+import importlib.util
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -35,9 +36,22 @@ def _parse(path: Path) -> ast.Module:
 
 
 @cache
+def _root(package: str) -> Path | None:
+    """The folder of a top-level package, without importing it."""
+    if package == "ontogeny":
+        return ROOT
+    spec = importlib.util.find_spec(package)
+    return Path(spec.origin).parent if spec is not None and spec.origin else None
+
+
+@cache
 def _file(module: str) -> Path | None:
-    """The source of a module of this package, or None."""
-    path = ROOT.joinpath(*module.split(".")[1:])
+    """The source of a module, or None."""
+    package, *parts = module.split(".")
+    root = _root(package)
+    if root is None:
+        return None
+    path = root.joinpath(*parts)
     for candidate in (path.with_suffix(".py"), path / "__init__.py"):
         if candidate.is_file():
             return candidate
@@ -45,8 +59,8 @@ def _file(module: str) -> Path | None:
 
 
 @cache
-def _imports(path: Path) -> set[str]:
-    """Modules of this package that a source imports, wherever in the file."""
+def _imports(path: Path, packages: frozenset[str]) -> set[str]:
+    """Modules of some packages that a source imports, wherever in the file."""
     found = set()
     for node in ast.walk(_parse(path)):
         if isinstance(node, ast.Import):
@@ -55,12 +69,16 @@ def _imports(path: Path) -> set[str]:
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         else:
             continue
-        found |= {n for n in names if n.split(".")[0] == "ontogeny" and _file(n)}
+        found |= {n for n in names if n.split(".")[0] in packages and _file(n)}
     return found
 
 
 def modules_of(module: str) -> list[str]:
-    """The module and all of this package that it imports, packages' own code too, sorted."""
+    """The module and all of its package and of ours that it imports, sorted.
+
+    The code of the packages that hold them counts too.
+    """
+    packages = frozenset({"ontogeny", module.split(".")[0]})
     seen: set[str] = set()
     waiting = [module]
     while waiting:
@@ -69,7 +87,7 @@ def modules_of(module: str) -> list[str]:
         if name in seen or path is None:
             continue
         seen.add(name)
-        waiting += _imports(path)
+        waiting += _imports(path, packages)
         if "." in name:
             waiting.append(name.rpartition(".")[0])
     return sorted(seen)
@@ -95,21 +113,29 @@ def _own_digest(path: Path) -> str:
     return hashlib.sha256(ast.dump(_without_docstrings(_parse(path))).encode()).hexdigest()
 
 
+def _declares(module: str) -> bool:
+    """Whether a module only says what stages read, make and are set to, and computes nothing.
+
+    Values of settings reach a rule as parameters of their own, and paths as its files.
+    """
+    return module.startswith("ontogeny.settings") or module.endswith((".settings", ".declaration"))
+
+
 @cache
-def code_digest(module: str, without: tuple[str, ...] = ()) -> str:
+def code_digest(module: str) -> str:
     """Digest of the syntax trees, docstrings left out, of a module and all that it imports.
+
+    Modules that only declare things are left out.
 
     Parameters
     ----------
     module : such as "ontogeny.corpus.build".
-    without : modules and packages whose changes do not change what this one makes (the settings'
-        schema, whose values a rule passes as parameters of their own).
     """
     digest = hashlib.sha256()
     folders = set()
     for name in modules_of(module):
         path = _file(name)
-        if path is None or any(f"{name}.".startswith(f"{left_out}.") for left_out in without):
+        if path is None or _declares(name):
             continue
         digest.update(f"{name} {_own_digest(path)}\n".encode())
         folders.add(path.parent)

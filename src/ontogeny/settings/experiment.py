@@ -1,38 +1,33 @@
-"""A whole experiment: its sections together, and what follows from them."""
+"""A whole experiment: its core sections, the analyses' own, and what follows from them."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable
+from functools import cache
+from typing import Any, Literal, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model
 
-from ontogeny.settings.derived import SAE, frontier_crosscoders
-from ontogeny.settings.faults import faults
+from ontogeny import registry
+from ontogeny.declarations import function
+from ontogeny.settings.base import AnalysisSection, Section
 from ontogeny.settings.sections import (
     Activations,
     Analysis,
-    AnalysisName,
     Basis,
-    Circuits,
-    Contexts,
     Corpus,
     Crosscoder,
-    Frontier,
-    Grader,
-    Heads,
-    PresenceTests,
     Pretrain,
-    Section,
-    SettingsError,
     Snapshots,
-    Span,
     Storage,
     Wheels,
 )
 
+S = TypeVar("S", bound=AnalysisSection)
+
 
 class Settings(Section):
-    """A whole experiment."""
+    """A whole experiment. `load` gives one that also has the analyses' sections."""
 
     name: str = Field(
         ..., pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Folder under results/."
@@ -48,24 +43,11 @@ class Settings(Section):
         ..., min_length=1, description="Dictionaries to train, by name."
     )
     primary: str = Field(..., description="The crosscoder that the feature figures show.")
-    analyses: list[AnalysisName] = Field(
+    analyses: list[str] = Field(
         ["dimensionality", "kinds"],
         description="What is made beside histories and phases; each is a target by its name too.",
     )
     analysis: Analysis = Field(Analysis(), description="Thresholds of the tables.")
-    contexts: Contexts = Field(Contexts(), description="What is shown of each feature.")
-    frontier: Frontier | None = Field(
-        None, description="Dictionaries of the fidelity frontier; null leaves it out."
-    )
-    heads: Heads = Field(Heads(), description="Attention heads and copying.")
-    circuits: Circuits = Field(Circuits(), description="Tasks and the features behind them.")
-    presence_tests: PresenceTests = Field(
-        PresenceTests(), description="Does the norm mean presence?"
-    )
-    span: Span = Field(Span(), description="Context span, the complexity of a feature.")
-    grader: Grader | None = Field(
-        None, description="Grades complexity beside context span; null for none. It may cost money."
-    )
     storage: Storage = Field(Storage(), description="Where large and shared files lie.")
     replicates: dict[str, dict[str, bool | int | float | str]] = Field(
         {},
@@ -74,25 +56,44 @@ class Settings(Section):
         "the target `replicates`.",
     )
 
+    def section(self, kind: type[S]) -> S:
+        """The section of an analysis.
+
+        Raises
+        ------
+        LookupError : it is one that may be left out, and it is.
+        """
+        section = getattr(self, kind.key, None)
+        if not isinstance(section, kind):
+            raise LookupError(f"{kind.key}: not given")
+        return section
+
+    def _derived(self, names: Iterable[str]) -> dict[str, tuple[Crosscoder, dict[str, str]]]:
+        """Dictionaries that analyses ask for by themselves, and where their keys are set."""
+        made: dict[str, tuple[Crosscoder, dict[str, str]]] = {}
+        for name in names:
+            hook = registry.all_analyses()[name].crosscoders
+            made |= function(hook)(self) if hook else {}
+        return made
+
     @property
     def all_crosscoders(self) -> dict[str, Crosscoder]:
-        """Every dictionary that can be trained, by name: `crosscoders`, and the frontier's.
-
-        The frontier's are named frontier-F1024-k8 and, of the snapshot of step 1500 alone,
-        sae-1500-F1024-k8; with lambda0.1 instead of k8 where λ is what sets the sparsity.
-        """
-        return self.crosscoders | frontier_crosscoders(self)
+        """Every dictionary that can be trained, by name: `crosscoders`, and the analyses' own."""
+        derived = self._derived(registry.all_analyses())
+        return self.crosscoders | {name: chosen for name, (chosen, _) in derived.items()}
 
     @property
     def crosscoders_to_train(self) -> dict[str, Crosscoder]:
-        """The dictionaries of the default target: the frontier's are where it is in `analyses`."""
-        return self.all_crosscoders if "frontier" in self.analyses else self.crosscoders
+        """The dictionaries of the default target: an analysis's own where it is in `analyses`."""
+        derived = self._derived(self.analyses)
+        return self.crosscoders | {name: chosen for name, (chosen, _) in derived.items()}
 
     def key_of(self, crosscoder: str, key: Literal["basis", "learning_rate"]) -> str:
         """Where a dictionary's `basis` or `learning_rate` is set, for messages."""
-        if crosscoder.startswith(SAE) and crosscoder not in self.crosscoders:
-            return f"frontier.sae_{key}"
-        return f"crosscoders.{crosscoder if crosscoder in self.crosscoders else self.primary}.{key}"
+        if crosscoder in self.crosscoders:
+            return f"crosscoders.{crosscoder}.{key}"
+        _, keys = self._derived(registry.all_analyses())[crosscoder]
+        return keys.get(key, f"crosscoders.{self.primary}.{key}")
 
     def replicate(self, name: str) -> Settings:
         """The settings of a replicate: another model, all else as here.
@@ -102,21 +103,33 @@ class Settings(Section):
         assert self.snapshots.pretrain is not None  # a fault otherwise
         own = self.snapshots.pretrain.model_dump()
         pretrain = Pretrain.model_validate(own | {"threads": 1} | self.replicates[name])
-        return self.model_copy(
-            update={
-                "name": f"{self.name}.{name}",
-                "snapshots": self.snapshots.model_copy(update={"pretrain": pretrain}),
-                "crosscoders": {self.primary: self.crosscoders[self.primary]},
-                "analyses": [name for name in self.analyses if name != "frontier"],
-                "frontier": None,
-                "grader": None,
-                "replicates": {},
-            }
-        )
+        analyses = registry.all_analyses()
+        changed: dict[str, Any] = {
+            "name": f"{self.name}.{name}",
+            "snapshots": self.snapshots.model_copy(update={"pretrain": pretrain}),
+            "crosscoders": {self.primary: self.crosscoders[self.primary]},
+            "analyses": [n for n in self.analyses if analyses[n].in_replicates is not None],
+            "replicates": {},
+        }
+        for key, analysis in analyses.items():
+            section = getattr(self, key, None)
+            if analysis.in_replicates is None and analysis.optional:
+                changed[key] = None
+            elif analysis.in_replicates and section is not None:
+                changed[key] = section.model_copy(update=dict(analysis.in_replicates))
+        return self.model_copy(update=changed)
 
-    @model_validator(mode="after")
-    def _possible(self) -> Settings:
-        found = list(faults(self))
-        if found:
-            raise SettingsError("\n".join(found))
-        return self
+
+@cache
+def whole() -> type[Settings]:
+    """`Settings` with a section for each analysis that has keys of its own."""
+    sections: dict[str, Any] = {}
+    for name, analysis in registry.all_analyses().items():
+        kind = analysis.section
+        if kind is None:
+            continue
+        if analysis.optional:
+            sections[name] = (kind | None, Field(None, description=analysis.about))
+        else:
+            sections[name] = (kind, Field(kind(), description=analysis.about))
+    return create_model("Settings", __base__=Settings, __doc__="A whole experiment.", **sections)

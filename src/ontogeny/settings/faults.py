@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from ontogeny.settings.derived import frontier_crosscoders
+from ontogeny import registry
+from ontogeny.declarations import function
+from ontogeny.settings.base import Section
+from ontogeny.settings.experiment import Settings
 from ontogeny.settings.sections import (
     SNAPSHOT_SOURCES,
     TEXT_SOURCES,
     Crosscoder,
-    Frontier,
     Pretrain,
-    Section,
 )
-
-if TYPE_CHECKING:
-    from ontogeny.settings.experiment import Settings
 
 
 def faults(s: Settings) -> Iterator[str]:
@@ -66,8 +63,6 @@ def faults(s: Settings) -> Iterator[str]:
         yield "replicates: only models that are trained here (snapshots.pretrain) have any; remove"
     elif s.replicates and s.snapshots.pretrain is not None:
         yield from _replicate_faults(s, s.snapshots.pretrain)
-    if len(set(s.analyses)) < len(s.analyses):
-        yield "analyses: one stands there twice; remove it"
     if s.primary not in s.crosscoders:
         yield f"primary: no crosscoder is called '{s.primary}'; name one of {list(s.crosscoders)}"
     all_rows = s.corpus.train_blocks * s.corpus.context
@@ -112,10 +107,7 @@ def faults(s: Settings) -> Iterator[str]:
             yield f"{key}.seeds: a seed repeats; remove it"
         if c.devices > 1:
             yield from _device_faults(s, key, c)
-    if s.frontier is None and "frontier" in s.analyses:
-        yield "analyses: frontier needs the section frontier; add it, or remove it from the list"
-    if s.frontier is not None and s.primary in s.crosscoders:
-        yield from _frontier_faults(s, s.frontier, s.crosscoders[s.primary])
+    yield from _analysis_faults(s)
 
 
 def _device_faults(s: Settings, key: str, c: Crosscoder) -> Iterator[str]:
@@ -134,51 +126,22 @@ def _device_faults(s: Settings, key: str, c: Crosscoder) -> Iterator[str]:
         yield f"device: {s.device} is one GPU, {key}.devices are {c.devices}; set device: cuda"
 
 
-def _frontier_faults(s: Settings, f: Frontier, primary: Crosscoder) -> Iterator[str]:
-    """Lines for dictionaries of the frontier that cannot be."""
-    key = f"crosscoders.{s.primary}"
-    topk = primary.activation == "batch_topk"
-    wanted, other = ("k", "sparsity") if topk else ("sparsity", "k")
-    if not getattr(f, wanted):
-        yield f"frontier.{wanted}: missing; {key} is {primary.activation}: list the values to train"
-    if getattr(f, other):
-        yield f"frontier.{other}: does nothing where {key} is {primary.activation}; remove it"
-    for name in ("features", "k", "sparsity", "seeds", "sae_snapshots"):
-        values = getattr(f, name)
-        if values != "last" and len(set(values)) < len(values):
-            yield f"frontier.{name}: a value repeats; remove it"
-    if topk and f.k and max(f.k) > min(f.features):
-        yield (
-            f"frontier.k: {max(f.k)} exceeds the {min(f.features)} features of the smallest "
-            "dictionary; lower it, or raise frontier.features"
-        )
-    shared = [n for n in f.features if n % primary.devices]
-    if shared:
-        yield (
-            f"frontier.features: {shared[0]} is not divided by {key}.devices, {primary.devices}; "
-            "choose one that is"
-        )
-    if not f.sae_snapshots:
-        yield "frontier.sae_snapshots: the list is empty; name training steps, or set last"
-    for sites in [x for x in (primary.inputs, primary.outputs) if x is not None]:
-        there, where = s.snapshots.steps, "snapshots.steps"
-        if sites.snapshots != "all":
-            there, where = sites.snapshots, f"the snapshots of {key}"
-        absent = [] if f.sae_snapshots == "last" or there == "all" else f.sae_snapshots
-        absent = [step for step in absent if step not in there]
-        if absent:
-            yield f"frontier.sae_snapshots: {absent[0]} is not in {where}; add it there"
+def _analysis_faults(s: Settings) -> Iterator[str]:
+    """Lines for analyses that are not there or cannot be, and what they say of their own keys."""
+    known = registry.all_analyses()
+    for name in s.analyses:
+        if name not in known:
+            yield f"analyses: there is no {name}; use some of {list(known)}"
             return
-    several = primary.gate == "snapshot" or primary.activation == "relu"
-    if f.sae_basis == "principal" and (several or primary.outputs is not None):
-        yield (
-            f"frontier.sae_basis: principal needs one gate a feature, no L1, and outputs that are "
-            f"the inputs, unlike {key}; set full"
-        )
-    if s.snapshots.steps == "all":
+        if known[name].optional and getattr(s, name) is None:
+            yield f"analyses: {name} needs the section {name}; add it, or remove it from the list"
+    if len(set(s.analyses)) < len(s.analyses):
+        yield "analyses: one stands there twice; remove it"
+    if s.primary not in s.crosscoders:
         return
-    for name in set(frontier_crosscoders(s)) & set(s.crosscoders):
-        yield f"crosscoders.{name}: is the name of one of the frontier's; choose another"
+    for analysis in known.values():
+        if analysis.faults:
+            yield from function(analysis.faults)(s)
 
 
 def _replicate_faults(s: Settings, own: Pretrain) -> Iterator[str]:

@@ -9,8 +9,10 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from ontogeny.settings.experiment import Settings
-from ontogeny.settings.sections import Crosscoder, Section, SettingsError, Sites
+from ontogeny.settings.base import Section, SettingsError
+from ontogeny.settings.experiment import Settings, whole
+from ontogeny.settings.faults import faults
+from ontogeny.settings.sections import Crosscoder, Sites
 
 
 class _Loader(yaml.SafeLoader):
@@ -61,14 +63,18 @@ def load(source: str | Path | dict[str, Any]) -> Settings:
     if not isinstance(mapping, dict):
         raise SettingsError(f"{source}: not a mapping of keys to values; see config.yaml")
     try:
-        return Settings.model_validate(mapping)
+        settings = whole().model_validate(mapping)
     except ValidationError as error:
-        faults: dict[str, Any] = {}
+        by_key: dict[str, Any] = {}
         for e in error.errors():  # a value that fits no member of a union is one fault
-            known = faults.setdefault(_key(e), dict(e))
+            known = by_key.setdefault(_key(e), dict(e))
             if known["msg"] != e["msg"]:
                 known["msg"] += f" or {e['msg'].removeprefix('Input should be ')}"
-        raise SettingsError("\n".join(map(_line, faults.values()))) from None
+        raise SettingsError("\n".join(map(_line, by_key.values()))) from None
+    impossible = list(faults(settings))
+    if impossible:
+        raise SettingsError("\n".join(impossible))
+    return settings
 
 
 LABELS = ("list[int]", "literal['all']", "literal['last']")
@@ -96,9 +102,9 @@ def _line(error: Any) -> str:
 
 def _keys_beside(parts: list[str]) -> list[str]:
     """Known keys of the section that holds the key with these path parts."""
-    section: Any = Settings
+    section: Any = whole()
     for part in parts[:-1]:
-        if section is Settings and part == "crosscoders":
+        if section is whole() and part == "crosscoders":
             section = dict
         elif section is dict:
             section = Crosscoder
@@ -113,4 +119,4 @@ def _keys_beside(parts: list[str]) -> list[str]:
 
 def schema() -> str:
     """The JSON schema of the configuration, as kept in schemas/config.schema.json."""
-    return json.dumps(Settings.model_json_schema(), indent=2) + "\n"
+    return json.dumps(whole().model_json_schema(), indent=2) + "\n"

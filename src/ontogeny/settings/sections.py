@@ -2,42 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from ontogeny.settings.base import Section, SettingsError
 
 Stream = Literal["residual", "attention_out", "mlp_in", "mlp_out"]
-TaskName = Literal[
-    "agreement_simple",
-    "agreement_across_pp",
-    "agreement_within_rc",
-    "agreement_across_rc",
-    "indirect_object",
-    "induction",
-    "copying",
-]
-AnalysisName = Literal[
-    "dimensionality",
-    "frontier",
-    "kinds",
-    "contexts",
-    "induction",
-    "circuits",
-    "presence",
-    "complexity",
-]
 TEXT_SOURCES = ("wheels", "files", "dataset", "tokens")
 SNAPSHOT_SOURCES = ("pretrain", "hub", "local")
-
-
-class SettingsError(ValueError):
-    """A configuration that cannot run. The message has one line a fault."""
-
-
-class Section(BaseModel):
-    """A part of the configuration: immutable, strict about types, no unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Wheels(Section):
@@ -366,37 +339,6 @@ class Crosscoder(Section):
     )
 
 
-class Frontier(Section):
-    """Crosscoders of several sizes and sparsities, beside SAEs of single snapshots.
-
-    All that is not named here is as the primary crosscoder has it: activation, gate, basis,
-    batches, learning rate and its schedule.
-    """
-
-    features: list[Annotated[int, Field(ge=1)]] = Field(
-        ..., min_length=1, description="Features of the dictionaries, F."
-    )
-    k: list[Annotated[int, Field(ge=1)]] = Field(
-        [], description="Active features a token and site, where the primary is batch_topk."
-    )
-    sparsity: list[Annotated[float, Field(ge=0)]] = Field(
-        [], description="Weights of the penalty, λ, where the primary is jumprelu or relu."
-    )
-    sae_snapshots: Literal["last"] | list[int] = Field(
-        "last", description="Snapshots that get SAEs of their own: 'last', or training steps."
-    )
-    sae_basis: Literal["full", "principal"] = Field(
-        "full", description="SAEs in all d dimensions, or in their snapshot's principal subspace."
-    )
-    sae_learning_rate: float | None = Field(
-        None, gt=0, description="Peak learning rate of the SAEs; the primary's when left out."
-    )
-    steps: int | None = Field(
-        None, ge=1, description="Optimiser steps of each; the primary's when left out."
-    )
-    seeds: list[int] = Field([0], min_length=1, description="One training each.")
-
-
 class Analysis(Section):
     """Thresholds of the feature tables."""
 
@@ -417,109 +359,7 @@ class Analysis(Section):
         512, ge=1, description="Held-out blocks on which losses and KL are measured."
     )
     copying_blocks: int = Field(64, ge=1, description="Held-out passages of the copying measures.")
-    permutations: int = Field(100, ge=20, description="Permutations of each null of the kinds.")
-    kind_quantile: float = Field(
-        0.95, gt=0, lt=1, description="Quantile of its null that a kind's score has to pass."
-    )
-    kind_share: float = Field(
-        0.25, ge=0, lt=1, description="Least share of variance, or of mass, that names a kind."
-    )
-    kind_active: int = Field(
-        5, ge=1, description="Held-out positions at which a feature of a kind is active at least."
-    )
     seed: int = Field(0, ge=0, description="Seed of bootstrap, permutations, copying samples.")
-
-
-class Contexts(Section):
-    """What is shown of each feature: positions of the held-out text, and what it speaks for."""
-
-    top: int = Field(10, ge=1, description="Contexts of the largest activations, one a block.")
-    quantiles: int = Field(
-        8, ge=1, description="Contexts drawn one from each of so many quantiles of activation."
-    )
-    near_misses: int = Field(5, ge=1, description="Contexts in which it nearly opens, one a block.")
-    window: int = Field(20, ge=1, description="Tokens on either side of a context's position.")
-    lens_snapshots: int = Field(
-        5,
-        ge=0,
-        description="Logit lens at so many snapshots, evenly spread, and at each feature's peak.",
-    )
-    lens_tokens: int = Field(10, ge=1, description="Tokens most promoted, and most suppressed.")
-
-
-class Heads(Section):
-    """When attention heads and copying form (analysis `induction`)."""
-
-    blocks: int = Field(
-        20, ge=2, description="Held-out blocks on which heads and copying gains are measured."
-    )
-    least_attention: float = Field(
-        0.1,
-        gt=0,
-        lt=1,
-        description="Attention above chance and control below which no head has formed.",
-    )
-    least_gain: float = Field(
-        0.1, gt=0, description="Copying gain in nats below which no copying has formed."
-    )
-
-
-class Circuits(Section):
-    """Tasks, what the features of the primary crosscoder do in them, and how that is measured."""
-
-    tasks: list[TaskName] = Field(
-        list(get_args(TaskName)), min_length=1, description="Tasks to make and measure."
-    )
-    pairs: int = Field(
-        64, ge=16, description="Clean and corrupted prompts of a task; half for long prompts."
-    )
-    path_steps: int = Field(
-        10, ge=1, description="Points of the path that gradients are averaged over."
-    )
-    curve_snapshots: int = Field(
-        4, ge=1, description="Snapshots with curves of necessity and sufficiency, evenly apart."
-    )
-    curve_points: int = Field(8, ge=3, description="Numbers of features k on a curve, at most.")
-    draws: int = Field(4, ge=2, description="Random sets of features that curves are held against.")
-    seed: int = Field(0, ge=0, description="Seed of the tasks, the random sets and the bootstrap.")
-
-
-class PresenceTests(Section):
-    """Does the norm mean presence? Latent scaling and linear probes beside it."""
-
-    features: int = Field(256, ge=1, description="Features that linear probes are fitted for.")
-    active: int = Field(
-        5,
-        ge=2,
-        description="Positions in either half of the held-out text at which a feature must be "
-        "active to be tested.",
-    )
-    absent: float = Field(
-        0.1, gt=0, lt=1, description="Normalised strength below which the norm says absent."
-    )
-    contradicted: float = Field(
-        0.25,
-        gt=0,
-        le=1,
-        description="Scaling, over the peak's, from which it says that the feature is there.",
-    )
-
-
-class Span(Section):
-    """Context span: how much context before it a feature needs."""
-
-    contexts: int = Field(
-        3, ge=1, description="Held-out contexts that a feature is looked at in, at least."
-    )
-    keep: float = Field(
-        0.9, gt=0, le=1, description="Share of its activation that a suffix has to keep."
-    )
-    longest: int = Field(
-        32, ge=1, description="Tokens of the longest suffix; spans beyond it are censored."
-    )
-    features: int = Field(
-        4096, ge=1, description="Living features to look at, at most; more are sampled."
-    )
 
 
 class Storage(Section):
@@ -543,23 +383,3 @@ class Storage(Section):
         description="Folder of tokens and snapshots trained here that experiments share, each "
         "under a digest of all that it is made from. Left out: each makes its own.",
     )
-
-
-class Grader(Section):
-    """A language model that grades the complexity of features."""
-
-    url: str = Field(
-        ...,
-        pattern=r"^https?://[^@\s]+$",
-        description="OpenAI-compatible address, up to but not with /chat/completions.",
-    )
-    model: str = Field(..., min_length=1, description="Name of the model there.")
-    key_variable: str | None = Field(
-        None,
-        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
-        description="Environment variable that holds the key; null where none is needed.",
-    )
-    features: int = Field(100, ge=1, description="Features to grade, sampled.")
-    examples: int = Field(20, ge=1, description="Passages shown of a feature, at most.")
-    parallel: int = Field(4, ge=1, description="Requests at a time.")
-    timeout: float = Field(120.0, gt=0, description="Seconds to wait for an answer.")

@@ -13,13 +13,7 @@ from ontogeny.figures import style
 KINDS = {"current_token": "o", "previous_token": "s", "induction": "D", "context": "^"}
 
 
-def draw(
-    features: str | Path,
-    strengths: str | Path,
-    kinds: str | Path,
-    control: str | Path,
-    output: str | Path,
-) -> None:
+def draw(features: Path, strengths: Path, kinds: Path, control: Path, output: Path) -> None:
     """Mean normalised strength by kind, onsets by kind, and how many there are.
 
     Parameters
@@ -35,7 +29,7 @@ def draw(
 
     References
     ----------
-    METHOD.md 6.
+    docs/method.md 6.
     """
     living = style.read_living(features, ["onset_step"])
     known = style.read(kinds, ["feature", "kind"])

@@ -1,4 +1,4 @@
-"""Kinds of feature, by rule (METHOD.md 6): what a feature's activation on held-out text hangs on.
+"""Kinds of feature, by rule (docs/method.md 6): what a feature's activation on held-out text hangs on.
 
 Letters: f (N, F) activations at N held-out positions in text order, x_t the token at position t of
 its block. Shares of a feature's variance, chance corrected (ε², below), which add up to 1:
@@ -28,19 +28,17 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy import sparse
 
 from ontogeny import devices
-from ontogeny.activations.store import Site, Stacks
+from ontogeny.analyses.kinds.settings import Kinds
 from ontogeny.corpus.build import Tokens
 from ontogeny.crosscoder.model import Crosscoder
+from ontogeny.features.held_out import between_groups, explained, group_sums, held_out, membership
 from ontogeny.files import InputError, write_table
 from ontogeny.progress import bar
 from ontogeny.settings import Settings
 
-PIECE_ENTRIES = 1 << 27  # of feature activations in memory at a time
-MOST_POSITIONS = 1 << 16  # the first of the held-out text, so that permutations take minutes
 SCORES = ("current_token", "previous_token", "copying", "induction", "wider")
 KINDS = ("current_token", "previous_token", "induction", "context")
 
@@ -90,38 +88,6 @@ def _seen(rows: np.ndarray) -> np.ndarray:
     return again
 
 
-def _select(groups: np.ndarray) -> sparse.csr_array:
-    """(G, N) with a 1 where a position is of a group."""
-    N = len(groups)
-    return sparse.csr_array((np.ones(N), (groups, np.arange(N))), (int(groups.max()) + 1, N))
-
-
-def _sums(f: sparse.csr_array, groups: np.ndarray) -> sparse.csr_array:
-    """Sums of f by group, (G, F)."""
-    return _select(groups) @ f
-
-
-def _between(sums: sparse.csr_array, sizes: np.ndarray) -> np.ndarray:
-    """Σ_g S_g² / n_g by feature, (F,)."""
-    weights = sparse.diags_array(1 / sizes)
-    return np.asarray((weights @ sums.power(2)).sum(0)).ravel()
-
-
-def explained(f: sparse.csr_array, groups: np.ndarray) -> np.ndarray:
-    """ε² of each feature's activation on a grouping, (F,): 1 − mean square within / in all.
-
-    η² corrected for chance: 0 in the mean where the groups tell nothing, however many there are.
-    0 for a feature that does not vary.
-    """
-    N, G = len(groups), int(groups.max()) + 1
-    sizes = np.bincount(groups)
-    squares = np.asarray(f.power(2).sum(0)).ravel()
-    total = squares - np.asarray(f.sum(0)).ravel() ** 2 / N
-    within = squares - _between(_sums(f, groups), sizes)
-    share = (within / max(1, N - G)) / np.maximum(total / (N - 1), 1e-30)
-    return np.where(total > 1e-12 * squares, 1 - share, 0.0)
-
-
 def excess(f: sparse.csr_array, where: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Share of the mass at some positions, less its mean over permutations within groups, (F,)."""
     mass = np.maximum(np.asarray(f.sum(0)).ravel(), 1e-30)
@@ -132,17 +98,17 @@ def excess(f: sparse.csr_array, where: np.ndarray, groups: np.ndarray) -> np.nda
 def wider(f: sparse.csr_array, p: Positions) -> np.ndarray:
     """The larger share that x_{t−2} or the block explains of what the pair's mean leaves, (F,)."""
     sizes = np.bincount(p.pair)
-    sums = _sums(f, p.pair)
+    sums = group_sums(f, p.pair)
     squares = np.asarray(f.power(2).sum(0)).ravel()
-    total = squares - _between(sums, sizes)
+    total = squares - between_groups(sums, sizes)
     means = sparse.diags_array(1 / sizes) @ sums
     found = np.zeros(f.shape[1])
     for groups in (p.before, p.block):
         # Sums of the residual by group: of f, less as often each pair's mean as it stands there.
-        together = _select(groups) @ _select(p.pair).T
-        left = _sums(f, groups) - sparse.csr_array(together) @ means
+        together = membership(groups) @ membership(p.pair).T
+        left = group_sums(f, groups) - sparse.csr_array(together) @ means
         counts = np.bincount(groups)
-        within = total - _between(left, counts)
+        within = total - between_groups(left, counts)
         N, G = len(groups), len(counts)
         share = (within / max(1, N - G)) / np.maximum(total / (N - 1), 1e-30)
         found = np.maximum(found, np.where(total > 1e-9 * squares, 1 - share, 0))
@@ -222,51 +188,27 @@ def judge(found: pd.DataFrame, least: float, active: int) -> pd.Series:
     return kind.where(found["active"] >= active, "none")
 
 
-def held_out(
-    crosscoder: Crosscoder, activations: str | Path
-) -> tuple[sparse.csr_array, np.ndarray]:
-    """Feature activations at the first held-out positions, and (N, 2) block and offset of each.
-
-    With a gate per snapshot, an activation is the largest over snapshots.
-    """
-    about = crosscoder.about
-    inputs = Stacks(activations, [Site(*site) for site in about.inputs])
-    if inputs.tokens != about.tokens:
-        raise InputError(
-            f"{activations}: activations of other tokens than the crosscoder was trained on; "
-            "train it again"
-        )
-    gates = len(about.outputs) if about.gate == "snapshot" else 1
-    step = max(1, min(2048, PIECE_ENTRIES // (about.features * gates)))
-    device = crosscoder.W_dec.device
-    parts = []
-    for _, piece in inputs.pieces(step, "held_out", stop=MOST_POSITIONS):
-        f = crosscoder.encode(torch.from_numpy(piece).to(device))
-        f = f if f.ndim == 2 else f.amax(2)
-        parts.append(sparse.csr_array(f.cpu().numpy()))
-    return sparse.vstack(parts, format="csr"), inputs.held_out_position()[:MOST_POSITIONS]
-
-
-def describe(
-    s: Settings,
-    crosscoder: str | Path,
-    activations: str | Path,
-    tokens: str | Path,
-    output: str | Path,
-    control: str | Path,
+def measure(
+    settings: Settings,
+    crosscoder: Path,
+    activations: Path,
+    tokens: Path,
+    kinds: Path,
+    control: Path,
 ) -> None:
     """Write the kinds of a crosscoder's features, and what the rules find where nothing is.
 
     Parameters
     ----------
     crosscoder : folder of a seed. activations : the experiment's folder. tokens : tokens.h5.
-    output : Parquet; feature, active (positions), context, and of each other score its value and
+    kinds : Parquet; feature, active (positions), context, and of each other score its value and
         NAME_null; kind. Features that are active nowhere in the held-out text have no row.
     control : CSV; kind, features, permuted: how many there are, and how many the same rules find
         once every feature's activations are permuted over all positions.
     """
-    a = s.analysis
-    f, position = held_out(Crosscoder.load(crosscoder, devices.choose(s.device)), activations)
+    section, seed = settings.section(Kinds), settings.analysis.seed
+    trained = Crosscoder.load(crosscoder, devices.choose(settings.device))
+    f, position = held_out(trained, activations)
     data = Tokens(tokens)
     first, last = data.splits["held_out"]
     block = position[:, 0].astype(np.int64) - first
@@ -277,24 +219,29 @@ def describe(
             f"{crosscoder}: no feature is active on the held-out text; train it for longer"
         )
     f = f[:, living].astype(np.float64)
-    found = table(f, p, a.permutations, a.kind_quantile, a.seed)
-    found["kind"] = judge(found, a.kind_share, a.kind_active)
-    found.insert(0, "feature", living)
-    rng = np.random.default_rng(a.seed + 1)
-    twin = table(f[rng.permutation(f.shape[0])], p, a.permutations, a.kind_quantile, a.seed)
-    counts = {"features": found["kind"], "permuted": judge(twin, a.kind_share, a.kind_active)}
+    scored = table(f, p, section, seed)
+    scored.insert(0, "feature", living)
+    rng = np.random.default_rng(seed + 1)
+    permuted = table(f[rng.permutation(f.shape[0])], p, section, seed)
     names = [*KINDS, "none"]
-    columns = {k: v.value_counts().reindex(names, fill_value=0) for k, v in counts.items()}
-    write_table(control, pd.DataFrame(columns).rename_axis("kind").reset_index())
-    write_table(output, found)
+    counts = {
+        column: judged["kind"].value_counts().reindex(names, fill_value=0)
+        for column, judged in (("features", scored), ("permuted", permuted))
+    }
+    write_table(control, pd.DataFrame(counts).rename_axis("kind").reset_index())
+    write_table(kinds, scored)
 
 
-def table(
-    f: sparse.csr_array, p: Positions, permutations: int, quantile: float, seed: int
-) -> pd.DataFrame:
-    """Scores and nulls of every feature, a row a feature."""
+def table(f: sparse.csr_array, p: Positions, section: Kinds, seed: int) -> pd.DataFrame:
+    """Scores, nulls and kind of every feature, one row per feature."""
     f = sparse.csr_array(f)
-    values = scores(f, p)
-    limits = {f"{name}_null": v for name, v in null(f, p, permutations, quantile, seed).items()}
-    active = np.asarray((f > 0).sum(0)).ravel()
-    return pd.DataFrame({"active": active, **values, **limits})
+    limits = null(f, p, section.permutations, section.quantile, seed)
+    scored = pd.DataFrame(
+        {
+            "active": np.asarray((f > 0).sum(0)).ravel(),
+            **scores(f, p),
+            **{f"{name}_null": limit for name, limit in limits.items()},
+        }
+    )
+    scored["kind"] = judge(scored, section.share, section.active)
+    return scored

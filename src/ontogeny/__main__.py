@@ -1,0 +1,6 @@
+"""`python -m ontogeny`: the command line, where the environment's scripts are not on the path."""
+
+from ontogeny.cli import main
+
+if __name__ == "__main__":
+    main()

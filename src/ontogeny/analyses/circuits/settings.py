@@ -1,0 +1,41 @@
+"""Settings of the tasks, and of what features do in them."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, get_args
+
+from pydantic import Field
+
+from ontogeny.settings.base import AnalysisSection
+
+TaskName = Literal[
+    "agreement_simple",
+    "agreement_across_pp",
+    "agreement_within_rc",
+    "agreement_across_rc",
+    "indirect_object",
+    "induction",
+    "copying",
+]
+
+
+class Circuits(AnalysisSection):
+    """Tasks, what the features of the primary crosscoder do in them, and how that is measured."""
+
+    key: ClassVar[str] = "circuits"
+
+    tasks: list[TaskName] = Field(
+        list(get_args(TaskName)), min_length=1, description="Tasks to make and measure."
+    )
+    pairs: int = Field(
+        64, ge=16, description="Clean and corrupted prompts of a task; half for long prompts."
+    )
+    path_steps: int = Field(
+        10, ge=1, description="Points of the path that gradients are averaged over."
+    )
+    curve_snapshots: int = Field(
+        4, ge=1, description="Snapshots with curves of necessity and sufficiency, evenly apart."
+    )
+    curve_points: int = Field(8, ge=3, description="Numbers of features k on a curve, at most.")
+    draws: int = Field(4, ge=2, description="Random sets of features that curves are held against.")
+    seed: int = Field(0, ge=0, description="Seed of the tasks, the random sets and the bootstrap.")

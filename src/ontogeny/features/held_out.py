@@ -1,0 +1,76 @@
+"""Features on the held-out text, and how much of their activation a grouping explains.
+
+Letters: f (N, F) activations at N held-out positions in text order.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import sparse
+
+from ontogeny.activations.store import Site, Stacks
+from ontogeny.crosscoder.model import Crosscoder
+from ontogeny.files import InputError
+
+PIECE_ENTRIES = 1 << 27  # of feature activations in memory at a time
+MOST_POSITIONS = 1 << 16  # the first of the held-out text, so that permutations take minutes
+
+
+def held_out(
+    crosscoder: Crosscoder, activations: str | Path
+) -> tuple[sparse.csr_array, np.ndarray]:
+    """Feature activations at the first held-out positions, and (N, 2) block and offset of each.
+
+    With a gate per snapshot, an activation is the largest over snapshots.
+    """
+    about = crosscoder.about
+    inputs = Stacks(activations, [Site(*site) for site in about.inputs])
+    if inputs.tokens != about.tokens:
+        raise InputError(
+            f"{activations}: activations of other tokens than the crosscoder was trained on; "
+            "train it again"
+        )
+    gates = len(about.outputs) if about.gate == "snapshot" else 1
+    step = max(1, min(2048, PIECE_ENTRIES // (about.features * gates)))
+    device = crosscoder.W_dec.device
+    parts = []
+    for _, piece in inputs.pieces(step, "held_out", stop=MOST_POSITIONS):
+        f = crosscoder.encode(torch.from_numpy(piece).to(device))
+        f = f if f.ndim == 2 else f.amax(2)
+        parts.append(sparse.csr_array(f.cpu().numpy()))
+    return sparse.vstack(parts, format="csr"), inputs.held_out_position()[:MOST_POSITIONS]
+
+
+def membership(groups: np.ndarray) -> sparse.csr_array:
+    """(G, N) with a 1 where a position is of a group."""
+    N = len(groups)
+    return sparse.csr_array((np.ones(N), (groups, np.arange(N))), (int(groups.max()) + 1, N))
+
+
+def group_sums(f: sparse.csr_array, groups: np.ndarray) -> sparse.csr_array:
+    """Sums of f by group, (G, F)."""
+    return membership(groups) @ f
+
+
+def between_groups(sums: sparse.csr_array, sizes: np.ndarray) -> np.ndarray:
+    """Σ_g S_g² / n_g by feature, (F,)."""
+    weights = sparse.diags_array(1 / sizes)
+    return np.asarray((weights @ sums.power(2)).sum(0)).ravel()
+
+
+def explained(f: sparse.csr_array, groups: np.ndarray) -> np.ndarray:
+    """ε² of each feature's activation on a grouping, (F,): 1 − mean square within / in all.
+
+    η² corrected for chance: 0 in the mean where the groups tell nothing, however many there are.
+    0 for a feature that does not vary.
+    """
+    N, G = len(groups), int(groups.max()) + 1
+    sizes = np.bincount(groups)
+    squares = np.asarray(f.power(2).sum(0)).ravel()
+    total = squares - np.asarray(f.sum(0)).ravel() ** 2 / N
+    within = squares - between_groups(group_sums(f, groups), sizes)
+    share = (within / max(1, N - G)) / np.maximum(total / (N - 1), 1e-30)
+    return np.where(total > 1e-12 * squares, 1 - share, 0.0)

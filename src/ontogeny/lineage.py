@@ -1,0 +1,91 @@
+"""What a result depends on, as digests: the parameters by which the workflow runs a stage again.
+
+A stage depends on the files that it reads, on the settings that it uses (`values`), and on the code
+that it runs (`code`). What lies in undeclared folders, so that it survives an interrupted run, is
+kept under such digests too: the archive of a pre-training, the state of an unfinished training.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ontogeny import provenance
+from ontogeny.corpus.wheels import wheels_folder
+from ontogeny.declarations import Figure, Stage, folder
+from ontogeny.experiment import Experiment
+from ontogeny.files import digest_file, digest_value
+from ontogeny.settings import Section
+
+NO_RESULT = ("seeds", "threads", "devices")  # keys of a crosscoder that change no seed's result
+
+
+def code(module: str) -> str:
+    """Digest of what a stage runs, such as "ontogeny.corpus.build"."""
+    return provenance.code_digest(module)
+
+
+def values(section: Section, *without: str) -> str:
+    """A section of the settings as a parameter of a rule, less the keys that it does not use."""
+    return digest_value(section.model_dump(mode="json", exclude=set(without)))
+
+
+def text(experiment: Experiment) -> list[str]:
+    """What the tokens depend on beside the files of text."""
+    corpus = experiment.settings.corpus
+    wheels = ""
+    if corpus.wheels:
+        wheels = wheels_folder(corpus.wheels.requirements, experiment.results).name
+    own = digest_value(corpus.model_dump(mode="json", exclude={"wheels": {"requirements"}}))
+    return [own, code("ontogeny.corpus.build"), wheels]
+
+
+def model(experiment: Experiment) -> str:
+    """What the snapshots depend on: not which of them are kept."""
+    settings = experiment.settings
+    if settings.snapshots.pretrain is None:
+        excluded: Any = {"steps": True, "hub": {"parallel", "tokenizer"}, "local": {"tokenizer"}}
+        return digest_value(settings.snapshots.model_dump(mode="json", exclude=excluded))
+    copying = [settings.analysis.copying_blocks, settings.analysis.seed]
+    trained = values(settings.snapshots.pretrain, "threads")
+    return digest_value([*text(experiment), trained, copying, code("ontogeny.snapshots.pretrain")])
+
+
+def rows(experiment: Experiment) -> str:
+    """What the rows depend on beside the model and the text, and how they are cut."""
+    shards = experiment.shards
+    cut = [[windows.start, windows.stop] for windows in shards if windows and len(shards) > 1]
+    return digest_value([values(experiment.settings.activations, "keep", "budget", "mode"), cut])
+
+
+def training(experiment: Experiment, crosscoder: str) -> str:
+    """What an unfinished training of any seed of a crosscoder depends on."""
+    settings = experiment.settings
+    own = values(settings.all_crosscoders[crosscoder], *NO_RESULT)
+    read = [model(experiment), text(experiment), experiment.steps, rows(experiment)]
+    stages = [code("ontogeny.crosscoder.train")]
+    return digest_value([[*read, values(settings.basis)], own, stages])
+
+
+def archive(experiment: Experiment) -> Path:
+    """Where the training states of a model that is trained here are kept."""
+    return experiment.path("archive", digest=model(experiment))
+
+
+def state(experiment: Experiment, crosscoder: str, seed: int | str) -> Path:
+    """Where an unfinished training keeps its state: elsewhere for other settings, rows or code."""
+    digest = training(experiment, crosscoder)
+    return experiment.path("state", crosscoder=crosscoder, seed=seed, digest=digest)
+
+
+def parameters(experiment: Experiment, declared: Stage | Figure) -> dict[str, Any]:
+    """What a declared stage or figure depends on beside its files."""
+    made: dict[str, Any] = {"code": code(declared.module)}
+    if declared.settings:
+        made["settings"] = digest_value([experiment.value(key) for key in declared.settings])
+    if isinstance(declared, Stage):
+        if "snapshots" in declared.reads.values():
+            made["model"] = [model(experiment), experiment.steps]
+        home = folder(declared.run)
+        made |= {name: digest_file(home / name) for name in declared.files}
+    return made

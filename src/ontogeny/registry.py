@@ -1,0 +1,91 @@
+"""The analyses that are there: our own folders, and those of packages that are installed beside.
+
+An installed package adds one through the entry point group `ontogeny.analyses`:
+
+    [project.entry-points."ontogeny.analyses"]
+    mine = "their_package.declaration:ANALYSIS"
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import pkgutil
+from functools import cache
+
+from ontogeny import analyses
+from ontogeny.declarations import Analysis, Figure, Product, Stage
+from ontogeny.files import InputError
+
+GROUP = "ontogeny.analyses"
+
+
+@cache
+def all_analyses() -> dict[str, Analysis]:
+    """Every analysis by its name, ours first.
+
+    Raises
+    ------
+    InputError : an installed package's declaration cannot be read, or its name is taken.
+    """
+    folders = sorted(m.name for m in pkgutil.iter_modules(analyses.__path__) if m.ispkg)
+    declared = {
+        name: importlib.import_module(f"{GROUP}.{name}.declaration").ANALYSIS for name in folders
+    }
+    for entry in importlib.metadata.entry_points(group=GROUP):
+        try:
+            analysis = entry.load()
+        except Exception as error:
+            why = " ".join(str(error).split())
+            raise InputError(
+                f"analysis {entry.name}: {entry.value} cannot be loaded ({why}); mend or remove "
+                "that package"
+            ) from None
+        if not isinstance(analysis, Analysis) or analysis.name in declared:
+            raise InputError(
+                f"analysis {entry.name}: {entry.value} is no analysis with a name of its own; "
+                "rename or remove it"
+            )
+        declared[analysis.name] = analysis
+    return declared
+
+
+@cache
+def products() -> dict[str, Product]:
+    """Every product of the core stages and the analyses, by its name in the map."""
+    from ontogeny.stages import PRODUCTS
+
+    made = [*PRODUCTS, *(p for analysis in all_analyses().values() for p in analysis.products)]
+    return {product.name: product for product in made}
+
+
+@cache
+def stages() -> dict[str, Stage]:
+    """Every stage that is declared, by its name."""
+    from ontogeny.stages import STAGES
+
+    made = [*STAGES, *(s for analysis in all_analyses().values() for s in analysis.stages)]
+    return {stage.name: stage for stage in made}
+
+
+@cache
+def figures() -> dict[str, Figure]:
+    """Every figure that is declared, by its name."""
+    from ontogeny.stages import FIGURES
+
+    made = [*FIGURES, *(f for analysis in all_analyses().values() for f in analysis.figures)]
+    return {figure.name: figure for figure in made}
+
+
+@cache
+def analysis_of(product: str) -> Analysis | None:
+    """The analysis that makes a product, or None for the core stages'."""
+    return next(
+        (a for a in all_analyses().values() if product in (p.name for p in a.products)), None
+    )
+
+
+@cache
+def stage_of(product: str) -> Stage | None:
+    """The declared stage that makes a product."""
+    return next((s for s in stages().values() if product in s.makes.values()), None)

@@ -1,0 +1,102 @@
+"""From a declaration to its files and to a call: what the generic rule and command share."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ontogeny import registry
+from ontogeny.declarations import Figure, Optional, Stage, function
+from ontogeny.experiment import Experiment, Source
+
+Declared = Stage | Figure
+
+
+def owner(declared: Declared) -> str:
+    """The name of the analysis that declares a stage or figure; '' for the core's."""
+    for name, analysis in registry.all_analyses().items():
+        if declared in (*analysis.stages, *analysis.figures):
+            return name
+    return ""
+
+
+def exists(experiment: Experiment, stage: Stage) -> bool:
+    """Whether the settings ask for a stage at all."""
+    return not stage.when or experiment.value(stage.when) is not None
+
+
+def _source(
+    experiment: Experiment,
+    declared: Declared,
+    what: str | Optional | Callable[..., Source],
+    crosscoder: str | None,
+) -> Source | None:
+    """What is read under one argument; None where it is optional and not there."""
+    if isinstance(what, Optional):
+        if not experiment.has(what.when or what.product, owner(declared)):
+            return None
+        what = what.product
+    return experiment.source(what, crosscoder) if isinstance(what, str) else what(experiment)
+
+
+def sources(
+    experiment: Experiment, declared: Declared, crosscoder: str | None = None
+) -> Iterator[tuple[str, list[Source] | Source | None]]:
+    """What is read, by argument: of all crosscoders with histories, a list in their order."""
+    for argument, what in declared.reads.items():
+        if declared.scope != "compared":
+            yield argument, _source(experiment, declared, what, crosscoder)
+            continue
+        each = [_source(experiment, declared, what, name) for name in experiment.with_histories]
+        yield argument, [source for source in each if source is not None]
+
+
+def inputs(
+    experiment: Experiment, declared: Declared, crosscoder: str | None = None
+) -> dict[str, list[str]]:
+    """The files that the workflow watches, by argument; what is not there is left out."""
+    files = {}
+    for argument, source in sources(experiment, declared, crosscoder):
+        if source is not None:
+            several = source if isinstance(source, list) else [source]
+            files[argument] = [str(path) for each in several for path in each.files]
+    return files
+
+
+def outputs(experiment: Experiment, stage: Stage) -> dict[str, str]:
+    """The files that a stage makes, by argument; {crosscoder} is left open."""
+    return {argument: experiment.pattern(name) for argument, name in stage.makes.items()}
+
+
+def call(experiment: Experiment, declared: Declared, crosscoder: str | None = None) -> None:
+    """Run a stage, or draw a figure."""
+    arguments: dict[str, Any] = {}
+    for argument, source in sources(experiment, declared, crosscoder):
+        if isinstance(source, list):
+            arguments[argument] = [each.argument for each in source]
+        else:
+            arguments[argument] = source.argument if source is not None else None
+    if isinstance(declared, Figure):
+        arguments["output"] = experiment.figure(declared.name)
+    else:
+        keys = {"crosscoder": crosscoder or experiment.primary}
+        for argument, name in declared.makes.items():
+            arguments[argument] = experiment.path(name, **keys)
+        for argument, place in declared.scratch.items():
+            arguments[argument] = experiment.folder / place.format(**keys)
+    run = function(declared.run)
+    known = inspect.signature(run).parameters
+    if "settings" in known:
+        arguments["settings"] = experiment.settings
+    if "names" in known:
+        arguments["names"] = experiment.with_histories
+    run(**arguments)
+
+
+def captions(figure: Figure) -> Path:
+    """The caption of a figure, beside its code."""
+    from ontogeny.declarations import folder
+
+    return folder(figure.run) / f"{figure.name}.rst"

@@ -1,0 +1,249 @@
+"""The core of the workflow, declared: its products, the stages that follow training, its figures.
+
+The steps up to training have rules and commands of their own (rules/, ontogeny/cli.py), since each
+has its own way of being cut into jobs; what is here runs by the generic rule and command, as every
+analysis does.
+"""
+
+from __future__ import annotations
+
+from ontogeny.declarations import Cost, Figure, Optional, Product, Stage
+
+TRAINED = "crosscoders/{crosscoder}/seed{seed}"
+TABLES = "features/{crosscoder}"
+
+PRODUCTS = [
+    Product("config", "config.yaml", "the resolved configuration"),
+    Product("tokens", "corpus/tokens.h5", "blocks of tokens (blocks, context)"),
+    Product("tokenizer", "corpus/tokenizer.json", "the tokenizer of the text"),
+    Product("own_tokenizer", "corpus/own-tokenizer", "the tokenizer of a model from elsewhere"),
+    Product("trained_mark", "pretrain/trained", "says that the pre-training has ended"),
+    Product("archive", "pretrain/archive-{digest}", "training states, by what they depend on"),
+    Product("log", "pretrain/log.csv", "losses and learning rate of the pre-training, by step"),
+    Product("snapshots", "snapshots", "a folder for each snapshot"),
+    Product("snapshot", "snapshots/step{step}", "config.json and model.safetensors"),
+    Product("activations", "activations", "a folder for each layer and stream"),
+    Product("held_out", "activations/{site}/step{step}.h5", "held-out rows of a snapshot"),
+    Product("rows", "activations/{site}/step{step}.rows{shard}.h5", "training rows of a snapshot"),
+    Product("stack", "activations/{site}/stack.h5", "all snapshots of a layer and stream"),
+    Product("basis", "basis/{sites}.h5", "the principal subspace of some sites"),
+    Product("projected", "basis/{sites}.rows{shard}.h5", "training rows in that subspace"),
+    Product("state", "state/{crosscoder}-{seed}-{digest}", "of an unfinished training"),
+    Product("trained", TRAINED, "a trained crosscoder's folder"),
+    Product("weights", f"{TRAINED}/crosscoder.safetensors", "its weights"),
+    Product("about", f"{TRAINED}/config.json", "all that is needed to use them"),
+    Product("metrics", f"{TRAINED}/metrics.csv", "its training, every 50 steps"),
+    Product(
+        "fidelity",
+        f"{TRAINED}/fidelity.csv",
+        "how well it reconstructs each site on held-out text",
+        {
+            "explained_variance": "1 − Σ‖a−â‖² / Σ‖a−mean a‖², held out",
+            "l0": "active features per token and site",
+            "loss_recovered": "of the cross-entropy that mean-ablation of the site costs",
+            "pca_explained_variance": "of as many principal components as l0",
+        },
+    ),
+    Product(
+        "density",
+        f"{TRAINED}/density.parquet",
+        "how often each feature is active on held-out text",
+        {"density": "share of tokens", "dead": "silent over the end of the training"},
+    ),
+    Product(
+        "features",
+        f"{TABLES}/features.parquet",
+        "one row per feature",
+        {
+            "feature": "number, from 0",
+            "alive": "whether it was active over the end of its training",
+            "density": "share of the held-out tokens at which it is active",
+            "peak_snapshot_index": "snapshot of its largest decoder norm, counted from 1",
+            "peak_step": "training step of that snapshot",
+            "peak_strength": "its decoder norm there",
+            "onset_step": "first crossing of analysis.presence, interpolated in log(step + 1)",
+            "lifetime": "share of the snapshots at which it is present",
+            "initialisation": "present at the first snapshot",
+            "emergent": "not present at the first snapshot",
+            "transient": "no longer present at the last snapshot",
+            "matched_cosine": "with its partner in another seed, the least over seeds",
+            "matched": "whether that reaches analysis.matched_cosine",
+            "partner": "its partner's number in the second seed, or −1",
+            "partner_peak_index": "that partner's peak snapshot index",
+        },
+    ),
+    Product(
+        "strengths",
+        f"{TABLES}/strengths.parquet",
+        "one row per feature and snapshot",
+        {
+            "feature": "number, from 0",
+            "snapshot_index": "counted from 1",
+            "step": "training step of the snapshot",
+            "strength": "decoder norm",
+            "normalised_strength": "decoder norm over its largest over snapshots",
+        },
+    ),
+    Product("directions", f"{TABLES}/directions.csv", "mean cosine between snapshots' decoders"),
+    Product("classes", f"{TABLES}/classes.csv", "features of each class, by threshold"),
+    Product(
+        "matches",
+        f"{TABLES}/matches.csv",
+        "each living feature's partner in every other seed",
+        {"cosine": "of the stacked decoders", "partner": "number in the other seed, or −1"},
+    ),
+    Product("turning_point", f"{TABLES}/turning_point.json", "step, interval, cosines around it"),
+    Product(
+        "phases",
+        "phases/phases.csv",
+        "one row per snapshot",
+        {"loss": "held-out cross-entropy, nats per token", "kl_unigram": "KL(unigram‖model)"},
+    ),
+    Product("levels", "phases/levels.json", "n-gram cross-entropies and the steps of crossing"),
+    Product("replicate_numbers", "replicates/numbers.csv", "numbers of each model"),
+    Product("replicate_curves", "replicates/curves.csv", "curves of each model"),
+    Product("replicate_matches", "replicates/matches.parquet", "features matched across models"),
+    Product("summary", "summary.json", "the experiment's numbers"),
+    Product("provenance", "provenance.json", "what the results were made from"),
+    Product("atlas", "atlas", "the static site of all features"),
+    Product("figures", "figures", "PDF, PNG and CSV of each figure"),
+]
+
+STAGES = [
+    Stage(
+        "phases",
+        run="ontogeny.phases.levels:measure",
+        about="Hold every snapshot's loss against the n-gram levels.",
+        reads={"snapshots": "snapshots", "tokens": "tokens"},
+        makes={"phases": "phases", "levels": "levels"},
+        settings=("analysis.phase_blocks",),
+        scope="experiment",
+        cost=Cost("phase_tokens", (20.0, 2.4e-5), (1.0e9, 0.0), (20_000.0, 0.0)),
+    ),
+    Stage(
+        "features",
+        run="ontogeny.features.histories:describe",
+        about="Write the features' histories, classes, directions and matches across seeds.",
+        reads={"crosscoders": "crosscoders", "densities": "densities"},
+        makes={
+            "features": "features",
+            "strengths": "strengths",
+            "directions": "directions",
+            "classes": "classes",
+            "matches": "matches",
+            "turning_point": "turning_point",
+        },
+        settings=(
+            "analysis.presence",
+            "analysis.direction_floor",
+            "analysis.matched_cosine",
+            "analysis.bootstrap",
+            "analysis.seed",
+        ),
+        gpu=False,
+        cost=Cost("decoders", (12.0, 3e-6), (0.6e9, 60.0), (200_000.0, 5.0)),
+    ),
+    Stage(
+        "compare",
+        run="ontogeny.replicates:compare",
+        about="Compare a finished experiment with its replicates.",
+        reads={"results": "replicates"},
+        makes={
+            "numbers": "replicate_numbers",
+            "curves": "replicate_curves",
+            "matches": "replicate_matches",
+        },
+        settings=(
+            "replicates",
+            "analysis.matched_cosine",
+            "analysis.bootstrap",
+            "analysis.seed",
+        ),
+        scope="experiment",
+        cost=Cost("decoders", (30.0, 2e-5), (1.2e9, 200.0), (1e6, 0.0)),
+    ),
+]
+
+MODEL = "The model and its training"
+FIDELITY = "How well the dictionary describes the model"
+HISTORIES = "Features through training"
+
+FIGURES = [
+    Figure(
+        "training",
+        "ontogeny.figures.training:draw",
+        MODEL,
+        "Training overview",
+        {"log": Optional("log"), "phases": "phases", "levels": "levels"},
+        scope="experiment",
+    ),
+    Figure(
+        "divergence",
+        "ontogeny.figures.divergence:draw",
+        MODEL,
+        "Divergence from the n-gram models",
+        {"phases": "phases", "levels": "levels"},
+        scope="experiment",
+    ),
+    Figure(
+        "fidelity",
+        "ontogeny.figures.fidelity:draw",
+        FIDELITY,
+        "Explained variance, L0, loss recovered",
+        {"fidelity": "fidelities", "seeds": "seeds", "random": "baselines"},
+    ),
+    Figure(
+        "stability",
+        "ontogeny.figures.stability:draw",
+        FIDELITY,
+        "Stability across seeds",
+        {"matches": "matches", "strengths": "strengths"},
+        settings=("analysis.matched_cosine",),
+    ),
+    Figure(
+        "histories",
+        "ontogeny.figures.histories:draw",
+        HISTORIES,
+        "Decoder-norm histories",
+        {"features": "features", "strengths": "strengths"},
+    ),
+    Figure(
+        "peaks",
+        "ontogeny.figures.peaks:draw",
+        HISTORIES,
+        "Peak snapshot index",
+        {"features": "features", "strengths": "strengths"},
+    ),
+    Figure(
+        "lifetimes",
+        "ontogeny.figures.lifetimes:draw",
+        HISTORIES,
+        "Lifetimes and onsets",
+        {"features": "features", "classes": "classes"},
+    ),
+    Figure(
+        "directions",
+        "ontogeny.figures.directions:draw",
+        HISTORIES,
+        "Directions and the turning point",
+        {"features": "features", "directions": "directions", "turning_point": "turning_point"},
+    ),
+    Figure(
+        "replicates",
+        "ontogeny.figures.replicates:draw",
+        MODEL,
+        "Other models",
+        {
+            "curves": "replicate_curves",
+            "matches": "replicate_matches",
+            "numbers": "replicate_numbers",
+            "levels": "levels",
+        },
+        settings=("analysis.matched_cosine",),
+        scope="experiment",
+    ),
+]
+ALWAYS = ("training", "divergence", "fidelity")
+"""Figures that every experiment has."""
+OF_HISTORIES = ("stability", "histories", "peaks", "lifetimes", "directions")
+"""Figures of a primary crosscoder whose features have histories."""

@@ -1,15 +1,14 @@
 # The pipeline, in the order that data flows through it:
 #
-#   fetch → corpus → pretrain → snapshot (each) → extract (each) → stack → basis → project
-#        → train (each seed) → fidelity (each seed) → features → figures;
-#   snapshots → phases → figures;   → atlas → summary
+#   data         fetch → corpus
+#   snapshots    pretrain → snapshot (each); or from a hub; or from folders
+#   activations  extract (each snapshot) → stack → basis → project
+#   crosscoder   train (each seed) → fidelity (each seed)
+#   analyses     features (histories), phases, and what `analyses` names: one rule per stage
+#   report       figures, atlas → summary
 #
-# and what `analyses` names, each from the first crosscoder, the snapshots and the text:
-#
-#   kinds, contexts, complexity, presence, induction (heads), circuits; frontier trains its own
-#
-# Snapshots that are not trained here come from rules/hub.smk or rules/local.smk instead, with their
-# tokenizer; streamed activations leave out `project`.
+# Streamed activations leave out `project`. The map of the experiment (ontogeny/experiment.py) says
+# where everything lies; docs/design.md says where to add what.
 #
 # snakemake --cores 2                                       the default experiment, config.yaml
 # snakemake --cores 2 --configfile experiments/NAME.yaml    another; both live under results/
@@ -24,21 +23,13 @@ if not config:  # --configfile replaces the default experiment, it is not merged
 
 
 include: "rules/common.smk"
-include: "rules/corpus.smk"
-include: f"rules/{S.snapshots.source}.smk"
+include: "rules/data.smk"
+include: "rules/snapshots.smk"
 include: "rules/activations.smk"
 include: "rules/crosscoder.smk"
-include: "rules/frontier.smk"
-include: "rules/features.smk"
-include: "rules/contexts.smk"
-include: "rules/presence.smk"
-include: "rules/complexity.smk"
-include: "rules/phases.smk"
-include: "rules/circuits.smk"
-include: "rules/figures.smk"
-include: "rules/atlas.smk"
+include: "rules/report.smk"
+include: "rules/analyses.smk"
 include: "rules/replicates.smk"
-include: "rules/induction.smk"
 
 
 onstart:
@@ -51,27 +42,16 @@ onstart:
 # What the experiment costs, before it runs: `snakemake --cores 1 plan`.
 rule plan:
     log:
-        f"{RESULTS}/logs/plan.log",
+        log("plan"),
     localrule: True
     conda:
         "envs/ontogeny.yaml"
     params:
-        config=CONFIG,
+        config=at("config"),
     message:
         "The bill"
     shell:
         "ontogeny plan {params.config} 2>&1 | tee {log}"
-
-
-# Each analysis alone, in the default run or not: `snakemake --cores 2 kinds`.
-for analysis, names in FIGURES_OF.items():
-
-    rule:
-        name:
-            analysis
-        input:
-            figures(names),
-        localrule: True
 
 
 # The same experiment with other models, whole: `snakemake --cores 2 replicates`.
@@ -98,7 +78,7 @@ if workflow.resource_settings.default_resources:
 rule all:
     default_target: True
     input:
-        figures(),
+        figures(E.figures()),
         ATLASES,
-        f"{RESULTS}/summary.json",
+        at("summary"),
     localrule: True

@@ -1,19 +1,43 @@
+# Activations of every snapshot, and their principal subspace.
+#
 # Training rows lie in shards, one unless activations.budget asks for more: those of the first are
 # extracted with the held-out rows, later ones once the shard before the last is projected, so that
 # two are on disk at a time. Streamed training rows are never on disk.
 
 
+def extracted(step, shard):
+    """Files of a snapshot's training rows of a shard."""
+    return strings(E.rows_of(step, shard, E.sites))
+
+
+def projected_before(wildcards):
+    """What has to be projected before a later shard is extracted: the last shard but one."""
+    before = int(wildcards.shard) - 2
+    bases = E.bases(S.crosscoders_to_train)
+    return [ancient(str(E.projected(sites)[before])) for sites in bases if before >= 0]
+
+
+def basis_rows(shard):
+    """The training rows of a basis, or what they are streamed from."""
+    return lambda w: strings(E.training_rows(BASES[w.sites], shard(w)))
+
+
+def basis_stacks(wildcards):
+    """The stacks that a basis is made of."""
+    return strings(E.stacks(BASES[wildcards.sites]))
+
+
 rule extract:
     input:
-        snapshot=SNAPSHOT,
-        tokens=f"{RESULTS}/corpus/tokens.h5",
+        snapshot=at("snapshot"),
+        tokens=at("tokens"),
     output:
-        expand(f"{ACTIVATIONS}/{{place}}/step{{{{step}}}}.h5", place=PLACES),
-        rows=kept(rows_of("{step}", 0)),
+        [str(E.path("held_out", site=site, step="{step}")) for site in E.sites],
+        rows=kept(extracted("{step}", 0)),
     log:
-        f"{RESULTS}/logs/extract/{{step}}.log",
+        log("extract/{step}"),
     benchmark:
-        f"{RESULTS}/benchmarks/extract/{{step}}.tsv"
+        benchmark_of("extract/{step}")
     conda:
         CONDA
     resources:
@@ -21,15 +45,12 @@ rule extract:
     params:
         model=MODEL,
         activations=ROWS,
-        code=code("activations.extract"),
-        folder=lambda w, output: Path(output[0]).parent.parent,
-        config=CONFIG,
+        code=code("ontogeny.activations.extract"),
+        experiment=RESULTS,
     message:
         "Activations of step {wildcards.step}"
     shell:
-        "ontogeny extract --config {params.config} --threads {threads} --step {wildcards.step}"
-        " --snapshot {input.snapshot} --tokens {input.tokens} --output {params.folder}"
-        " 2>&1 | tee {log}"
+        "ontogeny extract {params.experiment} {wildcards.step} --threads {threads} 2>&1 | tee {log}"
 
 
 if len(SHARDS) > 1:
@@ -37,14 +58,14 @@ if len(SHARDS) > 1:
     rule extract_shard:
         input:
             projected_before,
-            snapshot=SNAPSHOT,
-            tokens=f"{RESULTS}/corpus/tokens.h5",
+            snapshot=at("snapshot"),
+            tokens=at("tokens"),
         output:
-            temp(rows_of("{step}", "{shard}")),
+            temp(extracted("{step}", "{shard}")),
         log:
-            f"{RESULTS}/logs/extract/{{step}}.{{shard}}.log",
+            log("extract/{step}.{shard}"),
         benchmark:
-            f"{RESULTS}/benchmarks/extract/{{step}}.{{shard}}.tsv"
+            benchmark_of("extract/{step}.{shard}")
         wildcard_constraints:
             shard=r"[1-9]\d*",
         conda:
@@ -54,33 +75,83 @@ if len(SHARDS) > 1:
         params:
             model=MODEL,
             activations=ROWS,
-            code=code("activations.extract"),
-            folder=lambda w, output: Path(output[0]).parent.parent,
-            config=CONFIG,
+            code=code("ontogeny.activations.extract"),
+            experiment=RESULTS,
         message:
             "Activations of step {wildcards.step}, shard {wildcards.shard}"
         shell:
-            "ontogeny extract --config {params.config} --threads {threads} --step {wildcards.step}"
-            " --shard {wildcards.shard} --snapshot {input.snapshot} --tokens {input.tokens}"
-            " --output {params.folder} 2>&1 | tee {log}"
+            "ontogeny extract {params.experiment} {wildcards.step} --shard {wildcards.shard}"
+            " --threads {threads} 2>&1 | tee {log}"
 
 
 rule stack:
     input:
-        files=expand(f"{ACTIVATIONS}/{{{{place}}}}/step{{step}}.h5", step=STEPS),
-        rows=lambda w: [path for step in STEPS for path in rows_of(step, 0, [w.place])],
+        files=lambda w: [str(E.path("held_out", site=w.site, step=step)) for step in STEPS],
+        rows=lambda w: [p for step in STEPS for p in strings(E.rows_of(step, 0, [w.site]))],
     output:
-        f"{ACTIVATIONS}/{{place}}/stack.h5",
+        at("stack"),
     log:
-        f"{RESULTS}/logs/stack/{{place}}.log",
+        log("stack/{site}"),
     localrule: True
     conda:
         CONDA
     params:
         steps=STEPS,
-        code=code("activations.store"),
-        config=CONFIG,
+        code=code("ontogeny.activations.store"),
+        experiment=RESULTS,
     message:
-        "Stacking the snapshots of {wildcards.place}"
+        "Stacking the snapshots of {wildcards.site}"
     shell:
-        "ontogeny stack --config {params.config} --output {output} {input.files} 2>&1 | tee {log}"
+        "ontogeny stack {params.experiment} {wildcards.site} 2>&1 | tee {log}"
+
+
+rule basis:
+    input:
+        stacks=basis_stacks,
+        rows=basis_rows(lambda w: 0),
+    output:
+        at("basis"),
+    log:
+        log("basis/{sites}"),
+    benchmark:
+        benchmark_of("basis/{sites}")
+    conda:
+        CONDA
+    threads: 2
+    resources:
+        **needs("basis"),
+    params:
+        basis=values(S.basis),
+        activations=ROWS,
+        code=code("ontogeny.basis.principal"),
+        experiment=RESULTS,
+    message:
+        "Principal subspace of {wildcards.sites}"
+    shell:
+        "ontogeny basis {params.experiment} {wildcards.sites} --threads {threads} 2>&1 | tee {log}"
+
+
+rule project:
+    input:
+        stacks=basis_stacks,
+        rows=basis_rows(lambda w: w.shard),
+        basis=at("basis"),
+    output:
+        at("projected"),
+    log:
+        log("project/{sites}.{shard}"),
+    benchmark:
+        benchmark_of("project/{sites}.{shard}")
+    conda:
+        CONDA
+    threads: 2
+    resources:
+        **needs("project"),
+    params:
+        code=code("ontogeny.basis.principal"),
+        experiment=RESULTS,
+    message:
+        "Projecting shard {wildcards.shard} of {wildcards.sites}"
+    shell:
+        "ontogeny project {params.experiment} {wildcards.sites} {wildcards.shard}"
+        " --threads {threads} 2>&1 | tee {log}"

@@ -188,6 +188,7 @@ def pretrain(experiment: Experiment, log: bool) -> None:
 
 @main.command()
 @of_experiment
+@threads
 @click.argument("step", type=int)
 def snapshot(experiment: Experiment, step: int) -> None:
     """Bring the snapshot of STEP into the experiment, from wherever it comes."""

@@ -87,6 +87,8 @@ class Stage:
     makes : argument → product.
     settings : dotted keys whose values the function uses: a change of one runs the stage again.
     gpu : whether it uses the device of the configuration.
+    core : whether it belongs to the core of the workflow, not to an analysis.
+    local : whether it takes seconds, so that a cluster's login node runs it.
     when : dotted key that has to be set for the stage to exist, such as "complexity.grader".
     scratch : argument → folder of the experiment that the stage keeps for itself between runs.
     files : files beside the code that decide what is made, by their names in the package's folder.
@@ -100,6 +102,8 @@ class Stage:
     settings: Sequence[str] = ()
     scope: Scope = "crosscoder"
     gpu: bool = True
+    local: bool = False
+    core: bool = False
     when: str = ""
     scratch: Mapping[str, str] = field(default_factory=dict)
     files: Sequence[str] = ()
@@ -109,6 +113,11 @@ class Stage:
     def module(self) -> str:
         """The module of the function, whose digest decides whether the stage runs again."""
         return self.run.partition(":")[0]
+
+    @property
+    def rule(self) -> str:
+        """The name of its rule: an analysis is a target by its own name."""
+        return self.name if self.core else f"measure_{self.name}"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ontogeny import registry
-from ontogeny.declarations import Figure, Optional, Stage, function
+from ontogeny.declarations import Figure, Optional, Stage, folder, function
 from ontogeny.experiment import Experiment, Source
 
 Declared = Stage | Figure
@@ -95,8 +95,12 @@ def call(experiment: Experiment, declared: Declared, crosscoder: str | None = No
     run(**arguments)
 
 
-def captions(figure: Figure) -> Path:
+def caption(figure: Figure) -> Path:
     """The caption of a figure, beside its code."""
-    from ontogeny.declarations import folder
-
     return folder(figure.run) / f"{figure.name}.rst"
+
+
+def number_hooks(experiment: Experiment) -> list[str]:
+    """The functions that gather the analyses' numbers for summary.json."""
+    analyses = registry.all_analyses()
+    return [analyses[n].numbers for n in experiment.analyses() if analyses[n].numbers]

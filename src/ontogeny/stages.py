@@ -118,6 +118,7 @@ STAGES = [
         makes={"phases": "phases", "levels": "levels"},
         settings=("analysis.phase_blocks",),
         scope="experiment",
+        core=True,
         cost=Cost("phase_tokens", (20.0, 2.4e-5), (1.0e9, 0.0), (20_000.0, 0.0)),
     ),
     Stage(
@@ -141,6 +142,7 @@ STAGES = [
             "analysis.seed",
         ),
         gpu=False,
+        core=True,
         cost=Cost("decoders", (12.0, 3e-6), (0.6e9, 60.0), (200_000.0, 5.0)),
     ),
     Stage(
@@ -160,6 +162,7 @@ STAGES = [
             "analysis.seed",
         ),
         scope="experiment",
+        core=True,
         cost=Cost("decoders", (30.0, 2e-5), (1.2e9, 200.0), (1e6, 0.0)),
     ),
 ]

@@ -1,0 +1,120 @@
+# Figures, the atlas, the summary. Every figure is a PDF, a PNG and a CSV of the numbers drawn, and
+# has a rule of its own, so that a change to one redraws that one.
+
+from ontogeny.atlas import reads as atlas_reads
+
+
+def figures(names):
+    """The files of some figures."""
+    return [str(E.figure(name, kind)) for name in names for kind in ("pdf", "png", "csv")]
+
+
+def drawn(declared):
+    """A figure's three files; its PNG goes into the report, with caption and category."""
+    png = report(
+        str(E.figure(declared.name, "png")),
+        caption=str(running.caption(declared)),
+        category=declared.category,
+        labels={"figure": declared.label},
+    )
+    return [png, str(E.figure(declared.name, "pdf")), str(E.figure(declared.name, "csv"))]
+
+
+def figure_inputs(declared):
+    """What a figure is drawn from, by argument."""
+    return lambda w: running.inputs(E, declared)
+
+
+for declared in registry.figures().values():
+
+    rule:
+        name:
+            f"figure_{declared.name}"
+        input:
+            unpack(figure_inputs(declared)),
+        output:
+            drawn(declared),
+        log:
+            log(f"figures/{declared.name}"),
+        benchmark:
+            benchmark_of(f"figures/{declared.name}")
+        localrule: True
+        conda:
+            CONDA
+        params:
+            **lineage.parameters(E, declared),
+            experiment=RESULTS,
+            name=declared.name,
+        message:
+            f"Figure: {declared.label}"
+        shell:
+            "ontogeny figure {params.name} {params.experiment} 2>&1 | tee {log}"
+
+
+def no_atlas(wildcards):
+    """Why an experiment has no site."""
+    raise WorkflowError(
+        f"atlas: {S.primary} has no feature histories to show, which need a trained decoder over "
+        "four or more snapshots of one layer and stream; choose another primary"
+    )
+
+
+if E.has_histories(S.primary):
+
+    rule atlas:
+        input:
+            **strings(atlas_reads.files(E)),
+        output:
+            directory(at("atlas")),
+        log:
+            log("atlas"),
+        benchmark:
+            benchmark_of("atlas")
+        conda:
+            CONDA
+        resources:
+            **needs("atlas"),
+        params:
+            settings=[MODEL, STEPS, atlas_reads.parameters(E)],
+            code=code("ontogeny.atlas.build"),
+            experiment=RESULTS,
+        message:
+            "The atlas"
+        shell:
+            "ontogeny atlas {params.experiment} --threads {threads} 2>&1 | tee {log}"
+
+else:
+
+    rule atlas:
+        input:
+            no_atlas,
+        localrule: True
+
+
+ATLASES = [at("atlas")] if E.has_histories(S.primary) else []
+
+
+rule summary:
+    input:
+        at("log") if E.has("log") else [],
+        at("levels"),
+        [str(E.path("features", crosscoder=name)) for name in E.with_histories],
+        [path for name in S.crosscoders for path in strings(E.seeds_of("fidelity", name))],
+        figures(E.figures()),
+        ATLASES,  # whose seconds and bytes are among the numbers
+    output:
+        at("summary", "provenance"),
+    log:
+        log("summary"),
+    localrule: True
+    conda:
+        CONDA
+    params:
+        settings=digest_value(S.model_dump(mode="json")),
+        code=code("ontogeny.summary"),
+        numbers=[code(hook.partition(":")[0]) for hook in running.number_hooks(E)],
+        experiment=RESULTS,
+    message:
+        "Gathering the numbers"
+    shell:
+        "ontogeny summary {params.experiment} 2>&1 | tee {log}"

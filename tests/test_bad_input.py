@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from ontogeny.cli import main
 from ontogeny.corpus.wheels import wheels_folder
-from ontogeny.plan import machines
+from ontogeny.cost import machines
 
 HASH = "0" * 64
 Usage = namedtuple("Usage", "total used free")
@@ -242,7 +242,7 @@ def test_a_download_with_another_hash_and_one_that_is_not_there(tmp_path, monkey
         ("two", "Could not find a version that satisfies the requirement two==1.0"),
     ):
         requirements = pinned(tmp_path, f"{name}==1.0 --hash=sha256:{HASH}")
-        said = complaint("fetch", "--requirements", requirements, "--output", tmp_path / "wheels")
+        said = complaint("fetch", requirements, tmp_path / "wheels")
         assert said.startswith(f"ontogeny: corpus.wheels.requirements: {requirements}: {message}")
         assert not (tmp_path / "wheels").exists()
 
@@ -281,82 +281,70 @@ def test_damaged_files_are_found_before_any_job(check, finished, tmp_path, place
 
 
 @pytest.fixture
-def stage(finished, tmp_path, monkeypatch):
-    """A function that gives a stage command's complaint; it may leave no result behind."""
-    monkeypatch.chdir(finished.folder)
-
-    def run(command: str, *words: object) -> str:
-        said = complaint(command, "--config", f"{RESULTS}/config.yaml", *words)
-        left = [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
-        assert not left
-        return said
-
-    return run
+def home(finished, tmp_path, monkeypatch) -> Path:
+    """A copy of the finished experiment, to damage; commands are run beside it."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished / RESULTS, tmp_path / RESULTS)
+    return Path(RESULTS)
 
 
-def extract(stage, tmp_path, snapshot=f"{RESULTS}/snapshots/step40", tokens=None):
-    return stage(
-        "extract", "--step", 40, "--snapshot", snapshot,
-        "--tokens", tokens or f"{RESULTS}/corpus/tokens.h5", "--output", tmp_path / "out",
-    )  # fmt: skip
+def refused(home: Path, output: str, *words: object) -> str:
+    """The complaint of a command, which leaves nothing at the place of its output."""
+    made = home / output
+    shutil.rmtree(made) if made.is_dir() else made.unlink()
+    said = complaint(*words)
+    assert not made.exists()
+    assert not list(home.rglob("*.part"))
+    return said
+
+
+ROWS = "activations/residual.0/step40.h5"
 
 
 @DAMAGES
 @pytest.mark.slow
-def test_damaged_tokens(stage, tmp_path, damage):
-    path = damage(Path(f"{RESULTS}/corpus/tokens.h5"), tmp_path / "tokens.h5")
-    said = extract(stage, tmp_path, tokens=path)
+def test_damaged_tokens(home, damage):
+    path = damage(home / "corpus/tokens.h5", home / "corpus/tokens.h5")
+    said = refused(home, ROWS, "extract", home, 40)
     assert said.startswith(f"ontogeny: {path}: truncated or not a tokens file; delete it to make")
 
 
 @DAMAGES
 @pytest.mark.slow
-def test_damaged_activations(stage, tmp_path, damage):
-    folder = Path(f"{RESULTS}/activations/residual.0")
-    path = damage(folder / "step8.h5", tmp_path / "step8.h5")
-    files = [path if s == 8 else folder / f"step{s}.h5" for s in (0, 2, 8, 20, 40)]
-    said = stage("stack", *files, "--output", tmp_path / "out" / "stack.h5")
+def test_damaged_activations(home, damage):
+    path = damage(*[home / "activations/residual.0/step8.h5"] * 2)
+    said = refused(home, "activations/residual.0/stack.h5", "stack", home, "residual.0")
     assert said.startswith(f"ontogeny: {path}: ")
     assert "delete it" in said
 
 
 @pytest.mark.slow
-def test_activations_of_other_rows(stage, tmp_path):
-    folder = Path(f"{RESULTS}/activations/residual.0")
-    path = shutil.copy(folder / "step8.h5", tmp_path / "step8.h5")
+def test_activations_of_other_rows(home):
+    path = home / "activations/residual.0/step8.h5"
     with h5py.File(path, "r+") as file:
         file.attrs["tokens"] = HASH
-    files = [path if s == 8 else folder / f"step{s}.h5" for s in (0, 2, 8, 20, 40)]
-    said = stage("stack", *files, "--output", tmp_path / "out" / "stack.h5")
+    said = refused(home, "activations/residual.0/stack.h5", "stack", home, "residual.0")
     assert said.startswith(f"ontogeny: {path}: tokens is {HASH}, ")
     assert said.endswith("was expected; delete the file to make it again")
 
 
 @DAMAGES
 @pytest.mark.slow
-def test_damaged_basis(stage, tmp_path, damage):
-    path = damage(Path(f"{RESULTS}/basis/residual.0.h5"), tmp_path / "basis.h5")
-    said = stage(
-        "train", "--crosscoder", "batchtopk", "--seed", 0, "--basis", path,
-        "--activations", f"{RESULTS}/activations",
-        "--output", tmp_path / "out", "--state", tmp_path / "out" / "state",
-    )  # fmt: skip
+def test_damaged_basis(home, damage):
+    path = damage(*[home / "basis/residual.0.h5"] * 2)
+    trained = "crosscoders/batchtopk/seed0"
+    said = refused(home, trained, "train", home, "batchtopk", "--seed", 0)
     assert said.startswith(f"ontogeny: {path}: ")
     assert "delete it" in said
 
 
-@pytest.fixture
-def snapshot(finished, tmp_path) -> Path:
-    """A copy of the last snapshot, to damage."""
-    return shutil.copytree(finished / RESULTS / "snapshots/step40", tmp_path / "snapshot")
-
-
 @pytest.mark.slow
-def test_a_float16_overflow(stage, snapshot, tmp_path):
-    weights = load_file(snapshot / "model.safetensors")
+def test_a_float16_overflow(home):
+    path = home / "snapshots/step40/model.safetensors"
+    weights = load_file(path)
     weights["gpt_neox.layers.0.mlp.dense_4h_to_h.weight"] *= 1e7
-    save_file(weights, snapshot / "model.safetensors", {"format": "pt"})
-    said = extract(stage, tmp_path, snapshot=snapshot)
+    save_file(weights, path, {"format": "pt"})
+    said = refused(home, ROWS, "extract", home, 40)
     assert re.match(
         r"ontogeny: activations\.dtype: float16 cannot hold a value of the residual of layer 0 at "
         r"step 40, row \d+; set float32",
@@ -365,32 +353,40 @@ def test_a_float16_overflow(stage, snapshot, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_damaged_snapshot(stage, snapshot, tmp_path):
-    truncated(snapshot / "model.safetensors", snapshot / "model.safetensors")
-    said = extract(stage, tmp_path, snapshot=snapshot)
+def test_a_damaged_snapshot(home):
+    snapshot = home / "snapshots/step40"
+    truncated(*[snapshot / "model.safetensors"] * 2)
+    said = refused(home, ROWS, "extract", home, 40)
     assert said.startswith(f"ontogeny: {snapshot}: not a snapshot; delete it to make it again")
 
 
 @pytest.mark.slow
-def test_a_crosscoder_of_other_tokens(stage, finished, tmp_path):
-    folder = tmp_path / "crosscoder"
-    shutil.copytree(finished / RESULTS / "crosscoders/batchtopk/seed0", folder)
+def test_a_crosscoder_of_other_tokens(home):
+    folder = home / "crosscoders/batchtopk/seed0"
     about = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(about | {"tokens": HASH}))
-
-    def fidelity() -> str:
-        return stage(
-            "fidelity", "--crosscoder", folder, "--activations", f"{RESULTS}/activations",
-            "--snapshots", f"{RESULTS}/snapshots", "--tokens", f"{RESULTS}/corpus/tokens.h5",
-            "--sites", tmp_path / "out/sites.csv", "--features", tmp_path / "out/features.parquet",
-        )  # fmt: skip
-
-    assert fidelity() == (
-        f"ontogeny: {RESULTS}/activations: activations of other tokens than the crosscoder was "
+    words = ("fidelity", home, "batchtopk", "--seed", 0)
+    assert refused(home, "crosscoders/batchtopk/seed0/fidelity.csv", *words) == (
+        f"ontogeny: {home}/activations: activations of other tokens than the crosscoder was "
         "trained on; train it again"
     )
-    truncated(folder / "crosscoder.safetensors", folder / "crosscoder.safetensors")
-    assert fidelity().startswith(f"ontogeny: {folder}: not a crosscoder of this version; delete it")
+    truncated(*[folder / "crosscoder.safetensors"] * 2)
+    said = refused(home, "crosscoders/batchtopk/seed0/density.parquet", *words)
+    assert said.startswith(f"ontogeny: {folder}: not a crosscoder of this version; delete it")
+
+
+@pytest.mark.slow
+def test_names_that_an_experiment_does_not_have(home):
+    said = complaint("kinds", home, "other")
+    assert said == f"ontogeny: {home}: no crosscoder other; there are batchtopk"
+    said = complaint("kinds", home.parent / "nowhere")
+    assert said == (
+        f"ontogeny: {home.parent}/nowhere: no experiment here; name its folder; in {home.parent} "
+        "there are tiny"
+    )
+    (home / "config.yaml").write_text("name: tiny\n")
+    said = complaint("kinds", home)
+    assert said.startswith(f"ontogeny: {home}/config.yaml: snapshots: missing")
 
 
 # From the workflow itself

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,6 @@ from conftest import ROOT
 
 from ontogeny import gpus
 
-MAIN = "from ontogeny.cli import main; main()"
 HOLD = """
 import sys
 from pathlib import Path
@@ -103,13 +103,9 @@ def test_gpus_are_named_by_the_drivers_tool(environment, monkeypatch, tmp_path):
 @pytest.mark.parametrize(("command", "takes"), [("phases", True), ("induction", False)])
 def test_commands_that_use_the_device_take_one(command, takes, environment, tmp_path):
     """Before they look at anything else: this one then finds no snapshots."""
-    config = Path(ROOT / "tests/tiny.yaml")
-    options = {
-        "phases": ["--snapshots", "x", "--tokens", "x", "--table", "x", "--levels", "x"],
-        "induction": ["--sums", "x", "--table", "x", "--curves", "x"],
-    }
+    shutil.copy(ROOT / "tests/tiny.yaml", tmp_path / "config.yaml")
     done = subprocess.run(
-        [sys.executable, "-c", MAIN, command, "--config", str(config), *options[command]],
+        [sys.executable, "-m", "ontogeny", command, tmp_path],
         capture_output=True, text=True, cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT / "src"), "TMPDIR": str(tmp_path)},
     )  # fmt: skip

@@ -37,7 +37,8 @@ NOWHERE = "http://127.0.0.1:9"  # no one listens at the port `discard`
 # The same experiments, small enough for a test.
 SMALL = {
     "corpus": {"context": 32, "train_blocks": 128, "held_out_blocks": 16},
-    "analysis": {"bootstrap": 20, "permutations": 20, "spliced_blocks": 4},
+    "analysis": {"bootstrap": 20, "spliced_blocks": 4},
+    "kinds": {"permutations": 20},
 }
 SMALL_CROSSCODER = {
     "inputs": {"layers": [1]},

@@ -170,9 +170,9 @@ def test_a_threshold_of_the_tables_runs_the_tables_and_figures(experiment):
 
 
 def test_a_threshold_of_the_kinds_runs_the_kinds_alone(experiment):
-    experiment.configure({"analysis.kind_share": 0.3})
+    experiment.configure({"kinds.share": 0.3})
     jobs = experiment.would_run()
-    assert set(jobs) == {"judge_kinds", "figure_kinds", "atlas", "summary"}
+    assert set(jobs) == {"measure_kinds", "figure_kinds", "atlas", "summary"}
 
 
 def test_an_analysis_left_out_is_a_target_still(experiment):
@@ -181,30 +181,30 @@ def test_an_analysis_left_out_is_a_target_still(experiment):
     for made in ("features/batchtopk/kinds.parquet", "figures/kinds.pdf"):
         (experiment / RESULTS / made).unlink()
     assert set(experiment.would_run()) == {"atlas", "summary"}
-    assert set(experiment.would_run("kinds")) == {"kinds", "judge_kinds", "figure_kinds"}
+    assert set(experiment.would_run("kinds")) == {"kinds", "measure_kinds", "figure_kinds"}
 
 
 ANALYSES = {  # a setting of each, and what it runs again
-    "kinds": ("analysis.kind_share", 0.3, {"judge_kinds", "figure_kinds", "atlas"}),
-    "contexts": ("contexts.top", 3, {"gather_contexts", "figure_examples", "atlas"}),
+    "kinds": ("kinds.share", 0.3, {"measure_kinds", "figure_kinds", "atlas"}),
+    "contexts": ("contexts.top", 3, {"measure_contexts", "figure_examples", "atlas"}),
     "complexity": (
-        "span.keep",
+        "complexity.keep",
         0.8,
-        {"measure_span", "correlate_complexity", "figure_complexity", "atlas"},
+        {"measure_span", "measure_complexity", "figure_complexity", "atlas"},
     ),
-    "presence": ("presence_tests.absent", 0.2, {"measure_presence", "figure_presence"}),
-    "induction": ("heads.least_gain", 0.2, {"order_onsets", "figure_induction"}),
-    "circuits": ("circuits.draws", 3, {"ablation", "figure_ablations"}),
+    "presence": ("presence.absent", 0.2, {"measure_presence", "figure_presence"}),
+    "induction": ("induction.least_gain", 0.2, {"measure_induction", "figure_induction"}),
+    "circuits": ("circuits.draws", 3, {"measure_ablation", "figure_ablations"}),
 }
 # What judges kinds is read by the figures and tables that show features by kind.
-OF_KINDS = {"order_onsets", "figure_induction", "figure_examples"}
+OF_KINDS = {"measure_induction", "figure_induction", "figure_examples"}
 
 
 def test_every_analysis_runs_and_reruns_alone(experiment):
     every = {"analyses": ["dimensionality", *ANALYSES], "circuits.pairs": 16}
     experiment.configure(every)
     before = set(experiment.would_run())
-    assert not before & (BEFORE_TRAINING | {"train", "fidelity", "features", "judge_kinds"})
+    assert not before & (BEFORE_TRAINING | {"train", "fidelity", "features", "measure_kinds"})
     experiment.snakemake()
     assert experiment.would_run() == {}
     for name, (key, value, wanted) in ANALYSES.items():

@@ -7,7 +7,6 @@ declarations.
 
 from __future__ import annotations
 
-import functools
 import os
 import shutil
 import sys
@@ -34,19 +33,54 @@ if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
 
 
 class Group(click.Group):
-    """A group whose commands end with one line, not a traceback, on bad input."""
+    """A group with the commands of what is declared; bad input ends with one line, no traceback.
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command."""
+    Parameters
+    ----------
+    declared : makes the commands that are not written down here.
+    """
+
+    def __init__(
+        self, *args: Any, declared: Callable[[], list[click.Command]], **more: Any
+    ) -> None:
+        super().__init__(*args, **more)
+        self._declared: Callable[[], list[click.Command]] | None = declared
+
+    def _declare(self) -> None:
+        if self._declared is not None:
+            made, self._declared = self._declared(), None
+            for command in made:
+                self.add_command(command)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """A command by its name."""
+        self._declare()
+        return super().get_command(ctx, cmd_name)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of all commands."""
+        self._declare()
+        return super().list_commands(ctx)
+
+    def main(self, *args: Any, **more: Any) -> Any:
+        """Run the command line."""
         try:
-            return super().invoke(ctx)
+            return super().main(*args, **more)
         except (InputError, SettingsError) as error:
             for line in str(error).splitlines():
                 print(f"ontogeny: {line}", file=sys.stderr)
-            ctx.exit(1)
+            sys.exit(1)
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+def _stages() -> list[click.Command]:
+    return [_stage(stage) for stage in registry.stages().values()]
+
+
+def _figures() -> list[click.Command]:
+    return [_figure(figure) for figure in registry.figures().values()]
+
+
+@click.group(cls=Group, declared=_stages, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def main() -> None:
     """Watch concepts grow inside a language model while it trains."""
@@ -325,36 +359,36 @@ def fidelity(experiment: Experiment, crosscoder: str, seed: int) -> None:
 # What is declared
 
 
-def _stage(stage: Stage) -> None:
-    """Add the command of a declared stage."""
+def _stage(stage: Stage) -> click.Command:
+    """The command of a declared stage."""
 
     def run(experiment: Experiment, crosscoder: str | None = None) -> None:
         if not running.exists(experiment, stage):
             raise InputError(f"{stage.when}: not given; {stage.name} needs it")
+        if crosscoder is not None and crosscoder not in experiment.settings.all_crosscoders:
+            names = ", ".join(experiment.settings.all_crosscoders)
+            raise InputError(f"{experiment.folder}: no crosscoder {crosscoder}; there are {names}")
         running.call(experiment, stage, crosscoder)
 
     command: Any = run
     if stage.scope == "crosscoder":
         command = click.argument("crosscoder", required=False)(command)
     command = (on_device if stage.gpu else of_experiment)(threads(command))
-    main.command(stage.name, help=stage.about)(command)
+    return click.command(stage.name, help=stage.about)(command)
 
 
-@main.group()
+@main.group(cls=Group, declared=_figures)
 def figure() -> None:
     """Draw a figure: PDF, PNG, and a CSV with exactly the numbers drawn."""
 
 
-def _figure(declared: Figure) -> None:
-    """Add the command of a declared figure."""
-    draw = functools.partial(running.call, declared=declared)
-    figure.command(declared.name, help=f"{declared.label}.")(of_experiment(draw))
+def _figure(declared: Figure) -> click.Command:
+    """The command of a declared figure."""
 
+    def draw(experiment: Experiment) -> None:
+        running.call(experiment, declared)
 
-for _declared in registry.stages().values():
-    _stage(_declared)
-for _drawn in registry.figures().values():
-    _figure(_drawn)
+    return click.command(declared.name, help=f"{declared.label}.")(of_experiment(draw))
 
 
 # Looking at what is finished

@@ -1,0 +1,29 @@
+"""What the toy analysis reads, makes, costs and draws."""
+
+from ontogeny.declarations import Analysis, Cost, Figure, Product, Stage
+from toy_package.settings import Toy
+
+ANALYSIS = Analysis(
+    "toy",
+    about="How many features peak in each part of the training.",
+    section=Toy,
+    stages=[
+        Stage(
+            "toy",
+            run="toy_package.measure:measure",
+            about="Count the features by the bin of their peak.",
+            reads={"features": "features"},
+            makes={"bins": "toy_bins"},
+            settings=("toy",),
+            gpu=False,
+            cost=Cost(seconds=(7200.0, 0.0), memory=(0.5e9, 0.0)),
+        )
+    ],
+    figures=[
+        Figure("toy", "toy_package.measure:draw", "Toys", "Peaks in bins", {"bins": "toy_bins"})
+    ],
+    products=[
+        Product("toy_bins", "features/{crosscoder}/toy.csv", "counts", {"features": "living ones"})
+    ],
+    numbers="toy_package.numbers:numbers",
+)

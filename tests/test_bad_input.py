@@ -14,11 +14,11 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from conftest import RESULTS, ROOT, tiny
+from ontogeny.cost import machines
 from safetensors.torch import load_file, save_file
 
 from ontogeny.cli import main
 from ontogeny.corpus.wheels import wheels_folder
-from ontogeny.cost import machines
 
 HASH = "0" * 64
 Usage = namedtuple("Usage", "total used free")

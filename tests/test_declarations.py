@@ -47,7 +47,9 @@ def test_a_toy_analysis_gets_all_that_ours_have(experiment, added):
 
     # Its section, in the schema, with the messages that all keys have.
     properties = json.loads(checkout.command("ontogeny", "schema").stdout)["properties"]
-    assert properties["toy"]["description"] == "How many features peak in each part of the training."
+    assert (
+        properties["toy"]["description"] == "How many features peak in each part of the training."
+    )
     checkout.configure({"toy": {"bin": 2}})
     done = checkout.command("ontogeny", "check", "config.yaml")
     assert (done.returncode, "toy.bin: unknown key" in done.stderr) == (1, True), done.stderr
@@ -63,7 +65,9 @@ def test_a_toy_analysis_gets_all_that_ours_have(experiment, added):
     counts = pd.read_csv(checkout / RESULTS / "figures/toy.csv")
     features = pd.read_parquet(checkout / RESULTS / "features/batchtopk/features.parquet")
     assert (len(counts), counts["features"].sum()) == (3, features["alive"].sum())
-    assert all((checkout / RESULTS / f"figures/toy.{kind}").stat().st_size for kind in ("pdf", "png"))
+    assert all(
+        (checkout / RESULTS / f"figures/toy.{kind}").stat().st_size for kind in ("pdf", "png")
+    )
     numbers = json.loads((checkout / RESULTS / "summary.json").read_text())
     assert numbers["toy_bins_with_peaks"] == (counts["features"] > 0).sum()
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
 import shutil
+import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from conftest import ROOT

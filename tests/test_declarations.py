@@ -1,4 +1,4 @@
-"""An analysis is one folder: everything that is derived from a declaration, and where it may lie."""
+"""An analysis is one folder: what is derived from a declaration, wherever it lies."""
 
 from __future__ import annotations
 

@@ -41,5 +41,5 @@ rule snapshot:
     message:
         f"Fetching {S.snapshots.hub.repository} of step {{wildcards.step}}"
     shell:
-        "ontogeny download --config {params.config} --step {wildcards.step}"
+        "ontogeny snapshot --config {params.config} --step {wildcards.step}"
         " --slots {params.slots} --output {output} 2>&1 | tee {log}"

@@ -45,5 +45,5 @@ rule snapshot:
     message:
         "Snapshot of step {wildcards.step}"
     shell:
-        "ontogeny place --config {params.config} --step {wildcards.step}"
+        "ontogeny snapshot --config {params.config} --step {wildcards.step}"
         " --output {output} 2>&1 | tee {log}"

@@ -78,5 +78,5 @@ rule snapshot:
         "(test -d {params.archive}/step{wildcards.step} || ontogeny pretrain"
         " --config {params.config} --threads {threads} --tokens {input.tokens}"
         " --archive {params.archive};"
-        " ontogeny snapshot --archive {params.archive} --step {wildcards.step}"
-        " --output {output}) 2>&1 | tee {log}"
+        " ontogeny snapshot --config {params.config} --archive {params.archive}"
+        " --step {wildcards.step} --output {output}) 2>&1 | tee {log}"

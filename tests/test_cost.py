@@ -26,7 +26,7 @@ from ontogeny.crosscoder.optimizer import Adam
 from ontogeny.files import InputError
 from ontogeny.phases import levels
 from ontogeny.plan import bill, cost, limits, machines, table
-from ontogeny.snapshots import archive, pretrain
+from ontogeny.snapshots import pretrain, sources
 
 EXPERIMENTS = ROOT / "experiments"
 HERE = machines.Machine(Path(), 10**15, 10**15, 0, "CPU", False)
@@ -101,7 +101,7 @@ class Run:
         kept = self.home / "pretrain" / "archive"
         pretrain.train(p, steps, self.s.analysis, self.tokens, kept, None, "cpu")
         for step in steps:
-            archive.publish(kept, step, self.home / f"snapshots/step{step}")
+            sources.publish(self.s, step, self.home / f"snapshots/step{step}", kept)
 
     def extract(self) -> None:
         folder = self.home / "activations"

@@ -1,9 +1,8 @@
 """Files of a repository on the Hugging Face hub into huggingface_hub's cache, whatever happens.
 
 Broken connections and busy servers are tried again, a body that was cut goes on where it ended,
-and digests are verified. huggingface_hub keeps the cache, the token
-and the protocol; plain HTTP bodies are read here because it begins a file anew when its process
-was killed.
+and digests are verified. huggingface_hub keeps the cache, the token and the protocol; plain HTTP
+bodies are read here because it begins a file anew when its process was killed.
 """
 
 from __future__ import annotations
@@ -20,20 +19,54 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
+
+import httpx2
+from huggingface_hub import (
+    HfApi,
+    ModelInfo,
+    constants,
+    get_hf_file_metadata,
+    get_session,
+    hf_hub_download,
+    hf_hub_url,
+    hf_raise_for_status,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import (
+    FileMetadataError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+)
+from huggingface_hub.file_download import repo_folder_name
+
+# its documented place, though the types do not export it
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+from tqdm import tqdm
 
 from ontogeny import progress
 from ontogeny.files import InputError, write_text
 from ontogeny.settings import Hub
 from ontogeny.snapshots import weights
 
-if TYPE_CHECKING:
-    from huggingface_hub import ModelInfo
-
 TRIES = 5  # in a row without a new byte
 MISMATCHES = 3
 LONGEST_PAUSE = 4.0  # seconds between tries
 LONGEST_WAIT = 300.0  # seconds, where the hub says how long: it counts requests in five minutes
+DIGEST = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")  # git's SHA-1, or SHA-256
+
+# The hub is away, or is to be left alone.
+UNREACHABLE = (httpx2.TransportError, OfflineModeIsEnabled)
+# All errors of a request to the hub.
+FAILURES = (
+    HfHubHTTPError,
+    FileMetadataError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    *UNREACHABLE,
+)
 T = TypeVar("T")
 
 
@@ -56,22 +89,17 @@ class Got:
 
 def refs(repository: str, timeout: float) -> list[str]:
     """Names of the branches and tags of a repository. HfApi's own listing waits for ever."""
-    from huggingface_hub import HfApi, get_session, hf_raise_for_status
-
     url = f"{HfApi().endpoint}/api/models/{repository}/refs"
-    response = get_session().get(url, headers=_headers(), timeout=timeout)
+    response = get_session().get(url, headers=build_hf_headers(), timeout=timeout)
     hf_raise_for_status(response)
     with _as_a_hub(url):
-        listing = response.json()
-        return [ref["name"] for kind in ("branches", "tags") for ref in listing[kind]]
+        answer = response.json()
+        return [ref["name"] for kind in ("branches", "tags") for ref in answer[kind]]
 
 
 @contextmanager
 def _as_a_hub(url: str) -> Iterator[None]:
     """Turn an answer that is no hub's, such as a portal's page, into an error of the network."""
-    import httpx2
-    from huggingface_hub.errors import HFValidationError
-
     try:
         yield
     except HFValidationError:
@@ -80,21 +108,11 @@ def _as_a_hub(url: str) -> Iterator[None]:
         raise httpx2.RemoteProtocolError(f"{url} answers otherwise than a hub") from None
 
 
-def _headers() -> dict[str, str]:
-    """Headers of a request to the hub, the user's token among them."""
-    # its documented place, though the types do not export it
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
-
-    return build_hf_headers()
-
-
 def names_of(repository: str) -> list[str]:
     """Names of a repository's revisions: the hub's, or those in the cache where it is away."""
-    from huggingface_hub import constants
-
     try:
         return _patiently(lambda: refs(repository, constants.HF_HUB_DOWNLOAD_TIMEOUT))
-    except unreachable():
+    except UNREACHABLE:
         kept = _home(repository) / "refs"
         cached = [str(path.relative_to(kept)) for path in kept.rglob("*") if path.is_file()]
         if not cached:
@@ -104,17 +122,12 @@ def names_of(repository: str) -> list[str]:
 
 def _home(repository: str) -> Path:
     """The repository's folder in huggingface_hub's cache."""
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
     name = repo_folder_name(repo_id=repository, repo_type="model")
     return Path(constants.HF_HUB_CACHE).expanduser().resolve() / name
 
 
 def listing(repository: str, revision: str) -> tuple[str, dict[str, File]]:
     """The commit of a revision and its files, from the hub or, where it is away, the cache."""
-    from huggingface_hub import HfApi, constants
-
     home = _home(repository)
     ref = home / "refs" / revision
 
@@ -127,14 +140,15 @@ def listing(repository: str, revision: str) -> tuple[str, dict[str, File]]:
 
     try:
         info = _patiently(ask)
-    except unreachable():
+    except UNREACHABLE:
         commit = ref.read_text().strip() if ref.is_file() else revision
         folder = home / "snapshots" / commit
         if not folder.is_dir():
             raise
-        return commit, {
-            name: File((folder / name).stat().st_size, _named_digest(folder / name))
-            for name in weights.present(folder)
+        cached = {name: (folder / name).resolve() for name in weights.present(folder)}
+        return commit, {  # the cache's blobs are named by their digests
+            name: File(blob.stat().st_size, blob.name if DIGEST.fullmatch(blob.name) else None)
+            for name, blob in cached.items()
         }
     commit = info.sha or revision
     if commit != revision and not (ref.is_file() and ref.read_text() == commit):
@@ -143,12 +157,6 @@ def listing(repository: str, revision: str) -> tuple[str, dict[str, File]]:
         file.rfilename: File(file.size or 0, file.lfs.sha256 if file.lfs else file.blob_id)
         for file in info.siblings or []
     }
-
-
-def _named_digest(path: Path) -> str | None:
-    """The digest that a cached file should have: the cache's blobs are named by it."""
-    name = path.resolve().name
-    return name if re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", name) else None
 
 
 def get(
@@ -199,9 +207,9 @@ def _obtain(
         # not huggingface_hub's own lock, which it takes inside of this one
         home = _home(hub.repository)
         alone = f"{file.digest or commit + '.' + name}.whole.lock"
-        places = [slots / f"{i}.lock" for i in range(hub.parallel)] if slots else []
+        turns = [slots / f"{i}.lock" for i in range(hub.parallel)] if slots else []
         with (
-            _one_of(places, advance) if places else nullcontext(),
+            _one_of(turns, advance) if turns else nullcontext(),
             _one_of([home.parent / ".locks" / home.name / alone], advance),
         ):
             got = _cached(hub, commit, name, file)
@@ -213,12 +221,10 @@ def _obtain(
 
 def _cached(hub: Hub, commit: str, name: str, file: File) -> Got | None:
     """The file in the cache, if it is there and sound. A damaged one is removed from it."""
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    found = try_to_load_from_cache(hub.repository, name, revision=commit)
-    if not isinstance(found, str):
+    cached = try_to_load_from_cache(hub.repository, name, revision=commit)
+    if not isinstance(cached, str):
         return None
-    path = Path(found)
+    path = Path(cached)
     digest, sha256 = _digests(path, file.digest)
     if file.digest is None or digest == file.digest:
         return Got(path, sha256, False)
@@ -232,13 +238,11 @@ def _cached(hub: Hub, commit: str, name: str, file: File) -> Got | None:
 
 def _download(hub: Hub, commit: str, name: str, file: File, advance: Callable[[int], None]) -> Got:
     """Download one file into the cache, again while its digest is wrong."""
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
-
     url = hf_hub_url(hub.repository, name, revision=commit)
     head = _patiently(lambda: get_hf_file_metadata(url))
     etag = head.etag or file.digest
     wanted = file.digest or etag
-    if etag is None or wanted is None or not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", wanted):
+    if etag is None or wanted is None or not DIGEST.fullmatch(wanted):
         raise InputError(f"snapshots.hub: {url} comes without a hash; is HF_ENDPOINT a hub?")
     home = _home(hub.repository)
     _check_space(home, file.size, name)
@@ -254,15 +258,10 @@ def _download(hub: Hub, commit: str, name: str, file: File, advance: Callable[[i
 
     def enter(again: bool = False) -> Path:
         """The file's place in the cache under its commit, its blob fetched by Xet if need be."""
-        return Path(
-            hf_hub_download(
-                hub.repository,
-                name,
-                revision=commit,
-                force_download=again,
-                tqdm_class=_feed(count),
-            )
+        path = hf_hub_download(
+            hub.repository, name, revision=commit, force_download=again, tqdm_class=_feed(count)
         )
+        return Path(path)
 
     wrong: list[str] = []
     while len(wrong) < MISMATCHES:
@@ -296,9 +295,6 @@ def _download(hub: Hub, commit: str, name: str, file: File, advance: Callable[[i
 
 def _stream(url: str, part: Path, size: int, advance: Callable[[int], None]) -> None:
     """Append to `part` what it lacks of a body of `size` bytes, however often that breaks."""
-    import httpx2
-    from huggingface_hub import constants, get_session, hf_raise_for_status
-
     part.parent.mkdir(parents=True, exist_ok=True)
     part.touch()
     advance(part.stat().st_size)
@@ -308,29 +304,27 @@ def _stream(url: str, part: Path, size: int, advance: Callable[[int], None]) -> 
         if have == size:
             return
         # the token goes to the endpoint alone: the client drops it when sent on to another host
-        headers = _headers() | {"Accept-Encoding": "identity"}
+        headers = build_hf_headers() | {"Accept-Encoding": "identity"}
         if have:
             headers["Range"] = f"bytes={have}-"
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
         with get_session().stream("GET", url, headers=headers, timeout=timeout) as response:
-            follows = response.status_code == 206 and response.headers.get(
-                "Content-Range", ""
-            ).startswith(f"bytes {have}-")
-            if response.status_code != 416:
+            beyond = response.status_code == 416  # what is there is no part of it: begin anew
+            if not beyond:
                 hf_raise_for_status(response)
+            span = response.headers.get("Content-Range", "")
             with part.open("ab") as body:
-                if not follows:
+                if response.status_code != 206 or not span.startswith(f"bytes {have}-"):
                     advance(-have)
                     have = 0
                     body.truncate(0)
-                if response.status_code != 416:
-                    for chunk in response.iter_bytes():
-                        body.write(chunk)
-                        body.flush()  # a killed process resumes after what it has written
-                        have += len(chunk)
-                        advance(len(chunk))
-                        if have > size:
-                            return  # its digest will tell
+                for chunk in () if beyond else response.iter_bytes():
+                    body.write(chunk)
+                    body.flush()  # a killed process resumes after what it has written
+                    have += len(chunk)
+                    advance(len(chunk))
+                    if have > size:
+                        return  # its digest will tell
         if have < size:
             raise httpx2.RemoteProtocolError(f"{url} ended after {have} of {size} bytes")
 
@@ -391,7 +385,6 @@ def _one_of(files: list[Path], look: Callable[[int], None]) -> Iterator[None]:
 
 def _feed(advance: Callable[[int], None]) -> type:
     """A bar for huggingface_hub that shows nothing and passes on its counts."""
-    from tqdm import tqdm
 
     class Feed(tqdm):
         def __init__(self, *_: Any, **__: Any) -> None:
@@ -416,7 +409,7 @@ def _patiently(call: Callable[[], T], done: Callable[[], int] = lambda: 0) -> T:
         before = done()
         try:
             return call()
-        except failures() as error:
+        except FAILURES as error:
             failed = failed + 1 if done() == before else 1
             if failed == TRIES or not passing(error):
                 raise
@@ -434,32 +427,8 @@ def _pause(error: Exception, failed: int) -> float:
     return min(0.25 * 2**failed, LONGEST_PAUSE)
 
 
-def failures() -> tuple[type[Exception], ...]:
-    """All errors of a request to the hub."""
-    from huggingface_hub.errors import (
-        FileMetadataError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-    )
-
-    known = (HfHubHTTPError, FileMetadataError, HFValidationError, LocalEntryNotFoundError)
-    return (*known, *unreachable())
-
-
-def unreachable() -> tuple[type[Exception], ...]:
-    """Errors that say that the hub is away, or is to be left alone."""
-    import httpx2
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
-    return (httpx2.TransportError, OfflineModeIsEnabled)
-
-
 def passing(error: BaseException | None) -> bool:
     """Whether an error may be gone at the next try."""
-    import httpx2
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
     if isinstance(error, LocalEntryNotFoundError):
         return passing(error.__cause__)
     if isinstance(error, HfHubHTTPError):

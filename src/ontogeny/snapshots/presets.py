@@ -31,31 +31,20 @@ class Preset:
         the repository's own list of branches and tags tells.
     steps : the published ones, ascending; None where only that list tells.
     tokenizer : repository of the tokenizer; None: the model's own.
-    unit : what a step counts.
-    tokens_per_step : tokens of training in a step; None where it is not one number.
     """
 
     name: str
     revision: str
     steps: list[int] | None
-    tokenizer: str | None = None
-    unit: str = "training step"
-    tokens_per_step: int | None = None
+    tokenizer: str | None
 
 
 def find(repository: str) -> Preset | None:
     """The preset of a repository such as EleutherAI/pythia-160m, or None where none is known."""
     for name, family in families().items():
         if any(fnmatchcase(repository, pattern) for pattern in family["repositories"]):
-            steps = family["steps"]
-            return Preset(
-                name=name,
-                revision=family["revision"],
-                steps=None if steps is None else _expand(steps),
-                tokenizer=family["tokenizer"],
-                unit=family.get("unit", Preset.unit),
-                tokens_per_step=family["tokens_per_step"],
-            )
+            steps = None if family["steps"] is None else _expand(family["steps"])
+            return Preset(name, family["revision"], steps, family["tokenizer"])
     return None
 
 

@@ -48,11 +48,6 @@ class Shape:
     matrices_after: int
 
     @property
-    def block_parameters(self) -> int:
-        """Parameters of one block; of the largest where blocks differ."""
-        return max(self.parameters_by_block)
-
-    @property
     def block_matrix_parameters(self) -> int:
         """Of one block, in matrices that a token is multiplied by; the most of any block."""
         return max(self.matrices_by_block)
@@ -76,13 +71,6 @@ class Shape:
         if layer is None:
             weights += self.matrices_after
         return 2.0 * weights + 4.0 * context * self.attention_width * len(matrices)
-
-    def training_flops_per_token(self, context: int) -> float:
-        """Of a forward and a backward pass through all: 3·flops_per_token.
-
-        The backward pass multiplies twice for each forward product, once for each factor.
-        """
-        return 3 * self.flops_per_token(context)
 
     def _check(self, layer: int | None) -> None:
         if layer is not None and not 0 <= layer < self.layers:

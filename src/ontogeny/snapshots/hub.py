@@ -14,14 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants, try_to_load_from_cache
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import constants, errors, try_to_load_from_cache
 
 from ontogeny.files import InputError, one_line
 from ontogeny.settings import Hub
@@ -35,11 +28,8 @@ def revisions(hub: Hub, steps: list[int]) -> dict[int, str]:
     """The revision of each step, by the pattern of the settings or the preset.
 
     `{step}`, also `{step:03d}`, is the step. `*` stands for what only a listing tells; without it
-    nothing is asked of the network.
-
-    Raises
-    ------
-    InputError : there is no pattern, or a step has no revision or several that fit it.
+    nothing is asked of the network. InputError where there is no pattern, or not one revision
+    alone that fits it at a step.
     """
     pattern = _pattern(hub)
     if "*" not in pattern:
@@ -62,7 +52,7 @@ def faults(hub: Hub, steps: list[int]) -> list[str]:
         return [str(error)]
     except download.FAILURES as error:
         if not download.passing(error) and not isinstance(error, download.UNREACHABLE):
-            return [_problem(error, hub)]
+            return [_problem(error, hub, None, "", "snapshots.hub")]
         preset = presets.find(hub.repository)
         known = preset.steps if preset is not None and hub.revision is None else None
         return [
@@ -90,8 +80,7 @@ def publish(
     ----------
     output : the folder to make, whole or not at all.
     remote_code : bring the repository's Python files too.
-    slots : a folder of lock files, by which all processes together download at most hub.parallel
-        files at once.
+    slots : as for download.get.
 
     Raises
     ------
@@ -137,11 +126,8 @@ def tokenizer(hub: Hub, steps: list[int], output: Path, slots: Path | None = Non
     """Make a folder of the tokenizer's files and source.json.
 
     The tokenizer is that of hub.tokenizer, else of the preset; else the repository's at the last
-    of the steps, or at main where that revision has none.
-
-    Raises
-    ------
-    InputError : there is no tokenizer, or as for `publish`.
+    of the steps, or at main where that revision has none. InputError where there is none, or as
+    for `publish`.
     """
     preset = presets.find(hub.repository)
     repository = hub.tokenizer or (preset.tokenizer if preset else None) or hub.repository
@@ -166,12 +152,7 @@ def tokenizer(hub: Hub, steps: list[int], output: Path, slots: Path | None = Non
 
 
 def fetch_config(hub: Hub, step: int) -> dict[str, Any]:
-    """The configuration of the model at a step: from the cache, else from the hub.
-
-    Raises
-    ------
-    InputError : as for `publish`.
-    """
+    """The configuration of the model at a step, from the cache or the hub; raises as `publish`."""
     revision = revisions(hub, [step])[step]
     cached = try_to_load_from_cache(hub.repository, weights.CONFIG, revision=revision)
     if isinstance(cached, str):
@@ -179,10 +160,8 @@ def fetch_config(hub: Hub, step: int) -> dict[str, Any]:
     with _explained(hub, step, revision):
         commit, files = download.listing(hub.repository, revision)
         if weights.CONFIG not in files:
-            raise InputError(
-                f"snapshots.hub: {hub.repository} at {revision} has no {weights.CONFIG}; "
-                "choose other steps"
-            )
+            where = f"{hub.repository} at {revision}"
+            raise InputError(f"snapshots.hub: {where} has no {weights.CONFIG}; choose other steps")
         got = download.get(hub, commit, files, [weights.CONFIG], None)
     return weights.read_config(got[weights.CONFIG].path)
 
@@ -208,19 +187,14 @@ def _pattern(hub: Hub) -> str:
 
 def _expression(pattern: str, step: int | None = None) -> str:
     """The regular expression of a pattern at a step; at any, which is the group `step`, if None."""
-    expression = ""
-    seen = False
+    expression, digits = "", r"(?P<step>\d+)"
     for part in re.split(r"(\{step[^}]*\}|\*)", pattern):
-        if part == "*":
-            expression += ".*"
-        elif part.startswith("{step"):
-            digits = r"\d+" if seen else r"(?P<step>\d+)"
-            digits = digits if step is None else part.format(step=step)
-            seen = True
+        if part.startswith("{step"):
             # the digits of a step are all that stand there, so that * eats none of them
-            expression += rf"(?<!\d){digits}(?!\d)"
+            expression += rf"(?<!\d){digits if step is None else part.format(step=step)}(?!\d)"
+            digits = r"\d+"
         else:
-            expression += re.escape(part)
+            expression += ".*" if part == "*" else re.escape(part)
     return expression
 
 
@@ -262,27 +236,21 @@ def _explained(
         raise InputError(_problem(error, hub, step, revision, key)) from None
 
 
-def _problem(
-    error: Exception,
-    hub: Hub,
-    step: int | None = None,
-    revision: str = "",
-    key: str = "snapshots.hub",
-) -> str:
+def _problem(error: Exception, hub: Hub, step: int | None, revision: str, key: str) -> str:
     """One of the hub's errors as one line with the mend."""
     name = key if key.endswith("tokenizer") else f"{key}.repository"
     at = f"{hub.repository} at {revision}" if revision else hub.repository
-    if isinstance(error, GatedRepoError):
+    if isinstance(error, errors.GatedRepoError):
         return (
             f"{name}: {hub.repository} is gated; accept its terms at "
             f"{constants.ENDPOINT}/{hub.repository} and set HF_TOKEN"
         )
-    if isinstance(error, RepositoryNotFoundError):
+    if isinstance(error, errors.RepositoryNotFoundError):
         return (
             f"{name}: {hub.repository} is not on {constants.ENDPOINT}, or is private; correct it, "
             "or set HF_TOKEN"
         )
-    if isinstance(error, RevisionNotFoundError) and step is not None:
+    if isinstance(error, errors.RevisionNotFoundError) and step is not None:
         pattern = _pattern(hub)
         try:
             _only(hub, pattern, step, _published(pattern, download.refs(hub.repository, LOOK)))
@@ -291,12 +259,12 @@ def _problem(
         except download.FAILURES:
             pass
         return f"snapshots.steps: {hub.repository} has no step {step} (revision {revision})"
-    if isinstance(error, OfflineModeIsEnabled):
+    if isinstance(error, errors.OfflineModeIsEnabled):
         return (
             f"{key}: {at} is not complete in {constants.HF_HUB_CACHE} and HF_HUB_OFFLINE is set; "
             "unset it"
         )
-    if isinstance(error, HfHubHTTPError) and error.response.status_code == 401:
+    if isinstance(error, errors.HfHubHTTPError) and error.response.status_code == 401:
         return f"{name}: {constants.ENDPOINT} refuses the token; renew HF_TOKEN"
     why = one_line(error.__cause__ or error, 200)
     return (

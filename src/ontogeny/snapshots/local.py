@@ -49,10 +49,7 @@ def folders(local: Local) -> dict[int, Path]:
     """Every folder that fits the pattern, by its step, ascending.
 
     `{step}` stands for digits; `*`, `?`, `[...]` and `**` mean what they mean in a glob pattern.
-
-    Raises
-    ------
-    InputError : two folders have the same step.
+    InputError where two folders have the same step.
     """
     pattern = str(Path(local.folders).expanduser())
     by_step: dict[int, Path] = {}
@@ -72,12 +69,7 @@ def folders(local: Local) -> dict[int, Path]:
 
 
 def resolve_steps(local: Local) -> list[int]:
-    """The steps of all folders, ascending: what `steps: all` means.
-
-    Raises
-    ------
-    InputError : no folder fits the pattern, or two have the same step.
-    """
+    """The steps of all folders, ascending: what `steps: all` means; raises where there are none."""
     steps = list(folders(local))
     if not steps:
         raise InputError(
@@ -127,12 +119,7 @@ def sources(local: Local, step: int) -> list[Path]:
 
 
 def tokenizer_sources(local: Local, steps: list[int]) -> list[Path]:
-    """The files that the tokenizer is made from, of local.tokenizer or the last wanted folder.
-
-    Raises
-    ------
-    InputError : there are none.
-    """
+    """The files of the tokenizer, of local.tokenizer or the last wanted folder, or InputError."""
     if local.tokenizer is None:
         folder, mend = (
             _of_step(local, folders(local), steps[-1]),
@@ -153,9 +140,7 @@ def tokenizer_sources(local: Local, steps: list[int]) -> list[Path]:
 def publish(local: Local, step: int, output: Path) -> None:
     """Make the snapshot folder of a step: config.json, safetensors and source.json.
 
-    Raises
-    ------
-    InputError : the step has no folder, or its folder no sound weights.
+    InputError where the step has no folder, or its folder no sound weights.
     """
     folder = _of_step(local, folders(local), step)
     weights.publish(folder, output, {"folder": str(folder), "step": step}, code=True)
@@ -182,12 +167,11 @@ def _expression(pattern: str) -> str:
     """The regular expression of a glob pattern with {step}, whose digits are the group `step`."""
     parts = re.split(r"(\{step[^}]*\}|\*\*/?|\*|\?|\[[^]]+\])", pattern)
     known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    expression, seen = "", False
+    expression, digits = "", r"(?<!\d)(?P<step>\d+)(?!\d)"
     for part in parts:
         if part.startswith("{step"):
-            # the same step, should it stand there twice
-            expression += "(?P=step)" if seen else r"(?<!\d)(?P<step>\d+)(?!\d)"
-            seen = True
+            expression += digits
+            digits = "(?P=step)"  # the same, should it stand there twice
         elif part in known:
             expression += known[part]
         elif part.startswith("[") and part.endswith("]"):

@@ -1,7 +1,6 @@
-"""Pre-training with the folder that experiments share: states that are there are not made again.
+"""Pre-training with the folder of states that experiments share.
 
-Apart from pretrain.py, whose digest decides when a model is trained again: the cache's code does
-not.
+Apart from pretrain.py, whose digest decides when a model is trained again: this code does not.
 """
 
 from __future__ import annotations
@@ -16,16 +15,9 @@ from ontogeny.snapshots import pretrain as stage
 
 
 def pretrain(settings: Settings, tokens: Path, archive: Path, log: Path | None = None) -> None:
-    """Train until the archive holds every wanted state, starting from those in `storage.cache`.
+    """As pretrain.train, with the states that `storage.cache` has; the others are put there.
 
-    Parameters
-    ----------
-    tokens : tokens.h5. archive : folder of training states. log : CSV of the whole training to
-        write, as pretrain.train does.
-
-    Raises
-    ------
-    InputError : the snapshots are not trained here; as pretrain.train; a shared state is damaged.
+    InputError where the snapshots are not trained here, or a shared state is damaged.
     """
     p, steps = settings.snapshots.pretrain, settings.snapshots.chosen
     if p is None:

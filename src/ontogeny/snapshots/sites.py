@@ -22,20 +22,8 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from ontogeny.files import InputError, one_line
-from ontogeny.snapshots.structure import (
-    End,
-    Enough,
-    Key,
-    arguments,
-    as_call,
-    block_of,
-    blocks,
-    end_of,
-    passing,
-    run,
-    value_of,
-    width,
-)
+from ontogeny.snapshots import structure
+from ontogeny.snapshots.structure import End, Enough, Key, blocks, width
 
 __all__ = ["blocks", "continued", "load_model", "read", "replaced", "truncate", "unused", "width"]
 
@@ -98,7 +86,7 @@ def load_model(
 @torch.no_grad()
 def truncate(model: nn.Module, layer: int) -> None:
     """Drop, in place, the blocks after `layer` and all outside that no pass up to it runs."""
-    block_of(model, layer)
+    structure.block_of(model, layer)
     del blocks(model)[layer + 1 :]
     cast(Any, model).config.get_text_config().num_hidden_layers = layer + 1
     device = next(model.parameters()).device
@@ -128,8 +116,8 @@ def unused(model: nn.Module, ids: torch.Tensor, layer: int) -> list[str]:
     if layer < 0:
         hooks.append(list_of_blocks[0].register_forward_pre_hook(stop))
     else:
-        hooks.append(block_of(model, layer).register_forward_hook(stop))
-    run(model, ids, hooks)
+        hooks.append(structure.block_of(model, layer).register_forward_hook(stop))
+    structure.run(model, ids, hooks)
     # A container is never run itself: it is used if something in it is, the blocks among them.
     used |= {name for name, module in model.named_modules() if module is list_of_blocks}
     for name in list(used):
@@ -149,15 +137,15 @@ def _on(
     if key is not None:
 
         def before(m: nn.Module, args: Any, kwargs: Any) -> Any:
-            given = arguments(args, kwargs)
+            given = structure.arguments(args, kwargs)
             new = act(given[key])
-            return None if new is None else as_call(given | {key: new})
+            return None if new is None else structure.as_call(given | {key: new})
 
         return module.register_forward_pre_hook(before, with_kwargs=True)
 
     def after(m: nn.Module, args: Any, kwargs: Any, out: Any) -> Any:
-        value = value_of(out)
-        base = None if end.added is None else arguments(args, kwargs)[end.added]
+        value = structure.value_of(out)
+        base = None if end.added is None else structure.arguments(args, kwargs)[end.added]
         new = act(value if base is None else value - base)
         if new is None:
             return None
@@ -183,7 +171,7 @@ def read(
     ------
     InputError : a layer or a stream that the model does not have, with the setting to change.
     """
-    ends = {key: end_of(model, *key) for key in wanted}
+    ends = {key: structure.end_of(model, *key) for key in wanted}
     got: dict[tuple[int, str], torch.Tensor] = {}
     if not ends:
         return got
@@ -195,14 +183,16 @@ def read(
         if last:
             raise Enough
 
-    run(model, ids, [_on(module, end, partial(keep, key)) for key, (module, end) in ends.items()])
+    structure.run(
+        model, ids, [_on(module, end, partial(keep, key)) for key, (module, end) in ends.items()]
+    )
     return got
 
 
 @contextmanager
 def replaced(model: nn.Module, layer: int, stream: str, value: torch.Tensor) -> Iterator[None]:
-    """Inside the block, every forward pass has `value` (B, T, d) at the site, not its own."""
-    module, end = end_of(model, layer, stream)
+    """While it lasts, every forward pass has `value` (B, T, d) at the site, not its own."""
+    module, end = structure.end_of(model, layer, stream)
     handle = _on(module, end, lambda old: value.reshape(old.shape).to(old.dtype))
     try:
         yield
@@ -217,7 +207,7 @@ def continued(model: nn.Module, layer: int, stream: str, value: torch.Tensor) ->
     Of the residual stream, these are the blocks up to `layer`, whose outputs the value stands for;
     of other streams, or where blocks hand on more than one tensor, there are none.
     """
-    needless = passing(model, layer) if stream == "residual" else []
+    needless = structure.passing(model, layer) if stream == "residual" else []
     with ExitStack() as stack:
         stack.enter_context(replaced(model, layer, stream, value))
         for block, key in needless:
@@ -227,4 +217,4 @@ def continued(model: nn.Module, layer: int, stream: str, value: torch.Tensor) ->
 
 
 def _hand_on(key: Key, *args: Any, **kwargs: Any) -> Any:
-    return arguments(args, kwargs)[key]
+    return structure.arguments(args, kwargs)[key]

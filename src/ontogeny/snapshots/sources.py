@@ -13,9 +13,7 @@ from ontogeny.snapshots import local, presets, shape, weights
 def resolve(settings: Settings) -> Settings:
     """The settings with `snapshots.steps: all` replaced by the steps that are there.
 
-    Raises
-    ------
-    InputError : no folder fits. SettingsError : the steps that are there do not fit the rest.
+    InputError where there are none, SettingsError where they do not fit the rest.
     """
     if settings.snapshots.steps != "all" or settings.snapshots.local is None:
         return settings
@@ -78,15 +76,9 @@ def publish(
 
 
 def tokenizer(settings: Settings, output: Path, slots: Path | None = None) -> None:
-    """Make the folder of the tokenizer of a model that is not trained here.
+    """Make the folder of the tokenizer of a model that is not trained here; `slots` as above.
 
-    Parameters
-    ----------
-    slots : as for `publish`.
-
-    Raises
-    ------
-    InputError : there is no tokenizer, or the hub cannot be reached.
+    InputError where there is no tokenizer, or the hub cannot be reached.
     """
     source = settings.snapshots
     if source.local is not None:
@@ -103,15 +95,11 @@ def architecture(settings: Settings, results: str | Path) -> dict[str, Any]:
     """The configuration of the language model, from the nearest that has it.
 
     Training here: the settings. Local: a folder's config.json. Hub: a snapshot that is there, what
-    an earlier look fetched, the preset, or the hub.
+    an earlier look fetched, the preset, or the hub: InputError where it cannot be reached.
 
     Parameters
     ----------
     results : the folder that holds the experiments' folders.
-
-    Raises
-    ------
-    InputError : the hub alone knows it, and it cannot be reached.
     """
     source, steps = settings.snapshots, settings.snapshots.chosen
     if source.pretrain is not None:

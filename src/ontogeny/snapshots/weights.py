@@ -37,12 +37,7 @@ def present(folder: Path) -> list[str]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A model's configuration, config.json.
-
-    Raises
-    ------
-    InputError : it is missing, damaged, or no mapping.
-    """
+    """A model's configuration; InputError where it is missing, damaged, or no mapping."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -55,11 +50,9 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def shards(index: Path) -> dict[str, list[str]]:
-    """The files that an index names, each with its tensors, in the files' order.
+    """The files that an index names, ascending, each with its tensors.
 
-    Raises
-    ------
-    InputError : the index is damaged, or names a file outside its folder.
+    InputError where the index is damaged, or names a file outside its folder.
     """
     tensors: dict[str, list[str]] = {}
     try:
@@ -80,12 +73,7 @@ def shards(index: Path) -> dict[str, list[str]]:
 
 
 def check(path: Path) -> set[str]:
-    """Names of the tensors of a safetensors file whose header and size agree.
-
-    Raises
-    ------
-    InputError : the file is cut short, longer than its header says, or no safetensors file.
-    """
+    """Names of the tensors of a safetensors file; InputError unless header and size agree."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -186,12 +174,7 @@ def _convert(source: Path, output: Path, parts: list[str]) -> None:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """The tensors of a pickled state, by name; no code in it is run.
-
-    Raises
-    ------
-    InputError : the file is damaged, or holds anything but tensors.
-    """
+    """The tensors of a pickled state, by name, or InputError; no code in it is run."""
     import torch
 
     try:

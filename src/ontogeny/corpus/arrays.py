@@ -16,9 +16,7 @@ PIECE = 1 << 20  # tokens that are read at a time
 def opened(tokens: TokenArray, context: int) -> np.ndarray:
     """The array, mapped into memory and not read: (tokens,) or (blocks, context), integers.
 
-    Raises
-    ------
-    InputError : no such file, an unknown ending, a damaged file, or a wrong type or shape.
+    InputError where there is no such file, or its ending, size, type or shape is wrong.
     """
     path = Path(tokens.path).expanduser()
     key = "corpus.tokens.path"
@@ -58,9 +56,7 @@ def opened(tokens: TokenArray, context: int) -> np.ndarray:
 def pieces(tokens: TokenArray, context: int, vocabulary: int) -> Iterator[np.ndarray]:
     """The array's ids in order, in pieces of about a million, each (tokens,).
 
-    Raises
-    ------
-    InputError : as `opened`, or an id that the vocabulary lacks.
+    InputError as for `opened`, or of an id that the vocabulary lacks.
     """
     array = opened(tokens, context)
     rows = PIECE if array.ndim == 1 else max(1, PIECE // context)

@@ -53,10 +53,7 @@ def model_tokenizer(folder: str | Path) -> tuple[Tokenizer, int, int | None]:
     """A model's own tokenizer: its fast form, its number of ids, and what ends a document.
 
     That is the end-of-text token, in its absence the one that begins or separates texts, or None.
-
-    Raises
-    ------
-    InputError : no tokenizer there, none that has a fast form, or one that needs code of its own.
+    InputError where there is no tokenizer, none in a fast form, or one that needs code of its own.
     """
     from transformers import AutoTokenizer
 
@@ -127,7 +124,11 @@ def build(
     elif corpus.tokens is not None:
         raise InputError("corpus.tokens: ids need the model's tokenizer; give text instead")
     else:
-        sample, documents = _sampled(documents)
+        sample = documents
+        if not isinstance(documents, list):
+            stream = iter(documents)
+            sample = next(_batches(stream, SAMPLE_CHARACTERS), [])
+            documents = chain(sample, stream)
         backend, vocabulary = train_tokenizer(sample, corpus.vocabulary), corpus.vocabulary
         end = backend.token_to_id(END_OF_TEXT)
     if corpus.tokens is None:
@@ -150,7 +151,7 @@ def build(
     described = backend.to_str(pretty=True)
     with whole(tokens) as draft, h5py.File(draft, "w") as file:
         digest = hashlib.sha256()
-        n_blocks = _pack(ids, file, corpus.context, wanted, limit, dtype, digest)
+        n_blocks = _pack(ids, file, corpus, limit, dtype, digest)
         if n_blocks < (limit or 0) or n_blocks < wanted + pretrain:
             raise InputError(text.too_little(corpus, n_blocks, pretrain))
         bounds = (0, corpus.held_out_blocks, wanted, n_blocks)
@@ -169,26 +170,13 @@ def build(
         write_text(tokenizer, described)
 
 
-def _sampled(documents: Iterable[str]) -> tuple[Iterable[str], Iterable[str]]:
-    """The documents that a tokenizer is trained on, and all documents, those included."""
-    if isinstance(documents, list):
-        return documents, documents
-    stream, sample, characters = iter(documents), [], 0
-    for document in stream:
-        sample.append(document)
-        characters += len(document)
-        if characters >= SAMPLE_CHARACTERS:
-            break
-    return sample, chain(sample, stream)
-
-
 def _encoded(
     documents: Iterable[str], backend: Tokenizer, end: int | None, text_digest: Any
 ) -> Iterator[np.ndarray]:
     """Ids of the documents, each followed by `end`, a batch of documents at a time: (tokens,)."""
     after = [] if end is None else [end]
     separator = b""
-    for batch in _batches(documents):
+    for batch in _batches(documents, BATCH_CHARACTERS):
         for document in batch:
             text_digest.update(separator + document.encode("utf-8"))
             separator = b"\0"
@@ -196,15 +184,16 @@ def _encoded(
         yield np.concatenate([np.array([*e.ids, *after], np.int64) for e in encodings])
 
 
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+def _batches(documents: Iterable[str], characters: int) -> Iterator[list[str]]:
+    """Lists of so many documents that they hold `characters`, and of what is left at the end."""
     batch: list[str] = []
-    characters = 0
+    held = 0
     for document in documents:
         batch.append(document)
-        characters += len(document)
-        if characters >= BATCH_CHARACTERS:
+        held += len(document)
+        if held >= characters:
             yield batch
-            batch, characters = [], 0
+            batch, held = [], 0
     if batch:
         yield batch
 
@@ -218,22 +207,19 @@ def _hashed(pieces: Iterable[np.ndarray], digest: Any) -> Iterator[np.ndarray]:
 def _pack(
     pieces: Iterator[np.ndarray],
     file: h5py.File,
-    context: int,
-    least: int,
+    corpus: Corpus,
     limit: int | None,
     dtype: np.dtype[Any],
     digest: Any,
 ) -> int:
-    """Write ids as blocks until there are `limit`, or no more ids. Returns how many there are.
-
-    least : blocks that are needed at any rate, for the progress bar.
-    """
+    """Write ids as blocks until there are `limit`, or no more ids. Returns how many there are."""
+    context, done = corpus.context, 0
     chunk = (chunk_blocks(context, dtype.itemsize), context)
     dataset = file.create_dataset(
         "tokens", (0, context), dtype, maxshape=(None, context), chunks=chunk, fletcher32=True
     )
+    least = corpus.held_out_blocks + corpus.train_blocks
     rest = np.empty(0, dtype)
-    done = 0
     with bar("corpus", (limit or least) * context, "tokens") as progress:
         if limit is None:  # tqdm's own format says how much there is so far
             progress.total, progress.bar_format, progress.unit_scale = None, None, True
@@ -254,15 +240,9 @@ def _pack(
 
 
 class Tokens:
-    """Blocks of a tokens file, which stays open and is read where asked.
+    """Blocks of a tokens file that `build` wrote, which stays open and is read where asked.
 
-    Parameters
-    ----------
-    path : HDF5 written by `build`.
-
-    Raises
-    ------
-    InputError : the file is truncated, or not a tokens file; on reading: a damaged part.
+    InputError where the file is truncated or no tokens file; on reading, where a part is damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -294,12 +274,7 @@ class Tokens:
             raise self._damaged(error) from None
 
     def take(self, numbers: np.ndarray) -> np.ndarray:
-        """Blocks by number, in the order asked for: (len(numbers), context).
-
-        Raises
-        ------
-        IndexError : a number that the file lacks.
-        """
+        """Blocks by number, in the order asked for: (len(numbers), context), or IndexError."""
         if len(numbers) == 0:
             return np.empty((0, self.context), self._data.dtype)
         wanted, order = np.unique(numbers, return_inverse=True)

@@ -97,10 +97,9 @@ class Run:
         )
 
     def pretrain(self) -> None:
-        p, steps = self.s.snapshots.pretrain, self.s.snapshots.chosen
         kept = self.home / "pretrain" / "archive"
-        pretrain.train(p, steps, self.s.analysis, self.tokens, kept, None, "cpu")
-        for step in steps:
+        pretrain.train(self.s, self.tokens, kept)
+        for step in self.s.snapshots.chosen:
             sources.publish(self.s, step, self.home / f"snapshots/step{step}", kept)
 
     def extract(self) -> None:

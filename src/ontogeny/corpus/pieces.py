@@ -21,6 +21,7 @@ from ontogeny.files import InputError, one_line
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 SPACE = "▁"  # SentencePiece's
 SHOWN = {"\n": "↵", "\t": "⇥"}
+HIDDEN = ("Cf", "Cs", "Cn", "Co", "Zl", "Zp")  # categories of characters without a glyph
 
 
 def alphabet() -> dict[str, int]:
@@ -104,9 +105,9 @@ class Vocabulary:
         whole = b"".join(self.tokens[n] for n in ids)
         for letter in whole.decode("utf-8", "surrogateescape"):
             code = ord(letter)
-            alone = 0xDC80 <= code <= 0xDCFF  # a byte that is part of no character
-            texts[owner[at]] += rf"\x{code - 0xDC00:02x}" if alone else letter
-            at += 1 if alone else len(letter.encode())
+            lone = 0xDC80 <= code <= 0xDCFF  # a byte that is part of no character
+            texts[owner[at]] += rf"\x{code - 0xDC00:02x}" if lone else letter
+            at += 1 if lone else len(letter.encode())
         return texts
 
 
@@ -124,15 +125,13 @@ def visible(text: str) -> str:
     A newline is ↵, a tab ⇥; other controls, and what has no glyph of its own (formats such as
     right-to-left marks, lone surrogates, unassigned), are codes such as \x1b and \u{202e}.
     """
-    return "".join(_visible(letter) for letter in text)
 
+    def shown(letter: str) -> str:
+        kind = unicodedata.category(letter)
+        if letter in SHOWN:
+            return SHOWN[letter]
+        if kind == "Cc":
+            return rf"\x{ord(letter):02x}"
+        return rf"\u{{{ord(letter):x}}}" if kind in HIDDEN else letter
 
-def _visible(letter: str) -> str:
-    if letter in SHOWN:
-        return SHOWN[letter]
-    kind = unicodedata.category(letter)
-    if kind == "Cc":
-        return rf"\x{ord(letter):02x}"
-    if kind in ("Cf", "Cs", "Cn", "Co", "Zl", "Zp"):
-        return rf"\u{{{ord(letter):x}}}"
-    return letter
+    return "".join(map(shown, text))

@@ -295,7 +295,10 @@ def _of_dataset(wanted: Dataset, seed: int) -> Iterator[str]:
     except KeyError:
         raise InputError(f"{key} is not in every file of {wanted.name}; name another") from None
     except Exception as error:  # of the many libraries below: HTTP, file systems, formats
-        raise InputError(_dataset_fault(wanted, error)) from None
+        why = one_line(error).rstrip(".")[:300]
+        part, mend = next((part, mend) for sign, part, mend in DATASET_FAULTS if sign in why)
+        name = getattr(wanted, part) or wanted.name
+        raise InputError(f"corpus.dataset.{part}: {name}: {why}; {mend}") from None
 
 
 # What the libraries say, the key at fault, and the mend: the first that fits.
@@ -310,12 +313,6 @@ DATASET_FAULTS = (
     ("Couldn't reach", "name", "connect to the hub (HF_ENDPOINT), or use corpus.files"),
     ("", "name", "correct it, or set HF_TOKEN if it needs access"),
 )
-
-
-def _dataset_fault(wanted: Dataset, error: Exception) -> str:
-    why = one_line(error).rstrip(".")[:300]
-    key, mend = next((key, mend) for sign, key, mend in DATASET_FAULTS if sign in why)
-    return f"corpus.dataset.{key}: {getattr(wanted, key) or wanted.name}: {why}; {mend}"
 
 
 def _mixed(texts: Iterable[str], rng: np.random.Generator) -> Iterator[str]:

@@ -384,18 +384,12 @@ def _patiently(call: Callable[[], T], done: Callable[[], int] = lambda: 0) -> T:
             failed = failed + 1 if done() == before else 1
             if failed == TRIES or not passing(error):
                 raise
-            time.sleep(_pause(error, failed))
-
-
-def _pause(error: Exception, failed: int) -> float:
-    """Seconds to wait before the next try: growing, or what the hub asks of who asked too much."""
-    headers = getattr(getattr(error, "response", None), "headers", {})
-    asked = re.fullmatch(r"(\d+)", headers.get("Retry-After", "")) or re.search(
-        r"\br=0\b.*\bt=(\d+)", headers.get("RateLimit", "")
-    )
-    if asked:
-        return min(float(asked[1]), LONGEST_WAIT)
-    return min(0.25 * 2**failed, LONGEST_PAUSE)
+            headers = getattr(getattr(error, "response", None), "headers", {})
+            asked = re.fullmatch(r"(\d+)", headers.get("Retry-After", "")) or re.search(
+                r"\br=0\b.*\bt=(\d+)", headers.get("RateLimit", "")
+            )
+            growing = min(0.25 * 2**failed, LONGEST_PAUSE)
+            time.sleep(min(float(asked[1]), LONGEST_WAIT) if asked else growing)
 
 
 def passing(error: BaseException | None) -> bool:

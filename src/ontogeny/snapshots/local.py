@@ -157,9 +157,9 @@ def _of_step(local: Local, by_step: dict[int, Path], step: int) -> Path:
     return by_step[step]
 
 
-def missing(where: str, step: int, there: Iterable[int]) -> str:
+def missing(where: str, step: int, known: Iterable[int]) -> str:
     """What to say of a step that is not among those that are there."""
-    near = ", ".join(map(str, nearest(step, list(there))))
+    near = ", ".join(map(str, nearest(step, list(known))))
     return f"{where} has no step {step}" + (f"; nearest: {near}" if near else "")
 
 

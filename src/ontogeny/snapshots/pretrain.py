@@ -27,7 +27,7 @@ from ontogeny import devices
 from ontogeny.corpus.build import Tokens
 from ontogeny.files import InputError, whole, write_table, write_text
 from ontogeny.progress import bar
-from ontogeny.settings import Analysis, Pretrain
+from ontogeny.settings import Pretrain, Settings
 from ontogeny.snapshots import copying, shape
 from ontogeny.snapshots.sizes import SAVE_EVERY
 
@@ -157,19 +157,12 @@ def claimed(archive: Path, tokens: str) -> Iterator[None]:
 
 
 def train(
-    settings: Pretrain,
-    snapshots: list[int],
-    analysis: Analysis,
-    tokens: str | Path,
-    archive: str | Path,
-    log: str | Path | None,
-    device: str = "auto",
+    settings: Settings, tokens: str | Path, archive: str | Path, log: str | Path | None = None
 ) -> None:
     """Train, or train on, until the archive holds every wanted snapshot and the whole log.
 
     Parameters
     ----------
-    settings, analysis : the settings' sections. snapshots : the steps that are wanted.
     tokens : tokens.h5 of the corpus stage.
     archive : folder of training states, `step{S}/`; kept between calls.
     log : CSV to write, one row a logged step: step, tokens, learning_rate, loss (of the batch,
@@ -177,27 +170,33 @@ def train(
     """
     archive, data = Path(archive), Tokens(tokens)
     with claimed(archive, data.digest):
-        wanted = sorted({0, *snapshots, settings.steps})
-        _train(settings, wanted, analysis, data, archive, device)
+        wanted = wanted_steps(settings)
+        _train(settings, wanted, data, archive)
         if log is not None:
             _write_log(archive, wanted, log)
 
 
-def _train(
-    settings: Pretrain,
-    wanted: list[int],
-    analysis: Analysis,
-    data: Tokens,
-    archive: Path,
-    device: str,
-) -> None:
+def wanted_steps(settings: Settings) -> list[int]:
+    """The steps whose states are kept: the first, the snapshots and the last, ascending."""
+    return sorted({0, *settings.snapshots.chosen, section(settings).steps})
+
+
+def section(settings: Settings) -> Pretrain:
+    """The settings of the training, or InputError where the snapshots are not trained here."""
+    if settings.snapshots.pretrain is None:
+        raise InputError("snapshots.pretrain: not given; these snapshots are not trained here")
+    return settings.snapshots.pretrain
+
+
+def _train(experiment: Settings, wanted: list[int], data: Tokens, archive: Path) -> None:
+    settings, analysis = section(experiment), experiment.analysis
     blocks = data.split("pretrain")
     if len(blocks) < settings.batch_blocks:
         raise InputError(
             f"snapshots.pretrain.batch_blocks: {settings.batch_blocks} blocks a step, the corpus "
             f"has {len(blocks)} for pre-training; lower it or give more text"
         )
-    where = devices.choose(device)
+    where = devices.choose(experiment.device)
     model = make_model(settings, data.vocabulary, data.context).to(where)
     optimizers = make_optimizers(model, settings)
     held_out = data.split("held_out")

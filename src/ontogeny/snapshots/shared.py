@@ -9,7 +9,6 @@ from pathlib import Path
 
 from ontogeny import cache, scratch
 from ontogeny.corpus.build import Tokens
-from ontogeny.files import InputError
 from ontogeny.settings import Settings
 from ontogeny.snapshots import pretrain as stage
 
@@ -19,17 +18,13 @@ def pretrain(settings: Settings, tokens: Path, archive: Path, log: Path | None =
 
     InputError where the snapshots are not trained here, or a shared state is damaged.
     """
-    p, steps = settings.snapshots.pretrain, settings.snapshots.chosen
-    if p is None:
-        raise InputError("snapshots.pretrain: not given; these snapshots are not trained here")
     folder = scratch.expanded(settings.storage.cache) if settings.storage.cache else None
-    if folder is None:
-        stage.train(p, steps, settings.analysis, tokens, archive, log, settings.device)
-        return
-    states = [archive / f"step{step}" for step in sorted({0, *steps, p.steps})]
-    digest = Tokens(tokens).digest
-    key = cache.pretrain_key(p, settings.analysis, digest)
-    with stage.claimed(archive, digest):
-        cache.take(folder, key, states)
-    stage.train(p, steps, settings.analysis, tokens, archive, log, settings.device)
-    cache.give(folder, key, states)
+    states = [archive / f"step{step}" for step in stage.wanted_steps(settings)]
+    if folder is not None:
+        digest = Tokens(tokens).digest
+        key = cache.pretrain_key(stage.section(settings), settings.analysis, digest)
+        with stage.claimed(archive, digest):
+            cache.take(folder, key, states)
+    stage.train(settings, tokens, archive, log)
+    if folder is not None:
+        cache.give(folder, key, states)

@@ -266,11 +266,13 @@ def _tell_apart(calls: dict[str, _Call], block: nn.Module, d: int) -> dict[str, 
                 seen.append(calls[below])
         return sorted(seen, key=lambda call: order.index(call.path))
 
-    here = parts("", block)
-    while len(here) == 1 and any(map(mixes, inner := parts(here[0].path, here[0].module))):
-        here = inner  # a wrapper around all that the block does
-    attentions = [call for call in here if mixes(call)]
-    others = [call for call in here if not mixes(call)]
+    children = parts("", block)
+    while len(children) == 1 and any(
+        map(mixes, inner := parts(children[0].path, children[0].module))
+    ):
+        children = inner  # a wrapper around all that the block does
+    attentions = [call for call in children if mixes(call)]
+    others = [call for call in children if not mixes(call)]
     attention: End | str = f"{len(attentions)} of its parts mix positions, where one is expected"
     if len(attentions) == 1:
         chosen = attentions[0]

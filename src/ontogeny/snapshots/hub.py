@@ -94,8 +94,8 @@ def publish(
         commit, files = download.listing(hub.repository, revision)
         where = f"{hub.repository} at {revision}"
         chosen = weights.choice(files)
-        if weights.CONFIG not in files or chosen is None:
-            lacks = weights.CONFIG if chosen else f"{weights.SINGLE} or {weights.BIN}"
+        if chosen is None or weights.lacking(files):
+            lacks = weights.lacking(files)[-1]
             raise InputError(f"snapshots.hub: {where} has no {lacks}; choose other steps")
         first = [weights.CONFIG]
         if remote_code:

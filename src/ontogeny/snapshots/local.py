@@ -93,12 +93,9 @@ def faults(local: Local, steps: list[int] | Literal["all"]) -> list[str]:
         except InputError as error:
             lines.append(str(error))
             continue
-        names = weights.present(folder)
-        lacks = [] if weights.CONFIG in names else [weights.CONFIG]
-        lacks += [] if weights.choice(names) else [f"{weights.SINGLE} or {weights.BIN}"]
         lines += [
             f"snapshots.steps: {folder} has no {name}; remove step {step} or save it again"
-            for name in lacks
+            for name in weights.lacking(weights.present(folder))
         ]
     if not lines:
         try:

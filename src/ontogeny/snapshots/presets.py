@@ -1,8 +1,7 @@
 """What is known beforehand of snapshots on the Hugging Face hub: presets.yaml, read.
 
-A preset says how a family of repositories names its snapshots, which training steps it publishes
-and what its models are built like, so that an experiment can be checked and its cost told before
-anything is fetched. Another family is another entry of presets.yaml.
+With it an experiment can be checked and its cost told before anything is fetched. Another family
+of repositories is another entry of presets.yaml.
 """
 
 from __future__ import annotations
@@ -22,15 +21,9 @@ FILE = Path(__file__).with_suffix(".yaml")
 
 @dataclass(frozen=True)
 class Preset:
-    """How a family of repositories publishes its snapshots.
+    """How a family of repositories publishes its snapshots; presets.yaml says what each is.
 
-    Attributes
-    ----------
-    name : of the family in presets.yaml.
-    revision : names of the revisions, a format string of `step`; * stands for a part that only
-        the repository's own list of branches and tags tells.
-    steps : the published ones, ascending; None where only that list tells.
-    tokenizer : repository of the tokenizer; None: the model's own.
+    steps : the published ones, ascending; None where only the repository's list of branches tells.
     """
 
     name: str
@@ -49,10 +42,9 @@ def find(repository: str) -> Preset | None:
 
 
 def architecture(repository: str) -> dict[str, Any] | None:
-    """Keyword arguments of `transformers.AutoConfig.for_model` for a repository's model.
+    """Keyword arguments of `transformers.AutoConfig.for_model` for a repository's model, or None.
 
-    `dtype` among them is the type of the stored weights. The caller's own copy, or None where the
-    model is not listed.
+    `dtype` among them is the type of the stored weights. A copy of the caller's own.
     """
     for family in families().values():
         if repository in family["models"]:

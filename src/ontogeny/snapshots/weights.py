@@ -31,6 +31,12 @@ def choice(names: Collection[str]) -> str | None:
     return next((name for name in (SINGLE, INDEX, BIN, BIN_INDEX) if name in names), None)
 
 
+def lacking(names: Collection[str]) -> list[str]:
+    """What a folder of these names lacks to be a snapshot: a configuration, weights."""
+    config = [] if CONFIG in names else [CONFIG]
+    return config if choice(names) else [*config, f"{SINGLE} or {BIN}"]
+
+
 def present(folder: Path) -> list[str]:
     """Names of the files of a folder, ascending; links that lead nowhere are left out."""
     return sorted(path.name for path in folder.iterdir() if path.is_file())

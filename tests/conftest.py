@@ -220,7 +220,7 @@ def analysed(finished, tmp_path_factory):
     from ontogeny import settings
     from ontogeny.circuits import attribution, tasks
     from ontogeny.corpus.build import Tokens
-    from ontogeny.corpus.pieces import byte_letters
+    from ontogeny.corpus.pieces import alphabet
     from ontogeny.features import contexts, span
 
     folder = tmp_path_factory.mktemp("analysed") / "results" / "hostile"
@@ -249,8 +249,9 @@ def analysed(finished, tmp_path_factory):
     frequent = [int(i) for i in np.bincount(text.ravel()).argsort()[::-1] if i > 0]
     given = json.loads(tokenizer.read_text())
     names = {number: name for name, number in given["model"]["vocab"].items()}
+    letters = {byte: letter for letter, byte in alphabet().items()}
     for number, piece in zip(frequent, HOSTILE, strict=False):
-        names[number] = byte_letters(piece.encode())
+        names[number] = "".join(letters[byte] for byte in piece.encode())
     given["model"] |= {"vocab": {name: i for i, name in sorted(names.items())}, "merges": []}
     tokenizer.write_text(json.dumps(given))
     contexts.describe(s, *rows, tokenizer, tables / "contexts.h5", tables / "contexts.parquet")

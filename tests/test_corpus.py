@@ -296,7 +296,7 @@ def test_definitions_are_cut_between_entries(tmp_path):
         packed = gzip.compress(json.dumps(definition).encode())
         archive.writestr("botocore/data/made/2020-01-01/service-2.json.gz", packed)
         archive.writestr("botocore/data/made/2020-01-01/paginators-1.json", "{}")
-    found = list(wheel_text.service_definitions({"botocore": wheel}))
+    found = list(wheel_text.service_definitions(wheel))
     assert found[0] == '{"operations":{"Get":{"input":{"shape":"One"}}}}'
     rest = [json.loads(document) for document in found[1:]]
     assert [key for document in rest for key in document["shapes"]] == names

@@ -26,7 +26,7 @@ from ontogeny.crosscoder.optimizer import Adam
 from ontogeny.files import InputError
 from ontogeny.phases import levels
 from ontogeny.plan import bill, cost, limits, machines, table
-from ontogeny.snapshots import archive, pretrain
+from ontogeny.snapshots import pretrain, sources
 
 EXPERIMENTS = ROOT / "experiments"
 HERE = machines.Machine(Path(), 10**15, 10**15, 0, "CPU", False)
@@ -97,11 +97,10 @@ class Run:
         )
 
     def pretrain(self) -> None:
-        p, steps = self.s.snapshots.pretrain, self.s.snapshots.chosen
         kept = self.home / "pretrain" / "archive"
-        pretrain.train(p, steps, self.s.analysis, self.tokens, kept, None, "cpu")
-        for step in steps:
-            archive.publish(kept, step, self.home / f"snapshots/step{step}")
+        pretrain.train(self.s, self.tokens, kept)
+        for step in self.s.snapshots.chosen:
+            sources.publish(self.s, step, self.home / f"snapshots/step{step}", kept)
 
     def extract(self) -> None:
         folder = self.home / "activations"
@@ -155,9 +154,8 @@ def test_sizes_are_the_stages_own():
         cost.FIDELITY_PIECE, cost.FIDELITY_ENTRIES,
     )  # fmt: skip
     assert (levels.BATCH_ENTRIES, levels.NGRAM_TOKENS) == (cost.PHASE_ENTRIES, cost.NGRAM_TOKENS)
-    assert (fidelity.PCA_ROWS, build.CHUNK_BYTES) == (cost.PCA_ROWS, cost.TOKENS_CHUNK)
+    assert fidelity.PCA_ROWS == cost.PCA_ROWS
     assert (train.LOG_EVERY, len(train.NORM_GRID)) == (cost.LOG_EVERY, cost.NORM_GRID)
-    assert pretrain.SAVE_EVERY == cost.PRETRAIN_SAVE_EVERY
 
 
 # Floating point operations

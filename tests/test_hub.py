@@ -67,7 +67,7 @@ def client(server: HubServer, home: Path, *calls: str, **more: Any) -> list[Any]
 
 
 def fetch(output: Path, step: int = 100, more: str = "") -> str:
-    return f"hub.fetch(settings, {step}, Path({str(output)!r}){more})"
+    return f"hub.publish(settings, {step}, Path({str(output)!r}){more})"
 
 
 def sharded(seed: int) -> dict[str, bytes]:
@@ -445,7 +445,7 @@ def test_tokenizers(server, tmp_path) -> None:
     server.add("someone/nothing", "main", {"vocab.md": "x"})
 
     def get(name: str, steps: list[int], where: str = "settings") -> str:
-        return f"hub.fetch_tokenizer({where}, {steps}, Path({str(tmp_path / name)!r}))"
+        return f"hub.tokenizer({where}, {steps}, Path({str(tmp_path / name)!r}))"
 
     def other(name: str) -> str:
         return f"settings.model_copy(update={{'tokenizer': {name!r}}})"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from ontogeny.files import InputError, whole
+from ontogeny.files import InputError
 from ontogeny.settings import Local
 from ontogeny.snapshots import local, weights
 
@@ -158,12 +158,6 @@ def test_a_missing_tokenizer_is_told_with_its_key(runs) -> None:
     ]
 
 
-def place(source: Path, output: Path) -> dict[str, Any]:
-    """Place as `publish` does: nothing is left of what fails."""
-    with whole(output) as draft:
-        return weights.place(source, draft)
-
-
 @pytest.mark.parametrize(
     "damage", [lambda b: b[:-4], lambda b: b + b"more", lambda b: b"\xff" * 64, lambda b: b""]
 )
@@ -172,7 +166,7 @@ def test_damaged_safetensors_are_one_line(tmp_path, damage) -> None:
     file = source / "model.safetensors"
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(InputError) as raised:
-        place(source, tmp_path / "out")
+        weights.publish(source, tmp_path / "out", {})
     assert str(raised.value).startswith(f"{file}: damaged safetensors (")
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "out").exists()
@@ -185,15 +179,15 @@ def test_a_shard_that_lacks_what_the_index_names(tmp_path) -> None:
     index = {"weight_map": {"w": shard, "v": shard}}
     (source / weights.INDEX).write_text(json.dumps(index))
     with pytest.raises(InputError, match=rf"{shard}: lacks v, which {weights.INDEX} names"):
-        place(source, tmp_path / "out")
+        weights.publish(source, tmp_path / "out", {})
     index["weight_map"]["v"] = "model-00002-of-00002.safetensors"
     (source / weights.INDEX).write_text(json.dumps(index))
     with pytest.raises(InputError, match=r"names model-00002-of-00002.safetensors, which is miss"):
-        place(source, tmp_path / "out")
+        weights.publish(source, tmp_path / "out", {})
     index["weight_map"] = {"w": "../a/model.safetensors"}
     (source / weights.INDEX).write_text(json.dumps(index))
     with pytest.raises(InputError, match=r"no \.safetensors file beside it"):
-        place(source, tmp_path / "out")
+        weights.publish(source, tmp_path / "out", {})
 
 
 class Malicious:
@@ -219,7 +213,7 @@ def test_a_malicious_pickle_is_never_run(tmp_path, way) -> None:
     else:
         torch.save(state, file, _use_new_zipfile_serialization=way == "torch")
     with pytest.raises(InputError) as raised:
-        place(source, tmp_path / "out")
+        weights.publish(source, tmp_path / "out", {})
     assert str(raised.value).startswith(f"{file}: cannot be loaded as plain tensors (")
     assert "\n" not in str(raised.value)
     assert not trap.exists()
@@ -239,7 +233,7 @@ def test_a_damaged_pickle_is_one_line(tmp_path, damage) -> None:
     torch.save({"w": torch.ones(2)}, file)
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(InputError) as raised:
-        place(source, tmp_path / "out")
+        weights.publish(source, tmp_path / "out", {})
     assert str(raised.value).startswith(f"{file}: cannot be loaded as plain tensors (")
     assert "\n" not in str(raised.value)
 
@@ -264,7 +258,9 @@ def test_pickled_tensors_become_safetensors(tmp_path, legacy) -> None:
     }
     file = source / "pytorch_model.bin"
     torch.save(state, file, _use_new_zipfile_serialization=not legacy)
-    about = place(source, tmp_path / "out")
+    assert weights.publish(source, tmp_path / "out", {"step": 1}) == ["pytorch_model.bin"]
+    about = json.loads((tmp_path / "out/source.json").read_text())
+    assert about["step"] == 1
     stored = load_torch(tmp_path / "out/model.safetensors")
     assert set(stored) == set(state)
     for name, tensor in state.items():
@@ -287,16 +283,20 @@ def test_pickles_of_other_things_are_refused(tmp_path) -> None:
     ):
         torch.save(state, file)
         with pytest.raises(InputError, match=said):
-            place(source, tmp_path / "out")
+            weights.publish(source, tmp_path / "out", {})
 
 
 def test_safetensors_come_before_pickles(tmp_path) -> None:
     source = checkpoint(tmp_path / "a", seed=3)
     (source / "pytorch_model.bin").write_bytes(pickle.dumps(Malicious(tmp_path / "trap")))
-    place(source, tmp_path / "out")
+    weights.publish(source, tmp_path / "out", {})
     there, here = source / "model.safetensors", tmp_path / "out/model.safetensors"
     assert np.array_equal(load_file(here)["w"], load_file(there)["w"])
-    assert sorted(os.listdir(tmp_path / "out")) == ["config.json", "model.safetensors"]
+    assert sorted(os.listdir(tmp_path / "out")) == [
+        "config.json",
+        "model.safetensors",
+        "source.json",
+    ]
     (source / "config.json").write_text("{")
     with pytest.raises(InputError, match=r"config\.json: damaged"):
-        place(source, tmp_path / "out")
+        weights.publish(source, tmp_path / "out", {})

@@ -87,8 +87,9 @@ def test_published_grids(repository, count, last, revision):
 def test_the_first_revision_of_amber_is_padded():
     preset = presets.find("LLM360/Amber")
     assert preset.revision.format(step=preset.steps[0]) == "ckpt_000"
-    assert preset.unit.startswith("checkpoint")
-    assert presets.find("EleutherAI/pythia-70m").unit == "training step"
+    families = presets.families()
+    assert families[preset.name]["unit"].startswith("checkpoint")
+    assert "unit" not in families[presets.find("EleutherAI/pythia-70m").name]
 
 
 def test_the_papers_snapshots_of_pythia_exist():

@@ -91,8 +91,8 @@ def test_a_training_with_muon_goes_on_from_its_state_to_the_same_bytes(tmp_path)
     broken = tmp_path / "broken"
     shutil.copytree(whole, broken)
     shutil.rmtree(broken / "step4")
-    p, steps = run.s.snapshots.pretrain, run.s.snapshots.chosen
-    pretrain.train(p, steps, run.s.analysis, run.tokens, broken, None, "cpu")
+    p = run.s.snapshots.pretrain
+    pretrain.train(run.s, run.tokens, broken)
     for name in ("model.safetensors", "optimizer.safetensors", "log.json"):
         assert (broken / "step4" / name).read_bytes() == (whole / "step4" / name).read_bytes()
     weights = load_file(whole / "step4" / "model.safetensors")
@@ -105,7 +105,7 @@ def test_a_training_with_muon_goes_on_from_its_state_to_the_same_bytes(tmp_path)
 @pytest.mark.usefixtures("plainly")
 def test_states_of_other_text_are_not_gone_on_from(tmp_path):
     run = Run(tmp_path, CHANGES)
-    p, steps = run.s.snapshots.pretrain, run.s.snapshots.chosen
+    last = run.s.snapshots.pretrain.steps
     text = run.s.corpus.files.paths[0]
     weights = []
     for archive, changed in (("kept", False), ("kept", True), ("new", False)):
@@ -113,9 +113,9 @@ def test_states_of_other_text_are_not_gone_on_from(tmp_path):
             Path(text).write_text(Path(text).read_text()[::-1])
         run.corpus()
         kept = tmp_path / archive
-        pretrain.train(p, steps, run.s.analysis, run.tokens, kept, None, "cpu")
-        weights.append((kept / f"step{p.steps}/model.safetensors").read_bytes())
+        pretrain.train(run.s, run.tokens, kept)
+        weights.append((kept / f"step{last}/model.safetensors").read_bytes())
     assert weights[0] != weights[1] == weights[2]
     before = (tmp_path / "kept/step4").stat().st_mtime_ns
-    pretrain.train(p, steps, run.s.analysis, run.tokens, tmp_path / "kept", None, "cpu")
+    pretrain.train(run.s, run.tokens, tmp_path / "kept")
     assert (tmp_path / "kept/step4").stat().st_mtime_ns == before

@@ -193,10 +193,10 @@ def tokenizer(experiment: Experiment) -> None:
 @of_experiment
 def corpus(experiment: Experiment) -> None:
     """Text → tokenizer → blocks of tokens."""
-    from ontogeny.corpus import build
+    from ontogeny.corpus import shared
 
     settings = experiment.settings
-    build.build(
+    shared.build(
         settings,
         experiment.wheels if settings.corpus.wheels else None,
         None if settings.snapshots.pretrain else experiment.path("own_tokenizer"),
@@ -211,13 +211,11 @@ def corpus(experiment: Experiment) -> None:
 @click.option("--log", is_flag=True, help="Also write the table of the whole training.")
 def pretrain(experiment: Experiment, log: bool) -> None:
     """Train the language model and keep its snapshots."""
-    from ontogeny.snapshots import pretrain as stage
+    from ontogeny.snapshots import shared
 
-    if experiment.settings.snapshots.pretrain is None:
-        raise InputError("snapshots.pretrain: not given; these snapshots are not trained here")
     archive = lineage.archive(experiment)
     table = experiment.path("log") if log else None
-    stage.run(experiment.settings, experiment.path("tokens"), archive, table)
+    shared.pretrain(experiment.settings, experiment.path("tokens"), archive, table)
 
 
 @main.command()
@@ -231,7 +229,7 @@ def snapshot(experiment: Experiment, step: int) -> None:
     settings = experiment.settings
     archive = lineage.archive(experiment) if settings.snapshots.pretrain else None
     output = experiment.path("snapshot", step=step)
-    sources.publish(settings, step, output, archive=archive, slots=experiment.slots)
+    sources.publish(settings, step, output, archive, experiment.slots)
 
 
 @main.command()

@@ -20,6 +20,11 @@ class InputError(ValueError):
     """Input that a stage cannot work with. One line: the file or key, and the mend."""
 
 
+def one_line(error: BaseException, longest: int | None = None) -> str:
+    """An error's message, or its kind, as a part of one line of at most `longest` characters."""
+    return " ".join(str(error).split())[:longest] or type(error).__name__
+
+
 @contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, renamed to it when the block ends without error.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ontogeny.files import InputError
+from ontogeny.files import InputError, one_line
 from ontogeny.settings import TokenArray
 
 PIECE = 1 << 20  # tokens that are read at a time
@@ -16,9 +16,7 @@ PIECE = 1 << 20  # tokens that are read at a time
 def opened(tokens: TokenArray, context: int) -> np.ndarray:
     """The array, mapped into memory and not read: (tokens,) or (blocks, context), integers.
 
-    Raises
-    ------
-    InputError : no such file, an unknown ending, a damaged file, or a wrong type or shape.
+    InputError where there is no such file, or its ending, size, type or shape is wrong.
     """
     path = Path(tokens.path).expanduser()
     key = "corpus.tokens.path"
@@ -38,8 +36,9 @@ def opened(tokens: TokenArray, context: int) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        why = " ".join(str(error).split())
-        raise InputError(f"{key}: {path}: not a whole .npy array ({why}); restore it") from None
+        raise InputError(
+            f"{key}: {path}: not a whole .npy array ({one_line(error)}); restore it"
+        ) from None
     if array.dtype.kind not in "iu":
         raise InputError(f"{key}: {path} holds {array.dtype}, not integers; write token ids there")
     if array.ndim not in (1, 2):
@@ -57,20 +56,18 @@ def opened(tokens: TokenArray, context: int) -> np.ndarray:
 def pieces(tokens: TokenArray, context: int, vocabulary: int) -> Iterator[np.ndarray]:
     """The array's ids in order, in pieces of about a million, each (tokens,).
 
-    Raises
-    ------
-    InputError : as `opened`, or an id that the vocabulary lacks.
+    InputError as for `opened`, or of an id that the vocabulary lacks.
     """
     array = opened(tokens, context)
     rows = PIECE if array.ndim == 1 else max(1, PIECE // context)
     for start in range(0, len(array), rows):
         piece = np.asarray(array[start : start + rows])
         if piece.min() < 0 or piece.max() >= vocabulary:
-            place = np.argwhere((piece < 0) | (piece >= vocabulary))[0]
-            value = piece[tuple(place)]
-            place[0] += start
+            index = np.argwhere((piece < 0) | (piece >= vocabulary))[0]
+            value = piece[tuple(index)]
+            index[0] += start
             raise InputError(
-                f"corpus.tokens.path: {tokens.path} holds {value} at {place.tolist()}, the "
+                f"corpus.tokens.path: {tokens.path} holds {value} at {index.tolist()}, the "
                 f"tokenizer has ids below {vocabulary}; give the model's own tokenizer's ids, or "
                 "correct corpus.tokens.dtype"
             )

@@ -22,7 +22,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 from ontogeny.corpus import arrays, text
 from ontogeny.corpus import wheels as wheel_text
-from ontogeny.files import InputError, whole, write_text
+from ontogeny.corpus.sizes import chunk_blocks
+from ontogeny.files import InputError, one_line, whole, write_text
 from ontogeny.progress import bar
 from ontogeny.settings import Corpus
 
@@ -30,7 +31,6 @@ END_OF_TEXT = "<|endoftext|>"
 SPLITS = ("held_out", "train", "pretrain")
 SAMPLE_CHARACTERS = 50_000_000  # of a stream: what a tokenizer of our own learns from
 BATCH_CHARACTERS = 1 << 21  # of documents that are tokenised at a time
-CHUNK_BYTES = 1 << 18
 
 
 def train_tokenizer(documents: Iterable[str], vocabulary: int) -> Tokenizer:
@@ -53,10 +53,7 @@ def model_tokenizer(folder: str | Path) -> tuple[Tokenizer, int, int | None]:
     """A model's own tokenizer: its fast form, its number of ids, and what ends a document.
 
     That is the end-of-text token, in its absence the one that begins or separates texts, or None.
-
-    Raises
-    ------
-    InputError : no tokenizer there, none that has a fast form, or one that needs code of its own.
+    InputError where there is no tokenizer, none in a fast form, or one that needs code of its own.
     """
     from transformers import AutoTokenizer
 
@@ -65,11 +62,10 @@ def model_tokenizer(folder: str | Path) -> tuple[Tokenizer, int, int | None]:
             folder, trust_remote_code=False, local_files_only=True
         )
     except Exception as error:  # transformers raises what its parsers raise
-        why = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{folder}: no tokenizer that transformers can load in its fast form ({why}); put the "
-            "model's tokenizer.json there, or set snapshots.hub.tokenizer or "
-            "snapshots.local.tokenizer"
+            f"{folder}: no tokenizer that transformers can load in its fast form "
+            f"({one_line(error, 200)}); put the model's tokenizer.json there, or set "
+            "snapshots.hub.tokenizer or snapshots.local.tokenizer"
         ) from None
     # From a model's config.json alone transformers makes a tokenizer without entries.
     names = [n for n in (getattr(tokenizer, "vocab_files_names", None) or {}).values() if n]
@@ -128,25 +124,34 @@ def build(
     elif corpus.tokens is not None:
         raise InputError("corpus.tokens: ids need the model's tokenizer; give text instead")
     else:
-        sample, documents = _sampled(documents)
+        sample = documents
+        if not isinstance(documents, list):
+            stream = iter(documents)
+            sample = next(_batches(stream, SAMPLE_CHARACTERS), [])
+            documents = chain(sample, stream)
         backend, vocabulary = train_tokenizer(sample, corpus.vocabulary), corpus.vocabulary
         end = backend.token_to_id(END_OF_TEXT)
-    if corpus.tokens is not None:
-        if corpus.tokens.end_of_text is not None:
-            end = _known(corpus.tokens.end_of_text, vocabulary)
-        ids = _hashed(arrays.pieces(corpus.tokens, corpus.context, vocabulary), text_digest)
-    else:
+    if corpus.tokens is None:
         ids = _encoded(documents, backend, end, text_digest)
+    else:
+        ids = _hashed(arrays.pieces(corpus.tokens, corpus.context, vocabulary), text_digest)
+        if corpus.tokens.end_of_text is not None:
+            end = corpus.tokens.end_of_text
+            if end >= vocabulary:
+                raise InputError(
+                    f"corpus.tokens.end_of_text: {end} is not an id of the tokenizer, which has "
+                    f"ids below {vocabulary}; correct it"
+                )
 
     wanted = corpus.held_out_blocks + corpus.train_blocks
     limit: int | None = wanted
     if pretrain:
-        limit = wanted + corpus.pretrain_blocks if corpus.pretrain_blocks is not None else None
+        limit = None if corpus.pretrain_blocks is None else wanted + corpus.pretrain_blocks
     dtype = np.dtype("<u2" if vocabulary <= 2**16 else "<u4")
     described = backend.to_str(pretty=True)
     with whole(tokens) as draft, h5py.File(draft, "w") as file:
         digest = hashlib.sha256()
-        n_blocks = _pack(ids, file, corpus.context, wanted, limit, dtype, digest)
+        n_blocks = _pack(ids, file, corpus, limit, dtype, digest)
         if n_blocks < (limit or 0) or n_blocks < wanted + pretrain:
             raise InputError(text.too_little(corpus, n_blocks, pretrain))
         bounds = (0, corpus.held_out_blocks, wanted, n_blocks)
@@ -165,35 +170,13 @@ def build(
         write_text(tokenizer, described)
 
 
-def _sampled(documents: Iterable[str]) -> tuple[Iterable[str], Iterable[str]]:
-    """The documents that a tokenizer is trained on, and all documents, those included."""
-    if isinstance(documents, list):
-        return documents, documents
-    stream, sample, characters = iter(documents), [], 0
-    for document in stream:
-        sample.append(document)
-        characters += len(document)
-        if characters >= SAMPLE_CHARACTERS:
-            break
-    return sample, chain(sample, stream)
-
-
-def _known(end: int, vocabulary: int) -> int:
-    if end >= vocabulary:
-        raise InputError(
-            f"corpus.tokens.end_of_text: {end} is not an id of the tokenizer, which has ids below "
-            f"{vocabulary}; correct it"
-        )
-    return end
-
-
 def _encoded(
     documents: Iterable[str], backend: Tokenizer, end: int | None, text_digest: Any
 ) -> Iterator[np.ndarray]:
     """Ids of the documents, each followed by `end`, a batch of documents at a time: (tokens,)."""
     after = [] if end is None else [end]
     separator = b""
-    for batch in _batches(documents):
+    for batch in _batches(documents, BATCH_CHARACTERS):
         for document in batch:
             text_digest.update(separator + document.encode("utf-8"))
             separator = b"\0"
@@ -201,15 +184,16 @@ def _encoded(
         yield np.concatenate([np.array([*e.ids, *after], np.int64) for e in encodings])
 
 
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+def _batches(documents: Iterable[str], characters: int) -> Iterator[list[str]]:
+    """Lists of so many documents that they hold `characters`, and of what is left at the end."""
     batch: list[str] = []
-    characters = 0
+    held = 0
     for document in documents:
         batch.append(document)
-        characters += len(document)
-        if characters >= BATCH_CHARACTERS:
+        held += len(document)
+        if held >= characters:
             yield batch
-            batch, characters = [], 0
+            batch, held = [], 0
     if batch:
         yield batch
 
@@ -223,23 +207,19 @@ def _hashed(pieces: Iterable[np.ndarray], digest: Any) -> Iterator[np.ndarray]:
 def _pack(
     pieces: Iterator[np.ndarray],
     file: h5py.File,
-    context: int,
-    least: int,
+    corpus: Corpus,
     limit: int | None,
     dtype: np.dtype[Any],
     digest: Any,
 ) -> int:
-    """Write ids as blocks until there are `limit`, or no more ids. Returns how many there are.
-
-    least : blocks that are needed at any rate, for the progress bar.
-    """
-    rows = max(1, min(64, CHUNK_BYTES // (context * dtype.itemsize)))
+    """Write ids as blocks until there are `limit`, or no more ids. Returns how many there are."""
+    context, done = corpus.context, 0
+    chunk = (chunk_blocks(context, dtype.itemsize), context)
     dataset = file.create_dataset(
-        "tokens", (0, context), dtype, maxshape=(None, context), chunks=(rows, context),
-        fletcher32=True,
-    )  # fmt: skip
+        "tokens", (0, context), dtype, maxshape=(None, context), chunks=chunk, fletcher32=True
+    )
+    least = corpus.held_out_blocks + corpus.train_blocks
     rest = np.empty(0, dtype)
-    done = 0
     with bar("corpus", (limit or least) * context, "tokens") as progress:
         if limit is None:  # tqdm's own format says how much there is so far
             progress.total, progress.bar_format, progress.unit_scale = None, None, True
@@ -260,15 +240,9 @@ def _pack(
 
 
 class Tokens:
-    """Blocks of a tokens file, which stays open and is read where asked.
+    """Blocks of a tokens file that `build` wrote, which stays open and is read where asked.
 
-    Parameters
-    ----------
-    path : HDF5 written by `build`.
-
-    Raises
-    ------
-    InputError : the file is truncated, or not a tokens file; on reading: a damaged part.
+    InputError where the file is truncated or no tokens file; on reading, where a part is damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -288,9 +262,9 @@ class Tokens:
             raise self._damaged(error) from None
 
     def _damaged(self, error: Exception) -> InputError:
-        why = " ".join(str(error).split())
         return InputError(
-            f"{self.path}: truncated or not a tokens file; delete it to make it again ({why})"
+            f"{self.path}: truncated or not a tokens file; delete it to make it again "
+            f"({one_line(error)})"
         )
 
     def _read(self, start: int, stop: int) -> np.ndarray:
@@ -300,26 +274,21 @@ class Tokens:
             raise self._damaged(error) from None
 
     def take(self, numbers: np.ndarray) -> np.ndarray:
-        """Blocks by number, in the order asked for: (len(numbers), context).
-
-        Raises
-        ------
-        IndexError : a number that the file lacks.
-        """
+        """Blocks by number, in the order asked for: (len(numbers), context), or IndexError."""
         if len(numbers) == 0:
             return np.empty((0, self.context), self._data.dtype)
-        wanted, places = np.unique(numbers, return_inverse=True)
+        wanted, order = np.unique(numbers, return_inverse=True)
         if wanted[0] < 0 or wanted[-1] >= len(self._data):
             raise IndexError(f"{self.path} has blocks 0 to {len(self._data) - 1}")
         first, last = int(wanted[0]), int(wanted[-1])
         if last - first + 1 == len(wanted):
-            found = self._read(first, last + 1)
+            blocks = self._read(first, last + 1)
         else:
             # HDF5 reads whole chunks, and lists of single rows slowly: a chunk is one read.
             chunk = wanted // self._data.chunks[0]
             parts = np.split(wanted, np.flatnonzero(np.diff(chunk)) + 1)
-            found = np.concatenate([self._read(p[0], p[-1] + 1)[p - p[0]] for p in parts])
-        return found if np.array_equal(wanted, numbers) else found[places]
+            blocks = np.concatenate([self._read(p[0], p[-1] + 1)[p - p[0]] for p in parts])
+        return blocks if np.array_equal(wanted, numbers) else blocks[order]
 
     def size(self, name: str) -> int:
         """Number of blocks of a split."""

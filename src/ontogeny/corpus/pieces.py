@@ -16,25 +16,20 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from ontogeny.files import InputError
+from ontogeny.files import InputError, one_line
 
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 SPACE = "▁"  # SentencePiece's
 SHOWN = {"\n": "↵", "\t": "⇥"}
+HIDDEN = ("Cf", "Cs", "Cn", "Co", "Zl", "Zp")  # categories of characters without a glyph
 
 
-def _alphabet() -> dict[str, int]:
+def alphabet() -> dict[str, int]:
     """The byte that each letter of the byte-level alphabet stands for (GPT-2's)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     letters = [*map(chr, printable), *(chr(256 + i) for i in range(len(others)))]
     return dict(zip(letters, [*printable, *others], strict=True))
-
-
-def byte_letters(raw: bytes) -> str:
-    """The name that bytes have among the pieces of a byte-level tokenizer."""
-    letters = {byte: letter for letter, byte in _alphabet().items()}
-    return "".join(letters[byte] for byte in raw)
 
 
 def token_bytes(tokenizer: Tokenizer, vocabulary: int) -> list[bytes]:
@@ -43,25 +38,25 @@ def token_bytes(tokenizer: Tokenizer, vocabulary: int) -> list[bytes]:
     Known are byte-level tokenizers, SentencePiece's (with or without bytes of their own), and
     WordPiece; of others, a token's own name.
     """
-    parts = _types(json.loads(tokenizer.to_str())["decoder"])
+    decoders = _types(json.loads(tokenizer.to_str())["decoder"])
     added = tokenizer.get_added_tokens_decoder()
-    alphabet = _alphabet()
-    found = []
-    for number in range(vocabulary):
-        name = added[number].content if number in added else tokenizer.id_to_token(number)
+    letters = alphabet()
+
+    def one(number: int) -> bytes:
+        if number in added:
+            return added[number].content.encode()
+        name = tokenizer.id_to_token(number)
         if name is None:
-            found.append(f"<{number}>".encode())
-        elif number in added:
-            found.append(name.encode())
-        elif "ByteLevel" in parts and all(letter in alphabet for letter in name):
-            found.append(bytes(alphabet[letter] for letter in name))
-        elif "ByteFallback" in parts and (byte := BYTE.fullmatch(name)):
-            found.append(bytes([int(byte[1], 16)]))
-        elif "WordPiece" in parts:
-            found.append((name[2:] if name.startswith("##") else f" {name}").encode())
-        else:
-            found.append(name.replace(SPACE, " ").encode())
-    return found
+            return f"<{number}>".encode()
+        if "ByteLevel" in decoders and all(letter in letters for letter in name):
+            return bytes(letters[letter] for letter in name)
+        if "ByteFallback" in decoders and (byte := BYTE.fullmatch(name)):
+            return bytes([int(byte[1], 16)])
+        if "WordPiece" in decoders:
+            return (name[2:] if name.startswith("##") else f" {name}").encode()
+        return name.replace(SPACE, " ").encode()
+
+    return [one(number) for number in range(vocabulary)]
 
 
 def _types(decoder: dict[str, object] | None) -> set[str]:
@@ -74,27 +69,18 @@ def _types(decoder: dict[str, object] | None) -> set[str]:
 
 
 def read_tokens(path: str | Path, vocabulary: int) -> list[bytes]:
-    """`token_bytes` of a tokenizer.json.
-
-    Raises
-    ------
-    InputError : it is not one.
-    """
+    """`token_bytes` of a tokenizer.json; InputError where it is not one."""
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises no narrower class
-        why = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: not a tokenizer; delete it to make it again ({why})") from None
+        raise InputError(
+            f"{path}: not a tokenizer; delete it to make it again ({one_line(error, 200)})"
+        ) from None
     return token_bytes(tokenizer, vocabulary)
 
 
 class Vocabulary:
-    """Tokens as text.
-
-    Parameters
-    ----------
-    tokens : the bytes of each id.
-    """
+    """Tokens as text; `tokens` holds the bytes of each id."""
 
     def __init__(self, tokens: Sequence[bytes]) -> None:
         self.tokens = list(tokens)
@@ -113,15 +99,16 @@ class Vocabulary:
         alone = [self._alone[number] for number in ids]
         if None not in alone:
             return [text for text in alone if text is not None]
-        found = [""] * len(ids)
+        texts = [""] * len(ids)
         owner = np.repeat(np.arange(len(ids)), [len(self.tokens[n]) for n in ids])
         at = 0
         whole = b"".join(self.tokens[n] for n in ids)
         for letter in whole.decode("utf-8", "surrogateescape"):
-            size = len(letter.encode("utf-8", "surrogateescape"))
-            found[owner[at]] += _written(letter)
-            at += size
-        return found
+            code = ord(letter)
+            lone = 0xDC80 <= code <= 0xDCFF  # a byte that is part of no character
+            texts[owner[at]] += rf"\x{code - 0xDC00:02x}" if lone else letter
+            at += 1 if lone else len(letter.encode())
+        return texts
 
 
 def _whole(token: bytes) -> str | None:
@@ -132,27 +119,19 @@ def _whole(token: bytes) -> str | None:
         return None
 
 
-def _written(letter: str) -> str:
-    """A character, or, for a byte that is part of none, the byte written out."""
-    code = ord(letter)
-    return rf"\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else letter
-
-
 def visible(text: str) -> str:
     r"""Text of which every character shows: controls and what moves other text are written out.
 
     A newline is ↵, a tab ⇥; other controls, and what has no glyph of its own (formats such as
     right-to-left marks, lone surrogates, unassigned), are codes such as \x1b and \u{202e}.
     """
-    return "".join(_visible(letter) for letter in text)
 
+    def shown(letter: str) -> str:
+        kind = unicodedata.category(letter)
+        if letter in SHOWN:
+            return SHOWN[letter]
+        if kind == "Cc":
+            return rf"\x{ord(letter):02x}"
+        return rf"\u{{{ord(letter):x}}}" if kind in HIDDEN else letter
 
-def _visible(letter: str) -> str:
-    if letter in SHOWN:
-        return SHOWN[letter]
-    kind = unicodedata.category(letter)
-    if kind == "Cc":
-        return rf"\x{ord(letter):02x}"
-    if kind in ("Cf", "Cs", "Cn", "Co", "Zl", "Zp"):
-        return rf"\u{{{ord(letter):x}}}"
-    return letter
+    return "".join(map(shown, text))

@@ -1,7 +1,7 @@
 """Documents of one's own: text files of several formats, and datasets of the Hugging Face hub.
 
 Both are read as streams and mixed in a buffer of bounded size, so that a corpus of any size fits
-into memory. `faults` says what can be known before any job starts.
+into memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ontogeny.corpus import arrays
-from ontogeny.files import InputError
+from ontogeny.files import InputError, one_line
 from ontogeny.settings import Corpus, Dataset, TextFiles
 
 LONGEST = 1 << 22  # characters: a longer .txt becomes several documents, cut at line ends
@@ -35,18 +35,15 @@ def documents(corpus: Corpus) -> Iterator[str]:
 
     Files (or the dataset's shards) come in a shuffled order; their documents are mixed in a buffer
     of 10,000 documents or 64 M characters, whichever is full first. Empty documents are left out.
-
-    Raises
-    ------
-    InputError : what cannot be found or read, with the file and line or the key.
+    What cannot be found or read is an InputError with the file and line, or the key.
     """
     if corpus.files is not None:
-        found = _of_files(corpus.files, corpus.seed)
+        texts = _of_files(corpus.files, corpus.seed)
     elif corpus.dataset is not None:
-        found = _of_dataset(corpus.dataset, corpus.seed)
+        texts = _of_dataset(corpus.dataset, corpus.seed)
     else:
         raise ValueError(f"corpus.{corpus.source} is not read as a stream of documents")
-    return _mixed(found, np.random.default_rng((corpus.seed, 1)))
+    return _mixed(texts, np.random.default_rng((corpus.seed, 1)))
 
 
 def faults(corpus: Corpus) -> list[str]:
@@ -56,26 +53,22 @@ def faults(corpus: Corpus) -> list[str]:
     array's type, shape and length are checked. A dataset is not asked for: that needs the network.
     """
     lines = []
-    if corpus.files is not None:
-        found: list[Path] = []
-        for pattern in corpus.files.paths:
-            try:
-                found += _matching(pattern)
-            except InputError as fault:
-                lines.append(str(fault))
-        first = next((path for path in found if _format(path) != ".txt"), None)
-        if first is not None:
-            try:
-                next(_read(first, corpus.files.column), None)
-            except InputError as fault:
-                lines.append(str(fault))
-    elif corpus.tokens is not None:
-        try:
+    try:
+        if corpus.tokens is not None:
             blocks = arrays.opened(corpus.tokens, corpus.context).size // corpus.context
             if blocks < corpus.held_out_blocks + corpus.train_blocks:
                 lines.append(too_little(corpus, blocks))
-        except InputError as fault:
-            lines.append(str(fault))
+        elif corpus.files is not None:
+            paths: list[Path] = []
+            for pattern in corpus.files.paths:
+                try:
+                    paths += _matching(pattern)
+                except InputError as fault:
+                    lines.append(str(fault))
+            for path in [path for path in paths if _format(path) != ".txt"][:1]:
+                next(_read(path, corpus.files.column), None)
+    except InputError as fault:
+        lines.append(str(fault))
     return lines
 
 
@@ -99,31 +92,25 @@ def too_little(corpus: Corpus, blocks: int, pretrain: bool = False) -> str:
 
 
 def files(text: TextFiles) -> list[Path]:
-    """All files that the patterns name, each once, sorted.
-
-    Raises
-    ------
-    InputError : a pattern without a file, or a file of an unknown format.
-    """
+    """All files that the patterns name, each once, sorted; InputError where one names none."""
     return sorted({path for pattern in text.paths for path in _matching(pattern)})
 
 
 def _matching(pattern: str) -> list[Path]:
-    """Files that one pattern names, sorted."""
+    """Files that one pattern names, sorted, all of a known format."""
     expanded = os.path.expanduser(pattern)
-    literal = Path(expanded)
-    names = [expanded] if literal.is_file() else glob.glob(expanded, recursive=True)
-    found = sorted(Path(name) for name in names if os.path.isfile(name))
-    if not found:
-        what = (
-            "is a folder; add a pattern such as /**/*.jsonl"
-            if literal.is_dir()
-            else ("no such file; correct the path or pattern (** is any depth of folders)")
-        )
+    literal, names = Path(expanded), glob.glob(expanded, recursive=True)
+    paths = sorted(path for path in map(Path, names) if path.is_file())
+    if literal.is_file():  # whatever signs of a pattern its name has
+        paths = [literal]
+    if not paths:
+        what = "no such file; correct the path or pattern (** is any depth of folders)"
+        if literal.is_dir():
+            what = "is a folder; add a pattern such as /**/*.jsonl"
         raise InputError(f"corpus.files.paths: {pattern}: {what}")
-    for path in found:
+    for path in paths:
         _format(path)
-    return found
+    return paths
 
 
 def _format(path: Path) -> str:
@@ -140,9 +127,9 @@ def _format(path: Path) -> str:
 
 
 def _of_files(text: TextFiles, seed: int) -> Iterator[str]:
-    found = files(text)
-    for i in np.random.default_rng((seed, 0)).permutation(len(found)):
-        yield from _read(found[i], text.column)
+    paths = files(text)
+    for i in np.random.default_rng((seed, 0)).permutation(len(paths)):
+        yield from _read(paths[i], text.column)
 
 
 def _read(path: Path, column: str) -> Iterator[str]:
@@ -160,18 +147,21 @@ def _unpacked(path: Path) -> Iterator[bytes]:
     try:
         if path.name.lower().endswith(".zst"):
             with path.open("rb") as file:
-                yield from _zstd_frames(file, path)
+                yield from _zstd_frames(file)
         else:
             opened = gzip.open if path.name.lower().endswith(".gz") else open
             with opened(path, "rb") as file:
                 while chunk := file.read(CHUNK_BYTES):
                     yield chunk
     except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-        why = " ".join(str(error).split())
-        raise InputError(f"{path}: cannot be read ({why}); restore or remove the file") from None
+        raise _unreadable(path, error) from None
 
 
-def _zstd_frames(file: Any, path: Path) -> Iterator[bytes]:
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path}: cannot be read ({one_line(error)}); restore or remove the file")
+
+
+def _zstd_frames(file: Any) -> Iterator[bytes]:
     # zstandard's own file reader takes a file that ends inside a frame for complete.
     import zstandard
 
@@ -203,9 +193,9 @@ def _plain(path: Path) -> Iterator[str]:
                 text = text[cut:]
         text += decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
-        place = read - len(error.object) + error.start
+        byte = read - len(error.object) + error.start
         raise InputError(
-            f"{path}: byte {place:,} is not UTF-8; convert the file to UTF-8 or remove it"
+            f"{path}: byte {byte:,} is not UTF-8; convert the file to UTF-8 or remove it"
         ) from None
     yield text
 
@@ -234,8 +224,9 @@ def _json_lines(path: Path, column: str) -> Iterator[str]:
                 f"{where}: byte {error.start:,} is not UTF-8; convert the file to UTF-8"
             ) from None
         except (ValueError, RecursionError) as error:
-            why = " ".join(str(error).split())
-            raise InputError(f"{where}: not JSON ({why}); mend or remove the line") from None
+            raise InputError(
+                f"{where}: not JSON ({one_line(error)}); mend or remove the line"
+            ) from None
         if not isinstance(row, dict):
             raise InputError(f"{where}: not an object; the file must hold one {{…}} a line")
         if column not in row:
@@ -266,8 +257,7 @@ def _parquet(path: Path, column: str) -> Iterator[str]:
             f"{path}: a document's byte {error.start:,} is not UTF-8; write the file with UTF-8"
         ) from None
     except (pyarrow.ArrowException, OSError) as error:
-        why = " ".join(str(error).split())
-        raise InputError(f"{path}: cannot be read ({why}); restore or remove the file") from None
+        raise _unreadable(path, error) from None
 
 
 def _text(value: Any, where: str, key: str) -> str:
@@ -291,13 +281,8 @@ def _of_dataset(wanted: Dataset, seed: int) -> Iterator[str]:
     key = f"corpus.dataset.column: {wanted.column}"
     try:
         # The hub's token, endpoint and offline mode come from the environment (HF_TOKEN, ...).
-        rows = datasets.load_dataset(
-            wanted.name,
-            wanted.config,
-            split=wanted.split,
-            revision=wanted.revision,
-            streaming=True,
-        )
+        source = {"split": wanted.split, "revision": wanted.revision}
+        rows = datasets.load_dataset(wanted.name, wanted.config, streaming=True, **source)
         columns = rows.column_names
         if columns is not None and wanted.column not in columns:
             raise InputError(f"{key} is not in {wanted.name}; it has {', '.join(columns)}")
@@ -310,7 +295,10 @@ def _of_dataset(wanted: Dataset, seed: int) -> Iterator[str]:
     except KeyError:
         raise InputError(f"{key} is not in every file of {wanted.name}; name another") from None
     except Exception as error:  # of the many libraries below: HTTP, file systems, formats
-        raise InputError(_dataset_fault(wanted, error)) from None
+        why = one_line(error).rstrip(".")[:300]
+        part, mend = next((part, mend) for sign, part, mend in DATASET_FAULTS if sign in why)
+        name = getattr(wanted, part) or wanted.name
+        raise InputError(f"corpus.dataset.{part}: {name}: {why}; {mend}") from None
 
 
 # What the libraries say, the key at fault, and the mend: the first that fits.
@@ -327,12 +315,6 @@ DATASET_FAULTS = (
 )
 
 
-def _dataset_fault(wanted: Dataset, error: Exception) -> str:
-    why = " ".join(str(error).split()).rstrip(".")[:300] or type(error).__name__
-    key, mend = next((key, mend) for sign, key, mend in DATASET_FAULTS if sign in why)
-    return f"corpus.dataset.{key}: {getattr(wanted, key) or wanted.name}: {why}; {mend}"
-
-
 def _mixed(texts: Iterable[str], rng: np.random.Generator) -> Iterator[str]:
     """The documents that are not empty, mixed in a buffer of bounded size."""
     held: list[str] = []
@@ -343,10 +325,9 @@ def _mixed(texts: Iterable[str], rng: np.random.Generator) -> Iterator[str]:
         held.append(text)
         characters += len(text)
         while len(held) > BUFFER_DOCUMENTS or characters > BUFFER_CHARACTERS:
-            place = int(rng.integers(len(held)))
-            held[place], held[-1] = held[-1], held[place]
-            chosen = held.pop()
-            characters -= len(chosen)
-            yield chosen
+            chosen = int(rng.integers(len(held)))
+            held[chosen], held[-1] = held[-1], held[chosen]
+            characters -= len(held[-1])
+            yield held.pop()
     for i in rng.permutation(len(held)):
         yield held[i]

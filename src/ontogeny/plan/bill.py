@@ -18,12 +18,14 @@ import h5py
 
 from ontogeny.activations import order, store
 from ontogeny.corpus.build import Tokens
+from ontogeny.corpus.sizes import chunk_blocks
 from ontogeny.corpus.wheels import most_tokens
 from ontogeny.files import InputError
 from ontogeny.plan import analyses, cost, machines
 from ontogeny.plan.cost import Dictionary, Job, Sizes, Terms
 from ontogeny.plan.machines import Machine, Rates, machine
 from ontogeny.settings import Crosscoder, Settings
+from ontogeny.snapshots import sizes as snapshot_sizes
 from ontogeny.snapshots import sources
 
 LARGEST_FILE = 10.5e9  # bytes of one of a snapshot's files; the hub's clients cut at 10 GB or less
@@ -275,7 +277,7 @@ class _Maker:
             else:
                 blocks, at_most = self._all_blocks(blocks)
         size = cost.tokens_dataset(blocks, c.context, z.model.vocabulary)
-        chunks = -(-blocks // max(1, min(64, cost.TOKENS_CHUNK // (2 * c.context))))
+        chunks = -(-blocks // chunk_blocks(c.context, 2))
         files = [
             self.hdf5("tokens", "corpus/tokens.h5", size, chunks),
             self.file("tokens", "corpus/tokenizer.json", 80 * z.model.vocabulary),
@@ -308,7 +310,7 @@ class _Maker:
         if p is None:
             return []
         steps = sorted({0, *self.s.snapshots.chosen, p.steps})
-        tensors = cost.neox_tensors(p.layers)
+        tensors = snapshot_sizes.neox_tensors(p.layers)
         header = cost.SAFETENSORS_TENSOR * tensors
         weights = cost.pretrain_weights(z.model) + header
         moments = cost.pretrain_moments(z.model, p) + 3 * header
@@ -322,7 +324,7 @@ class _Maker:
             data += cost.pretrain_moments(z.model, p) if step else 0
             files.append(self.file("training states", f"{archive}/step{step}", size, data=data))
         done = all(file.there for file in files)
-        passing = [t for t in range(0, p.steps, cost.PRETRAIN_SAVE_EVERY) if t not in steps]
+        passing = [t for t in range(0, p.steps, snapshot_sizes.SAVE_EVERY) if t not in steps]
         files += [
             self.file(
                 "training states", f"{archive}/step{step}", 0 if done else weights + moments, False

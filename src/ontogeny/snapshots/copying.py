@@ -44,13 +44,13 @@ def passages(held_out: np.ndarray, vocabulary: int, count: int, seed: int) -> di
     count = min(count, len(held_out))
     half = held_out.shape[1] // 2
     noise = rng.integers(0, vocabulary, (count, half)).astype(held_out.dtype)
-    found = {"random": np.concatenate([noise, noise], 1)}
+    blocks = {"random": np.concatenate([noise, noise], 1)}
     for name, length in (("", half), ("_near", half * 3 // 4)):
         text = held_out[:count, :length]
         other = np.roll(held_out[:count, half : half + length], 1, axis=0)
-        found[f"itself{name}"] = np.concatenate([text, text], 1)
-        found[f"another{name}"] = np.concatenate([other, text], 1)
-    return found
+        blocks[f"itself{name}"] = np.concatenate([text, text], 1)
+        blocks[f"another{name}"] = np.concatenate([other, text], 1)
+    return blocks
 
 
 @torch.no_grad()

@@ -1,9 +1,8 @@
 """Files of a repository on the Hugging Face hub into huggingface_hub's cache, whatever happens.
 
 Broken connections and busy servers are tried again, a body that was cut goes on where it ended,
-and digests are verified. huggingface_hub keeps the cache, the token
-and the protocol; plain HTTP bodies are read here because it begins a file anew when its process
-was killed.
+and digests are verified. huggingface_hub keeps the cache, the token and the protocol; plain HTTP
+bodies are read here because it begins a file anew when its process was killed.
 """
 
 from __future__ import annotations
@@ -20,20 +19,38 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
+
+import httpx2
+import huggingface_hub as hf
+from huggingface_hub import constants, errors
+from huggingface_hub.file_download import repo_folder_name
+
+# its documented place, though the types do not export it
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+from tqdm import tqdm
 
 from ontogeny import progress
 from ontogeny.files import InputError, write_text
 from ontogeny.settings import Hub
 from ontogeny.snapshots import weights
 
-if TYPE_CHECKING:
-    from huggingface_hub import ModelInfo
-
 TRIES = 5  # in a row without a new byte
 MISMATCHES = 3
 LONGEST_PAUSE = 4.0  # seconds between tries
 LONGEST_WAIT = 300.0  # seconds, where the hub says how long: it counts requests in five minutes
+DIGEST = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")  # git's SHA-1, or SHA-256
+
+# The hub is away, or is to be left alone.
+UNREACHABLE = (httpx2.TransportError, errors.OfflineModeIsEnabled)
+# All errors of a request to the hub.
+FAILURES = (
+    errors.HfHubHTTPError,
+    errors.FileMetadataError,
+    errors.HFValidationError,
+    errors.LocalEntryNotFoundError,
+    *UNREACHABLE,
+)
 T = TypeVar("T")
 
 
@@ -47,7 +64,7 @@ class File:
 
 @dataclass(frozen=True)
 class Got:
-    """A file in the cache: its place there, its SHA-256, and whether it was downloaded just now."""
+    """A file in the cache: its path there, its SHA-256, and whether it was downloaded just now."""
 
     path: Path
     sha256: str
@@ -56,45 +73,30 @@ class Got:
 
 def refs(repository: str, timeout: float) -> list[str]:
     """Names of the branches and tags of a repository. HfApi's own listing waits for ever."""
-    from huggingface_hub import HfApi, get_session, hf_raise_for_status
-
-    url = f"{HfApi().endpoint}/api/models/{repository}/refs"
-    response = get_session().get(url, headers=_headers(), timeout=timeout)
-    hf_raise_for_status(response)
+    url = f"{hf.HfApi().endpoint}/api/models/{repository}/refs"
+    response = hf.get_session().get(url, headers=build_hf_headers(), timeout=timeout)
+    hf.hf_raise_for_status(response)
     with _as_a_hub(url):
-        listing = response.json()
-        return [ref["name"] for kind in ("branches", "tags") for ref in listing[kind]]
+        answer = response.json()
+        return [ref["name"] for kind in ("branches", "tags") for ref in answer[kind]]
 
 
 @contextmanager
 def _as_a_hub(url: str) -> Iterator[None]:
     """Turn an answer that is no hub's, such as a portal's page, into an error of the network."""
-    import httpx2
-    from huggingface_hub.errors import HFValidationError
-
     try:
         yield
-    except HFValidationError:
+    except errors.HFValidationError:
         raise
     except (ValueError, LookupError, TypeError):
         raise httpx2.RemoteProtocolError(f"{url} answers otherwise than a hub") from None
 
 
-def _headers() -> dict[str, str]:
-    """Headers of a request to the hub, the user's token among them."""
-    # its documented place, though the types do not export it
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
-
-    return build_hf_headers()
-
-
 def names_of(repository: str) -> list[str]:
     """Names of a repository's revisions: the hub's, or those in the cache where it is away."""
-    from huggingface_hub import constants
-
     try:
         return _patiently(lambda: refs(repository, constants.HF_HUB_DOWNLOAD_TIMEOUT))
-    except unreachable():
+    except UNREACHABLE:
         kept = _home(repository) / "refs"
         cached = [str(path.relative_to(kept)) for path in kept.rglob("*") if path.is_file()]
         if not cached:
@@ -104,37 +106,33 @@ def names_of(repository: str) -> list[str]:
 
 def _home(repository: str) -> Path:
     """The repository's folder in huggingface_hub's cache."""
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
     name = repo_folder_name(repo_id=repository, repo_type="model")
     return Path(constants.HF_HUB_CACHE).expanduser().resolve() / name
 
 
 def listing(repository: str, revision: str) -> tuple[str, dict[str, File]]:
     """The commit of a revision and its files, from the hub or, where it is away, the cache."""
-    from huggingface_hub import HfApi, constants
-
     home = _home(repository)
     ref = home / "refs" / revision
 
-    def ask() -> ModelInfo:
+    def ask() -> hf.ModelInfo:
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
         with _as_a_hub(constants.ENDPOINT):
-            return HfApi().model_info(
+            return hf.HfApi().model_info(
                 repository, revision=revision, files_metadata=True, timeout=timeout
             )
 
     try:
         info = _patiently(ask)
-    except unreachable():
+    except UNREACHABLE:
         commit = ref.read_text().strip() if ref.is_file() else revision
         folder = home / "snapshots" / commit
         if not folder.is_dir():
             raise
-        return commit, {
-            name: File((folder / name).stat().st_size, _named_digest(folder / name))
-            for name in weights.present(folder)
+        cached = {name: (folder / name).resolve() for name in weights.present(folder)}
+        return commit, {  # the cache's blobs are named by their digests
+            name: File(blob.stat().st_size, blob.name if DIGEST.fullmatch(blob.name) else None)
+            for name, blob in cached.items()
         }
     commit = info.sha or revision
     if commit != revision and not (ref.is_file() and ref.read_text() == commit):
@@ -145,12 +143,6 @@ def listing(repository: str, revision: str) -> tuple[str, dict[str, File]]:
     }
 
 
-def _named_digest(path: Path) -> str | None:
-    """The digest that a cached file should have: the cache's blobs are named by it."""
-    name = path.resolve().name
-    return name if re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", name) else None
-
-
 def get(
     hub: Hub,
     commit: str,
@@ -159,9 +151,14 @@ def get(
     slots: Path | None,
     what: str | None = None,
 ) -> dict[str, Got]:
-    """Get files into the cache, hub.parallel at once, under a bar called `what`."""
+    """Get files into the cache, hub.parallel at once, under a bar called `what`.
+
+    `slots` is a folder of lock files, by which all processes together download no more than that.
+    """
     stop = threading.Event()
     lock = threading.Lock()
+    home = _home(hub.repository)
+    turns = [slots / f"{i}.lock" for i in range(hub.parallel)] if slots else []
     total = sum(files[name].size for name in names)
     with progress.bar(what, total, "B") if what else nullcontext() as bar:
 
@@ -172,11 +169,24 @@ def get(
                 with lock:
                     bar.update(count)
 
+        def obtain(name: str) -> Got:
+            file = files[name]
+            got = _cached(hub, commit, name, file)
+            if got is None:
+                # not huggingface_hub's own lock, which it takes inside of this one
+                alone = f"{file.digest or commit + '.' + name}.whole.lock"
+                with (
+                    _one_of(turns, advance) if turns else nullcontext(),
+                    _one_of([home.parent / ".locks" / home.name / alone], advance),
+                ):
+                    got = _cached(hub, commit, name, file)
+                    if got is None:
+                        return _download(hub, commit, name, file, advance)
+            advance(file.size)
+            return got
+
         with ThreadPoolExecutor(hub.parallel) as pool:
-            jobs = {
-                pool.submit(_obtain, hub, commit, name, files[name], slots, advance): name
-                for name in names
-            }
+            jobs = {pool.submit(obtain, name): name for name in names}
             try:
                 return {jobs[job]: job.result() for job in as_completed(jobs)}
             except BaseException:
@@ -185,40 +195,12 @@ def get(
                 raise
 
 
-def _obtain(
-    hub: Hub,
-    commit: str,
-    name: str,
-    file: File,
-    slots: Path | None,
-    advance: Callable[[int], None],
-) -> Got:
-    """Get one file into the cache, its digest verified."""
-    got = _cached(hub, commit, name, file)
-    if got is None:
-        # not huggingface_hub's own lock, which it takes inside of this one
-        home = _home(hub.repository)
-        alone = f"{file.digest or commit + '.' + name}.whole.lock"
-        places = [slots / f"{i}.lock" for i in range(hub.parallel)] if slots else []
-        with (
-            _one_of(places, advance) if places else nullcontext(),
-            _one_of([home.parent / ".locks" / home.name / alone], advance),
-        ):
-            got = _cached(hub, commit, name, file)
-            if got is None:
-                return _download(hub, commit, name, file, advance)
-    advance(file.size)
-    return got
-
-
 def _cached(hub: Hub, commit: str, name: str, file: File) -> Got | None:
     """The file in the cache, if it is there and sound. A damaged one is removed from it."""
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    found = try_to_load_from_cache(hub.repository, name, revision=commit)
-    if not isinstance(found, str):
+    cached = hf.try_to_load_from_cache(hub.repository, name, revision=commit)
+    if not isinstance(cached, str):
         return None
-    path = Path(found)
+    path = Path(cached)
     digest, sha256 = _digests(path, file.digest)
     if file.digest is None or digest == file.digest:
         return Got(path, sha256, False)
@@ -232,16 +214,20 @@ def _cached(hub: Hub, commit: str, name: str, file: File) -> Got | None:
 
 def _download(hub: Hub, commit: str, name: str, file: File, advance: Callable[[int], None]) -> Got:
     """Download one file into the cache, again while its digest is wrong."""
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
-
-    url = hf_hub_url(hub.repository, name, revision=commit)
-    head = _patiently(lambda: get_hf_file_metadata(url))
+    url = hf.hf_hub_url(hub.repository, name, revision=commit)
+    head = _patiently(lambda: hf.get_hf_file_metadata(url))
     etag = head.etag or file.digest
     wanted = file.digest or etag
-    if etag is None or wanted is None or not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", wanted):
+    if etag is None or wanted is None or not DIGEST.fullmatch(wanted):
         raise InputError(f"snapshots.hub: {url} comes without a hash; is HF_ENDPOINT a hub?")
     home = _home(hub.repository)
-    _check_space(home, file.size, name)
+    home.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(home).free
+    if file.size > free:
+        raise InputError(
+            f"{home}: {name} needs {file.size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; make "
+            "room or set HF_HUB_CACHE to a larger disk"
+        )
     blob = home / "blobs" / etag
     by_xet = head.xet_file_data is not None and not constants.HF_HUB_DISABLE_XET
     by_xet = by_xet and find_spec("hf_xet") is not None
@@ -254,15 +240,10 @@ def _download(hub: Hub, commit: str, name: str, file: File, advance: Callable[[i
 
     def enter(again: bool = False) -> Path:
         """The file's place in the cache under its commit, its blob fetched by Xet if need be."""
-        return Path(
-            hf_hub_download(
-                hub.repository,
-                name,
-                revision=commit,
-                force_download=again,
-                tqdm_class=_feed(count),
-            )
+        path = hf.hf_hub_download(
+            hub.repository, name, revision=commit, force_download=again, tqdm_class=_feed(count)
         )
+        return Path(path)
 
     wrong: list[str] = []
     while len(wrong) < MISMATCHES:
@@ -296,9 +277,6 @@ def _download(hub: Hub, commit: str, name: str, file: File, advance: Callable[[i
 
 def _stream(url: str, part: Path, size: int, advance: Callable[[int], None]) -> None:
     """Append to `part` what it lacks of a body of `size` bytes, however often that breaks."""
-    import httpx2
-    from huggingface_hub import constants, get_session, hf_raise_for_status
-
     part.parent.mkdir(parents=True, exist_ok=True)
     part.touch()
     advance(part.stat().st_size)
@@ -308,29 +286,27 @@ def _stream(url: str, part: Path, size: int, advance: Callable[[int], None]) -> 
         if have == size:
             return
         # the token goes to the endpoint alone: the client drops it when sent on to another host
-        headers = _headers() | {"Accept-Encoding": "identity"}
+        headers = build_hf_headers() | {"Accept-Encoding": "identity"}
         if have:
             headers["Range"] = f"bytes={have}-"
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-        with get_session().stream("GET", url, headers=headers, timeout=timeout) as response:
-            follows = response.status_code == 206 and response.headers.get(
-                "Content-Range", ""
-            ).startswith(f"bytes {have}-")
-            if response.status_code != 416:
-                hf_raise_for_status(response)
+        with hf.get_session().stream("GET", url, headers=headers, timeout=timeout) as response:
+            beyond = response.status_code == 416  # what is there is no part of it: begin anew
+            if not beyond:
+                hf.hf_raise_for_status(response)
+            span = response.headers.get("Content-Range", "")
             with part.open("ab") as body:
-                if not follows:
+                if response.status_code != 206 or not span.startswith(f"bytes {have}-"):
                     advance(-have)
                     have = 0
                     body.truncate(0)
-                if response.status_code != 416:
-                    for chunk in response.iter_bytes():
-                        body.write(chunk)
-                        body.flush()  # a killed process resumes after what it has written
-                        have += len(chunk)
-                        advance(len(chunk))
-                        if have > size:
-                            return  # its digest will tell
+                for chunk in () if beyond else response.iter_bytes():
+                    body.write(chunk)
+                    body.flush()  # a killed process resumes after what it has written
+                    have += len(chunk)
+                    advance(len(chunk))
+                    if have > size:
+                        return  # its digest will tell
         if have < size:
             raise httpx2.RemoteProtocolError(f"{url} ended after {have} of {size} bytes")
 
@@ -354,17 +330,6 @@ def discard(path: Path) -> None:
     """Remove a file from the cache: its blob, and the link that leads there."""
     path.resolve().unlink(missing_ok=True)
     path.unlink(missing_ok=True)
-
-
-def _check_space(home: Path, size: int, name: str) -> None:
-    """Raise InputError where the cache's disk has no room for a file."""
-    home.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(home).free
-    if size > free:
-        raise InputError(
-            f"{home}: {name} needs {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; make room or "
-            "set HF_HUB_CACHE to a larger disk"
-        )
 
 
 @contextmanager
@@ -391,7 +356,6 @@ def _one_of(files: list[Path], look: Callable[[int], None]) -> Iterator[None]:
 
 def _feed(advance: Callable[[int], None]) -> type:
     """A bar for huggingface_hub that shows nothing and passes on its counts."""
-    from tqdm import tqdm
 
     class Feed(tqdm):
         def __init__(self, *_: Any, **__: Any) -> None:
@@ -416,52 +380,22 @@ def _patiently(call: Callable[[], T], done: Callable[[], int] = lambda: 0) -> T:
         before = done()
         try:
             return call()
-        except failures() as error:
+        except FAILURES as error:
             failed = failed + 1 if done() == before else 1
             if failed == TRIES or not passing(error):
                 raise
-            time.sleep(_pause(error, failed))
-
-
-def _pause(error: Exception, failed: int) -> float:
-    """Seconds to wait before the next try: growing, or what the hub asks of who asked too much."""
-    headers = getattr(getattr(error, "response", None), "headers", {})
-    asked = re.fullmatch(r"(\d+)", headers.get("Retry-After", "")) or re.search(
-        r"\br=0\b.*\bt=(\d+)", headers.get("RateLimit", "")
-    )
-    if asked:
-        return min(float(asked[1]), LONGEST_WAIT)
-    return min(0.25 * 2**failed, LONGEST_PAUSE)
-
-
-def failures() -> tuple[type[Exception], ...]:
-    """All errors of a request to the hub."""
-    from huggingface_hub.errors import (
-        FileMetadataError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-    )
-
-    known = (HfHubHTTPError, FileMetadataError, HFValidationError, LocalEntryNotFoundError)
-    return (*known, *unreachable())
-
-
-def unreachable() -> tuple[type[Exception], ...]:
-    """Errors that say that the hub is away, or is to be left alone."""
-    import httpx2
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
-    return (httpx2.TransportError, OfflineModeIsEnabled)
+            headers = getattr(getattr(error, "response", None), "headers", {})
+            asked = re.fullmatch(r"(\d+)", headers.get("Retry-After", "")) or re.search(
+                r"\br=0\b.*\bt=(\d+)", headers.get("RateLimit", "")
+            )
+            growing = min(0.25 * 2**failed, LONGEST_PAUSE)
+            time.sleep(min(float(asked[1]), LONGEST_WAIT) if asked else growing)
 
 
 def passing(error: BaseException | None) -> bool:
     """Whether an error may be gone at the next try."""
-    import httpx2
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    if isinstance(error, LocalEntryNotFoundError):
+    if isinstance(error, errors.LocalEntryNotFoundError):
         return passing(error.__cause__)
-    if isinstance(error, HfHubHTTPError):
+    if isinstance(error, errors.HfHubHTTPError):
         return error.response.status_code in (408, 429) or error.response.status_code >= 500
     return isinstance(error, httpx2.TransportError)

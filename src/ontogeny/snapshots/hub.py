@@ -2,20 +2,21 @@
 
 What is wanted of a repository, and what is made of it; download.py gets the files. HF_HOME,
 HF_HUB_CACHE, HF_ENDPOINT, HF_HUB_OFFLINE and HF_TOKEN mean what they mean elsewhere:
-huggingface_hub reads them when it is imported, which happens when a function here is called first.
+huggingface_hub reads them when it is imported, so import this module only where a hub is used.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ontogeny.files import InputError, whole, write_json
+from huggingface_hub import constants, errors, try_to_load_from_cache
+
+from ontogeny.files import InputError, one_line
 from ontogeny.settings import Hub
 from ontogeny.snapshots import download, presets, weights
 from ontogeny.snapshots.local import missing, tokenizer_files
@@ -27,30 +28,15 @@ def revisions(hub: Hub, steps: list[int]) -> dict[int, str]:
     """The revision of each step, by the pattern of the settings or the preset.
 
     `{step}`, also `{step:03d}`, is the step. `*` stands for what only a listing tells; without it
-    nothing is asked of the network.
-
-    Raises
-    ------
-    InputError : there is no pattern, or a step has no revision or several that fit it.
+    nothing is asked of the network. InputError where there is no pattern, or not one revision
+    alone that fits it at a step.
     """
     pattern = _pattern(hub)
     if "*" not in pattern:
         return {step: pattern.format(step=step) for step in steps}
-    with _told(hub):
-        there = _there(pattern, download.names_of(hub.repository))
-    found = {}
-    for step in steps:
-        match there.get(step, []):
-            case []:
-                raise InputError(_absent(hub, pattern, step, there))
-            case [name]:
-                found[step] = name
-            case [first, second, *_]:
-                raise InputError(
-                    f"snapshots.hub.revision: {first} and {second} of {hub.repository} both fit "
-                    f"{pattern} at step {step}; narrow the pattern"
-                )
-    return found
+    with _explained(hub):
+        published = _published(pattern, download.names_of(hub.repository))
+    return {step: _only(hub, pattern, step, published) for step in steps}
 
 
 def faults(hub: Hub, steps: list[int]) -> list[str]:
@@ -59,43 +45,31 @@ def faults(hub: Hub, steps: list[int]) -> list[str]:
     The hub is asked once, and briefly; where it cannot be reached, the preset's steps are what is
     known.
     """
-    from huggingface_hub.errors import HfHubHTTPError
-
     try:
         pattern = _pattern(hub)
+        published = _published(pattern, download.refs(hub.repository, LOOK))
     except InputError as error:
         return [str(error)]
-    try:
-        there = _there(pattern, download.refs(hub.repository, LOOK))
-    except HfHubHTTPError as error:
-        if not download.passing(error):
-            return [_problem(error, hub)]
-    except download.unreachable():
-        pass
-    else:
-        lines = []
-        for step in steps:
-            names = there.get(step, [])
-            if not names:
-                lines.append(_absent(hub, pattern, step, there))
-            elif len(names) > 1:
-                lines.append(
-                    f"snapshots.hub.revision: {names[0]} and {names[1]} of {hub.repository} both "
-                    f"fit {pattern} at step {step}; narrow the pattern"
-                )
-        return lines
-    preset = presets.find(hub.repository)
-    if hub.revision is not None or preset is None or not preset.steps:
-        return []
-    known = list(preset.steps)
-    return [
-        f"snapshots.steps: {missing(hub.repository, step, known)}"
-        for step in steps
-        if step not in known
-    ]
+    except download.FAILURES as error:
+        if not download.passing(error) and not isinstance(error, download.UNREACHABLE):
+            return [_problem(error, hub, None, "", "snapshots.hub")]
+        preset = presets.find(hub.repository)
+        known = preset.steps if preset is not None and hub.revision is None else None
+        return [
+            f"snapshots.steps: {missing(hub.repository, step, known)}"
+            for step in steps
+            if known and step not in known
+        ]
+    lines = []
+    for step in steps:
+        try:
+            _only(hub, pattern, step, published)
+        except InputError as error:
+            lines.append(str(error))
+    return lines
 
 
-def fetch(
+def publish(
     hub: Hub, step: int, output: Path, remote_code: bool = False, slots: Path | None = None
 ) -> None:
     """Make the snapshot folder of a step: config.json, safetensors and source.json.
@@ -106,8 +80,7 @@ def fetch(
     ----------
     output : the folder to make, whole or not at all.
     remote_code : bring the repository's Python files too.
-    slots : a folder of lock files, by which all processes together download at most hub.parallel
-        files at once.
+    slots : as for download.get.
 
     Raises
     ------
@@ -117,12 +90,12 @@ def fetch(
     if _finished(hub, step, output, remote_code):
         return
     revision = revisions(hub, [step])[step]
-    with _told(hub, step, revision):
+    with _explained(hub, step, revision):
         commit, files = download.listing(hub.repository, revision)
         where = f"{hub.repository} at {revision}"
         chosen = weights.choice(files)
-        if weights.CONFIG not in files or chosen is None:
-            lacks = weights.CONFIG if chosen else f"{weights.SINGLE} or {weights.BIN}"
+        if chosen is None or weights.lacking(files):
+            lacks = weights.lacking(files)[-1]
             raise InputError(f"snapshots.hub: {where} has no {lacks}; choose other steps")
         first = [weights.CONFIG]
         if remote_code:
@@ -136,87 +109,61 @@ def fetch(
             if name not in files:
                 raise InputError(f"snapshots.hub: {where} has no {name}, which {chosen} names")
         got = download.get(hub, commit, files, first + parts, slots, f"step {step}")
-    with whole(output) as draft:
-        placed = weights.place(
-            got[weights.CONFIG].path.parent,
-            draft,
-            remote_code,
-            {name: file.sha256 for name, file in got.items()},
-        )
-        origin = {"repository": hub.repository, "revision": revision, "commit": commit}
-        about = {**origin, "step": step, "remote_code": remote_code, **placed}
-        write_json(draft / "source.json", about)
-    for name in placed.get("converted", ()):
+    origin = {"repository": hub.repository, "revision": revision, "commit": commit}
+    converted = weights.publish(
+        got[weights.CONFIG].path.parent,
+        output,
+        {**origin, "step": step, "remote_code": remote_code},
+        remote_code,
+        {name: file.sha256 for name, file in got.items()},
+    )
+    for name in converted:
         if got[name].downloaded:
             download.discard(got[name].path)  # it is of no more use, and as large as the snapshot
 
 
-def fetch_tokenizer(
-    hub: Hub, steps: list[int], output: Path, remote_code: bool = False, slots: Path | None = None
-) -> None:
+def tokenizer(hub: Hub, steps: list[int], output: Path, slots: Path | None = None) -> None:
     """Make a folder of the tokenizer's files and source.json.
 
     The tokenizer is that of hub.tokenizer, else of the preset; else the repository's at the last
-    of the steps, or at main where that revision has none.
-
-    Raises
-    ------
-    InputError : there is no tokenizer, or as for `fetch`.
+    of the steps, or at main where that revision has none. InputError where there is none, or as
+    for `publish`.
     """
     preset = presets.find(hub.repository)
-    elsewhere = hub.tokenizer or (preset.tokenizer if preset else None)
-    if elsewhere and elsewhere != hub.repository:
-        places = [(elsewhere, "main")]
-    else:
-        places = [(hub.repository, revisions(hub, steps[-1:])[steps[-1]]), (hub.repository, "main")]
-    for repository, revision in places:
-        there = hub.model_copy(update={"repository": repository})
-        key = "snapshots.hub.tokenizer" if repository == hub.tokenizer else "snapshots.hub"
-        with _told(there, None if revision == "main" else steps[-1], revision, key):
+    repository = hub.tokenizer or (preset.tokenizer if preset else None) or hub.repository
+    key = "snapshots.hub.tokenizer" if repository == hub.tokenizer else "snapshots.hub"
+    owner = hub.model_copy(update={"repository": repository})
+    tried = ["main"]
+    if repository == hub.repository:
+        tried.insert(0, revisions(hub, steps[-1:])[steps[-1]])
+    for revision in tried:
+        with _explained(owner, None if revision == "main" else steps[-1], revision, key):
             commit, files = download.listing(repository, revision)
-            names = tokenizer_files(files, code=remote_code)
-            if not names:
-                continue
-            got = download.get(there, commit, files, names, slots)
-        with whole(output) as draft:
-            draft.mkdir()
-            for name in names:
-                shutil.copyfile(got[name].path, draft / name)
+            names = tokenizer_files(files)
+            got = download.get(owner, commit, files, names, slots)
+        if names:
             origin = {"repository": repository, "revision": revision, "commit": commit}
-            write_json(draft / "source.json", origin)
-        return
+            weights.copy((got[name].path for name in names), output, origin)
+            return
     raise InputError(
-        f"snapshots.hub.tokenizer: {places[0][0]} has no tokenizer files; name a repository that "
+        f"snapshots.hub.tokenizer: {repository} has no tokenizer files; name a repository that "
         "has the model's tokenizer"
     )
 
 
 def fetch_config(hub: Hub, step: int) -> dict[str, Any]:
-    """The configuration of the model at a step: from the cache, else from the hub.
-
-    Raises
-    ------
-    InputError : as for `fetch`.
-    """
-    from huggingface_hub import try_to_load_from_cache
-
+    """The configuration of the model at a step, from the cache or the hub; raises as `publish`."""
     revision = revisions(hub, [step])[step]
     cached = try_to_load_from_cache(hub.repository, weights.CONFIG, revision=revision)
     if isinstance(cached, str):
-        path = Path(cached)
-    else:
-        with _told(hub, step, revision):
-            commit, files = download.listing(hub.repository, revision)
-            if weights.CONFIG not in files:
-                raise InputError(
-                    f"snapshots.hub: {hub.repository} at {revision} has no {weights.CONFIG}; "
-                    "choose other steps"
-                )
-            path = download.get(hub, commit, files, [weights.CONFIG], None)[weights.CONFIG].path
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
-        raise InputError(f"{path}: no model's configuration; delete it and run again") from None
+        return weights.read_config(Path(cached))
+    with _explained(hub, step, revision):
+        commit, files = download.listing(hub.repository, revision)
+        if weights.CONFIG not in files:
+            where = f"{hub.repository} at {revision}"
+            raise InputError(f"snapshots.hub: {where} has no {weights.CONFIG}; choose other steps")
+        got = download.get(hub, commit, files, [weights.CONFIG], None)
+    return weights.read_config(got[weights.CONFIG].path)
 
 
 def _pattern(hub: Hub) -> str:
@@ -240,95 +187,88 @@ def _pattern(hub: Hub) -> str:
 
 def _expression(pattern: str, step: int | None = None) -> str:
     """The regular expression of a pattern at a step; at any, which is the group `step`, if None."""
-    expression = ""
-    seen = False
+    expression, digits = "", r"(?P<step>\d+)"
     for part in re.split(r"(\{step[^}]*\}|\*)", pattern):
-        if part == "*":
-            expression += ".*"
-        elif part.startswith("{step"):
-            digits = r"\d+" if seen else r"(?P<step>\d+)"
-            digits = digits if step is None else part.format(step=step)
-            seen = True
+        if part.startswith("{step"):
             # the digits of a step are all that stand there, so that * eats none of them
-            expression += rf"(?<!\d){digits}(?!\d)"
+            expression += rf"(?<!\d){digits if step is None else part.format(step=step)}(?!\d)"
+            digits = r"\d+"
         else:
-            expression += re.escape(part)
+            expression += ".*" if part == "*" else re.escape(part)
     return expression
 
 
-def _there(pattern: str, names: Iterable[str]) -> dict[int, list[str]]:
+def _published(pattern: str, names: Iterable[str]) -> dict[int, list[str]]:
     """The names that fit a pattern, by step, ascending."""
-    found: dict[int, list[str]] = {}
+    by_step: dict[int, list[str]] = {}
     for name in sorted(set(names)):
         match = re.fullmatch(_expression(pattern), name)
         if match and re.fullmatch(_expression(pattern, int(match["step"])), name):
-            found.setdefault(int(match["step"]), []).append(name)
-    return dict(sorted(found.items()))
+            by_step.setdefault(int(match["step"]), []).append(name)
+    return dict(sorted(by_step.items()))
 
 
-def _absent(hub: Hub, pattern: str, step: int, there: Iterable[int]) -> str:
-    """The fault of a step that the hub has not."""
-    said = f"{hub.repository} has no step {step} (revision {pattern.format(step=step)})"
-    near = missing("", step, there).partition("; ")[2]
-    return f"snapshots.steps: {said}; {near or f'no revision of it fits {pattern}'}"
+def _only(hub: Hub, pattern: str, step: int, published: dict[int, list[str]]) -> str:
+    """The one name that fits a pattern at a step, or InputError."""
+    match published.get(step, []):
+        case [name]:
+            return name
+        case [first, second, *_]:
+            raise InputError(
+                f"snapshots.hub.revision: {first} and {second} of {hub.repository} both fit "
+                f"{pattern} at step {step}; narrow the pattern"
+            )
+    near = missing("", step, published).partition("; ")[2]
+    raise InputError(
+        f"snapshots.steps: {hub.repository} has no step {step} (revision "
+        f"{pattern.format(step=step)}); {near or f'no revision of it fits {pattern}'}"
+    )
 
 
 @contextmanager
-def _told(
+def _explained(
     hub: Hub, step: int | None = None, revision: str = "", key: str = "snapshots.hub"
 ) -> Iterator[None]:
     """Turn the hub's errors into InputError, one line each."""
     try:
         yield
-    except download.failures() as error:
+    except download.FAILURES as error:
         raise InputError(_problem(error, hub, step, revision, key)) from None
 
 
-def _problem(
-    error: Exception,
-    hub: Hub,
-    step: int | None = None,
-    revision: str = "",
-    key: str = "snapshots.hub",
-) -> str:
+def _problem(error: Exception, hub: Hub, step: int | None, revision: str, key: str) -> str:
     """One of the hub's errors as one line with the mend."""
-    from huggingface_hub import constants
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
     name = key if key.endswith("tokenizer") else f"{key}.repository"
     at = f"{hub.repository} at {revision}" if revision else hub.repository
-    if isinstance(error, GatedRepoError):
+    if isinstance(error, errors.GatedRepoError):
         return (
             f"{name}: {hub.repository} is gated; accept its terms at "
             f"{constants.ENDPOINT}/{hub.repository} and set HF_TOKEN"
         )
-    if isinstance(error, RepositoryNotFoundError):
+    if isinstance(error, errors.RepositoryNotFoundError):
         return (
             f"{name}: {hub.repository} is not on {constants.ENDPOINT}, or is private; correct it, "
             "or set HF_TOKEN"
         )
-    if isinstance(error, RevisionNotFoundError) and step is not None:
+    if isinstance(error, errors.RevisionNotFoundError) and step is not None:
         pattern = _pattern(hub)
         try:
-            return _absent(hub, pattern, step, _there(pattern, download.refs(hub.repository, LOOK)))
-        except download.failures():
-            return f"snapshots.steps: {hub.repository} has no step {step} (revision {revision})"
-    if isinstance(error, OfflineModeIsEnabled):
+            _only(hub, pattern, step, _published(pattern, download.refs(hub.repository, LOOK)))
+        except InputError as absent:
+            return str(absent)
+        except download.FAILURES:
+            pass
+        return f"snapshots.steps: {hub.repository} has no step {step} (revision {revision})"
+    if isinstance(error, errors.OfflineModeIsEnabled):
         return (
             f"{key}: {at} is not complete in {constants.HF_HUB_CACHE} and HF_HUB_OFFLINE is set; "
             "unset it"
         )
-    if isinstance(error, HfHubHTTPError) and error.response.status_code == 401:
+    if isinstance(error, errors.HfHubHTTPError) and error.response.status_code == 401:
         return f"{name}: {constants.ENDPOINT} refuses the token; renew HF_TOKEN"
-    said = " ".join(str(error.__cause__ or error).split())
+    why = one_line(error.__cause__ or error, 200)
     return (
-        f"{key}: {at} cannot be had from {constants.ENDPOINT} ({said[:200]}); run again to go on, "
+        f"{key}: {at} cannot be had from {constants.ENDPOINT} ({why}); run again to go on, "
         "or see to the network"
     )
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import glob
 import re
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from ontogeny.files import InputError, whole, write_json
+from ontogeny.files import InputError
 from ontogeny.settings import Local
 from ontogeny.snapshots import weights
 from ontogeny.snapshots.presets import nearest
@@ -50,68 +49,57 @@ def folders(local: Local) -> dict[int, Path]:
     """Every folder that fits the pattern, by its step, ascending.
 
     `{step}` stands for digits; `*`, `?`, `[...]` and `**` mean what they mean in a glob pattern.
-
-    Raises
-    ------
-    InputError : two folders have the same step.
+    InputError where two folders have the same step.
     """
     pattern = str(Path(local.folders).expanduser())
-    found: dict[int, Path] = {}
+    by_step: dict[int, Path] = {}
     wanted = re.compile(_expression(pattern))
     for name in sorted(glob.glob(re.sub(r"\{step[^}]*\}", "[0-9]*", pattern), recursive=True)):
         match = wanted.fullmatch(name)
         if match is None or not Path(name).is_dir():
             continue
         step = int(match["step"])
-        if step in found:
+        if step in by_step:
             raise InputError(
-                f"snapshots.local.folders: {found[step]} and {name} are both step {step}; narrow "
+                f"snapshots.local.folders: {by_step[step]} and {name} are both step {step}; narrow "
                 "the pattern"
             )
-        found[step] = Path(name)
-    return dict(sorted(found.items()))
+        by_step[step] = Path(name)
+    return dict(sorted(by_step.items()))
 
 
 def resolve_steps(local: Local) -> list[int]:
-    """The steps of all folders, ascending: what `steps: all` means.
-
-    Raises
-    ------
-    InputError : no folder fits the pattern, or two have the same step.
-    """
+    """The steps of all folders, ascending: what `steps: all` means; raises where there are none."""
     steps = list(folders(local))
     if not steps:
-        raise InputError(_none(local))
+        raise InputError(
+            f"snapshots.local.folders: no folder fits {local.folders} (from {Path.cwd()}); correct "
+            "it, or make the checkpoints first"
+        )
     return steps
 
 
 def faults(local: Local, steps: list[int] | Literal["all"]) -> list[str]:
     """What keeps these steps from being published, one line each with the mend."""
     try:
-        found = folders(local)
+        every, by_step = resolve_steps(local), folders(local)
     except InputError as error:
         return [str(error)]
-    if not found:
-        return [_none(local)]
-    chosen = list(found) if steps == "all" else steps
+    chosen = every if steps == "all" else steps
     lines = []
     for step in chosen:
-        if step not in found:
-            lines.append(f"snapshots.steps: {missing(local.folders, step, found)}")
+        try:
+            folder = _of_step(local, by_step, step)
+        except InputError as error:
+            lines.append(str(error))
             continue
-        names = weights.present(found[step])
-        for lacks, what in (
-            (weights.CONFIG not in names, weights.CONFIG),
-            (weights.choice(names) is None, f"{weights.SINGLE} or {weights.BIN}"),
-        ):
-            if lacks:
-                lines.append(
-                    f"snapshots.steps: {found[step]} has no {what}; remove step {step} or save it "
-                    "again"
-                )
+        lines += [
+            f"snapshots.steps: {folder} has no {name}; remove step {step} or save it again"
+            for name in weights.lacking(weights.present(folder))
+        ]
     if not lines:
         try:
-            _tokenizer_folder(local, chosen, found)
+            tokenizer_sources(local, chosen)
         except InputError as error:
             lines.append(str(error))
     return lines
@@ -128,87 +116,59 @@ def sources(local: Local, step: int) -> list[Path]:
 
 
 def tokenizer_sources(local: Local, steps: list[int]) -> list[Path]:
-    """The files that the tokenizer is made from.
-
-    Raises
-    ------
-    InputError : there are none.
-    """
-    folder = _tokenizer_folder(local, steps, folders(local))
-    return [folder / name for name in tokenizer_files(weights.present(folder), code=True)]
+    """The files of the tokenizer, of local.tokenizer or the last wanted folder, or InputError."""
+    if local.tokenizer is None:
+        folder, mend = (
+            _of_step(local, folders(local), steps[-1]),
+            "name the tokenizer's folder there",
+        )
+    else:
+        folder, mend = Path(local.tokenizer).expanduser(), "name another folder"
+        if not folder.is_dir():
+            raise InputError(f"snapshots.local.tokenizer: {folder} is no folder; correct it")
+    names = tokenizer_files(weights.present(folder), code=True)
+    if not names:
+        raise InputError(
+            f"snapshots.local.tokenizer: {folder} has no tokenizer files ({TOKENIZER[0]}); {mend}"
+        )
+    return [folder / name for name in names]
 
 
 def publish(local: Local, step: int, output: Path) -> None:
     """Make the snapshot folder of a step: config.json, safetensors and source.json.
 
-    Raises
-    ------
-    InputError : the step has no folder, or its folder no sound weights.
+    InputError where the step has no folder, or its folder no sound weights.
     """
-    found = folders(local)
-    if step not in found:
-        raise InputError(f"snapshots.steps: {missing(local.folders, step, found)}")
-    with whole(output) as draft:
-        placed = weights.place(found[step], draft, code=True)
-        write_json(draft / "source.json", {"folder": str(found[step]), "step": step, **placed})
+    folder = _of_step(local, folders(local), step)
+    weights.publish(folder, output, {"folder": str(folder), "step": step}, code=True)
 
 
 def tokenizer(local: Local, steps: list[int], output: Path) -> None:
-    """Copy the tokenizer's files, of local.tokenizer or the last wanted folder, into `output`.
-
-    Raises
-    ------
-    InputError : there are none.
-    """
-    folder = _tokenizer_folder(local, steps, folders(local))
-    with whole(output) as draft:
-        draft.mkdir()
-        for name in tokenizer_files(weights.present(folder), code=True):
-            shutil.copyfile(folder / name, draft / name)
+    """Make a folder of the tokenizer's files; raises as `tokenizer_sources`."""
+    weights.copy(tokenizer_sources(local, steps), output)
 
 
-def missing(where: str, step: int, there: Iterable[int]) -> str:
+def _of_step(local: Local, by_step: dict[int, Path], step: int) -> Path:
+    if step not in by_step:
+        raise InputError(f"snapshots.steps: {missing(local.folders, step, by_step)}")
+    return by_step[step]
+
+
+def missing(where: str, step: int, known: Iterable[int]) -> str:
     """What to say of a step that is not among those that are there."""
-    near = ", ".join(map(str, nearest(step, list(there))))
-    return f"{where} has no step {step}; nearest: {near}" if near else f"{where} has no step {step}"
-
-
-def _tokenizer_folder(local: Local, steps: list[int], found: dict[int, Path]) -> Path:
-    """The folder of the tokenizer; raises InputError where it holds none."""
-    if local.tokenizer is not None:
-        folder = Path(local.tokenizer).expanduser()
-        if not folder.is_dir():
-            raise InputError(f"snapshots.local.tokenizer: {folder} is no folder; correct it")
-        mend = "name another folder"
-    else:
-        if steps[-1] not in found:
-            raise InputError(f"snapshots.steps: {missing(local.folders, steps[-1], found)}")
-        folder = found[steps[-1]]
-        mend = "name the tokenizer's folder there"
-    if not tokenizer_files(weights.present(folder)):
-        raise InputError(
-            f"snapshots.local.tokenizer: {folder} has no tokenizer files ({TOKENIZER[0]}); {mend}"
-        )
-    return folder
-
-
-def _none(local: Local) -> str:
-    return (
-        f"snapshots.local.folders: no folder fits {local.folders} (from {Path.cwd()}); correct it, "
-        "or make the checkpoints first"
-    )
+    near = ", ".join(map(str, nearest(step, list(known))))
+    return f"{where} has no step {step}" + (f"; nearest: {near}" if near else "")
 
 
 def _expression(pattern: str) -> str:
     """The regular expression of a glob pattern with {step}, whose digits are the group `step`."""
     parts = re.split(r"(\{step[^}]*\}|\*\*/?|\*|\?|\[[^]]+\])", pattern)
     known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    expression, seen = "", False
+    expression, digits = "", r"(?<!\d)(?P<step>\d+)(?!\d)"
     for part in parts:
         if part.startswith("{step"):
-            # the same step, should it stand there twice
-            expression += "(?P=step)" if seen else r"(?<!\d)(?P<step>\d+)(?!\d)"
-            seen = True
+            expression += digits
+            digits = "(?P=step)"  # the same, should it stand there twice
         elif part in known:
             expression += known[part]
         elif part.startswith("[") and part.endswith("]"):

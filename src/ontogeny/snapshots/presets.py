@@ -1,8 +1,7 @@
 """What is known beforehand of snapshots on the Hugging Face hub: presets.yaml, read.
 
-A preset says how a family of repositories names its snapshots, which training steps it publishes
-and what its models are built like, so that an experiment can be checked and its cost told before
-anything is fetched. Another family is another entry of presets.yaml.
+With it an experiment can be checked and its cost told before anything is fetched. Another family
+of repositories is another entry of presets.yaml.
 """
 
 from __future__ import annotations
@@ -22,48 +21,30 @@ FILE = Path(__file__).with_suffix(".yaml")
 
 @dataclass(frozen=True)
 class Preset:
-    """How a family of repositories publishes its snapshots.
+    """How a family of repositories publishes its snapshots; presets.yaml says what each is.
 
-    Attributes
-    ----------
-    name : of the family in presets.yaml.
-    revision : names of the revisions, a format string of `step`; * stands for a part that only
-        the repository's own list of branches and tags tells.
-    steps : the published ones, ascending; None where only that list tells.
-    tokenizer : repository of the tokenizer; None: the model's own.
-    unit : what a step counts.
-    tokens_per_step : tokens of training in a step; None where it is not one number.
+    steps : the published ones, ascending; None where only the repository's list of branches tells.
     """
 
     name: str
     revision: str
     steps: list[int] | None
-    tokenizer: str | None = None
-    unit: str = "training step"
-    tokens_per_step: int | None = None
+    tokenizer: str | None
 
 
 def find(repository: str) -> Preset | None:
     """The preset of a repository such as EleutherAI/pythia-160m, or None where none is known."""
     for name, family in families().items():
         if any(fnmatchcase(repository, pattern) for pattern in family["repositories"]):
-            steps = family["steps"]
-            return Preset(
-                name=name,
-                revision=family["revision"],
-                steps=None if steps is None else _expand(steps),
-                tokenizer=family["tokenizer"],
-                unit=family.get("unit", Preset.unit),
-                tokens_per_step=family["tokens_per_step"],
-            )
+            steps = None if family["steps"] is None else _expand(family["steps"])
+            return Preset(name, family["revision"], steps, family["tokenizer"])
     return None
 
 
 def architecture(repository: str) -> dict[str, Any] | None:
-    """Keyword arguments of `transformers.AutoConfig.for_model` for a repository's model.
+    """Keyword arguments of `transformers.AutoConfig.for_model` for a repository's model, or None.
 
-    `dtype` among them is the type of the stored weights. The caller's own copy, or None where the
-    model is not listed.
+    `dtype` among them is the type of the stored weights. A copy of the caller's own.
     """
     for family in families().values():
         if repository in family["models"]:

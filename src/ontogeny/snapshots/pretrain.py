@@ -27,68 +27,75 @@ from ontogeny import devices
 from ontogeny.corpus.build import Tokens
 from ontogeny.files import InputError, whole, write_table, write_text
 from ontogeny.progress import bar
-from ontogeny.settings import Analysis, Pretrain
+from ontogeny.settings import Pretrain, Settings
 from ontogeny.snapshots import copying, shape
+from ontogeny.snapshots.sizes import SAVE_EVERY
 
-SAVE_EVERY = 100  # steps between training states, besides those at snapshots
 LOG_EVERY = 10
 
 
-def learning_rate(step: int, p: Pretrain) -> float:
+def learning_rate(step: int, settings: Pretrain) -> float:
     """Learning rate of the step that follows `step` updates: linear warm-up, cosine decay."""
-    if step < p.warmup_steps:
-        return p.learning_rate * (step + 1) / p.warmup_steps
-    progress = (step - p.warmup_steps) / max(1, p.steps - p.warmup_steps)
+    peak, warmup, last = settings.learning_rate, settings.warmup_steps, settings.final_learning_rate
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, settings.steps - warmup)
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    return p.learning_rate * (p.final_learning_rate + (1 - p.final_learning_rate) * cosine)
+    return peak * (last + (1 - last) * cosine)
 
 
-def make_model(p: Pretrain, vocabulary: int, context: int) -> Any:
+def make_model(settings: Pretrain, vocabulary: int, context: int) -> Any:
     """A randomly initialised GPT-NeoX model (shape.config_of_pretrain)."""
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    torch.manual_seed(p.seed)
-    config = GPTNeoXConfig(**shape.config_of_pretrain(p, vocabulary, context))
-    return GPTNeoXForCausalLM(config)
+    torch.manual_seed(settings.seed)
+    config = shape.config_of_pretrain(settings, vocabulary, context)
+    return GPTNeoXForCausalLM(GPTNeoXConfig(**config))
 
 
-def make_optimizers(model: Any, p: Pretrain) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: Any, settings: Pretrain) -> list[torch.optim.Optimizer]:
     """AdamW (0.9, 0.95) with decay on matrices only; Muon for the blocks' matrices, if wanted.
 
     Muon (Jordan et al. 2024) takes the momentum's nearest semi-orthogonal matrix for the update,
     here times 0.2 √(longer side), which makes entries as large as AdamW's are (Liu et al. 2025,
     arXiv 2502.16982). Every group has `scale`: its learning rate by the schedule's.
     """
-    blocks = {id(w) for w in model.gpt_neox.layers.parameters()} if p.optimizer == "muon" else set()
-    weights = list(model.parameters())
-    orthogonal = [w for w in weights if w.ndim >= 2 and id(w) in blocks]
-    matrices = [w for w in weights if w.ndim >= 2 and id(w) not in blocks]
-    vectors = [w for w in weights if w.ndim < 2]
+    in_blocks = {id(w) for w in model.gpt_neox.layers.parameters()}
+    orthogonal, matrices, vectors = [], [], []
+    for w in model.parameters():
+        if w.ndim < 2:
+            vectors.append(w)
+        elif settings.optimizer == "muon" and id(w) in in_blocks:
+            orthogonal.append(w)
+        else:
+            matrices.append(w)
+    decay, rate = settings.weight_decay, settings.learning_rate
     groups = [
-        {"params": matrices, "weight_decay": p.weight_decay, "scale": 1.0},
+        {"params": matrices, "weight_decay": decay, "scale": 1.0},
         {"params": vectors, "weight_decay": 0.0, "scale": 1.0},
     ]
-    adam = torch.optim.AdamW(groups, lr=p.learning_rate, betas=(0.9, 0.95), fused=True)
+    adam = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), fused=True)
     if not orthogonal:
         return [adam]
-    group = {"params": orthogonal, "scale": p.muon_learning_rate / p.learning_rate}
-    decay = p.weight_decay
+    group = {"params": orthogonal, "scale": settings.muon_learning_rate / rate}
     return [adam, torch.optim.Muon([group], weight_decay=decay, adjust_lr_fn="match_rms_adamw")]
 
 
-def batch(step: int, blocks: np.ndarray, p: Pretrain) -> torch.Tensor:
+def batch(step: int, blocks: np.ndarray, settings: Pretrain) -> torch.Tensor:
     """Token ids of a step, (B, context): a function of seed and step alone.
 
     Blocks are visited in a seeded order without repeats until an epoch ends.
     """
-    per_epoch = len(blocks) // p.batch_blocks
-    epoch, place = divmod(step, per_epoch)
-    order = np.random.default_rng((p.seed, 1, epoch)).permutation(len(blocks))
-    chosen = blocks[order[place * p.batch_blocks : (place + 1) * p.batch_blocks]]
+    seed, count = settings.seed, settings.batch_blocks
+    epoch, number = divmod(step, len(blocks) // count)
+    order = np.random.default_rng((seed, 1, epoch)).permutation(len(blocks))
     doubled = copying.double_passages(
-        chosen, p.doubled_blocks, p.doubled_distance, np.random.default_rng((p.seed, 2, step))
+        blocks[order[number * count : (number + 1) * count]],
+        settings.doubled_blocks,
+        settings.doubled_distance,
+        np.random.default_rng((seed, 2, step)),
     )
     return torch.from_numpy(doubled.astype(np.int64))
 
@@ -96,7 +103,7 @@ def batch(step: int, blocks: np.ndarray, p: Pretrain) -> torch.Tensor:
 def _save_state(
     folder: Path, model: Any, optimizers: list[torch.optim.Optimizer], log: list[Any]
 ) -> None:
-    """Write a training state whole: weights, moments, log so far."""
+    """Write a training state: weights, moments, log so far."""
     with whole(folder) as draft:
         draft.mkdir()
         model.save_pretrained(draft)
@@ -130,12 +137,6 @@ def _steps_in(archive: Path) -> list[int]:
     return sorted(int(path.name[4:]) for path in archive.glob("step*") if path.is_dir())
 
 
-def _next_stop(step: int, wanted: list[int], steps: int) -> int:
-    """The first step after `step` whose state is kept: a snapshot, a regular save, or the end."""
-    regular = (step // SAVE_EVERY + 1) * SAVE_EVERY
-    return min([s for s in wanted if s > step] + [regular, steps])
-
-
 @contextmanager
 def claimed(archive: Path, tokens: str) -> Iterator[None]:
     """Have the archive for oneself, after whoever is training into it now.
@@ -156,19 +157,12 @@ def claimed(archive: Path, tokens: str) -> Iterator[None]:
 
 
 def train(
-    p: Pretrain,
-    snapshots: list[int],
-    analysis: Analysis,
-    tokens: str | Path,
-    archive: str | Path,
-    log: str | Path | None,
-    device: str = "auto",
+    settings: Settings, tokens: str | Path, archive: str | Path, log: str | Path | None = None
 ) -> None:
     """Train, or train on, until the archive holds every wanted snapshot and the whole log.
 
     Parameters
     ----------
-    p, analysis : settings' sections. snapshots : the steps that are wanted.
     tokens : tokens.h5 of the corpus stage.
     archive : folder of training states, `step{S}/`; kept between calls.
     log : CSV to write, one row a logged step: step, tokens, learning_rate, loss (of the batch,
@@ -176,54 +170,53 @@ def train(
     """
     archive, data = Path(archive), Tokens(tokens)
     with claimed(archive, data.digest):
-        wanted = sorted({0, *snapshots, p.steps})
-        _train(p, wanted, analysis, data, archive, device)
+        wanted = wanted_steps(settings)
+        _train(settings, wanted, data, archive)
         if log is not None:
             _write_log(archive, wanted, log)
 
 
-def _train(
-    p: Pretrain,
-    wanted: list[int],
-    analysis: Analysis,
-    data: Tokens,
-    archive: Path,
-    device: str,
-) -> None:
-    blocks = data.split("pretrain")
-    if len(blocks) < p.batch_blocks:
-        raise InputError(
-            f"snapshots.pretrain.batch_blocks: {p.batch_blocks} blocks a step, the corpus has "
-            f"{len(blocks)} for pre-training; lower it or give more text"
-        )
-    where = devices.choose(device)
-    model = make_model(p, data.vocabulary, data.context).to(where)
-    optimizers = make_optimizers(model, p)
-    held_out = torch.from_numpy(data.split("held_out").astype(np.int64))
-    copies = copying.passages(
-        data.split("held_out"), data.vocabulary, analysis.copying_blocks, analysis.seed
-    )
+def wanted_steps(settings: Settings) -> list[int]:
+    """The steps whose states are kept: the first, the snapshots and the last, ascending."""
+    return sorted({0, *settings.snapshots.chosen, section(settings).steps})
 
-    def evaluate() -> dict[str, float]:
-        with torch.no_grad():
-            losses = []
-            for ids in held_out.split(32):
-                ids = ids.to(where)
-                logits = model(input_ids=ids).logits[:, :-1].float()
-                losses.append(cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()))
-        return {
-            "held_out_loss": torch.stack(losses).mean().item(),
-            **copying.measures(model, copies),
-        }
+
+def section(settings: Settings) -> Pretrain:
+    """The settings of the training, or InputError where the snapshots are not trained here."""
+    if settings.snapshots.pretrain is None:
+        raise InputError("snapshots.pretrain: not given; these snapshots are not trained here")
+    return settings.snapshots.pretrain
+
+
+def _train(experiment: Settings, wanted: list[int], data: Tokens, archive: Path) -> None:
+    settings, analysis = section(experiment), experiment.analysis
+    blocks = data.split("pretrain")
+    if len(blocks) < settings.batch_blocks:
+        raise InputError(
+            f"snapshots.pretrain.batch_blocks: {settings.batch_blocks} blocks a step, the corpus "
+            f"has {len(blocks)} for pre-training; lower it or give more text"
+        )
+    where = devices.choose(experiment.device)
+    model = make_model(settings, data.vocabulary, data.context).to(where)
+    optimizers = make_optimizers(model, settings)
+    held_out = data.split("held_out")
+    copies = copying.passages(held_out, data.vocabulary, analysis.copying_blocks, analysis.seed)
+    held_out_ids = torch.from_numpy(held_out.astype(np.int64))
 
     def loss_of(ids: torch.Tensor) -> torch.Tensor:
+        ids = ids.to(where)
         logits = model(input_ids=ids).logits[:, :-1].float()
         return cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
 
-    tokens_per_step = p.batch_blocks * data.context
+    @torch.no_grad()
+    def evaluate() -> dict[str, float]:
+        losses = torch.stack([loss_of(ids) for ids in held_out_ids.split(32)])
+        return {"held_out_loss": losses.mean().item(), **copying.measures(model, copies)}
+
+    tokens_per_step = settings.batch_blocks * data.context
     rows: list[Any] = []
     step = -1
-    with bar("pretrain", p.steps * tokens_per_step, "tokens") as progress:
+    with bar("pretrain", settings.steps * tokens_per_step, "tokens") as progress:
         while missing := [s for s in wanted if s not in _steps_in(archive)]:
             if missing[0] == 0:
                 step = 0
@@ -234,13 +227,14 @@ def _train(
             if nearest != step:
                 step = nearest
                 rows = _load_state(archive / f"step{step}", model, optimizers)
-            stop = _next_stop(step, wanted, p.steps)
+            regular = (step // SAVE_EVERY + 1) * SAVE_EVERY
+            stop = min([s for s in wanted if s > step] + [regular, settings.steps])
             while step < stop:
-                rate = learning_rate(step, p)
+                rate = learning_rate(step, settings)
                 for optimizer in optimizers:
                     for group in optimizer.param_groups:
                         group["lr"] = rate * group["scale"]
-                loss = loss_of(batch(step, blocks, p).to(where))
+                loss = loss_of(batch(step, blocks, settings))
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 for optimizer in optimizers:

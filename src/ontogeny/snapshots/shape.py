@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ontogeny.files import InputError, digest_value, write_json
+from ontogeny.files import InputError, digest_value, one_line, write_json
 from ontogeny.settings import Pretrain
 
 
@@ -48,19 +48,13 @@ class Shape:
     matrices_after: int
 
     @property
-    def block_parameters(self) -> int:
-        """Parameters of one block; of the largest where blocks differ."""
-        return max(self.parameters_by_block)
-
-    @property
     def block_matrix_parameters(self) -> int:
         """Of one block, in matrices that a token is multiplied by; the most of any block."""
         return max(self.matrices_by_block)
 
     def parameters_to(self, layer: int) -> int:
         """What a model truncated after block `layer` holds: before_parameters + blocks 0…layer."""
-        self._check(layer)
-        return self.before_parameters + sum(self.parameters_by_block[: layer + 1])
+        return self.before_parameters + sum(self._to(layer, self.parameters_by_block))
 
     def flops_per_token(self, context: int, layer: int | None = None) -> float:
         """Forward floating point operations per token of a context, to block `layer`'s end or all.
@@ -70,52 +64,43 @@ class Shape:
         each pair of positions in the scores and in the mean of the values. All context² pairs
         count, also those that the mask hides, as in torch.utils.flop_counter.
         """
-        self._check(layer)
-        matrices = self.matrices_by_block[: None if layer is None else layer + 1]
-        weights = self.matrices_before + sum(matrices)
-        if layer is None:
-            weights += self.matrices_after
+        matrices = self._to(layer, self.matrices_by_block)
+        after = self.matrices_after if layer is None else 0
+        weights = self.matrices_before + sum(matrices) + after
         return 2.0 * weights + 4.0 * context * self.attention_width * len(matrices)
 
-    def training_flops_per_token(self, context: int) -> float:
-        """Of a forward and a backward pass through all: 3·flops_per_token.
-
-        The backward pass multiplies twice for each forward product, once for each factor.
-        """
-        return 3 * self.flops_per_token(context)
-
-    def _check(self, layer: int | None) -> None:
-        if layer is not None and not 0 <= layer < self.layers:
+    def _to(self, layer: int | None, by_block: tuple[int, ...]) -> tuple[int, ...]:
+        if layer is None:
+            return by_block
+        if not 0 <= layer < self.layers:
             raise InputError(
                 f"activations.layers: layer {layer} does not exist; the model has {self.layers}, "
                 f"numbered 0 to {self.layers - 1}"
             )
+        return by_block[: layer + 1]
 
 
-def config_of_pretrain(p: Pretrain, vocabulary: int, context: int) -> dict[str, Any]:
-    """Configuration of the model that is trained here, with its model_type.
-
-    GPT-NeoX with a sequential residual.
-    """
+def config_of_pretrain(settings: Pretrain, vocabulary: int, context: int) -> dict[str, Any]:
+    """Configuration of the model that is trained here: GPT-NeoX with a sequential residual."""
     return {
         "model_type": "gpt_neox",
         "vocab_size": vocabulary,
-        "hidden_size": p.width,
-        "num_hidden_layers": p.layers,
-        "num_attention_heads": p.heads,
-        "intermediate_size": 4 * p.width,
+        "hidden_size": settings.width,
+        "num_hidden_layers": settings.layers,
+        "num_attention_heads": settings.heads,
+        "intermediate_size": 4 * settings.width,
         "max_position_embeddings": context,
         "rope_parameters": {
             "rope_type": "default",
             "rope_theta": 10000.0,
-            "partial_rotary_factor": p.rotary_share,
+            "partial_rotary_factor": settings.rotary_share,
         },
         "use_parallel_residual": False,
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
         "bos_token_id": 0,
         "eos_token_id": 0,
-        "tie_word_embeddings": p.tied_embeddings,
+        "tie_word_embeddings": settings.tied_embeddings,
         "use_cache": False,
     }
 
@@ -137,9 +122,8 @@ def cached(config: dict[str, Any], folder: Path) -> Shape:
 def of_config(config: dict[str, Any]) -> Shape:
     """Measure the model that a configuration (a config.json) describes, without its weights.
 
-    Raises
-    ------
-    InputError : transformers does not know the architecture, or has no causal language model of it.
+    InputError where transformers does not know the architecture, or has no causal language model
+    of it.
     """
     import torch
     from torch._subclasses import FakeTensorMode
@@ -158,10 +142,9 @@ def of_config(config: dict[str, Any]) -> Shape:
         with torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(known, dtype=torch.float32)
     except ValueError as error:
-        why = " ".join(str(error).split())[:200]
         raise InputError(
             f"snapshots: no causal language model of the architecture '{kind}' can be made; "
-            f"choose another model ({why})"
+            f"choose another model ({one_line(error, 200)})"
         ) from None
     model.eval()
     text = known.get_text_config()
@@ -173,8 +156,7 @@ def of_config(config: dict[str, Any]) -> Shape:
     in_blocks = set(blocks.modules())
     earlier = [m for m in model.modules() if m not in in_later and m not in in_blocks]
     before = {w for m in earlier for w in m.parameters(recurse=False)}
-    embedding = model.get_input_embeddings().weight
-    unembedding = model.get_output_embeddings()
+    embedding, unembedding = model.get_input_embeddings().weight, model.get_output_embeddings()
     # Beside the blocks and the unembedding a model may hold an encoder of images, which text skips.
     home = next(n for n, m in model.named_modules() if m is blocks).rpartition(".")[0]
     after = {m for n, top in later.items() if n.rpartition(".")[0] == home for m in top.modules()}
@@ -210,7 +192,7 @@ def of_config(config: dict[str, Any]) -> Shape:
         before_parameters=sum(w.numel() for w in before),
         unembedding_parameters=0 if tied else unembedding.weight.numel(),
         parameters_by_block=tuple(sum(w.numel() for w in b.parameters()) for b in blocks),
-        matrices_by_block=tuple(matrices(b.modules()) for b in blocks),
+        matrices_by_block=tuple(matrices(block.modules()) for block in blocks),
         matrices_before=matrices(earlier),
         matrices_after=matrices(after),
     )

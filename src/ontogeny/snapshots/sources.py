@@ -2,102 +2,140 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ontogeny.files import InputError, digest_value, write_json
-from ontogeny.settings import Settings
-from ontogeny.snapshots import hub, local, presets, shape
+from ontogeny.settings import Settings, load
+from ontogeny.snapshots import local, presets, shape, weights
 
 
-def resolve(s: Settings) -> Settings:
+def resolve(settings: Settings) -> Settings:
     """The settings with `snapshots.steps: all` replaced by the steps that are there.
 
-    Raises
-    ------
-    InputError : no folder fits. SettingsError : the steps found do not fit the rest.
+    InputError where there are none, SettingsError where they do not fit the rest.
     """
-    if s.snapshots.steps != "all" or s.snapshots.local is None:
-        return s
-    steps = local.resolve_steps(s.snapshots.local)
-    given = s.model_dump(mode="json")
-    given["snapshots"]["steps"] = steps
-    return Settings.model_validate(given)
+    if settings.snapshots.steps != "all" or settings.snapshots.local is None:
+        return settings
+    given = settings.model_dump(mode="json")
+    given["snapshots"]["steps"] = local.resolve_steps(settings.snapshots.local)
+    return load(given)
 
 
-def faults(s: Settings, results: str | Path) -> list[str]:
+def faults(settings: Settings, results: str | Path) -> list[str]:
     """What is known before any job to be wrong with the snapshots, a line each with the mend.
 
     A hub is not asked about snapshots that are there.
     """
-    if s.snapshots.hub is not None:
-        folder = Path(results) / s.name / "snapshots"
-        absent = [t for t in s.snapshots.chosen if not (folder / f"step{t}").is_dir()]
-        return hub.faults(s.snapshots.hub, absent) if absent else []
-    if s.snapshots.local is not None:
-        return local.faults(s.snapshots.local, s.snapshots.chosen)
-    return []
+    source = settings.snapshots
+    if source.local is not None:
+        return local.faults(source.local, source.chosen)
+    folder = Path(results) / settings.name / "snapshots"
+    absent = [step for step in source.chosen if not (folder / f"step{step}").is_dir()]
+    if source.hub is None or not absent:
+        return []
+    from ontogeny.snapshots import hub
+
+    return hub.faults(source.hub, absent)
 
 
-def architecture(s: Settings, results: str | Path) -> dict[str, Any]:
-    """The configuration of the language model, from the nearest place that has it.
+def publish(
+    settings: Settings,
+    step: int,
+    output: Path,
+    archive: Path | None = None,
+    slots: Path | None = None,
+) -> None:
+    """Make the folder of a step's snapshot, wherever it comes from; whole or not at all.
+
+    Parameters
+    ----------
+    output : the folder: config.json, safetensors, and source.json of what was not trained here.
+    archive : the training states, of a model that is trained here.
+    slots : lock files by which all processes together count their downloads from a hub.
+
+    Raises
+    ------
+    InputError : the archive, the folders or the hub do not have the step, or not whole.
+    """
+    source = settings.snapshots
+    if source.local is not None:
+        local.publish(source.local, step, output)
+    elif source.hub is not None:
+        from ontogeny.snapshots import hub
+
+        hub.publish(source.hub, step, output, source.remote_code, slots)
+    else:
+        assert archive is not None, "what is trained here lies in an archive"
+        state = archive / f"step{step}"
+        if not state.is_dir():
+            raise InputError(
+                f"{state}: no such training state; run again with --forcerun pretrain to make it"
+            )
+        weights.copy((state / name for name in (weights.CONFIG, weights.SINGLE)), output)
+
+
+def tokenizer(settings: Settings, output: Path, slots: Path | None = None) -> None:
+    """Make the folder of the tokenizer of a model that is not trained here; `slots` as above.
+
+    InputError where there is no tokenizer, or the hub cannot be reached.
+    """
+    source = settings.snapshots
+    if source.local is not None:
+        local.tokenizer(source.local, source.chosen, output)
+    elif source.hub is not None:
+        from ontogeny.snapshots import hub
+
+        hub.tokenizer(source.hub, source.chosen, output, slots)
+    else:
+        raise InputError("snapshots.pretrain: the tokenizer is trained with the corpus")
+
+
+def architecture(settings: Settings, results: str | Path) -> dict[str, Any]:
+    """The configuration of the language model, from the nearest that has it.
 
     Training here: the settings. Local: a folder's config.json. Hub: a snapshot that is there, what
-    an earlier look fetched, the preset, or the hub.
+    an earlier look fetched, the preset, or the hub: InputError where it cannot be reached.
 
     Parameters
     ----------
     results : the folder that holds the experiments' folders.
-
-    Raises
-    ------
-    InputError : the hub alone knows it, and it cannot be reached.
     """
-    source, steps = s.snapshots, s.snapshots.chosen
+    source, steps = settings.snapshots, settings.snapshots.chosen
     if source.pretrain is not None:
-        c = s.corpus
-        return shape.config_of_pretrain(source.pretrain, c.vocabulary, c.context)
+        corpus = settings.corpus
+        return shape.config_of_pretrain(source.pretrain, corpus.vocabulary, corpus.context)
     if source.local is not None:
         folder = local.folders(source.local).get(steps[-1])
         if folder is None:
             raise InputError(local.faults(source.local, steps)[0])
-        return _read(folder / "config.json")
+        return weights.read_config(folder / weights.CONFIG)
     assert source.hub is not None, "there are three sources"
-    for step in steps:
-        there = Path(results) / s.name / "snapshots" / f"step{step}" / "config.json"
-        if there.exists():
-            return _read(there)
+    snapshots = Path(results) / settings.name / "snapshots"
     names = [source.hub.repository, source.hub.revision]
     kept = Path(results) / "downloads" / "configs" / f"{digest_value(names)}.json"
-    if kept.exists():
-        return _read(kept)
-    known = presets.architecture(source.hub.repository)
-    if known is not None:
-        return known
-    found = hub.fetch_config(source.hub, steps[-1])
-    write_json(kept, found)
-    return found
+    for path in (*(snapshots / f"step{step}" / weights.CONFIG for step in steps), kept):
+        if path.exists():
+            return weights.read_config(path)
+    config = presets.architecture(source.hub.repository)
+    if config is None:
+        from ontogeny.snapshots import hub
+
+        config = hub.fetch_config(source.hub, steps[-1])
+        write_json(kept, config)
+    return config
 
 
-def shape_of(s: Settings, results: str | Path) -> shape.Shape:
+def shape_of(settings: Settings, results: str | Path) -> shape.Shape:
     """The language model's shape; kept beside the results, so that torch is loaded once."""
-    return shape.cached(architecture(s, results), Path(results) / "downloads" / "shapes")
+    folder = Path(results) / "downloads" / "shapes"
+    return shape.cached(architecture(settings, results), folder)
 
 
-def weight_bytes(s: Settings, results: str | Path) -> int:
+def weight_bytes(settings: Settings, results: str | Path) -> int:
     """Bytes of a weight in the snapshots' files."""
-    if s.snapshots.pretrain is not None:
+    if settings.snapshots.pretrain is not None:
         return 4
-    config = architecture(s, results)
+    config = architecture(settings, results)
     kind = str(config.get("dtype") or config.get("torch_dtype") or "float32")
     return 2 if kind.endswith("16") else 4
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        why = " ".join(str(error).split())
-        raise InputError(f"{path}: not a model's configuration ({why}); make it again") from None
-    return found

@@ -1,6 +1,6 @@
 """A model's weights as safetensors, from any folder in Hugging Face format.
 
-What is safetensors already is linked into its place; `pytorch_model.bin` is loaded by torch's
+What is safetensors already is linked; `pytorch_model.bin` is loaded by torch's
 restricted unpickler, which runs no code, and saved as safetensors. Nothing else is ever unpickled.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ontogeny.files import InputError, digest_file
+from ontogeny.files import InputError, digest_file, one_line, whole, write_json
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
@@ -31,42 +31,55 @@ def choice(names: Collection[str]) -> str | None:
     return next((name for name in (SINGLE, INDEX, BIN, BIN_INDEX) if name in names), None)
 
 
+def lacking(names: Collection[str]) -> list[str]:
+    """What a folder of these names lacks to be a snapshot: a configuration, weights."""
+    config = [] if CONFIG in names else [CONFIG]
+    return config if choice(names) else [*config, f"{SINGLE} or {BIN}"]
+
+
 def present(folder: Path) -> list[str]:
     """Names of the files of a folder, ascending; links that lead nowhere are left out."""
     return sorted(path.name for path in folder.iterdir() if path.is_file())
 
 
-def shards(index: Path) -> dict[str, list[str]]:
-    """The files that an index names, each with its tensors, in the files' order.
-
-    Raises
-    ------
-    InputError : the index is damaged, or names a file outside its folder.
-    """
+def read_config(path: Path) -> dict[str, Any]:
+    """A model's configuration; InputError where it is missing, damaged, or no mapping."""
     try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        found: dict[str, list[str]] = {}
-        for tensor, file in places.items():
-            found.setdefault(file, []).append(tensor)
-        named = sorted(found)
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing; name a folder in Hugging Face format") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: damaged ({one_line(error, 160)}); get it again") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: is no mapping; get it again")
+    return config
+
+
+def shards(index: Path) -> dict[str, list[str]]:
+    """The files that an index names, ascending, each with its tensors.
+
+    InputError where the index is damaged, or names a file outside its folder.
+    """
+    tensors: dict[str, list[str]] = {}
+    try:
+        for tensor, file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
+            tensors.setdefault(file, []).append(tensor)
+        tensors = dict(sorted(tensors.items()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{index}: damaged index ({_line(error)}); fetch it again") from None
+        raise InputError(
+            f"{index}: damaged index ({one_line(error, 160)}); fetch it again"
+        ) from None
+    if not tensors:
+        raise InputError(f"{index}: names no files; fetch it again")
     ending = ".safetensors" if index.name == INDEX else ".bin"
-    for file in named:
+    for file in tensors:
         if not re.fullmatch(rf"\w[\w.-]*{re.escape(ending)}", file):
             raise InputError(f"{index}: names {file!r}, which is no {ending} file beside it")
-    if not named:
-        raise InputError(f"{index}: names no files; fetch it again")
-    return {file: found[file] for file in named}
+    return tensors
 
 
 def check(path: Path) -> set[str]:
-    """Names of the tensors of a safetensors file whose header and size agree.
-
-    Raises
-    ------
-    InputError : the file is cut short, longer than its header says, or no safetensors file.
-    """
+    """Names of the tensors of a safetensors file; InputError unless header and size agree."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -75,29 +88,31 @@ def check(path: Path) -> set[str]:
             return set(file.keys())
     except (OSError, SafetensorError) as error:
         raise InputError(
-            f"{path}: damaged safetensors ({_line(error)}); delete it and get it again"
+            f"{path}: damaged safetensors ({one_line(error, 160)}); delete it and get it again"
         ) from None
 
 
-def place(
+def publish(
     source: Path,
     output: Path,
+    about: Mapping[str, Any],
     code: bool = False,
     known: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
-    """Bring the configuration and the weights of `source` into `output` as a snapshot.
+) -> list[str]:
+    """Make a snapshot's folder, whole or not at all: config.json, weights and source.json.
 
     Parameters
     ----------
     source : a folder in Hugging Face format: a Trainer's checkpoint, or a commit in a cache.
-    output : the folder to fill; made if it is not there.
+    output : the folder to make.
+    about : the origin, for source.json; to which come SHA-256 and size in bytes of the `files`
+        and, where pickled weights were saved as safetensors, of what was `converted`.
     code : bring the model's own Python files too.
     known : SHA-256 of files of `source` that have been hashed just now, by name.
 
     Returns
     -------
-    {"files": {name: {"sha256", "size"}}} of the files in `output`, sizes in bytes; where pickled
-    weights were saved as safetensors, also {"converted": ...}, the same of what they came from.
+    Names of the files of pickled weights that were saved as safetensors.
 
     Raises
     ------
@@ -106,40 +121,49 @@ def place(
     """
     known = known or {}
     names = present(source)
-    _check_config(source / CONFIG)
+    read_config(source / CONFIG)
     chosen = choice(names)
     if chosen is None:
         raise InputError(f"{source}: no {SINGLE} or {BIN} in it; name a folder that has weights")
-    output.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source / CONFIG, output / CONFIG)
-    for name in names:
-        if code and name.endswith(".py"):
-            shutil.copyfile(source / name, output / name)
     parts = shards(source / chosen) if chosen in (INDEX, BIN_INDEX) else {chosen: []}
     for name in parts:
         if name not in names:
             raise InputError(f"{source / chosen}: names {name}, which is missing; fetch it again")
-    if chosen in (SINGLE, INDEX):
-        for name, tensors in parts.items():
-            absent = set(tensors) - check(source / name)
-            if absent:
-                raise InputError(f"{source / name}: lacks {min(absent)}, which {INDEX} names")
-            _link(source / name, output / name)
-        if chosen == INDEX:
-            shutil.copyfile(source / INDEX, output / INDEX)
-        return {"files": _describe(output, present(output), known)}
-    _convert(source, output, list(parts))
-    return {
-        "files": _describe(output, present(output), {}),
-        "converted": _describe(source, parts, known),
-    }
+    pickled = list(parts) if chosen in (BIN, BIN_INDEX) else []
+    copied = [CONFIG, *(name for name in names if code and name.endswith(".py"))]
+    with whole(output) as draft:
+        draft.mkdir()
+        for name in [*copied, INDEX] if chosen == INDEX else copied:
+            shutil.copyfile(source / name, draft / name)
+        if pickled:
+            _convert(source, draft, pickled)
+        else:
+            for name, tensors in parts.items():
+                absent = set(tensors) - check(source / name)
+                if absent:
+                    raise InputError(f"{source / name}: lacks {min(absent)}, which {INDEX} names")
+                _link(source / name, draft / name)
+        files = _describe(draft, present(draft), {} if pickled else known)
+        origin = {"converted": _describe(source, pickled, known)} if pickled else {}
+        write_json(draft / "source.json", {**about, "files": files, **origin})
+    return pickled
+
+
+def copy(files: Iterable[Path], output: Path, about: Mapping[str, Any] | None = None) -> None:
+    """Make a folder of copies of files, and of source.json where it is told about them."""
+    with whole(output) as draft:
+        draft.mkdir()
+        for file in files:
+            shutil.copyfile(file, draft / file.name)
+        if about is not None:
+            write_json(draft / "source.json", about)
 
 
 def _convert(source: Path, output: Path, parts: list[str]) -> None:
     """Save pickled weights as safetensors, one shard in memory at a time."""
     from safetensors.torch import save_file
 
-    where: dict[str, str] = {}
+    files: dict[str, str] = {}
     size = 0
     for number, part in enumerate(parts, 1):
         name = SINGLE
@@ -148,20 +172,15 @@ def _convert(source: Path, output: Path, parts: list[str]) -> None:
         tensors = _separate(_load(source / part))
         save_file(tensors, output / name, metadata={"format": "pt"})
         check(output / name)
-        where |= dict.fromkeys(tensors, name)
+        files |= dict.fromkeys(tensors, name)
         size += sum(tensor.nbytes for tensor in tensors.values())
     if len(parts) > 1:
-        index = {"metadata": {"total_size": size}, "weight_map": where}
+        index = {"metadata": {"total_size": size}, "weight_map": files}
         (output / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """The tensors of a pickled state, by name; no code in it is run.
-
-    Raises
-    ------
-    InputError : the file is damaged, or holds anything but tensors.
-    """
+    """The tensors of a pickled state, by name, or InputError; no code in it is run."""
     import torch
 
     try:
@@ -176,7 +195,7 @@ def _load(path: Path) -> dict[str, Any]:
         raise
     except Exception as error:  # a damaged pickle can raise anything
         raise InputError(
-            f"{path}: cannot be loaded as plain tensors ({_line(error)}); get it again, or "
+            f"{path}: cannot be loaded as plain tensors ({one_line(error, 160)}); get it again, or "
             "save the model as safetensors"
         ) from None
     if not isinstance(state, dict) or not state:
@@ -205,18 +224,6 @@ def _separate(state: dict[str, Any]) -> dict[str, Any]:
     return separate
 
 
-def _check_config(path: Path) -> None:
-    """Raise InputError unless the model's configuration is there and can be read."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: missing; name a folder in Hugging Face format") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: damaged ({_line(error)}); get it again") from None
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: is no mapping; get it again")
-
-
 def _link(source: Path, target: Path) -> None:
     """A second name for a file, or a copy where the file system has no such names."""
     source = source.resolve()  # the hub's cache holds links, which would break when it is emptied
@@ -229,7 +236,7 @@ def _link(source: Path, target: Path) -> None:
 def _describe(
     folder: Path, names: Iterable[str], known: Mapping[str, str]
 ) -> dict[str, dict[str, Any]]:
-    """SHA-256 and size in bytes of some files of a folder, by name."""
+    """SHA-256 and size in bytes of files of a folder, by name."""
     return {
         name: {
             "sha256": known.get(name) or digest_file(folder / name),
@@ -237,9 +244,3 @@ def _describe(
         }
         for name in names
     }
-
-
-def _line(error: BaseException) -> str:
-    """An error as a part of one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 160 else text[:157] + "..."

@@ -10,7 +10,7 @@ import yaml
 from ontogeny import preflight, provenance, scratch
 from ontogeny import settings as schema
 from ontogeny.activations import order
-from ontogeny.activations.store import basis_name
+from ontogeny.activations.sites import basis_name
 from ontogeny.corpus import text
 from ontogeny.corpus.wheels import wheels_folder
 from ontogeny.files import InputError, digest_file, digest_value, write_text

@@ -16,7 +16,7 @@ rule basis:
     params:
         basis=values(S.basis),
         activations=ROWS,
-        code=code("basis.principal"),
+        code=code("activations.basis"),
         owner=basis_owner,
         places=places,
         config=CONFIG,
@@ -44,7 +44,7 @@ rule project:
     resources:
         **needs("project"),
     params:
-        code=code("basis.principal"),
+        code=code("activations.subspace"),
         owner=basis_owner,
         activations=ACTIVATIONS,
         config=CONFIG,

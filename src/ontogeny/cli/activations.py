@@ -51,13 +51,13 @@ def stack(s: Settings, files: tuple[Path, ...], output: Path) -> None:
 def basis(s: Settings, name: str, places: Any, output: Path) -> None:
     """Find the principal subspace of a crosscoder's sites."""
     from ontogeny import devices
-    from ontogeny.activations import store
-    from ontogeny.basis import principal
-    from ontogeny.crosscoder import feed
+    from ontogeny.activations import basis as stage
+    from ontogeny.activations import feed
+    from ontogeny.activations.sites import expand
 
     device = devices.choose(s.device)
-    sites = store.expand(s.all_crosscoders[name].inputs, s.snapshots.chosen)
-    principal.build(s.basis, feed.training_rows(s, sites, places, device), output, device)
+    sites = expand(s.all_crosscoders[name].inputs, s.snapshots.chosen)
+    stage.build(s.basis, feed.site_rows(s, sites, places, device), output, device)
 
 
 @main.command()
@@ -73,9 +73,9 @@ def project(
 ) -> None:
     """Write a shard of the training rows in their principal subspace."""
     from ontogeny import devices
-    from ontogeny.activations import store
-    from ontogeny.basis import principal
+    from ontogeny.activations import subspace
+    from ontogeny.activations.rows import Cached
+    from ontogeny.activations.sites import expand
 
-    sites = store.expand(s.all_crosscoders[name].inputs, s.snapshots.chosen)
-    stacks = store.Stacks(activations, sites)
-    principal.project(basis, stacks, shard, output, devices.choose(s.device))
+    rows = Cached(activations, expand(s.all_crosscoders[name].inputs, s.snapshots.chosen))
+    subspace.project(basis, rows, shard, output, devices.choose(s.device))

@@ -86,7 +86,7 @@ def threads(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def places(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Where a crosscoder's data lie, handed on as feed.Places."""
+    """Where a crosscoder's data lie, handed on as rows.RowPaths."""
 
     @functools.wraps(function)  # with the options that it has already
     def gather(
@@ -97,10 +97,10 @@ def places(function: Callable[..., Any]) -> Callable[..., Any]:
         tokens: Path | None,
         **rest: Any,
     ) -> Any:
-        from ontogeny.crosscoder.feed import Places
+        from ontogeny.activations.rows import RowPaths
 
-        found = Places(activations, basis, projected, snapshots, tokens)
-        return function(places=found, **rest)
+        paths = RowPaths(activations, basis, projected, snapshots, tokens)
+        return function(places=paths, **rest)
 
     for option in (
         click.option("--tokens", type=FILE, help="Needed where rows are streamed."),

@@ -29,7 +29,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from tqdm import tqdm
 
 from ontogeny import devices
-from ontogeny.crosscoder import feed
+from ontogeny.activations.rows import RowPaths
 from ontogeny.crosscoder.ranks import PeerLost, Ranks
 from ontogeny.files import InputError
 from ontogeny.settings import Settings
@@ -43,7 +43,7 @@ def _rank(
     settings: Settings,
     name: str,
     seed: int,
-    places: feed.Places,
+    paths: RowPaths,
     output: Path,
     state: Path,
     threads: int,
@@ -64,7 +64,7 @@ def _rank(
         dist.init_process_group("gloo")
     ranks = Ranks(dist.get_rank(), dist.get_world_size())
     try:
-        train.train(settings, name, seed, places, output, state, ranks)
+        train.train(settings, name, seed, paths, output, state, ranks)
     except PeerLost:
         time.sleep(PATIENCE)
         raise
@@ -75,7 +75,7 @@ def train(
     settings: Settings,
     name: str,
     seed: int,
-    places: feed.Places,
+    paths: RowPaths,
     output: Path,
     state: Path,
     threads: int,
@@ -100,7 +100,7 @@ def train(
     loopback = next((n for _, n in socket.if_nameindex() if n in ("lo", "lo0")), None)
     if loopback is not None:
         os.environ.setdefault(INTERFACE, loopback)
-    arguments = (settings, name, seed, places, output, state, max(1, threads // size))
+    arguments = (settings, name, seed, paths, output, state, max(1, threads // size))
     logging.disable()  # the launcher's own account of what is told below
     try:
         with tempfile.TemporaryDirectory() as logs:

@@ -2,18 +2,20 @@
 
 Legend of tensor letters, here and in losses.py:
 
-    B tokens of a batch   N sites   D width   F features   R dimensions of a principal subspace
-    I inputs: N·D of the input sites, or R        O outputs: N·D of the output sites, or R
+    B tokens of a batch   N sites   D width   F features   K active
+    R dimensions of a principal subspace
+    I columns of an input: N·D of the input sites, or R
+    O columns of an output: N·D of the output sites, or R
 
-The equations (METHOD.md 3; [paper] 3.1, [C]), for normalised activations ã:
+The equations (method.md 3; Ge et al. 2025, arXiv 2509.17196), for normalised activations ã:
 
     h = ã W_encᵀ + b_enc                (B, F)      pre-activation, shared by all sites
     r = ‖W_dec‖ per site                (F, N)      decoder norm
     f = h · 1[h·r > t]                  (B, F, N)   gate per site; per feature: (B, F), r over all
     â = Σ_i f_i W_dec,i + b_dec         (B, N, D)
 
-In the principal subspace (METHOD.md 9) the crosscoder sees y = (ã − μ)U instead of ã, and its
-decoder in all N·D dimensions is W_dec Uᵀ, its bias μ + b_dec Uᵀ.
+In the principal subspace the crosscoder sees y = (ã − μ)U instead of ã, and its decoder in all N·D
+dimensions is W_dec Uᵀ, its bias μ + b_dec Uᵀ.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from ontogeny.files import InputError, whole
+from ontogeny.activations.projection import projected
+from ontogeny.files import InputError, whole, write_json
 
 EVERY = slice(None)  # all features
 
@@ -36,11 +39,11 @@ EVERY = slice(None)  # all features
 class Weights:
     """The trained tensors, in the space that training happens in."""
 
-    W_enc: torch.Tensor  # (F, I) a row a feature, as the decoder's
+    W_enc: torch.Tensor  # (F, I), features first as in the decoder
     b_enc: torch.Tensor  # (F,)
     W_dec: torch.Tensor  # (F, O)
     b_dec: torch.Tensor  # (O,)
-    log_threshold: torch.Tensor  # (F,) τ = log t; jumprelu's alone are trained
+    log_threshold: torch.Tensor  # (F,) τ = log t; trained by jumprelu alone
 
     def named(self) -> dict[str, torch.Tensor]:
         """The tensors by name."""
@@ -66,15 +69,15 @@ def initial(
     seed: int,
     share: slice = EVERY,
 ) -> Weights:
-    """Weights before training, decoder rows of norm √N: every site alike, a random direction each.
+    """Weights before training: the encoder equals the decoder, whose rows have norm √N.
+
+    Each feature has one random direction, alike at every site; train.py chooses the norm.
 
     Parameters
     ----------
     inputs, outputs : numbers of sites.
     basis : (N·D, R) principal directions, or None for all dimensions.
     share : which of the features to return.
-
-    The encoder is the decoder transposed; `scale` sets the norm ([paper] 3.1).
     """
     generator = torch.Generator().manual_seed(seed)
     unit = torch.randn(features, width, generator=generator)
@@ -174,7 +177,7 @@ class Crosscoder:
         return self.W_dec.norm(dim=2)
 
     def _gate_norms(self) -> torch.Tensor:
-        """(F, N) decoder norms that the gate sees; (F, 1) for one gate a feature."""
+        """(F, N) decoder norms that the gate sees; (F, 1) for one gate per feature."""
         if self.about.gate == "snapshot":
             return self.strength
         W = self.weights.W_dec
@@ -183,9 +186,7 @@ class Crosscoder:
     @torch.no_grad()
     def pre_activations(self, activations: torch.Tensor) -> torch.Tensor:
         """h, (B, F), from normalised activations (B, N_in, D)."""
-        x = activations.flatten(1) - self._mean
-        if self._basis is not None:
-            x = x @ self._basis
+        x = projected(activations, self._mean, self._basis)
         return pre_activations(x, self.weights.W_enc, self.weights.b_enc)
 
     @torch.no_grad()
@@ -220,8 +221,7 @@ class Crosscoder:
         folder = Path(folder)
         with whole(folder / "crosscoder.safetensors") as draft:
             save_file({k: v.detach().contiguous().cpu() for k, v in self._tensors.items()}, draft)
-        with whole(folder / "config.json") as draft:
-            draft.write_text(json.dumps(asdict(self.about), indent=2) + "\n")
+        write_json(folder / "config.json", asdict(self.about))
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> Crosscoder:

@@ -22,7 +22,7 @@ from ontogeny.crosscoder.ranks import Ranks
 from ontogeny.files import write_json
 
 
-class Found(NamedTuple):
+class State(NamedTuple):
     """A state's folder, and the step that it is of."""
 
     step: int
@@ -33,14 +33,19 @@ def _states(folder: Path) -> list[Path]:
     return [path for path in folder.glob("step*") if (path / "about.json").exists()]
 
 
-def newest(folder: Path, data: str | None = None) -> Found | None:
+def _about(state: Path) -> dict[str, Any]:
+    about: dict[str, Any] = json.loads((state / "about.json").read_text(encoding="utf-8"))
+    return about
+
+
+def newest(folder: Path, data: str | None = None) -> State | None:
     """The newest state in a folder, of rows with this digest if one is given."""
-    found = []
+    states = []
     for path in _states(folder):
-        about = json.loads((path / "about.json").read_text(encoding="utf-8"))
+        about = _about(path)
         if data is None or about["data"] == data:
-            found.append(Found(about["step"], path))
-    return max(found, default=None)
+            states.append(State(about["step"], path))
+    return max(states, default=None)
 
 
 def remove(folder: Path) -> None:
@@ -49,11 +54,9 @@ def remove(folder: Path) -> None:
         shutil.rmtree(path)
 
 
-def _placed(
-    tensors: dict[str, torch.Tensor], shared: set[str], ranks: Ranks | None
-) -> dict[str, Any]:
+def _placed(tensors: dict[str, torch.Tensor], shared: set[str], ranks: Ranks) -> dict[str, Any]:
     """The tensors, those of shared features as what they are of the whole."""
-    if ranks is None:
+    if ranks.size == 1:
         return dict(tensors)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor, Shard
@@ -86,17 +89,17 @@ def save(
     """
     from torch.distributed.checkpoint import state_dict_saver
 
-    place = folder / f"step{about['step']}"
-    draft = folder / f".{place.name}.part"
+    final = folder / f"step{about['step']}"
+    draft = folder / f".{final.name}.part"
     if ranks.rank == 0:
-        for stale in (*folder.glob(".step*.part"), place):
+        for stale in (*folder.glob(".step*.part"), final):
             shutil.rmtree(stale, ignore_errors=True)
     dist.barrier()
     state_dict_saver.save(_placed(tensors, shared, ranks), checkpoint_id=draft)
     if ranks.rank == 0:
-        before = [path for path in _states(folder) if path != place]
+        before = [path for path in _states(folder) if path != final]
         write_json(draft / "about.json", about)
-        draft.rename(place)
+        draft.rename(final)
         (folder / "state.h5").unlink(missing_ok=True)
         for path in before:
             shutil.rmtree(path)
@@ -104,13 +107,13 @@ def save(
 
 @torch.no_grad()
 def load(
-    found: Found, tensors: dict[str, torch.Tensor], shared: set[str], ranks: Ranks | None
+    state: State, tensors: dict[str, torch.Tensor], shared: set[str], ranks: Ranks
 ) -> dict[str, Any]:
     """Read a state into tensors, of however many ranks it is; returns what about.json holds.
 
     Parameters
     ----------
-    tensors, shared : as for `save`. ranks : None for one process, which holds all features.
+    tensors, shared, ranks : as for `save`; one process holds all features.
     """
     from torch.distributed.checkpoint import state_dict_loader
 
@@ -118,6 +121,5 @@ def load(
         # That one process reads alone, which it is told to.
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
         placed = _placed(tensors, shared, ranks)
-        state_dict_loader.load(placed, checkpoint_id=found.folder, no_dist=ranks is None)
-    about: dict[str, Any] = json.loads((found.folder / "about.json").read_text(encoding="utf-8"))
-    return about
+        state_dict_loader.load(placed, checkpoint_id=state.folder, no_dist=ranks.size == 1)
+    return _about(state.folder)

@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from ontogeny.activations import order, store
+from ontogeny.activations import order, sizes
 from ontogeny.settings import Crosscoder, Pretrain, Settings
 from ontogeny.snapshots.shape import Shape
 
@@ -34,7 +34,7 @@ LOG_EVERY = 50  # train.LOG_EVERY
 NORM_GRID = 25  # len(train.NORM_GRID)
 PRETRAIN_SAVE_EVERY = 100  # pretrain.SAVE_EVERY
 
-AHEAD = 4  # pieces that store.read_ahead has at a time: two queued, one being read, one in use
+AHEAD = 4  # pieces that rows.read_ahead has at a time: two queued, one being read, one in use
 JUMPRELU_ACTIVE = 0.05  # assumed: share of all pairs at which a jumprelu acts
 RELU_L0_SHARE = 0.25  # assumed: share of features that a relu has active on a token
 
@@ -181,18 +181,18 @@ class Sizes:
 
 def chunked(rows: int, width: int, item: int, chunk: int) -> int:
     """Bytes of an HDF5 dataset (rows, width) in whole checksummed chunks of `chunk` rows."""
-    return -(-rows // chunk) * (chunk * width * item + store.FLETCHER_BYTES)
+    return -(-rows // chunk) * (chunk * width * item + sizes.FLETCHER_BYTES)
 
 
 def rows_dataset(rows: int, width: int, item: int) -> int:
     """Bytes of what store.Writer writes: rows in whole chunks, and a digest of each."""
-    chunk = max(1, min(rows, store.CHUNK_BYTES // (width * item)))
+    chunk = max(1, min(rows, sizes.CHUNK_BYTES // (width * item)))
     return chunked(rows, width, item, chunk) + 8 * -(-rows // chunk)
 
 
 def activations_datasets(rows: int, width: int, item: int) -> int:
     """Bytes of the datasets of one snapshot's rows at one site: values, digests, positions."""
-    return rows_dataset(rows, width, item) + order.POSITION_BYTES * rows
+    return rows_dataset(rows, width, item) + sizes.POSITION_BYTES * rows
 
 
 def tokens_dataset(blocks: int, context: int, vocabulary: int) -> int:
@@ -221,7 +221,7 @@ def hdf5_file(datasets: int, chunks: int = 0) -> int:
 
 def chunks_of(rows: int, width: int, item: int) -> int:
     """Chunks that store.Writer cuts rows into."""
-    return -(-rows // max(1, min(rows, store.CHUNK_BYTES // (width * item))))
+    return -(-rows // max(1, min(rows, sizes.CHUNK_BYTES // (width * item))))
 
 
 def neox_tensors(layers: int) -> int:

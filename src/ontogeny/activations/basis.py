@@ -5,41 +5,25 @@ orthonormal basis of the leading R principal directions, y = Uᵀ(ã − μ) has
 the constant part left out, so training on y is training on ã with decoders in the subspace.
 A random rotation inside the subspace leaves no coordinate special: Adam is not rotation-invariant.
 
-Two steps: `build` finds the directions, from the first `basis.rows` training rows, and `project`
-writes a shard of the cached rows in them. Streamed rows are projected as they come.
+`build` finds the directions, from the first `basis.rows` training rows; subspace.py projects.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
 
 import h5py
-import numpy as np
 import torch
 
-from ontogeny.activations import store
+from ontogeny.activations.rows import Rows, SiteRows, pieces
+from ontogeny.activations.sizes import PIECE_ROWS
+from ontogeny.activations.subspace import FORMAT
 from ontogeny.files import InputError, whole
 from ontogeny.progress import bar
 from ontogeny.settings import Basis
-
-PIECE_ROWS = 4096
-FORMAT = "ontogeny-basis-2"
-
-
-class Rows(Protocol):
-    """Training rows of N sites: store.Stacks, or streamed.Streamed."""
-
-    sites: list[store.Site]
-    width: int
-    rows: int
-    tokens: str
-
-    def pieces(self, rows: int, *, stop: int | None = None) -> Iterator[tuple[int, Any]]:
-        """Rows [0, stop) in order, as (first row, (≤ rows, N, d) float32)."""
 
 
 @dataclass
@@ -61,8 +45,8 @@ class Spectrum:
 def _pieces(rows: Rows, limit: int, device: torch.device, label: str) -> Iterator[torch.Tensor]:
     """The first `limit` training rows, (≤ P, N·D) float32 on the device at a time."""
     with bar(label, limit, "rows") as progress:
-        for _, piece in rows.pieces(PIECE_ROWS, stop=limit):
-            yield torch.as_tensor(piece).flatten(1).to(device)
+        for _, piece in pieces(rows, PIECE_ROWS, stop=limit):
+            yield torch.from_numpy(piece).flatten(1).to(device)
             progress.update(len(piece))
 
 
@@ -71,7 +55,7 @@ def moments(rows: Rows, limit: int, device: torch.device) -> tuple[torch.Tensor,
 
     One pass; products in float32 by piece, about the first piece's mean, sums in float64.
     """
-    size = len(rows.sites) * rows.width
+    size = math.prod(rows.shape)
     total = torch.zeros(size, dtype=torch.float64, device=device)
     second = torch.zeros(size, size, dtype=torch.float64, device=device)
     shift: torch.Tensor | None = None
@@ -91,7 +75,7 @@ def moments(rows: Rows, limit: int, device: torch.device) -> tuple[torch.Tensor,
 def exact(rows: Rows, limit: int, device: torch.device) -> Spectrum:
     """All N·D directions, from the covariance's eigenvectors."""
     mean, covariance = moments(rows, limit, device)
-    per_site = covariance.diagonal().unflatten(0, (len(rows.sites), -1)).sum(1)
+    per_site = covariance.diagonal().unflatten(0, rows.shape).sum(1)
     values, vectors = torch.linalg.eigh(covariance.to(torch.float32))
     return Spectrum(mean, values.flip(0).double(), vectors.flip(1), per_site)
 
@@ -103,7 +87,7 @@ def randomised(rows: Rows, limit: int, device: torch.device, largest: int, seed:
     and Tropp 2011, algorithms 4.4 and 5.3), each product with the covariance one pass over the
     rows. A tenth of the directions searched are spare and left out at the end.
     """
-    size = len(rows.sites) * rows.width
+    size = math.prod(rows.shape)
     width = min(largest + largest // 10 + 8, size, limit - 1)
     generator = torch.Generator().manual_seed(seed)
     Q = torch.randn(size, width, generator=generator).to(device)
@@ -133,7 +117,7 @@ def randomised(rows: Rows, limit: int, device: torch.device, largest: int, seed:
         mean.double() + shift,
         values.flip(0)[:kept].double(),
         Q @ turn.flip(1)[:, :kept],
-        variance.unflatten(0, (len(rows.sites), -1)).sum(1),
+        variance.unflatten(0, rows.shape).sum(1),
     )
 
 
@@ -180,7 +164,7 @@ def choose(b: Basis, spectrum: Spectrum) -> int:
     )
 
 
-def build(b: Basis, rows: Rows, output: str | Path, device: torch.device) -> None:
+def build(b: Basis, rows: SiteRows, output: str | Path, device: torch.device) -> None:
     """Find the subspace of the first `basis.rows` rows.
 
     Writes HDF5: `basis` (N·D, R), `turn` (R, R): basis · turnᵀ are the principal directions in
@@ -191,7 +175,7 @@ def build(b: Basis, rows: Rows, output: str | Path, device: torch.device) -> Non
     ------
     InputError : damaged activations, or too few rows.
     """
-    size = len(rows.sites) * rows.width
+    size = math.prod(rows.shape)
     limit = min(b.rows, rows.rows)
     if limit <= (b.dimensions or 1):
         raise InputError(
@@ -217,124 +201,5 @@ def build(b: Basis, rows: Rows, output: str | Path, device: torch.device) -> Non
         file["kept"] = kept.cpu().numpy()
         file.attrs["format"] = FORMAT
         file.attrs["tokens"] = rows.tokens
-        file.attrs["sites"] = [f"{s.stream}.{s.layer}/step{s.snapshot}" for s in rows.sites]
+        file.attrs["sites"] = [site.name for site in rows.sites]
         file.attrs["rows"] = limit
-
-
-class Subspace:
-    """A basis file.
-
-    Attributes
-    ----------
-    U : (N·D, R). mean : (N·D,). kept : (N,). eigenvalues : (M,). dimensions : R.
-    sites : 'stream.layer/stepS' of each. tokens : digest of the tokens that it was made from.
-
-    Raises
-    ------
-    InputError : truncated or foreign.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        try:
-            file = h5py.File(path, "r")
-        except OSError:
-            raise InputError(f"{path}: truncated or not HDF5; delete it to make it again") from None
-        with file:
-            if file.attrs.get("format") != FORMAT:
-                raise InputError(f"{path}: not a basis file of this version; delete it")
-            self.path = path
-            self.U: np.ndarray = file["basis"][:]
-            self.mean: np.ndarray = file["mean"][:]
-            self.kept: np.ndarray = file["kept"][:]
-            self.eigenvalues: np.ndarray = file["eigenvalues"][:]
-            self._turn: np.ndarray = file["turn"][:]
-            self.sites = list(file.attrs["sites"])
-            self.tokens = str(file.attrs["tokens"])
-        self.dimensions = self.U.shape[1]
-
-    def leading(self, count: int) -> np.ndarray:
-        """(N·D, count): the principal directions of largest variance, in order."""
-        return self.U @ self._turn[:count].T
-
-    def check_sites(self, sites: list[store.Site]) -> None:
-        """Raise InputError unless it was made from these sites, in this order."""
-        if self.sites != [f"{s.stream}.{s.layer}/step{s.snapshot}" for s in sites]:
-            raise InputError(f"{self.path}: made from other sites; delete it to make it again")
-
-    def projection(self, device: torch.device) -> Any:
-        """A function of rows (P, N, d) float32 on the device: y = (ã − μ)U, (P, R) float16."""
-        U, mean = torch.from_numpy(self.U).to(device), torch.from_numpy(self.mean).to(device)
-        return lambda x: ((x.flatten(1) - mean) @ U).to(torch.float16)
-
-
-def project(
-    basis: str | Path, stacks: store.Stacks, shard: int, output: str | Path, device: torch.device
-) -> None:
-    """Write a shard's training rows in a subspace: HDF5, `projected` (rows, R) float16.
-
-    Raises
-    ------
-    InputError : damaged activations, or a coordinate that float16 cannot hold.
-    """
-    space = Subspace(basis)
-    space.check_sites(stacks.sites)
-    to_space = space.projection(device)
-    first, rows = sum(stacks.shard_rows[:shard]), stacks.shard_rows[shard]
-    with (
-        whole(output) as draft,
-        h5py.File(draft, "w") as file,
-        bar(f"project onto {space.dimensions} dimensions", rows, "rows") as progress,
-    ):
-        out = store.Writer(file, "projected", rows, space.dimensions, "float16")
-        for start, piece in stacks.pieces(PIECE_ROWS, start=first, stop=first + rows):
-            half = to_space(torch.from_numpy(piece).to(device))
-            wrong = (~torch.isfinite(half)).any(1).nonzero()
-            if len(wrong):
-                raise InputError(
-                    f"activations: row {start + int(wrong[0])} has a principal coordinate that "
-                    "float16 cannot hold; look for an outlier there, or set basis: full"
-                )
-            out.write(half.cpu().numpy())
-            progress.update(len(half))
-        file.attrs["format"] = FORMAT
-        file.attrs["tokens"] = stacks.tokens
-        file.attrs["first_row"] = first
-
-
-class Projected:
-    """The files of projected rows, shard after shard, as one.
-
-    Attributes
-    ----------
-    rows, dimensions : of all of them.
-
-    Raises
-    ------
-    InputError : a file is truncated, foreign, or not the next shard.
-    """
-
-    def __init__(self, paths: list[Path]) -> None:
-        self._readers = []
-        self.starts = [0]
-        for path in paths:
-            try:
-                with h5py.File(path, "r") as file:
-                    found = file.attrs.get("format"), file.attrs.get("first_row")
-            except OSError:
-                raise InputError(
-                    f"{path}: truncated or not HDF5; delete it to make it again"
-                ) from None
-            if found != (FORMAT, self.starts[-1]):
-                raise InputError(f"{path}: not these rows in this version; delete it")
-            self._readers.append(store.Reader(path, "projected"))
-            self.starts.append(self.starts[-1] + self._readers[-1].shape[0])
-        self.rows, self.dimensions = self.starts[-1], self._readers[0].shape[1]
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Projected rows [start, stop), (rows, R) float32."""
-        parts = [
-            reader.read(max(start, first) - first, min(stop, last) - first)
-            for reader, (first, last) in zip(self._readers, pairwise(self.starts), strict=True)
-            if max(start, first) < min(stop, last)
-        ]
-        return np.concatenate(parts).astype(np.float32)

@@ -48,7 +48,7 @@ class Made:
             where = (s, self.snapshots / f"step{step}", step, self.tokens, folder)
             extract.extract(*where)
             for shard in range(1, len(self.shards) if s.activations.mode == "cached" else 1):
-                extract.extract_shard(*where, shard)
+                extract.extract(*where, shard)
         place = folder / "residual.0"
         cached = s.activations.mode == "cached"
         files = [place / f"step{t}.h5" for t in STEPS]

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pandas as pd
 import pytest
 import torch
@@ -22,7 +23,7 @@ from safetensors.torch import load_file
 
 from ontogeny import devices, gpus, settings
 from ontogeny.activations.rows import RowPaths
-from ontogeny.crosscoder import launch, sharded, state, train
+from ontogeny.crosscoder import launch, state, train
 from ontogeny.crosscoder.ranks import Ranks
 from ontogeny.files import InputError
 
@@ -183,29 +184,32 @@ def test_four_ranks_train_as_one_process(kind, runs):
 def test_a_training_goes_on_with_any_number_of_ranks(runs):
     """One process to step 20, two ranks to 40, four to 60, one process to the end."""
     agree(runs / "of1" / "resumed", runs / "resumed")
-    for size, step in ((2, "step40"), (4, "step60")):
-        assert [path.name for path in (runs / f"state{size}").iterdir()] == [step]
-    # The last did not begin anew: it would have left state.h5.
-    assert [path.name for path in (runs / "resumed-state").iterdir()] == ["step60"]
+    for size, step in ((2, 40), (4, 60)):
+        assert [path.name for path in (runs / f"state{size}").iterdir()] == ["state.h5"]
+        with h5py.File(runs / f"state{size}/state.h5") as file:
+            assert file.attrs["step"] == step
+            assert file["W_enc"].shape[0] == COMMON["features"]
+    # The last did not begin anew: it would have written another.
+    last, of_four = (runs / folder / "state.h5" for folder in ("resumed-state", "state4"))
+    assert last.read_bytes() == of_four.read_bytes()
 
 
 def test_a_shared_state_of_other_rows_or_half_of_one_is_not_gone_on_from(runs, paths, tmp_path):
     states = tmp_path / "resumed-state"
     shutil.copytree(runs / "state4", states)
-    shutil.copytree(states / "step60", states / ".step70.part")
-    shutil.copytree(states / "step60", states / "step70")
-    (states / "step70/about.json").unlink()
-    assert sharded.newest(states) == (60, states / "step60")
-    about = json.loads((states / "step60/about.json").read_text())
-    assert about["step"] == 60
-    (states / "step60/about.json").write_text(json.dumps(about | {"data": "other"}))
+    half = states / ".state.h5.999999999.part"  # of no process that runs
+    half.write_bytes((states / "state.h5").read_bytes()[:1000])
+    with h5py.File(states / "state.h5", "r+") as file:
+        assert file.attrs["step"] == 60
+        file.attrs["data"] = "other"
     trained(settings.load(configuration()), paths, "resumed", tmp_path, None)
     fresh, again = (
         folder / "resumed/crosscoder.safetensors" for folder in (runs / "of1", tmp_path)
     )
     assert fresh.read_bytes() == again.read_bytes()
-    assert not (states / "step60").exists()
-    assert (states / "state.h5").exists()
+    assert [path.name for path in states.iterdir()] == ["state.h5"]
+    with h5py.File(states / "state.h5") as file:
+        assert file.attrs["data"] != "other"
 
 
 @pytest.mark.parametrize("size", [2, 4])

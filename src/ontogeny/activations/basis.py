@@ -42,11 +42,16 @@ class Spectrum:
     per_site: torch.Tensor
 
 
-def _pieces(rows: Rows, limit: int, device: torch.device, label: str) -> Iterator[torch.Tensor]:
-    """The first `limit` training rows, (≤ P, N·D) float32 on the device at a time."""
+def _shift(rows: Rows, limit: int, device: torch.device) -> torch.Tensor:
+    """(N·D,): the mean of the first piece, about which sums lose fewer digits."""
+    return torch.from_numpy(rows.read(0, min(PIECE_ROWS, limit))).flatten(1).to(device).mean(0)
+
+
+def _shifted(rows: Rows, limit: int, shift: torch.Tensor, label: str) -> Iterator[torch.Tensor]:
+    """The first `limit` training rows less a shift, (≤ P, N·D) float32 on its device at a time."""
     with bar(label, limit, "rows") as progress:
         for _, piece in pieces(rows, PIECE_ROWS, stop=limit):
-            yield torch.from_numpy(piece).flatten(1).to(device)
+            yield torch.from_numpy(piece).flatten(1).to(shift.device) - shift
             progress.update(len(piece))
 
 
@@ -58,14 +63,10 @@ def moments(rows: Rows, limit: int, device: torch.device) -> tuple[torch.Tensor,
     size = math.prod(rows.shape)
     total = torch.zeros(size, dtype=torch.float64, device=device)
     second = torch.zeros(size, size, dtype=torch.float64, device=device)
-    shift: torch.Tensor | None = None
-    for x in _pieces(rows, limit, device, "basis: covariance"):
-        if shift is None:
-            shift = x.mean(0)
-        x = x - shift
+    shift = _shift(rows, limit, device)
+    for x in _shifted(rows, limit, shift, "basis: covariance"):
         total += x.sum(0)
         second += x.T @ x
-    assert shift is not None, "there is a row"
     mean = total / limit
     second /= limit
     second -= torch.outer(mean, mean)
@@ -91,16 +92,12 @@ def randomised(rows: Rows, limit: int, device: torch.device, largest: int, seed:
     width = min(largest + largest // 10 + 8, size, limit - 1)
     generator = torch.Generator().manual_seed(seed)
     Q = torch.randn(size, width, generator=generator).to(device)
-    total = torch.zeros(size, dtype=torch.float64, device=device)
-    squares = torch.zeros(size, dtype=torch.float64, device=device)
-    shift: torch.Tensor | None = None
-    product = Q
+    total, squares = (torch.zeros(size, dtype=torch.float64, device=device) for _ in range(2))
+    shift = _shift(rows, limit, device)
     for number in range(3):
         product = torch.zeros(size, width, device=device)
-        for x in _pieces(rows, limit, device, f"basis: directions, pass {number + 1} of 3"):
-            if shift is None:
-                shift = x.mean(0)
-            x = x - shift
+        label = f"basis: directions, pass {number + 1} of 3"
+        for x in _shifted(rows, limit, shift, label):
             if number == 0:
                 total += x.sum(0)
                 squares += x.square().sum(0)
@@ -109,7 +106,6 @@ def randomised(rows: Rows, limit: int, device: torch.device, largest: int, seed:
         product = product / limit - torch.outer(mean, mean @ Q)
         if number < 2:
             Q = torch.linalg.qr(product).Q
-    assert shift is not None, "there is a row"
     values, turn = torch.linalg.eigh(Q.T @ product)
     kept = min(largest, width)
     variance = squares / limit - mean.double().square()
@@ -127,8 +123,8 @@ def shares(spectrum: Spectrum) -> torch.Tensor:
     Exact for eigenvectors: then a direction's part of a site's variance is its value times the
     square of its coordinates there.
     """
-    sites = len(spectrum.per_site)
-    part = spectrum.vectors.double().square().unflatten(0, (sites, -1)).sum(1)
+    shape = (len(spectrum.per_site), -1)
+    part = spectrum.vectors.double().square().unflatten(0, shape).sum(1)
     return (part * spectrum.values.clamp(min=0)).cumsum(1) / spectrum.per_site[:, None]
 
 
@@ -139,18 +135,19 @@ def choose(b: Basis, spectrum: Spectrum) -> int:
     ------
     InputError : the directions found, or `largest`, do not suffice.
     """
-    found = spectrum.vectors.shape[1]
+    searched = spectrum.vectors.shape[1]
     if b.dimensions is not None:
-        if b.dimensions > found:
+        if b.dimensions > searched:
             raise InputError(
-                f"basis.dimensions: {b.dimensions} exceeds the {found} directions that these rows "
-                "and basis.largest allow; lower it, or raise corpus.train_blocks or basis.largest"
+                f"basis.dimensions: {b.dimensions} exceeds the {searched} directions that these "
+                "rows and basis.largest allow; lower it, or raise corpus.train_blocks or "
+                "basis.largest"
             )
         return b.dimensions
     kept = shares(spectrum)
     missing = int((kept < 1 - b.max_variance_lost).sum(1).max())
-    wanted = min(missing + 1, found)
-    if missing < found or found == len(spectrum.mean):  # what all there are miss is rounding
+    wanted = min(missing + 1, searched)
+    if missing < searched or searched == len(spectrum.mean):  # what all miss is rounding
         if wanted <= b.largest:
             return wanted
         raise InputError(
@@ -159,8 +156,9 @@ def choose(b: Basis, spectrum: Spectrum) -> int:
             "basis.max_variance_lost"
         )
     raise InputError(
-        f"basis.max_variance_lost: {found} directions lose {float(1 - kept[:, -1].min()):.1e} of a "
-        "site's variance; raise basis.largest or basis.exact_limit, or allow more to be lost"
+        f"basis.max_variance_lost: {searched} directions lose "
+        f"{float(1 - kept[:, -1].min()):.1e} of a site's variance; raise basis.largest or "
+        "basis.exact_limit, or allow more to be lost"
     )
 
 

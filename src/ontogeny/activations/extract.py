@@ -111,14 +111,16 @@ def _write_rows(
     files: dict[Key, h5py.File],
     group: str,
     progress: Any,
-    look: Callable[[int, dict[Key, torch.Tensor]], None] | None = None,
-) -> None:
+) -> dict[Key, float]:
     """Write some windows' rows and positions; a thread computes one while another is written.
 
     Parameters
     ----------
     files : to write to, by site. group : '' or 'held_out/' before the datasets' names.
-    look : is shown each window's number and rows.
+
+    Returns
+    -------
+    The mean norm of the first window's rows, by site.
     """
     rows = int(order.starts[windows.stop] - order.starts[windows.start])
     writers = {
@@ -129,21 +131,30 @@ def _write_rows(
     for file in files.values():
         file[f"{group}position"] = positions
 
+    norms: dict[Key, float] = {}
     compute = functools.partial(_window, snapshot, order, a=a, progress=progress)
     jobs = ((window, functools.partial(compute, window)) for window in windows)
     for window, by_site in read_ahead(jobs, depth=1):
-        if look is not None:
-            look(window, by_site)
         for key, values in by_site.items():
-            writers[key].write(values.numpy())
+            if window == windows.start:
+                norms[key] = float(values.float().norm(dim=1).double().mean())
+            if key in writers:
+                writers[key].write(values.numpy())
+    return norms
 
 
 def extract(
-    settings: Settings, snapshot: str | Path, step: int, tokens: str | Path, folder: str | Path
+    settings: Settings,
+    snapshot: str | Path,
+    step: int,
+    tokens: str | Path,
+    folder: str | Path,
+    shard: int = 0,
 ) -> None:
-    """Write a snapshot's held-out rows and, unless they are streamed, its first shard (store.py).
+    """Write a shard of a snapshot's training rows, and with the first its held-out rows (store.py).
 
-    The scale is that of the first window of training rows, in either mode and however many shards.
+    The scale is that of the first window of training rows, however many shards there are, and also
+    where rows are streamed: then no training row is written.
 
     Parameters
     ----------
@@ -156,82 +167,46 @@ def extract(
     """
     section, text = settings.activations, Tokens(tokens)
     train = order_of.Order(text, "train", section)
-    held_out = order_of.Order(text, "held_out", section)
     model = Snapshot(settings, snapshot, step, devices.choose(settings.device))
-    cached = section.mode == "cached"
-    windows = order_of.shards(settings, model.width)[0] if cached else range(1)
-    blocks = [*held_out.windows, *(train.windows[window] for window in windows)]
-    norms: dict[Key, float] = {}
-
-    def measure(window: int, rows: dict[Key, torch.Tensor]) -> None:
-        if window == 0:
-            for key, values in rows.items():
-                norms[key] = float(values.float().norm(dim=1).double().mean())
-
-    with ExitStack() as open_files:
-        files = _new(open_files, model, folder)
-        shard = _new(open_files, model, folder, 0) if cached else {}
-        total = sum(map(len, blocks)) * text.context
-        progress = open_files.enter_context(bar(f"extract step {step}", total, "tokens"))
-        if cached:
-            _write_rows(model, train, windows, section, shard, "", progress, measure)
-        else:
-            measure(0, _window(model, train, 0, section, progress))
-        every = range(len(held_out.windows))
-        _write_rows(model, held_out, every, section, files, "held_out/", progress)
-        for key, norm in norms.items():
-            facts = _facts(settings, model, key, train)
-            facts |= {"mean_norm": norm, "scale": float(np.sqrt(model.width) / norm)}
-            for file in (files[key], *([shard[key]] if cached else [])):
-                store.describe(file, facts)
-
-
-def extract_shard(
-    settings: Settings,
-    snapshot: str | Path,
-    step: int,
-    tokens: str | Path,
-    folder: str | Path,
-    shard: int,
-) -> None:
-    """Write one of a snapshot's later shards of training rows, counted from 0. See `extract`."""
-    section = settings.activations
-    train = order_of.Order(Tokens(tokens), "train", section)
-    model = Snapshot(settings, snapshot, step, devices.choose(settings.device))
-    windows = order_of.shards(settings, model.width)[shard]
-    with ExitStack() as open_files:
-        files = _new(open_files, model, folder, shard)
-        total = sum(len(train.windows[window]) for window in windows) * train.tokens.context
-        what = f"extract step {step}, shard {shard}"
-        progress = open_files.enter_context(bar(what, total, "tokens"))
-        _write_rows(model, train, windows, section, files, "", progress)
-        for key, file in files.items():
-            store.describe(file, _facts(settings, model, key, train))
-
-
-def _new(
-    open_files: ExitStack, model: Snapshot, folder: str | Path, shard: int | None = None
-) -> dict[Key, h5py.File]:
-    """The sites' files, or those of a shard, which are there, whole, once the contexts end."""
-    files = {}
-    for key in model.wanted:
-        path = Path(folder) / folder_name(*key) / f"step{model.step}.h5"
-        draft = whole(path if shard is None else rows_path(path, shard))
-        files[key] = open_files.enter_context(h5py.File(open_files.enter_context(draft), "w"))
-    return files
-
-
-def _facts(settings: Settings, model: Snapshot, key: Key, train: order_of.Order) -> dict[str, Any]:
-    """What a file's attributes say of what made it."""
     shards = order_of.shards(settings, model.width)
-    return {
-        "model": str(model.model.config.model_type),
-        "step": model.step,
-        "layer": key[0],
-        "stream": key[1],
-        "dtype": settings.activations.dtype,
-        "seed": settings.activations.seed,
-        "shard_rows": [int(train.starts[w.stop] - train.starts[w.start]) for w in shards],
-        "tokens": train.tokens.digest,
-        "torch": torch.__version__.split("+")[0],
-    }
+    cached = section.mode == "cached"
+    windows = shards[shard] if cached else range(1)
+    blocks = sum(len(train.windows[window]) for window in windows)
+    if shard == 0:
+        held_out = order_of.Order(text, "held_out", section)
+        blocks += sum(map(len, held_out.windows))
+    what = f"extract step {step}" + (f", shard {shard}" if shard else "")
+
+    def site_files(name: Callable[[Path], Path]) -> dict[Key, h5py.File]:
+        """New files, by site, that are there once the contexts end."""
+        files = {}
+        for key in model.wanted:
+            draft = whole(name(Path(folder) / folder_name(*key) / f"step{step}.h5"))
+            files[key] = open_files.enter_context(h5py.File(open_files.enter_context(draft), "w"))
+        return files
+
+    with ExitStack() as open_files:
+        files = [site_files(lambda path: rows_path(path, shard))] if cached else []
+        progress = open_files.enter_context(bar(what, blocks * text.context, "tokens"))
+        written = files[0] if cached else {}
+        norms = _write_rows(model, train, windows, section, written, "", progress)
+        if shard == 0:
+            files.append(site_files(lambda path: path))
+            every = range(len(held_out.windows))
+            _write_rows(model, held_out, every, section, files[-1], "held_out/", progress)
+        for (layer, stream), norm in norms.items():
+            facts = {
+                "model": str(model.model.config.model_type),
+                "step": step,
+                "layer": layer,
+                "stream": stream,
+                "dtype": section.dtype,
+                "seed": section.seed,
+                "shard_rows": [int(train.starts[w.stop] - train.starts[w.start]) for w in shards],
+                "tokens": text.digest,
+                "torch": torch.__version__.split("+")[0],
+            }
+            if shard == 0:
+                facts |= {"mean_norm": norm, "scale": float(np.sqrt(model.width) / norm)}
+            for by_site in files:
+                store.describe(by_site[layer, stream], facts)

@@ -37,7 +37,7 @@ class Order:
     """
 
     def __init__(self, tokens: Tokens, split: str, a: Activations) -> None:
-        self.tokens, self.split = tokens, split
+        self.tokens = tokens
         self._leave_out = a.leave_out
         first, last = tokens.splits[split]
         numbers = np.arange(first, last)

@@ -157,11 +157,8 @@ def open_checked(path: str | Path, **expected: Any) -> h5py.File:
 
 def describe(file: h5py.File, attributes: dict[str, Any]) -> None:
     """Write a file's attributes, software versions included."""
-    file.attrs["format"] = FORMAT
-    file.attrs["ontogeny"] = __version__
-    file.attrs["h5py"] = h5py.version.version
-    for name, value in attributes.items():
-        file.attrs[name] = value
+    versions = {"format": FORMAT, "ontogeny": __version__, "h5py": h5py.version.version}
+    file.attrs.update(versions | attributes)
 
 
 def stack(paths: list[Path], steps: list[int], output: str | Path, cached: bool = True) -> None:

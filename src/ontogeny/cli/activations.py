@@ -18,17 +18,14 @@ from ontogeny.settings import Settings
 @click.option("--step", type=int, required=True)
 @path("tokens")
 @path("output", FOLDER)
-@click.option("--shard", type=click.IntRange(1), help="A later shard of the training rows.")
-def extract(
-    s: Settings, snapshot: Path, step: int, tokens: Path, output: Path, shard: int | None
-) -> None:
+@click.option(
+    "--shard", type=click.IntRange(0), default=0, help="A later shard of the training rows."
+)
+def extract(s: Settings, snapshot: Path, step: int, tokens: Path, output: Path, shard: int) -> None:
     """Write one snapshot's activations, all layers and streams in one pass."""
     from ontogeny.activations import extract as stage
 
-    if shard is None:
-        stage.extract(s, snapshot, step, tokens, output)
-    else:
-        stage.extract_shard(s, snapshot, step, tokens, output, shard)
+    stage.extract(s, snapshot, step, tokens, output, shard)
 
 
 @main.command()

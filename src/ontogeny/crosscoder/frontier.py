@@ -119,12 +119,15 @@ def points(s: Settings, crosscoders: str | Path) -> pd.DataFrame:
             if sorted(set(sites["step"])) != wanted:
                 raise InputError(f"{folder}/fidelity.csv: of other snapshots; make it again")
             by_snapshot = sites.groupby(["snapshot_index", "step"])[OF_SITES].mean().reset_index()
-            by_snapshot.insert(0, "dictionary", name)
-            by_snapshot.insert(1, "kind", "crosscoder" if name.startswith(FRONTIER) else "sae")
-            by_snapshot.insert(2, "features", c.features)
-            topk = c.activation == "batch_topk"
-            by_snapshot.insert(3, "sparsity", float(c.k) if topk else c.sparsity)
-            by_snapshot.insert(4, "seed", seed)
+            about = {
+                "dictionary": name,
+                "kind": "crosscoder" if name.startswith(FRONTIER) else "sae",
+                "features": c.features,
+                "sparsity": float(c.k) if c.activation == "batch_topk" else c.sparsity,
+                "seed": seed,
+            }
+            for number, (column, value) in enumerate(about.items()):
+                by_snapshot.insert(number, column, value)
             rows.append(by_snapshot.assign(dead=dead))
     return pd.concat(rows, ignore_index=True)
 

@@ -21,7 +21,7 @@ dimensions is W_dec Uᵀ, its bias μ + b_dec Uᵀ.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,13 +109,8 @@ def random_directions(
     W_dec = torch.randn(features, weights.W_dec.shape[1], generator=generator)
     W_dec *= norm / W_dec.norm()
     W_dec = W_dec[share]
-    return Weights(
-        W_dec.clone() if weights.W_enc.shape == W_dec.shape else weights.W_enc,
-        weights.b_enc,
-        W_dec,
-        weights.b_dec,
-        weights.log_threshold,
-    )
+    W_enc = W_dec.clone() if weights.W_enc.shape == W_dec.shape else weights.W_enc
+    return replace(weights, W_enc=W_enc, W_dec=W_dec)
 
 
 @dataclass(frozen=True)

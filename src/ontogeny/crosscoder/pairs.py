@@ -34,10 +34,6 @@ with warnings.catch_warnings():
 class Every:
     """All pairs of B tokens and F features, one gate a feature."""
 
-    def take(self, h: torch.Tensor) -> torch.Tensor:
-        """Values of (B, F) at the pairs."""
-        return h
-
     def of_feature(self, features: torch.Tensor) -> torch.Tensor:
         """Each pair's entry of (F, 1)."""
         return features.T
@@ -118,8 +114,8 @@ class Kept:
         """
         W = W_dec.view(self.features * self.sites, -1)
         row, column = self.row[self.order], self.column[self.order]
-        found = (dE.reshape(-1, W.shape[1])[row] * W[column]).sum(1)
-        return torch.empty_like(found).scatter(0, self.order, found)
+        df = (dE.reshape(-1, W.shape[1])[row] * W[column]).sum(1)
+        return torch.empty_like(df).scatter(0, self.order, df)
 
     def decoder_gradient(self, out: torch.Tensor, f: torch.Tensor, dE: torch.Tensor) -> None:
         """Set `out`, (F, O), to fᵀ dE."""
@@ -191,16 +187,6 @@ def largest(
     return position.sort().values, best.min()
 
 
-def above(h: torch.Tensor, r: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """Ascending positions in a flattened (B, N, F) at which h·r > t.
-
-    Parameters
-    ----------
-    h : (B, F). r : (F, N). t : (F,).
-    """
-    return torch.ops.ontogeny.above(h, r, t)
-
-
 PASS_ENTRIES = 1 << 16  # of (B, F), that a pass of selection has in the cache at a time
 
 # ---- The CPU's operators. A batch's number of active pairs is at most a few per cent of B·F.
@@ -255,11 +241,6 @@ def largest_but(values: np.ndarray, rank: int) -> np.floating:
     return np.partition(values, values.size - 1 - rank)[values.size - 1 - rank]
 
 
-@_largest.register_fake
-def _(h: torch.Tensor, r: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return h.new_empty(count, dtype=torch.long), h.new_empty(())
-
-
 @torch.library.custom_op("ontogeny::largest_of_sites", mutates_args=())
 def _largest_of_sites(
     h: torch.Tensor, r: torch.Tensor, count: int
@@ -284,14 +265,22 @@ def _largest_of_sites(
     return torch.from_numpy(np.sort(position.ravel()[chosen])), torch.from_numpy(np.array(cut))
 
 
+@_largest.register_fake
 @_largest_of_sites.register_fake
 def _(h: torch.Tensor, r: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     return h.new_empty(count, dtype=torch.long), h.new_empty(())
 
 
 @torch.library.custom_op("ontogeny::above", mutates_args=())
-def _above(h: torch.Tensor, r: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """See `above`; any device, though elsewhere than on a CPU the host waits for the number."""
+def above(h: torch.Tensor, r: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """Ascending positions in a flattened (B, N, F) at which h·r > t.
+
+    Of any device, though elsewhere than on a CPU the host waits for the number.
+
+    Parameters
+    ----------
+    h : (B, F). r : (F, N). t : (F,).
+    """
     F, N = r.shape
     token, feature = torch.nonzero(h * r.amax(1) > t, as_tuple=True)
     passed = h[token, feature][:, None] * r[feature] > t[feature][:, None]
@@ -300,7 +289,7 @@ def _above(h: torch.Tensor, r: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     return position if N == 1 else position.sort().values
 
 
-@_above.register_fake
+@above.register_fake
 def _(h: torch.Tensor, r: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     number = torch.library.get_ctx().new_dynamic_size()
     return h.new_empty(number, dtype=torch.long)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 import torch
 
-from ontogeny.crosscoder import model, sharded
+from ontogeny.crosscoder import model
 from ontogeny.crosscoder.optimizer import Adam
 from ontogeny.crosscoder.ranks import Ranks
 from ontogeny.files import whole
@@ -61,45 +60,37 @@ class Progress:
         return moments | set(self.weights.named()) - {"b_dec"}
 
     def save(self, folder: Path) -> None:
-        """Write a state, whole or not at all, in place of the one before: state.h5, or of ranks.
+        """Write state.h5, whole or not at all, in place of the one before. All ranks call it.
 
+        Ranks' features are gathered a tensor at a time, so that any number of ranks can resume.
         bfloat16 is kept as its bits: NumPy and HDF5 have no such type.
         """
-        about = {"step": self.step, "aux": self.aux, "data": self.data, "log": self.log}
-        if self.ranks.size > 1:
-            sharded.save(folder, self.tensors(), self.shared(), self.ranks, about)
+        shared = self.shared()
+        if self.ranks.rank:
+            for name in sorted(shared):
+                self.ranks.gathered(self.tensors()[name])
             return
         with whole(folder / "state.h5") as draft, h5py.File(draft, "w") as file:
-            for name, tensor in self.tensors().items():
-                file[name] = _bits(tensor.cpu()).numpy()
+            for name, tensor in sorted(self.tensors().items()):
+                every = self.ranks.gathered(tensor) if name in shared else tensor.cpu()
+                file[name] = _bits(every).numpy()
+            about = {"step": self.step, "aux": self.aux, "data": self.data}
             file.attrs.update(about | {"log": json.dumps(self.log)})
-        sharded.remove(folder)
 
     def resume(self, folder: Path) -> None:
-        """Read the folder's newest state into place, if it holds one of the same rows.
-
-        One process and any number of ranks resume from each other's.
-        """
-        newest = sharded.newest(folder, self.data)
-        if (folder / "state.h5").exists():
-            with h5py.File(folder / "state.h5") as file:
-                about: dict[str, Any] = dict(file.attrs)
-                if about["data"] == self.data and (not newest or newest.step <= about["step"]):
-                    self._read(file)
-                    self._set(about | {"log": json.loads(about["log"])})
-                    return
-        if newest:
-            self._set(sharded.load(newest, self.tensors(), self.shared(), self.ranks))
-
-    def _read(self, file: h5py.File) -> None:
+        """Read the folder's state into place, each rank its share, if it is of the same rows."""
+        if not kept(folder):
+            return
         shared = self.shared()
-        for name, tensor in self.tensors().items():
-            stored = file[name]
-            own = self.ranks.share(len(stored)) if name in shared else ()
-            _bits(tensor).copy_(torch.from_numpy(np.asarray(stored[own])))
-
-    def _set(self, about: dict[str, Any]) -> None:
-        self.step, self.aux, self.log = int(about["step"]), int(about["aux"]), about["log"]
+        with h5py.File(folder / "state.h5") as file:
+            if file.attrs["data"] != self.data:
+                return
+            for name, tensor in self.tensors().items():
+                stored = file[name]
+                own = self.ranks.share(len(stored)) if name in shared else ()
+                _bits(tensor).copy_(torch.from_numpy(np.asarray(stored[own])))
+            self.step, self.aux = int(file.attrs["step"]), int(file.attrs["aux"])
+            self.log = json.loads(file.attrs["log"])
 
     def whole_weights(self) -> dict[str, torch.Tensor]:
         """The weights of all features in the host's memory of rank 0; of others, their own."""
@@ -118,7 +109,7 @@ class Progress:
 
 def kept(folder: Path) -> bool:
     """Whether a folder holds a state."""
-    return (folder / "state.h5").exists() or sharded.newest(folder) is not None
+    return (folder / "state.h5").exists()
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:

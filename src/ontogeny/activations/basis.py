@@ -17,6 +17,7 @@ from pathlib import Path
 
 import h5py
 import torch
+from torch import Tensor
 
 from ontogeny.activations.rows import Rows, SiteRows, pieces
 from ontogeny.activations.sizes import PIECE_ROWS
@@ -36,18 +37,18 @@ class Spectrum:
     per_site : (N,) the whole variance of each site, inside and outside of the M directions.
     """
 
-    mean: torch.Tensor
-    values: torch.Tensor
-    vectors: torch.Tensor
-    per_site: torch.Tensor
+    mean: Tensor
+    values: Tensor
+    vectors: Tensor
+    per_site: Tensor
 
 
-def _shift(rows: Rows, limit: int, device: torch.device) -> torch.Tensor:
+def _shift(rows: Rows, limit: int, device: torch.device) -> Tensor:
     """(N·D,): the mean of the first piece, about which sums lose fewer digits."""
     return torch.from_numpy(rows.read(0, min(PIECE_ROWS, limit))).flatten(1).to(device).mean(0)
 
 
-def _shifted(rows: Rows, limit: int, shift: torch.Tensor, label: str) -> Iterator[torch.Tensor]:
+def _shifted(rows: Rows, limit: int, shift: Tensor, label: str) -> Iterator[Tensor]:
     """The first `limit` training rows less a shift, (≤ P, N·D) float32 on its device at a time."""
     with bar(label, limit, "rows") as progress:
         for _, piece in pieces(rows, PIECE_ROWS, stop=limit):
@@ -55,7 +56,7 @@ def _shifted(rows: Rows, limit: int, shift: torch.Tensor, label: str) -> Iterato
             progress.update(len(piece))
 
 
-def moments(rows: Rows, limit: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def moments(rows: Rows, limit: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Mean (N·D,) and covariance (N·D, N·D) of the first normalised training rows, float64.
 
     One pass; products in float32 by piece, about the first piece's mean, sums in float64.
@@ -117,7 +118,7 @@ def randomised(rows: Rows, limit: int, device: torch.device, largest: int, seed:
     )
 
 
-def shares(spectrum: Spectrum) -> torch.Tensor:
+def shares(spectrum: Spectrum) -> Tensor:
     """(N, M): the share of each site's variance inside the first 1 … M directions, about.
 
     Exact for eigenvectors: then a direction's part of a site's variance is its value times the

@@ -25,11 +25,7 @@ def site_rows(
 
 
 def principal_rows(
-    settings: Settings,
-    sites: list[Site],
-    subspace: Subspace,
-    paths: RowPaths,
-    device: torch.device,
+    settings: Settings, sites: list[Site], subspace: Subspace, paths: RowPaths, device: torch.device
 ) -> Projected | Streamed:
     """Training rows of the sites in their principal subspace, as activations.mode has them."""
     if settings.activations.mode == "cached":

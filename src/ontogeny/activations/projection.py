@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import torch
+from torch import Tensor
 
 
-def projected(
-    activations: torch.Tensor, mean: torch.Tensor, basis: torch.Tensor | None = None
-) -> torch.Tensor:
+def projected(activations: Tensor, mean: Tensor, basis: Tensor | None = None) -> Tensor:
     """y = (ã − μ)U, (B, R), of normalised activations (B, N, D); ã − μ, (B, N·D), without a basis.
 
     Parameters

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from ontogeny.activations import feed
 from ontogeny.activations.rows import RowPaths, Rows
@@ -38,8 +39,8 @@ class Data:
         self.scales_in = torch.from_numpy(stacks.scales)
         self.scales_out = torch.from_numpy(Stacks(paths.activations, outputs).scales)
         self.source: Rows
-        self.U: torch.Tensor | None = None
-        self._shift: torch.Tensor | None = None
+        self.U: Tensor | None = None
+        self._shift: Tensor | None = None
         self._same = inputs == outputs
         self._sites = inputs if self._same else inputs + outputs
         self._inputs, n_out = len(inputs) * self.width, len(outputs) * self.width
@@ -73,7 +74,7 @@ class Data:
         """' of stream.layer/step' for a column of a batch; '' where columns mix the sites."""
         return "" if self.U is not None else f" of {self._sites[column // self.width].name}"
 
-    def check(self, batch: torch.Tensor, first: int, where: str = "") -> None:
+    def check(self, batch: Tensor, first: int, where: str = "") -> None:
         """Raise InputError for a batch's first row, counted from `first`, that is not finite."""
         wrong = (~torch.isfinite(batch)).nonzero()
         if len(wrong):
@@ -83,7 +84,7 @@ class Data:
                 f"{(first + row) % self.source.rows}{where}; make these activations again"
             )
 
-    def split(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def split(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         """(x, target) of a batch of rows: (B, I), (B, O)."""
         if self._shift is not None:
             batch = batch - self._shift
@@ -91,7 +92,7 @@ class Data:
             return batch, batch
         return batch[:, : self._inputs].contiguous(), batch[:, self._inputs :].contiguous()
 
-    def explained_by_site(self, error: torch.Tensor, target: torch.Tensor) -> list[float]:
+    def explained_by_site(self, error: Tensor, target: Tensor) -> list[float]:
         """Explained variance of a batch by output site, within the training space."""
         centred = target - target.mean(0)
         if self.U is not None:
@@ -101,7 +102,7 @@ class Data:
         explained: list[float] = (1 - lost / there).tolist()
         return explained
 
-    def constants(self) -> dict[str, torch.Tensor]:
+    def constants(self) -> dict[str, Tensor]:
         """What a crosscoder needs of its data to be used: scales, means, principal directions."""
         tensors = {"scales_in": self.scales_in, "scales_out": self.scales_out}
         tensors |= {"mean_in": self._mean_in.clone(), "mean_out": self._mean_out.clone()}

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ontogeny import devices
@@ -41,7 +42,7 @@ def _held_out(crosscoder: Crosscoder, activations: str | Path) -> tuple[HeldOut,
     return inputs, outputs
 
 
-def _mean(rows: HeldOut) -> torch.Tensor:
+def _mean(rows: HeldOut) -> Tensor:
     """Mean of the rows by site, (N, D)."""
     total = torch.zeros(rows.shape, dtype=torch.float64)
     for _, piece in pieces(rows, PIECE_ROWS):
@@ -51,7 +52,7 @@ def _mean(rows: HeldOut) -> torch.Tensor:
 
 def explained(
     crosscoder: Crosscoder, activations: str | Path, floor: float, keep_rows: int = 0
-) -> tuple[pd.DataFrame, pd.DataFrame, list[torch.Tensor]]:
+) -> tuple[pd.DataFrame, pd.DataFrame, list[Tensor]]:
     """Explained variance, L0 and density on the held-out rows.
 
     Parameters
@@ -75,7 +76,7 @@ def explained(
     gates = sites if crosscoder.about.gate == "snapshot" else 1
     lost, there, active, active_present = (torch.zeros(sites, device=device) for _ in range(4))
     density = torch.zeros(crosscoder.about.features, device=device)
-    kept: list[list[torch.Tensor]] = [[] for _ in range(gates)]
+    kept: list[list[Tensor]] = [[] for _ in range(gates)]
     step = max(1, min(PIECE_ROWS, PIECE_ENTRIES // (crosscoder.about.features * gates)))
     both = zip(pieces(inputs, step), pieces(outputs, step), strict=True)
     for (start, x), (_, y) in both:
@@ -141,7 +142,7 @@ def spliced_rows(settings: Settings, data: Tokens, outputs: HeldOut) -> tuple[in
 @torch.no_grad()
 def spliced_losses(
     crosscoder: Crosscoder,
-    f: list[torch.Tensor],
+    f: list[Tensor],
     settings: Settings,
     activations: str | Path,
     snapshots: str | Path,

@@ -33,6 +33,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from ontogeny.crosscoder import pairs
 from ontogeny.crosscoder.model import Weights, decoder_norms, pre_activations
@@ -46,29 +47,29 @@ ALONE = Ranks()
 class Out(NamedTuple):
     """What a step reports; all on the device."""
 
-    loss: torch.Tensor  # ()
-    error: torch.Tensor  # () mean over tokens and sites of ‖ã − â‖²
-    l0: torch.Tensor  # () mean active features of a token at a site
-    fired: torch.Tensor  # (F,) whether active anywhere in the batch
-    cut: torch.Tensor  # () smallest kept score (batch_topk)
-    residual: torch.Tensor  # (B, O) E = â − ã
-    full: torch.Tensor | None = None  # () whether a rank may have had no room for all of its pairs
+    loss: Tensor  # ()
+    error: Tensor  # () mean over tokens and sites of ‖ã − â‖²
+    l0: Tensor  # () mean active features of a token at a site
+    fired: Tensor  # (F,) whether active anywhere in the batch
+    cut: Tensor  # () smallest kept score (batch_topk)
+    residual: Tensor  # (B, O) E = â − ã
+    full: Tensor | None = None  # () whether a rank may have had no room for all of its pairs
 
 
-def gate_norms(W_dec: torch.Tensor, sites: int, per_site: bool) -> torch.Tensor:
+def gate_norms(W_dec: Tensor, sites: int, per_site: bool) -> Tensor:
     """What a gate multiplies h by: r, (F, N), or its root mean square over sites, (F, 1)."""
     return decoder_norms(W_dec, sites) if per_site else decoder_norms(W_dec, 1) / sites**0.5
 
 
 def _residual(
     acting: pairs.Every | pairs.Kept,
-    f: torch.Tensor,
+    f: Tensor,
     W: Weights,
-    target: torch.Tensor,
+    target: Tensor,
     sites: int,
     ranks: Ranks,
-    more: Sequence[torch.Tensor] = (),
-) -> tuple[Out, Sequence[torch.Tensor]]:
+    more: Sequence[Tensor] = (),
+) -> tuple[Out, Sequence[Tensor]]:
     """E and what is reported of it and of f; and `more`, summed over ranks in the same message."""
     decoded = acting.decode(f, W.W_dec, len(target))
     active = acting.sums((f > 0).to(f.dtype))  # (F, N), or (F, 1) for one gate per feature
@@ -83,10 +84,10 @@ def _residual(
 def _gradients(
     acting: pairs.Every | pairs.Kept,
     G: Weights,
-    x: torch.Tensor,
-    f: torch.Tensor,
-    df: torch.Tensor,
-    E: torch.Tensor,
+    x: Tensor,
+    f: Tensor,
+    df: Tensor,
+    E: Tensor,
     sites: int,
 ) -> None:
     """Set G's encoder, decoder and biases from ∂L/∂f, df."""
@@ -101,10 +102,10 @@ def _gradients(
 def batch_topk(
     W: Weights,
     G: Weights,
-    x: torch.Tensor,
-    target: torch.Tensor,
-    dead: torch.Tensor,
-    is_dead: torch.Tensor,
+    x: Tensor,
+    target: Tensor,
+    dead: Tensor,
+    is_dead: Tensor,
     *,
     sites: int,
     per_site: bool,
@@ -156,10 +157,10 @@ def batch_topk(
 def jumprelu(
     W: Weights,
     G: Weights,
-    x: torch.Tensor,
-    target: torch.Tensor,
-    sparsity: torch.Tensor,
-    sample: torch.Tensor,
+    x: Tensor,
+    target: Tensor,
+    sparsity: Tensor,
+    sample: Tensor,
     *,
     sites: int,
     per_site: bool,
@@ -224,9 +225,9 @@ def jumprelu(
 def relu(
     W: Weights,
     G: Weights,
-    x: torch.Tensor,
-    target: torch.Tensor,
-    sparsity: torch.Tensor,
+    x: Tensor,
+    target: Tensor,
+    sparsity: Tensor,
     *,
     sites: int,
     ranks: Ranks = ALONE,

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from ontogeny.activations.projection import projected
 from ontogeny.files import InputError, whole, write_json
@@ -39,23 +40,23 @@ EVERY = slice(None)  # all features
 class Weights:
     """The trained tensors, in the space that training happens in."""
 
-    W_enc: torch.Tensor  # (F, I), features first as in the decoder
-    b_enc: torch.Tensor  # (F,)
-    W_dec: torch.Tensor  # (F, O)
-    b_dec: torch.Tensor  # (O,)
-    log_threshold: torch.Tensor  # (F,) τ = log t; trained by jumprelu alone
+    W_enc: Tensor  # (F, I), features first as in the decoder
+    b_enc: Tensor  # (F,)
+    W_dec: Tensor  # (F, O)
+    b_dec: Tensor  # (O,)
+    log_threshold: Tensor  # (F,) τ = log t; trained by jumprelu alone
 
-    def named(self) -> dict[str, torch.Tensor]:
+    def named(self) -> dict[str, Tensor]:
         """The tensors by name."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
-def pre_activations(x: torch.Tensor, W_enc: torch.Tensor, b_enc: torch.Tensor) -> torch.Tensor:
+def pre_activations(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> Tensor:
     """h = x W_encᵀ + b_enc: (B, I) → (B, F)."""
     return torch.addmm(b_enc, x, W_enc.T)
 
 
-def decoder_norms(W_dec: torch.Tensor, sites: int) -> torch.Tensor:
+def decoder_norms(W_dec: Tensor, sites: int) -> Tensor:
     """r = ‖W_dec‖₂ per site: (F, N·D) → (F, N). One "site" gives the norm over all, (F, 1)."""
     return torch.linalg.vector_norm(W_dec.unflatten(1, (sites, -1)), dim=2)
 
@@ -65,7 +66,7 @@ def initial(
     outputs: int,
     features: int,
     width: int,
-    basis: torch.Tensor | None,
+    basis: Tensor | None,
     seed: int,
     share: slice = EVERY,
 ) -> Weights:
@@ -97,7 +98,7 @@ def initial(
 
 
 def random_directions(
-    weights: Weights, seed: int, features: int, norm: torch.Tensor, share: slice = EVERY
+    weights: Weights, seed: int, features: int, norm: Tensor, share: slice = EVERY
 ) -> Weights:
     """The same with each decoder row in a random direction of the whole training space.
 
@@ -146,7 +147,7 @@ class Crosscoder:
     scales : (N_in,) and (N_out,) dataset-wise normalisation constants, √D / mean‖a‖.
     """
 
-    def __init__(self, about: Description, tensors: dict[str, torch.Tensor]) -> None:
+    def __init__(self, about: Description, tensors: dict[str, Tensor]) -> None:
         self.about = about
         self.weights = Weights(**{n: tensors[n] for n in Weights.__dataclass_fields__})
         self.scales_in = tensors["scales_in"]
@@ -162,16 +163,16 @@ class Crosscoder:
         self._tensors = tensors
 
     @property
-    def dead(self) -> torch.Tensor:
+    def dead(self) -> Tensor:
         """(F,) features silent over the last `dead_after_rows` rows of training."""
         return self._tensors["silent_rows"] >= self.about.settings["dead_after_rows"]
 
     @property
-    def strength(self) -> torch.Tensor:
+    def strength(self) -> Tensor:
         """(F, N): s = r, the decoder norm of every feature at every output site."""
         return self.W_dec.norm(dim=2)
 
-    def _gate_norms(self) -> torch.Tensor:
+    def _gate_norms(self) -> Tensor:
         """(F, N) decoder norms that the gate sees; (F, 1) for one gate per feature."""
         if self.about.gate == "snapshot":
             return self.strength
@@ -179,13 +180,13 @@ class Crosscoder:
         return W.norm(dim=1, keepdim=True) / len(self.about.outputs) ** 0.5
 
     @torch.no_grad()
-    def pre_activations(self, activations: torch.Tensor) -> torch.Tensor:
+    def pre_activations(self, activations: Tensor) -> Tensor:
         """h, (B, F), from normalised activations (B, N_in, D)."""
         x = projected(activations, self._mean, self._basis)
         return pre_activations(x, self.weights.W_enc, self.weights.b_enc)
 
     @torch.no_grad()
-    def encode(self, activations: torch.Tensor) -> torch.Tensor:
+    def encode(self, activations: Tensor) -> Tensor:
         """Feature activations f from normalised activations (B, N_in, D).
 
         Returns
@@ -205,7 +206,7 @@ class Crosscoder:
         return f if self.about.gate == "snapshot" else f[:, :, 0]
 
     @torch.no_grad()
-    def decode(self, f: torch.Tensor) -> torch.Tensor:
+    def decode(self, f: Tensor) -> Tensor:
         """Normalised reconstructions (B, N_out, D) from f (B, F) or (B, F, N_out)."""
         if f.ndim == 2:
             return (f @ self.W_dec.flatten(1)).unflatten(1, self.W_dec.shape[1:]) + self.b_dec

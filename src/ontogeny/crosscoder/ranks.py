@@ -25,6 +25,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from ontogeny.crosscoder import pairs
 
@@ -46,21 +47,21 @@ class Ranks:
 
     def __init__(self, rank: int = 0, size: int = 1, room: int = 0) -> None:
         self.rank, self.size, self.room = rank, size, room
-        self._full: torch.Tensor | None = None  # () whether some were left out since the last look
+        self._full: Tensor | None = None  # () whether some were left out since the last look
 
     def share(self, features: int) -> slice:
         """Which of all features are this rank's."""
         each = features // self.size
         return slice(self.rank * each, (self.rank + 1) * each)
 
-    def norm(self, own: torch.Tensor) -> torch.Tensor:
+    def norm(self, own: Tensor) -> Tensor:
         """() norm of the rows of all features."""
         norm = own.norm()
         return norm if self.size == 1 else total(norm.square())[0].sqrt()
 
     def mine(
-        self, dead: torch.Tensor, is_dead: torch.Tensor, features: int, slots: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, dead: Tensor, is_dead: Tensor, features: int, slots: int
+    ) -> tuple[Tensor, Tensor]:
         """AuxK's features on this rank: `slots` of its own, and which of them are among the dead.
 
         Parameters
@@ -75,8 +76,8 @@ class Ranks:
         return chosen, own[chosen]
 
     def largest(
-        self, h: torch.Tensor, r: torch.Tensor, count: int, native: bool, best: torch.Tensor | None
-    ) -> tuple[pairs.Kept, torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        self, h: Tensor, r: Tensor, count: int, native: bool, best: Tensor | None
+    ) -> tuple[pairs.Kept, Tensor, Tensor, Tensor | None, Tensor | None]:
         """This rank's pairs among the `count` largest h·r of all ranks, and what else is gathered.
 
         Scores of several ranks that tie at the cut are all kept. A score that is no number is too:
@@ -116,8 +117,8 @@ class Ranks:
         return kept, f, cut, best, score.amin() >= cut if room < count else None
 
     def summed(
-        self, decoded: torch.Tensor, active: torch.Tensor, more: Sequence[torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor, Sequence[torch.Tensor]]:
+        self, decoded: Tensor, active: Tensor, more: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
         """The sums over ranks of `decoded`, (B, O), and of `more`; and all features' active tokens.
 
         Parameters
@@ -132,7 +133,7 @@ class Ranks:
         decoded, active, *more = total(decoded, active, *more)
         return decoded, active, more
 
-    def note(self, full: torch.Tensor | None) -> None:
+    def note(self, full: Tensor | None) -> None:
         """Note whether this rank may have left some pairs out in a step."""
         if full is not None:
             self._full = full if self._full is None else self._full | full
@@ -150,7 +151,7 @@ class Ranks:
         held = torch.tensor([not here], dtype=torch.float32, device=device)
         return torch.ops.ontogeny.total(held).item() == 0
 
-    def gathered(self, own: torch.Tensor) -> torch.Tensor:
+    def gathered(self, own: Tensor) -> Tensor:
         """Rows of all ranks, one after the other, in rank 0's host memory; the others' own."""
         parts = [own.cpu()]
         with _peers():
@@ -171,7 +172,7 @@ def _peers() -> Iterator[None]:
         raise PeerLost(str(error)) from error
 
 
-def total(*parts: torch.Tensor) -> list[torch.Tensor]:
+def total(*parts: Tensor) -> list[Tensor]:
     """The sums over all ranks of some tensors of one type, in one message."""
     sums = torch.ops.ontogeny.total(torch.cat([part.flatten() for part in parts]))
     split = sums.split([part.numel() for part in parts])
@@ -179,7 +180,7 @@ def total(*parts: torch.Tensor) -> list[torch.Tensor]:
 
 
 @torch.library.custom_op("ontogeny::total", mutates_args=())
-def _total(values: torch.Tensor) -> torch.Tensor:
+def _total(values: Tensor) -> Tensor:
     """The sum of all ranks' values, the same bits on each."""
     sums = values.clone()
     with _peers():
@@ -188,12 +189,12 @@ def _total(values: torch.Tensor) -> torch.Tensor:
 
 
 @_total.register_fake
-def _(values: torch.Tensor) -> torch.Tensor:
+def _(values: Tensor) -> Tensor:
     return torch.empty_like(values)
 
 
 @torch.library.custom_op("ontogeny::gather", mutates_args=())
-def _gather(values: torch.Tensor, size: int) -> torch.Tensor:
+def _gather(values: Tensor, size: int) -> Tensor:
     """(size, P): all `size` ranks' (P,) values, in their order."""
     received = values.new_empty(size * len(values))
     with _peers():
@@ -202,14 +203,12 @@ def _gather(values: torch.Tensor, size: int) -> torch.Tensor:
 
 
 @_gather.register_fake
-def _(values: torch.Tensor, size: int) -> torch.Tensor:
+def _(values: Tensor, size: int) -> Tensor:
     return values.new_empty(size, len(values))
 
 
 @torch.library.custom_op("ontogeny::reaching", mutates_args=())
-def _reaching(
-    position: torch.Tensor, score: torch.Tensor, scores: torch.Tensor, count: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _reaching(position: Tensor, score: Tensor, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The positions whose score is among the `count` largest scores, and the smallest of these."""
     cut = pairs.largest_but(scores.numpy(), count - 1)
     chosen = ~(score.numpy() < cut)
@@ -217,8 +216,6 @@ def _reaching(
 
 
 @_reaching.register_fake
-def _(
-    position: torch.Tensor, score: torch.Tensor, scores: torch.Tensor, count: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _(position: Tensor, score: Tensor, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     size = torch.library.get_ctx().new_dynamic_size()
     return position.new_empty(size), score.new_empty(())

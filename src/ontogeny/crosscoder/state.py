@@ -9,6 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
+from torch import Tensor
 
 from ontogeny.crosscoder import model
 from ontogeny.crosscoder.optimizer import Adam
@@ -35,9 +36,9 @@ class Progress:
     weights: model.Weights
     gradients: model.Weights
     optimizer: Adam
-    silent: torch.Tensor
-    threshold: torch.Tensor
-    failed: torch.Tensor
+    silent: Tensor
+    threshold: Tensor
+    failed: Tensor
     data: str
     aux: int = 0
     step: int = 0
@@ -45,7 +46,7 @@ class Progress:
     ranks: Ranks = field(default_factory=Ranks)
     slots: int = 0
 
-    def tensors(self) -> dict[str, torch.Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
         """All that a state holds of tensors, by name."""
         tensors = self.weights.named() | {"silent": self.silent, "threshold": self.threshold}
         for i, (m, v) in enumerate(zip(self.optimizer.first, self.optimizer.second, strict=True)):
@@ -92,7 +93,7 @@ class Progress:
             self.step, self.aux = int(file.attrs["step"]), int(file.attrs["aux"])
             self.log = json.loads(file.attrs["log"])
 
-    def whole_weights(self) -> dict[str, torch.Tensor]:
+    def whole_weights(self) -> dict[str, Tensor]:
         """The weights of all features in the host's memory of rank 0; of others, their own."""
         shared = self.shared()
         return {
@@ -112,5 +113,5 @@ def kept(folder: Path) -> bool:
     return (folder / "state.h5").exists()
 
 
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
+def _bits(tensor: Tensor) -> Tensor:
     return tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor

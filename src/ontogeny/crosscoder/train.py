@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from ontogeny import __version__, devices
 from ontogeny.activations import feed
@@ -58,12 +59,12 @@ def make_loss(c: Crosscoder, sites: int, native: bool, ranks: Ranks = losses.ALO
     def loss(
         W: model.Weights,
         G: model.Weights,
-        x: torch.Tensor,
-        target: torch.Tensor,
-        dead: torch.Tensor,
-        is_dead: torch.Tensor,
-        sparsity: torch.Tensor,
-        sample: torch.Tensor,
+        x: Tensor,
+        target: Tensor,
+        dead: Tensor,
+        is_dead: Tensor,
+        sparsity: Tensor,
+        sample: Tensor,
     ) -> losses.Out:
         if c.activation == "batch_topk":
             return losses.batch_topk(W, G, x, target, dead, is_dead, k=c.k, **aux, **gates)
@@ -76,12 +77,7 @@ def make_loss(c: Crosscoder, sites: int, native: bool, ranks: Ranks = losses.ALO
 
 
 def _begin(
-    c: Crosscoder,
-    data: Data,
-    compute: Loss,
-    sites: int,
-    seed: int,
-    ranks: Ranks = losses.ALONE,
+    c: Crosscoder, data: Data, compute: Loss, sites: int, seed: int, ranks: Ranks = losses.ALONE
 ) -> Progress:
     """Weights with the norm of the grid that gives the least error, and all else at zero."""
     share = ranks.share(c.features)
@@ -120,7 +116,7 @@ def _begin(
     return now
 
 
-def aux_size(silent: torch.Tensor, c: Crosscoder) -> int:
+def aux_size(silent: Tensor, c: Crosscoder) -> int:
     """How many features AuxK looks at: none, or as many of aux_features as the dead ask for.
 
     A quarter, half, or all. Its cost grows with their number, and each size is a graph of its own.
@@ -136,7 +132,7 @@ def _room_for(dead: int, c: Crosscoder) -> int:
     return next((size for size in sizes if dead <= size), c.aux_features)
 
 
-def aux_slots(silent: torch.Tensor, c: Crosscoder, ranks: int) -> int:
+def aux_slots(silent: Tensor, c: Crosscoder, ranks: int) -> int:
     """How many features AuxK looks at on each rank, at least as many as die there by the next look.
 
     Parameters
@@ -299,7 +295,7 @@ def train(
 
 
 def _report(
-    now: Progress, c: Crosscoder, data: Data, out: losses.Out, target: torch.Tensor
+    now: Progress, c: Crosscoder, data: Data, out: losses.Out, target: Tensor
 ) -> dict[str, float]:
     """A row of metrics.csv, on the step's own batch."""
     variance = (target - target.mean(0)).square().sum() / (len(target) * len(data.scales_out))

@@ -29,8 +29,9 @@ import numpy as np
 
 from benchmarks import environments
 from ontogeny import devices, settings
-from ontogeny.activations.store import Site, Stacks
-from ontogeny.basis import principal
+from ontogeny.activations import basis, subspace
+from ontogeny.activations.rows import Cached, HeldOut
+from ontogeny.activations.sites import Site
 from ontogeny.files import whole, write_json
 
 HERE = Path(__file__).parent
@@ -135,24 +136,26 @@ def prepare(data: str) -> dict[str, Any]:
     if not (folder / "ready.json").exists():
         experiment, sites = sites_of(data)
         activations = make_activations(experiment)
-        stacks = Stacks(activations, sites)
-        for split, most in (("train", TRAIN_ROWS), ("held_out", HELD_OUT_ROWS)):
-            total = min(most, stacks.rows if split == "train" else stacks.held_out_rows)
+        train = Cached(activations, sites)
+        splits: dict[str, tuple[Cached | HeldOut, int]] = {"train": (train, TRAIN_ROWS)}
+        splits["held_out"] = (HeldOut(activations, sites), HELD_OUT_ROWS)
+        for split, (source, most) in splits.items():
+            total = min(most, source.rows)
             with whole(folder / f"{split}.npy") as draft:
-                shape = (total, len(sites) * stacks.width)
+                shape = (total, len(sites) * source.width)
                 rows = np.lib.format.open_memmap(draft, "w+", np.float16, shape)
                 for start in range(0, total, 4096):
                     stop = min(start + 4096, total)
-                    rows[start:stop] = stacks.read(start, stop, split).reshape(stop - start, -1)
+                    rows[start:stop] = source.read(start, stop).reshape(stop - start, -1)
                 rows.flush()
         start = time.monotonic()
         b = settings.Basis(max_variance_lost=0.01)
         device = devices.choose("auto")
-        principal.build(b, stacks, folder / "basis.h5", device)
-        principal.project(folder / "basis.h5", stacks, 0, folder / "projected.h5", device)
+        basis.build(b, train, folder / "basis.h5", device)
+        subspace.project(folder / "basis.h5", train, 0, folder / "projected.h5", device)
         about = {
             "rows": TRAIN_ROWS,
-            "r": principal.Subspace(folder / "basis.h5").dimensions,
+            "r": subspace.Subspace(folder / "basis.h5").dimensions,
             "basis_seconds": time.monotonic() - start,
         }
         write_json(folder / "ready.json", about)

@@ -35,6 +35,7 @@ import torch
 
 from ontogeny import devices, settings
 from ontogeny.activations import extract, order, store
+from ontogeny.activations.sizes import CHUNK_BYTES
 from ontogeny.corpus.build import Tokens
 from ontogeny.files import write_json
 from ontogeny.progress import bar
@@ -212,7 +213,7 @@ def measure_reading() -> dict[str, Any]:
     rows, width = kept.shape
     values = kept.read(0, rows)
     starts = range(0, rows, PIECE)
-    chunk = store.CHUNK_BYTES // values[0].nbytes
+    chunk = CHUNK_BYTES // values[0].nbytes
     found: dict[str, Any] = {"bytes": values.nbytes}
     with tempfile.TemporaryDirectory(dir="results") as made:
         with open(f"{made}/plain", "wb", buffering=0) as written:

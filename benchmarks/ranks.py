@@ -82,7 +82,7 @@ def rank_main(rank: int, size: int, shape: tuple[int, int, int], folder: str) ->
     features, batch, steps = shape
     devices.use_threads(1)
     devices.keep_memory()
-    ranks = None
+    ranks = Ranks()
     if size > 1:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         meet = f"file://{folder}/meet"
@@ -109,7 +109,7 @@ def rank_main(rank: int, size: int, shape: tuple[int, int, int], folder: str) ->
     work = time.process_time()
     seconds = take(steps)
     row = {"seconds": seconds, "work": (time.process_time() - work) / steps}
-    if ranks is not None:
+    if size > 1:
         dist.all_reduce = timed(dist.all_reduce, spent)
         dist.all_gather_single = timed(dist.all_gather_single, spent)
         total = sum(take(steps))

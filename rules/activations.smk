@@ -123,7 +123,7 @@ rule basis:
     params:
         basis=values(S.basis),
         activations=ROWS,
-        code=code("ontogeny.basis.principal"),
+        code=code("ontogeny.activations.basis"),
         experiment=RESULTS,
     message:
         "Principal subspace of {wildcards.sites}"
@@ -148,7 +148,7 @@ rule project:
     resources:
         **needs("project"),
     params:
-        code=code("ontogeny.basis.principal"),
+        code=code("ontogeny.activations.subspace"),
         experiment=RESULTS,
     message:
         "Projecting shard {wildcards.shard} of {wildcards.sites}"

@@ -116,13 +116,12 @@ def _link(source: str, target: str) -> None:
 def plainly(monkeypatch):
     """Stages as torch's counter sees them: on one thread, and without the compiler."""
     from ontogeny import devices
-    from ontogeny.activations import store
-    from ontogeny.crosscoder import feed
+    from ontogeny.activations import extract, feed, rows
 
     def inline(jobs, depth=2):
         yield from ((key, function()) for key, function in jobs)
 
-    for module in (store, feed):
+    for module in (extract, feed, rows):
         monkeypatch.setattr(module, "read_ahead", inline)
     monkeypatch.setattr(devices, "compiler_missing", lambda: "no compiler")
 

@@ -26,6 +26,7 @@ from torch import nn
 
 from ontogeny import settings
 from ontogeny.activations import extract, store
+from ontogeny.activations.sites import Site
 from ontogeny.crosscoder.model import Crosscoder, Description
 from ontogeny.crosscoder.readout import Readout
 from ontogeny.features import complexity, grader, span
@@ -361,7 +362,7 @@ def made(snapshots, tmp_path_factory) -> dict[str, Path]:
     store.stack([place / f"step{t}.h5" for t in STEPS], STEPS, place / "stack.h5")
     trained = crosscoder([(step, 0, "residual") for step in STEPS], 24, WIDTH)
     trained._tensors["scales_in"] = torch.from_numpy(
-        store.Stacks(folder / "activations", [store.Site(t, 0, "residual") for t in STEPS]).scales
+        store.Stacks(folder / "activations", [Site(t, 0, "residual") for t in STEPS]).scales
     )
     trained._tensors["b_enc"] -= 1
     trained._tensors["silent_rows"][5] = 99  # dead

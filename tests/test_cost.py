@@ -17,11 +17,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ontogeny import settings
-from ontogeny.activations import extract, order, store
-from ontogeny.basis import principal
+from ontogeny.activations import basis, extract, feed, order, store, subspace
+from ontogeny.activations.rows import Cached, HeldOut, RowPaths
+from ontogeny.activations.sites import expand
 from ontogeny.corpus import build
 from ontogeny.corpus.build import Tokens
-from ontogeny.crosscoder import feed, fidelity, model, train
+from ontogeny.crosscoder import fidelity, model, train
 from ontogeny.crosscoder.optimizer import Adam
 from ontogeny.files import InputError
 from ontogeny.phases import levels
@@ -78,14 +79,14 @@ class Run:
         text.write_text(" ".join(words[i] for i in rng.integers(0, len(words), count)))
         self.results, self.home = folder, folder / "small"
         self.tokens = self.home / "corpus" / "tokens.h5"
-        self.places = feed.Places(
+        self.places = RowPaths(
             self.home / "activations",
             self.home / "basis" / "residual.1.h5",
             () if self.s.activations.mode == "streamed" else (self.projected,),
             self.home / "snapshots",
             self.tokens,
         )
-        self.sites = store.expand(self.s.crosscoders["topk"].inputs, self.s.snapshots.chosen)
+        self.sites = expand(self.s.crosscoders["topk"].inputs, self.s.snapshots.chosen)
 
     @property
     def projected(self) -> Path:
@@ -113,12 +114,12 @@ class Run:
 
     def basis(self) -> None:
         cpu = torch.device("cpu")
-        rows = feed.training_rows(self.s, self.sites, self.places, cpu)
-        principal.build(self.s.basis, rows, self.places.basis, cpu)
+        rows = feed.site_rows(self.s, self.sites, self.places, cpu)
+        basis.build(self.s.basis, rows, self.places.basis, cpu)
 
     def project(self) -> None:
-        stacks = store.Stacks(self.home / "activations", self.sites)
-        principal.project(self.places.basis, stacks, 0, self.projected, torch.device("cpu"))
+        rows = Cached(self.home / "activations", self.sites)
+        subspace.project(self.places.basis, rows, 0, self.projected, torch.device("cpu"))
 
     def train(self) -> None:
         folder = self.home / "crosscoders/topk/seed0"
@@ -149,7 +150,7 @@ def test_sizes_are_the_stages_own():
     blocks = np.arange(10)
     assert next(order.batches(blocks, 512)).size * 512 == cost.FORWARD_TOKENS
     assert fidelity.BATCH_TOKENS == levels.BATCH_TOKENS == cost.FORWARD_TOKENS
-    assert principal.PIECE_ROWS == cost.BASIS_PIECE
+    assert basis.PIECE_ROWS == cost.BASIS_PIECE
     assert (fidelity.PIECE_ROWS, fidelity.PIECE_ENTRIES) == (
         cost.FIDELITY_PIECE, cost.FIDELITY_ENTRIES,
     )  # fmt: skip
@@ -246,13 +247,13 @@ def test_flops_of_randomised_directions(tmp_path, plainly):
     run = Run(tmp_path)
     for name in ("corpus", "pretrain", "extract"):
         getattr(run, name)()
-    rows = store.Stacks(run.home / "activations", run.sites)
+    rows = Cached(run.home / "activations", run.sites)
     limit, cpu = 3000, torch.device("cpu")
-    got = counted(lambda: principal.randomised(rows, limit, cpu, 20, 0), IN_PLACE)
+    got = counted(lambda: basis.randomised(rows, limit, cpu, 20, 0), IN_PLACE)
     width = cost.search_width(64, 20, limit)
     assert width == 30
     assert got == pytest.approx(cost.randomised_flops(limit, 64, width), rel=0.05)
-    got = counted(lambda: principal.moments(rows, limit, cpu))
+    got = counted(lambda: basis.moments(rows, limit, cpu))
     assert got == pytest.approx(cost.moments_flops(limit, 64), rel=0.05)
 
 
@@ -325,7 +326,7 @@ def test_flops_of_fidelity(tmp_path, plainly):
     # `on @ present` counts features by site: F·N a row
     also = 2.0 * z.held_out_rows * 48 * 4
     assert got == pytest.approx(cost.explained_flops(d, z.held_out_rows) + also, rel=0.05)
-    outputs = store.Stacks(run.home / "activations", run.sites)
+    outputs = HeldOut(run.home / "activations", run.sites)
     _, rows = fidelity.spliced_rows(run.s, Tokens(run.tokens), outputs)
     f = fidelity.explained(trained, run.home / "activations", 0.1, rows)[2]
     planned = run.stage("fidelity topk").work[0].forward32

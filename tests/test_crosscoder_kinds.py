@@ -11,9 +11,11 @@ import torch
 from conftest import RESULTS, tiny
 
 from ontogeny import settings
-from ontogeny.activations import extract, store
-from ontogeny.basis import principal
-from ontogeny.crosscoder import feed, fidelity, train
+from ontogeny.activations import basis, extract, store
+from ontogeny.activations.rows import Cached, HeldOut, RowPaths
+from ontogeny.activations.sites import expand
+from ontogeny.activations.subspace import Subspace, project
+from ontogeny.crosscoder import fidelity, train
 from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.files import InputError
 
@@ -76,27 +78,27 @@ def test_a_kind_trains_and_explains_its_outputs(kind, experiment, tmp_path, monk
     s, activations = experiment
     monkeypatch.setattr(train.devices, "compiled", lambda function, device: function)
     c = s.crosscoders[kind]
-    places = feed.Places(activations)
+    paths = RowPaths(activations)
     if c.basis == "principal":
-        basis, rows = tmp_path / "basis.h5", tmp_path / "rows.h5"
-        stacks = store.Stacks(activations, store.expand(c.inputs, STEPS))
-        principal.build(s.basis, stacks, basis, CPU)
-        principal.project(basis, stacks, 0, rows, CPU)
-        places = feed.Places(activations, basis, (rows,))
-    train.train(s, kind, 0, places, tmp_path / "out", tmp_path / "state")
+        directions, projected = tmp_path / "basis.h5", tmp_path / "rows.h5"
+        rows = Cached(activations, expand(c.inputs, STEPS))
+        basis.build(s.basis, rows, directions, CPU)
+        project(directions, rows, 0, projected, CPU)
+        paths = RowPaths(activations, directions, (projected,))
+    train.train(s, kind, 0, paths, tmp_path / "out", tmp_path / "state")
     trained = Crosscoder.load(tmp_path / "out")
-    outputs = store.expand(c.outputs or c.inputs, STEPS)
+    outputs = expand(c.outputs or c.inputs, STEPS)
     assert trained.about.outputs == [[o.snapshot, o.layer, o.stream] for o in outputs]
     assert trained.W_dec.shape == (64, len(outputs), 32)
     by_site, by_feature, kept = fidelity.explained(trained, activations, 0.1, 100)
     assert len(by_site) == len(outputs)
     assert by_site["explained_variance"].min() > 0.4
-    x = store.Stacks(activations, store.expand(c.inputs, STEPS)).read(0, 100, "held_out")
+    x = HeldOut(activations, expand(c.inputs, STEPS)).read(0, 100)
     f = trained.encode(torch.from_numpy(x))
     gates = [f[:, :, n] for n in range(len(outputs))] if c.gate == "snapshot" else [f]
     for mine, own in zip(kept, gates, strict=True):
         torch.testing.assert_close(mine.to_dense(), own)
-    pca = fidelity.pca(s, trained, places, 6)
+    pca = fidelity.pca(s, trained, paths, 6)
     assert (0 < pca).all()
     if c.outputs is None:  # components of the outputs see what a transcoder has to predict
         assert (pca < by_site["explained_variance"]).all()
@@ -110,15 +112,15 @@ def test_a_kind_trains_and_explains_its_outputs(kind, experiment, tmp_path, monk
 def test_at_full_rank_the_subspace_gives_the_full_dictionary(experiment, tmp_path):
     """With nothing left out, U only turns the space: reconstructions agree to rounding."""
     s, activations = experiment
-    places = store.expand(s.crosscoders["cross_snapshot"].inputs, STEPS)
-    basis = tmp_path / "basis.h5"
+    rows = Cached(activations, expand(s.crosscoders["cross_snapshot"].inputs, STEPS))
+    file = tmp_path / "basis.h5"
     exact = s.basis.model_copy(update={"max_variance_lost": 1e-9})
-    principal.build(exact, store.Stacks(activations, places), basis, CPU)
-    U = torch.from_numpy(principal.Subspace(basis).U)
+    basis.build(exact, rows, file, CPU)
+    U = torch.from_numpy(Subspace(file).U)
     if U.shape[0] != U.shape[1]:
         pytest.fail(f"the subspace has {U.shape[1]} of {U.shape[0]} dimensions")
     W = torch.randn(16, U.shape[0], generator=torch.Generator().manual_seed(0))
-    x = torch.from_numpy(store.Stacks(activations, places).read(0, 64)).flatten(1)
+    x = torch.from_numpy(rows.read(0, 64)).flatten(1)
     turned = (x @ U @ (W @ U).T) @ (W @ U) @ U.T
     torch.testing.assert_close(turned, (x @ W.T) @ W, rtol=1e-3, atol=1e-2)
 
@@ -140,11 +142,9 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(
     steps: list[int] = []
     monkeypatch.setattr(train.losses, "batch_topk", fails_in_step_73)
     state = tmp_path / "state"
-    first = (
-        72 * 256 % store.Stacks(activations, store.expand(s.crosscoders["sae"].inputs, STEPS)).rows
-    )
+    first = 72 * 256 % Cached(activations, expand(s.crosscoders["sae"].inputs, STEPS)).rows
     with pytest.raises(InputError, match=rf"not finite at step 73 \(rows {first} to .*lower it"):
-        train.train(s, "sae", 0, feed.Places(activations), tmp_path / "out", state)
+        train.train(s, "sae", 0, RowPaths(activations), tmp_path / "out", state)
     with h5py.File(state / "state.h5") as file:
         assert file.attrs["step"] == 50
     assert not (tmp_path / "out").exists()
@@ -152,20 +152,20 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(
 
 def test_an_activation_that_is_not_finite_is_named(experiment, tmp_path, monkeypatch):
     s, activations = experiment
-    real = train.feed.FullSource.read
+    real = Cached.read
 
     def damaged(self, start, stop):
         rows = real(self, start, stop)
         if start <= 777 < stop:
-            rows[777 - start, 40] = np.inf
+            rows.reshape(len(rows), -1)[777 - start, 40] = np.inf
         return rows
 
-    monkeypatch.setattr(train.feed.FullSource, "read", damaged)
-    places = feed.Places(activations)
+    monkeypatch.setattr(Cached, "read", damaged)
+    paths = RowPaths(activations)
     with pytest.raises(
         InputError, match=r"activations of residual.1/step40: not finite in row 777;"
     ):
-        train.train(s, "cross_layer", 0, places, tmp_path / "out", tmp_path / "state")
+        train.train(s, "cross_layer", 0, paths, tmp_path / "out", tmp_path / "state")
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_compact_moments_train_as_well(experiment, tmp_path, monkeypatch):
     ends = {}
     for moments in ("float32", "compact"):
         s.crosscoders["sae"] = s.crosscoders["sae"].model_copy(update={"moments": moments})
-        train.train(s, "sae", 0, feed.Places(activations), tmp_path / moments, tmp_path / "state")
+        train.train(s, "sae", 0, RowPaths(activations), tmp_path / moments, tmp_path / "state")
         ends[moments] = pd.read_csv(tmp_path / moments / "metrics.csv").iloc[-1]
         shutil.rmtree(tmp_path / "state", ignore_errors=True)
     assert ends["compact"]["bytes_per_parameter"] < 11 < ends["float32"]["bytes_per_parameter"]
@@ -203,11 +203,11 @@ def test_a_training_goes_on_from_its_state_to_the_same_bytes(experiment, tmp_pat
     monkeypatch.setattr(train.devices, "compiled", lambda function, device: function)
     monkeypatch.setattr(train, "SAVE_EVERY", 50)
     state = tmp_path / "state"
-    train.train(s, "sae", 0, feed.Places(activations), tmp_path / "out", state)
+    train.train(s, "sae", 0, RowPaths(activations), tmp_path / "out", state)
     with h5py.File(state / "state.h5") as file:
         assert file.attrs["step"] == 150
     again = tmp_path / "again"
-    train.train(s, "sae", 0, feed.Places(activations), again, state)
+    train.train(s, "sae", 0, RowPaths(activations), again, state)
     one, other = (folder / "crosscoder.safetensors" for folder in (tmp_path / "out", again))
     assert one.read_bytes() == other.read_bytes()
 
@@ -225,6 +225,6 @@ def test_a_state_of_other_rows_is_not_gone_on_from(experiment, tmp_path, monkeyp
     weights = []
     for places, state in ((activations, "kept"), (other, "kept"), (other, "new")):
         out = tmp_path / f"out{len(weights)}"
-        train.train(s, "sae", 0, feed.Places(places), out, tmp_path / state)
+        train.train(s, "sae", 0, RowPaths(places), out, tmp_path / state)
         weights.append((out / "crosscoder.safetensors").read_bytes())
     assert weights[0] != weights[1] == weights[2]

@@ -22,7 +22,8 @@ from huggingface_hub import ModelCard, ModelCardData
 from safetensors.numpy import load_file, save_file
 
 from benchmarks import environments
-from ontogeny.activations.store import Site, Stacks
+from ontogeny.activations.rows import Cached, HeldOut
+from ontogeny.activations.sites import Site
 from ontogeny.cli import main
 from ontogeny.crosscoder.model import Crosscoder, Description
 from ontogeny.crosscoder.readout import Readout
@@ -429,9 +430,10 @@ def test_an_sae_of_one_snapshot_alone_is_the_least_squares_one(finished, tmp_pat
     activations = finished / RESULTS / "activations"
     config = saelens.write(trained, tmp_path / "out", 8, alone=activations)
     assert config["architecture"] == "jumprelu"
-    stacks = Stacks(activations, [Site(*place) for place in trained.about.inputs])
+    sites = [Site(*place) for place in trained.about.inputs]
+    train, held_out = Cached(activations, sites), HeldOut(activations, sites)
     own = [place[0] for place in trained.about.inputs].index(8)
-    x = torch.from_numpy(stacks.read(0, stacks.rows))
+    x = torch.from_numpy(train.read(0, train.rows))
     design = np.c_[x[:, own].double().numpy(), np.ones(len(x))]
     h = trained.pre_activations(x).double().numpy()
     best = np.linalg.lstsq(design, h, rcond=None)[0]
@@ -439,7 +441,7 @@ def test_an_sae_of_one_snapshot_alone_is_the_least_squares_one(finished, tmp_pat
     scale = float(trained.scales_in[own])
     np.testing.assert_allclose(w["W_enc"] / scale, best[:-1], atol=1e-3 * np.abs(best).max())
     np.testing.assert_allclose(w["b_enc"], best[-1], atol=1e-3 * np.abs(best).max())
-    held = stacks.read(0, stacks.held_out_rows, "held_out")
+    held = held_out.read(0, held_out.rows)
     f, again = by_saelens(tmp_path / "out", held[:, own] / scale)
     there, lost = held[:, own] - held[:, own].mean(0), held[:, own] - again * scale
     told = config["metadata"]
@@ -460,10 +462,10 @@ def test_an_import_is_scaled_as_the_activations_that_it_is_used_on(finished, tmp
     other, _ = scales.rescaled(saved_again(trained, tmp_path), trained.scales_in * 1.5, "")
     llamascopium.write(other, tmp_path / "theirs")
     found, _ = scales.for_activations(llamascopium.read(tmp_path / "theirs"), activations)
-    stacks = Stacks(activations, [Site(*place) for place in trained.about.inputs])
+    held_out = HeldOut(activations, [Site(*place) for place in trained.about.inputs])
     assert found.about.tokens == trained.about.tokens
-    assert found.scales_in.tolist() == stacks.scales.tolist()
-    x = torch.from_numpy(stacks.read(0, 500, "held_out"))
+    assert found.scales_in.tolist() == held_out.scales.tolist()
+    x = torch.from_numpy(held_out.read(0, 500))
     agree(trained, *ours(found, x), x)
     with pytest.raises(InputError, match=r"residual\.3"):  # a layer that is not there
         scales.for_activations(crosscoder(), activations)

@@ -13,11 +13,13 @@ import torch
 from conftest import RESULTS, tiny
 
 from ontogeny import settings
-from ontogeny.activations import extract, order, store
+from ontogeny.activations import basis, extract, feed, order, store
+from ontogeny.activations.rows import Cached, HeldOut, RowPaths, across
+from ontogeny.activations.sites import Site, rows_path
 from ontogeny.activations.streamed import Streamed
-from ontogeny.basis import principal
+from ontogeny.activations.subspace import Subspace, project
 from ontogeny.corpus.build import Tokens
-from ontogeny.crosscoder import feed, train
+from ontogeny.crosscoder import train
 from ontogeny.files import InputError
 
 STEPS = [0, 8, 40]
@@ -46,27 +48,26 @@ class Made:
             where = (s, self.snapshots / f"step{step}", step, self.tokens, folder)
             extract.extract(*where)
             for shard in range(1, len(self.shards) if s.activations.mode == "cached" else 1):
-                extract.extract_shard(*where, shard)
+                extract.extract(*where, shard)
         place = folder / "residual.0"
         cached = s.activations.mode == "cached"
         files = [place / f"step{t}.h5" for t in STEPS]
         store.stack(files, STEPS, place / "stack.h5", cached)
-        self.sites = [store.Site(step, 0, "residual") for step in STEPS]
-        self.stacks = store.Stacks(folder, self.sites)
+        self.sites = [Site(step, 0, "residual") for step in STEPS]
+        self.rows, self.held_out = Cached(folder, self.sites), HeldOut(folder, self.sites)
 
-    def places(self) -> feed.Places:
+    def paths(self) -> RowPaths:
         """Basis and, unless rows are streamed, projected rows."""
         streamed = self.s.activations.mode == "streamed"
         more = {"snapshots": self.snapshots, "tokens": self.tokens} if streamed else {}
-        places = feed.Places(self.folder, **more)
-        basis = self.folder / "basis.h5"
-        rows = feed.training_rows(self.s, self.sites, places, CPU)
-        principal.build(self.s.basis, rows, basis, CPU)
+        rows = feed.site_rows(self.s, self.sites, RowPaths(self.folder, **more), CPU)
+        file = self.folder / "basis.h5"
+        basis.build(self.s.basis, rows, file, CPU)
         projected = []
         for shard in range(0 if streamed else len(self.shards)):
             projected.append(self.folder / f"rows{shard}.h5")
-            principal.project(basis, self.stacks, shard, projected[-1], CPU)
-        return feed.Places(self.folder, basis, tuple(projected), **more)
+            project(file, self.rows, shard, projected[-1], CPU)
+        return RowPaths(self.folder, file, tuple(projected), **more)
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +106,9 @@ def test_every_position_has_its_row_once(tokens, window, leave_out):
     flat = (position[:, 0] - first) * 64 + position[:, 1]
     np.testing.assert_array_equal(np.sort(flat), np.flatnonzero(wanted))
     for row in (0, rows.rows // 2, rows.rows - 1):
-        w = rows.window_of(row)
-        assert rows.starts[w] <= row < rows.starts[w + 1]
+        ((window, first, last),) = across(rows.starts, row, row + 1, lambda *part: [part])
+        assert 0 <= first < rows.starts[window + 1] - rows.starts[window]
+        assert (rows.starts[window] + first, last) == (row, first + 1)
 
 
 @pytest.mark.slow
@@ -167,15 +169,15 @@ def test_streamed_activations_leave_no_training_row_on_disk(made):
 def test_shards_hold_the_rows_of_one_after_the_other(made):
     whole, parts = made["cached"], made["shards"]
     assert [len(shard) for shard in parts.shards] == [1] * 6
-    assert parts.stacks.shard_rows != whole.stacks.shard_rows
-    assert sum(parts.stacks.shard_rows) == whole.stacks.rows
+    assert parts.rows.shard_rows != whole.rows.shard_rows
+    assert sum(parts.rows.shard_rows) == whole.rows.rows
     for step in STEPS:
         name = f"residual.0/step{step}.h5"
         positions = []
         for shard in range(6):
-            with h5py.File(store.rows_path(parts.folder / name, shard)) as file:
+            with h5py.File(rows_path(parts.folder / name, shard)) as file:
                 positions.append(file["position"][:])
-        with h5py.File(store.rows_path(whole.folder / name, 0)) as file:
+        with h5py.File(rows_path(whole.folder / name, 0)) as file:
             np.testing.assert_array_equal(file["position"][:], np.concatenate(positions))
 
 
@@ -183,15 +185,15 @@ def test_shards_hold_the_rows_of_one_after_the_other(made):
 @pytest.mark.parametrize("mode", ["shards", "streamed"])
 def test_every_mode_has_the_same_rows(made, mode):
     cached, other = made["cached"], made[mode]
-    np.testing.assert_array_equal(cached.stacks.scales, other.stacks.scales)
-    rows, held_out = cached.stacks.rows, cached.stacks.held_out_rows
-    same = cached.stacks.read(0, held_out, "held_out")
-    np.testing.assert_array_equal(same, other.stacks.read(0, held_out, "held_out"))
-    places = feed.Places(other.folder, snapshots=other.snapshots, tokens=other.tokens)
-    reader = feed.training_rows(other.s, other.sites, places, CPU)
+    np.testing.assert_array_equal(cached.rows.scales, other.rows.scales)
+    rows, held_out = cached.rows.rows, cached.held_out.rows
+    same = cached.held_out.read(0, held_out)
+    np.testing.assert_array_equal(same, other.held_out.read(0, held_out))
+    paths = RowPaths(other.folder, snapshots=other.snapshots, tokens=other.tokens)
+    reader = feed.site_rows(other.s, other.sites, paths, CPU)
     assert isinstance(reader, Streamed) == (mode == "streamed")
     for start, stop in [(0, rows), (1400, 1600), (rows - 5, rows)]:
-        np.testing.assert_array_equal(reader.read(start, stop), cached.stacks.read(start, stop))
+        np.testing.assert_array_equal(reader.read(start, stop), cached.rows.read(start, stop))
 
 
 @pytest.mark.slow
@@ -204,7 +206,7 @@ def test_every_mode_ends_in_the_same_crosscoder(made, basis, tmp_path, monkeypat
         key = "batchtopk"
         changed = one.s.crosscoders[key].model_copy(update={"basis": basis})
         s = one.s.model_copy(update={"crosscoders": {key: changed}})
-        train.train(s, key, 0, one.places(), tmp_path / mode, tmp_path / "state" / mode)
+        train.train(s, key, 0, one.paths(), tmp_path / mode, tmp_path / "state" / mode)
         bytes_of[mode] = (tmp_path / mode / "crosscoder.safetensors").read_bytes()
     assert len(set(bytes_of.values())) == 1
 
@@ -212,15 +214,15 @@ def test_every_mode_ends_in_the_same_crosscoder(made, basis, tmp_path, monkeypat
 @pytest.mark.slow
 def test_streamed_rows_name_the_site_that_overflows(made, monkeypatch):
     one = made["streamed"]
-    places = one.places()
-    source = feed.principal_source(one.s, one.sites, principal.Subspace(places.basis), places, CPU)
-    weights = source._streamed._models[1].model.gpt_neox.layers[0].mlp.dense_4h_to_h.weight
+    paths = one.paths()
+    rows = feed.principal_rows(one.s, one.sites, Subspace(paths.basis), paths, CPU)
+    weights = rows._models[1].model.gpt_neox.layers[0].mlp.dense_4h_to_h.weight
     with torch.no_grad():
         weights *= 1e7
     with pytest.raises(
         InputError, match=r"activations\.dtype: float16 cannot .* residual of layer 0 at step 8,"
     ):
-        source.read(0, 10)
+        rows.read(0, 10)
 
 
 @pytest.mark.slow
@@ -230,9 +232,9 @@ def test_streamed_rows_of_other_tokens_are_refused(made, finished, tmp_path):
     other.write_bytes(one.tokens.read_bytes())
     with h5py.File(other, "r+") as file:
         file.attrs["digest"] = "0" * 64
-    places = feed.Places(one.folder, snapshots=one.snapshots, tokens=other)
+    paths = RowPaths(one.folder, snapshots=one.snapshots, tokens=other)
     with pytest.raises(InputError, match=r"activations of other tokens than .*; delete them"):
-        feed.training_rows(one.s, one.sites, places, CPU)
+        feed.site_rows(one.s, one.sites, paths, CPU)
 
 
 # The workflow

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pandas as pd
 import pytest
 import torch
@@ -21,7 +22,8 @@ from conftest import RESULTS, ROOT, Checkout, tiny
 from safetensors.torch import load_file
 
 from ontogeny import devices, gpus, settings
-from ontogeny.crosscoder import feed, launch, sharded, state, train
+from ontogeny.activations.rows import RowPaths
+from ontogeny.crosscoder import launch, state, train
 from ontogeny.crosscoder.ranks import Ranks
 from ontogeny.files import InputError
 
@@ -62,7 +64,7 @@ class Stop(Exception):
 
 
 def trained(
-    s: settings.Settings, places: feed.Places, name: str, folder: Path, ranks: Ranks | None,
+    s: settings.Settings, paths: RowPaths, name: str, folder: Path, ranks: Ranks | None,
     stop: int | None = None,
 ) -> None:  # fmt: skip
     """One training, left at step `stop` if one is given, eager unless its name says otherwise."""
@@ -83,13 +85,13 @@ def trained(
 
         patch.setattr(state.Progress, "save", save_and_stop)
         try:
-            train.train(s, name, 0, places, folder / name, folder / f"{name}-state", ranks)
+            train.train(s, name, 0, paths, folder / name, folder / f"{name}-state", ranks)
         except Stop:
             return
         assert stop is None
 
 
-def rank_main(rank: int, size: int, given: str, places: feed.Places, folder: Path) -> None:
+def rank_main(rank: int, size: int, given: str, paths: RowPaths, folder: Path) -> None:
     """All that is asked of one rank, in one process."""
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
@@ -100,26 +102,26 @@ def rank_main(rank: int, size: int, given: str, places: feed.Places, folder: Pat
     out = folder / f"of{size}"
     for name in KINDS if size == 2 else ON_FOUR:
         if name == "resumed":
-            trained(s, places, name, folder, Ranks(rank, size), stop=STOPS[size])
+            trained(s, paths, name, folder, Ranks(rank, size), stop=STOPS[size])
             continue
         room = ROOM if name == "plain" else 0
         ranks = Ranks(rank, size, room)
-        trained(s, places, name, out, ranks)
+        trained(s, paths, name, out, ranks)
         if name == "plain":
             assert ranks.room == ROOM
     few = Ranks(rank, size, FAIR // size + 8)
-    trained(s, places, "plain", folder / f"few{size}", few)
+    trained(s, paths, "plain", folder / f"few{size}", few)
     if rank == 0:
         (folder / f"room{size}").write_text(str(few.room))
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def places(finished) -> feed.Places:
+def paths(finished) -> RowPaths:
     """Where the tiny experiment's rows are."""
     basis = finished / RESULTS / "basis/residual.0.h5"
     rows = (basis.with_suffix(".rows0.h5"),)
-    return feed.Places(finished / RESULTS / "activations", basis, rows)
+    return RowPaths(finished / RESULTS / "activations", basis, rows)
 
 
 def configuration() -> dict[str, Any]:
@@ -129,18 +131,18 @@ def configuration() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def runs(places, tmp_path_factory) -> Path:
+def runs(paths, tmp_path_factory) -> Path:
     """Every kind on one process, two and four, and one training handed from one to the other."""
     folder, given = tmp_path_factory.mktemp("ranks"), configuration()
     s = settings.load(given)
     for name in KINDS:
-        trained(s, places, name, folder / "of1", None)
-    trained(s, places, "resumed", folder, None, STOPS[1])
-    arguments = (json.dumps(given), places, folder)
+        trained(s, paths, name, folder / "of1", None)
+    trained(s, paths, "resumed", folder, None, STOPS[1])
+    arguments = (json.dumps(given), paths, folder)
     for size in (2, 4):
         torch.multiprocessing.spawn(rank_main, (size, *arguments), nprocs=size)
         shutil.copytree(folder / "resumed-state", folder / f"state{size}")
-    trained(s, places, "resumed", folder, None)
+    trained(s, paths, "resumed", folder, None)
     return folder
 
 
@@ -182,29 +184,32 @@ def test_four_ranks_train_as_one_process(kind, runs):
 def test_a_training_goes_on_with_any_number_of_ranks(runs):
     """One process to step 20, two ranks to 40, four to 60, one process to the end."""
     agree(runs / "of1" / "resumed", runs / "resumed")
-    for size, step in ((2, "step40"), (4, "step60")):
-        assert [path.name for path in (runs / f"state{size}").iterdir()] == [step]
-    # The last did not begin anew: it would have left state.h5.
-    assert [path.name for path in (runs / "resumed-state").iterdir()] == ["step60"]
+    for size, step in ((2, 40), (4, 60)):
+        assert [path.name for path in (runs / f"state{size}").iterdir()] == ["state.h5"]
+        with h5py.File(runs / f"state{size}/state.h5") as file:
+            assert file.attrs["step"] == step
+            assert file["W_enc"].shape[0] == COMMON["features"]
+    # The last did not begin anew: it would have written another.
+    last, of_four = (runs / folder / "state.h5" for folder in ("resumed-state", "state4"))
+    assert last.read_bytes() == of_four.read_bytes()
 
 
-def test_a_shared_state_of_other_rows_or_half_of_one_is_not_gone_on_from(runs, places, tmp_path):
+def test_a_shared_state_of_other_rows_or_half_of_one_is_not_gone_on_from(runs, paths, tmp_path):
     states = tmp_path / "resumed-state"
     shutil.copytree(runs / "state4", states)
-    shutil.copytree(states / "step60", states / ".step70.part")
-    shutil.copytree(states / "step60", states / "step70")
-    (states / "step70/about.json").unlink()
-    assert sharded.newest(states) == (60, states / "step60")
-    about = json.loads((states / "step60/about.json").read_text())
-    assert about["step"] == 60
-    (states / "step60/about.json").write_text(json.dumps(about | {"data": "other"}))
-    trained(settings.load(configuration()), places, "resumed", tmp_path, None)
+    half = states / ".state.h5.999999999.part"  # of no process that runs
+    half.write_bytes((states / "state.h5").read_bytes()[:1000])
+    with h5py.File(states / "state.h5", "r+") as file:
+        assert file.attrs["step"] == 60
+        file.attrs["data"] = "other"
+    trained(settings.load(configuration()), paths, "resumed", tmp_path, None)
     fresh, again = (
         folder / "resumed/crosscoder.safetensors" for folder in (runs / "of1", tmp_path)
     )
     assert fresh.read_bytes() == again.read_bytes()
-    assert not (states / "step60").exists()
-    assert (states / "state.h5").exists()
+    assert [path.name for path in states.iterdir()] == ["state.h5"]
+    with h5py.File(states / "state.h5") as file:
+        assert file.attrs["data"] != "other"
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -368,7 +373,7 @@ def test_fewer_gpus_than_ranks_are_told(monkeypatch, tmp_path):
     s = settings.load(tiny({"crosscoders.batchtopk.devices": 2, "device": "cuda"}))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(InputError, match=r"batchtopk\.devices: 2 GPUs are asked for, 1 are seen"):
-        launch.train(s, "batchtopk", 0, feed.Places(tmp_path), tmp_path, tmp_path, 1)
+        launch.train(s, "batchtopk", 0, RowPaths(tmp_path), tmp_path, tmp_path, 1)
 
 
 def test_another_number_of_devices_makes_nothing_again(experiment):

@@ -9,7 +9,9 @@ import pytest
 import torch
 from conftest import RESULTS
 
-from ontogeny.activations import store
+from ontogeny.activations.rows import Cached, pieces
+from ontogeny.activations.sites import Site
+from ontogeny.activations.store import Stacks
 from ontogeny.corpus.build import Tokens
 from ontogeny.files import InputError
 from ontogeny.snapshots import sites
@@ -108,16 +110,16 @@ def test_the_stack_shows_the_files(here):
             assert together.is_virtual
             for i, step in enumerate(STEPS):
                 np.testing.assert_array_equal(together[i], read(here, step, f"{prefix}activations"))
-    wanted = [store.Site(40, 0, "residual"), store.Site(2, 0, "residual")]
-    reader = store.Stacks(here / "activations", wanted)
+    wanted = [Site(40, 0, "residual"), Site(2, 0, "residual")]
+    reader = Cached(here / "activations", wanted)
     rows = reader.read(5, 25)
     assert rows.shape == (20, 2, 32)
     for place, step in enumerate((40, 2)):
         raw = read(here, step, "activations")[5:25].astype(np.float32)
         np.testing.assert_allclose(rows[:, place], raw * reader.scales[place], rtol=1e-6)
-    pieces = list(reader.pieces(1000))
-    assert [start for start, _ in pieces] == list(range(0, reader.rows, 1000))
-    assert sum(len(piece) for _, piece in pieces) == reader.rows
+    parts = list(pieces(reader, 1000))
+    assert [start for start, _ in parts] == list(range(0, reader.rows, 1000))
+    assert sum(len(piece) for _, piece in parts) == reader.rows
 
 
 def test_a_flipped_byte_is_noticed(here, tmp_path):
@@ -132,7 +134,7 @@ def test_a_flipped_byte_is_noticed(here, tmp_path):
         file.write(bytes([byte[0] ^ 1]))
     with h5py.File(path) as file, pytest.raises(OSError, match="filter"):
         file["activations"][:]
-    reader = store.Stacks(tmp_path / "activations", [store.Site(8, 0, "residual")])
+    reader = Cached(tmp_path / "activations", [Site(8, 0, "residual")])
     with pytest.raises(InputError, match=r"step8\.rows0\.h5: a checksum fails; delete it"):
         reader.read(0, 100)
 
@@ -141,4 +143,4 @@ def test_a_missing_snapshot_is_not_taken_for_zeros(here, tmp_path):
     shutil.copytree(here / "activations", tmp_path / "activations")
     (tmp_path / "activations/residual.0/step8.h5").unlink()
     with pytest.raises(InputError, match=r"step8\.h5"):
-        store.Stacks(tmp_path / "activations", [store.Site(8, 0, "residual")])
+        Stacks(tmp_path / "activations", [Site(8, 0, "residual")])

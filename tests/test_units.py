@@ -16,9 +16,12 @@ from conftest import tiny
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from ontogeny import files, progress, provenance, settings
-from ontogeny.activations import store
-from ontogeny.basis import principal
-from ontogeny.crosscoder import feed, model
+from ontogeny.activations import basis, feed, store
+from ontogeny.activations.basis import moments
+from ontogeny.activations.rows import Cached, HeldOut
+from ontogeny.activations.sites import Site, rows_path
+from ontogeny.activations.subspace import Projected, Subspace, project
+from ontogeny.crosscoder import model
 from ontogeny.features import dimensionality, evolution, matching
 from ontogeny.files import InputError
 from ontogeny.phases import levels, ngrams
@@ -275,7 +278,7 @@ def activations(tmp_path_factory):
         values = latent @ rng.normal(size=(RANK, D)) + 0.05 * rng.normal(size=(2000, D)) + step
         path = folder / "residual.0" / f"step{step}.h5"
         path.parent.mkdir(exist_ok=True)
-        with h5py.File(path, "w") as file, h5py.File(store.rows_path(path, 0), "w") as train:
+        with h5py.File(path, "w") as file, h5py.File(rows_path(path, 0), "w") as train:
             store.Writer(train, "activations", 2000, D, "float32").write(values)
             store.Writer(file, "held_out/activations", 2000, D, "float32").write(values)
             file["held_out/position"] = np.zeros((2000, 2), np.uint32)
@@ -289,19 +292,19 @@ def activations(tmp_path_factory):
     return folder
 
 
-SITES = [store.Site(step, 0, "residual") for step in range(N)]
+SITES = [Site(step, 0, "residual") for step in range(N)]
 
 
 CPU = torch.device("cpu")
 
 
-def directions(activations: Path, output: Path, **changes) -> principal.Subspace:
-    rows = store.Stacks(activations, SITES)
-    principal.build(settings.Basis(**changes), rows, output, CPU)
-    return principal.Subspace(output)
+def directions(activations: Path, output: Path, **changes) -> Subspace:
+    rows = Cached(activations, SITES)
+    basis.build(settings.Basis(**changes), rows, output, CPU)
+    return Subspace(output)
 
 
-def built(activations: Path, tmp_path: Path, lost: float) -> principal.Subspace:
+def built(activations: Path, tmp_path: Path, lost: float) -> Subspace:
     return directions(activations, tmp_path / "basis.h5", max_variance_lost=lost)
 
 
@@ -310,7 +313,7 @@ def test_subspace_loses_no_more_than_asked_and_all_that_it_says(activations, tmp
     basis = built(activations, tmp_path, lost)
     U = basis.U.astype(float)
     np.testing.assert_allclose(U.T @ U, np.eye(basis.dimensions), atol=1e-5)
-    x = store.Stacks(activations, SITES).read(0, 2000).reshape(2000, -1).astype(float)
+    x = Cached(activations, SITES).read(0, 2000).reshape(2000, -1).astype(float)
     centred = x - x.mean(0)
     np.testing.assert_allclose(basis.mean, x.mean(0), atol=1e-4)
     left = (centred - centred @ U @ U.T).reshape(2000, N, D)
@@ -321,9 +324,9 @@ def test_subspace_loses_no_more_than_asked_and_all_that_it_says(activations, tmp
         basis.eigenvalues[basis.dimensions :].sum(), rel=1e-3, abs=1e-5
     )
     assert basis.dimensions <= RANK  # the smallest that does
-    rows = store.Stacks(activations, SITES)
-    principal.project(tmp_path / "basis.h5", rows, 0, tmp_path / "rows.h5", CPU)
-    projected = principal.Projected([tmp_path / "rows.h5"])
+    rows = Cached(activations, SITES)
+    project(tmp_path / "basis.h5", rows, 0, tmp_path / "rows.h5", CPU)
+    projected = Projected([tmp_path / "rows.h5"])
     np.testing.assert_allclose(projected.read(0, 2000), centred @ U, atol=0.01)
     leading = basis.leading(basis.dimensions).astype(float)
     np.testing.assert_allclose(leading @ leading.T, U @ U.T, atol=1e-4)
@@ -361,7 +364,7 @@ def test_too_few_directions_for_the_variance_are_an_error(activations, tmp_path)
 
 def test_directions_come_from_the_first_rows_alone(activations, tmp_path):
     some = directions(activations, tmp_path / "some.h5", dimensions=4, rows=500)
-    x = store.Stacks(activations, SITES).read(0, 500).reshape(500, -1)
+    x = Cached(activations, SITES).read(0, 500).reshape(500, -1)
     np.testing.assert_allclose(some.mean, x.mean(0), atol=1e-5)
     _, values, _ = np.linalg.svd(x - x.mean(0), full_matrices=False)
     np.testing.assert_allclose(some.eigenvalues[:4], values[:4] ** 2 / 500, rtol=1e-3)
@@ -371,17 +374,17 @@ def test_without_training_rows_all_but_their_reading_goes_on(activations, tmp_pa
     shutil.copytree(activations, tmp_path / "a")
     for path in (tmp_path / "a" / "residual.0").glob("*.rows0.h5"):
         path.unlink()
-    stacks = store.Stacks(tmp_path / "a", SITES)
-    assert stacks.rows == 2000
-    assert stacks.read(0, 10, "held_out").any()
+    rows = Cached(tmp_path / "a", SITES)
+    assert rows.rows == 2000
+    assert HeldOut(tmp_path / "a", SITES).read(0, 10).any()
     with pytest.raises(InputError, match=r"step0.rows0.h5: these training rows are gone"):
-        stacks.read(0, 10)
+        rows.read(0, 10)
 
 
 def test_one_dimension_less_would_lose_more_than_asked(activations, tmp_path):
     basis = built(activations, tmp_path, 0.2)
-    stacks = store.Stacks(activations, SITES)
-    covariance = principal.moments(stacks, stacks.rows, CPU)[1].numpy()
+    rows = Cached(activations, SITES)
+    covariance = moments(rows, rows.rows, CPU)[1].numpy()
     _, vectors = np.linalg.eigh(covariance)
     fewer = vectors[:, ::-1][:, : basis.dimensions - 1]
     lost = np.diag(covariance - fewer @ fewer.T @ covariance)
@@ -410,7 +413,7 @@ def test_in_all_dimensions_the_basis_changes_nothing(activations, tmp_path):
     rest |= {"mean_out": mean, "silent_rows": torch.zeros(32)}
     plain = model.Crosscoder(about, full.named() | rest)
     inside = model.Crosscoder(about, turned.named() | rest | {"basis": U})
-    x = torch.from_numpy(store.Stacks(activations, SITES).read(0, 200))
+    x = torch.from_numpy(Cached(activations, SITES).read(0, 200))
     assert 0 < (plain.encode(x) > 0).float().mean() < 1
     torch.testing.assert_close(
         inside.decode(inside.encode(x)), plain.decode(plain.encode(x)), rtol=1e-3, atol=1e-3
@@ -418,8 +421,8 @@ def test_in_all_dimensions_the_basis_changes_nothing(activations, tmp_path):
 
 
 def test_batches_run_around_the_data_and_depend_on_the_step_alone(activations):
-    source = feed.FullSource(store.Stacks(activations, SITES))
-    data = source.read(0, 2000)
+    source = Cached(activations, SITES)
+    data = source.read(0, 2000).reshape(2000, -1)
     batches = [b.numpy() for b in feed.batches(source, 300, 0, 20, CPU)]
     assert len(batches) == 20
     np.testing.assert_array_equal(np.concatenate(batches), np.concatenate([data] * 3))

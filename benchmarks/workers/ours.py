@@ -12,7 +12,7 @@ import torch
 from common import Rows, memory, run
 
 from ontogeny import devices
-from ontogeny.basis import principal
+from ontogeny.activations import subspace
 from ontogeny.crosscoder import model, train
 from ontogeny.settings import Crosscoder
 
@@ -21,9 +21,9 @@ class Projected:
     """Projected rows, as common.Rows."""
 
     def __init__(self, spec: dict[str, Any], most: int) -> None:
-        space = principal.Subspace(spec["basis"])
+        space = subspace.Subspace(spec["basis"])
         self.U, self.mean = torch.from_numpy(space.U), torch.from_numpy(space.mean)
-        self._rows = principal.Projected([Path(spec["projected"])])
+        self._rows = subspace.Projected([Path(spec["projected"])])
         self.shape = (min(most, self._rows.rows), space.dimensions)
 
     def read(self, start: int, stop: int) -> np.ndarray:

@@ -236,17 +236,15 @@ def snapshot(experiment: Experiment, step: int) -> None:
 @on_device
 @threads
 @click.argument("step", type=int)
-@click.option("--shard", type=click.IntRange(1), help="A later shard of the training rows.")
-def extract(experiment: Experiment, step: int, shard: int | None) -> None:
+@click.option("--shard", type=click.IntRange(0), default=0, help="A later one of training rows.")
+def extract(experiment: Experiment, step: int, shard: int) -> None:
     """Write the activations of the snapshot of STEP, all layers and streams in one pass."""
     from ontogeny.activations import extract as stage
 
     snapshot, tokens = experiment.path("snapshot", step=step), experiment.path("tokens")
-    output = experiment.path("activations")
-    if shard is None:
-        stage.extract(experiment.settings, snapshot, step, tokens, output)
-    else:
-        stage.extract_shard(experiment.settings, snapshot, step, tokens, output, shard)
+    stage.extract(
+        experiment.settings, snapshot, step, tokens, experiment.path("activations"), shard
+    )
 
 
 @main.command()
@@ -276,15 +274,15 @@ def _of_basis(experiment: Experiment, sites: str) -> str:
 def basis(experiment: Experiment, sites: str) -> None:
     """Find the principal subspace of SITES, such as residual.0."""
     from ontogeny import devices
-    from ontogeny.activations import store
-    from ontogeny.basis import principal
-    from ontogeny.crosscoder import feed
+    from ontogeny.activations import basis as stage
+    from ontogeny.activations import feed
+    from ontogeny.activations.sites import expand
 
     settings, name = experiment.settings, _of_basis(experiment, sites)
     device = devices.choose(settings.device)
-    chosen = store.expand(settings.all_crosscoders[name].inputs, experiment.steps)
-    rows = feed.training_rows(settings, chosen, experiment.places(name), device)
-    principal.build(settings.basis, rows, experiment.path("basis", sites=sites), device)
+    chosen = expand(settings.all_crosscoders[name].inputs, experiment.steps)
+    rows = feed.site_rows(settings, chosen, experiment.row_paths(name), device)
+    stage.build(settings.basis, rows, experiment.path("basis", sites=sites), device)
 
 
 @main.command()
@@ -295,15 +293,16 @@ def basis(experiment: Experiment, sites: str) -> None:
 def project(experiment: Experiment, sites: str, shard: int) -> None:
     """Write a SHARD of the training rows in the principal subspace of SITES."""
     from ontogeny import devices
-    from ontogeny.activations import store
-    from ontogeny.basis import principal
+    from ontogeny.activations import subspace
+    from ontogeny.activations.rows import Cached
+    from ontogeny.activations.sites import expand
 
     settings, name = experiment.settings, _of_basis(experiment, sites)
-    chosen = store.expand(settings.all_crosscoders[name].inputs, experiment.steps)
-    stacks = store.Stacks(experiment.path("activations"), chosen)
+    chosen = expand(settings.all_crosscoders[name].inputs, experiment.steps)
+    rows = Cached(experiment.path("activations"), chosen)
     basis = experiment.path("basis", sites=sites)
     output = experiment.path("projected", sites=sites, shard=shard)
-    principal.project(basis, stacks, shard, output, devices.choose(settings.device))
+    subspace.project(basis, rows, shard, output, devices.choose(settings.device))
 
 
 @main.command()
@@ -321,7 +320,7 @@ def train(experiment: Experiment, crosscoder: str, seed: int) -> None:
     take_gpus(experiment, count)
     state = lineage.state(experiment, crosscoder, seed)
     output = experiment.path("trained", crosscoder=crosscoder, seed=seed)
-    where = experiment.places(crosscoder)
+    where = experiment.row_paths(crosscoder)
     if count > 1:
         import torch
 
@@ -348,7 +347,7 @@ def fidelity(experiment: Experiment, crosscoder: str, seed: int) -> None:
     stage.measure(
         experiment.settings,
         experiment.path("trained", **keys),
-        experiment.places(crosscoder),
+        experiment.row_paths(crosscoder),
         experiment.path("fidelity", **keys),
         experiment.path("density", **keys),
     )

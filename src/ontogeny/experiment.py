@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from ontogeny import registry
 from ontogeny import settings as schema
 from ontogeny.activations import order
-from ontogeny.activations.store import basis_name, folder_name
+from ontogeny.activations.sites import basis_name, folder_name
 from ontogeny.corpus.wheels import wheels_folder
 from ontogeny.files import InputError
 from ontogeny.settings import Settings
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from ontogeny.corpus.build import Tokens
-    from ontogeny.crosscoder.feed import Places
+    from ontogeny.activations.rows import RowPaths
     from ontogeny.crosscoder.model import Crosscoder
     from ontogeny.features.contexts import Store
 
@@ -262,10 +262,10 @@ class Experiment:
 
     def places(self, crosscoder: str) -> Places:
         """Where a crosscoder's rows lie, for training and fidelity."""
-        from ontogeny.crosscoder.feed import Places
+        from ontogeny.activations.rows import RowPaths
 
         basis = self.basis_of(crosscoder)
-        return Places(
+        return RowPaths(
             self.path("activations"),
             None if basis is None else self.path("basis", sites=basis),
             () if basis is None else tuple(self.projected(basis)),

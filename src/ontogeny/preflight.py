@@ -7,7 +7,8 @@ from pathlib import Path
 
 import h5py
 
-from ontogeny.activations import order, store
+from ontogeny.activations import order
+from ontogeny.activations.sites import expand
 from ontogeny.corpus import text
 from ontogeny.corpus.wheels import check_sources, find_wheels, most_tokens, wheels_folder
 from ontogeny.files import InputError
@@ -72,7 +73,7 @@ def _shape_faults(s: Settings, results: Path) -> Iterator[str]:
     for name, c in s.all_crosscoders.items():
         if c.basis != "principal" or s.basis.dimensions is None:
             continue
-        sites = len(store.expand(c.inputs, s.snapshots.chosen))
+        sites = len(expand(c.inputs, s.snapshots.chosen))
         if s.basis.dimensions > min(sites * model.width, rows):
             yield (
                 f"basis.dimensions: {s.basis.dimensions} exceeds the {sites * model.width} "

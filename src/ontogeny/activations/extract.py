@@ -15,6 +15,8 @@ import torch
 from ontogeny import devices
 from ontogeny.activations import order as order_of
 from ontogeny.activations import store
+from ontogeny.activations.rows import read_ahead
+from ontogeny.activations.sites import folder_name, rows_path
 from ontogeny.corpus.build import Tokens
 from ontogeny.files import InputError, whole
 from ontogeny.progress import bar
@@ -29,34 +31,38 @@ class Snapshot:
 
     Parameters
     ----------
-    s : the settings; activations.layers and streams say what is wanted.
+    settings : activations.layers and streams say what is wanted.
     folder : of the snapshot. step : its training step.
     """
 
-    def __init__(self, s: Settings, folder: str | Path, step: int, device: torch.device) -> None:
-        a = s.activations
+    def __init__(
+        self, settings: Settings, folder: str | Path, step: int, device: torch.device
+    ) -> None:
+        section = settings.activations
         self.step, self.device = step, device
-        self.wanted: list[Key] = [(layer, stream) for layer in a.layers for stream in a.streams]
+        self.wanted: list[Key] = [
+            (layer, stream) for layer in section.layers for stream in section.streams
+        ]
         self.model = sites.load_model(
             folder,
             device,
-            devices.precision(a.precision, device),
-            s.snapshots.remote_code,
-            last_layer=max(a.layers),
+            devices.precision(section.precision, device),
+            settings.snapshots.remote_code,
+            last_layer=max(section.layers),
         )
         self.width = sites.width(self.model)
-        self._stored = getattr(torch, a.dtype)
+        self._stored = getattr(torch, section.dtype)
 
     def read(self, ids: np.ndarray) -> dict[Key, torch.Tensor]:
-        """Values of every wanted site, each (B·T, d) on the device in the stored type.
+        """Values of every wanted site, each (B·T, D) on the device in the stored type.
 
         Parameters
         ----------
         ids : (B, T) token ids.
         """
         on_device = torch.from_numpy(ids.astype(np.int64)).to(self.device)
-        found = sites.read(self.model, on_device, self.wanted)
-        return {key: value.flatten(0, 1).to(self._stored) for key, value in found.items()}
+        values = sites.read(self.model, on_device, self.wanted)
+        return {key: value.flatten(0, 1).to(self._stored) for key, value in values.items()}
 
 
 def check_finite(values: torch.Tensor, key: Key, step: int, dtype: str, first: int) -> None:
@@ -79,22 +85,19 @@ def check_finite(values: torch.Tensor, key: Key, step: int, dtype: str, first: i
 def _window(
     snapshot: Snapshot, order: order_of.Order, window: int, a: Activations, progress: Any
 ) -> dict[Key, torch.Tensor]:
-    """A window's rows in order, each (R, d) in the stored type, on the CPU."""
+    """A window's rows in order, each (R, D) in the stored type, on the CPU."""
     tokens, numbers = order.tokens, order.windows[window]
-    context = tokens.context
-    whole_window = {
-        key: torch.empty(len(numbers) * context, snapshot.width, dtype=getattr(torch, a.dtype))
-        for key in snapshot.wanted
-    }
-    place = 0
-    for chosen in order_of.batches(numbers, context):
-        ids = tokens.take(chosen)
+    shape = (len(numbers) * tokens.context, snapshot.width)
+    every = {key: torch.empty(shape, dtype=getattr(torch, a.dtype)) for key in snapshot.wanted}
+    first = 0
+    for blocks in order_of.batches(numbers, tokens.context):
+        ids = tokens.take(blocks)
         for key, values in snapshot.read(ids).items():
-            whole_window[key][place : place + ids.size] = values
-        place += ids.size
+            every[key][first : first + ids.size] = values
+        first += ids.size
         progress.update(ids.size)
     slots = torch.from_numpy(order.slots(window))
-    rows = {key: values[slots] for key, values in whole_window.items()}
+    rows = {key: values[slots] for key, values in every.items()}
     for key, values in rows.items():
         check_finite(values, key, snapshot.step, a.dtype, int(order.starts[window]))
     return rows
@@ -108,121 +111,102 @@ def _write_rows(
     files: dict[Key, h5py.File],
     group: str,
     progress: Any,
-    look: Callable[[int, dict[Key, torch.Tensor]], None] | None = None,
-) -> None:
-    """Write some windows' rows and positions; a thread writes one while the next is computed.
+) -> dict[Key, float]:
+    """Write some windows' rows and positions; a thread computes one while another is written.
 
     Parameters
     ----------
     files : to write to, by site. group : '' or 'held_out/' before the datasets' names.
-    look : is shown each window's number and rows.
+
+    Returns
+    -------
+    The mean norm of the first window's rows, by site.
     """
     rows = int(order.starts[windows.stop] - order.starts[windows.start])
     writers = {
         key: store.Writer(file, f"{group}activations", rows, snapshot.width, a.dtype)
         for key, file in files.items()
     }
-    positions = np.concatenate([order.position(w) for w in windows])
+    positions = np.concatenate([order.position(window) for window in windows])
     for file in files.values():
         file[f"{group}position"] = positions
 
+    norms: dict[Key, float] = {}
     compute = functools.partial(_window, snapshot, order, a=a, progress=progress)
     jobs = ((window, functools.partial(compute, window)) for window in windows)
-    for window, found in store.read_ahead(jobs, depth=1):
-        if look is not None:
-            look(window, found)
-        for key, values in found.items():
-            writers[key].write(values.numpy())
+    for window, by_site in read_ahead(jobs, depth=1):
+        for key, values in by_site.items():
+            if window == windows.start:
+                norms[key] = float(values.float().norm(dim=1).double().mean())
+            if key in writers:
+                writers[key].write(values.numpy())
+    return norms
 
 
 def extract(
-    s: Settings, snapshot: str | Path, step: int, tokens: str | Path, folder: str | Path
+    settings: Settings,
+    snapshot: str | Path,
+    step: int,
+    tokens: str | Path,
+    folder: str | Path,
+    shard: int = 0,
 ) -> None:
-    """Write a snapshot's held-out rows and, unless they are streamed, its first shard (store.py).
+    """Write a shard of a snapshot's training rows, and with the first its held-out rows (store.py).
 
-    The scale is that of the first window of training rows, in either mode and however many shards.
+    The scale is that of the first window of training rows, however many shards there are, and also
+    where rows are streamed: then no training row is written.
 
     Parameters
     ----------
-    s : the settings. snapshot : folder of the model. step : its training step.
-    tokens : tokens.h5. folder : the experiment's activations folder.
+    snapshot : folder of the model. step : its training step. tokens : tokens.h5.
+    folder : the experiment's activations folder.
 
     Raises
     ------
     InputError : damaged inputs, or a value that the stored type cannot hold.
     """
-    data, a = Tokens(tokens), s.activations
-    train, held_out = order_of.Order(data, "train", a), order_of.Order(data, "held_out", a)
-    model = Snapshot(s, snapshot, step, devices.choose(s.device))
-    cached = a.mode == "cached"
-    windows = order_of.shards(s, model.width)[0] if cached else range(1)
-    blocks = [*held_out.windows, *(train.windows[w] for w in windows)]
-    norms: dict[Key, float] = {}
+    section, text = settings.activations, Tokens(tokens)
+    train = order_of.Order(text, "train", section)
+    model = Snapshot(settings, snapshot, step, devices.choose(settings.device))
+    shards = order_of.shards(settings, model.width)
+    cached = section.mode == "cached"
+    windows = shards[shard] if cached else range(1)
+    blocks = sum(len(train.windows[window]) for window in windows)
+    if shard == 0:
+        held_out = order_of.Order(text, "held_out", section)
+        blocks += sum(map(len, held_out.windows))
+    what = f"extract step {step}" + (f", shard {shard}" if shard else "")
 
-    def measure(window: int, rows: dict[Key, torch.Tensor]) -> None:
-        if window == 0:
-            for key, values in rows.items():
-                norms[key] = float(values.float().norm(dim=1).double().mean())
-
-    with ExitStack() as open_files:
-        paths = {k: Path(folder) / store.folder_name(*k) / f"step{step}.h5" for k in model.wanted}
-        files = {key: _new(open_files, path) for key, path in paths.items()}
-        shard = {
-            key: _new(open_files, store.rows_path(path, 0)) for key, path in paths.items() if cached
-        }
-        total = sum(map(len, blocks)) * data.context
-        progress = open_files.enter_context(bar(f"extract step {step}", total, "tokens"))
-        if cached:
-            _write_rows(model, train, windows, a, shard, "", progress, measure)
-        else:
-            measure(0, _window(model, train, 0, a, progress))
-        every = range(len(held_out.windows))
-        _write_rows(model, held_out, every, a, files, "held_out/", progress)
-        for key, norm in norms.items():
-            facts = _facts(s, model, key, train)
-            facts |= {"mean_norm": norm, "scale": float(np.sqrt(model.width) / norm)}
-            for file in (files[key], *([shard[key]] if cached else [])):
-                store.describe(file, facts)
-
-
-def extract_shard(
-    s: Settings, snapshot: str | Path, step: int, tokens: str | Path, folder: str | Path, shard: int
-) -> None:
-    """Write one of a snapshot's later shards of training rows, counted from 0. See `extract`."""
-    data, a = Tokens(tokens), s.activations
-    train = order_of.Order(data, "train", a)
-    model = Snapshot(s, snapshot, step, devices.choose(s.device))
-    windows = order_of.shards(s, model.width)[shard]
-    with ExitStack() as open_files:
+    def site_files(name: Callable[[Path], Path]) -> dict[Key, h5py.File]:
+        """New files, by site, that are there once the contexts end."""
         files = {}
         for key in model.wanted:
-            path = Path(folder) / store.folder_name(*key) / f"step{step}.h5"
-            files[key] = _new(open_files, store.rows_path(path, shard))
-        total = sum(len(train.windows[w]) for w in windows) * data.context
-        what = f"extract step {step}, shard {shard}"
-        progress = open_files.enter_context(bar(what, total, "tokens"))
-        _write_rows(model, train, windows, a, files, "", progress)
-        for key, file in files.items():
-            store.describe(file, _facts(s, model, key, train))
+            draft = whole(name(Path(folder) / folder_name(*key) / f"step{step}.h5"))
+            files[key] = open_files.enter_context(h5py.File(open_files.enter_context(draft), "w"))
+        return files
 
-
-def _new(open_files: ExitStack, path: Path) -> h5py.File:
-    """A file that is there, whole, once the stack of contexts ends."""
-    draft = open_files.enter_context(whole(path))
-    return open_files.enter_context(h5py.File(draft, "w"))
-
-
-def _facts(s: Settings, model: Snapshot, key: Key, train: order_of.Order) -> dict[str, Any]:
-    """What a file's attributes say of what made it."""
-    shards = order_of.shards(s, model.width)
-    return {
-        "model": str(model.model.config.model_type),
-        "step": model.step,
-        "layer": key[0],
-        "stream": key[1],
-        "dtype": s.activations.dtype,
-        "seed": s.activations.seed,
-        "shard_rows": [int(train.starts[w.stop] - train.starts[w.start]) for w in shards],
-        "tokens": train.tokens.digest,
-        "torch": torch.__version__.split("+")[0],
-    }
+    with ExitStack() as open_files:
+        files = [site_files(lambda path: rows_path(path, shard))] if cached else []
+        progress = open_files.enter_context(bar(what, blocks * text.context, "tokens"))
+        written = files[0] if cached else {}
+        norms = _write_rows(model, train, windows, section, written, "", progress)
+        if shard == 0:
+            files.append(site_files(lambda path: path))
+            every = range(len(held_out.windows))
+            _write_rows(model, held_out, every, section, files[-1], "held_out/", progress)
+        for (layer, stream), norm in norms.items():
+            facts = {
+                "model": str(model.model.config.model_type),
+                "step": step,
+                "layer": layer,
+                "stream": stream,
+                "dtype": section.dtype,
+                "seed": section.seed,
+                "shard_rows": [int(train.starts[w.stop] - train.starts[w.start]) for w in shards],
+                "tokens": text.digest,
+                "torch": torch.__version__.split("+")[0],
+            }
+            if shard == 0:
+                facts |= {"mean_norm": norm, "scale": float(np.sqrt(model.width) / norm)}
+            for by_site in files:
+                store.describe(by_site[layer, stream], facts)

@@ -11,11 +11,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ontogeny.activations.sizes import FORWARD_TOKENS, POSITION_BYTES
 from ontogeny.corpus.build import Tokens
 from ontogeny.files import InputError
 from ontogeny.settings import Activations, Settings
-
-POSITION_BYTES = 8  # (block, offset) of a row, uint32 each
 
 
 def number_of_windows(blocks: int, context: int, window: int) -> int:
@@ -38,7 +37,7 @@ class Order:
     """
 
     def __init__(self, tokens: Tokens, split: str, a: Activations) -> None:
-        self.tokens, self.split = tokens, split
+        self.tokens = tokens
         self._leave_out = a.leave_out
         first, last = tokens.splits[split]
         numbers = np.arange(first, last)
@@ -79,12 +78,10 @@ class Order:
         chosen = self.windows[window][slots // context]
         return np.stack([chosen, slots % context], 1).astype(np.uint32)
 
-    def window_of(self, row: int) -> int:
-        """The window that a row lies in."""
-        return int(np.searchsorted(self.starts, row, side="right")) - 1
 
-
-def batches(numbers: np.ndarray, context: int, tokens: int = 4096) -> Iterator[np.ndarray]:
+def batches(
+    numbers: np.ndarray, context: int, tokens: int = FORWARD_TOKENS
+) -> Iterator[np.ndarray]:
     """A window's blocks, some at a time: about `tokens` positions, at least one block."""
     step = max(1, tokens // context)
     for start in range(0, len(numbers), step):

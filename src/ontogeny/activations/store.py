@@ -21,11 +21,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from queue import Queue
-from threading import Thread
 from typing import Any
 
 import h5py
@@ -33,52 +29,11 @@ import numpy as np
 import xxhash
 
 from ontogeny import __version__
-from ontogeny.files import InputError, digest_value, whole
-from ontogeny.settings import Sites
+from ontogeny.activations.sites import Site, folder_name, rows_path
+from ontogeny.activations.sizes import CHUNK_BYTES, FLETCHER_BYTES
+from ontogeny.files import InputError, whole
 
 FORMAT = "ontogeny-activations-2"
-CHUNK_BYTES = 1 << 18
-FLETCHER_BYTES = 4
-
-
-@dataclass(frozen=True)
-class Site:
-    """One place whose activations a crosscoder reads or writes."""
-
-    snapshot: int
-    """Training step of the snapshot."""
-    layer: int
-    stream: str
-
-
-def expand(sites: Sites, steps: list[int]) -> list[Site]:
-    """All sites of a settings' section, layer by layer, each layer's snapshots in order."""
-    chosen = steps if sites.snapshots == "all" else sorted(sites.snapshots)
-    return [
-        Site(step, layer, stream)
-        for layer in sites.layers
-        for stream in sites.streams
-        for step in chosen
-    ]
-
-
-def folder_name(layer: int, stream: str) -> str:
-    """Name of the folder that holds a (layer, stream)'s files."""
-    return f"{stream}.{layer}"
-
-
-def basis_name(sites: Sites) -> str:
-    """Name of the basis that crosscoders with these input sites share."""
-    places = "-".join(
-        folder_name(layer, stream) for layer in sites.layers for stream in sites.streams
-    )
-    chosen = "" if sites.snapshots == "all" else f".{digest_value(sites.snapshots)[:8]}"
-    return places + chosen
-
-
-def rows_path(path: str | Path, shard: int) -> Path:
-    """The file of a shard's training rows that belongs to a snapshot's file."""
-    return Path(path).with_suffix(f".rows{shard}.h5")
 
 
 class Writer:
@@ -202,11 +157,8 @@ def open_checked(path: str | Path, **expected: Any) -> h5py.File:
 
 def describe(file: h5py.File, attributes: dict[str, Any]) -> None:
     """Write a file's attributes, software versions included."""
-    file.attrs["format"] = FORMAT
-    file.attrs["ontogeny"] = __version__
-    file.attrs["h5py"] = h5py.version.version
-    for name, value in attributes.items():
-        file.attrs[name] = value
+    versions = {"format": FORMAT, "ontogeny": __version__, "h5py": h5py.version.version}
+    file.attrs.update(versions | attributes)
 
 
 def stack(paths: list[Path], steps: list[int], output: str | Path, cached: bool = True) -> None:
@@ -249,120 +201,43 @@ def stack(paths: list[Path], steps: list[int], output: str | Path, cached: bool 
 
 
 class Stacks:
-    """Activations of a list of sites, normalised, read from the snapshots' own files.
+    """What the stacks of some sites say of their activations.
 
     Parameters
     ----------
-    folder : the experiment's activations folder.
-    sites : N sites in the order wanted.
+    folder : the experiment's activations folder. sites : N sites in the order wanted.
 
     Attributes
     ----------
-    scales : (N,) √d / mean‖a‖ over the first window of training rows, by site; reading multiplies
-        by it.
-    width : d. rows, held_out_rows : rows of either split. shard_rows : training rows by shard.
+    scales : (N,) √D / mean‖a‖ over the first window of training rows, by site.
+    width : D. tokens : digest of the tokens that the models read.
+    shard_rows : training rows by shard, whether or not they are still on disk.
+    position : (rows', 2) block and offset of each held-out row.
+    paths : of each site's file.
+
+    Raises
+    ------
+    InputError : a file is damaged, or a stack lacks a snapshot.
     """
 
     def __init__(self, folder: str | Path, sites: list[Site]) -> None:
         self.sites = sites
         scales: dict[Site, float] = {}
-        for key in dict.fromkeys((s.layer, s.stream) for s in sites):
-            path = Path(folder) / folder_name(*key) / "stack.h5"
+        for layer, stream in dict.fromkeys((site.layer, site.stream) for site in sites):
+            path = Path(folder) / folder_name(layer, stream) / "stack.h5"
             with open_checked(path) as file:
-                steps = [int(step) for step in file.attrs["steps"]]
-                scales |= {
-                    Site(step, *key): float(scale)
-                    for step, scale in zip(steps, file.attrs["scales"], strict=True)
-                }
-                here = [s for s in sites if (s.layer, s.stream) == key]
-                absent = [s.snapshot for s in here if s not in scales]
-                if absent:
-                    raise InputError(
-                        f"{path}: holds no snapshot of step {absent[0]}; make it again"
-                    )
+                for step, scale in zip(file.attrs["steps"], file.attrs["scales"], strict=True):
+                    scales[Site(int(step), layer, stream)] = float(scale)
+                for site in sites:
+                    if (site.layer, site.stream) == (layer, stream) and site not in scales:
+                        raise InputError(
+                            f"{path}: holds no snapshot of step {site.snapshot}; make it again"
+                        )
                 self.width = int(file.attrs["width"])
                 self.shard_rows = [int(rows) for rows in file.attrs["shard_rows"]]
-                self.held_out_rows = int(file["held_out/position"].shape[0])
                 self.tokens = str(file.attrs["tokens"])
-                self._held_out_position: np.ndarray = file["held_out/position"][:]
-        self.rows = sum(self.shard_rows)
-        self.scales = np.array([scales[s] for s in sites], np.float32)
-        self._paths = [
-            Path(folder) / folder_name(s.layer, s.stream) / f"step{s.snapshot}.h5" for s in sites
-        ]
-        for path in self._paths:
+                self.position: np.ndarray = file["held_out/position"][:]
+        self.scales = np.array([scales[site] for site in sites], np.float32)
+        self.paths = [Path(folder) / f"{site.name}.h5" for site in sites]
+        for path in self.paths:
             open_checked(path).close()
-        self._readers: dict[tuple[int, int], Reader] = {}  # by site and shard; −1 is held out
-
-    def held_out_position(self) -> np.ndarray:
-        """(rows', 2): block and offset of each held-out row."""
-        return self._held_out_position
-
-    def _reader(self, site: int, shard: int) -> Reader:
-        if (site, shard) not in self._readers:
-            path = self._paths[site]
-            if shard >= 0:
-                path = rows_path(path, shard)
-            if not path.exists():
-                raise InputError(
-                    f"{path}: these training rows are gone; make them again, with "
-                    "activations.keep: true to keep them"
-                )
-            open_checked(path).close()
-            for other in [k for k in self._readers if k[0] == site and 0 <= k[1] != shard]:
-                del self._readers[other]  # files stay open as long as their readers
-            name = "held_out/activations" if shard < 0 else "activations"
-            self._readers[site, shard] = Reader(path, name)
-        return self._readers[site, shard]
-
-    def read(self, start: int, stop: int, split: str = "train") -> np.ndarray:
-        """Rows [start, stop) as (rows, N, d) float32, each site times its scale."""
-        out = np.empty((stop - start, len(self.sites), self.width), np.float32)
-        parts = [(-1, start, stop)] if split == "held_out" else self._parts(start, stop)
-        done = 0
-        for shard, low, high in parts:
-            for i, scale in enumerate(self.scales):
-                values = self._reader(i, shard).read(low, high)
-                np.multiply(values, scale, out=out[done : done + len(values), i], dtype="f4")
-            done += high - low
-        return out
-
-    def _parts(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """(shard, first, last) in its own counting, of training rows [start, stop)."""
-        first = 0
-        for shard, rows in enumerate(self.shard_rows):
-            low, high = max(start, first), min(stop, first + rows)
-            if low < high:
-                yield shard, low - first, high - first
-            first += rows
-
-    def pieces(
-        self, rows: int, split: str = "train", start: int = 0, stop: int | None = None
-    ) -> Iterator[tuple[int, np.ndarray]]:
-        """Rows [start, stop) in order, as (first row, (≤ rows, N, d)), read ahead by a thread."""
-        total = self.rows if split == "train" else self.held_out_rows
-        last = total if stop is None else min(stop, total)
-        return read_ahead(
-            (at, lambda at=at: self.read(at, min(at + rows, last), split))
-            for at in range(start, last, rows)
-        )
-
-
-def read_ahead(jobs: Iterator[tuple[int, Any]], depth: int = 2) -> Iterator[tuple[int, Any]]:
-    """Run each job's function in a thread, `depth` results ahead of their use, in order."""
-    queue: Queue[Any] = Queue(depth)
-    stop = object()
-
-    def work() -> None:
-        try:
-            for key, function in jobs:
-                queue.put((key, function()))
-            queue.put(stop)
-        except Exception as error:
-            queue.put(error)
-
-    Thread(target=work, daemon=True).start()
-    while (item := queue.get()) is not stop:
-        if isinstance(item, Exception):
-            raise item
-        yield item

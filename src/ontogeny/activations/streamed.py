@@ -6,148 +6,123 @@ that streams them agrees with one that reads them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
-
 import numpy as np
 import torch
 
-from ontogeny.activations import order as order_of
-from ontogeny.activations import store
+from ontogeny.activations import order
 from ontogeny.activations.extract import Snapshot, check_finite
+from ontogeny.activations.rows import RowPaths, across
+from ontogeny.activations.sites import Site
+from ontogeny.activations.store import Stacks
+from ontogeny.activations.subspace import Subspace
 from ontogeny.corpus.build import Tokens
 from ontogeny.files import InputError
 from ontogeny.progress import bar
 from ontogeny.settings import Settings
 
 
-class Streamed:
-    """Training rows of a list of sites, normalised, computed from the snapshots.
+class Streamed(Stacks):
+    """Training rows of some sites, each site times its scale, or their principal coordinates.
 
     Parameters
     ----------
-    s : the settings. sites : N sites in the order wanted.
-    activations : the experiment's activations folder, for the scales.
-    snapshots : folder of step{S} folders. tokens : tokens.h5.
+    settings : activations is used. sites : N sites in the order wanted.
+    paths : activations (for the scales), snapshots and tokens.
+    subspace : rows are projected onto it, if it is given.
 
-    Attributes
-    ----------
-    rows, width, scales, sites : as of store.Stacks.
+    Raises
+    ------
+    InputError : tokens that the activations are not of; from `read`, a value that its type cannot
+        hold.
     """
 
     def __init__(
         self,
-        s: Settings,
-        sites: list[store.Site],
-        activations: str | Path,
-        snapshots: str | Path,
-        tokens: str | Path,
+        settings: Settings,
+        sites: list[Site],
+        paths: RowPaths,
         device: torch.device,
+        subspace: Subspace | None = None,
     ) -> None:
-        known = store.Stacks(activations, sites)
-        self.sites, self.scales, self.width = known.sites, known.scales, known.width
-        self.tokens, self.device = known.tokens, device
-        self._a, self._data = s.activations, Tokens(tokens)
-        if self._data.digest != known.tokens:
+        assert paths.snapshots is not None, "streamed rows need --snapshots"
+        assert paths.tokens is not None, "streamed rows need --tokens"
+        super().__init__(paths.activations, sites)
+        self._section, self._device, self._text = settings.activations, device, Tokens(paths.tokens)
+        if self._text.digest != self.tokens:
             raise InputError(
-                f"{activations}: activations of other tokens than {tokens}; delete them to make "
-                "them again"
+                f"{paths.activations}: activations of other tokens than {paths.tokens}; delete "
+                "them to make them again"
             )
-        self.order = order_of.Order(self._data, "train", s.activations)
+        self.order = order.Order(self._text, "train", settings.activations)
         self.rows = self.order.rows
-        self._scales = torch.from_numpy(known.scales).to(device)
-        self._held = -1  # number of the window that is in memory
-        self._rows: torch.Tensor | None = None
+        self.shape: tuple[int, ...] = (len(sites), self.width)
+        self._stored = self._dtype = getattr(torch, settings.activations.dtype)
+        self._windows: dict[int, torch.Tensor] = {}
+        self._most = 1  # windows in memory
+        self._project = None
+        if subspace is not None:
+            self.shape, self._dtype = (subspace.dimensions,), torch.float16
+            self._most = 2  # a batch may lie in two
+            self._project = subspace.projection(device)
+            self._scales = torch.from_numpy(self.scales).to(device)[:, None]
         steps = list(dict.fromkeys(site.snapshot for site in sites))
         self._models = []
         with bar("snapshots onto the device", len(steps), "snapshots") as progress:
             for step in steps:
-                self._models.append(Snapshot(s, Path(snapshots) / f"step{step}", step, device))
+                folder = paths.snapshots / f"step{step}"
+                self._models.append(Snapshot(settings, folder, step, device))
                 progress.update()
 
-    def _positions(self, window: int) -> Iterator[tuple[int, torch.Tensor]]:
-        """A window's positions in text order: (first, (positions, N, d) as stored)."""
-        place = 0
-        for chosen in order_of.batches(self.order.windows[window], self._data.context):
-            ids = self._data.take(chosen)
-            stored = getattr(torch, self._a.dtype)
-            x = torch.empty(ids.size, len(self.sites), self.width, dtype=stored, device=self.device)
-            for model in self._models:
-                found = model.read(ids)
-                for i, site in enumerate(self.sites):
-                    if site.snapshot == model.step:
-                        x[:, i] = found[site.layer, site.stream]
-            yield place, x
-            place += len(x)
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows [start, stop), (stop − start, *shape) float32."""
+        return across(self.order.starts, start, stop, self._read)
 
-    def _window(
-        self, number: int, shape: tuple[int, ...], keep: Callable[[torch.Tensor], torch.Tensor]
-    ) -> torch.Tensor:
-        """A window's rows in order, each kept as `keep` makes it: (R, *shape) on the CPU."""
-        found: torch.Tensor | None = None
-        for place, x in self._positions(number):
-            part = keep(x)
-            if found is None:
-                size = len(self.order.windows[number]) * self._data.context
-                found = torch.empty(size, *shape, dtype=part.dtype)
-            found[place : place + len(part)] = part
-        assert found is not None, "a window has a block"
-        rows = found[torch.from_numpy(self.order.slots(number))]
+    def _read(self, window: int, start: int, stop: int) -> np.ndarray:
+        if window not in self._windows:
+            while len(self._windows) >= self._most:
+                del self._windows[next(iter(self._windows))]
+            self._windows[window] = self._computed(window)
+        stored = self._windows[window][start:stop].numpy()
+        if self._project is not None:
+            return np.asarray(stored, np.float32)
+        return np.multiply(stored, self.scales[:, None], dtype=np.float32)
+
+    def _computed(self, window: int) -> torch.Tensor:
+        """A window's rows in order, (R, *shape) on the CPU, as they would be stored."""
+        numbers, context = self.order.windows[window], self._text.context
+        held = torch.empty(len(numbers) * context, *self.shape, dtype=self._dtype)
+        first = 0
+        for blocks in order.batches(numbers, context):
+            x = self._run(self._text.take(blocks))
+            if self._project is not None:
+                x = self._project(x.float() * self._scales)
+            held[first : first + len(x)] = x
+            first += len(x)
+        rows = held[torch.from_numpy(self.order.slots(window))]
         fine = torch.isfinite(rows).flatten(1).all(1)
         if not fine.all():
-            self._explain(number, int((~fine).nonzero()[0]))
+            self._explain(window, int((~fine).nonzero()[0]))
         return rows
 
-    def projected(
-        self, number: int, width: int, project: Callable[[torch.Tensor], torch.Tensor]
-    ) -> torch.Tensor:
-        """A window's rows in order in a subspace, (R, width) on the CPU.
-
-        Parameters
-        ----------
-        project : normalised (P, N, d) float32 on the device to (P, width).
-        """
-        scales = self._scales[:, None]
-        return self._window(number, (width,), lambda x: project(x.float() * scales))
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Rows [start, stop) as (rows, N, d) float32, each site times its scale.
-
-        The window that they lie in is in memory as it would be stored.
-        """
-        out = np.empty((stop - start, len(self.sites), self.width), np.float32)
-        done = 0
-        while start + done < stop:
-            number = self.order.window_of(start + done)
-            if self._held != number:
-                self._rows = None
-                self._rows = self._window(number, out.shape[1:], lambda x: x)
-                self._held = number
-            assert self._rows is not None
-            first = start + done - int(self.order.starts[number])
-            part = self._rows[first : first + stop - start - done].numpy()
-            np.multiply(
-                part, self.scales[:, None], out=out[done : done + len(part)], dtype=np.float32
-            )
-            done += len(part)
-        return out
-
-    def pieces(self, rows: int, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
-        """Rows [0, stop) in order, as (first row, (≤ rows, N, d)), computed ahead by a thread."""
-        last = self.rows if stop is None else min(stop, self.rows)
-        return store.read_ahead(
-            (at, lambda at=at: self.read(at, min(at + rows, last))) for at in range(0, last, rows)
-        )
+    def _run(self, ids: np.ndarray) -> torch.Tensor:
+        """(B·T, N, D) on the device as stored, of (B, T) token ids."""
+        shape = (ids.size, len(self.sites), self.width)
+        x = torch.empty(shape, dtype=self._stored, device=self._device)
+        for model in self._models:
+            values = model.read(ids)
+            for i, site in enumerate(self.sites):
+                if site.snapshot == model.step:
+                    x[:, i] = values[site.layer, site.stream]
+        return x
 
     def _explain(self, window: int, row: int) -> None:
         """Raise InputError that names the site whose value the stored type cannot hold."""
-        slot = int(self.order.slots(window)[row])
-        block = self.order.windows[window][slot // self._data.context]
-        at = slot % self._data.context
+        number, at = divmod(int(self.order.slots(window)[row]), self._text.context)
+        block = self.order.windows[window][number]
         first = int(self.order.starts[window]) + row
         for model in self._models:
-            for key, values in model.read(self._data.take(np.array([block]))).items():
-                check_finite(values[at : at + 1], key, model.step, self._a.dtype, first)
+            for key, values in model.read(self._text.take(np.array([block]))).items():
+                check_finite(values[at : at + 1], key, model.step, self._section.dtype, first)
         raise InputError(
             f"activations: training row {first} has a principal coordinate that float16 cannot "
             "hold; look for an outlier there, or set basis: full"

@@ -1,4 +1,4 @@
-"""How well a crosscoder describes each site, on held-out text (METHOD.md 3).
+"""How well a crosscoder describes each site, on held-out text (method.md 3).
 
     EV^θ = 1 − Σ‖ã − â‖² / Σ‖ã − mean ã‖²
     loss recovered = 1 − (CE with â spliced in − CE) / (CE with the site mean-ablated − CE)
@@ -13,29 +13,27 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ontogeny import devices
-from ontogeny.activations.store import Site, Stacks
-from ontogeny.basis.principal import Subspace
+from ontogeny.activations import feed
+from ontogeny.activations.rows import HeldOut, RowPaths, pieces
+from ontogeny.activations.sites import Site
+from ontogeny.activations.subspace import Subspace
 from ontogeny.corpus.build import Tokens
-from ontogeny.crosscoder import feed
 from ontogeny.crosscoder.model import Crosscoder
+from ontogeny.crosscoder.sizes import BATCH_TOKENS, PCA_ROWS, PIECE_ENTRIES, PIECE_ROWS
 from ontogeny.files import InputError, write_table
 from ontogeny.progress import bar
 from ontogeny.settings import Settings
 from ontogeny.snapshots import sites as model_sites
 
-PIECE_ROWS = 2048
-PIECE_ENTRIES = 1 << 27  # of feature activations in memory at a time
-PCA_ROWS = 8192
-BATCH_TOKENS = 4096
 
-
-def _stacks(crosscoder: Crosscoder, activations: str | Path) -> tuple[Stacks, Stacks]:
-    """Readers of the crosscoder's inputs and outputs."""
-    inputs = Stacks(activations, [Site(*s) for s in crosscoder.about.inputs])
-    outputs = Stacks(activations, [Site(*s) for s in crosscoder.about.outputs])
+def _held_out(crosscoder: Crosscoder, activations: str | Path) -> tuple[HeldOut, HeldOut]:
+    """Held-out rows of the crosscoder's inputs and outputs."""
+    inputs = HeldOut(activations, [Site(*site) for site in crosscoder.about.inputs])
+    outputs = HeldOut(activations, [Site(*site) for site in crosscoder.about.outputs])
     if inputs.tokens != crosscoder.about.tokens:
         raise InputError(
             f"{activations}: activations of other tokens than the crosscoder was trained on; "
@@ -44,20 +42,17 @@ def _stacks(crosscoder: Crosscoder, activations: str | Path) -> tuple[Stacks, St
     return inputs, outputs
 
 
-def _held_out_mean(outputs: Stacks) -> torch.Tensor:
-    """Mean of the held-out rows by site, (N, d)."""
-    total = torch.zeros(len(outputs.sites), outputs.width, dtype=torch.float64)
-    for _, piece in outputs.pieces(PIECE_ROWS, "held_out"):
+def _mean(rows: HeldOut) -> Tensor:
+    """Mean of the rows by site, (N, D)."""
+    total = torch.zeros(rows.shape, dtype=torch.float64)
+    for _, piece in pieces(rows, PIECE_ROWS):
         total += torch.from_numpy(piece).double().sum(0)
-    return (total / outputs.held_out_rows).float()
+    return (total / rows.rows).float()
 
 
 def explained(
-    crosscoder: Crosscoder,
-    activations: str | Path,
-    floor: float,
-    keep_rows: int = 0,
-) -> tuple[pd.DataFrame, pd.DataFrame, list[torch.Tensor]]:
+    crosscoder: Crosscoder, activations: str | Path, floor: float, keep_rows: int = 0
+) -> tuple[pd.DataFrame, pd.DataFrame, list[Tensor]]:
     """Explained variance, L0 and density on the held-out rows.
 
     Parameters
@@ -69,21 +64,21 @@ def explained(
     by site : explained_variance, l0, l0_present (of features whose normalised strength at the
         site is at least `floor`).
     by feature : density (share of held-out tokens on which it is active at any site), dead.
-    f : feature activations, sparse (keep_rows, F) on the CPU: one, or one a site where each site
+    f : feature activations, sparse (keep_rows, F) on the CPU: one, or one for each site where each
         has its own gate.
     """
-    inputs, outputs = _stacks(crosscoder, activations)
+    inputs, outputs = _held_out(crosscoder, activations)
     device = crosscoder.W_dec.device
-    sites, rows = len(outputs.sites), outputs.held_out_rows
-    mean = _held_out_mean(outputs).to(device)
+    sites, rows = len(outputs.sites), outputs.rows
+    mean = _mean(outputs).to(device)
     strength = crosscoder.strength
     present = (strength >= floor * strength.amax(1, keepdim=True)).float()  # (F, N)
     gates = sites if crosscoder.about.gate == "snapshot" else 1
     lost, there, active, active_present = (torch.zeros(sites, device=device) for _ in range(4))
     density = torch.zeros(crosscoder.about.features, device=device)
-    kept: list[list[torch.Tensor]] = [[] for _ in range(gates)]
+    kept: list[list[Tensor]] = [[] for _ in range(gates)]
     step = max(1, min(PIECE_ROWS, PIECE_ENTRIES // (crosscoder.about.features * gates)))
-    both = zip(inputs.pieces(step, "held_out"), outputs.pieces(step, "held_out"), strict=True)
+    both = zip(pieces(inputs, step), pieces(outputs, step), strict=True)
     for (start, x), (_, y) in both:
         a, target = torch.from_numpy(x).to(device), torch.from_numpy(y).to(device)
         f = crosscoder.encode(a)
@@ -109,27 +104,27 @@ def explained(
     return by_site, by_feature, [torch.cat(parts) for parts in kept if parts]
 
 
-def pca(settings: Settings, crosscoder: Crosscoder, places: feed.Places, count: int) -> np.ndarray:
+def pca(settings: Settings, crosscoder: Crosscoder, paths: RowPaths, count: int) -> np.ndarray:
     """Explained variance of the held-out rows by site, (N,), of PCA with `count` components.
 
     Fitted to training rows: the basis file's leading directions where there is such a file, else
     to the first rows (they are shuffled).
     """
     device = crosscoder.W_dec.device
-    _, outputs = _stacks(crosscoder, places.activations)
-    if places.basis is not None:
-        space = Subspace(places.basis)
-        centre = torch.from_numpy(space.mean)
-        V = torch.from_numpy(space.leading(min(count, space.dimensions)))
+    _, outputs = _held_out(crosscoder, paths.activations)
+    if paths.basis is not None:
+        subspace = Subspace(paths.basis)
+        centre = torch.from_numpy(subspace.mean)
+        V = torch.from_numpy(subspace.leading(min(count, subspace.dimensions)))
     else:
-        rows = feed.training_rows(settings, outputs.sites, places, device)
+        rows = feed.site_rows(settings, outputs.sites, paths, device)
         x = torch.from_numpy(rows.read(0, min(PCA_ROWS, rows.rows))).flatten(1)
         centre = x.mean(0)
         torch.manual_seed(0)
         V = torch.svd_lowrank(x - centre, q=min(count + 8, *x.shape), niter=4)[2][:, :count]
-    centre, V, mean = centre.to(device), V.to(device), _held_out_mean(outputs).to(device)
+    centre, V, mean = centre.to(device), V.to(device), _mean(outputs).to(device)
     lost, there = (torch.zeros(len(outputs.sites), device=device) for _ in range(2))
-    for _, piece in outputs.pieces(PIECE_ROWS, "held_out"):
+    for _, piece in pieces(outputs, PIECE_ROWS):
         x = torch.from_numpy(piece).to(device)
         y = x.flatten(1) - centre
         lost += (y - y @ V @ V.T).unflatten(1, mean.shape).square().sum((0, 2))
@@ -137,17 +132,17 @@ def pca(settings: Settings, crosscoder: Crosscoder, places: feed.Places, count: 
     return (1 - lost / there).cpu().numpy()
 
 
-def spliced_rows(settings: Settings, data: Tokens, outputs: Stacks) -> tuple[int, int]:
+def spliced_rows(settings: Settings, data: Tokens, outputs: HeldOut) -> tuple[int, int]:
     """How many held-out blocks are spliced, and how many held-out rows lie in them."""
     first, last = data.splits["held_out"]
     count = min(settings.analysis.spliced_blocks, last - first)
-    return count, int((outputs.held_out_position()[:, 0] < first + count).sum())
+    return count, int((outputs.position[:, 0] < first + count).sum())
 
 
 @torch.no_grad()
 def spliced_losses(
     crosscoder: Crosscoder,
-    f: list[torch.Tensor],
+    f: list[Tensor],
     settings: Settings,
     activations: str | Path,
     snapshots: str | Path,
@@ -162,15 +157,15 @@ def spliced_losses(
 
     Returns
     -------
-    One row a site: loss, loss_spliced, loss_ablated, loss_recovered. Positions whose activations
+    One row per site: loss, loss_spliced, loss_ablated, loss_recovered. Positions whose activations
     are not kept (end of text) stay as they are in all three.
     """
     data = Tokens(tokens)
-    _, outputs = _stacks(crosscoder, activations)
+    _, outputs = _held_out(crosscoder, activations)
     context = data.context
     first = data.splits["held_out"][0]
     count, rows = spliced_rows(settings, data, outputs)
-    position = outputs.held_out_position()[:rows].astype(np.int64)
+    position = outputs.position[:rows].astype(np.int64)
     flat = torch.from_numpy((position[:, 0] - first) * context + position[:, 1]).to(device)
     blocks = data.take(np.arange(first, first + count)).astype(np.int64)
     ids = torch.from_numpy(blocks).to(device)
@@ -185,9 +180,9 @@ def spliced_losses(
                 remote = settings.snapshots.remote_code
                 model = model_sites.load_model(folder, device, torch.float32, remote)
                 loaded = site.snapshot
-            one = Stacks(activations, [site])
-            scale = float(one.scales[0])
-            own = torch.from_numpy(one.read(0, rows, "held_out"))[:, 0]
+            own_rows = HeldOut(activations, [site])
+            scale = float(own_rows.scales[0])
+            own = torch.from_numpy(own_rows.read(0, rows))[:, 0]
             each = f[0] if len(f) == 1 else f[n]
             W, b = crosscoder.W_dec[:, n].cpu(), crosscoder.b_dec[n].cpu()
             rebuilt = ((torch.sparse.mm(each, W) + b) / scale).to(device)
@@ -225,7 +220,7 @@ def spliced_losses(
 def measure(
     settings: Settings,
     crosscoder: str | Path,
-    places: feed.Places,
+    paths: RowPaths,
     sites_table: str | Path,
     features_table: str | Path,
 ) -> None:
@@ -233,29 +228,29 @@ def measure(
 
     Parameters
     ----------
-    crosscoder : folder. places : where its data lie, snapshots and tokens included.
+    crosscoder : folder. paths : where its rows lie, snapshots and tokens included.
     sites_table : CSV; snapshot_index, step, layer, stream, then the measures.
     features_table : Parquet; feature, density, dead.
     """
     device = devices.choose(settings.device)
     trained = Crosscoder.load(crosscoder, device)
-    assert places.snapshots is not None, "fidelity needs --snapshots"
-    assert places.tokens is not None, "fidelity needs --tokens"
-    activations, tokens = places.activations, places.tokens
-    _, outputs = _stacks(trained, activations)
+    assert paths.snapshots is not None, "fidelity needs --snapshots"
+    assert paths.tokens is not None, "fidelity needs --tokens"
+    activations, tokens = paths.activations, paths.tokens
+    _, outputs = _held_out(trained, activations)
     _, rows = spliced_rows(settings, Tokens(tokens), outputs)
     floor = settings.analysis.direction_floor
     by_site, by_feature, f = explained(trained, activations, floor, rows)
     count = max(1, round(float(by_site["l0"].mean())))
-    by_site.insert(1, "pca_explained_variance", pca(settings, trained, places, count))
-    losses = spliced_losses(trained, f, settings, activations, places.snapshots, tokens, device)
+    by_site.insert(1, "pca_explained_variance", pca(settings, trained, paths, count))
+    losses = spliced_losses(trained, f, settings, activations, paths.snapshots, tokens, device)
     steps = settings.snapshots.chosen
     where = pd.DataFrame(
         {
-            "snapshot_index": [steps.index(s[0]) + 1 for s in trained.about.outputs],
-            "step": [s[0] for s in trained.about.outputs],
-            "layer": [s[1] for s in trained.about.outputs],
-            "stream": [s[2] for s in trained.about.outputs],
+            "snapshot_index": [steps.index(site.snapshot) + 1 for site in outputs.sites],
+            "step": [site.snapshot for site in outputs.sites],
+            "layer": [site.layer for site in outputs.sites],
+            "stream": [site.stream for site in outputs.sites],
         }
     )
     by_feature.insert(0, "feature", range(len(by_feature)))

@@ -11,11 +11,13 @@ of the same size and seed are read off between their points: straight in log L0.
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from ontogeny.activations.sites import expand
 from ontogeny.files import InputError, write_table
 from ontogeny.settings import FRONTIER, Settings
 
@@ -37,19 +39,19 @@ def read_at(l0: np.ndarray, value: np.ndarray, wanted: np.ndarray) -> np.ndarray
     (Q,); NaN further than a tenth beyond the first and last point, where the curve's end pieces
     are drawn on, and everywhere for fewer than two points.
     """
-    found = np.full(len(wanted), np.nan)
+    read = np.full(len(wanted), np.nan)
     fine = np.isfinite(l0) & (l0 > 0) & np.isfinite(value)
     x, where = np.unique(np.log(l0[fine]), return_index=True)
     y = value[fine][where]
     if len(x) < 2:
-        return found
+        return read
     with np.errstate(divide="ignore"):
         at = np.log(wanted)
     inside = (at >= x[0] - np.log(BEYOND)) & (at <= x[-1] + np.log(BEYOND))
     left = np.clip(np.searchsorted(x, at, side="right") - 1, 0, len(x) - 2)
     slope = (y[left + 1] - y[left]) / (x[left + 1] - x[left])
-    found[inside] = (y[left] + slope * (at - x[left]))[inside]
-    return found
+    read[inside] = (y[left] + slope * (at - x[left]))[inside]
+    return read
 
 
 def compare(table: pd.DataFrame) -> pd.DataFrame:
@@ -61,33 +63,31 @@ def compare(table: pd.DataFrame) -> pd.DataFrame:
 
     Returns
     -------
-    One row a crosscoder, snapshot with SAEs, measure and way of counting L0: dictionary, features,
-    sparsity, seed, snapshot_index, step, measure, counted ('l0', 'l0_present'), l0, crosscoder,
-    sae, difference (crosscoder − SAE); NaN where the SAEs' curve does not reach.
+    One row per crosscoder, snapshot with SAEs, measure and way of counting L0: dictionary,
+    features, sparsity, seed, snapshot_index, step, measure, counted ('l0', 'l0_present'), l0,
+    crosscoder, sae, difference (crosscoder − SAE); NaN where the SAEs' curve does not reach.
     """
     keys = ["snapshot_index", "step", "features", "seed"]
     saes = table[table["kind"] == "sae"].groupby(keys, sort=True)
-    ours = table[table["kind"] == "crosscoder"].set_index(keys).sort_index()
-    found = []
-    for key, theirs in saes:
-        if key not in ours.index:
+    crosscoders = table[table["kind"] == "crosscoder"].set_index(keys).sort_index()
+    parts = []
+    for key, curve in saes:
+        if key not in crosscoders.index:
             continue
-        some = ours.loc[[key]].reset_index()
-        for measure in MEASURES:
-            for counted in COUNTS:
-                there = read_at(
-                    theirs["l0"].to_numpy(), theirs[measure].to_numpy(), some[counted].to_numpy()
-                )
-                one = some[["dictionary", *keys[2:], "sparsity", *keys[:2]]].copy()
-                one["measure"], one["counted"], one["l0"] = measure, counted, some[counted]
-                one["crosscoder"], one["sae"] = some[measure], there
-                one["difference"] = one["crosscoder"] - one["sae"]
-                found.append(one)
-    return pd.concat(found, ignore_index=True)
+        here = crosscoders.loc[[key]].reset_index()
+        for measure, counted in product(MEASURES, COUNTS):
+            part = here[["dictionary", *keys[2:], "sparsity", *keys[:2]]].copy()
+            part["measure"], part["counted"], part["l0"] = measure, counted, here[counted]
+            part["crosscoder"] = here[measure]
+            l0, value, wanted = curve["l0"], curve[measure], here[counted]
+            part["sae"] = read_at(l0.to_numpy(), value.to_numpy(), wanted.to_numpy())
+            part["difference"] = part["crosscoder"] - part["sae"]
+            parts.append(part)
+    return pd.concat(parts, ignore_index=True)
 
 
-def points(s: Settings, crosscoders: str | Path) -> pd.DataFrame:
-    """What every dictionary of the frontier reaches, a row a (dictionary, seed, snapshot).
+def points(settings: Settings, crosscoders: str | Path) -> pd.DataFrame:
+    """What every dictionary of the frontier reaches, one row per dictionary, seed and snapshot.
 
     Parameters
     ----------
@@ -104,8 +104,8 @@ def points(s: Settings, crosscoders: str | Path) -> pd.DataFrame:
     InputError : a table is missing, or of other sites than the settings have.
     """
     rows = []
-    for name, c in s.all_crosscoders.items():
-        if name in s.crosscoders:
+    for name, c in settings.all_crosscoders.items():
+        if name in settings.crosscoders:
             continue
         for seed in c.seeds:
             folder = Path(crosscoders) / name / f"seed{seed}"
@@ -114,22 +114,26 @@ def points(s: Settings, crosscoders: str | Path) -> pd.DataFrame:
                     raise InputError(f"{folder / file}: missing; make it with `ontogeny fidelity`")
             sites = pd.read_csv(folder / "fidelity.csv")
             dead = pd.read_parquet(folder / "density.parquet")["dead"].mean()
-            there = (c.outputs or c.inputs).snapshots
-            wanted = s.snapshots.chosen if there == "all" else sorted(there)
-            if sorted(set(sites["step"])) != wanted:
+            outputs = expand(c.outputs or c.inputs, settings.snapshots.chosen)
+            if set(sites["step"]) != {site.snapshot for site in outputs}:
                 raise InputError(f"{folder}/fidelity.csv: of other snapshots; make it again")
             by_snapshot = sites.groupby(["snapshot_index", "step"])[OF_SITES].mean().reset_index()
-            by_snapshot.insert(0, "dictionary", name)
-            by_snapshot.insert(1, "kind", "crosscoder" if name.startswith(FRONTIER) else "sae")
-            by_snapshot.insert(2, "features", c.features)
-            topk = c.activation == "batch_topk"
-            by_snapshot.insert(3, "sparsity", float(c.k) if topk else c.sparsity)
-            by_snapshot.insert(4, "seed", seed)
+            about = {
+                "dictionary": name,
+                "kind": "crosscoder" if name.startswith(FRONTIER) else "sae",
+                "features": c.features,
+                "sparsity": float(c.k) if c.activation == "batch_topk" else c.sparsity,
+                "seed": seed,
+            }
+            for number, (column, value) in enumerate(about.items()):
+                by_snapshot.insert(number, column, value)
             rows.append(by_snapshot.assign(dead=dead))
     return pd.concat(rows, ignore_index=True)
 
 
-def gather(s: Settings, crosscoders: str | Path, table: str | Path, comparison: str | Path) -> None:
+def gather(
+    settings: Settings, crosscoders: str | Path, table: str | Path, comparison: str | Path
+) -> None:
     """Write the frontier's points and the comparison of crosscoders with SAEs, as CSV.
 
     Parameters
@@ -141,8 +145,8 @@ def gather(s: Settings, crosscoders: str | Path, table: str | Path, comparison: 
     ------
     InputError : the settings have no frontier, or a table does not fit them.
     """
-    if s.frontier is None:
+    if settings.frontier is None:
         raise InputError("frontier: missing; add the section to the configuration")
-    found = points(s, crosscoders)
-    write_table(comparison, compare(found))
-    write_table(table, found)
+    reached = points(settings, crosscoders)
+    write_table(comparison, compare(reached))
+    write_table(table, reached)

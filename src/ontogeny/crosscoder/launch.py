@@ -29,7 +29,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from tqdm import tqdm
 
 from ontogeny import devices
-from ontogeny.crosscoder import feed
+from ontogeny.activations.rows import RowPaths
 from ontogeny.crosscoder.ranks import PeerLost, Ranks
 from ontogeny.files import InputError
 from ontogeny.settings import Settings
@@ -40,13 +40,7 @@ INTERFACE = "GLOO_SOCKET_IFNAME"
 
 @record
 def _rank(
-    settings: Settings,
-    name: str,
-    seed: int,
-    places: feed.Places,
-    output: Path,
-    state: Path,
-    threads: int,
+    settings: Settings, threads: int, arguments: tuple[str, int, RowPaths, Path, Path]
 ) -> None:
     """What each process does."""
     from ontogeny.crosscoder import train
@@ -64,7 +58,7 @@ def _rank(
         dist.init_process_group("gloo")
     ranks = Ranks(dist.get_rank(), dist.get_world_size())
     try:
-        train.train(settings, name, seed, places, output, state, ranks)
+        train.train(settings, *arguments, ranks)
     except PeerLost:
         time.sleep(PATIENCE)
         raise
@@ -75,7 +69,7 @@ def train(
     settings: Settings,
     name: str,
     seed: int,
-    places: feed.Places,
+    paths: RowPaths,
     output: Path,
     state: Path,
     threads: int,
@@ -100,7 +94,7 @@ def train(
     loopback = next((n for _, n in socket.if_nameindex() if n in ("lo", "lo0")), None)
     if loopback is not None:
         os.environ.setdefault(INTERFACE, loopback)
-    arguments = (settings, name, seed, places, output, state, max(1, threads // size))
+    arguments = (settings, max(1, threads // size), (name, seed, paths, output, state))
     logging.disable()  # the launcher's own account of what is told below
     try:
         with tempfile.TemporaryDirectory() as logs:
@@ -128,12 +122,12 @@ def train(
 
 def _tell(rank: int, failure: ProcessFailure, size: int) -> None:
     """Say how a rank ended, and end as it did."""
-    said = failure.error_file_data.get("message")
-    if isinstance(said, dict):
-        kind, _, text = said["message"].partition(": ")
+    message = failure.error_file_data.get("message")
+    if isinstance(message, dict):
+        kind, _, text = message["message"].partition(": ")
         if kind == InputError.__name__:
             raise InputError(text)
-        print(said["extraInfo"]["py_callstack"], end="", file=sys.stderr)
+        print(message["extraInfo"]["py_callstack"], end="", file=sys.stderr)
         how = f"{kind}: {text}"
     elif failure.exitcode < 0:
         how = f"was killed ({failure.signal_name()})"

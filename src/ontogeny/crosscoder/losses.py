@@ -1,10 +1,15 @@
 """The training losses and their gradients, written out: one function of tensors each.
 
+    B tokens of a batch   N sites   D width   F features   K active   I, O columns of x and target
+
 Every loss is the mean over tokens and sites of ‖ã − â‖², plus what makes it sparse:
 
-    batch_topk  keep the B·k largest h·‖r‖ of a batch, or the B·k·N largest h·r    [B], AuxK [T]
-    jumprelu    λ Σ_i ω_i (1 + ω_i/ω_0),  ω_i = mean of tanh(4 f_i r_i)            [paper], [J]
-    relu        λ Σ_i of the mean of f_i r_i                                        [C]
+    batch_topk  keeps the B·K largest h·‖r‖/√N of a batch, or the B·K·N largest h·r
+                (Bussmann et al. 2024, arXiv 2412.06410), with AuxK (Gao et al. 2024, 2406.04093)
+    jumprelu    λ Σ_i ω_i (1 + ω_i/ω_0),  ω_i = mean over tokens and sites of tanh(4 f_i r_i)
+                (Ge et al. 2025, arXiv 2509.17196; Circuits Updates, January 2025)
+    relu        λ Σ_i of the mean of f_i r_i (Lindsey et al. 2024), which shrinks norms (Minder et
+                al. 2025, arXiv 2504.02922): a baseline
 
 With E = â − ã and c = 2/(B·N), the gradients that all share are, over the pairs that act alone:
 
@@ -12,9 +17,14 @@ With E = â − ã and c = 2/(B·N), the gradients that all share are, over the 
     ∂L/∂W_enc = dhᵀ x       ∂L/∂b_enc = Σ_b dh       dh = ∂L/∂f · gate
 
 Each function is one graph for the compiler, without host syncs, and writes its gradients into
-buffers that live as long as the training. Shapes as in model.py; `sites` is N. reference.py has
-the same again in float64. Where `ranks` share a training, F is a rank's share of the features, but
-for `Out.fired`, and what is reported is of all (ranks.py).
+buffers that live as long as the training. reference.py has the same again in float64. All take
+
+    W, G        the weights (model.py), and buffers for their gradients
+    x, target   (B, I), (B, O)
+    sites       N. per_site : whether each site has its own gate
+    native      whether the CPU's own operators serve (pairs.py)
+    ranks       this process among those that share the features (ranks.py). F is then its share,
+                but for `Out.fired`, and what is reported is of all
 """
 
 from __future__ import annotations
@@ -23,49 +33,48 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from ontogeny.crosscoder import pairs
-from ontogeny.crosscoder import ranks as messages
 from ontogeny.crosscoder.model import Weights, decoder_norms, pre_activations
 from ontogeny.crosscoder.ranks import Ranks
 
 OMEGA_0 = 0.01
 TANH_SCALE = 4.0
+ALONE = Ranks()
 
 
 class Out(NamedTuple):
     """What a step reports; all on the device."""
 
-    loss: torch.Tensor  # ()
-    error: torch.Tensor  # () mean over tokens and sites of ‖ã − â‖²
-    l0: torch.Tensor  # () mean active features a token and site
-    fired: torch.Tensor  # (F,) whether active anywhere in the batch
-    cut: torch.Tensor  # () smallest kept score (batch_topk)
-    residual: torch.Tensor  # (B, O) E = â − ã
-    full: torch.Tensor | None = None  # () whether a rank may have had no room for all of its pairs
+    loss: Tensor  # ()
+    error: Tensor  # () mean over tokens and sites of ‖ã − â‖²
+    l0: Tensor  # () mean active features of a token at a site
+    fired: Tensor  # (F,) whether active anywhere in the batch
+    cut: Tensor  # () smallest kept score (batch_topk)
+    residual: Tensor  # (B, O) E = â − ã
+    full: Tensor | None = None  # () whether a rank may have had no room for all of its pairs
 
 
-def gate_norms(W_dec: torch.Tensor, sites: int, per_site: bool) -> torch.Tensor:
+def gate_norms(W_dec: Tensor, sites: int, per_site: bool) -> Tensor:
     """What a gate multiplies h by: r, (F, N), or its root mean square over sites, (F, 1)."""
     return decoder_norms(W_dec, sites) if per_site else decoder_norms(W_dec, 1) / sites**0.5
 
 
 def _residual(
-    over: pairs.Every | pairs.Kept,
-    f: torch.Tensor,
+    acting: pairs.Every | pairs.Kept,
+    f: Tensor,
     W: Weights,
-    target: torch.Tensor,
+    target: Tensor,
     sites: int,
-    ranks: Ranks | None,
-    more: Sequence[torch.Tensor] = (),
-) -> tuple[Out, Sequence[torch.Tensor]]:
+    ranks: Ranks,
+    more: Sequence[Tensor] = (),
+) -> tuple[Out, Sequence[Tensor]]:
     """E and what is reported of it and of f; and `more`, summed over ranks in the same message."""
-    decoded = over.decode(f, W.W_dec, len(target))
-    active = over.sums((f > 0).to(f.dtype))  # (F, N), or (F, 1) for one gate a feature
+    decoded = acting.decode(f, W.W_dec, len(target))
+    active = acting.sums((f > 0).to(f.dtype))  # (F, N), or (F, 1) for one gate per feature
     gates = active.shape[1]
-    if ranks is not None:
-        active = ranks.placed(active.sum(1, keepdim=True))
-        decoded, active, *more = messages.total(decoded, active, *more)
+    decoded, active, more = ranks.summed(decoded, active, more)
     E = decoded + W.b_dec - target
     error = E.square().sum() / (len(target) * sites)
     l0 = active.sum() / (len(target) * gates)
@@ -73,30 +82,30 @@ def _residual(
 
 
 def _gradients(
-    over: pairs.Every | pairs.Kept,
+    acting: pairs.Every | pairs.Kept,
     G: Weights,
-    x: torch.Tensor,
-    f: torch.Tensor,
-    df: torch.Tensor,
-    E: torch.Tensor,
+    x: Tensor,
+    f: Tensor,
+    df: Tensor,
+    E: Tensor,
     sites: int,
 ) -> None:
     """Set G's encoder, decoder and biases from ∂L/∂f, df."""
     c = 2 / (len(x) * sites)
     dh = torch.where(f > 0, df, 0.0)
-    over.encoder_gradient(G.W_enc, dh, x)
-    G.b_enc.copy_(over.sums(dh).sum(1))
-    over.decoder_gradient(G.W_dec, c * f, E)
+    acting.encoder_gradient(G.W_enc, dh, x)
+    G.b_enc.copy_(acting.sums(dh).sum(1))
+    acting.decoder_gradient(G.W_dec, c * f, E)
     G.b_dec.copy_(c * E.sum(0))
 
 
 def batch_topk(
     W: Weights,
     G: Weights,
-    x: torch.Tensor,
-    target: torch.Tensor,
-    dead: torch.Tensor,
-    is_dead: torch.Tensor,
+    x: Tensor,
+    target: Tensor,
+    dead: Tensor,
+    is_dead: Tensor,
     *,
     sites: int,
     per_site: bool,
@@ -104,46 +113,36 @@ def batch_topk(
     aux_k: int,
     aux_weight: float,
     native: bool,
-    ranks: Ranks | None = None,
+    ranks: Ranks = ALONE,
 ) -> Out:
-    """BatchTopK [B] with AuxK [T].
+    """BatchTopK with AuxK.
 
     Parameters
     ----------
-    W : the weights. G : buffers for their gradients.
-    x : (B, I). target : (B, O).
-    dead : (A,) features longest silent. is_dead : (A,) bool, those that count as dead. A = 0
-        leaves AuxK out.
-    native : whether the CPU's own operators serve (pairs.py).
-    ranks : this process among those that share the features. `dead` are then of its own.
+    dead : (A,) features longest silent, of this rank. is_dead : (A,) bool, those that count as
+        dead. A = 0 leaves AuxK out.
+    k : K. aux_k : the most dead features of a token that AuxK trains.
     """
+    c = 2 / (len(x) * sites)
     h = pre_activations(x, W.W_enc, W.b_enc)
     r = gate_norms(W.W_dec, sites, per_site)
-    count = k * len(x) * r.shape[1]
-    h_dead = best = full = None
+    h_dead = best = None
     if len(dead):
         h_dead = torch.where(is_dead, h[:, dead], 0.0).relu()
         best = torch.topk(h_dead, min(aux_k, len(dead)), dim=1, sorted=False).values
-    if ranks is None:
-        position, cut = pairs.largest(h, r, count, native)
-        kept = pairs.Kept.at(position, len(W.b_enc), r.shape[1], native)
-        f = kept.take(h).relu()
-    else:
-        kept, f, cut, best, full = messages.largest(h, r, count, native, ranks, best)
+    kept, f, cut, best, full = ranks.largest(h, r, k * len(x) * r.shape[1], native, best)
     if h_dead is None or best is None:
         out, _ = _residual(kept, f, W, target, sites, ranks)
-        df = kept.gradient(out.residual, W.W_dec) * (2 / (len(x) * sites))
-        _gradients(kept, G, x, f, df, out.residual, sites)
+        _gradients(kept, G, x, f, kept.gradient(out.residual, W.W_dec) * c, out.residual, sites)
         return out._replace(cut=cut, full=full)
-    # What the living leave over, from the dead alone: at most aux_k of them a token.
-    if ranks is not None:
+    # What the living leave over, from the dead alone: at most aux_k of them for each token.
+    if best.shape[1] > aux_k:
         best = torch.topk(best, aux_k, dim=1, sorted=False).values
     f_dead = h_dead * (h_dead >= best.amin(1, keepdim=True))
     W_dead = W.W_dec[dead]
     more = (f_dead @ W_dead, is_dead.sum().to(f.dtype))
     out, (decoded, number) = _residual(kept, f, W, target, sites, ranks, more)
-    df = kept.gradient(out.residual, W.W_dec) * (2 / (len(x) * sites))
-    _gradients(kept, G, x, f, df, out.residual, sites)
+    _gradients(kept, G, x, f, kept.gradient(out.residual, W.W_dec) * c, out.residual, sites)
     E_dead = decoded + out.residual
     aux = E_dead.square().sum() / (len(x) * sites)
     dE_dead = E_dead * (aux_weight * 2 / (len(x) * sites))
@@ -158,48 +157,50 @@ def batch_topk(
 def jumprelu(
     W: Weights,
     G: Weights,
-    x: torch.Tensor,
-    target: torch.Tensor,
-    sparsity: torch.Tensor,
-    sample: torch.Tensor,
+    x: Tensor,
+    target: Tensor,
+    sparsity: Tensor,
+    sample: Tensor,
     *,
     sites: int,
     per_site: bool,
     bandwidth: float,
     native: bool,
-    ranks: Ranks | None = None,
+    ranks: Ranks = ALONE,
 ) -> Out:
-    """JumpReLU with the tanh-quad penalty [paper].
+    """JumpReLU with the tanh-quad penalty.
 
-    The gradient of τ = log t is the straight-through estimate of [J], −(t/ε) Σ ∂L/∂f over all
-    pairs with |h·r − t| < ε/2 and h·r > 0, active or not; it is estimated from some tokens.
+    The gradient of τ = log t is the straight-through estimate −(t/ε) Σ ∂L/∂f over all pairs with
+    |h·r − t| < ε/2 and h·r > 0, active or not; it is estimated from some tokens.
 
     Parameters
     ----------
     sparsity : () λ at this step. sample : (S,) tokens that the threshold's gradient is taken from.
+    bandwidth : ε.
     """
+    c = 2 / (len(x) * sites)
     h = pre_activations(x, W.W_enc, W.b_enc)
     r = gate_norms(W.W_dec, sites, per_site)
     t = W.log_threshold.exp()
-    over: pairs.Every | pairs.Kept
+    acting: pairs.Every | pairs.Kept
     if native or per_site:
-        over = pairs.Kept.at(pairs.above(h, r, t), len(t), r.shape[1], native)
-        f = over.take(h)
+        acting = pairs.Kept.at(pairs.above(h, r, t), len(t), r.shape[1], native)
+        f = acting.take(h)
     else:
-        over = pairs.Every()
+        acting = pairs.Every()
         f = h * (h * r.T > t)
     tokens = len(x) * r.shape[1]
-    z = TANH_SCALE * f * over.of_feature(r)
-    omega = over.sums(torch.tanh(z)).sum(1) / tokens  # (F,)
+    z = TANH_SCALE * f * acting.of_feature(r)
+    omega = acting.sums(torch.tanh(z)).sum(1) / tokens  # (F,)
     penalty = (omega * (1 + omega / OMEGA_0)).sum()
-    out, (penalty,) = _residual(over, f, W, target, sites, ranks, (penalty,))
+    out, (penalty,) = _residual(acting, f, W, target, sites, ranks, (penalty,))
 
     slope = sparsity * (1 + 2 * omega / OMEGA_0) * TANH_SCALE / tokens
     slopes = slope[:, None].expand_as(r)
-    dz = over.of_feature(slopes) * (1 - torch.tanh(z).square())
-    df = over.gradient(out.residual, W.W_dec) * (2 / (len(x) * sites)) + dz * over.of_feature(r)
-    _gradients(over, G, x, f, df, out.residual, sites)
-    dr = over.sums(dz * f)  # (F, N) or (F, 1)
+    dz = acting.of_feature(slopes) * (1 - torch.tanh(z).square())
+    df = acting.gradient(out.residual, W.W_dec) * c + dz * acting.of_feature(r)
+    _gradients(acting, G, x, f, df, out.residual, sites)
+    dr = acting.sums(dz * f)  # (F, N) or (F, 1)
     per_norm = dr / r if per_site else dr / (r * sites)
     G.W_dec.view(*r.shape, -1).add_(per_norm[:, :, None] * W.W_dec.view(*r.shape, -1))
 
@@ -214,8 +215,7 @@ def jumprelu(
         norm = r.T[n : n + at_once, None]  # (sites, 1, F)
         score = h * norm
         near = ((score - t).abs() < bandwidth / 2) & (score > 0)
-        df = torch.bmm(E[n : n + at_once], W_dec[n : n + at_once].transpose(1, 2))
-        df = df * (2 / (len(x) * sites))
+        df = torch.bmm(E[n : n + at_once], W_dec[n : n + at_once].transpose(1, 2)) * c
         df += slope * (1 - torch.tanh(TANH_SCALE * score * (score > t)).square()) * norm
         total += (df * near).sum((0, 1))
     G.log_threshold.copy_(-(t / bandwidth) * total * (len(x) / len(sample)))
@@ -225,21 +225,22 @@ def jumprelu(
 def relu(
     W: Weights,
     G: Weights,
-    x: torch.Tensor,
-    target: torch.Tensor,
-    sparsity: torch.Tensor,
+    x: Tensor,
+    target: Tensor,
+    sparsity: Tensor,
     *,
     sites: int,
-    ranks: Ranks | None = None,
+    ranks: Ranks = ALONE,
 ) -> Out:
-    """ReLU with L1 on f·r, the baseline of [C] that [M] criticises. Dense: most features act."""
-    over = pairs.Every()
+    """ReLU with L1 on f·r. Dense: most features act. sparsity : () λ at this step."""
+    acting = pairs.Every()
     f = pre_activations(x, W.W_enc, W.b_enc).relu()
     r = decoder_norms(W.W_dec, sites)
     mean_f, mean_r = f.mean(0), r.mean(1)
-    out, (penalty,) = _residual(over, f, W, target, sites, ranks, ((mean_f * mean_r).sum(),))
-    df = over.gradient(out.residual, W.W_dec) * (2 / (len(x) * sites)) + sparsity * mean_r / len(x)
-    _gradients(over, G, x, f, df, out.residual, sites)
+    out, (penalty,) = _residual(acting, f, W, target, sites, ranks, ((mean_f * mean_r).sum(),))
+    c = 2 / (len(x) * sites)
+    df = acting.gradient(out.residual, W.W_dec) * c + sparsity * mean_r / len(x)
+    _gradients(acting, G, x, f, df, out.residual, sites)
     per_norm = sparsity * mean_f[:, None] / (sites * r)
     G.W_dec.view(*r.shape, -1).add_(per_norm[:, :, None] * W.W_dec.view(*r.shape, -1))
     return out._replace(loss=out.error + sparsity * penalty)

@@ -2,32 +2,36 @@
 
 Legend of tensor letters, here and in losses.py:
 
-    B tokens of a batch   N sites   D width   F features   R dimensions of a principal subspace
-    I inputs: N·D of the input sites, or R        O outputs: N·D of the output sites, or R
+    B tokens of a batch   N sites   D width   F features   K active
+    R dimensions of a principal subspace
+    I columns of an input: N·D of the input sites, or R
+    O columns of an output: N·D of the output sites, or R
 
-The equations (METHOD.md 3; [paper] 3.1, [C]), for normalised activations ã:
+The equations (method.md 3; Ge et al. 2025, arXiv 2509.17196), for normalised activations ã:
 
     h = ã W_encᵀ + b_enc                (B, F)      pre-activation, shared by all sites
     r = ‖W_dec‖ per site                (F, N)      decoder norm
     f = h · 1[h·r > t]                  (B, F, N)   gate per site; per feature: (B, F), r over all
     â = Σ_i f_i W_dec,i + b_dec         (B, N, D)
 
-In the principal subspace (METHOD.md 9) the crosscoder sees y = (ã − μ)U instead of ã, and its
-decoder in all N·D dimensions is W_dec Uᵀ, its bias μ + b_dec Uᵀ.
+In the principal subspace the crosscoder sees y = (ã − μ)U instead of ã, and its decoder in all N·D
+dimensions is W_dec Uᵀ, its bias μ + b_dec Uᵀ.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from ontogeny.files import InputError, whole
+from ontogeny.activations.projection import projected
+from ontogeny.files import InputError, whole, write_json
 
 EVERY = slice(None)  # all features
 
@@ -36,23 +40,23 @@ EVERY = slice(None)  # all features
 class Weights:
     """The trained tensors, in the space that training happens in."""
 
-    W_enc: torch.Tensor  # (F, I) a row a feature, as the decoder's
-    b_enc: torch.Tensor  # (F,)
-    W_dec: torch.Tensor  # (F, O)
-    b_dec: torch.Tensor  # (O,)
-    log_threshold: torch.Tensor  # (F,) τ = log t; jumprelu's alone are trained
+    W_enc: Tensor  # (F, I), features first as in the decoder
+    b_enc: Tensor  # (F,)
+    W_dec: Tensor  # (F, O)
+    b_dec: Tensor  # (O,)
+    log_threshold: Tensor  # (F,) τ = log t; trained by jumprelu alone
 
-    def named(self) -> dict[str, torch.Tensor]:
+    def named(self) -> dict[str, Tensor]:
         """The tensors by name."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
-def pre_activations(x: torch.Tensor, W_enc: torch.Tensor, b_enc: torch.Tensor) -> torch.Tensor:
+def pre_activations(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> Tensor:
     """h = x W_encᵀ + b_enc: (B, I) → (B, F)."""
     return torch.addmm(b_enc, x, W_enc.T)
 
 
-def decoder_norms(W_dec: torch.Tensor, sites: int) -> torch.Tensor:
+def decoder_norms(W_dec: Tensor, sites: int) -> Tensor:
     """r = ‖W_dec‖₂ per site: (F, N·D) → (F, N). One "site" gives the norm over all, (F, 1)."""
     return torch.linalg.vector_norm(W_dec.unflatten(1, (sites, -1)), dim=2)
 
@@ -62,19 +66,19 @@ def initial(
     outputs: int,
     features: int,
     width: int,
-    basis: torch.Tensor | None,
+    basis: Tensor | None,
     seed: int,
     share: slice = EVERY,
 ) -> Weights:
-    """Weights before training, decoder rows of norm √N: every site alike, a random direction each.
+    """Weights before training: the encoder equals the decoder, whose rows have norm √N.
+
+    Each feature has one random direction, alike at every site; train.py chooses the norm.
 
     Parameters
     ----------
     inputs, outputs : numbers of sites.
     basis : (N·D, R) principal directions, or None for all dimensions.
     share : which of the features to return.
-
-    The encoder is the decoder transposed; `scale` sets the norm ([paper] 3.1).
     """
     generator = torch.Generator().manual_seed(seed)
     unit = torch.randn(features, width, generator=generator)
@@ -94,7 +98,7 @@ def initial(
 
 
 def random_directions(
-    weights: Weights, seed: int, features: int, norm: torch.Tensor, share: slice = EVERY
+    weights: Weights, seed: int, features: int, norm: Tensor, share: slice = EVERY
 ) -> Weights:
     """The same with each decoder row in a random direction of the whole training space.
 
@@ -106,13 +110,8 @@ def random_directions(
     W_dec = torch.randn(features, weights.W_dec.shape[1], generator=generator)
     W_dec *= norm / W_dec.norm()
     W_dec = W_dec[share]
-    return Weights(
-        W_dec.clone() if weights.W_enc.shape == W_dec.shape else weights.W_enc,
-        weights.b_enc,
-        W_dec,
-        weights.b_dec,
-        weights.log_threshold,
-    )
+    W_enc = W_dec.clone() if weights.W_enc.shape == W_dec.shape else weights.W_enc
+    return replace(weights, W_enc=W_enc, W_dec=W_dec)
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,7 @@ class Crosscoder:
     scales : (N_in,) and (N_out,) dataset-wise normalisation constants, √D / mean‖a‖.
     """
 
-    def __init__(self, about: Description, tensors: dict[str, torch.Tensor]) -> None:
+    def __init__(self, about: Description, tensors: dict[str, Tensor]) -> None:
         self.about = about
         self.weights = Weights(**{n: tensors[n] for n in Weights.__dataclass_fields__})
         self.scales_in = tensors["scales_in"]
@@ -164,32 +163,30 @@ class Crosscoder:
         self._tensors = tensors
 
     @property
-    def dead(self) -> torch.Tensor:
+    def dead(self) -> Tensor:
         """(F,) features silent over the last `dead_after_rows` rows of training."""
         return self._tensors["silent_rows"] >= self.about.settings["dead_after_rows"]
 
     @property
-    def strength(self) -> torch.Tensor:
+    def strength(self) -> Tensor:
         """(F, N): s = r, the decoder norm of every feature at every output site."""
         return self.W_dec.norm(dim=2)
 
-    def _gate_norms(self) -> torch.Tensor:
-        """(F, N) decoder norms that the gate sees; (F, 1) for one gate a feature."""
+    def _gate_norms(self) -> Tensor:
+        """(F, N) decoder norms that the gate sees; (F, 1) for one gate per feature."""
         if self.about.gate == "snapshot":
             return self.strength
         W = self.weights.W_dec
         return W.norm(dim=1, keepdim=True) / len(self.about.outputs) ** 0.5
 
     @torch.no_grad()
-    def pre_activations(self, activations: torch.Tensor) -> torch.Tensor:
+    def pre_activations(self, activations: Tensor) -> Tensor:
         """h, (B, F), from normalised activations (B, N_in, D)."""
-        x = activations.flatten(1) - self._mean
-        if self._basis is not None:
-            x = x @ self._basis
+        x = projected(activations, self._mean, self._basis)
         return pre_activations(x, self.weights.W_enc, self.weights.b_enc)
 
     @torch.no_grad()
-    def encode(self, activations: torch.Tensor) -> torch.Tensor:
+    def encode(self, activations: Tensor) -> Tensor:
         """Feature activations f from normalised activations (B, N_in, D).
 
         Returns
@@ -209,7 +206,7 @@ class Crosscoder:
         return f if self.about.gate == "snapshot" else f[:, :, 0]
 
     @torch.no_grad()
-    def decode(self, f: torch.Tensor) -> torch.Tensor:
+    def decode(self, f: Tensor) -> Tensor:
         """Normalised reconstructions (B, N_out, D) from f (B, F) or (B, F, N_out)."""
         if f.ndim == 2:
             return (f @ self.W_dec.flatten(1)).unflatten(1, self.W_dec.shape[1:]) + self.b_dec
@@ -220,8 +217,7 @@ class Crosscoder:
         folder = Path(folder)
         with whole(folder / "crosscoder.safetensors") as draft:
             save_file({k: v.detach().contiguous().cpu() for k, v in self._tensors.items()}, draft)
-        with whole(folder / "config.json") as draft:
-            draft.write_text(json.dumps(asdict(self.about), indent=2) + "\n")
+        write_json(folder / "config.json", asdict(self.about))
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> Crosscoder:

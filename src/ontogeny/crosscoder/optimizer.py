@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from ontogeny import devices
 
@@ -24,12 +25,12 @@ EPSILON = 1e-8
 
 
 def _update(
-    weights: list[torch.Tensor],
-    gradients: list[torch.Tensor],
-    first: list[torch.Tensor],
-    second: list[torch.Tensor],
-    rate: torch.Tensor,
-    correction: torch.Tensor,
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    first: list[Tensor],
+    second: list[Tensor],
+    rate: Tensor,
+    correction: Tensor,
     shares: list[float],
 ) -> None:
     """One step, in place.
@@ -63,8 +64,8 @@ class Adam:
 
     def __init__(
         self,
-        weights: list[torch.Tensor],
-        gradients: list[torch.Tensor],
+        weights: list[Tensor],
+        gradients: list[Tensor],
         shares: list[float],
         moments: str,
         device: torch.device,

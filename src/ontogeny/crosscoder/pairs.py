@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse
 import torch
+from torch import Tensor
 
 with warnings.catch_warnings():
     # The first CSR tensor of a process makes torch say that they are in beta; no user's business.
@@ -34,31 +35,27 @@ with warnings.catch_warnings():
 class Every:
     """All pairs of B tokens and F features, one gate a feature."""
 
-    def take(self, h: torch.Tensor) -> torch.Tensor:
-        """Values of (B, F) at the pairs."""
-        return h
-
-    def of_feature(self, features: torch.Tensor) -> torch.Tensor:
+    def of_feature(self, features: Tensor) -> Tensor:
         """Each pair's entry of (F, 1)."""
         return features.T
 
-    def decode(self, f: torch.Tensor, W_dec: torch.Tensor, tokens: int) -> torch.Tensor:
+    def decode(self, f: Tensor, W_dec: Tensor, tokens: int) -> Tensor:
         """f W_dec, (B, O)."""
         return f @ W_dec
 
-    def gradient(self, dE: torch.Tensor, W_dec: torch.Tensor) -> torch.Tensor:
+    def gradient(self, dE: Tensor, W_dec: Tensor) -> Tensor:
         """Gradient of f, dE W_decᵀ."""
         return dE @ W_dec.T
 
-    def decoder_gradient(self, out: torch.Tensor, f: torch.Tensor, dE: torch.Tensor) -> None:
+    def decoder_gradient(self, out: Tensor, f: Tensor, dE: Tensor) -> None:
         """Set `out`, (F, O), to fᵀ dE."""
         torch.mm(f.T, dE, out=out)
 
-    def encoder_gradient(self, out: torch.Tensor, dh: torch.Tensor, x: torch.Tensor) -> None:
+    def encoder_gradient(self, out: Tensor, dh: Tensor, x: Tensor) -> None:
         """Set `out`, (F, I), to dhᵀ x."""
         torch.mm(dh.T, x, out=out)
 
-    def sums(self, values: torch.Tensor) -> torch.Tensor:
+    def sums(self, values: Tensor) -> Tensor:
         """(F, 1): sums over tokens."""
         return values.sum(0)[:, None]
 
@@ -74,17 +71,17 @@ class Kept:
     native : whether the CPU's own operators serve.
     """
 
-    token: torch.Tensor
-    feature: torch.Tensor
-    row: torch.Tensor
-    column: torch.Tensor
-    order: torch.Tensor
+    token: Tensor
+    feature: Tensor
+    row: Tensor
+    column: Tensor
+    order: Tensor
     features: int
     sites: int
     native: bool
 
     @classmethod
-    def at(cls, position: torch.Tensor, features: int, sites: int, native: bool) -> Kept:
+    def at(cls, position: Tensor, features: int, sites: int, native: bool) -> Kept:
         """The pairs at ascending positions (P,) of a flattened (B, N, F)."""
         row, feature = position // features, position % features
         column = feature * sites + row % sites
@@ -94,15 +91,15 @@ class Kept:
             order = torch.argsort(column, stable=True)
         return cls(row // sites, feature, row, column, order, features, sites, native)
 
-    def take(self, h: torch.Tensor) -> torch.Tensor:
+    def take(self, h: Tensor) -> Tensor:
         """Values of (B, F) at the pairs."""
         return h.flatten()[self.token * self.features + self.feature]
 
-    def of_feature(self, features: torch.Tensor) -> torch.Tensor:
+    def of_feature(self, features: Tensor) -> Tensor:
         """Each pair's entry of (F, N)."""
         return features.flatten()[self.column]
 
-    def decode(self, f: torch.Tensor, W_dec: torch.Tensor, tokens: int) -> torch.Tensor:
+    def decode(self, f: Tensor, W_dec: Tensor, tokens: int) -> Tensor:
         """f W_dec, (B, O)."""
         W = W_dec.view(self.features * self.sites, -1)
         start = _starts(self.row, tokens * self.sites)[:-1]
@@ -111,26 +108,26 @@ class Kept:
         )
         return rows.view(tokens, -1)
 
-    def gradient(self, dE: torch.Tensor, W_dec: torch.Tensor) -> torch.Tensor:
+    def gradient(self, dE: Tensor, W_dec: Tensor) -> Tensor:
         """Gradient of f, dE W_decᵀ. Compiled, no (P, D) tensor exists.
 
         Feature by feature: W_dec, the larger of the two, is then read once.
         """
         W = W_dec.view(self.features * self.sites, -1)
         row, column = self.row[self.order], self.column[self.order]
-        found = (dE.reshape(-1, W.shape[1])[row] * W[column]).sum(1)
-        return torch.empty_like(found).scatter(0, self.order, found)
+        df = (dE.reshape(-1, W.shape[1])[row] * W[column]).sum(1)
+        return torch.empty_like(df).scatter(0, self.order, df)
 
-    def decoder_gradient(self, out: torch.Tensor, f: torch.Tensor, dE: torch.Tensor) -> None:
+    def decoder_gradient(self, out: Tensor, f: Tensor, dE: Tensor) -> None:
         """Set `out`, (F, O), to fᵀ dE."""
         rows = out.view(self.features * self.sites, -1)
         self._spread(rows, self.column, self.row, f, dE.reshape(-1, rows.shape[1]))
 
-    def encoder_gradient(self, out: torch.Tensor, dh: torch.Tensor, x: torch.Tensor) -> None:
+    def encoder_gradient(self, out: Tensor, dh: Tensor, x: Tensor) -> None:
         """Set `out`, (F, I), to dhᵀ x."""
         self._spread(out, self.feature, self.token, dh, x)
 
-    def sums(self, values: torch.Tensor) -> torch.Tensor:
+    def sums(self, values: Tensor) -> Tensor:
         """(F, N): sums over tokens."""
         size = self.features * self.sites
         if self.native:
@@ -139,14 +136,7 @@ class Kept:
             total = values.new_zeros(size).index_add(0, self.column, values)
         return total.view(self.features, self.sites)
 
-    def _spread(
-        self,
-        out: torch.Tensor,
-        into: torch.Tensor,
-        source: torch.Tensor,
-        values: torch.Tensor,
-        X: torch.Tensor,
-    ) -> None:
+    def _spread(self, out: Tensor, into: Tensor, source: Tensor, values: Tensor, X: Tensor) -> None:
         """Set each row i of `out` to Σ values·X[source] over the pairs with into = i."""
         if self.native:
             start = _starts(into[self.order], len(out))
@@ -155,15 +145,13 @@ class Kept:
             out.zero_().index_add_(0, into, values[:, None] * X[source])
 
 
-def _starts(ascending: torch.Tensor, size: int) -> torch.Tensor:
+def _starts(ascending: Tensor, size: int) -> Tensor:
     """(size + 1,): where each of 0 … size − 1 begins in ascending indices, then their number."""
     bounds = torch.arange(size + 1, device=ascending.device)
     return torch.searchsorted(ascending, bounds)
 
 
-def largest(
-    h: torch.Tensor, r: torch.Tensor, count: int, native: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
+def largest(h: Tensor, r: Tensor, count: int, native: bool) -> tuple[Tensor, Tensor]:
     """The `count` largest h·r of a batch.
 
     Parameters
@@ -191,23 +179,13 @@ def largest(
     return position.sort().values, best.min()
 
 
-def above(h: torch.Tensor, r: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """Ascending positions in a flattened (B, N, F) at which h·r > t.
-
-    Parameters
-    ----------
-    h : (B, F). r : (F, N). t : (F,).
-    """
-    return torch.ops.ontogeny.above(h, r, t)
-
-
 PASS_ENTRIES = 1 << 16  # of (B, F), that a pass of selection has in the cache at a time
 
 # ---- The CPU's operators. A batch's number of active pairs is at most a few per cent of B·F.
 
 
 @torch.library.custom_op("ontogeny::largest", mutates_args=())
-def _largest(h: torch.Tensor, r: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _largest(h: Tensor, r: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Ascending positions of the `count` largest of h (B, F) times r (F, 1), and the smallest.
 
     A sample bounds the cut from below, so that one pass, some rows at a time, leaves a few
@@ -255,15 +233,8 @@ def largest_but(values: np.ndarray, rank: int) -> np.floating:
     return np.partition(values, values.size - 1 - rank)[values.size - 1 - rank]
 
 
-@_largest.register_fake
-def _(h: torch.Tensor, r: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return h.new_empty(count, dtype=torch.long), h.new_empty(())
-
-
 @torch.library.custom_op("ontogeny::largest_of_sites", mutates_args=())
-def _largest_of_sites(
-    h: torch.Tensor, r: torch.Tensor, count: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _largest_of_sites(h: Tensor, r: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The same over h (B, F) times r (F, N), of candidates that a lower bound on the cut leaves."""
     F, N = r.shape
     hs, rs = h.numpy(), r.numpy()
@@ -284,14 +255,22 @@ def _largest_of_sites(
     return torch.from_numpy(np.sort(position.ravel()[chosen])), torch.from_numpy(np.array(cut))
 
 
+@_largest.register_fake
 @_largest_of_sites.register_fake
-def _(h: torch.Tensor, r: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _(h: Tensor, r: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return h.new_empty(count, dtype=torch.long), h.new_empty(())
 
 
 @torch.library.custom_op("ontogeny::above", mutates_args=())
-def _above(h: torch.Tensor, r: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """See `above`; any device, though elsewhere than on a CPU the host waits for the number."""
+def above(h: Tensor, r: Tensor, t: Tensor) -> Tensor:
+    """Ascending positions in a flattened (B, N, F) at which h·r > t.
+
+    Of any device, though elsewhere than on a CPU the host waits for the number.
+
+    Parameters
+    ----------
+    h : (B, F). r : (F, N). t : (F,).
+    """
     F, N = r.shape
     token, feature = torch.nonzero(h * r.amax(1) > t, as_tuple=True)
     passed = h[token, feature][:, None] * r[feature] > t[feature][:, None]
@@ -300,14 +279,14 @@ def _above(h: torch.Tensor, r: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     return position if N == 1 else position.sort().values
 
 
-@_above.register_fake
-def _(h: torch.Tensor, r: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+@above.register_fake
+def _(h: Tensor, r: Tensor, t: Tensor) -> Tensor:
     number = torch.library.get_ctx().new_dynamic_size()
     return h.new_empty(number, dtype=torch.long)
 
 
 @torch.library.custom_op("ontogeny::stable_order", mutates_args=())
-def _stable_order(index: torch.Tensor, size: int) -> torch.Tensor:
+def _stable_order(index: Tensor, size: int) -> Tensor:
     """The order that sorts (P,) indices below `size`, equal ones as they come."""
     P = len(index)
     by_pair = scipy.sparse.csr_array(
@@ -317,18 +296,12 @@ def _stable_order(index: torch.Tensor, size: int) -> torch.Tensor:
 
 
 @_stable_order.register_fake
-def _(index: torch.Tensor, size: int) -> torch.Tensor:
+def _(index: Tensor, size: int) -> Tensor:
     return torch.empty_like(index)
 
 
 @torch.library.custom_op("ontogeny::segment_sums", mutates_args=("out",))
-def _segment_sums(
-    out: torch.Tensor,
-    start: torch.Tensor,
-    source: torch.Tensor,
-    values: torch.Tensor,
-    X: torch.Tensor,
-) -> None:
+def _segment_sums(out: Tensor, start: Tensor, source: Tensor, values: Tensor, X: Tensor) -> None:
     """Set row i of `out` to Σ values·X[source] over the pairs from start_i to start_i+1.
 
     Into memory that is there: fresh pages for a gradient would cost more than its sums.
@@ -339,12 +312,12 @@ def _segment_sums(
 
 
 @torch.library.custom_op("ontogeny::sums", mutates_args=())
-def _sums(index: torch.Tensor, values: torch.Tensor, size: int) -> torch.Tensor:
+def _sums(index: Tensor, values: Tensor, size: int) -> Tensor:
     """(size,): sums of values by index, always in the same order."""
     total = np.bincount(index.numpy(), values.numpy(), size)
     return torch.from_numpy(total).to(values.dtype)
 
 
 @_sums.register_fake
-def _(index: torch.Tensor, values: torch.Tensor, size: int) -> torch.Tensor:
+def _(index: Tensor, values: Tensor, size: int) -> Tensor:
     return values.new_empty(size)

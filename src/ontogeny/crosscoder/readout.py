@@ -10,6 +10,7 @@ so that snapshots can be run one after another, and only h is kept.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from ontogeny.crosscoder.model import Crosscoder
 
@@ -28,7 +29,7 @@ class Readout:
     scales : (N_in,) normalisation constants, by which raw activations are multiplied.
     """
 
-    def __init__(self, crosscoder: Crosscoder, features: torch.Tensor) -> None:
+    def __init__(self, crosscoder: Crosscoder, features: Tensor) -> None:
         about, weights = crosscoder.about, crosscoder.weights
         features = features.to(weights.W_enc.device)
         shape = (len(about.inputs), about.width)
@@ -48,14 +49,14 @@ class Readout:
             gate = about.threshold if about.activation == "batch_topk" else 0.0
             self._t = torch.full_like(self._r, gate)
 
-    def weights(self, site: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def weights(self, site: int) -> tuple[Tensor, Tensor]:
         """E of an input site, (S, D), and its centre, (D,)."""
         D = self._mean.shape[1]
         if self._basis is None:
             return self._W[:, site * D : (site + 1) * D], self._mean[site]
         return self._W @ self._basis[site].T, self._mean[site]
 
-    def activations(self, sums: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+    def activations(self, sums: Tensor, which: Tensor) -> Tensor:
         """Feature activations, (…, P): the largest over snapshots where each has its own gate.
 
         Parameters

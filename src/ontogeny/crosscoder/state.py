@@ -9,8 +9,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
+from torch import Tensor
 
-from ontogeny.crosscoder import model, sharded
+from ontogeny.crosscoder import model
 from ontogeny.crosscoder.optimizer import Adam
 from ontogeny.crosscoder.ranks import Ranks
 from ontogeny.files import whole
@@ -26,31 +27,26 @@ class Progress:
     threshold : () running mean of BatchTopK's smallest kept score; −1 before the first.
     failed : () first step whose loss was not finite; −1 while there is none.
     aux : how many features AuxK looks at, by how many were dead when last counted; 0 is none.
-    data : digest of what the rows are; a state of other rows is not gone on from.
-    ranks : this process among those that share the training. Weights, gradients and moments are
-        then of its own features; the rest is alike on all, the log on rank 0 alone.
-    slots : of AuxK's features, how many each rank looks at.
-    full : () whether a rank had no room for all of its pairs since the last look.
+    data : digest of what the rows are; training never resumes from a state of other rows.
+    ranks : this process among those that share the training. Weights, gradients and moments are of
+        its own features; the rest is alike on all, but for the log, which rank 0 has.
+    slots : of AuxK's features, how many each of several ranks looks at.
     """
 
     weights: model.Weights
     gradients: model.Weights
     optimizer: Adam
-    silent: torch.Tensor
-    threshold: torch.Tensor
-    failed: torch.Tensor
+    silent: Tensor
+    threshold: Tensor
+    failed: Tensor
     data: str
     aux: int = 0
     step: int = 0
     log: list[dict[str, float]] = field(default_factory=list)
-    ranks: Ranks | None = None
+    ranks: Ranks = field(default_factory=Ranks)
     slots: int = 0
-    full: torch.Tensor = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.full = torch.zeros((), dtype=torch.bool, device=self.silent.device)
-
-    def tensors(self) -> dict[str, torch.Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
         """All that a state holds of tensors, by name."""
         tensors = self.weights.named() | {"silent": self.silent, "threshold": self.threshold}
         for i, (m, v) in enumerate(zip(self.optimizer.first, self.optimizer.second, strict=True)):
@@ -65,69 +61,57 @@ class Progress:
         return moments | set(self.weights.named()) - {"b_dec"}
 
     def save(self, folder: Path) -> None:
-        """Write a state, whole or not at all, in place of the one before: state.h5, or of ranks.
+        """Write state.h5, whole or not at all, in place of the one before. All ranks call it.
 
+        Ranks' features are gathered a tensor at a time, so that any number of ranks can resume.
         bfloat16 is kept as its bits: NumPy and HDF5 have no such type.
         """
-        about = {"step": self.step, "aux": self.aux, "data": self.data, "log": self.log}
-        if self.ranks is not None:
-            sharded.save(folder, self.tensors(), self.shared(), self.ranks, about)
+        shared = self.shared()
+        if self.ranks.rank:
+            for name in sorted(shared):
+                self.ranks.gathered(self.tensors()[name])
             return
         with whole(folder / "state.h5") as draft, h5py.File(draft, "w") as file:
-            for name, tensor in self.tensors().items():
-                file[name] = _bits(tensor.cpu()).numpy()
+            for name, tensor in sorted(self.tensors().items()):
+                every = self.ranks.gathered(tensor) if name in shared else tensor.cpu()
+                file[name] = _bits(every).numpy()
+            about = {"step": self.step, "aux": self.aux, "data": self.data}
             file.attrs.update(about | {"log": json.dumps(self.log)})
-        sharded.remove(folder)
 
     def resume(self, folder: Path) -> None:
-        """Read the folder's newest state into place, if it holds one of the same rows.
+        """Read the folder's state into place, each rank its share, if it is of the same rows."""
+        if not kept(folder):
+            return
+        shared = self.shared()
+        with h5py.File(folder / "state.h5") as file:
+            if file.attrs["data"] != self.data:
+                return
+            for name, tensor in self.tensors().items():
+                stored = file[name]
+                own = self.ranks.share(len(stored)) if name in shared else ()
+                _bits(tensor).copy_(torch.from_numpy(np.asarray(stored[own])))
+            self.step, self.aux = int(file.attrs["step"]), int(file.attrs["aux"])
+            self.log = json.loads(file.attrs["log"])
 
-        One process and any number of ranks go on from each other's.
-        """
-        there = sharded.newest(folder, self.data)
-        if (folder / "state.h5").exists():
-            with h5py.File(folder / "state.h5") as file:
-                about = dict(file.attrs)
-                if about["data"] == self.data and (not there or there.step <= about["step"]):
-                    self._read(file)
-                    return
-        if there:
-            about = sharded.load(there, self.tensors(), self.shared(), self.ranks)
-            self.step, self.aux, self.log = about["step"], about["aux"], about["log"]
-
-    def _read(self, file: h5py.File) -> None:
-        shared = self.shared() if self.ranks is not None else set()
-        for name, tensor in self.tensors().items():
-            stored = file[name]
-            if self.ranks is not None and name in shared:
-                stored = stored[self.ranks.share(len(stored))]
-            _bits(tensor).copy_(torch.from_numpy(np.asarray(stored)))
-        self.step, self.aux = int(file.attrs["step"]), int(file.attrs["aux"])
-        self.log = json.loads(file.attrs["log"])
-
-    def whole_weights(self) -> dict[str, torch.Tensor] | None:
-        """The weights of all features in the host's memory; of several ranks, rank 0 alone."""
-        tensors = {n: t.cpu() for n, t in self.weights.named().items()}
-        if self.ranks is None:
-            return tensors
-        for name in sorted(self.shared() & set(tensors)):
-            found = self.ranks.gathered(self.weights.named()[name])
-            if found is not None:
-                tensors[name] = found
-        return None if self.ranks.rank else tensors
+    def whole_weights(self) -> dict[str, Tensor]:
+        """The weights of all features in the host's memory of rank 0; of others, their own."""
+        shared = self.shared()
+        return {
+            name: self.ranks.gathered(tensor) if name in shared else tensor.cpu()
+            for name, tensor in self.weights.named().items()
+        }
 
     @property
     def finite(self) -> bool:
         """Whether every loss so far and every weight now is finite, on all ranks."""
         fine = all(bool(torch.isfinite(t).all()) for t in self.weights.named().values())
-        fine = fine and self.failed.item() < 0
-        return fine if self.ranks is None else self.ranks.agree(fine, self.silent.device)
+        return self.ranks.agree(fine and self.failed.item() < 0, self.silent.device)
 
 
 def kept(folder: Path) -> bool:
     """Whether a folder holds a state."""
-    return (folder / "state.h5").exists() or sharded.newest(folder) is not None
+    return (folder / "state.h5").exists()
 
 
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
+def _bits(tensor: Tensor) -> Tensor:
     return tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor

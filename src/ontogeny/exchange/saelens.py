@@ -29,7 +29,8 @@ from typing import Any
 import torch
 
 from ontogeny import __version__
-from ontogeny.activations.store import Site, Stacks
+from ontogeny.activations.rows import Cached, HeldOut
+from ontogeny.activations.sites import Site
 from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.exchange.plain import Plain, free, name_of, plain, write_folder
 from ontogeny.files import InputError
@@ -161,14 +162,15 @@ def fitted(
     if tuple(about.outputs[site]) not in inputs:
         raise InputError(f"{name_of(about.outputs[site])}: not an input; --alone cannot be had")
     own = inputs.index(tuple(about.outputs[site]))
-    stacks = Stacks(activations, [Site(*place) for place in about.inputs])
-    if about.tokens and stacks.tokens != about.tokens:
+    sites = [Site(*place) for place in about.inputs]
+    train, held_out = Cached(activations, sites), HeldOut(activations, sites)
+    if about.tokens and train.tokens != about.tokens:
         raise InputError(f"{activations}: of other tokens than the crosscoder was trained on")
-    rows = min(FIT_ROWS, stacks.rows)
+    rows = min(FIT_ROWS, train.rows)
     D = about.width
     gram, cross = torch.zeros(D + 1, D + 1).double(), torch.zeros(D + 1, about.features).double()
     for start in range(0, rows, PIECE):
-        x = torch.from_numpy(stacks.read(start, min(start + PIECE, rows)))
+        x = torch.from_numpy(train.read(start, min(start + PIECE, rows)))
         h = trained.pre_activations(x).double()
         a = torch.cat([x[:, own].double(), torch.ones(len(x), 1).double()], 1)
         gram += a.T @ a
@@ -177,8 +179,8 @@ def fitted(
     found = torch.linalg.solve(gram, cross)
     E, b = found[:D].float(), found[D].float()
     t = threshold(p, site) if p.t is not None else torch.zeros(about.features)
-    test = min(TEST_ROWS, stacks.held_out_rows)
-    x = torch.from_numpy(stacks.read(0, test, "held_out"))
+    test = min(TEST_ROWS, held_out.rows)
+    x = torch.from_numpy(held_out.read(0, test))
     target = x[:, own]
     h = target @ E + b
     f = h * ((h > t) & (h > 0))

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch
 
-from ontogeny.activations.store import Site, Stacks
+from ontogeny.activations.sites import Site
+from ontogeny.activations.store import Stacks
 from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.exchange.plain import LEAST_THRESHOLD
 from ontogeny.files import InputError

@@ -29,7 +29,8 @@ import torch
 from pyarrow import parquet
 
 from ontogeny import __version__, devices
-from ontogeny.activations.store import Site, Stacks, read_ahead
+from ontogeny.activations.rows import HeldOut, read_ahead
+from ontogeny.activations.sites import Site
 from ontogeny.corpus.build import Tokens
 from ontogeny.corpus.pieces import Vocabulary, read_tokens, visible
 from ontogeny.crosscoder.model import Crosscoder
@@ -300,7 +301,7 @@ def record_type(c: Contexts, ids: np.dtype[Any], lenses: int, tokens: int) -> np
 
 def collect(
     crosscoder: Crosscoder,
-    inputs: Stacks,
+    inputs: HeldOut,
     living: np.ndarray,
     context: int,
     c: Contexts,
@@ -324,12 +325,11 @@ def collect(
         c.window,
         seed,
     )
-    position = inputs.held_out_position()
+    position = inputs.position
     entries = max(crosscoder.about.features, len(inputs.sites) * inputs.width)
     bounds = _whole_blocks(position[:, 0], max(1, PIECE_VALUES // entries))
     pieces = read_ahead(
-        (low, lambda low=low, high=high: inputs.read(low, high, "held_out"))
-        for low, high in pairwise(bounds)
+        (low, lambda low=low, high=high: inputs.read(low, high)) for low, high in pairwise(bounds)
     )
     with bar("contexts: held-out rows", len(position), "rows") as progress:
         for low, rows in pieces:
@@ -469,7 +469,7 @@ def describe(
     c = s.contexts
     device = devices.choose(s.device)
     trained = Crosscoder.load(crosscoder, device)
-    inputs = Stacks(activations, [Site(*site) for site in trained.about.inputs])
+    inputs = HeldOut(activations, [Site(*site) for site in trained.about.inputs])
     if inputs.tokens != trained.about.tokens:
         raise InputError(
             f"{activations}: activations of other tokens than the crosscoder was trained on; "
@@ -482,7 +482,7 @@ def describe(
         raise InputError(f"{crosscoder}: no living feature; train it for longer")
     lenses = _lenses(s, trained, living, Path(snapshots), data)
     found = collect(trained, inputs, living, data.context, c, s.analysis.seed)
-    position = inputs.held_out_position().astype(np.int64)
+    position = inputs.position.astype(np.int64)
     with whole(output) as draft, h5py.File(draft, "w") as file:
         k = 0 if lenses is None else lenses.token.shape[-1]
         sizes = {"context": data.context, "features": trained.about.features, "rows": found.rows}

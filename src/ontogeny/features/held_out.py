@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from ontogeny.activations.store import Site, Stacks
+from ontogeny.activations.rows import HeldOut, pieces
+from ontogeny.activations.sites import Site
 from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.files import InputError
 
@@ -27,7 +28,7 @@ def held_out(
     With a gate per snapshot, an activation is the largest over snapshots.
     """
     about = crosscoder.about
-    inputs = Stacks(activations, [Site(*site) for site in about.inputs])
+    inputs = HeldOut(activations, [Site(*site) for site in about.inputs])
     if inputs.tokens != about.tokens:
         raise InputError(
             f"{activations}: activations of other tokens than the crosscoder was trained on; "
@@ -37,11 +38,11 @@ def held_out(
     step = max(1, min(2048, PIECE_ENTRIES // (about.features * gates)))
     device = crosscoder.W_dec.device
     parts = []
-    for _, piece in inputs.pieces(step, "held_out", stop=MOST_POSITIONS):
+    for _, piece in pieces(inputs, step, stop=MOST_POSITIONS):
         f = crosscoder.encode(torch.from_numpy(piece).to(device))
         f = f if f.ndim == 2 else f.amax(2)
         parts.append(sparse.csr_array(f.cpu().numpy()))
-    return sparse.vstack(parts, format="csr"), inputs.held_out_position()[:MOST_POSITIONS]
+    return sparse.vstack(parts, format="csr"), inputs.position[:MOST_POSITIONS]
 
 
 def membership(groups: np.ndarray) -> sparse.csr_array:

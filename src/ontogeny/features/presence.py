@@ -49,7 +49,8 @@ from scipy import sparse, stats
 from torch.nn.functional import embedding_bag
 
 from ontogeny import devices
-from ontogeny.activations.store import Site, Stacks
+from ontogeny.activations.rows import HeldOut
+from ontogeny.activations.sites import Site
 from ontogeny.corpus.build import Tokens
 from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.features.evolution import normalise
@@ -603,7 +604,7 @@ def describe(
     ids = Tokens(tokens).take(blocks)[row, position[:, 1]].astype(np.int64)
 
     def read(n: int) -> np.ndarray:
-        return Stacks(activations, [sites[n]]).read(0, len(position), "held_out")[:, 0]
+        return HeldOut(activations, [sites[n]]).read(0, len(position))[:, 0]
 
     p, a = s.presence_tests, s.analysis
     table = measure(trained, f, position, ids, read, pd.read_parquet(features), p, a.seed)

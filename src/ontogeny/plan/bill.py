@@ -16,7 +16,8 @@ from typing import Any
 
 import h5py
 
-from ontogeny.activations import order, store
+from ontogeny.activations import order
+from ontogeny.activations.sites import basis_name, expand, folder_name
 from ontogeny.corpus.build import Tokens
 from ontogeny.corpus.sizes import chunk_blocks
 from ontogeny.corpus.wheels import most_tokens
@@ -206,15 +207,15 @@ def sizes(
 def dictionary(z: Sizes, c: Crosscoder, folder: Path) -> tuple[Dictionary, bool]:
     """A crosscoder's sizes, and whether its dimensions are known."""
     steps = z.s.snapshots.chosen
-    inputs = store.expand(c.inputs, steps)
-    outputs = inputs if c.outputs is None else store.expand(c.outputs, steps)
+    inputs = expand(c.inputs, steps)
+    outputs = inputs if c.outputs is None else expand(c.outputs, steps)
     snapshots = len({site.snapshot for site in inputs + outputs})
     known, dimensions = True, None
     if c.basis == "principal":
         dimensions = z.s.basis.dimensions
         if dimensions is None:
             try:
-                with h5py.File(folder / "basis" / f"{store.basis_name(c.inputs)}.h5", "r") as file:
+                with h5py.File(folder / "basis" / f"{basis_name(c.inputs)}.h5", "r") as file:
                     dimensions = int(file["basis"].shape[1])
             except (OSError, KeyError):
                 rows = min(z.s.basis.rows, z.rows)
@@ -375,7 +376,7 @@ class _Maker:
         """Whether something has yet to read a shard's training rows."""
         for name, d in self.dictionaries.items():
             c = self.s.all_crosscoders[name]
-            stem = self.folder / "basis" / store.basis_name(c.inputs)
+            stem = self.folder / "basis" / basis_name(c.inputs)
             if d.dimensions is not None:
                 readers = [Path(f"{stem}.rows{shard}.h5")]
             else:
@@ -395,7 +396,7 @@ class _Maker:
         jobs: list[tuple[Job, bool]] = []
         held_out = z.held_out_rows
         stays = a.keep and len(self.cut) == 1
-        places = [store.folder_name(ly, st) for ly in a.layers for st in a.streams]
+        places = [folder_name(ly, st) for ly in a.layers for st in a.streams]
         shards = [] if z.streamed else list(range(len(self.cut)))
         unread = {k: self._unread(k) for k in shards}
         first = self.blocks[0] if not z.streamed else -(-self.s.corpus.train_blocks // z.windows)
@@ -438,9 +439,9 @@ class _Maker:
         stages, seen = [], set()
         for name, d in self.dictionaries.items():
             c = self.s.all_crosscoders[name]
-            if d.dimensions is None or store.basis_name(c.inputs) in seen:
+            if d.dimensions is None or basis_name(c.inputs) in seen:
                 continue
-            sites = store.basis_name(c.inputs)
+            sites = basis_name(c.inputs)
             seen.add(sites)
             n, R = d.inputs * d.width, d.dimensions
             at_most = not (self.known[name] and self.exact)

@@ -14,10 +14,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from ontogeny.activations import order, store
-from ontogeny.corpus.sizes import chunk_blocks
+from ontogeny.activations import order, sizes
 from ontogeny.settings import Crosscoder, Pretrain, Settings
-from ontogeny.snapshots import sizes
 from ontogeny.snapshots.shape import Shape
 
 Terms = dict[str, float]
@@ -31,10 +29,12 @@ FIDELITY_ENTRIES = 1 << 27  # fidelity.PIECE_ENTRIES
 PHASE_ENTRIES = 1 << 27  # levels.BATCH_ENTRIES
 NGRAM_TOKENS = 50_000_000  # levels.NGRAM_TOKENS
 PCA_ROWS = 8192  # fidelity.PCA_ROWS
+TOKENS_CHUNK = 1 << 18  # build.CHUNK_BYTES
 LOG_EVERY = 50  # train.LOG_EVERY
 NORM_GRID = 25  # len(train.NORM_GRID)
+PRETRAIN_SAVE_EVERY = 100  # pretrain.SAVE_EVERY
 
-AHEAD = 4  # pieces that store.read_ahead has at a time: two queued, one being read, one in use
+AHEAD = 4  # pieces that rows.read_ahead has at a time: two queued, one being read, one in use
 JUMPRELU_ACTIVE = 0.05  # assumed: share of all pairs at which a jumprelu acts
 RELU_L0_SHARE = 0.25  # assumed: share of features that a relu has active on a token
 
@@ -181,24 +181,24 @@ class Sizes:
 
 def chunked(rows: int, width: int, item: int, chunk: int) -> int:
     """Bytes of an HDF5 dataset (rows, width) in whole checksummed chunks of `chunk` rows."""
-    return -(-rows // chunk) * (chunk * width * item + store.FLETCHER_BYTES)
+    return -(-rows // chunk) * (chunk * width * item + sizes.FLETCHER_BYTES)
 
 
 def rows_dataset(rows: int, width: int, item: int) -> int:
     """Bytes of what store.Writer writes: rows in whole chunks, and a digest of each."""
-    chunk = max(1, min(rows, store.CHUNK_BYTES // (width * item)))
+    chunk = max(1, min(rows, sizes.CHUNK_BYTES // (width * item)))
     return chunked(rows, width, item, chunk) + 8 * -(-rows // chunk)
 
 
 def activations_datasets(rows: int, width: int, item: int) -> int:
     """Bytes of the datasets of one snapshot's rows at one site: values, digests, positions."""
-    return rows_dataset(rows, width, item) + order.POSITION_BYTES * rows
+    return rows_dataset(rows, width, item) + sizes.POSITION_BYTES * rows
 
 
 def tokens_dataset(blocks: int, context: int, vocabulary: int) -> int:
     """Bytes of the dataset of tokens.h5."""
     item = 2 if vocabulary <= 2**16 else 4
-    chunk = chunk_blocks(context, item)
+    chunk = max(1, min(64, TOKENS_CHUNK // (context * item)))
     return chunked(blocks, context, item, chunk)
 
 
@@ -221,7 +221,12 @@ def hdf5_file(datasets: int, chunks: int = 0) -> int:
 
 def chunks_of(rows: int, width: int, item: int) -> int:
     """Chunks that store.Writer cuts rows into."""
-    return -(-rows // max(1, min(rows, store.CHUNK_BYTES // (width * item))))
+    return -(-rows // max(1, min(rows, sizes.CHUNK_BYTES // (width * item))))
+
+
+def neox_tensors(layers: int) -> int:
+    """Tensors of the GPT-NeoX model that is trained here: twelve a block and four outside."""
+    return 12 * layers + 4
 
 
 def pretrain_weights(model: Shape) -> int:
@@ -235,7 +240,7 @@ def pretrain_moments(model: Shape, p: Pretrain) -> int:
     AdamW's are two float32 moments a weight and a step count a tensor; Muon's, of the blocks' four
     matrices each, one moment and no count.
     """
-    tensors = sizes.neox_tensors(model.layers) - p.tied_embeddings
+    tensors = neox_tensors(model.layers) - p.tied_embeddings
     every = 8 * model.parameters + 4 * tensors
     if p.optimizer == "adamw":
         return every
@@ -446,7 +451,7 @@ def pretrain(z: Sizes) -> Job:
     near = 2 * (half * 3 // 4)
     measured += 2 * copies * near * m.flops_per_token(near)
     kept = len({0, *z.s.snapshots.chosen, p.steps})
-    states = kept + p.steps // sizes.SAVE_EVERY
+    states = kept + p.steps // PRETRAIN_SAVE_EVERY
     tokens = p.batch_blocks * c.context
     passes = max(32, copies) * c.context  # of held-out blocks, without gradients
     values = tokens * 4 * (1.5 * m.block_matrix_parameters / m.width + 14 * m.width) * m.layers

@@ -1,0 +1,70 @@
+"""From rows to batches on the device: opened as the settings have them, read ahead by a thread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from ontogeny.activations.rows import Cached, RowPaths, Rows, pieces, read_ahead
+from ontogeny.activations.sites import Site
+from ontogeny.activations.sizes import PIECE_ROWS
+from ontogeny.activations.streamed import Streamed
+from ontogeny.activations.subspace import Projected, Subspace
+from ontogeny.settings import Settings
+
+
+def site_rows(
+    settings: Settings, sites: list[Site], paths: RowPaths, device: torch.device
+) -> Cached | Streamed:
+    """Training rows of the sites in all dimensions, as activations.mode has them."""
+    if settings.activations.mode == "cached":
+        return Cached(paths.activations, sites)
+    return Streamed(settings, sites, paths, device)
+
+
+def principal_rows(
+    settings: Settings, sites: list[Site], subspace: Subspace, paths: RowPaths, device: torch.device
+) -> Projected | Streamed:
+    """Training rows of the sites in their principal subspace, as activations.mode has them."""
+    if settings.activations.mode == "cached":
+        return Projected(paths.projected)
+    return Streamed(settings, sites, paths, device, subspace)
+
+
+def mean_row(rows: Rows) -> np.ndarray:
+    """Mean over all rows, (columns,) float32."""
+    total = sum(
+        piece.reshape(len(piece), -1).sum(0, dtype=np.float64)
+        for _, piece in pieces(rows, PIECE_ROWS)
+    )
+    return np.asarray(total / rows.rows, np.float32)
+
+
+def batches(
+    rows: Rows, size: int, start: int, stop: int, device: torch.device
+) -> Iterator[torch.Tensor]:
+    """The batches of steps [start, stop), each (size, columns) float32 on the device.
+
+    Step s has the rows from s·size on, counted around the end of the data: a function of the step
+    alone, so that a resumed training sees what an unbroken one would.
+    """
+
+    def read(step: int) -> torch.Tensor:
+        batch = torch.from_numpy(_read_around(rows, step * size, (step + 1) * size)).flatten(1)
+        return batch.pin_memory() if device.type == "cuda" else batch
+
+    jobs = ((step, lambda step=step: read(step)) for step in range(start, stop))
+    for _, batch in read_ahead(jobs):
+        yield batch.to(device, non_blocking=True)
+
+
+def _read_around(rows: Rows, start: int, stop: int) -> np.ndarray:
+    """Rows [start, stop) of the rows repeated without end."""
+    first, last = start % rows.rows, start % rows.rows + stop - start
+    parts = [rows.read(first, min(last, rows.rows))]
+    while last > rows.rows:
+        last -= rows.rows
+        parts.append(rows.read(0, min(last, rows.rows)))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -1,0 +1,191 @@
+"""Rows of activations: one protocol, whether they lie on disk or are computed when wanted.
+
+    Cached      training rows of some sites, in shards on disk              (N, D) each
+    HeldOut     held-out rows of some sites, on disk in every mode          (N, D)
+    Streamed    training rows computed from the snapshots (streamed.py)     (N, D), or (R,)
+    Projected   training rows in a principal subspace, on disk (basis.py)   (R,)
+
+Training rows have one seeded order (order.py): reading straight through is reading shuffled data.
+feed.py makes batches of them. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from queue import Queue
+from threading import Thread
+from typing import Any, Protocol
+
+import numpy as np
+
+from ontogeny.activations.sites import Site, rows_path
+from ontogeny.activations.sizes import READ_AHEAD
+from ontogeny.activations.store import Reader, Stacks, open_checked
+from ontogeny.files import InputError
+
+
+class Rows(Protocol):
+    """Normalised activations by token.
+
+    Attributes
+    ----------
+    rows : how many there are. shape : of one: (N, D), or (R,) in a principal subspace.
+    """
+
+    rows: int
+    shape: tuple[int, ...]
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows [start, stop), (stop − start, *shape) float32."""
+
+
+class SiteRows(Rows, Protocol):
+    """Rows of N sites in all D dimensions, and the digest of the tokens that they are of."""
+
+    sites: list[Site]
+    tokens: str
+
+
+@dataclass(frozen=True)
+class RowPaths:
+    """Where the rows of an experiment lie.
+
+    Attributes
+    ----------
+    activations : folder of the activations; its stacks hold the scales in either mode.
+    basis : basis file. projected : files of projected rows, in the shards' order.
+    snapshots, tokens : folder of snapshots and tokens.h5, where rows are streamed.
+    """
+
+    activations: Path
+    basis: Path | None = None
+    projected: tuple[Path, ...] = ()
+    snapshots: Path | None = None
+    tokens: Path | None = None
+
+
+class Cached(Stacks):
+    """Training rows of some sites, each site times its scale, as the shards' files have them.
+
+    Raises
+    ------
+    InputError : as Stacks; from `read`, a file is gone, or a chunk is not what was written.
+    """
+
+    def __init__(self, folder: str | Path, sites: list[Site]) -> None:
+        super().__init__(folder, sites)
+        self.starts = starts_of(self.shard_rows)
+        self.rows = self.starts[-1]
+        self.shape: tuple[int, ...] = (len(sites), self.width)
+        self._readers: dict[int, list[Reader]] = {}  # of one shard: files stay open as they do
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows [start, stop), (stop − start, N, D) float32."""
+        return across(self.starts, start, stop, self._read)
+
+    def _read(self, shard: int, start: int, stop: int) -> np.ndarray:
+        if shard not in self._readers:
+            self._readers.clear()
+            self._readers[shard] = [self._open(rows_path(path, shard)) for path in self.paths]
+        return _scaled(self._readers[shard], self.scales, start, stop)
+
+    def _open(self, path: Path) -> Reader:
+        if not path.exists():
+            raise InputError(
+                f"{path}: these training rows are gone; make them again, with "
+                "activations.keep: true to keep them"
+            )
+        open_checked(path).close()
+        return Reader(path, "activations")
+
+
+class HeldOut(Stacks):
+    """Held-out rows of some sites in text order, each site times its scale.
+
+    Raises
+    ------
+    InputError : as Stacks; from `read`, a chunk is not what was written.
+    """
+
+    def __init__(self, folder: str | Path, sites: list[Site]) -> None:
+        super().__init__(folder, sites)
+        self.rows = len(self.position)
+        self.shape: tuple[int, ...] = (len(sites), self.width)
+
+    @cached_property
+    def _readers(self) -> list[Reader]:
+        return [Reader(path, "held_out/activations") for path in self.paths]
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows [start, stop), (stop − start, N, D) float32."""
+        return _scaled(self._readers, self.scales, start, stop)
+
+
+def _scaled(readers: list[Reader], scales: np.ndarray, start: int, stop: int) -> np.ndarray:
+    out = np.empty((stop - start, len(readers), readers[0].shape[1]), np.float32)
+    for i, (reader, scale) in enumerate(zip(readers, scales, strict=True)):
+        np.multiply(reader.read(start, stop), scale, out=out[:, i], dtype=np.float32)
+    return out
+
+
+def starts_of(sizes: Sequence[int]) -> list[int]:
+    """The first row of each of some parts that follow one another, then the number of all rows."""
+    return [0, *(int(end) for end in np.cumsum(sizes))]
+
+
+def across(
+    starts: Sequence[int] | np.ndarray,
+    start: int,
+    stop: int,
+    read: Callable[[int, int, int], np.ndarray],
+) -> np.ndarray:
+    """Rows [start, stop) of parts that follow one another.
+
+    Parameters
+    ----------
+    starts : as of `starts_of`. read : (part, first, last) → its rows [first, last), so counted.
+    """
+    parts = []
+    part = int(np.searchsorted(starts, start, side="right")) - 1
+    while start < stop:
+        first, last = int(starts[part]), min(stop, int(starts[part + 1]))
+        if start < last:
+            parts.append(read(part, start - first, last - first))
+            start = last
+        part += 1
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def pieces(
+    rows: Rows, size: int, start: int = 0, stop: int | None = None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Rows [start, stop) as (first row, (≤ size, *shape)), read ahead by a thread."""
+    last = rows.rows if stop is None else min(stop, rows.rows)
+    return read_ahead(
+        (at, lambda at=at: rows.read(at, min(at + size, last))) for at in range(start, last, size)
+    )
+
+
+def read_ahead(
+    jobs: Iterator[tuple[int, Any]], depth: int = READ_AHEAD
+) -> Iterator[tuple[int, Any]]:
+    """Run each job's function in a thread, `depth` results ahead of their use, in order."""
+    queue: Queue[Any] = Queue(depth)
+    stop = object()
+
+    def work() -> None:
+        try:
+            for key, function in jobs:
+                queue.put((key, function()))
+            queue.put(stop)
+        except Exception as error:
+            queue.put(error)
+
+    Thread(target=work, daemon=True).start()
+    while (item := queue.get()) is not stop:
+        if isinstance(item, Exception):
+            raise item
+        yield item

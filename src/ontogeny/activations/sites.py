@@ -1,0 +1,52 @@
+"""Sites, and the names that files of sites have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ontogeny.files import digest_value
+from ontogeny.settings import Sites
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place of one snapshot whose activations a crosscoder reads or writes."""
+
+    snapshot: int
+    """Training step of the snapshot."""
+    layer: int
+    stream: str
+
+    @property
+    def name(self) -> str:
+        """'residual.3/step512': also the site's file in the activations folder, without ending."""
+        return f"{folder_name(self.layer, self.stream)}/step{self.snapshot}"
+
+
+def expand(sites: Sites, steps: list[int]) -> list[Site]:
+    """All sites of a settings' section, layer by layer, each layer's snapshots in order."""
+    chosen = steps if sites.snapshots == "all" else sorted(sites.snapshots)
+    return [
+        Site(step, layer, stream)
+        for layer in sites.layers
+        for stream in sites.streams
+        for step in chosen
+    ]
+
+
+def folder_name(layer: int, stream: str) -> str:
+    """Name of the folder that holds the files of a layer's stream."""
+    return f"{stream}.{layer}"
+
+
+def basis_name(sites: Sites) -> str:
+    """Name of the basis that crosscoders with these input sites share."""
+    streams = [folder_name(layer, stream) for layer in sites.layers for stream in sites.streams]
+    chosen = "" if sites.snapshots == "all" else f".{digest_value(sites.snapshots)[:8]}"
+    return "-".join(streams) + chosen
+
+
+def rows_path(path: str | Path, shard: int) -> Path:
+    """The file of a shard's training rows that belongs to a snapshot's file."""
+    return Path(path).with_suffix(f".rows{shard}.h5")

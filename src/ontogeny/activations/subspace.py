@@ -1,0 +1,137 @@
+"""The principal subspace of some sites in use: its file, and rows in it (method.md 9).
+
+With U an orthonormal basis of the leading R principal directions of the stacked activations
+ã ∈ R^{N·D}, a token's row is y = (ã − μ)U. basis.py finds the directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+
+from ontogeny.activations.projection import projected
+from ontogeny.activations.rows import Cached, across, pieces, starts_of
+from ontogeny.activations.sites import Site
+from ontogeny.activations.sizes import PIECE_ROWS
+from ontogeny.activations.store import Reader, Writer
+from ontogeny.files import InputError, whole
+from ontogeny.progress import bar
+
+FORMAT = "ontogeny-basis-2"
+
+
+def _open(path: str | Path) -> h5py.File:
+    try:
+        return h5py.File(path, "r")
+    except OSError:
+        raise InputError(f"{path}: truncated or not HDF5; delete it to make it again") from None
+
+
+class Subspace:
+    """A basis file.
+
+    Attributes
+    ----------
+    U : (N·D, R). mean : (N·D,). kept : (N,). eigenvalues : (M,). dimensions : R.
+    sites : name of each site. tokens : digest of the tokens that it was made from.
+
+    Raises
+    ------
+    InputError : truncated or foreign.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        with _open(path) as file:
+            if file.attrs.get("format") != FORMAT:
+                raise InputError(f"{path}: not a basis file of this version; delete it")
+            self.path = path
+            self.U: np.ndarray = file["basis"][:]
+            self.mean: np.ndarray = file["mean"][:]
+            self.kept: np.ndarray = file["kept"][:]
+            self.eigenvalues: np.ndarray = file["eigenvalues"][:]
+            self._turn: np.ndarray = file["turn"][:]
+            self.sites = list(file.attrs["sites"])
+            self.tokens = str(file.attrs["tokens"])
+        self.dimensions = self.U.shape[1]
+
+    def leading(self, count: int) -> np.ndarray:
+        """(N·D, count): the principal directions of largest variance, in order."""
+        return self.U @ self._turn[:count].T
+
+    def check_sites(self, sites: list[Site]) -> None:
+        """Raise InputError unless it was made from these sites, in this order."""
+        if self.sites != [site.name for site in sites]:
+            raise InputError(f"{self.path}: made from other sites; delete it to make it again")
+
+    def projection(self, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+        """A function of rows (B, N, D) float32 on the device: y, (B, R) float16."""
+        U, mean = torch.from_numpy(self.U).to(device), torch.from_numpy(self.mean).to(device)
+        return lambda activations: projected(activations, mean, U).to(torch.float16)
+
+
+def project(
+    basis: str | Path, rows: Cached, shard: int, output: str | Path, device: torch.device
+) -> None:
+    """Write a shard's training rows in a subspace: HDF5, `projected` (rows, R) float16.
+
+    Raises
+    ------
+    InputError : damaged activations, or a coordinate that float16 cannot hold.
+    """
+    subspace = Subspace(basis)
+    subspace.check_sites(rows.sites)
+    to_subspace = subspace.projection(device)
+    first, stop = rows.starts[shard : shard + 2]
+    with (
+        whole(output) as draft,
+        h5py.File(draft, "w") as file,
+        bar(f"project onto {subspace.dimensions} dimensions", stop - first, "rows") as progress,
+    ):
+        writer = Writer(file, "projected", stop - first, subspace.dimensions, "float16")
+        for start, piece in pieces(rows, PIECE_ROWS, first, stop):
+            y = to_subspace(torch.from_numpy(piece).to(device))
+            wrong = (~torch.isfinite(y)).any(1).nonzero()
+            if len(wrong):
+                raise InputError(
+                    f"activations: row {start + int(wrong[0])} has a principal coordinate that "
+                    "float16 cannot hold; look for an outlier there, or set basis: full"
+                )
+            writer.write(y.cpu().numpy())
+            progress.update(len(y))
+        file.attrs["format"] = FORMAT
+        file.attrs["tokens"] = rows.tokens
+        file.attrs["first_row"] = first
+
+
+class Projected:
+    """Training rows in a subspace, from the files of their shards.
+
+    Raises
+    ------
+    InputError : a file is truncated, foreign, or not the next shard; from `read`, a chunk is not
+        what was written.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._readers: list[Reader] = []
+        sizes: list[int] = []
+        for path in paths:
+            with _open(path) as file:
+                held: Any = file.attrs.get("format"), file.attrs.get("first_row")
+            if held != (FORMAT, sum(sizes)):
+                raise InputError(f"{path}: not these rows in this version; delete it")
+            self._readers.append(Reader(path, "projected"))
+            sizes.append(self._readers[-1].shape[0])
+        self._starts = starts_of(sizes)
+        self.rows = self._starts[-1]
+        self.shape: tuple[int, ...] = self._readers[0].shape[1:]
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows [start, stop), (stop − start, R) float32."""
+        stored = across(self._starts, start, stop, lambda n, *part: self._readers[n].read(*part))
+        return stored.astype(np.float32)

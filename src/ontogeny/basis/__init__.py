@@ -1,1 +1,0 @@
-"""The principal subspace of all sites, and the activations in it (METHOD.md 9)."""

@@ -260,7 +260,7 @@ class Experiment:
             return files | {"basis": [self.path("basis", sites=basis)]}
         return files | {"rows": self.training_rows(crosscoder)}
 
-    def places(self, crosscoder: str) -> Places:
+    def row_paths(self, crosscoder: str) -> RowPaths:
         """Where a crosscoder's rows lie, for training and fidelity."""
         from ontogeny.activations.rows import RowPaths
 

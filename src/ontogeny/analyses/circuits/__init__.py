@@ -1,1 +1,1 @@
-"""Circuits: tasks, attribution through the crosscoder, curves of necessity and sufficiency."""
+"""From features to abilities: tasks, attribution to features, necessity and sufficiency."""

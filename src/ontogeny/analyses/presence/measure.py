@@ -1,4 +1,4 @@
-"""Does the norm mean presence? Latent scaling and linear probes beside decoder norms (METHOD.md 4).
+"""Does the norm mean presence? Latent scaling and linear probes beside decoder norms (docs/method.md 4).
 
 A crosscoder may set a decoder norm to zero where the concept is there, because its penalty made
 that cheap, or because other features stand in for it. Two tests see past the norm. With f_i(x)
@@ -10,7 +10,7 @@ peak's direction, and along whatever direction is best, least squares over held-
     β_i^θ = Σ_x f_i y·W_i^p / (‖W_i^p‖² Σ_x f_i²)        w_i^θ = Σ_x f_i y / Σ_x f_i²
 
 β^θ/β^p is the test of [M], made for models whose directions agree. It is near 0 for what is absent
-and also for what is there in another direction, as concepts that turn are (METHOD.md 4): what it
+and also for what is there in another direction, as concepts that turn are (docs/method.md 4): what it
 finds along the peak's direction is there, what it does not find may have turned. ‖w^θ‖/‖w^p‖, the
 *free* scaling, errs to the other side: it is near 0 only where f_i is linear in no direction of the
 residual, but w also takes in what a dictionary leaves of other features that are active together

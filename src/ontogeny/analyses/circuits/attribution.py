@@ -122,7 +122,11 @@ def find_differences(
         steps = list(dict.fromkeys(step for step, _, _ in about.inputs))
         with bar("attribution: features", len(steps), "snapshots") as progress:
             for step in steps:
-                inputs = {i: site[1:] for i, site in enumerate(about.inputs) if site[0] == step}
+                inputs = {
+                    i: (layer, stream)
+                    for i, (at, layer, stream) in enumerate(about.inputs)
+                    if at == step
+                }
                 folder, last = snapshots / f"step{step}", max(layer for layer, _ in inputs.values())
                 model = sites.load_model(folder, device, torch.float32, remote, last_layer=last)
                 for i, task in enumerate(tasks):

@@ -217,7 +217,7 @@ def analysed(finished, tmp_path_factory):
     Settings, and the folder: the stages themselves, on a tokenizer whose pieces are HOSTILE.
     """
     from ontogeny import settings
-    from ontogeny.circuits import attribution, tasks
+    from ontogeny.analyses.circuits import attribution, tasks
     from ontogeny.corpus.build import Tokens
     from ontogeny.corpus.pieces import alphabet
     from ontogeny.features import contexts, span
@@ -234,12 +234,11 @@ def analysed(finished, tmp_path_factory):
     s = settings.load(given)
     tokens, tokenizer = folder / "corpus/tokens.h5", folder / "corpus/tokenizer.json"
     own, tables = folder / "crosscoders/batchtopk/seed0", folder / "features/batchtopk"
-    circuits = folder / "circuits"
-    circuits.mkdir()
-    tasks.build(s.circuits, tokens, tokenizer, circuits / "tasks.h5", circuits / "tasks.csv")
-    attribution.describe(
-        s, own, folder / "snapshots", circuits / "tasks.h5", circuits / "batchtopk"
-    )
+    made = folder / "circuits/tasks.h5"
+    tasks.build(s, tokens, tokenizer, made, made.with_suffix(".csv"))
+    names = ("behaviour.csv", "attribution.parquet", "differences.h5")
+    outputs = (made.parent / "batchtopk" / name for name in names)
+    attribution.measure(s, own, folder / "snapshots", made, *outputs)
     rows = (own, folder / "activations", folder / "snapshots", tokens)
     span.measure(s, *rows, tables / "span.parquet", tables / "span_contexts.parquet")
 

@@ -1,8 +1,7 @@
-"""Circuits: tasks align, attribution is what ablation says, and curves end where they must."""
+"""Circuits: attribution is what ablation says, and curves end where they must."""
 
 from __future__ import annotations
 
-import pydoc_data.topics
 from dataclasses import asdict
 
 import h5py
@@ -10,188 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig
 
 from ontogeny import settings
-from ontogeny.circuits import ablation, attribution, downstream, tasks, words
-from ontogeny.corpus.build import END_OF_TEXT, train_tokenizer
+from ontogeny.analyses.circuits import ablation, attribution, downstream, tasks
+from ontogeny.analyses.circuits.settings import Circuits
 from ontogeny.crosscoder.model import Crosscoder, Description
-from ontogeny.figures import abilities, ablations, style
 from ontogeny.files import InputError
-from ontogeny.settings import Circuits, TaskName
 from ontogeny.snapshots import sites
-
-NAMES = list(TaskName.__args__)
-AGREEMENT = NAMES[:4]
-CONTEXT = 256
-
-
-def tokenizer_of(vocabulary: int) -> Tokenizer:
-    """Trained on English that Python itself brings, and some of the tasks' own words."""
-    text = list(pydoc_data.topics.topics.values())
-    some = [w for pair in (*words.VERBS, *words.NOUNS[:20]) for w in pair] + words.NAMES[:20]
-    return train_tokenizer([*text, *[" ".join(["", *some])] * 200], vocabulary)
-
-
-@pytest.fixture(scope="module", params=[1024, 4000])
-def tokenizer(request) -> Tokenizer:
-    return tokenizer_of(request.param)
-
-
-def made(tokenizer: Tokenizer, name: str, seed: int = 0, pairs: int = 32) -> tasks.Task:
-    end = tokenizer.token_to_id(END_OF_TEXT)
-    return tasks.make(name, tokenizer, end, CONTEXT, pairs, seed)[0]
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_pairs_align(tokenizer, name):
-    task = made(tokenizer, name)
-    P, T = task.clean.shape
-    assert task.corrupted.shape == (P, T)
-    assert P == (16 if name == "copying" else 32)
-    assert T <= CONTEXT
-    assert (task.clean[:, 0] == tokenizer.token_to_id(END_OF_TEXT)).all()
-    inside = np.arange(T) < task.length[:, None]
-    differs = task.clean != task.corrupted
-    assert differs.any(1).all()
-    assert not differs[:, 0].any()
-    assert not (differs & ~inside).any()
-    assert (task.right != task.wrong).all()
-    assert not np.isin(task.right, [0]).any()
-    rows = {(*clean, right) for clean, right in zip(task.clean.tolist(), task.right, strict=True)}
-    assert len(rows) == P
-    opened = task.open
-    assert (opened.argmax(1) == differs.argmax(1)).all()
-    assert (opened.sum(1) == task.length - differs.argmax(1)).all()
-
-
-@pytest.mark.parametrize("name", AGREEMENT)
-def test_agreement_is_of_the_subject(tokenizer, name):
-    """Only the subject's tokens differ; the right answer has its number; each as often clean."""
-    task = made(tokenizer, name)
-    plural = {second for _, second in words.VERBS}
-    plurals = {form for _, form in words.NOUNS}
-    numbers = []
-    for clean, corrupted, length, right, wrong in zip(
-        task.clean, task.corrupted, task.length, task.right, task.wrong, strict=True
-    ):
-        texts = [tokenizer.decode(ids[:length].tolist()).split() for ids in (clean, corrupted)]
-        where = [i for i, (a, b) in enumerate(zip(*texts, strict=True)) if a != b]
-        assert len(where) == 1
-        one, two = (text[where[0]] for text in texts)
-        assert (one in plurals) != (two in plurals)
-        place = {"agreement_within_rc": len(texts[0]) - 1}
-        assert where[0] == place.get(name, 1 if texts[0][0] == "The" else 2)
-        answers = [tokenizer.decode([i]) for i in (right, wrong)]
-        assert all(answer.startswith(" ") for answer in answers)
-        assert (answers[0].strip() in plural) == (one in plurals)
-        assert (answers[0].strip(), answers[1].strip()) in [
-            v if one not in plurals else v[::-1] for v in words.VERBS
-        ]
-        whole = tokenizer.decode(clean[1:length].tolist()) + answers[0]
-        ids = tokenizer.encode(whole, add_special_tokens=False).ids
-        assert ids == [*clean[1:length], right]
-        numbers.append(one in plurals)
-    assert sum(numbers) == len(numbers) / 2
-
-
-def test_indirect_object(tokenizer):
-    task = made(tokenizer, "indirect_object")
-    for clean, corrupted, length, right, wrong in zip(
-        task.clean, task.corrupted, task.length, task.right, task.wrong, strict=True
-    ):
-        assert (clean != corrupted).sum() == 1
-        texts = [tokenizer.decode(ids[1:length].tolist()) for ids in (clean, corrupted)]
-        names = [tokenizer.decode([i]).strip() for i in (right, wrong)]
-        for text, answer, giver in zip(texts, names, names[::-1], strict=True):
-            listed = text.split(" and ")[0].split()[-1], text.split(" and ")[1].split()[0]
-            assert set(listed) == set(names)
-            assert text.split(", ")[1].startswith(f"{giver} gave")
-            assert answer != giver
-
-
-@pytest.mark.parametrize("name", ["induction", "copying"])
-def test_copies_tell_the_answer(tokenizer, name):
-    """The last token stands once before, and what followed it there is the answer."""
-    task = made(tokenizer, name)
-    distances = set()
-    for clean, corrupted, length, right, wrong in zip(
-        task.clean, task.corrupted, task.length, task.right, task.wrong, strict=True
-    ):
-        for ids, answer in ((clean, right), (corrupted, wrong)):
-            last = length - 1
-            (before,) = np.flatnonzero(ids[:last] == ids[last])
-            assert ids[before + 1] == answer
-            if ids is clean:
-                distances.add(int(last - before))
-        assert (clean != corrupted).sum() == 2
-        assert sorted(clean) == sorted(corrupted)
-    assert distances == {128} if name == "copying" else len(distances) > 4
-
-
-def test_tasks_repeat_and_stand_alone(tokenizer):
-    for name in NAMES:
-        first, again, other = (made(tokenizer, name, seed) for seed in (3, 3, 4))
-        for field in ("clean", "corrupted", "length", "right", "wrong"):
-            assert np.array_equal(getattr(first, field), getattr(again, field)), name
-        assert not np.array_equal(first.clean, other.clean)
-    # More pairs begin with the same ones.
-    assert np.array_equal(
-        made(tokenizer, "induction", 3).clean, made(tokenizer, "induction", 3, 64).clean[:32]
-    )
-
-
-def written(folder, tokenizer: Tokenizer, context: int = CONTEXT):
-    """tokens.h5, of which tasks need the attributes, and tokenizer.json."""
-    with h5py.File(folder / "tokens.h5", "w") as file:
-        file["tokens"] = np.zeros((4, context), np.uint16)
-        for name, bounds in (("held_out", (0, 1)), ("train", (1, 3)), ("pretrain", (3, 4))):
-            file.attrs[name] = bounds
-        file.attrs["end_of_text"] = tokenizer.token_to_id(END_OF_TEXT)
-        file.attrs["vocabulary"] = tokenizer.get_vocab_size()
-        for name in ("tokenizer", "corpus", "digest"):
-            file.attrs[name] = name
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return folder / "tokens.h5", folder / "tokenizer.json"
-
-
-def test_a_task_that_cannot_be_made_is_left_out_with_its_reason(tmp_path):
-    """Letters alone: no verb is one token, and a plural has always one more."""
-    there = written(tmp_path, tokenizer_of(257))
-    output, table = tmp_path / "tasks.h5", tmp_path / "tasks.csv"
-    tasks.build(Circuits(pairs=16), *there, output, table)
-    found = pd.read_csv(table).set_index("task")
-    assert list(found.index) == NAMES
-    assert (found.loc[NAMES[:5], "pairs"] == 0).all()
-    assert (
-        "nouns have as many tokens in the plural; 4 are needed"
-        in found.loc["agreement_simple", "left_out"]
-    )
-    assert found.loc["indirect_object", "left_out"].startswith("0 of 83 names")
-    assert found.loc[["induction", "copying"], "left_out"].isna().all()
-    assert [task.name for task in tasks.read(output)] == ["induction", "copying"]
-    with pytest.raises(InputError, match=r"circuits\.tasks: none can be made"):
-        tasks.build(Circuits(tasks=NAMES[:2], pairs=16), *there, output, table)
-
-
-def test_short_context_leaves_out_what_does_not_fit(tmp_path):
-    there = written(tmp_path, tokenizer_of(1024), context=24)
-    tasks.build(Circuits(pairs=16), *there, tmp_path / "tasks.h5", tmp_path / "tasks.csv")
-    found = pd.read_csv(tmp_path / "tasks.csv").set_index("task")
-    assert "33 tokens are needed of a context of 24" in found.loc["induction", "left_out"]
-    assert found.loc["copying", "tokens"] == 1 + 12 + 6
-
-
-def test_damaged_files(tmp_path):
-    tokens, tokenizer = written(tmp_path, tokenizer_of(300))
-    tokenizer.write_text("{")
-    with pytest.raises(InputError, match=r"tokenizer\.json: not a tokenizer"):
-        tasks.build(Circuits(), tokens, tokenizer, tmp_path / "t.h5", tmp_path / "t.csv")
-    (tmp_path / "t.h5").write_bytes(b"x")
-    with pytest.raises(InputError, match=r"t\.h5: truncated or not a file of tasks"):
-        tasks.read(tmp_path / "t.h5")
-
 
 WIDTH, VOCABULARY, LENGTH = 24, 50, 9
 
@@ -371,7 +196,9 @@ def test_curves_end_at_clean_and_corrupted():
     A = len(W)
     rankings = np.random.default_rng(0).random((2, A))
     frequency = (dense != 0).sum((0, 1)).numpy() / len(dense)
-    rows = ablation.curves(m, splice, rankings, frequency, Circuits(curve_points=4, draws=2))
+    rows = ablation.measure_curves(
+        m, splice, rankings, frequency, Circuits(curve_points=4, draws=2)
+    )
     clean, corrupted = (downstream.measured(m, v).numpy() for v in (m.clean, m.corrupted))
     assert np.abs(clean - corrupted).mean() > 0.3
     for group in ("absolute", "signed", "random"):
@@ -431,7 +258,7 @@ def test_few_planted_features_are_found_and_suffice():
     splice = ablation.Splice(clean, corrupted, value, where, W, torch.from_numpy(half))
     frequency = (dense != 0).sum((0, 1)).numpy() / pairs
     c = Circuits(curve_points=8, draws=4)
-    rows = ablation.curves(metric, splice, rankings, frequency, c)
+    rows = ablation.measure_curves(metric, splice, rankings, frequency, c)
     sampled = attribution.weights(pairs, 200, 0)
     table, summary = ablation.summarise(rows, sampled, True, 0)
     at = table[~table["error"]].set_index(["side", "group", "k"])["restored"]
@@ -541,10 +368,16 @@ def small_settings(**circuits) -> settings.Settings:
             "crosscoders": {"a": {"inputs": {"layers": [0]}, "features": 64, "k": 4, "steps": 1,
                                   "aux_features": 0, "basis": "full"}},
             "primary": "a",
+            "analyses": ["circuits"],
             "analysis": {"bootstrap": 50},
             "circuits": {"path_steps": 40, "curve_points": 4, "draws": 2, **circuits},
         }
     )  # fmt: skip
+
+
+def outputs(folder) -> tuple:
+    """Where attribution writes, in the order of its arguments."""
+    return folder / "behaviour.csv", folder / "attribution.parquet", folder / "differences.h5"
 
 
 @pytest.mark.parametrize("gate", ["feature", "snapshot"])
@@ -553,7 +386,8 @@ def test_whole_stage(experiment, tmp_path, gate):
     trained = crosscoder(gate)
     s = small_settings(curve_snapshots=2)
     places = (trained, folder / "snapshots", folder / "tasks.h5")
-    attribution.describe(s, *places, tmp_path)
+    tables = outputs(tmp_path)
+    attribution.measure(s, *places, *tables)
     behaviour = pd.read_csv(tmp_path / "behaviour.csv").set_index(["task", "step"])
     assert list(behaviour.index) == [(t.name, step) for t in given for step in STEPS]
     attributed = pd.read_parquet(tmp_path / "attribution.parquet")
@@ -588,7 +422,8 @@ def test_whole_stage(experiment, tmp_path, gate):
             assert some["attribution"].sum() == pytest.approx(row["attributed"], abs=1e-4)
             halves = some[["first_half", "second_half"]].mean(axis=1)
             assert halves.to_numpy() == pytest.approx(some["attribution"].to_numpy(), abs=1e-5)
-    ablation.describe(s, *places, tmp_path, tmp_path / "curves.csv", tmp_path / "circuits.csv")
+    files = tmp_path / "curves.csv", tmp_path / "circuits.csv"
+    ablation.measure(s, *places, *tables, *files)
     curves = pd.read_csv(tmp_path / "curves.csv")
     assert sorted(curves["step"].unique()) == [10, 30]
     summary = pd.read_csv(tmp_path / "circuits.csv")
@@ -608,14 +443,14 @@ def test_whole_stage(experiment, tmp_path, gate):
 def test_crosscoders_and_tasks_that_do_not_fit(experiment, tmp_path):
     folder, _, crosscoder = experiment
     s = small_settings()
-    places = (folder / "snapshots", folder / "tasks.h5", tmp_path)
+    places = (folder / "snapshots", folder / "tasks.h5", *outputs(tmp_path))
     with pytest.raises(InputError, match="need snapshots of one layer and stream"):
-        attribution.describe(s, crosscoder(layers=(0, 1)), *places)
+        attribution.measure(s, crosscoder(layers=(0, 1)), *places)
     with pytest.raises(InputError, match=r"tasks\.h5: of other tokens than"):
-        attribution.describe(s, crosscoder(tokens="other"), *places)
+        attribution.measure(s, crosscoder(tokens="other"), *places)
     (tmp_path / "tasks.h5").write_bytes(b"x")
     with pytest.raises(InputError, match=r"tasks\.h5: truncated"):
-        attribution.describe(s, crosscoder(), places[0], tmp_path / "tasks.h5", tmp_path)
+        attribution.measure(s, crosscoder(), places[0], tmp_path / "tasks.h5", *places[2:])
     with pytest.raises(InputError, match=r"differences\.h5: truncated, or of other tasks"):
         attribution.read_differences(tmp_path / "differences.h5", "one")
 
@@ -626,161 +461,3 @@ def test_chosen_snapshots():
     assert ablation.chosen(3, 9) == [0, 1, 2]
     assert ablation.grid(1, 8) == [1]
     assert ablation.grid(100, 3) == [1, 10, 100]
-
-
-FIGURE_STEPS = [0, 1, 8, 100]
-
-
-def figure_tables(folder, matching: bool = True, able: bool = True):
-    """Tables of three tasks: one done, one not, one worse than chance; each figure's arguments."""
-    folder.mkdir(exist_ok=True)
-    n = 30
-    cosine = np.where(np.arange(n) % 3 > 0, 0.9, 0.4)
-    matched = (cosine >= 0.7) & matching
-    table = pd.DataFrame({"feature": np.arange(n), "alive": True, "matched": matched})
-    table["matched_cosine"] = cosine if matching else np.nan
-    table.to_parquet(folder / "features.parquet")
-    count = len(FIGURE_STEPS)
-    strengths = pd.DataFrame({"feature": np.repeat(np.arange(n), count)})
-    strengths["snapshot_index"] = np.tile(np.arange(1, count + 1), n)
-    strengths["step"] = np.tile(FIGURE_STEPS, n)
-    strengths["normalised_strength"] = (strengths["feature"] + 1) / n
-    strengths.to_parquet(folder / "strengths.parquet")
-    behaviour, attributed, curves = [], [], []
-    for task, last in (("agreement_simple", 0.9), ("induction", 0.5), ("indirect_object", 0.2)):
-        for i, step in enumerate(FIGURE_STEPS):
-            accuracy = 0.5 + (last - 0.5) * i / (count - 1)
-            row = {"task": task, "snapshot_index": i + 1, "step": step, "accuracy": accuracy}
-            row |= {"accuracy_low": accuracy - 0.05, "accuracy_high": accuracy + 0.05}
-            row["logit_difference"] = i * (last - 0.5)
-            row["logit_difference_low"] = row["logit_difference"] - 0.1
-            row["logit_difference_high"] = row["logit_difference"] + 0.1
-            row["done"] = able and accuracy - 0.05 > 0.5
-            behaviour.append(row)
-            for feature in [*range(12), -1]:
-                value = (-1) ** feature * (feature + 2) / 10
-                attributed.append(
-                    {"task": task, "feature": feature, "step": step, "attribution": value,
-                     "standard_error": 0.02, "told": 3 <= feature < 11}
-                )  # fmt: skip
-            for side, sign in (("sufficiency", 1), ("necessity", -1)):
-                for group in ("absolute", "signed", "random", "matched"):
-                    for k, error in [(0, False), (3, False), (12, False), (12, True)]:
-                        share = 0.5 - sign * 0.5 + sign * min(1, k / 10)
-                        one = {"task": task, "snapshot_index": i + 1, "step": step, "side": side}
-                        one |= {"group": group, "k": k, "error": error}
-                        if row["done"]:
-                            one |= {"restored": share, "restored_low": share - 0.1}
-                            one["restored_high"] = share + 0.1
-                        curves.append(one)
-    pd.DataFrame(behaviour).to_csv(folder / "behaviour.csv", index=False)
-    pd.DataFrame(attributed).to_parquet(folder / "attribution.parquet")
-    columns = ["restored", "restored_low", "restored_high"]
-    every = pd.DataFrame(curves)
-    every.reindex(columns=list(dict.fromkeys([*every.columns, *columns]))).to_csv(
-        folder / "curves.csv", index=False
-    )
-    names = ("features.parquet", "strengths.parquet", "behaviour.csv", "attribution.parquet")
-    f, s, b, a = (folder / name for name in names)
-    return {abilities: (f, s, b, a), ablations: (f, b, a, folder / "curves.csv")}
-
-
-def texts_of(figure) -> str:
-    return " ".join(t.get_text() for t in figure.findobj(lambda a: hasattr(a, "get_text")))
-
-
-@pytest.fixture
-def rendered(monkeypatch, tmp_path):
-    """A function that draws a figure coarsely and returns its words and its table."""
-    found = []
-
-    def render(figure, table, _):
-        figure.set_layout_engine("none")  # which takes the longest
-        figure.savefig(tmp_path / "x.png", dpi=30)
-        found.append((texts_of(figure), table))
-
-    monkeypatch.setattr(style, "save", render)
-
-    def draw(figure, arguments):
-        figure.draw(*arguments, tmp_path / "x")
-        return found[-1]
-
-    return draw
-
-
-@pytest.mark.parametrize("figure", [abilities, ablations])
-def test_figures_write_three_files_the_same_each_time(figure, tmp_path, monkeypatch):
-    monkeypatch.setattr(style, "PNG_DPI", 40)
-    arguments = figure_tables(tmp_path / "tables")[figure]
-    for name in "ab":
-        figure.draw(*arguments, tmp_path / name)
-    for ending in ("pdf", "png", "csv"):
-        first = (tmp_path / f"a.{ending}").read_bytes()
-        assert first == (tmp_path / f"b.{ending}").read_bytes()
-        assert len(first) > 1000
-    assert not list(tmp_path.glob(".*.part"))
-
-
-def test_abilities_draws_no_features_of_what_is_not_done(tmp_path, rendered):
-    words_, table = rendered(abilities, figure_tables(tmp_path / "t")[abilities])
-    assert "not told from chance" in words_
-    assert "worse than chance" in words_
-    strength = table[table["panel"] == "strength"]
-    # The largest of those told from 0, and not 11, which is larger.
-    assert list(strength["series"].unique()) == ["10", "9", "8", "7", "6"]
-    assert set(strength["task"]) == {"agreement_simple"}
-    assert strength.loc[strength["series"] == "10", "value"].tolist() == [11 / 30] * 4
-    assert strength.drop_duplicates("series")["matched"].tolist() == [
-        True,
-        False,
-        True,
-        True,
-        False,
-    ]
-    assert "3 of 5 key features matched" in words_
-    bars = table[table["panel"] == "attribution"].set_index("series")
-    assert set(bars["task"]) == {"agreement_simple"}
-    assert bars.loc["10", "value"] == pytest.approx(1.2)
-    assert bars.loc["10", "high"] == pytest.approx(1.2 + 1.96 * 0.02)
-    rest = sum((-1) ** i * (i + 2) / 10 for i in [0, 1, 2, 3, 4, 5, 11])
-    assert bars.loc["other features", "value"] == pytest.approx(rest)
-    assert bars.loc["error", "value"] == pytest.approx(-0.1)
-    accuracy = table[(table["series"] == "accuracy") & (table["task"] == "indirect_object")]
-    assert accuracy["value"].tolist() == pytest.approx([0.5, 0.4, 0.3, 0.2])
-    assert not accuracy["done"].any()
-
-
-def test_ablations_draws_only_what_is_done(tmp_path, rendered):
-    words_, table = rendered(ablations, figure_tables(tmp_path / "t")[ablations])
-    assert "Not told from chance at any of these snapshots: induction" in words_
-    assert "top 10: 7 matched" in words_
-    drawn = table[table["side"].notna()]
-    assert set(drawn["task"]) == {"agreement_simple"}
-    assert set(drawn["group"]) == {"absolute", "random", "matched"}
-    assert drawn["step"].unique().tolist() == [1, 8, 100]
-    some = drawn[(drawn["side"] == "sufficiency") & (drawn["group"] == "absolute")]
-    assert some.loc[some["step"] == 100, "restored"].tolist() == pytest.approx([0, 0.3, 1, 1])
-    rest = table[table["side"].isna()]
-    assert len(rest) == 9
-    assert not rest["done"].any()
-
-
-@pytest.mark.parametrize("figure", [abilities, ablations])
-def test_figures_of_poor_tables(figure, tmp_path, rendered):
-    words_, table = rendered(figure, figure_tables(tmp_path / "t", matching=False)[figure])
-    assert "one seed" in words_
-    assert (table.get("top_matched", pd.Series([0])).fillna(0) == 0).all()
-    words_, table = rendered(figure, figure_tables(tmp_path / "t", able=False)[figure])
-    assert not table["done"].any()
-    assert {"strength", "attribution"}.isdisjoint(table.get("panel", []))
-
-
-@pytest.mark.parametrize(
-    ("figure", "file", "column"),
-    [(abilities, "behaviour.csv", "accuracy_low"), (ablations, "curves.csv", "restored")],
-)
-def test_figures_name_a_missing_column(figure, file, column, tmp_path):
-    arguments = figure_tables(tmp_path)[figure]
-    pd.read_csv(tmp_path / file).drop(columns=column).to_csv(tmp_path / file, index=False)
-    with pytest.raises(InputError, match=rf"{file}: no column {column};"):
-        figure.draw(*arguments, tmp_path / "x")

@@ -1,4 +1,4 @@
-"""Which features a task hangs on at each snapshot: integrated gradients (METHOD.md 7).
+"""Which features a task depends on at each snapshot: integrated gradients (docs/method.md 7).
 
 Letters: P pairs of a task, T tokens, a (P, T, d) the site's values for the clean prompts and ã for
 the corrupted ones, f and f̃ the crosscoder's features there, W_i the decoder of the snapshot in the
@@ -24,7 +24,7 @@ circuits.
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,10 @@ import torch
 from scipy.stats import norm
 
 from ontogeny import devices
-from ontogeny.circuits.downstream import Downstream, measured, path_gradient
-from ontogeny.circuits.tasks import Task, read
+from ontogeny.analyses.circuits import tasks as prompts
+from ontogeny.analyses.circuits.downstream import Downstream, measured, path_gradient
+from ontogeny.analyses.circuits.settings import Circuits
+from ontogeny.analyses.circuits.tasks import Task
 from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.files import InputError, whole, write_table
 from ontogeny.progress import bar
@@ -44,6 +46,7 @@ from ontogeny.settings import Settings
 from ontogeny.snapshots import sites
 
 PIECE_ENTRIES = 1 << 26  # numbers in memory at a time
+READ_TOKENS = 4096  # of a pass that reads prompts
 ERROR = -1  # the error node, where a column names features
 LEADING = 10  # features that the halves' agreement is about
 
@@ -66,8 +69,13 @@ class Difference:
 
     def of(self, site: int) -> np.ndarray:
         """Values at an output site, (E,)."""
-        found: np.ndarray = self.value[:, site if self.value.shape[1] > 1 else 0]
-        return found
+        return np.asarray(self.value[:, site if self.value.shape[1] > 1 else 0])
+
+    def on_device(self, site: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Values (E,) at an output site, and pair, position and column of each, (3, E)."""
+        where = np.stack([self.pair, self.position, self.column]).astype(np.int64)
+        value = np.ascontiguousarray(self.of(site), np.float32)
+        return torch.from_numpy(value).to(device), torch.from_numpy(where).to(device)
 
     def frequency(self, pairs: int) -> np.ndarray:
         """Positions of a pair, in the mean, at which each feature differs, (A,)."""
@@ -84,16 +92,18 @@ def attributions(
     value : (E,) differences f − f̃. where : (3, E) pair, position and column of each.
     G : (P, T, d) mean gradients. W : (A, d) decoders in the model's units.
     """
-    found = torch.zeros(len(G), len(W), device=G.device)
+    attr = torch.zeros(len(G), len(W), device=G.device)
     step = max(1, PIECE_ENTRIES // G.shape[2])
-    for some, (pair, position, column) in zip(value.split(step), where.split(step, 1), strict=True):
+    for change, (pair, position, column) in zip(
+        value.split(step), where.split(step, 1), strict=True
+    ):
         slope = (G[pair, position] * W[column]).sum(1)
-        found.index_put_((pair, column), some * slope, accumulate=True)
-    return found
+        attr.index_put_((pair, column), change * slope, accumulate=True)
+    return attr
 
 
-def differences(
-    s: Settings, crosscoder: Crosscoder, snapshots: str | Path, tasks: list[Task], scratch: Path
+def find_differences(
+    settings: Settings, crosscoder: Crosscoder, snapshots: Path, tasks: list[Task], scratch: Path
 ) -> dict[str, Difference]:
     """Differences of the features between clean and corrupted prompts, by task.
 
@@ -101,68 +111,64 @@ def differences(
     after the other: what each gives lies in a nameless file in `scratch` until all are done.
     """
     about, device = crosscoder.about, crosscoder.W_dec.device
-    opened = [np.nonzero(task.open) for task in tasks]  # (pair, position) of each row
-    rows = sum(len(pair) for pair, _ in opened)
-    shape = (2, rows, len(about.inputs), about.width)
+    rows = [np.nonzero(task.open) for task in tasks]  # (pair, position) of each row
+    bounds = np.cumsum([0, *(len(pair) for pair, _ in rows)]).tolist()
+    shape = (2, bounds[-1], len(about.inputs), about.width)
     scales = crosscoder.scales_in.cpu().numpy()
+    remote = settings.snapshots.remote_code
     with tempfile.TemporaryFile(dir=scratch) as file:
         # A map of a file that has no name: the system drops it whatever happens.
         values: Any = np.memmap(file, np.float32, "w+", shape=shape)
         steps = list(dict.fromkeys(step for step, _, _ in about.inputs))
         with bar("attribution: features", len(steps), "snapshots") as progress:
             for step in steps:
-                here = [
-                    (i, (site[1], site[2]))
-                    for i, site in enumerate(about.inputs)
-                    if site[0] == step
-                ]
-                _read_rows(s, snapshots, step, here, tasks, opened, values, scales, device)
+                inputs = {
+                    i: (layer, stream)
+                    for i, (at, layer, stream) in enumerate(about.inputs)
+                    if at == step
+                }
+                folder, last = snapshots / f"step{step}", max(layer for layer, _ in inputs.values())
+                model = sites.load_model(folder, device, torch.float32, remote, last_layer=last)
+                for i, task in enumerate(tasks):
+                    for which, ids in enumerate((task.clean, task.corrupted)):
+                        filled = values[which, bounds[i] : bounds[i + 1]]
+                        _read_rows(model, ids, *rows[i], inputs, scales, filled)
                 progress.update()
-        entries = _encoded(crosscoder, values)
-        del values
-    found = {}
-    start = 0
-    row, feature, value = entries
-    for task, (pair, position) in zip(tasks, opened, strict=True):
+        row, feature, value = _encoded(crosscoder, values)
+        del values, filled
+    by_task = {}
+    for task, (pair, position), start in zip(tasks, rows, bounds, strict=False):
         inside = (row >= start) & (row < start + len(pair))
         features, column = np.unique(feature[inside], return_inverse=True)
         at = row[inside] - start
-        found[task.name] = Difference(features, pair[at], position[at], column, value[inside])
-        start += len(pair)
-    return found
+        by_task[task.name] = Difference(features, pair[at], position[at], column, value[inside])
+    return by_task
 
 
 def _read_rows(
-    s: Settings,
-    snapshots: str | Path,
-    step: int,
-    here: list[tuple[int, tuple[int, str]]],
-    tasks: list[Task],
-    opened: list[tuple[np.ndarray, ...]],
-    values: np.ndarray,
+    model: Any,
+    ids: np.ndarray,
+    pair: np.ndarray,
+    position: np.ndarray,
+    inputs: dict[int, Any],
     scales: np.ndarray,
-    device: torch.device,
+    values: np.ndarray,
 ) -> None:
-    """Fill in one snapshot's columns of values (2, rows, N, d), in normalised units."""
-    wanted = [key for _, key in here]
-    folder = Path(snapshots) / f"step{step}"
-    last = max(layer for layer, _ in wanted)
-    remote = s.snapshots.remote_code
-    model = sites.load_model(folder, device, torch.float32, remote, last_layer=last)
-    for which in range(2):
-        start = 0
-        for task, (pair, position) in zip(tasks, opened, strict=True):
-            ids = task.corrupted if which else task.clean
-            batch = max(1, 4096 // ids.shape[1])
-            for first in range(0, len(ids), batch):
-                some = torch.from_numpy(ids[first : first + batch].astype(np.int64)).to(device)
-                got = sites.read(model, some, list(dict.fromkeys(wanted)))
-                rows = np.flatnonzero((pair >= first) & (pair < first + batch))
-                at = torch.from_numpy(pair[rows] - first), torch.from_numpy(position[rows])
-                for column, key in here:
-                    picked = got[key][at[0].to(device), at[1].to(device)]
-                    values[which, start + rows, column] = picked.float().cpu() * scales[column]
-            start += len(pair)
+    """Fill in one snapshot's columns of values (rows, N, d), in normalised units.
+
+    Parameters
+    ----------
+    ids : (P, T). pair, position : (rows,). inputs : layer and stream by column. scales : (N,).
+    """
+    device = next(model.parameters()).device
+    batch = max(1, READ_TOKENS // ids.shape[1])
+    for first in range(0, len(ids), batch):
+        piece = torch.from_numpy(ids[first : first + batch].astype(np.int64)).to(device)
+        read = sites.read(model, piece, list(dict.fromkeys(inputs.values())))
+        rows = np.flatnonzero((pair >= first) & (pair < first + batch))
+        at = [torch.from_numpy(each).to(device) for each in (pair[rows] - first, position[rows])]
+        for column, site in inputs.items():
+            values[rows, column] = read[site][at[0], at[1]].float().cpu() * scales[column]
 
 
 def _encoded(
@@ -173,7 +179,7 @@ def _encoded(
     gates = len(about.outputs) if about.gate == "snapshot" else 1
     width = max(about.features * gates, values.shape[2] * values.shape[3])
     step = max(1, PIECE_ENTRIES // width)
-    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    parts: list[tuple[np.ndarray, ...]] = []
     for start in range(0, values.shape[1], step):
         clean, corrupted = (
             crosscoder.encode(torch.from_numpy(values[i, start : start + step]).to(device))
@@ -183,20 +189,19 @@ def _encoded(
         row, feature = (change != 0).any(2).nonzero(as_tuple=True)
         value = change[row, feature]
         parts.append((row.cpu().numpy() + start, feature.cpu().numpy(), value.cpu().numpy()))
-    rows, features, changes = (np.concatenate([part[i] for part in parts]) for i in range(3))
+    rows, features, changes = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return rows, features, changes
 
 
-def write_differences(path: str | Path, found: dict[str, Difference]) -> None:
+def write_differences(path: Path, by_task: dict[str, Difference]) -> None:
     """Write what `read_differences` reads: HDF5, a group a task."""
     with whole(path) as draft, h5py.File(draft, "w") as file:
-        for name, difference in found.items():
-            group = file.create_group(name)
-            for field in Difference.__dataclass_fields__:
-                group.create_dataset(field, data=getattr(difference, field))
+        for name, difference in by_task.items():
+            for field in fields(Difference):
+                file[f"{name}/{field.name}"] = getattr(difference, field.name)
 
 
-def read_differences(path: str | Path, name: str) -> Difference:
+def read_differences(path: Path, name: str) -> Difference:
     """A task's differences.
 
     Raises
@@ -205,7 +210,7 @@ def read_differences(path: str | Path, name: str) -> Difference:
     """
     try:
         with h5py.File(path, "r") as file:
-            return Difference(*(file[name][field][:] for field in Difference.__dataclass_fields__))
+            return Difference(*(file[name][field.name][:] for field in fields(Difference)))
     except (OSError, KeyError) as error:
         why = " ".join(str(error).split())
         raise InputError(
@@ -218,49 +223,38 @@ def decoders(
 ) -> torch.Tensor:
     """Decoders of some features at an output site in the model's units, (A, d)."""
     chosen = torch.from_numpy(features.astype(np.int64)).to(crosscoder.W_dec.device)
-    scale = crosscoder.scales_out[site]
-    return (crosscoder.W_dec[chosen, site] / scale).to(device)
-
-
-def on_device(
-    difference: Difference, site: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Values (E,) at an output site, and where they stand (3, E)."""
-    where = np.stack([difference.pair, difference.position, difference.column]).astype(np.int64)
-    value = np.ascontiguousarray(difference.of(site), np.float32)
-    return torch.from_numpy(value).to(device), torch.from_numpy(where).to(device)
+    return (crosscoder.W_dec[chosen, site] / crosscoder.scales_out[site]).to(device)
 
 
 def weights(pairs: int, samples: int, seed: int) -> np.ndarray:
     """Bootstrap weights of the pairs, (samples, P); each row adds up to 1."""
     rng = np.random.default_rng(seed)
-    found: np.ndarray = rng.multinomial(pairs, np.full(pairs, 1 / pairs), samples) / pairs
-    return found
-
-
-def interval(values: np.ndarray, sampled: np.ndarray) -> tuple[float, float, float]:
-    """Mean of values (P,) and its 95% interval over pairs, with `weights`."""
-    low, high = np.quantile(sampled @ values, [0.025, 0.975])
-    return float(values.mean()), float(low), float(high)
+    return np.asarray(rng.multinomial(pairs, np.full(pairs, 1 / pairs), samples) / pairs)
 
 
 def behaviour(clean: np.ndarray, corrupted: np.ndarray, sampled: np.ndarray) -> dict[str, Any]:
     """What a snapshot does with a task, from m of both prompts of each pair, (P,) each.
 
     A tie counts as half right. `done`: the accuracy's interval lies above one half.
+
+    Parameters
+    ----------
+    sampled : `weights` of the pairs, for 95% intervals.
     """
     right = [np.heaviside(clean, 0.5), np.heaviside(-corrupted, 0.5)]
-    found: dict[str, Any] = {"pairs": len(clean)}
+    row: dict[str, Any] = {"pairs": len(clean)}
     for name, values in (
         ("accuracy", (right[0] + right[1]) / 2),
         ("logit_difference", clean),
         ("logit_difference_corrupted", corrupted),
         ("difference", clean - corrupted),
     ):
-        found[name], found[f"{name}_low"], found[f"{name}_high"] = interval(values, sampled)
-    found |= {"accuracy_clean": right[0].mean(), "accuracy_corrupted": right[1].mean()}
-    found["done"] = found["accuracy_low"] > 0.5 + 1e-9
-    return found
+        row[name] = float(values.mean())
+        low, high = np.quantile(sampled @ values, [0.025, 0.975])
+        row |= {f"{name}_low": float(low), f"{name}_high": float(high)}
+    row |= {"accuracy_clean": right[0].mean(), "accuracy_corrupted": right[1].mean()}
+    row["done"] = row["accuracy_low"] > 0.5 + 1e-9
+    return row
 
 
 def halves(pairs: int) -> np.ndarray:
@@ -281,69 +275,56 @@ def told(mean: np.ndarray, standard_error: np.ndarray) -> np.ndarray:
     return np.asarray(np.abs(mean) > norm.isf(0.025 / max(1, len(mean))) * standard_error)
 
 
-def describe(
-    s: Settings,
-    crosscoder: str | Path,
-    snapshots: str | Path,
-    tasks: str | Path,
-    output: str | Path,
+def measure(
+    settings: Settings,
+    crosscoder: Path,
+    snapshots: Path,
+    tasks: Path,
+    behaviour: Path,
+    attribution: Path,
+    differences: Path,
 ) -> None:
-    """Write what every snapshot does with every task, and which features it hangs on.
+    """Write what every snapshot does with every task, and which features it depends on.
 
     Parameters
     ----------
     crosscoder : folder of a seed, whose outputs are one layer and stream of every snapshot.
     snapshots : folder of step{S}. tasks : tasks.h5.
-    output : folder, to which go
-        behaviour.csv : task, snapshot_index, step, pairs; accuracy (over both prompts of each
-            pair: one half where the model sees no difference), logit_difference (right − wrong
-            answer, clean prompts, nats), logit_difference_corrupted, difference (of the two), each
-            with _low and _high, 95% over pairs; accuracy_clean, accuracy_corrupted; done; features
-            (that differ), attributed (Σ attr + error, mean over pairs), path_error (mean over pairs
-            of |attributed − m(a) + m(ã)|, by that of |m(a) − m(ã)|), error_share (of the error node
-            in attributed), told (features), leading_shared (of the 10 largest |attr| of one half of
-            the pairs, the share that is also of the other's).
-        attribution.parquet : task, feature (−1 is the error node), snapshot_index, step,
-            attribution (mean over pairs), standard_error, told (from 0, at 5% for all features of
-            the task together), first_half, second_half (means over either half of the pairs),
-            frequency (positions of a pair at which the feature
-            differs, in the mean).
-        differences.h5 : f − f̃ by task, as `read_differences` reads it.
+    behaviour, attribution : CSV and Parquet, whose columns are in the declaration.
+    differences : HDF5 of f − f̃ by task, as `read_differences` reads it.
 
     Raises
     ------
     InputError : damaged input; tasks of other tokens; a crosscoder of several layers or streams.
     """
-    trained = Crosscoder.load(crosscoder, devices.choose(s.device))
+    trained = Crosscoder.load(crosscoder, devices.choose(settings.device))
     given = checked(trained, crosscoder, tasks)
-    output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
-    found = differences(s, trained, snapshots, given, output)
-    write_differences(output / "differences.h5", found)
+    differences.parent.mkdir(parents=True, exist_ok=True)
+    changes = find_differences(settings, trained, snapshots, given, differences.parent)
+    write_differences(differences, changes)
+    section, samples = settings.section(Circuits), settings.analysis.bootstrap
     rows: list[dict[str, Any]] = []
     tables: list[pd.DataFrame] = []
     total = len(trained.about.outputs) * len(given)
     with bar("attribution: gradients", total, "tasks") as progress:
         for site, (step, layer, stream) in enumerate(trained.about.outputs):
-            folder = Path(snapshots) / f"step{step}"
-            device = trained.W_dec.device
-            model = sites.load_model(folder, device, torch.float32, s.snapshots.remote_code)
+            model = load(settings, snapshots, step, trained.W_dec.device)
+            number = settings.snapshots.chosen.index(step) + 1
             for task in given:
                 m = Downstream(model, layer, stream, task)
-                row, table = _attributed(s, trained, site, task, found[task.name], m)
-                when = {"snapshot_index": s.snapshots.chosen.index(step) + 1, "step": step}
-                rows.append({"task": task.name, **when, **row})
-                tables.append(table.assign(task=task.name, **when))
+                sampled = weights(len(task.clean), samples, section.seed)
+                row, table = _attributed(
+                    trained, site, changes[task.name], m, section.path_steps, sampled
+                )
+                about = {"task": task.name, "snapshot_index": number, "step": step}
+                rows.append(about | row)
+                tables.append(table.assign(**about))
                 progress.update()
-    every = pd.concat(tables, ignore_index=True)
-    first = ["task", "feature", "snapshot_index", "step"]
-    write_table(output / "attribution.parquet", every[[*first, *every.columns.drop(first)]])
-    by_task = {task.name: i for i, task in enumerate(given)}
-    kept = pd.DataFrame(rows).sort_values("task", key=lambda c: c.map(by_task), kind="stable")
-    write_table(output / "behaviour.csv", kept)
+    write_table(attribution, columns_first(tables, ["task", "feature", "snapshot_index", "step"]))
+    write_table(behaviour, in_task_order(pd.DataFrame(rows), given))
 
 
-def checked(trained: Crosscoder, folder: str | Path, tasks: str | Path) -> list[Task]:
+def checked(trained: Crosscoder, folder: Path, tasks: Path) -> list[Task]:
     """The tasks of a file, if this crosscoder can be held against them.
 
     Raises
@@ -355,54 +336,69 @@ def checked(trained: Crosscoder, folder: str | Path, tasks: str | Path) -> list[
         raise InputError(
             f"{folder}: circuits need snapshots of one layer and stream; choose another crosscoder"
         )
-    given = read(tasks)
-    with h5py.File(tasks, "r") as file:
-        if file.attrs.get("tokens") != trained.about.tokens:
-            raise InputError(
-                f"{tasks}: of other tokens than the crosscoder was trained on; make them again"
-            )
-    return given
+    return prompts.read(tasks, trained.about.tokens)
+
+
+def load(settings: Settings, snapshots: Path, step: int, device: torch.device) -> Any:
+    """A snapshot's model in full precision."""
+    remote = settings.snapshots.remote_code
+    return sites.load_model(snapshots / f"step{step}", device, torch.float32, remote)
+
+
+def columns_first(tables: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
+    """The tables as one, some columns first."""
+    table = pd.concat(tables, ignore_index=True)
+    return table[[*columns, *table.columns.drop(columns)]]
+
+
+def in_task_order(table: pd.DataFrame, tasks: list[Task]) -> pd.DataFrame:
+    """The rows in the order of the tasks."""
+    place = {task.name: i for i, task in enumerate(tasks)}
+    return table.sort_values("task", key=lambda column: column.map(place), kind="stable")
 
 
 def _attributed(
-    s: Settings, trained: Crosscoder, site: int, task: Task, found: Difference, m: Downstream
+    trained: Crosscoder,
+    site: int,
+    difference: Difference,
+    m: Downstream,
+    path_steps: int,
+    sampled: np.ndarray,
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """A task's row of behaviour.csv and rows of attribution.parquet at one snapshot."""
-    c = s.circuits
-    sampled = weights(len(task.clean), s.analysis.bootstrap, c.seed)
     clean, corrupted = (values.cpu().numpy().astype(np.float64) for values in m.behaviour())
     row = behaviour(clean, corrupted, sampled)
     ends = [measured(m, values).double() for values in (m.clean, m.corrupted)]
-    G = path_gradient(m, m.clean, m.corrupted, c.path_steps)
-    value, where = on_device(found, site, G.device)
-    W = decoders(trained, site, found.features, G.device)
-    each = attributions(value, where, G, W)
+    G = path_gradient(m, m.clean, m.corrupted, path_steps)
+    value, where = difference.on_device(site, G.device)
+    each = attributions(value, where, G, decoders(trained, site, difference.features, G.device))
     whole_site = ((m.clean - m.corrupted) * G).sum((1, 2))
     error = whole_site - each.sum(1)
     along = (ends[0] - ends[1]).cpu().numpy()
     attributed = whole_site.double().cpu().numpy()
-    row["features"] = len(found.features)
-    row["attributed"] = attributed.mean()
-    row["path_error"] = np.abs(attributed - along).mean() / max(np.abs(along).mean(), 1e-30)
-    row["error_share"] = error.double().mean().item() / attributed.mean()
     by_pair = torch.cat([each, error[:, None]], 1).double().cpu().numpy()  # (P, A + 1)
     half = halves(len(by_pair))
     mean = by_pair.mean(0)
-    first, second = (by_pair[half == i].mean(0) for i in (0, 1))
-    leading = [set(order(x[:-1])[:LEADING].tolist()) for x in (first, second)]
+    of_half = [by_pair[half == i].mean(0) for i in (0, 1)]
+    leading = [set(order(attr[:-1])[:LEADING].tolist()) for attr in of_half]
     spread = by_pair.std(0, ddof=1) / len(by_pair) ** 0.5
     sure = told(mean, spread)
-    row["told"] = int(sure[:-1].sum())
-    row["leading_shared"] = len(leading[0] & leading[1]) / max(1, len(leading[0]))
-    table = pd.DataFrame(
+    row |= {
+        "features": len(difference.features),
+        "attributed": attributed.mean(),
+        "path_error": np.abs(attributed - along).mean() / max(np.abs(along).mean(), 1e-30),
+        "error_share": error.double().mean().item() / attributed.mean(),
+        "told": int(sure[:-1].sum()),
+        "leading_shared": len(leading[0] & leading[1]) / max(1, len(leading[0])),
+    }
+    return row, pd.DataFrame(
         {
-            "feature": [*found.features, ERROR],
+            "feature": [*difference.features, ERROR],
             "attribution": mean,
             "standard_error": spread,
             "told": sure,
-            "first_half": first,
-            "second_half": second,
-            "frequency": [*found.frequency(len(by_pair)), np.nan],
+            "first_half": of_half[0],
+            "second_half": of_half[1],
+            "frequency": [*difference.frequency(len(by_pair)), np.nan],
         }
     )
-    return row, table

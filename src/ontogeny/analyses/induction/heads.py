@@ -22,13 +22,19 @@ without replacement, so that the one earlier copy of x_t is the passage's.
 
 The copying gain at d is the loss on a passage that stands there for the first time less the loss
 on it as the second copy, d after the first, in nats: of held-out text and of random tokens. Neither
-of two passages' neighbours belongs to them (METHOD.md 5; Olsson et al. 2022, arXiv 2209.11895).
+of two passages' neighbours belongs to them.
+
+References
+----------
+docs/method.md 5; Olsson et al. 2022, In-context learning and induction heads, arXiv 2209.11895.
 """
 
 from __future__ import annotations
 
 import inspect
 import sys
+from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +46,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from ontogeny import devices
+from ontogeny.analyses.induction.settings import Induction
 from ontogeny.corpus.build import Tokens
 from ontogeny.files import InputError, whole, write_table
 from ontogeny.progress import bar
@@ -73,8 +80,8 @@ class Plan:
     def scores(self) -> list[tuple[str, int]]:
         """Names and distances of the scores in the order of every array; 0 is no distance."""
         over = ("fixed_distance", "induction", "duplicate_token")
-        found = [("previous_token", 1), ("natural_induction", 0)]
-        return found + [(name, d) for name in over for d in self.distances]
+        scores = [("previous_token", 1), ("natural_induction", 0)]
+        return scores + [(name, d) for name in over for d in self.distances]
 
 
 def plan(context: int) -> Plan:
@@ -144,9 +151,9 @@ def natural_copies(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return copies & both, others & both
 
 
-def uniform(context: int, device: torch.device | None = None) -> torch.Tensor:
+def uniform(context: int) -> torch.Tensor:
     """Attention of a head that attends to all of its positions alike, (1, 1, T, T)."""
-    each = 1 / torch.arange(1, context + 1, device=device, dtype=torch.float64)
+    each = 1 / torch.arange(1, context + 1, dtype=torch.float64)
     return each[:, None].expand(-1, context).tril()[None, None]
 
 
@@ -164,14 +171,14 @@ def text_scores(
     value, control : (B, H) sums over positions. count : (B,) of positions.
     """
     A, T = attention, p.context
-    found: dict[tuple[str, int], Any] = {}
+    scores: dict[tuple[str, int], Any] = {}
     every = torch.full((len(ids),), T - 1, device=ids.device)
-    found["previous_token", 1] = A.diagonal(-1, 2, 3).sum(2), every, None
+    scores["previous_token", 1] = A.diagonal(-1, 2, 3).sum(2), every, None
     for d in p.distances:
         free = ids[:, d:] != ids[:, : T - d]
         # t from d on: of the diagonal's positions the first, t = d − 1, has nothing at t − d
         seen = A.diagonal(-(d - 1), 2, 3)[:, :, 1:]
-        found["fixed_distance", d] = (seen * free[:, None]).sum(2), free.sum(1), None
+        scores["fixed_distance", d] = (seen * free[:, None]).sum(2), free.sum(1), None
     copies, others = natural_copies(ids)
     number = copies.sum(2)
     # Of every other one of a position's, as often in all as it has copies.
@@ -181,8 +188,8 @@ def text_scores(
     mean = _by_distance(A).sum(2) / torch.arange(T, 0, -1, device=ids.device)
     weights = _by_distance((at - share)[:, None]).sum((1, 2))
     control = _sum(A, share) + torch.einsum("bt,bht->bh", weights, mean)
-    found["natural_induction", 0] = value, copies.any(2).sum(1), control
-    return found
+    scores["natural_induction", 0] = value, copies.any(2).sum(1), control
+    return scores
 
 
 def _sum(A: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -194,9 +201,8 @@ def _by_distance(A: torch.Tensor) -> torch.Tensor:
     """(B, H, T, T) of [t, s] as [t, t − s], 0 where there is no such s."""
     T = A.shape[-1]
     back = torch.arange(T, device=A.device)
-    place = back[:, None] - back[None, :]
-    taken = A.gather(3, place.clamp(min=0).expand(*A.shape[:2], T, T))
-    return taken * (place >= 0)
+    s = back[:, None] - back[None, :]
+    return A.gather(3, s.clamp(min=0).expand(*A.shape[:2], T, T)) * (s >= 0)
 
 
 def copy_scores(rows: torch.Tensor, p: Plan, distance: int) -> dict[tuple[str, int], torch.Tensor]:
@@ -212,6 +218,10 @@ def copy_scores(rows: torch.Tensor, p: Plan, distance: int) -> dict[tuple[str, i
         ("induction", distance): rows.diagonal(first + 1, 2, 3).sum(2),
         ("duplicate_token", distance): rows.diagonal(first, 2, 3).sum(2),
     }
+
+
+MEASURED = ("value", "control", "gain")
+Parts = dict[int, list[torch.Tensor]]  # by score, (L, B, H) of each batch
 
 
 @dataclass
@@ -233,14 +243,13 @@ def chances(blocks: Blocks, p: Plan) -> tuple[np.ndarray, np.ndarray]:
     chance, count = np.zeros((2, len(p.scores), len(blocks.text)))
     for b, row in enumerate(blocks.text):
         ids = torch.from_numpy(row)[None]
-        found = text_scores(even, ids, p)
         rows = even[:, :, p.second : -1]
-        copied = {k: v for d in p.distances for k, v in copy_scores(rows, p, d).items()}
+        sums = {key: score[:2] for key, score in text_scores(even, ids, p).items()}
+        for d in p.distances:
+            for key, score in copy_scores(rows, p, d).items():
+                sums[key] = score, torch.tensor(p.length - 1)
         for i, key in enumerate(p.scores):
-            if key in copied:
-                chance[i, b], count[i, b] = copied[key].item(), p.length - 1
-            else:
-                chance[i, b], count[i, b] = found[key][0].item(), found[key][1].item()
+            chance[i, b], count[i, b] = (each.item() for each in sums[key])
     return chance, count
 
 
@@ -282,15 +291,17 @@ def measure_model(model: Any, blocks: Blocks, p: Plan, attention: bool) -> Measu
     """
     device = next(model.parameters()).device
     order = {key: i for i, key in enumerate(p.scores)}
-    B, D = len(blocks.text), len(p.distances)
-    values: dict[tuple[int, int], torch.Tensor] = {}  # by score and first block
-    controls: dict[tuple[int, int], torch.Tensor] = {}
-    first_losses: dict[str, torch.Tensor] = {}
-    gain = np.zeros((2, D, B))
-    few = {"logits_to_keep": p.length} if _keeps(model) else {}
+    values: Parts = defaultdict(list)
+    controls: Parts = defaultdict(list)
+    keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+    few = {"logits_to_keep": p.length} if keeps else {}
 
-    def run(ids: torch.Tensor, wanted: bool, **more: Any) -> Any:
-        return model(input_ids=ids, use_cache=False, output_attentions=wanted, **more)
+    def run(ids: torch.Tensor, wanted: bool) -> Any:
+        return model(input_ids=ids, use_cache=False, output_attentions=wanted, **few)
+
+    def add(sums: Parts, layers: list[dict[tuple[str, int], torch.Tensor]]) -> None:
+        for key in layers[0]:
+            sums[order[key]].append(torch.stack([layer[key] for layer in layers]))
 
     def losses(ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """Mean loss on the second copy but for its first token, (B,)."""
@@ -299,64 +310,46 @@ def measure_model(model: Any, blocks: Blocks, p: Plan, attention: bool) -> Measu
         loss = cross_entropy(logits.flatten(0, 1), right.flatten(), reduction="none")
         return loss.view(right.shape).double().mean(1)
 
-    def batches(rows: np.ndarray) -> Any:
+    def batches(rows: np.ndarray) -> Iterator[torch.Tensor]:
         config = model.config.get_text_config()
         layers = int(config.num_hidden_layers) * int(getattr(config, "num_attention_heads", 1))
         entries = max(layers * p.context * attention, int(config.vocab_size)) * p.context
         step = max(1, min(8, BATCH_ENTRIES // entries))
         for start in range(0, len(rows), step):
-            yield start, torch.from_numpy(rows[start : start + step]).to(device)
+            yield torch.from_numpy(rows[start : start + step]).to(device)
 
-    if attention:
-        for start, ids in batches(blocks.text):
-            found = [text_scores(a.float(), ids, p) for a in _layers(run(ids, True, **few), p)]
-            for key in found[0]:
-                values[order[key], start] = torch.stack([f[key][0] for f in found])
-                control = [f[key][2] for f in found]
-                if control[0] is not None:
-                    controls[order[key], start] = torch.stack([c for c in control if c is not None])
+    for ids in batches(blocks.text) if attention else ():
+        attentions = _weights(run(ids, True).attentions, p.context)
+        layers = [text_scores(a.float(), ids, p) for a in attentions]
+        add(values, [{key: score[0] for key, score in layer.items()} for layer in layers])
+        add(controls, [{k: s[2] for k, s in layer.items() if s[2] is not None} for layer in layers])
+    gain = np.zeros((2, len(p.distances), len(blocks.text)))
     for k, name in enumerate(("passage", "random")):
         wanted = attention and name == "random"
-        for i, d in enumerate((0, *p.distances)):  # 0: the passage stands there once
+        by_distance: list[torch.Tensor] = []
+        for d in (0, *p.distances):  # 0: the passage stands there once
             rows = getattr(blocks, name) if d == 0 else blocks.copied(name, p, d)
             loss = []
-            for start, ids in batches(rows):
-                out = run(ids, wanted, **few)
+            for ids in batches(rows):
+                out = run(ids, wanted)
                 loss.append(losses(ids, out.logits))
                 if not wanted:
                     continue
-                seen = [a[:, :, p.second : -1].float() for a in _layers(out, p)]
-                for at in p.distances if d == 0 else (d,):
-                    found_copy = [copy_scores(a, p, at) for a in seen]
-                    for key in found_copy[0]:
-                        place = controls if d == 0 else values
-                        place[order[key], start] = torch.stack([f[key] for f in found_copy])
-            if d == 0:
-                first_losses[name] = torch.cat(loss)
-            else:
-                gain[k, i - 1] = (first_losses[name] - torch.cat(loss)).cpu().numpy()
-
-    shape = next(iter(values.values())).shape if values else (0, 0, 0)
-    found_value = np.full((len(order), shape[0], shape[2], B), np.nan)
-    found_control = found_value.copy()
-    for place, array in ((values, found_value), (controls, found_control)):
-        for (i, start), sums in place.items():
-            array[i, :, :, start : start + sums.shape[1]] = sums.double().permute(0, 2, 1).cpu()
-    return Measures(found_value, found_control, gain)
+                attentions = _weights(out.attentions, p.context)
+                second = [a[:, :, p.second : -1].float() for a in attentions]
+                for at in (d,) if d else p.distances:
+                    add(values if d else controls, [copy_scores(a, p, at) for a in second])
+            by_distance.append(torch.cat(loss))
+        gain[k] = (by_distance[0] - torch.stack(by_distance[1:])).cpu().numpy()
+    L, _, H = next(iter(values.values()))[0].shape if values else (0, 0, 0)
+    value, control = np.full((2, len(order), L, H, len(blocks.text)), np.nan)
+    for sums, array in ((values, value), (controls, control)):
+        for i, parts in sums.items():
+            array[i] = torch.cat(parts, 1).double().permute(0, 2, 1).cpu()
+    return Measures(value, control, gain)
 
 
-def _layers(out: Any, p: Plan) -> list[torch.Tensor]:
-    return _weights(out.attentions, p.context)
-
-
-def _keeps(model: Any) -> bool:
-    """Whether a model can leave out the logits of all but the last positions."""
-    return "logits_to_keep" in inspect.signature(model.forward).parameters
-
-
-def measure(
-    s: Settings, snapshots: str | Path, tokens: str | Path, sums: str | Path, table: str | Path
-) -> None:
+def measure(settings: Settings, snapshots: Path, tokens: Path, sums: Path, table: Path) -> None:
     """Write the scores of all heads, and the copying gains, of every snapshot.
 
     Parameters
@@ -364,9 +357,7 @@ def measure(
     snapshots : folder of step{S} folders. tokens : tokens.h5.
     sums : HDF5; by block of held-out text, what `Measures` has, each with a first axis of
         snapshots; attributes steps, scores and score_distances, distances of the gains, half.
-    table : CSV; snapshot_index, step, layer (of those with attention) and head, from 0, score,
-        distance (in tokens), value, chance, control: means over positions. No row where the model
-        gives no attention weights.
+    table : CSV of means over positions; its columns are in the declaration.
 
     Raises
     ------
@@ -377,60 +368,58 @@ def measure(
     if last - first < 2:
         raise InputError("corpus.held_out_blocks: heads are measured on 2 at least; raise it")
     p = plan(min(data.context, MOST_CONTEXT))
-    held_out = data.take(np.arange(first, min(last, first + s.heads.blocks)))
-    blocks = make_blocks(held_out, p, data.end_of_text, s.analysis.seed)
-    device, steps = devices.choose(s.device), s.snapshots.chosen
+    last = min(last, first + settings.section(Induction).blocks)
+    held_out = data.take(np.arange(first, last))
+    blocks = make_blocks(held_out, p, data.end_of_text, settings.analysis.seed)
+    device, steps = devices.choose(settings.device), settings.snapshots.chosen
+    dtype = devices.precision(settings.activations.precision, device)
     attention: bool | None = None
-    found = []
+    measures = []
     with bar("heads", len(steps), "snapshots") as progress:
         for step in steps:
-            folder = Path(snapshots) / f"step{step}"
-            dtype = devices.precision(s.activations.precision, device)
-            model = sites.load_model(folder, device, dtype, s.snapshots.remote_code)
+            remote = settings.snapshots.remote_code
+            model = sites.load_model(snapshots / f"step{step}", device, dtype, remote)
             if attention is None:
                 attention = attends(model)
             elif attention:
                 model.set_attn_implementation("eager")
-            found.append(measure_model(model, blocks, p, attention))
+            measures.append(measure_model(model, blocks, p, attention))
             progress.update()
-    every = {
-        name: np.stack([getattr(m, name) for m in found]) for name in ("value", "control", "gain")
-    }
-    every["chance"], every["count"] = chances(blocks, p)
+    arrays = {name: np.stack([getattr(m, name) for m in measures]) for name in MEASURED}
+    arrays["chance"], arrays["count"] = chances(blocks, p)
     with whole(sums) as draft, h5py.File(draft, "w") as file:
-        for name, array in every.items():
-            file.create_dataset(name, data=array.astype(np.float32))
+        for name, array in arrays.items():
+            file[name] = array.astype(np.float32)
         file.attrs["steps"] = steps
         file.attrs["scores"] = [name for name, _ in p.scores]
         file.attrs["score_distances"] = [d for _, d in p.scores]
         file.attrs["distances"] = p.distances
         file.attrs["half"] = p.half
-    write_table(table, _table(every, steps, p))
+    write_table(table, _table(arrays, steps, p))
 
 
-def _table(every: dict[str, np.ndarray], steps: list[int], p: Plan) -> pd.DataFrame:
+def _table(arrays: dict[str, np.ndarray], steps: list[int], p: Plan) -> pd.DataFrame:
     """Means over all positions, a row a snapshot, head and score."""
-    value, control = (every[name].sum(-1) for name in ("value", "control"))
-    count = np.maximum(every["count"].sum(-1), 1)
+    value, control, chance, count = (
+        arrays[name].sum(-1) for name in ("value", "control", "chance", "count")
+    )
+    count = np.maximum(count, 1)
     parts = []
-    n, _, layers, heads = value.shape
-    index, layer, head = (x.ravel() for x in np.indices((n, layers, heads)))
+    n, _, L, H = value.shape
+    index, layer, head = (x.ravel() for x in np.indices((n, L, H)))
     for i, (name, distance) in enumerate(p.scores):
-        parts.append(
-            pd.DataFrame(
-                {
-                    "snapshot_index": index + 1,
-                    "step": np.asarray(steps)[index],
-                    "layer": layer,
-                    "head": head,
-                    "score": name,
-                    "distance": distance,
-                    "value": value[:, i].ravel() / count[i],
-                    "chance": every["chance"][i].sum() / count[i],
-                    "control": control[:, i].ravel() / count[i],
-                }
-            )
-        )
-    found = pd.concat(parts, ignore_index=True)
-    found["distance"] = found["distance"].astype("Int64").mask(found["distance"] == 0)
-    return found.sort_values(["snapshot_index", "layer", "head"], kind="stable")
+        columns = {
+            "snapshot_index": index + 1,
+            "step": np.asarray(steps)[index],
+            "layer": layer,
+            "head": head,
+            "score": name,
+            "distance": distance,
+            "value": value[:, i].ravel() / count[i],
+            "chance": chance[i] / count[i],
+            "control": control[:, i].ravel() / count[i],
+        }
+        parts.append(pd.DataFrame(columns))
+    table = pd.concat(parts, ignore_index=True)
+    table["distance"] = table["distance"].astype("Int64").mask(table["distance"] == 0)
+    return table.sort_values(["snapshot_index", "layer", "head"], kind="stable")

@@ -22,12 +22,12 @@ KINDS = {"current_token": "o", "previous_token": "s", "induction": "D", "context
 
 
 def draw(
-    table: str | Path,
-    curves: str | Path,
-    output: str | Path,
-    features: str | Path | None = None,
-    strengths: str | Path | None = None,
-    kinds: str | Path | None = None,
+    table: Path,
+    curves: Path,
+    features: Path | None,
+    strengths: Path | None,
+    kinds: Path | None,
+    output: Path,
 ) -> None:
     """Scores of the best heads, copying gains by distance, features by kind, and their onsets.
 
@@ -43,7 +43,7 @@ def draw(
 
     References
     ----------
-    METHOD.md 5 and 6.
+    docs/method.md 5 and 6.
     """
     columns = ["event", "detail", "snapshot_index", "step", "value", "low", "high"]
     every = _read(curves, columns)
@@ -82,34 +82,33 @@ def draw(
         if note:
             figure.suptitle(note, x=0.01, ha="left")
         names = ["panel", "event", "detail", "group", "snapshot_index", "step", "value"]
-        found = pd.concat(drawn, ignore_index=True).reindex(columns=[*names, "low", "high"])
-        found = found.drop_duplicates()  # the same numbers over both axes
-        style.save(figure, found.astype({"snapshot_index": "Int64"}), output)
+        numbers_drawn = pd.concat(drawn, ignore_index=True).reindex(columns=[*names, "low", "high"])
+        numbers_drawn = numbers_drawn.drop_duplicates()  # the same numbers over both axes
+        style.save(figure, numbers_drawn.astype({"snapshot_index": "Int64"}), output)
 
 
-def _read(path: str | Path, columns: list[str]) -> pd.DataFrame:
+def _read(path: Path, columns: list[str]) -> pd.DataFrame:
     """A table whose details are words: '1.2' is a head, no number."""
     style.read(path, columns)
-    return pd.read_csv(path, dtype={"detail": str, "group": str}).fillna(
-        {"detail": "", "group": ""}
-    )
+    table = pd.read_csv(path, dtype={"detail": str, "group": str})
+    return table.fillna({"detail": "", "group": ""})
 
 
-def _band(axis: Axes, some: pd.DataFrame, line: str, colour: str, label: str | None) -> None:
+def _band(axis: Axes, curve: pd.DataFrame, line: str, colour: str, label: str | None) -> None:
     """A curve over steps with its interval."""
-    band = (some["low"], some["high"])
-    axis.fill_between(some["step"], *band, color=colour, alpha=0.15, linewidth=0)
-    axis.plot(some["step"], some["value"], line, color=colour, label=label)
+    band = (curve["low"], curve["high"])
+    axis.fill_between(curve["step"], *band, color=colour, alpha=0.15, linewidth=0)
+    axis.plot(curve["step"], curve["value"], line, color=colour, label=label)
 
 
 def _heads(axis: Axes, every: pd.DataFrame, drawn: list[pd.DataFrame]) -> None:
     """The best head of each score."""
     for event, (name, colour, line) in HEADS.items():
-        some = every[every["event"] == event]
-        if some.empty:
+        curve = every[every["event"] == event]
+        if curve.empty:
             continue
-        _band(axis, some, line, colour, f"{name}, head {some['detail'].iloc[0]}")
-        drawn.append(some.assign(panel="heads"))
+        _band(axis, curve, line, colour, f"{name}, head {curve['detail'].iloc[0]}")
+        drawn.append(curve.assign(panel="heads"))
     if axis.lines:
         axis.axhline(0, color="0.6", linewidth=0.6, zorder=0)
         axis.set_ylim(-0.05, 1.02)
@@ -120,10 +119,10 @@ def _heads(axis: Axes, every: pd.DataFrame, drawn: list[pd.DataFrame]) -> None:
 def _gains(axis: Axes, every: pd.DataFrame, drawn: list[pd.DataFrame]) -> None:
     """The gain at each distance, of text and of random tokens."""
     for event, (name, line) in GAINS.items():
-        some = every[(every["event"] == event) & (every["detail"] != "")]
-        distances = sorted(some["detail"].unique(), key=int)
+        gains = every[(every["event"] == event) & (every["detail"] != "")]
+        distances = sorted(gains["detail"].unique(), key=int)
         for distance, colour in zip(distances, SHADES, strict=False):
-            curve = some[some["detail"] == distance]
+            curve = gains[gains["detail"] == distance]
             label = f"{distance} tokens apart" if event == "copying_gain" else None
             _band(axis, curve, line, colour, label)
             drawn.append(curve.assign(panel="gain"))
@@ -131,9 +130,7 @@ def _gains(axis: Axes, every: pd.DataFrame, drawn: list[pd.DataFrame]) -> None:
     axis.axhline(0, color="0.6", linewidth=0.6, zorder=0)
 
 
-def _by_kind(
-    features: str | Path, strengths: str | Path, kinds: str | Path
-) -> tuple[pd.DataFrame, str]:
+def _by_kind(features: Path, strengths: Path, kinds: Path) -> tuple[pd.DataFrame, str]:
     """Mean strength with quartiles by kind, group and snapshot; which share is matched."""
     living = style.read_living(features)
     known = style.read(kinds, ["feature", "kind"])[["feature", "kind"]]
@@ -142,17 +139,11 @@ def _by_kind(
     every = style.read(strengths, columns)[columns].merge(living, on="feature")
     every = every[every["kind"].isin(list(KINDS))]
     parts = []
-    for group, some in (("all", every), ("matched", every[every["matched"]])):
-        by = some.groupby(["kind", "snapshot_index", "step"])["normalised_strength"]
-        found = pd.DataFrame(
-            {
-                "value": by.mean(),
-                "low": by.quantile(0.25),
-                "high": by.quantile(0.75),
-                "features": by.size(),
-            }
-        )
-        parts.append(found.reset_index().assign(group=group))
+    for group, chosen in (("all", every), ("matched", every[every["matched"]])):
+        by = chosen.groupby(["kind", "snapshot_index", "step"])["normalised_strength"]
+        summed = {"value": by.mean(), "low": by.quantile(0.25), "high": by.quantile(0.75)}
+        curve = pd.DataFrame({**summed, "features": by.size()})
+        parts.append(curve.reset_index().assign(group=group))
     table = pd.concat(parts, ignore_index=True).rename(columns={"kind": "detail"})
     return table, style.matched_note(living)
 
@@ -164,36 +155,35 @@ def _features(axis: Axes, by_kind: pd.DataFrame, drawn: list[pd.DataFrame]) -> N
         return
     for name, marker in KINDS.items():
         colour = style.COLOURS[name]
-        some = by_kind[by_kind["detail"] == name].sort_values("step")
-        full, matched = some[some["group"] == "all"], some[some["group"] == "matched"]
+        curves = by_kind[by_kind["detail"] == name].sort_values("step")
+        full, matched = (curves[curves["group"] == group] for group in ("all", "matched"))
         if full.empty:
             continue
-        words = {"current_token": "current token", "previous_token": "previous token"}
-        label = f"{words.get(name, name)} ({full['features'].iloc[0]:,})"
+        label = f"{name.replace('_', ' ')} ({full['features'].iloc[0]:,})"
         _band(axis, full, marker + "-", colour, label)
         axis.plot(matched["step"], matched["value"], "--", color=colour)
-        drawn.append(some.assign(panel="features", event="features"))
+        drawn.append(curves.assign(panel="features", event="features"))
     axis.set_ylim(0, 1.3)  # with room for the legend
     axis.set_yticks([0, 0.25, 0.5, 0.75, 1])
 
 
 def _shown(order: pd.DataFrame) -> list[tuple[str, str, pd.Series]]:
     """Label, colour and row of what the panel of onsets shows, from top to bottom."""
-    found: list[tuple[str, str, pd.Series]] = []
+    shown: list[tuple[str, str, pd.Series]] = []
     for _, row in order.iterrows():
         event, detail = str(row["event"]), str(row["detail"])
         if event in HEADS:
             name, colour, _ = HEADS[event]
-            found.append((f"head: {name.replace(', half a block', '')}", colour, row))
+            shown.append((f"head: {name.replace(', half a block', '')}", colour, row))
         elif event == "features":
             of = "" if row["group"] == "all" else ", matched"
             words = detail.replace("_", "-").removesuffix("-token")
             label = f"features: {words}{of} ({int(row['count']):,})"
-            found.append((label, style.COLOURS[detail], row))
+            shown.append((label, style.COLOURS[detail], row))
         elif detail == "" or row["verdict"] == "forms":
             at = f" at {detail}" if detail else ", median distance"
-            found.append((f"gain: {GAINS[event][0]}{at}", "0.25", row))
-    return found
+            shown.append((f"gain: {GAINS[event][0]}{at}", "0.25", row))
+    return shown
 
 
 def _onsets(

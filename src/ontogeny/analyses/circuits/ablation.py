@@ -1,4 +1,4 @@
-"""Do the features that attribution names carry a task? Necessity and sufficiency (METHOD.md 7).
+"""Do a task's most important features carry it? Necessity and sufficiency (docs/method.md 7).
 
     necessity    m when the k most important features have their corrupted values, and everything
                  else, error node included, its clean one
@@ -29,18 +29,18 @@ import pandas as pd
 import torch
 
 from ontogeny import devices
-from ontogeny.circuits import attribution
-from ontogeny.circuits.attribution import Difference
-from ontogeny.circuits.downstream import Downstream, Metric, measured
-from ontogeny.circuits.tasks import Task
+from ontogeny.analyses.circuits import attribution as attributed
+from ontogeny.analyses.circuits.downstream import Downstream, Metric, measured
+from ontogeny.analyses.circuits.settings import Circuits
 from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.files import InputError, write_table
 from ontogeny.progress import bar
-from ontogeny.settings import Circuits, Settings
-from ontogeny.snapshots import sites
+from ontogeny.settings import Settings
 
 SIDES = ("necessity", "sufficiency")
+GROUPS = ("absolute", "signed", "random", "matched")
 ENOUGH = 0.8  # of the difference between clean and corrupted
+SUMMED = ("k_enough", "features_alone", "area_random", "area_matched")
 
 
 class Splice:
@@ -111,16 +111,16 @@ def matched(top: np.ndarray, frequency: np.ndarray, rng: np.random.Generator) ->
     rest = np.setdiff1d(np.arange(len(frequency)), top)
     rest = rest[np.argsort(jitter[rest])]
     numbers, values = rest.tolist(), jitter[rest].tolist()
-    found = []
+    partners = []
     for feature in rng.permutation(top):
         at = bisect_left(values, jitter[feature])
         if at == len(values) or (
             at > 0 and jitter[feature] - values[at - 1] < values[at] - jitter[feature]
         ):
             at -= 1
-        found.append(numbers.pop(at))
+        partners.append(numbers.pop(at))
         values.pop(at)
-    return np.array(found, np.int64)
+    return np.array(partners, np.int64)
 
 
 def sets(
@@ -133,20 +133,19 @@ def sets(
     rankings : (2, A) attr of the features for the pairs of either half (from the other one).
     """
     A = rankings.shape[1]
-    top = np.stack([attribution.order(attr)[:k] for attr in rankings])
+    top = np.stack([attributed.order(attr)[:k] for attr in rankings])
     signed = np.stack([np.argsort(-attr, kind="stable")[:k] for attr in rankings])
-    found = {"absolute": [top], "signed": [signed]}
-    one = [rng.choice(A, k, replace=False) for _ in range(draws)]
-    found["random"] = [np.stack([features, features]) for features in one]
+    random = [rng.choice(A, k, replace=False) for _ in range(draws)]
+    by_group = {"absolute": [top], "signed": [signed], "random": [np.stack([r, r]) for r in random]}
     if 2 * k <= A:
-        found["matched"] = [
+        by_group["matched"] = [
             np.stack([matched(each, frequency, rng) for each in top]) for _ in range(draws)
         ]
-    return found
+    return by_group
 
 
-def curves(
-    m: Metric, splice: Splice, rankings: np.ndarray, frequency: np.ndarray, c: Circuits
+def measure_curves(
+    m: Metric, splice: Splice, rankings: np.ndarray, frequency: np.ndarray, section: Circuits
 ) -> list[dict[str, Any]]:
     """m of every pair along the curves: side, group, k, error, frequency, m (draws, P).
 
@@ -156,11 +155,11 @@ def curves(
     """
     A = rankings.shape[1]
     device = splice.clean.device
-    rng = np.random.default_rng(c.seed)
-    found: list[dict[str, Any]] = []
+    rng = np.random.default_rng(section.seed)
+    rows: list[dict[str, Any]] = []
 
-    def look(chosen: dict[str, list[np.ndarray]], k: int, error: bool = False) -> None:
-        for group, draws in chosen.items():
+    def look(by_group: dict[str, list[np.ndarray]], k: int, error: bool = False) -> None:
+        for group, draws in by_group.items():
             values = []
             for features in draws:
                 inside = np.zeros((2, A), bool)
@@ -168,28 +167,25 @@ def curves(
                 spliced = splice.values(torch.from_numpy(inside).to(device), error)
                 values.append(measured(m, spliced).double().cpu().numpy())
             often = float(np.mean([frequency[features].mean() for features in draws])) if k else 0.0
-            for i, side in enumerate(SIDES):
-                each = np.stack([value[i] for value in values])
+            for side, each in zip(SIDES, np.stack(values, 1), strict=True):
                 about = {"side": side, "group": group, "k": k, "error": error, "frequency": often}
-                found.append({**about, "m": each})
+                rows.append({**about, "m": each})
 
-    nothing = np.zeros((2, 0), np.int64)
     everything = np.tile(np.arange(A), (2, 1))
-    groups = ("absolute", "signed", "random", "matched")
     # Nothing and everything are the same for all groups.
-    look({"absolute": [nothing]}, 0)
-    for k in grid(A, c.curve_points)[:-1]:
-        look(sets(rankings, frequency, k, c.draws, rng), k)
+    look({"absolute": [everything[:, :0]]}, 0)
+    for k in grid(A, section.curve_points)[:-1]:
+        look(sets(rankings, frequency, k, section.draws, rng), k)
     look({"absolute": [everything]}, A)
     look({"absolute": [everything]}, A, error=True)
-    shared = [row for row in found if row["k"] in (0, A)]
-    for group in groups[1:3]:
-        found += [{**row, "group": group} for row in shared]
-    found += [{**row, "group": "matched"} for row in shared if row["k"] == 0]
+    shared = [row for row in rows if row["k"] in (0, A)]
+    for group in ("signed", "random"):
+        rows += [{**row, "group": group} for row in shared]
+    rows += [{**row, "group": "matched"} for row in shared if row["k"] == 0]
     return sorted(
-        found,
+        rows,
         key=lambda row: (
-            SIDES.index(row["side"]), groups.index(row["group"]), row["k"], row["error"],
+            SIDES.index(row["side"]), GROUPS.index(row["group"]), row["k"], row["error"],
         ),
     )  # fmt: skip
 
@@ -197,9 +193,8 @@ def curves(
 def _sampled(values: np.ndarray, pairs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Means of values (draws, P) over resampled pairs, with weights (samples, P), and draws."""
     draws = len(values)
-    chosen = rng.multinomial(draws, np.full(draws, 1 / draws), len(pairs)) / draws
-    found: np.ndarray = ((pairs @ values.T) * chosen).sum(1)
-    return found
+    drawn = rng.multinomial(draws, np.full(draws, 1 / draws), len(pairs)) / draws
+    return np.asarray(((pairs @ values.T) * drawn).sum(1))
 
 
 def _crossing(k: np.ndarray, restored: np.ndarray) -> np.ndarray:
@@ -207,21 +202,20 @@ def _crossing(k: np.ndarray, restored: np.ndarray) -> np.ndarray:
     x = np.log1p(k)
     above = restored >= ENOUGH
     first = above.argmax(1)
-    found = np.full(len(restored), np.inf)
-    found[above[:, 0]] = k[0]
+    crossing = np.full(len(restored), np.inf)
+    crossing[above[:, 0]] = k[0]
     inside = np.flatnonzero(above.any(1) & (first > 0))
     i = first[inside]
     low, high = restored[inside, i - 1], restored[inside, i]
     share = (ENOUGH - low) / (high - low)
-    found[inside] = np.expm1(x[i - 1] + share * (x[i] - x[i - 1]))
-    return found
+    crossing[inside] = np.expm1(x[i - 1] + share * (x[i] - x[i - 1]))
+    return crossing
 
 
 def _area(k: np.ndarray, between: np.ndarray) -> np.ndarray:
     """Mean height of curves (samples, K) over log(k + 1)."""
     x = np.log1p(k)
-    found: np.ndarray = np.trapezoid(between, x, axis=1) / max(float(x[-1] - x[0]), 1e-30)
-    return found
+    return np.asarray(np.trapezoid(between, x, axis=1) / max(float(x[-1] - x[0]), 1e-30))
 
 
 def summarise(
@@ -250,52 +244,47 @@ def summarise(
     table = []
     restored: dict[tuple[str, str], dict[int, np.ndarray]] = {}
     for row in rows:
-        mean, at = row["m"].mean(), _sampled(row["m"], sampled, rng)
-        low, high = np.quantile(at, [0.025, 0.975])
-        found = {key: row[key] for key in ("side", "group", "k", "error", "frequency")}
-        found |= {"m": mean, "m_low": low, "m_high": high}
+        mean, means = row["m"].mean(), _sampled(row["m"], sampled, rng)
+        low, high = np.quantile(means, [0.025, 0.975])
+        point = row | {"m": mean, "m_low": low, "m_high": high}
         if done:
             share = np.concatenate(
-                [[(mean - corrupted.mean()) / span], (at - sampled @ corrupted) / span_sampled]
+                [[(mean - corrupted.mean()) / span], (means - sampled @ corrupted) / span_sampled]
             )
-            found["restored"] = share[0]
-            found["restored_low"], found["restored_high"] = np.quantile(share[1:], [0.025, 0.975])
+            point["restored"] = share[0]
+            point["restored_low"], point["restored_high"] = np.quantile(share[1:], [0.025, 0.975])
             if not row["error"]:
                 restored.setdefault((row["side"], row["group"]), {})[row["k"]] = share
-        table.append(found)
+        table.append(point)
     columns = ["side", "group", "k", "error", "frequency", "m", "m_low", "m_high"]
     columns += ["restored", "restored_low", "restored_high"]
     summary = [_summary(side, restored) for side in SIDES]
     return pd.DataFrame(table).reindex(columns=columns), pd.DataFrame(summary)
 
 
-SUMMED = ("k_enough", "features_alone", "area_random", "area_matched")
-
-
 def _summary(side: str, restored: dict[tuple[str, str], dict[int, np.ndarray]]) -> dict[str, Any]:
     """A side's row; the first of each array is the value, the rest are bootstrap samples."""
-    found: dict[str, Any] = {"side": side}
     numbers: dict[str, np.ndarray] = {}
     top = restored.get((side, "absolute"))
     if top:
         sign = 1 if side == "sufficiency" else -1
-        done = {k: share if sign > 0 else 1 - share for k, share in top.items()}
-        k = np.array(sorted(done))
-        numbers["k_enough"] = _crossing(k, np.stack([done[i] for i in k], 1))
+        k = np.array(sorted(top))
+        shares = np.stack([top[i] for i in k], 1)
+        numbers["k_enough"] = _crossing(k, shares if sign > 0 else 1 - shares)
         numbers["features_alone"] = top[int(k[-1])]
         for group in ("random", "matched"):
             other = restored[side, group]
             k = np.array(sorted(other))
             gap = np.stack([sign * (top[i] - other[i]) for i in k], 1)
             numbers[f"area_{group}"] = _area(k, gap) if len(k) > 1 else np.full(len(gap), np.nan)
+    row: dict[str, Any] = {"side": side}
     for name in SUMMED:
         values = numbers.get(name, np.full(2, np.nan))
-        found[name] = values[0] if np.isfinite(values[0]) else np.nan
+        row[name] = values[0] if np.isfinite(values[0]) else np.nan
         # Order statistics, since a sample may lie at infinity.
-        found[f"{name}_low"], found[f"{name}_high"] = (
-            np.quantile(values[1:], q, method="inverted_cdf") for q in (0.025, 0.975)
-        )
-    return found
+        low, high = np.quantile(values[1:], [0.025, 0.975], method="inverted_cdf")
+        row |= {f"{name}_low": low, f"{name}_high": high}
+    return row
 
 
 def chosen(snapshots: int, count: int) -> list[int]:
@@ -304,90 +293,72 @@ def chosen(snapshots: int, count: int) -> list[int]:
     return sorted({round(snapshots * (i + 1) / count) - 1 for i in range(count)})
 
 
-def describe(
-    s: Settings,
-    crosscoder: str | Path,
-    snapshots: str | Path,
-    tasks: str | Path,
-    folder: str | Path,
-    output: str | Path,
-    summary: str | Path,
+def measure(
+    settings: Settings,
+    crosscoder: Path,
+    snapshots: Path,
+    tasks: Path,
+    behaviour: Path,
+    attribution: Path,
+    differences: Path,
+    curves: Path,
+    summary: Path,
 ) -> None:
     """Write the curves of every task at some snapshots.
 
     Parameters
     ----------
-    crosscoder, snapshots, tasks : as for `attribution.describe`. folder : what that wrote.
-    output : CSV; task, snapshot_index, step, side, group (absolute, signed, random, matched), k,
-        error (the error node is among those ablated), frequency (positions of a pair at which the
-        features differ, in the mean), m with m_low and m_high (nats, 95% over pairs and draws),
-        restored with restored_low and restored_high (empty where the snapshot does not do the
-        task).
-    summary : CSV; task, snapshot_index, step, done, features, side, and with _low and _high:
-        k_enough (the k from which 80% of the difference is restored, or for necessity gone; empty:
-        never by features alone; high may be inf), features_alone (restored with all features but
-        the error node), area_random and area_matched (mean height over log(k + 1) between the
-        curve and those of other features).
+    crosscoder, snapshots, tasks, behaviour, attribution, differences : as for
+        `attribution.measure`.
+    curves, summary : CSV, one row per point of a curve, and one per task, snapshot and side; their
+        columns are in the declaration.
+
+    Raises
+    ------
+    InputError : damaged input, tasks of other tokens, tables of two runs.
     """
-    c = s.circuits
-    device = devices.choose(s.device)
+    section = settings.section(Circuits)
+    device = devices.choose(settings.device)
     trained = Crosscoder.load(crosscoder, device)
-    given = attribution.checked(trained, crosscoder, tasks)
-    folder = Path(folder)
-    done = pd.read_csv(folder / "behaviour.csv").set_index(["task", "step"])["done"]
-    attributed = pd.read_parquet(folder / "attribution.parquet")
+    given = attributed.checked(trained, crosscoder, tasks)
+    done = pd.read_csv(behaviour).set_index(["task", "step"])["done"]
+    table = pd.read_parquet(attribution)
     outputs = trained.about.outputs
-    at = chosen(len(outputs), c.curve_snapshots)
-    found: list[pd.DataFrame] = []
+    at = chosen(len(outputs), section.curve_snapshots)
+    points: list[pd.DataFrame] = []
     sums: list[pd.DataFrame] = []
     with bar("ablation", len(at) * len(given), "tasks") as progress:
         for site in at:
             step, layer, stream = outputs[site]
-            here = attributed[(attributed["step"] == step) & (attributed["feature"] >= 0)]
-            remote = s.snapshots.remote_code
-            model = sites.load_model(Path(snapshots) / f"step{step}", device, torch.float32, remote)
+            number = settings.snapshots.chosen.index(step) + 1
+            model = attributed.load(settings, snapshots, step, device)
+            features = table[(table["step"] == step) & (table["feature"] != attributed.ERROR)]
             for task in given:
-                difference = attribution.read_differences(folder / "differences.h5", task.name)
-                table = here[here["task"] == task.name]
-                if list(table["feature"]) != list(difference.features):
+                difference = attributed.read_differences(differences, task.name)
+                ranked = features[features["task"] == task.name]
+                if list(ranked["feature"]) != list(difference.features):
                     raise InputError(
-                        f"{folder}: attribution.parquet and differences.h5 are of two runs; delete "
-                        "them to make them again"
+                        f"{differences.parent}: attribution.parquet and differences.h5 are of two "
+                        "runs; delete them to make them again"
                     )
-                m = Downstream(model, layer, stream, task)
-                splice = _splice(trained, site, task, difference, m)
-                rankings = table[["second_half", "first_half"]].to_numpy().T
-                frequency = difference.frequency(len(task.clean))
-                rows = curves(m, splice, rankings, frequency, c)
-                sampled = attribution.weights(len(task.clean), s.analysis.bootstrap, c.seed)
+                m, pairs = Downstream(model, layer, stream, task), len(task.clean)
+                W = attributed.decoders(trained, site, difference.features, device)
+                half = torch.from_numpy(attributed.halves(pairs)).to(device)
+                splice = Splice(m.clean, m.corrupted, *difference.on_device(site, device), W, half)
+                rankings = ranked[["second_half", "first_half"]].to_numpy().T
+                rows = measure_curves(m, splice, rankings, difference.frequency(pairs), section)
+                sampled = attributed.weights(pairs, settings.analysis.bootstrap, section.seed)
                 can = bool(done.loc[task.name, step])
-                curve, numbers = summarise(rows, sampled, can, c.seed)
-                when: dict[str, Any] = {"task": task.name, "step": step}
-                when["snapshot_index"] = s.snapshots.chosen.index(step) + 1
-                found.append(curve.assign(**when))
+                curve, numbers = summarise(rows, sampled, can, section.seed)
+                about: dict[str, Any] = {"task": task.name, "snapshot_index": number, "step": step}
+                points.append(curve.assign(**about))
                 counts: dict[str, Any] = {"done": can, "features": len(difference.features)}
-                sums.append(numbers.assign(**when, **counts))
+                sums.append(numbers.assign(**about, **counts))
                 progress.update()
-    names = [task.name for task in given]
-    first = ["task", "snapshot_index", "step"]
-    _write(output, found, first, names)
-    _write(summary, sums, [*first, "done", "features"], names)
-
-
-def _splice(
-    trained: Crosscoder, site: int, task: Task, difference: Difference, m: Downstream
-) -> Splice:
-    device = m.clean.device
-    value, where = attribution.on_device(difference, site, device)
-    W = attribution.decoders(trained, site, difference.features, device)
-    half = torch.from_numpy(attribution.halves(len(task.clean))).to(device)
-    return Splice(m.clean, m.corrupted, value, where, W, half)
-
-
-def _write(
-    path: str | Path, tables: list[pd.DataFrame], first: list[str], names: list[str]
-) -> None:
-    """Tables as one, some columns first, by task and then by snapshot."""
-    every = pd.concat(tables, ignore_index=True)
-    every = every.sort_values("task", key=lambda column: column.map(names.index), kind="stable")
-    write_table(path, every[[*first, *every.columns.drop(first)]])
+    leading = ["task", "snapshot_index", "step"]
+    for path, tables, columns in (
+        (curves, points, leading),
+        (summary, sums, [*leading, "done", "features"]),
+    ):
+        whole = attributed.columns_first(tables, columns)
+        write_table(path, attributed.in_task_order(whole, given))

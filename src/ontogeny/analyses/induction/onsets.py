@@ -1,7 +1,7 @@
 """The induction stage: in which order heads, the copying gain and kinds of feature appear.
 
 Of a curve e over snapshots, an excess over its levels of "nothing" (heads.py), the onset is the
-first crossing of half its maximum, interpolated in log(step + 1), as a feature's (METHOD.md 4):
+first crossing of half its maximum, interpolated in log(step + 1), as a feature's:
 
     previous_token_head      value − chance of the head whose maximum is largest
     fixed_distance_head      the same, at half a block
@@ -12,7 +12,7 @@ first crossing of half its maximum, interpolated in log(step + 1), as a feature'
     features                 the median of the onsets of a kind's features
 
 The median over five distances lets no head pass that attends, and no model that copies, at one or
-two of them alone. A curve that never exceeds its margin (settings, heads), or whose maximum the
+two of them alone. A curve that never exceeds its margin (settings, induction), or whose maximum the
 blocks of text do not tell from 0, has the verdict 'none' and no onset. Intervals are of a bootstrap
 over blocks of text, the best head chosen anew in each sample (over features for the kinds): they
 hold for this one training, and the snapshots on either side bound what any onset can tell.
@@ -28,13 +28,15 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from ontogeny.features import evolution
+from ontogeny.analyses.induction.settings import Induction
+from ontogeny.features.evolution import onset
 from ontogeny.files import InputError, write_table
 from ontogeny.settings import Settings
 
 SAMPLES = 32  # bootstrap samples of all heads in memory at a time
 LEAST_FEATURES = 5  # of a kind, for its median onset
 KINDS = ("current_token", "previous_token", "induction", "context")
+ARRAYS = ("value", "control", "chance", "count", "gain")  # of Sums
 
 
 @dataclass
@@ -55,7 +57,7 @@ class Sums:
     half: int
 
 
-def read(path: str | Path) -> Sums:
+def read(path: Path) -> Sums:
     """What the heads stage wrote.
 
     Raises
@@ -64,17 +66,10 @@ def read(path: str | Path) -> Sums:
     """
     try:
         with h5py.File(path, "r") as file:
-            value, control, chance, count, gain = (
-                file[name][()].astype(np.float64)
-                for name in ("value", "control", "chance", "count", "gain")
-            )
+            arrays = [file[name][()].astype(np.float64) for name in ARRAYS]
             scores = zip(file.attrs["scores"], file.attrs["score_distances"], strict=True)
             return Sums(
-                value,
-                control,
-                chance,
-                count,
-                gain,
+                *arrays,
                 np.asarray(file.attrs["steps"]),
                 [(str(name), int(distance)) for name, distance in scores],
                 [int(distance) for distance in file.attrs["distances"]],
@@ -94,19 +89,20 @@ def excess(sums: Sums, score: str, weights: np.ndarray, distances: list[int]) ->
     ----------
     weights : (W, B) how often each block counts.
     """
-    found = []
+    n, _, L, H, B = sums.value.shape
+
+    def weighted(of_score: np.ndarray) -> np.ndarray:
+        return (weights @ of_score.reshape(n * L * H, B).T).reshape(-1, n, L * H)
+
+    above = []
     for distance in distances:
         i = sums.scores.index((score, distance))
-        n, _, L, H, B = sums.value.shape
         total = np.maximum(weights @ sums.count[i], 1e-9)[:, None, None]
-        flat = sums.value[:, i].reshape(n * L * H, B)
-        value = (weights @ flat.T).reshape(-1, n, L * H) / total
         level = (weights @ sums.chance[i])[:, None, None] / total
         if not np.isnan(sums.control[:, i]).any():
-            flat = sums.control[:, i].reshape(n * L * H, B)
-            level = np.maximum(level, (weights @ flat.T).reshape(-1, n, L * H) / total)
-        found.append(value - level)
-    return np.median(np.stack(found), axis=0)
+            level = np.maximum(level, weighted(sums.control[:, i]) / total)
+        above.append(weighted(sums.value[:, i]) / total - level)
+    return np.median(np.stack(above), axis=0)
 
 
 @dataclass
@@ -153,9 +149,10 @@ def head_events(sums: Sums, weights: np.ndarray, margin: float) -> Iterator[Even
         best = int(every.max(0).argmax())
         samples = np.empty((len(weights), n))
         for start in range(0, len(weights), SAMPLES):
-            some = excess(sums, score, weights[start : start + SAMPLES], distances)
-            chosen = some.max(1).argmax(1)
-            samples[start : start + SAMPLES] = some[np.arange(len(some)), :, chosen]
+            resampled = excess(sums, score, weights[start : start + SAMPLES], distances)
+            chosen = resampled.max(1).argmax(1)
+            each = np.arange(len(resampled))
+            samples[start : start + SAMPLES] = resampled[each, :, chosen]
         yield Event(name, f"{best // H}.{best % H}", every[:, best], samples, margin)
 
 
@@ -178,7 +175,7 @@ def onsets(curves: np.ndarray, steps: np.ndarray) -> np.ndarray:
     ----------
     curves : (F, n).
     """
-    return evolution.onset(curves / curves.max(1, keepdims=True), steps, 0.5)
+    return onset(curves / curves.max(1, keepdims=True), steps, 0.5)
 
 
 def feature_rows(
@@ -193,8 +190,8 @@ def feature_rows(
     known = features[features["alive"]].merge(kinds[["feature", "kind"]], on="feature")
     for kind in KINDS:
         of_kind = known[known["kind"] == kind]
-        for group, some in (("all", of_kind), ("matched", of_kind[of_kind["matched"]])):
-            at = some["onset_step"].to_numpy(dtype=float)
+        for group, part in (("all", of_kind), ("matched", of_kind[of_kind["matched"]])):
+            at = part["onset_step"].to_numpy(dtype=float)
             row: dict[str, object] = {"event": "features", "detail": kind, "group": group}
             row |= {"count": len(at), "verdict": "none"}
             medians = np.empty(0)
@@ -206,13 +203,13 @@ def feature_rows(
             yield row, medians
 
 
-def describe(
-    s: Settings,
-    sums: str | Path,
-    features: str | Path | None,
-    kinds: str | Path | None,
-    table: str | Path,
-    curves: str | Path,
+def measure(
+    settings: Settings,
+    sums: Path,
+    features: Path | None,
+    kinds: Path | None,
+    table: Path,
+    curves: Path,
 ) -> None:
     """Write the order of onsets, and the curves that they are read from.
 
@@ -220,54 +217,49 @@ def describe(
     ----------
     sums : HDF5 of the heads stage. features, kinds : Parquet of the features' histories and of
         their kinds; None leaves the features out.
-    table : CSV, a row an event, those that form first, by onset; event, detail (head as
-        layer.head, distance in tokens, or kind), group and count (of features), verdict ('forms' or
-        'none'), maximum and margin (attention above chance, or nats), onset_step with its interval
-        low, high (95%), quartile_low, quartile_high (over features), before_next: the share of
-        bootstrap samples in which the onset precedes the next row's.
-    curves : CSV; event, detail, snapshot_index, step, value, low, high (95% over blocks).
+    table, curves : CSV; their columns are in the declaration.
 
     Raises
     ------
     InputError : sums that are damaged, or of other snapshots than the settings'.
     """
-    found = read(sums)
-    if list(found.steps) != s.snapshots.chosen:
+    section, analysis = settings.section(Induction), settings.analysis
+    measured = read(sums)
+    steps = measured.steps
+    if list(steps) != settings.snapshots.chosen:
         raise InputError(f"{sums}: of other snapshots than snapshots.steps; make it again")
-    B = found.count.shape[1]
-    rng = np.random.default_rng(s.analysis.seed)
-    weights = rng.multinomial(B, np.full(B, 1 / B), s.analysis.bootstrap).astype(np.float64)
-    events = [
-        *head_events(found, weights, s.heads.least_attention),
-        *gain_events(found, weights, s.heads.least_gain),
-    ]
+    B = measured.count.shape[1]
+    rng = np.random.default_rng(analysis.seed)
+    weights = rng.multinomial(B, np.full(B, 1 / B), analysis.bootstrap).astype(np.float64)
     rows: list[dict[str, object]] = []
     samples: list[np.ndarray] = []
     drawn = []
-    for event in events:
-        row: dict[str, object] = {"event": event.name, "detail": event.detail, "verdict": "none"}
+    for event in (
+        *head_events(measured, weights, section.least_attention),
+        *gain_events(measured, weights, section.least_gain),
+    ):
+        about = {"event": event.name, "detail": event.detail}
+        row: dict[str, object] = {**about, "verdict": "none"}
         row |= {"maximum": event.curve.max(), "margin": event.margin}
         at = np.empty(0)
         if event.forms:
-            positive = event.samples[event.samples.max(1) > 0]
-            at = onsets(positive, found.steps)
+            at = onsets(event.samples[event.samples.max(1) > 0], steps)
             low, high = np.quantile(at, [0.025, 0.975])
-            row["onset_step"] = onsets(event.curve[None], found.steps)[0]
+            row["onset_step"] = onsets(event.curve[None], steps)[0]
             row |= {"verdict": "forms", "low": low, "high": high}
         rows.append(row)
         samples.append(at)
         low, high = np.quantile(event.samples, [0.025, 0.975], axis=0)
-        about = {"event": event.name, "detail": event.detail, "step": found.steps}
-        about["snapshot_index"] = np.arange(1, len(found.steps) + 1)
-        drawn.append(pd.DataFrame(about | {"value": event.curve, "low": low, "high": high}))
+        points = {"snapshot_index": np.arange(1, len(steps) + 1), "step": steps}
+        points |= {"value": event.curve, "low": low, "high": high}
+        drawn.append(pd.DataFrame(about | points))
     if features is not None and kinds is not None:
-        of_features = pd.read_parquet(features), pd.read_parquet(kinds)
-        for row, at in feature_rows(*of_features, s.analysis.bootstrap, rng):
+        tables = pd.read_parquet(features), pd.read_parquet(kinds)
+        for row, at in feature_rows(*tables, analysis.bootstrap, rng):
             rows.append(row)
             samples.append(at)
     write_table(table, _ordered(rows, samples))
-    columns = ["event", "detail", "snapshot_index", "step", "value", "low", "high"]
-    write_table(curves, pd.concat(drawn, ignore_index=True)[columns])
+    write_table(curves, pd.concat(drawn, ignore_index=True))
 
 
 def _ordered(rows: list[dict[str, object]], samples: list[np.ndarray]) -> pd.DataFrame:

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from ontogeny.analyses.circuits.figure_abilities import TASKS
 from ontogeny.figures import style
-from ontogeny.figures.abilities import TASKS
 
 TOP = 10  # features whose matches are counted
 NOTE_LETTERS = 95  # of a line across the figure
@@ -32,13 +32,7 @@ SIDES = {
 RESTORED = ["restored", "restored_low", "restored_high"]
 
 
-def draw(
-    features: str | Path,
-    behaviour: str | Path,
-    attribution: str | Path,
-    curves: str | Path,
-    output: str | Path,
-) -> None:
+def draw(features: Path, behaviour: Path, attribution: Path, curves: Path, output: Path) -> None:
     """Share of the logit difference that is left, against the number of features ablated or kept.
 
     Parameters
@@ -54,7 +48,7 @@ def draw(
 
     References
     ----------
-    METHOD.md 7 and 8.
+    docs/method.md 7 and 8.
     """
     living = style.read_living(features)
     columns = ["task", "step", "done", "accuracy", "accuracy_low", "accuracy_high"]
@@ -76,36 +70,37 @@ def draw(
         )
         for name in names:
             for column, (number, step) in enumerate(snapshots.itertuples(index=False)):
-                some = every[(every["task"] == name) & (every["step"] == step)]
-                done = bool(some["done"].iloc[0])
+                points = every[(every["task"] == name) & (every["step"] == step)]
+                done = bool(points["done"].iloc[0])
                 top = attributed[(attributed["task"] == name) & (attributed["step"] == step)]
                 top = top[top["feature"] >= 0]
-                best = top.iloc[np.argsort(-top["attribution"].abs().to_numpy(), kind="stable")]
-                count = int(best["feature"].iloc[:TOP].isin(known).sum())
+                order = np.argsort(-top["attribution"].abs().to_numpy(), kind="stable")[:TOP]
+                count = int(top["feature"].iloc[order].isin(known).sum())
                 about = {"task": name, "snapshot_index": number, "step": step, "done": done}
-                drawn.append(some.assign(top_matched=count) if done else pd.DataFrame([about]))
+                drawn.append(points.assign(top_matched=count) if done else pd.DataFrame([about]))
                 if name not in shown:
                     continue
                 axis = grid[shown.index(name), column]
                 if done:
-                    _curves(axis, some, last=name == shown[-1])
-                    note = f"top {min(TOP, len(best))}: {count} matched"
+                    _curves(axis, points, last=name == shown[-1])
+                    note = f"top {len(order)}: {count} matched"
                     axis.text(
                         0.02, 0.04, note, fontsize=5.8, ha="left", transform=axis.transAxes,
                         color="0.3",
                     )  # fmt: skip
                 else:
-                    one = tasks[(tasks["task"] == name) & (tasks["step"] == step)].iloc[0]
-                    interval = f"{one['accuracy_low']:.2f}–{one['accuracy_high']:.2f}"
+                    task = tasks[(tasks["task"] == name) & (tasks["step"] == step)].iloc[0]
+                    interval = f"{task['accuracy_low']:.2f}–{task['accuracy_high']:.2f}"
                     axis.text(
-                        0.5, 0.5, f"not done\naccuracy {one['accuracy']:.2f}\n({interval})",
+                        0.5, 0.5, f"not done\naccuracy {task['accuracy']:.2f}\n({interval})",
                         ha="center", va="center", color="0.4", transform=axis.transAxes,
                     )  # fmt: skip
                     axis.tick_params(bottom=False, left=False, labelbottom=False)
                 if shown.index(name) == 0:
                     axis.set_title(f"snapshot {number}, step {step:,}", loc="center")
         for row, name in enumerate(shown):
-            grid[row, 0].set_ylabel(f"{_wrapped(TASKS.get(name, name))}\nshare of difference")
+            label = textwrap.fill(TASKS.get(name, name), 22)
+            grid[row, 0].set_ylabel(f"{label}\nshare of difference")
         if not shown:
             for axis in grid[0]:
                 style.empty(axis, "no task is done")
@@ -116,36 +111,32 @@ def draw(
             said = "Not told from chance at any of these snapshots: " + "; ".join(absent)
             note += "\n" + textwrap.fill(said, NOTE_LETTERS)
         figure.suptitle(note, x=0.01, ha="left")
-        order = ["task", "snapshot_index", "step", "done", "top_matched", *columns[3:]]
-        table = pd.concat(drawn, ignore_index=True).reindex(columns=order)
+        names_of = ["task", "snapshot_index", "step", "done", "top_matched", *columns[3:]]
+        table = pd.concat(drawn, ignore_index=True).reindex(columns=names_of)
         kinds = {"k": "Int64", "top_matched": "Int64", "snapshot_index": "Int64"}
         style.save(figure, table.astype(kinds), output)
 
 
-def _wrapped(text: str) -> str:
-    return "\n".join(textwrap.wrap(text, 22))
-
-
-def _curves(axis: Axes, some: pd.DataFrame, last: bool) -> None:
+def _curves(axis: Axes, points: pd.DataFrame, last: bool) -> None:
     """All curves of a task at a snapshot; the points with the error node stand apart."""
     axis.axhline(0, color="0.8", linewidth=0.5, zorder=0)
     axis.axhline(1, color="0.8", linewidth=0.5, zorder=0)
-    most = int(some["k"].max())
+    most = int(points["k"].max())
     beyond = np.expm1(np.log1p(most) * 1.09)
     for side, colour in COLOURS.items():
         for group, line in LINES.items():
-            curve = some[(some["side"] == side) & (some["group"] == group)].sort_values("k")
+            curve = points[(points["side"] == side) & (points["group"] == group)].sort_values("k")
             error, plain = curve[curve["error"]], curve[~curve["error"]]
+            band = (plain["restored_low"], plain["restored_high"])
+            best = group == "absolute"
             axis.fill_between(
-                plain["k"], plain["restored_low"], plain["restored_high"], color=colour,
-                alpha=0.16 if group == "absolute" else 0.08, linewidth=0,
-            )  # fmt: skip
+                plain["k"], *band, color=colour, alpha=0.16 if best else 0.08, linewidth=0
+            )
             axis.plot(
                 plain["k"], plain["restored"], color=colour, linestyle=line,
-                linewidth=1.3 if group == "absolute" else 0.9,
-                marker="o" if group == "absolute" else "", markersize=2,
+                linewidth=1.3 if best else 0.9, marker="o" if best else "", markersize=2,
             )  # fmt: skip
-            if group == "absolute":
+            if best:
                 axis.plot(
                     [beyond] * len(error), error["restored"], "D", color=colour, markersize=3,
                     markerfacecolor="white", clip_on=False, zorder=5,

@@ -10,13 +10,13 @@ of other streams the rest of the model still sees the clean prompt.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
-from ontogeny.circuits.tasks import Task
+from ontogeny.analyses.circuits.tasks import Task
 from ontogeny.snapshots import sites
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}  # of a pass, at most
@@ -53,18 +53,17 @@ class Downstream:
         last, place = np.unique(task.length - 1, return_inverse=True)
         self._last, self._place = on_device(last), on_device(place)
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._step = _prompts(device, task.clean.shape[1])
+        # Numbers of the pairs, in pieces that fit one pass.
+        every = torch.arange(len(task.clean), device=device)
+        self._batches = every.split(_prompts(device, task.clean.shape[1]))
         self._skips = True
         self.clean, self.corrupted = (self._read(ids) for ids in (self._ids, self._wrong_ids))
         self._skips = self._agrees()
 
     def _read(self, ids: torch.Tensor) -> torch.Tensor:
         key: Any = self._site
-        parts = [
-            sites.read(self._model, ids[i : i + self._step], [key])[key].float()
-            for i in range(0, len(ids), self._step)
-        ]
-        return torch.cat(parts)
+        read = [sites.read(self._model, ids[pairs], [key])[key].float() for pairs in self._batches]
+        return torch.cat(read)
 
     def _logits(self, ids: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
         """(B, 2): logits of the right and the wrong answer after the last token."""
@@ -94,18 +93,11 @@ class Downstream:
     @torch.no_grad()
     def behaviour(self) -> tuple[torch.Tensor, torch.Tensor]:
         """m of the clean and of the corrupted prompts as they are, (P,) each."""
-        found = []
-        for ids in (self._ids, self._wrong_ids):
-            parts = [self._logits(ids, pairs) for pairs in self.batches(len(ids))]
-            both = torch.cat(parts)
-            found.append(both[:, 0] - both[:, 1])
-        return found[0], found[1]
-
-    def batches(self, count: int) -> Iterator[torch.Tensor]:
-        """Numbers 0 to count − 1 in pieces that fit one pass."""
-        for start in range(0, count, self._step):
-            stop = min(start + self._step, count)
-            yield torch.arange(start, stop, device=self._ids.device)
+        clean, corrupted = (
+            torch.cat([self._logits(ids, pairs) for pairs in self._batches])
+            for ids in (self._ids, self._wrong_ids)
+        )
+        return clean[:, 0] - clean[:, 1], corrupted[:, 0] - corrupted[:, 1]
 
 
 def _prompts(device: torch.device, length: int) -> int:

@@ -54,7 +54,7 @@ def draw(
 
     References
     ----------
-    METHOD.md 4.
+    docs/method.md 4.
     """
     drawn: list[pd.DataFrame] = []
     width = min(len(names), COLUMNS)

@@ -36,3 +36,11 @@ MEETINGS = [
     "After {0} and {1} came from the {place}, {2} gave a {thing} to",
     "While {0} and {1} were at the {place}, {2} gave a {thing} to",
 ]
+
+# {opener}, {subject}, {other} (a noun of either number), {preposition} and {past}
+AGREEMENT = {
+    "agreement_simple": "{opener} {subject}",
+    "agreement_across_pp": "{opener} {subject} {preposition} the {other}",
+    "agreement_within_rc": "{opener} {other} that the {subject}",
+    "agreement_across_rc": "{opener} {subject} that the {other} {past}",
+}

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from ontogeny.figures import style
 
@@ -26,13 +28,7 @@ ACCURACY = ["accuracy", "accuracy_low", "accuracy_high"]
 LOGITS = ["logit_difference", "logit_difference_low", "logit_difference_high"]
 
 
-def draw(
-    features: str | Path,
-    strengths: str | Path,
-    behaviour: str | Path,
-    attribution: str | Path,
-    output: str | Path,
-) -> None:
+def draw(features: Path, strengths: Path, behaviour: Path, attribution: Path, output: Path) -> None:
     """Accuracy of every task and the strength of its five key features, by snapshot.
 
     Key features are those of the largest |attribution| at the last snapshot, of those that are told
@@ -53,7 +49,7 @@ def draw(
 
     References
     ----------
-    METHOD.md 7 and 8.
+    docs/method.md 7 and 8.
     """
     living = style.read_living(features)
     columns = ["feature", "snapshot_index", "step", "normalised_strength"]
@@ -76,14 +72,14 @@ def draw(
             len(names), 3, squeeze=False, width_ratios=[1, 1, 0.62], height_ratios=heights
         )
         for row, name in enumerate(names):
-            one = tasks[tasks["task"] == name].sort_values("step")
-            last = one.iloc[-1]
+            task = tasks[tasks["task"] == name].sort_values("step")
+            last = task.iloc[-1]
             here = attributed[(attributed["task"] == name) & (attributed["step"] == last["step"])]
             key = _key(here) if last["done"] else here.iloc[:0]
             shades = _shades(key["feature"], colours)
             lowest = row == len(names) - 1
             for kind, axis in zip(style.KINDS, grid[row], strict=False):
-                _task(axis, one, right=kind == "linear")
+                _task(axis, task, right=kind == "linear")
                 for colour, feature in zip(shades, key["feature"], strict=True):
                     curve = every[every["feature"] == feature].sort_values("step")
                     line = "-" if feature in known else (0, (4, 1.2))
@@ -103,21 +99,20 @@ def draw(
                 f"{TASKS.get(name, name)}: {verdict}accuracy {accuracy} at step {last['step']:,}",
             )  # fmt: skip
             if last["done"]:
-                drawn.append(_bars(grid[row, 2], here, key, shades, known, name, lowest))
+                drawn.append(_bars(grid[row, 2], here, key, shades, known, lowest))
             else:
                 below = last["accuracy_high"] < 0.5
                 verdict = "worse than chance" if below else "not told from chance"
                 style.empty(grid[row, 2], f"{verdict}:\nno features shown")
-            drawn += _numbers(name, one, every, key)
+            drawn += _numbers(name, task, every, key)
         matched = len(set(colours) & known)
         note = f"{matched} of {len(colours)} key features matched; " if colours else ""
         figure.suptitle(note + style.matched_note(living), x=0.01, ha="left")
         figure.legend(handles=_legend(), loc="outside lower center", ncols=3)
         table = pd.concat(drawn, ignore_index=True)
         table["done"] = table["task"].map(done)
-        table["matched"] = table["series"].map(
-            lambda series: series in {str(feature) for feature in known}
-        ).where(table["series"].str.isdigit())  # fmt: skip
+        of_matched = table["series"].isin([str(feature) for feature in known])
+        table["matched"] = of_matched.where(table["series"].str.isdigit())
         names_of = ["task", "done", "panel", "series", "matched", "snapshot_index", "step"]
         table = table.reindex(columns=[*names_of, "value", "low", "high"])
         style.save(figure, table.astype({"snapshot_index": "Int64", "step": "Int64"}), output)
@@ -125,34 +120,34 @@ def draw(
 
 def _key(here: pd.DataFrame) -> pd.DataFrame:
     """The features of the largest |attribution|, the largest first."""
-    some = here[(here["feature"] != ERROR) & here["told"]]
-    order = np.argsort(-some["attribution"].abs().to_numpy(), kind="stable")
-    return some.iloc[order[:TOP]]
+    sure = here[(here["feature"] != ERROR) & here["told"]]
+    order = np.argsort(-sure["attribution"].abs().to_numpy(), kind="stable")
+    return sure.iloc[order[:TOP]]
 
 
 def _shades(features: pd.Series[int], colours: dict[int, str]) -> list[str]:
     """Colours of a task's key features: a feature's own in every task, unless it is taken."""
-    found: list[str] = []
+    taken: list[str] = []
     for feature in features:
-        free = [shade for shade in SHADES if shade not in found]
+        free = [shade for shade in SHADES if shade not in taken]
         rare = min(free, key=list(colours.values()).count)
         own = colours.setdefault(feature, rare)
-        found.append(own if own in free else rare)
-    return found
+        taken.append(own if own in free else rare)
+    return taken
 
 
-def _task(axis: Axes, one: pd.DataFrame, right: bool) -> None:
+def _task(axis: Axes, task: pd.DataFrame, right: bool) -> None:
     """Accuracy on the left axis, logit difference on another one."""
+    step, difference = task["step"], task["logit_difference"]
     axis.axhline(0.5, color="0.75", linewidth=0.6, zorder=0)
-    axis.fill_between(
-        one["step"], one["accuracy_low"], one["accuracy_high"], color="0.85", linewidth=0, zorder=0
-    )
-    axis.plot(one["step"], one["accuracy"], color="black", linewidth=1.5)
+    band = (task["accuracy_low"], task["accuracy_high"])
+    axis.fill_between(step, *band, color="0.85", linewidth=0, zorder=0)
+    axis.plot(step, task["accuracy"], color="black", linewidth=1.5)
     axis.set_ylim(0, 1.04)
     axis.set_yticks([0, 0.5, 1])
     twin = axis.twinx()
-    twin.plot(one["step"], one["logit_difference"], color="0.35", linestyle=":", linewidth=1.1)
-    most = max(1.0, *one["logit_difference"].abs())
+    twin.plot(step, difference, color="0.35", linestyle=":", linewidth=1.1)
+    most = max(1.0, *difference.abs())
     twin.set_ylim(-1.1 * most, 1.1 * most)
     twin.spines["right"].set_visible(True)
     twin.tick_params(axis="y", labelright=right, colors="0.35", labelsize=6)
@@ -166,7 +161,6 @@ def _bars(
     key: pd.DataFrame,
     shades: list[str],
     known: set[int],
-    name: str,
     labels: bool,
 ) -> pd.DataFrame:
     """Attributions of the key features, of all others together, and of the error node."""
@@ -195,7 +189,7 @@ def _bars(
         axis.set_xlabel("attribution (nats)")
     return pd.DataFrame(
         {
-            "task": name,
+            "task": here["task"].iloc[0],
             "panel": "attribution",
             "series": names,
             "step": here["step"].iloc[0],
@@ -207,25 +201,22 @@ def _bars(
 
 
 def _numbers(
-    name: str, one: pd.DataFrame, every: pd.DataFrame, key: pd.DataFrame
+    name: str, task: pd.DataFrame, every: pd.DataFrame, key: pd.DataFrame
 ) -> list[pd.DataFrame]:
     """The curves' numbers."""
-    found = []
+    drawn = []
     for series in ("accuracy", "logit_difference"):
         columns = {series: "value", f"{series}_low": "low", f"{series}_high": "high"}
-        some = one[["snapshot_index", "step", *columns]].rename(columns=columns)
-        found.append(some.assign(task=name, panel="task", series=series))
+        curve = task[["snapshot_index", "step", *columns]].rename(columns=columns)
+        drawn.append(curve.assign(task=name, panel="task", series=series))
     for feature in key["feature"]:
-        some = every[every["feature"] == feature].sort_values("step")
-        some = some.rename(columns={"normalised_strength": "value"}).drop(columns="feature")
-        found.append(some.assign(task=name, panel="strength", series=str(feature)))
-    return found
+        curve = every[every["feature"] == feature].sort_values("step")
+        curve = curve.rename(columns={"normalised_strength": "value"}).drop(columns="feature")
+        drawn.append(curve.assign(task=name, panel="strength", series=str(feature)))
+    return drawn
 
 
 def _legend() -> list[object]:
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
     return [
         Line2D([], [], color="black", linewidth=1.5, label="accuracy, 95% over pairs"),
         Line2D([], [], color="0.75", linewidth=0.6, label="no difference seen"),

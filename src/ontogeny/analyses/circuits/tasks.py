@@ -1,4 +1,4 @@
-"""Tasks: pairs of a clean and a corrupted prompt that ask for different answers (METHOD.md 7).
+"""Tasks: pairs of a clean and a corrupted prompt that ask for different answers (docs/method.md 7).
 
     agreement_simple     The teacher|teachers                            is / are
     agreement_across_pp  The teacher|teachers near the boys              is / are
@@ -32,6 +32,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -39,10 +40,11 @@ import numpy as np
 import pandas as pd
 from tokenizers import Tokenizer
 
-from ontogeny.circuits import words
+from ontogeny.analyses.circuits import words
+from ontogeny.analyses.circuits.settings import Circuits
 from ontogeny.corpus.build import Tokens
 from ontogeny.files import InputError, whole, write_table
-from ontogeny.settings import Circuits
+from ontogeny.settings import Settings
 
 LEAST_PAIRS = 16  # of a task; with fewer it is left out
 LEAST_WORDS = 4  # nouns of a task
@@ -51,6 +53,7 @@ LONG = 64  # tokens from which a task has half as many pairs
 FARTHEST = 128  # tokens between the copies of `copying`, at most
 SHOWN = 120  # letters of an example
 PIECE = (8, 16)  # tokens of the piece that stands twice in `induction`
+ARRAYS = ("clean", "corrupted", "length", "right", "wrong")  # of a Task
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,7 @@ class Task:
         Before them the two prompts are one, and so is all that a causal model makes of them.
         """
         differs = np.cumsum(self.clean != self.corrupted, 1) > 0
-        inside: np.ndarray = differs & (np.arange(self.clean.shape[1]) < self.length[:, None])
-        return inside
+        return np.asarray(differs & (np.arange(self.clean.shape[1]) < self.length[:, None]))
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,7 @@ class _Text:
         self.ordinary = np.array(sorted(set(tokenizer.get_vocab().values()) - special))
 
     def ids(self, text: str) -> list[int]:
-        found: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return found
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def started(self, ids: list[int]) -> list[int]:
         return [*self._start, *ids]
@@ -132,13 +133,13 @@ class _Text:
         clean, corrupted = (self.ids(text) for text in texts)
         if len(clean) != len(corrupted) or len(clean) + len(self._start) > self.context:
             return None
-        where = np.flatnonzero(np.array(clean) != np.array(corrupted))
+        differing = np.flatnonzero(np.array(clean) != np.array(corrupted))
         # One word differs: what follows it must be cut into the same tokens.
         same_after = len(self.ids(_common_end(*texts)))
-        if not len(where) or where[0] == 0 or where[-1] >= len(clean) - same_after:
+        if not len(differing) or differing[0] == 0 or differing[-1] >= len(clean) - same_after:
             return None
-        found = [{self.answer(text, word) for text in texts} for word in answers]
-        right, wrong = (each.pop() if len(each) == 1 else None for each in found)
+        tokens = [{self.answer(text, word) for text in texts} for word in answers]
+        right, wrong = (each.pop() if len(each) == 1 else None for each in tokens)
         if right is None or wrong is None or right == wrong:
             return None
         return _Pair(self.started(clean), self.started(corrupted), right, wrong)
@@ -153,30 +154,21 @@ def _common_end(first: str, second: str) -> str:
     return "".join(f" {word}" for word in one[len(one) - same :])
 
 
-def _nouns(text: _Text) -> list[tuple[str, str]]:
-    """The nouns whose singular and plural have as many tokens."""
-    kept = [n for n in words.NOUNS if len({len(text.ids(f" {form}")) for form in n}) == 1]
-    if len(kept) < LEAST_WORDS:
+Draws = tuple[Iterator[_Pair | None], str]
+"""Endless pairs, None where one came out unfit, and which words they are drawn from."""
+
+
+def _agreement(text: _Text, rng: np.random.Generator, template: str) -> Draws:
+    """{opener}, {subject}, {other} (a noun of either number), {preposition} and {past}."""
+    nouns = [n for n in words.NOUNS if len({len(text.ids(f" {form}")) for form in n}) == 1]
+    if len(nouns) < LEAST_WORDS:
         raise Unfit(
-            f"{len(kept)} of {len(words.NOUNS)} nouns have as many tokens in the plural; "
+            f"{len(nouns)} of {len(words.NOUNS)} nouns have as many tokens in the plural; "
             f"{LEAST_WORDS} are needed"
         )
-    return kept
-
-
-def _verbs(text: _Text) -> list[tuple[str, str]]:
-    """The verbs of which both forms are one token."""
-    kept = [v for v in words.VERBS if None not in {text.answer("The", form) for form in v}]
-    if not kept:
+    verbs = [v for v in words.VERBS if None not in {text.answer("The", form) for form in v}]
+    if not verbs:
         raise Unfit(f"none of {len(words.VERBS)} verbs is one token in singular and plural")
-    return kept
-
-
-def _agreement(
-    text: _Text, rng: np.random.Generator, template: str
-) -> tuple[Iterator[_Pair | None], str]:
-    """{opener}, {subject}, {other} (a noun of either number), {preposition} and {past}."""
-    nouns, verbs = _nouns(text), _verbs(text)
 
     def draw() -> Iterator[_Pair | None]:
         number = 0
@@ -189,80 +181,89 @@ def _agreement(
                 "past": words.PAST[rng.integers(len(words.PAST))],
             }
             verb = verbs[rng.integers(len(verbs))]
-            one, two = number, 1 - number
-            texts = tuple(template.format(subject=subject[n], **rest) for n in (one, two))
-            pair = text.pair((texts[0], texts[1]), (verb[one], verb[two]))
-            number = number if pair is None else two
+            clean, corrupted = (
+                template.format(subject=subject[n], **rest) for n in (number, 1 - number)
+            )
+            pair = text.pair((clean, corrupted), (verb[number], verb[1 - number]))
+            number = number if pair is None else 1 - number
             yield pair
 
     return draw(), f"{len(nouns)} of {len(words.NOUNS)} nouns, {len(verbs)} verbs"
 
 
-def _indirect_object(text: _Text, rng: np.random.Generator) -> tuple[Iterator[_Pair | None], str]:
+def _indirect_object(text: _Text, rng: np.random.Generator) -> Draws:
     names = [n for n in words.NAMES if text.answer("a letter to", n) is not None]
     if len(names) < 2:
         raise Unfit(f"{len(names)} of {len(words.NAMES)} names is one token; 2 are needed")
 
     def draw() -> Iterator[_Pair | None]:
-        second = 0  # which of the two gives in the clean prompt
+        giver = 0  # which of the two gives in the clean prompt
         while True:
-            pair = [names[i] for i in rng.choice(len(names), 2, replace=False)]
+            two = [names[i] for i in rng.choice(len(names), 2, replace=False)]
             template = words.MEETINGS[rng.integers(len(words.MEETINGS))]
             rest = {
                 "place": words.PLACES[rng.integers(len(words.PLACES))],
                 "thing": words.THINGS[rng.integers(len(words.THINGS))],
             }
-            texts = tuple(template.format(*pair, pair[who], **rest) for who in (second, 1 - second))
-            made = text.pair((texts[0], texts[1]), (pair[1 - second], pair[second]))
-            second = second if made is None else 1 - second
-            yield made
+            clean, corrupted = (
+                template.format(*two, two[who], **rest) for who in (giver, 1 - giver)
+            )
+            pair = text.pair((clean, corrupted), (two[1 - giver], two[giver]))
+            giver = giver if pair is None else 1 - giver
+            yield pair
 
     return draw(), f"{len(names)} of {len(words.NAMES)} names"
 
 
-def _induction(text: _Text, rng: np.random.Generator) -> tuple[Iterator[_Pair | None], str]:
+def _twice(
+    text: _Text, rng: np.random.Generator, total: int, length: int, last: int, swapped: list[int]
+) -> _Pair:
+    """Random tokens that end with a piece and its beginning again, up to `last` in the piece.
+
+    Parameters
+    ----------
+    total : most tokens. length : of the piece. swapped : the two places in the first copy that
+        change their tokens in the corrupted prompt.
+    """
+    tokens = rng.choice(text.ordinary, total - last - 1, replace=False).tolist()
+    filler, piece = tokens[:-length], tokens[-length:]
+    other = piece.copy()
+    for place, partner in (swapped, swapped[::-1]):
+        other[place] = piece[partner]
+    end = piece[: last + 1]
+    clean, corrupted = (text.started([*filler, *first, *end]) for first in (piece, other))
+    return _Pair(clean, corrupted, piece[last + 1], other[other.index(end[-1]) + 1])
+
+
+def _induction(text: _Text, rng: np.random.Generator) -> Draws:
     least, most = PIECE
-    total = 2 * most
-    _room(text, total)
+    _check_room(text, 2 * most)
 
     def draw() -> Iterator[_Pair | None]:
         while True:
             length = int(rng.integers(least, most + 1))
             a = int(rng.integers(0, length - 3))
             c = int(rng.integers(a + 2, length - 1))
-            tokens = rng.choice(text.ordinary, total - a - 1, replace=False).tolist()
-            filler, piece = tokens[:-length], tokens[-length:]
-            other = piece.copy()
-            other[a], other[c] = piece[c], piece[a]
-            end = piece[: a + 1]
-            clean, corrupted = (text.started([*filler, *x, *end]) for x in (piece, other))
-            yield _Pair(clean, corrupted, piece[a + 1], piece[c + 1])
+            yield _twice(text, rng, 2 * most, length, a, [a, c])
 
     return draw(), f"{len(text.ordinary)} tokens"
 
 
-def _copying(text: _Text, rng: np.random.Generator) -> tuple[Iterator[_Pair | None], str]:
+def _copying(text: _Text, rng: np.random.Generator) -> Draws:
     half = min(text.context // 2, FARTHEST)
     reach = min(16, half // 2)  # tokens of the second copy, at most
-    total = half + reach
-    _room(text, total)
+    _check_room(text, half + reach)
 
     def draw() -> Iterator[_Pair | None]:
         while True:
             a = int(rng.integers(1, reach))
             d = int(rng.integers(a + 3, half))
-            tokens = rng.choice(text.ordinary, total - a - 1, replace=False).tolist()
-            filler, piece = tokens[:-half], tokens[-half:]
-            other = piece.copy()
-            other[a + 1], other[d] = piece[d], piece[a + 1]
-            end = piece[: a + 1]
-            clean, corrupted = (text.started([*filler, *x, *end]) for x in (piece, other))
-            yield _Pair(clean, corrupted, piece[a + 1], piece[d])
+            yield _twice(text, rng, half + reach, half, a, [a + 1, d])
 
     return draw(), f"{len(text.ordinary)} tokens, {half} apart"
 
 
-def _room(text: _Text, tokens: int) -> None:
+def _check_room(text: _Text, tokens: int) -> None:
     if tokens + 1 > text.context or tokens > len(text.ordinary):
         raise Unfit(
             f"{tokens + 1} tokens are needed of a context of {text.context}, and as many "
@@ -270,22 +271,9 @@ def _room(text: _Text, tokens: int) -> None:
         )
 
 
-Maker = Callable[[_Text, np.random.Generator], tuple[Iterator[_Pair | None], str]]
-
-
-def _of(template: str) -> Maker:
-    return lambda text, rng: _agreement(text, rng, template)
-
-
-MAKERS: dict[str, Maker] = {
-    "agreement_simple": _of("{opener} {subject}"),
-    "agreement_across_pp": _of("{opener} {subject} {preposition} the {other}"),
-    "agreement_within_rc": _of("{opener} {other} that the {subject}"),
-    "agreement_across_rc": _of("{opener} {subject} that the {other} {past}"),
-    "indirect_object": _indirect_object,
-    "induction": _induction,
-    "copying": _copying,
-}
+MAKERS: dict[str, Callable[[_Text, np.random.Generator], Draws]] = {
+    name: partial(_agreement, template=template) for name, template in words.AGREEMENT.items()
+} | {"indirect_object": _indirect_object, "induction": _induction, "copying": _copying}
 
 
 def make(
@@ -304,77 +292,68 @@ def make(
     text = _Text(tokenizer, end, context)
     # A generator of its own: a task is the same whichever others are made.
     draws, kept = MAKERS[name](text, np.random.default_rng([seed, zlib.crc32(name.encode())]))
-    found: dict[tuple[object, ...], _Pair] = {}
+    different: dict[tuple[object, ...], _Pair] = {}
     wanted = pairs
     for _ in range(TRIES * pairs):
         pair = next(draws)
         if pair is not None:
             if len(pair.clean) > LONG:
                 wanted = max(LEAST_PAIRS, pairs // 2)
-            found.setdefault((*pair.clean, pair.right, pair.wrong), pair)
-        if len(found) == wanted:
+            different.setdefault((*pair.clean, pair.right, pair.wrong), pair)
+        if len(different) == wanted:
             break
-    if len(found) < LEAST_PAIRS:
+    if len(different) < LEAST_PAIRS:
         raise Unfit(
-            f"{len(found)} different pairs with tokens that align and answers of one token "
+            f"{len(different)} different pairs with tokens that align and answers of one token "
             f"({kept}); {LEAST_PAIRS} are needed"
         )
-    every = list(found.values())
-    longest = max(len(pair.clean) for pair in every)
+    made = list(different.values())
+    length = np.array([len(pair.clean) for pair in made])
+    longest = int(length.max())
 
     def padded(rows: list[list[int]]) -> np.ndarray:
         return np.array([row + [row[0]] * (longest - len(row)) for row in rows])
 
     task = Task(
         name,
-        padded([pair.clean for pair in every]),
-        padded([pair.corrupted for pair in every]),
-        np.array([len(pair.clean) for pair in every]),
-        np.array([pair.right for pair in every]),
-        np.array([pair.wrong for pair in every]),
+        padded([pair.clean for pair in made]),
+        padded([pair.corrupted for pair in made]),
+        length,
+        np.array([pair.right for pair in made]),
+        np.array([pair.wrong for pair in made]),
     )
-    first = every[0]
-    answers = {i for pair in every for i in (pair.right, pair.wrong)}
-    about = {
+    first = made[0]
+    return task, {
         "words": kept,
-        "pairs": len(every),
+        "pairs": len(made),
         "tokens": longest,
-        "answers": len(answers),
+        "answers": len({*task.right, *task.wrong}),
         "clean": text.show(first.clean),
         "corrupted": text.show(first.corrupted),
         "right": text.show([first.right]),
         "wrong": text.show([first.wrong]),
     }
-    return task, about
 
 
 COLUMNS = ["task", "pairs", "tokens", "answers", "words", "left_out", "clean", "corrupted"]
 COLUMNS += ["right", "wrong"]
 
 
-def build(
-    c: Circuits,
-    tokens: str | Path,
-    tokenizer: str | Path,
-    output: str | Path,
-    table: str | Path,
-) -> None:
+def build(settings: Settings, tokens: Path, tokenizer: Path, tasks: Path, table: Path) -> None:
     """Make the tasks with the tokenizer at hand.
 
     Parameters
     ----------
     tokens : tokens.h5. tokenizer : tokenizer.json beside it.
-    output : HDF5; a group a task with clean and corrupted (P, T), length, right, wrong (P,);
+    tasks : HDF5; a group a task with clean and corrupted (P, T), length, right, wrong (P,);
         attributes tokens (digest) and tasks (names).
-    table : CSV; task, pairs, tokens (of the longest prompt), answers (different ones), words (what
-        the tokenizer keeps of them), left_out (the reason, or empty), and the first pair as text:
-        clean, corrupted, right, wrong.
+    table : CSV, one row per task; its columns are in the declaration.
 
     Raises
     ------
     InputError : a tokenizer that cannot be read, or no task can be made.
     """
-    data = Tokens(tokens)
+    section, data = settings.section(Circuits), Tokens(tokens)
     try:
         backend = Tokenizer.from_file(str(tokenizer))
     except Exception as error:  # the library raises plain Exception
@@ -384,9 +363,11 @@ def build(
         ) from None
     rows: list[dict[str, object]] = []
     made: list[Task] = []
-    for name in c.tasks:
+    for name in section.tasks:
         try:
-            task, about = make(name, backend, data.end_of_text, data.context, c.pairs, c.seed)
+            task, about = make(
+                name, backend, data.end_of_text, data.context, section.pairs, section.seed
+            )
         except Unfit as reason:
             rows.append({"task": name, "pairs": 0, "left_out": str(reason)})
             continue
@@ -397,30 +378,38 @@ def build(
         raise InputError(
             f"circuits.tasks: none can be made with this tokenizer; add others ({reasons})"
         )
-    with whole(output) as draft, h5py.File(draft, "w") as file:
+    with whole(tasks) as draft, h5py.File(draft, "w") as file:
         file.attrs["tokens"] = data.digest
         file.attrs["tasks"] = [task.name for task in made]
         for task in made:
-            group = file.create_group(task.name)
-            for field in ("clean", "corrupted", "length", "right", "wrong"):
-                group.create_dataset(field, data=getattr(task, field), fletcher32=field != "length")
+            for name in ARRAYS:
+                array = getattr(task, name)
+                file.create_dataset(f"{task.name}/{name}", data=array, fletcher32=name != "length")
     write_table(table, pd.DataFrame(rows).reindex(columns=COLUMNS))
 
 
-def read(path: str | Path) -> list[Task]:
+def read(path: Path, tokens: str) -> list[Task]:
     """The tasks of a file that `build` wrote.
+
+    Parameters
+    ----------
+    tokens : digest of the tokens that they have to be of.
 
     Raises
     ------
-    InputError : the file is damaged or not one of tasks.
+    InputError : the file is damaged or not one of tasks, or they are of other tokens.
     """
-    fields = ("clean", "corrupted", "length", "right", "wrong")
     try:
         with h5py.File(path, "r") as file:
-            names = [str(name) for name in file.attrs["tasks"]]
-            return [Task(name, *(file[name][field][:] for field in fields)) for name in names]
+            names, own = [str(name) for name in file.attrs["tasks"]], file.attrs.get("tokens")
+            tasks = [Task(name, *(file[name][array][:] for array in ARRAYS)) for name in names]
     except (OSError, KeyError) as error:
         why = " ".join(str(error).split())
         raise InputError(
             f"{path}: truncated or not a file of tasks; delete it to make it again ({why})"
         ) from None
+    if own != tokens:
+        raise InputError(
+            f"{path}: of other tokens than the crosscoder was trained on; make them again"
+        )
+    return tasks

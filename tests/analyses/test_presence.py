@@ -10,12 +10,11 @@ import pytest
 import torch
 from scipy import sparse, stats
 
+from ontogeny.analyses.presence import figure, measure, probes, scaling, verdicts
+from ontogeny.analyses.presence.settings import Presence
 from ontogeny.crosscoder.model import Crosscoder, Description
-from ontogeny.features import presence
-from ontogeny.figures import presence as figure
 from ontogeny.figures import style
 from ontogeny.files import InputError
-from ontogeny.settings import PresenceTests
 
 CPU = torch.device("cpu")
 SITES, WIDTH, BLOCKS, CONTEXT = 5, 24, 40, 128
@@ -80,8 +79,8 @@ def planted():
 @pytest.fixture(scope="module")
 def tested(planted) -> pd.DataFrame:
     trained, f, position, tokens, a, about = planted
-    p = PresenceTests(features=64)
-    table = presence.measure(trained, f, position, tokens, lambda n: a[n], about, p, seed=0)
+    p = Presence(features=64)
+    table = measure.run_tests(trained, f, position, tokens, lambda n: a[n], about, p, seed=0)
     return table.set_index(["feature", "site"])
 
 
@@ -112,9 +111,9 @@ def test_nothing_is_there_once_positions_are_permuted(tested):
 
 
 def test_verdicts_count_the_planted(tested):
-    p = PresenceTests()
+    p = Presence()
     table = tested.reset_index()
-    found = presence.verdicts(table, p, presence.Resampled(9, 200, 0))
+    found = verdicts.find_verdicts(table, p, verdicts.Resampled(9, 200, 0))
     found = found.set_index(["measure", "test", "group", "threshold"]).sort_index()
     # Feature 1 of the zeroed ones is odd, so not matched; 3 as well.
     absent = found.xs("absent").droplevel(["test", "threshold"])
@@ -136,12 +135,12 @@ def test_a_peak_that_scaling_does_not_find_has_no_verdicts(planted):
     trained, f, position, tokens, a, about = planted
     other = a.copy()
     other[-1] -= 0.7 * np.asarray(f[:, [TURNED]].toarray()) * trained.W_dec[TURNED, -1].numpy()
-    p = PresenceTests(features=1)
-    table = presence.measure(trained, f, position, tokens, lambda n: other[n], about, p, seed=0)
+    p = Presence(features=1)
+    table = measure.run_tests(trained, f, position, tokens, lambda n: other[n], about, p, seed=0)
     one = table.set_index(["feature", "site"]).loc[TURNED]
     assert one["beta"][SITES - 1] == pytest.approx(0.3, abs=0.03)
     assert one[["scaling", "free", "free_permuted"]].isna().to_numpy().all()
-    found = presence.verdicts(table, p, presence.Resampled(9, 50, 0)).set_index(
+    found = verdicts.find_verdicts(table, p, verdicts.Resampled(9, 50, 0)).set_index(
         ["measure", "test", "group", "threshold"]
     )
     assert found.xs("unfounded")["value"].iloc[0] == pytest.approx(1 / 9)
@@ -159,7 +158,7 @@ def test_probes_read_what_is_there(tested):
     # No other token is written anywhere in these activations, so that no control is readable.
     assert tested["control"].mean() == pytest.approx(0.5, abs=0.03)
     table = tested.reset_index()
-    found = presence.correlations(table, presence.Resampled(9, 50, 0))
+    found = verdicts.correlations(table, verdicts.Resampled(9, 50, 0))
     found = found.set_index(["measure", "test", "group"])
     assert found.loc[("mean", "shuffled", "all"), "value"] == pytest.approx(0.5, abs=0.01)
     assert found.loc[("mean", "control", "beyond_token"), "pairs"] == 8 * SITES
@@ -168,7 +167,7 @@ def test_probes_read_what_is_there(tested):
 
 def test_scalings_are_least_squares(monkeypatch):
     """β and w by brute force over every position, ‖w‖² over every pair of folds."""
-    monkeypatch.setattr(presence, "BLOCK_ENTRIES", 3 * 4 * 6)  # three features at a time
+    monkeypatch.setattr(scaling, "BLOCK_ENTRIES", 3 * 4 * 6)  # three features at a time
     rng = np.random.default_rng(1)
     rows, F, d = 90, 7, 6
     bounds = np.array([0, 20, 50, 61, 90])
@@ -177,7 +176,7 @@ def test_scalings_are_least_squares(monkeypatch):
     own = dense * (rng.random((rows, F)) < 0.7)  # another gate
     E = rng.standard_normal((rows, d)).astype(np.float32)
     W, peak = rng.standard_normal((2, F, d)).astype(np.float32)
-    regressor = presence.Regressor(sparse.csr_array(dense), bounds, CPU)
+    regressor = scaling.Regressor(sparse.csr_array(dense), bounds, CPU)
     overlap = regressor.overlap(sparse.csr_array(own))
     beta, free = regressor.scalings(*map(torch.from_numpy, (E,)), overlap,
                                     torch.from_numpy(W), torch.from_numpy(peak))  # fmt: skip
@@ -202,7 +201,7 @@ def test_noise_has_no_norm():
     rows, F, d = 800, 300, 16
     f = sparse.csr_array((rng.random((rows, F)) < 0.03).astype(np.float32))
     E = torch.from_numpy(rng.standard_normal((rows, d)).astype(np.float32))
-    regressor = presence.Regressor(f, np.arange(0, 801, 100), CPU)
+    regressor = scaling.Regressor(f, np.arange(0, 801, 100), CPU)
     zero = torch.zeros(8, F), torch.zeros(F, d), torch.ones(F, d)
     _, free = regressor.scalings(E, *zero)
     squared = (free.sign() * free.square()).numpy()
@@ -221,7 +220,7 @@ def test_own_activations_are_the_gate_of_each_site(activation):
     assert 0 < (f > 0).float().mean() < 0.9
     at_peak = sparse.csr_array(f.amax(2).numpy())
     for site in range(4):
-        own = presence.own_activations(trained, at_peak, site).toarray()
+        own = scaling.own_activations(trained, at_peak, site).toarray()
         assert np.array_equal(own, f[:, :, site].numpy())
 
 
@@ -229,7 +228,7 @@ def test_areas_are_the_share_of_ordered_pairs():
     rng = np.random.default_rng(4)
     scores = rng.integers(0, 6, (3, 40)).astype(np.float32)  # ties
     active = [np.arange(9), rng.permutation(40)[:20], np.array([], int)]
-    found = presence.areas(scores, active, np.arange(40))
+    found = probes.areas(scores, active, np.arange(40))
     for j in range(2):
         own = scores[j, active[j]]
         rest = np.delete(scores[j], active[j])
@@ -240,19 +239,19 @@ def test_areas_are_the_share_of_ordered_pairs():
     rest = scores[0, np.setdiff1d(some, active[0])]
     own = scores[0, :9]
     above = (own[:, None] > rest).mean() + 0.5 * (own[:, None] == rest).mean()
-    assert presence.areas(scores, active, some)[0] == pytest.approx(above)
+    assert probes.areas(scores, active, some)[0] == pytest.approx(above)
 
 
 def test_control_tasks_are_sets_of_other_tokens_of_like_frequency():
     rng = np.random.default_rng(5)
     tokens = rng.permutation(np.repeat(np.arange(35), 40 + np.arange(35)))
     of_tokens = np.stack([np.isin(tokens, (3, 17, 30)), rng.random(len(tokens)) < 0.1], 1)
-    control = presence.control_task(sparse.csr_array(of_tokens), tokens, rng).toarray()
+    control = probes.control_task(sparse.csr_array(of_tokens), tokens, rng).toarray()
     stand_ins = np.unique(tokens[control[:, 0]])
     assert len(stand_ins) == 3
     assert not set(stand_ins) & {3, 17, 30}
     assert np.isin(tokens, stand_ins).tolist() == control[:, 0].tolist()  # whole tokens
-    assert np.abs(stand_ins - [3, 17, 30]).max() < presence.NEIGHBOURS
+    assert np.abs(stand_ins - [3, 17, 30]).max() < probes.NEIGHBOURS
     overlap = (control[:, 1] & of_tokens[:, 1]).sum() / control[:, 1].sum()
     assert control[:, 1].mean() == pytest.approx(0.1, abs=0.02)
     assert overlap == pytest.approx(0.1, abs=0.06)
@@ -262,17 +261,17 @@ def test_samples_hold_every_stratum_in_its_share():
     rng = np.random.default_rng(6)
     strata = rng.permutation(np.repeat([0, 1, 3], [600, 300, 100]))
     density = rng.random(1000)
-    drawn = presence.stratified(strata, density, 100, seed=0)
+    drawn = probes.stratified(strata, density, 100, seed=0)
     assert len(np.unique(drawn)) == 100
     assert np.abs(np.bincount(strata[drawn]) - [60, 30, 0, 10]).max() <= 1
     within = density[drawn][strata[drawn] == 0]
     assert np.quantile(within, [0.25, 0.5, 0.75]) == pytest.approx([0.25, 0.5, 0.75], abs=0.05)
-    assert presence.stratified(strata, density, 2000, seed=0).tolist() == list(range(1000))
+    assert probes.stratified(strata, density, 2000, seed=0).tolist() == list(range(1000))
 
 
 def test_intervals():
     rng = np.random.default_rng(7)
-    drawn = presence.Resampled(200, 500, 0)
+    drawn = verdicts.Resampled(200, 500, 0)
     x = rng.integers(0, 9, (200, 3)).astype(float)
     y = x + rng.standard_normal((200, 3)) * 3
     y[5, 1] = np.nan
@@ -287,7 +286,7 @@ def test_intervals():
     times = np.array([1, 0, 3, 2])
     a, b = np.array([0, 1, 2, 1]), np.array([2, 0, 1, 1])
     repeated = stats.spearmanr(np.repeat(a, times), np.repeat(b, times)).statistic
-    assert presence._spearman(a, b, times) == pytest.approx(repeated)
+    assert verdicts._spearman(a, b, times) == pytest.approx(repeated)
     share = drawn.share(np.repeat([0, 1], 100), np.ones(200))
     assert share["high"] - share["low"] == pytest.approx(2 * 1.96 * (0.25 / 200) ** 0.5, rel=0.15)
     assert drawn.share(np.zeros(200), np.ones(200))["high"] == pytest.approx(0.0183, abs=1e-3)
@@ -296,9 +295,9 @@ def test_intervals():
 
 def test_too_few_active_positions(planted):
     trained, f, position, tokens, a, about = planted
-    with pytest.raises(InputError, match=r"presence_tests\.active: no living feature .* lower it"):
-        presence.measure(
-            trained, f, position, tokens, lambda n: a[n], about, PresenceTests(active=4000), 0
+    with pytest.raises(InputError, match=r"presence\.active: no living feature .* lower it"):
+        measure.run_tests(
+            trained, f, position, tokens, lambda n: a[n], about, Presence(active=4000), 0
         )
 
 
@@ -308,11 +307,11 @@ def written(tested, planted, tmp_path, monkeypatch):
     monkeypatch.setattr(style, "PNG_DPI", 40)
     monkeypatch.setattr(figure, "LEAST", 2)
     table = tested.reset_index()
-    drawn = presence.Resampled(9, 50, 0)
-    p = PresenceTests()
-    pd.concat([presence.verdicts(table, p, drawn), presence.correlations(table, drawn)]).to_csv(
-        tmp_path / "presence.csv", index=False
-    )
+    drawn = verdicts.Resampled(9, 50, 0)
+    p = Presence()
+    pd.concat(
+        [verdicts.find_verdicts(table, p, drawn), verdicts.correlations(table, drawn)]
+    ).to_csv(tmp_path / "presence.csv", index=False)
     table.to_parquet(tmp_path / "presence.parquet")
     about = planted[-1].assign(matched_cosine=0.8).rename_axis("feature").reset_index()
     about.to_parquet(tmp_path / "features.parquet")
@@ -353,7 +352,7 @@ def test_figure_of_one_seed_and_of_nothing_absent(written):
     table = pd.read_parquet(written / "presence.parquet").assign(matched=False)
     table["normalised_strength"] = table["normalised_strength"].clip(0.3)
     table.to_parquet(written / "presence.parquet")
-    said = presence.verdicts(table, PresenceTests(), presence.Resampled(9, 50, 0))
+    said = verdicts.find_verdicts(table, Presence(), verdicts.Resampled(9, 50, 0))
     said.to_csv(written / "presence.csv", index=False)
     drawn = draw(written, 1)
     assert "threshold" not in drawn.loc["c0"].index

@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, MambaConfig, MambaForCausalLM
 
-from ontogeny.figures import induction as drawing
+from ontogeny.analyses.induction import figure as drawing
+from ontogeny.analyses.induction import heads, onsets
 from ontogeny.files import InputError
-from ontogeny.phases import heads, induction
 from ontogeny.settings import load
 
 V, T, B = 80, 64, 12
@@ -76,12 +76,12 @@ class Planted(torch.nn.Module):
         return SimpleNamespace(attentions=(found,) if output_attentions else None, logits=logits)
 
 
-def sums_of(models: list, blocks: heads.Blocks, steps: list[int]) -> induction.Sums:
+def sums_of(models: list, blocks: heads.Blocks, steps: list[int]) -> onsets.Sums:
     found = [heads.measure_model(m, blocks, PLAN, True) for m in models]
     stacked = [np.stack([getattr(m, name) for m in found]) for name in ("value", "control")]
     chance, count = heads.chances(blocks, PLAN)
     gain = np.stack([m.gain for m in found])
-    return induction.Sums(
+    return onsets.Sums(
         *stacked, chance, count, gain, np.array(steps), PLAN.scores, list(PLAN.distances), PLAN.half
     )
 
@@ -91,7 +91,7 @@ def test_planted_heads_are_told_apart(blocks):
     once = np.ones((1, B))
 
     def above(score: str, distances: list[int]) -> dict[str, float]:
-        found = induction.excess(sums, score, once, distances)[0, 0]
+        found = onsets.excess(sums, score, once, distances)[0, 0]
         return dict(zip(PLANTED, found, strict=True))
 
     each = {
@@ -203,21 +203,21 @@ def test_order_of_onsets(blocks):
     found = {
         (e.name, e.detail): e
         for e in (
-            *induction.head_events(sums, weights, 0.1),
-            *induction.gain_events(sums, weights, 0.1),
+            *onsets.head_events(sums, weights, 0.1),
+            *onsets.gain_events(sums, weights, 0.1),
         )
     }
     assert {e.detail for e in found.values() if e.name == "induction_head"} == {"0.3"}
     assert {e.detail for e in found.values() if e.name == "fixed_distance_head"} == {"0.2"}
     assert all(e.forms for e in found.values())
     gain = found["copying_gain_random", str(PLAN.half)]
-    at = induction.onsets(gain.curve[None], sums.steps)[0]
+    at = onsets.onsets(gain.curve[None], sums.steps)[0]
     assert at == pytest.approx(np.sqrt(3 * 9) - 1)  # halfway from step 2 to 8 in log(step + 1)
-    assert induction.onsets(found["induction_head", "0.3"].curve[None], sums.steps)[0] == 0
+    assert onsets.onsets(found["induction_head", "0.3"].curve[None], sums.steps)[0] == 0
 
 
 @pytest.fixture(scope="module")
-def noise(tmp_path_factory) -> induction.Sums:
+def noise(tmp_path_factory) -> onsets.Sums:
     """Four models at random, as different seeds start."""
     rng = np.random.default_rng(3)
     text = rng.integers(1, V, (B, T))
@@ -236,8 +236,8 @@ def noise(tmp_path_factory) -> induction.Sums:
 
 def test_nothing_forms_in_random_models(noise):
     weights = np.random.default_rng(0).multinomial(B, np.full(B, 1 / B), 40).astype(float)
-    events = [*induction.head_events(noise, weights, 0.1)]
-    events += induction.gain_events(noise, weights, 0.1)
+    events = [*onsets.head_events(noise, weights, 0.1)]
+    events += onsets.gain_events(noise, weights, 0.1)
     assert len(events) == 5 + 2 * 6
     assert [e.name for e in events if e.forms] == []
     assert noise.value.shape == (4, 17, 2, 4, B)
@@ -262,8 +262,9 @@ SETTINGS = {
     "activations": {"layers": [0]},
     "crosscoders": {"one": {"inputs": {"layers": [0]}, "features": 200, "steps": 10}},
     "primary": "one",
+    "analyses": ["induction"],
     "analysis": {"bootstrap": 40},
-    "heads": {"blocks": 8},
+    "induction": {"blocks": 8},
 }
 
 
@@ -309,9 +310,7 @@ def stages(tmp_path_factory):
 def described(stages, name: str, with_features: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
     out = stages / name
     paths = [stages / "features.parquet", stages / "kinds.parquet"] if with_features else [None] * 2
-    induction.describe(
-        load(SETTINGS), out / "heads.h5", *paths, out / "order.csv", out / "curves.csv"
-    )
+    onsets.measure(load(SETTINGS), out / "heads.h5", *paths, out / "order.csv", out / "curves.csv")
     return pd.read_csv(out / "order.csv"), pd.read_csv(out / "curves.csv")
 
 
@@ -357,9 +356,9 @@ def test_figure(stages):
     described(stages, "neox", True)
     described(stages, "mamba", False)
     parts = {n: stages / f"{n}.parquet" for n in ("features", "strengths", "kinds")}
-    for name, more in (("neox", parts), ("mamba", {})):
+    for name, more in (("neox", parts), ("mamba", dict.fromkeys(parts))):
         out = stages / name
-        drawing.draw(out / "order.csv", out / "curves.csv", out / "induction", **more)
+        drawing.draw(out / "order.csv", out / "curves.csv", **more, output=out / "induction")
         drawn = pd.read_csv(out / "induction.csv")
         assert (out / "induction.pdf").stat().st_size > 5000
         assert (out / "induction.png").stat().st_size > 5000
@@ -377,6 +376,6 @@ def test_sums_of_other_snapshots_are_refused(stages):
     other = load(SETTINGS | {"snapshots": {"steps": [0, 4], "local": {"folders": "step{step}"}}})
     path = stages / "neox" / "heads.h5"
     with pytest.raises(InputError, match=r"heads\.h5: of other snapshots than snapshots\.steps"):
-        induction.describe(other, path, None, None, stages / "a.csv", stages / "b.csv")
+        onsets.measure(other, path, None, None, stages / "a.csv", stages / "b.csv")
     with pytest.raises(InputError, match="not a file of heads"):
-        induction.read(stages / "tokens.h5")
+        onsets.read(stages / "tokens.h5")

@@ -1,0 +1,1 @@
+"""From features to abilities: tasks, attribution to features, necessity and sufficiency."""

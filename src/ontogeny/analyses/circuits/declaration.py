@@ -1,0 +1,182 @@
+"""What the analysis `circuits` reads, makes, costs and draws."""
+
+from ontogeny.analyses.circuits.settings import Circuits
+from ontogeny.declarations import Analysis, Cost, Figure, Product, Stage
+
+ABILITIES = "From features to abilities"
+OF_CROSSCODER = "circuits/{crosscoder}"
+PROMPTS = {"crosscoder": "crosscoder", "snapshots": "snapshots", "tasks": "tasks"}
+FITS = "lower circuits.pairs, or name fewer circuits.tasks"
+
+TASKS = Stage(
+    "tasks",
+    run="ontogeny.analyses.circuits.tasks:build",
+    about="Make the tasks' clean and corrupted prompts with the tokenizer at hand.",
+    reads={"tokens": "tokens", "tokenizer": "tokenizer"},
+    makes={"tasks": "tasks", "table": "tasks_table"},
+    settings=("circuits.tasks", "circuits.pairs", "circuits.seed"),
+    scope="experiment",
+    gpu=False,
+    cost=Cost("one", (10.0, 0.0), (0.7e9, 0.0), (300_000.0, 0.0)),
+)
+
+# The scale: tokens of all prompts, each run forward and backward by every snapshot.
+ATTRIBUTION = Stage(
+    "attribution",
+    run="ontogeny.analyses.circuits.attribution:measure",
+    about="Find the features that each task depends on, snapshot by snapshot.",
+    reads=PROMPTS,
+    makes={
+        "behaviour": "behaviour",
+        "attribution": "attribution",
+        "differences": "differences",
+    },
+    settings=("circuits.path_steps", "circuits.seed", "analysis.bootstrap"),
+    cost=Cost("prompt_tokens", (20.0, 1.5e-3), (1.2e9, 4_000.0), (100_000.0, 300.0), FITS),
+)
+
+# The scale: as above, each run once for every set of features on a curve.
+ABLATION = Stage(
+    "ablation",
+    run="ontogeny.analyses.circuits.ablation:measure",
+    about="Ablate each task's top features and others: are they needed, are they enough?",
+    reads={
+        **PROMPTS,
+        "behaviour": "behaviour",
+        "attribution": "attribution",
+        "differences": "differences",
+    },
+    makes={"curves": "ablation_curves", "summary": "circuits"},
+    settings=(
+        "circuits.seed",
+        "circuits.curve_snapshots",
+        "circuits.curve_points",
+        "circuits.draws",
+        "analysis.bootstrap",
+    ),
+    cost=Cost("prompt_tokens", (20.0, 1.5e-3), (1.2e9, 4_000.0), (200_000.0, 0.0), FITS),
+)
+
+INTERVAL = "95% interval, over resampled pairs"
+
+ANALYSIS = Analysis(
+    "circuits",
+    about="Tasks, the features that each depends on at every snapshot, and whether these are "
+    "needed and enough.",
+    section=Circuits,
+    stages=[TASKS, ATTRIBUTION, ABLATION],
+    figures=[
+        Figure(
+            "abilities",
+            "ontogeny.analyses.circuits.figure_abilities:draw",
+            ABILITIES,
+            "Tasks and their key features",
+            {
+                "features": "features",
+                "strengths": "strengths",
+                "behaviour": "behaviour",
+                "attribution": "attribution",
+            },
+        ),
+        Figure(
+            "ablations",
+            "ontogeny.analyses.circuits.figure_ablations:draw",
+            ABILITIES,
+            "Necessity and sufficiency",
+            {
+                "features": "features",
+                "behaviour": "behaviour",
+                "attribution": "attribution",
+                "curves": "ablation_curves",
+            },
+        ),
+    ],
+    products=[
+        Product("tasks", "circuits/tasks.h5", "one group per task: prompts and their answers"),
+        Product(
+            "tasks_table",
+            "circuits/tasks.csv",
+            "one row per task",
+            {
+                "pairs": "of a clean and a corrupted prompt",
+                "tokens": "of the longest prompt",
+                "answers": "different ones",
+                "words": "what the tokenizer keeps of the task's words",
+                "left_out": "why there are no pairs, or empty",
+                "clean": "the first pair's clean prompt, as text; `corrupted` alike",
+                "right": "the answer to the clean prompt; `wrong` to the corrupted one",
+            },
+        ),
+        Product(
+            "behaviour",
+            f"{OF_CROSSCODER}/behaviour.csv",
+            "one row per task and snapshot; NAME_low and NAME_high: " + INTERVAL,
+            {
+                "snapshot_index": "counted from 1",
+                "pairs": "of prompts",
+                "accuracy": "over all prompts: 0.5 where the model sees no difference in a pair",
+                "logit_difference": "right less wrong answer, clean prompts, nats",
+                "logit_difference_corrupted": "the same of the corrupted prompts",
+                "difference": "logit_difference less logit_difference_corrupted",
+                "done": "whether the accuracy's interval lies above 0.5",
+                "features": "that differ between the prompts",
+                "attributed": "Σ attribution + error node, mean over pairs, nats",
+                "path_error": "mean |attributed − difference| over mean |difference|",
+                "error_share": "share of the error node in attributed",
+                "told": "features whose attribution is told from 0",
+                "leading_shared": "of the 10 largest attributions of one half of the pairs, the "
+                "share that is among those of the other half",
+            },
+        ),
+        Product(
+            "attribution",
+            f"{OF_CROSSCODER}/attribution.parquet",
+            "one row per task, feature that differs, and snapshot",
+            {
+                "feature": "number, from 0; −1 is the error node",
+                "snapshot_index": "counted from 1",
+                "attribution": "mean over pairs, nats",
+                "standard_error": "of that mean",
+                "told": "whether it differs from 0, at 5% for all features of the task together",
+                "first_half": "mean over one half of the pairs; `second_half` over the other",
+                "frequency": "positions of a pair at which the feature differs, mean",
+            },
+        ),
+        Product(
+            "differences",
+            f"{OF_CROSSCODER}/differences.h5",
+            "activations on the clean less those on the corrupted prompts, one group per task",
+        ),
+        Product(
+            "ablation_curves",
+            f"{OF_CROSSCODER}/curves.csv",
+            "one row per point of a curve; NAME_low and NAME_high: 95%, over pairs and draws",
+            {
+                "side": "'necessity' or 'sufficiency'",
+                "group": "'absolute' and 'signed' ranking, 'random' and 'matched' features",
+                "k": "features in the set",
+                "error": "whether the error node is in the set",
+                "frequency": "positions of a pair at which the features differ, mean",
+                "m": "logit difference, nats",
+                "restored": "share of the difference; empty where the task is not done",
+            },
+        ),
+        Product(
+            "circuits",
+            f"{OF_CROSSCODER}/circuits.csv",
+            "one row per task, snapshot with curves, and side; NAME_low and NAME_high: " + INTERVAL,
+            {
+                "done": "whether the snapshot does the task",
+                "features": "that differ between the prompts",
+                "side": "'necessity' or 'sufficiency'",
+                "k_enough": "features from which 80% of the difference is restored, or for "
+                "necessity gone; empty: never by features alone; high may be inf",
+                "features_alone": "restored with all features but without the error node",
+                "area_random": "mean height between the curve and that of random features, over "
+                "log(k + 1)",
+                "area_matched": "the same against features that differ as often",
+            },
+        ),
+    ],
+    numbers="ontogeny.analyses.circuits.numbers:numbers",
+)

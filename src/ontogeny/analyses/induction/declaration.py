@@ -1,0 +1,107 @@
+"""What the analysis `induction` reads, makes, costs and draws."""
+
+from ontogeny.analyses.induction.settings import Induction
+from ontogeny.declarations import Analysis, Cost, Figure, Optional, Product, Stage
+from ontogeny.stages import MODEL
+
+# Heads are measured once per model; the order of onsets is computed from that, so that other
+# features, margins or bootstraps run no model again. Kinds are used where there are any.
+KINDS = {"features": Optional("features", when="kinds"), "kinds": Optional("kinds")}
+
+# The scale: entries of the sums by block, snapshots × scores × heads × blocks.
+HEADS = Stage(
+    "heads",
+    run="ontogeny.analyses.induction.heads:measure",
+    about="Measure what every attention head attends to, and what a copy gains.",
+    reads={"snapshots": "snapshots", "tokens": "tokens"},
+    makes={"sums": "head_sums", "table": "heads"},
+    settings=("induction.blocks", "analysis.seed", "activations.precision"),
+    scope="experiment",
+    cost=Cost(
+        "head_sums", (20.0, 1e-3), (1.0e9, 60.0), (30_000.0, 12.0),
+        "lower induction.blocks, or leave induction out of analyses",
+    ),
+)  # fmt: skip
+INDUCTION = Stage(
+    "induction",
+    run="ontogeny.analyses.induction.onsets:measure",
+    about="Put the onsets of heads, copying and kinds of feature in order.",
+    reads={"sums": "head_sums", **KINDS},
+    makes={"table": "induction", "curves": "induction_curves"},
+    settings=(
+        "induction.least_attention",
+        "induction.least_gain",
+        "analysis.bootstrap",
+        "analysis.seed",
+    ),
+    scope="experiment",
+    gpu=False,
+    cost=Cost("head_sums", (10.0, 1e-4), (0.8e9, 40.0), (10_000.0, 0.0)),
+)
+
+ANALYSIS = Analysis(
+    "induction",
+    about="When attention heads and copying form, and in which order with the kinds of feature.",
+    section=Induction,
+    histories=False,
+    stages=[HEADS, INDUCTION],
+    figures=[
+        Figure(
+            "induction",
+            "ontogeny.analyses.induction.figure:draw",
+            MODEL,
+            "Heads, copying and features",
+            {
+                "table": "induction",
+                "curves": "induction_curves",
+                "strengths": Optional("strengths", when="kinds"),
+                **KINDS,
+            },
+            scope="experiment",
+        )
+    ],
+    products=[
+        Product("head_sums", "phases/heads.h5", "sums of the scores by block of held-out text"),
+        Product(
+            "heads",
+            "phases/heads.csv",
+            "one row per snapshot, head and score; empty if the model gives no attention weights",
+            {
+                "snapshot_index": "counted from 1",
+                "layer": "of those with attention, from 0; `head` alike",
+                "score": "such as previous_token or induction",
+                "distance": "tokens between the copies, or empty",
+                "value": "mean attention over positions",
+                "chance": "the same for a head that attends to all positions alike",
+                "control": "the same head without an earlier copy",
+            },
+        ),
+        Product(
+            "induction",
+            "phases/induction.csv",
+            "one row per event, those that form first, by onset",
+            {
+                "detail": "the head as layer.head, the distance in tokens, or the kind of feature",
+                "group": "of features: 'all' or 'matched'",
+                "count": "of features",
+                "verdict": "'forms' or 'none'",
+                "maximum": "attention above chance, or nats",
+                "margin": "the maximum below which nothing has formed",
+                "onset_step": "first crossing of half the maximum, interpolated in log(step + 1)",
+                "low": "95% interval of onset_step, over blocks or features; `high` alike",
+                "quartile_low": "lower quartile over features; `quartile_high` the upper",
+                "before_next": "share of bootstrap samples with this onset before the next row's",
+            },
+        ),
+        Product(
+            "induction_curves",
+            "phases/induction_curves.csv",
+            "one row per event and snapshot",
+            {
+                "value": "attention above chance, or nats",
+                "low": "95% interval over blocks of text; `high` alike",
+            },
+        ),
+    ],
+    numbers="ontogeny.analyses.induction.numbers:numbers",
+)

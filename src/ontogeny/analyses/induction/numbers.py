@@ -1,0 +1,18 @@
+"""What of heads and copying goes into summary.json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ontogeny.experiment import Experiment
+
+
+def numbers(experiment: Experiment) -> dict[str, Any]:
+    """Onset steps of heads and copying; None where they do not form."""
+    table = experiment.table("induction")
+    values: dict[str, Any] = {}
+    for event, rows in table[table["event"] != "features"].groupby("event"):
+        formed = rows[rows["verdict"] == "forms"]
+        values[f"{event}_onset"] = formed["onset_step"].min() if len(formed) else None
+        values[f"{event}_maximum"] = rows["maximum"].max()
+    return values

@@ -1,0 +1,1 @@
+"""Whether decoder norms mean presence: latent scaling and linear probes beside them."""

@@ -1,0 +1,150 @@
+"""Latent scaling: is a feature there where its decoder norm says that it is not (docs/method.md 4)?
+
+With f_i(x) the activation of feature i at the snapshot p where its decoder W_i^p is largest, what
+the other features leave at snapshot θ is y(x) = ã^θ − â^θ + f_i^θ(x) W_i^θ. Along the peak's
+direction, and along whatever direction is best, least squares over held-out positions give
+
+    β_i^θ = Σ_x f_i y·W_i^p / (‖W_i^p‖² Σ_x f_i²)        w_i^θ = Σ_x f_i y / Σ_x f_i²
+
+β^θ/β^p is the test of Minder et al., made for models whose directions agree. It is near 0 for what
+is absent and also for what is there in another direction, as concepts that turn are: what it finds
+along the peak's direction is there, what it does not find may have turned. ‖w^θ‖/‖w^p‖, the *free*
+scaling, errs to the other side: it is near 0 only where f_i is linear in no direction of the
+residual, but w also takes in what a dictionary leaves of other features that are active together
+with f_i. So a norm of nothing is wrong where the first is large, right where the second is small.
+‖w‖² is taken over pairs of different folds k, l of the text's blocks, so that noise, which would
+make any norm positive, has mean 0:
+
+    ‖w‖² ≈ Σ_{k≠l} g_k·g_l / Σ_{k≠l} S_k S_l,    g_k = Σ_{x∈k} f_i y,  S_k = Σ_{x∈k} f_i²
+
+and shown as √ with its sign. Where a dictionary's decoders minimise the reconstruction error alone,
+Σ_x f_i (ã − â) = 0 and w = W: norm and scaling agree by construction. What the penalty on norms
+adds is what the test sees. The floor is the same with f_i's positions permuted.
+
+References
+----------
+Minder et al. 2025, arXiv 2504.02922.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch.nn.functional import embedding_bag
+
+from ontogeny.crosscoder.model import Crosscoder
+
+BLOCK_ENTRIES = 1 << 26  # of Σ f y in memory at a time
+
+
+class Bags:
+    """A sparse matrix on a device, to multiply dense ones with."""
+
+    def __init__(self, matrix: sparse.csr_array, device: torch.device) -> None:
+        self._bounds = matrix.indptr.astype(np.int64)
+        self._starts = torch.from_numpy(self._bounds).to(device)
+        self._columns = torch.from_numpy(matrix.indices.astype(np.int64)).to(device)
+        self._values = torch.from_numpy(matrix.data.astype(np.float32)).to(device)
+
+    def times(self, dense: torch.Tensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Rows [start, stop) of the matrix times `dense` (columns, d)."""
+        last = len(self._bounds) - 1 if stop is None else stop
+        low, high = self._bounds[start], self._bounds[last]
+        if low == high:
+            return dense.new_zeros(last - start, dense.shape[1])
+        return embedding_bag(
+            self._columns[low:high],
+            dense,
+            self._starts[start : last + 1] - low,
+            mode="sum",
+            per_sample_weights=self._values[low:high],
+            include_last_offset=True,
+        )
+
+
+class Regressor:
+    """f of (N, F) as what residuals are regressed on; positions in folds that follow each other.
+
+    Parameters
+    ----------
+    bounds : (K + 1,) first position of each fold, and N.
+
+    Attributes
+    ----------
+    squares : (K, F) Σ f² by fold.
+    """
+
+    def __init__(self, f: sparse.csr_array, bounds: np.ndarray, device: torch.device) -> None:
+        self.f = f
+        self._bounds, self._device = bounds, device
+        self._folds = list(pairwise(bounds))
+        self._by_feature = [Bags(f[a:b].T.tocsr(), device) for a, b in self._folds]
+        self.squares = self.overlap(f)
+
+    def overlap(self, other: sparse.csr_array) -> torch.Tensor:
+        """Σ f · other by fold, (K, F)."""
+        both = sparse.csr_array(self.f.multiply(other))
+        sums = [np.asarray(both[a:b].sum(0, dtype=np.float64)).ravel() for a, b in self._folds]
+        return torch.from_numpy(np.stack(sums)).to(self._device)
+
+    def scalings(
+        self, error: torch.Tensor, own: torch.Tensor, W: torch.Tensor, peak: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """β along the peak's decoder, and √‖w‖² with its sign, both (F,).
+
+        Parameters
+        ----------
+        error : (N, d) ã − â. own : (K, F) overlap with the features' own activations at the site.
+        W : (F, d) decoders at the site. peak : (F, d) at each feature's peak.
+        """
+        F, d = W.shape
+        K = len(self._folds)
+        beta, free = torch.empty_like(own[0]), torch.empty_like(own[0])
+        total = self.squares.sum(0)
+        pairs = total.square() - self.squares.square().sum(0)
+        step = max(1, BLOCK_ENTRIES // (K * d))
+        for i in range(0, F, step):
+            j = min(F, i + step)
+            g = own[:, i:j, None].float() * W[i:j]
+            for k, (first, last) in enumerate(self._folds):
+                g[k] += self._by_feature[k].times(error[first:last], i, j)
+            sum_, direction = g.sum(0), peak[i:j]
+            beta[i:j] = (sum_ * direction).sum(1) / (total[i:j] * direction.square().sum(1))
+            squared = sum_.double().square().sum(1) - g.square().sum((0, 2), dtype=torch.float64)
+            free[i:j] = squared / pairs[i:j]
+        return beta, free.sign() * free.abs().sqrt()
+
+
+def fold_order(
+    block: np.ndarray, folds: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """An order of positions that puts whole blocks into folds, (N,), and the folds' bounds.
+
+    Parameters
+    ----------
+    block : (N,) of each position.
+    """
+    numbers, of = np.unique(block, return_inverse=True)
+    folds = min(folds, len(numbers))
+    fold = rng.permutation(np.arange(len(numbers)) % folds)[of]
+    return np.argsort(fold, kind="stable"), np.r_[0, np.cumsum(np.bincount(fold))]
+
+
+def own_activations(crosscoder: Crosscoder, f: sparse.csr_array, site: int) -> sparse.csr_array:
+    """Activations at a site, (N, F), from those at each feature's peak.
+
+    One gate serves all sites, or each lets through what passes its threshold there; the peak's
+    norm is the largest, so that it lets through whatever any does.
+    """
+    if crosscoder.about.gate == "feature":
+        return f
+    r = crosscoder.strength[:, site].cpu().numpy()
+    if crosscoder.about.activation == "jumprelu":
+        t = crosscoder.weights.log_threshold.exp().cpu().numpy()
+    else:
+        t = np.full_like(r, crosscoder.about.threshold)
+    there = f.data * r[f.indices] > t[f.indices]
+    return sparse.csr_array((f.data * there, f.indices, f.indptr), f.shape)

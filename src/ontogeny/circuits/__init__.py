@@ -1,1 +1,0 @@
-"""Circuits: tasks, attribution through the crosscoder, curves of necessity and sufficiency."""

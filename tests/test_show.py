@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import re
 import sys
-from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -17,7 +16,7 @@ from click.testing import CliRunner
 
 from ontogeny import cli, show
 from ontogeny.crosscoder.model import Crosscoder, Description
-from ontogeny.features import collect, contexts, evolution
+from ontogeny.features import contexts, evolution
 from ontogeny.features.dimensionality import dimensionality
 from ontogeny.settings import Analysis
 
@@ -61,8 +60,7 @@ def crosscoder(basis: bool = False, seed: int = 0) -> Crosscoder:
 
 def write_contexts(path) -> None:
     """A contexts file whose tokens are what a hostile text would hold."""
-    sizes = SimpleNamespace(top=2, quantiles=2, near_misses=0, window=3)
-    dtype = contexts.record_type(sizes, np.dtype("<u2"), 3, len(VOCABULARY))
+    dtype = contexts.record_type((2, 2, 0), 3, np.dtype("<u2"), 3, len(VOCABULARY))
     records = np.zeros(F - 1, dtype)
     records["feature"] = np.arange(1, F)
     records["found"] = (2, 2, 0)
@@ -78,7 +76,7 @@ def write_contexts(path) -> None:
         for name, value in about.items():
             file.attrs[name] = value
         file["feature"] = records["feature"]
-        file["edges"] = collect.bin_edges()
+        file["edges"] = contexts.bin_edges()
         file["vocabulary"] = np.frombuffer(b"".join(VOCABULARY), np.uint8)
         file["vocabulary_stop"] = np.cumsum([len(token) for token in VOCABULARY])
         file["sites/step"], file["sites/layer"] = STEPS, [3] * N

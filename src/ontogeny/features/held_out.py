@@ -20,6 +20,22 @@ PIECE_ENTRIES = 1 << 27  # of feature activations in memory at a time
 MOST_POSITIONS = 1 << 16  # the first of the held-out text, so that permutations take minutes
 
 
+def inputs_of(crosscoder: Crosscoder, activations: str | Path) -> HeldOut:
+    """The activations that a crosscoder reads.
+
+    Raises
+    ------
+    InputError : they are of other tokens than it was trained on.
+    """
+    inputs = HeldOut(activations, [Site(*site) for site in crosscoder.about.inputs])
+    if inputs.tokens != crosscoder.about.tokens:
+        raise InputError(
+            f"{activations}: activations of other tokens than the crosscoder was trained on; "
+            "train it again"
+        )
+    return inputs
+
+
 def held_out(
     crosscoder: Crosscoder, activations: str | Path
 ) -> tuple[sparse.csr_array, np.ndarray]:
@@ -27,13 +43,7 @@ def held_out(
 
     With a gate per snapshot, an activation is the largest over snapshots.
     """
-    about = crosscoder.about
-    inputs = HeldOut(activations, [Site(*site) for site in about.inputs])
-    if inputs.tokens != about.tokens:
-        raise InputError(
-            f"{activations}: activations of other tokens than the crosscoder was trained on; "
-            "train it again"
-        )
+    about, inputs = crosscoder.about, inputs_of(crosscoder, activations)
     gates = len(about.outputs) if about.gate == "snapshot" else 1
     step = max(1, min(2048, PIECE_ENTRIES // (about.features * gates)))
     device = crosscoder.W_dec.device

@@ -15,9 +15,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ontogeny import settings
 from ontogeny.activations import store
+from ontogeny.analyses.contexts import collect, lens, measure
+from ontogeny.analyses.contexts.settings import Contexts
 from ontogeny.corpus import build, pieces
 from ontogeny.crosscoder.model import Crosscoder, Description
-from ontogeny.features import collect, contexts, lens
+from ontogeny.features import contexts
 from ontogeny.files import InputError
 from ontogeny.snapshots import sites
 
@@ -57,7 +59,7 @@ def chosen(h, block, offset, g, bounds) -> collect.Collector:
 
 def entries(best: collect.Best) -> list[tuple[int, int, float]]:
     one = best.settled()
-    return list(zip(one.feature.tolist(), one.row.tolist(), one.value.tolist(), strict=True))
+    return list(zip(*(one[name].tolist() for name in ("feature", "row", "value")), strict=True))
 
 
 def by_hand(h, block, offset, g):
@@ -96,12 +98,12 @@ def test_what_is_chosen_is_what_a_search_by_hand_finds(seen, kind):
     f = torch.where(g.opened(g.scores(h, slice(None)), slice(None)), h, 0).numpy()
     assert found.active.tolist() == (f > 0).sum(0).tolist()
     assert found.total.tolist() == pytest.approx(f.sum(0).tolist())
-    edges = collect.bin_edges()
+    edges = contexts.bin_edges()
     for i in range(F):
         assert found.histogram[i].tolist() == np.histogram(f[f[:, i] > 0, i], edges)[0].tolist()
     row_at = {(b, o): row for row, (b, o) in enumerate(zip(block, offset, strict=True))}
     for one in (found.top.settled(), found.sample.settled()):
-        for i, row, window in zip(one.feature, one.row, one.window, strict=True):
+        for i, row, window in one[["feature", "row", "window"]]:
             b, o = block[row], offset[row]
             around = range(max(0, o - WINDOW), min(CONTEXT, o + WINDOW + 1))
             wanted = [f[row_at[b, x], i] if (b, x) in row_at else np.nan for x in around]
@@ -120,7 +122,7 @@ def test_pieces_of_any_size_give_the_same(seen, blocks, monkeypatch):
     for name in ("top", "sample", "near"):
         one, other = getattr(found, name).settled(), getattr(wanted, name).settled()
         for field in ("feature", "row", "key", "value", "window"):
-            np.testing.assert_array_equal(getattr(one, field), getattr(other, field))
+            np.testing.assert_array_equal(one[field], other[field])
     for name in ("active", "total", "histogram", "rows"):
         np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
 
@@ -134,14 +136,14 @@ def test_the_sample_is_even_and_repeats_by_seed():
     )  # fmt: skip
     found.add(torch.ones(rows, features), np.zeros(rows, int), np.arange(rows))
     drawn = found.sample.settled()
-    assert np.bincount(drawn.feature).tolist() == [size] * features
-    times = np.bincount(drawn.row, minlength=rows)  # binomial: mean 20, variance 19
+    assert np.bincount(drawn["feature"]).tolist() == [size] * features
+    times = np.bincount(drawn["row"], minlength=rows)  # binomial: mean 20, variance 19
     assert ((times - 20) ** 2 / 19).mean() == pytest.approx(1, abs=5 * (2 / rows) ** 0.5)
-    shared = len(set(drawn.row[:size]) & set(drawn.row[size : 2 * size]))
+    shared = len(set(drawn["row"][:size]) & set(drawn["row"][size : 2 * size]))
     assert shared < 20  # 5 expected
-    again = collect._priority(7, drawn.feature, drawn.row)
-    np.testing.assert_array_equal(again, drawn.key)
-    assert (collect._priority(8, drawn.feature, drawn.row) != drawn.key).all()
+    again = collect._priority(7, drawn["feature"], drawn["row"])
+    np.testing.assert_array_equal(again, drawn["key"])
+    assert (collect._priority(8, drawn["feature"], drawn["row"]) != drawn["key"]).all()
 
 
 def test_quantiles_take_one_of_each_part():
@@ -149,27 +151,27 @@ def test_quantiles_take_one_of_each_part():
     feature = np.repeat(np.arange(4), count)
     rng = np.random.default_rng(1)
     value = rng.permutation(len(feature)).astype(np.float32)
-    sample = collect.Found(
+    sample = collect.entries(
         feature, np.arange(len(feature)), rng.random(len(feature)), value,
         np.zeros((len(feature), 1), np.float16),
     )  # fmt: skip
     found, quantile = collect.over_quantiles(sample, 4, 8)
-    assert np.bincount(found.feature, minlength=4).tolist() == [8, 5, 0, 1]
+    assert np.bincount(found["feature"], minlength=4).tolist() == [8, 5, 0, 1]
     ranked = np.sort(value[:40])
     for part in range(8):
         inside = ranked[5 * part : 5 * part + 5]
-        best = max(np.flatnonzero(np.isin(value, inside)), key=lambda i: sample.key[i])
-        assert found.value[part] == value[best]
+        best = max(np.flatnonzero(np.isin(value, inside)), key=lambda i: sample["key"][i])
+        assert found["value"][part] == value[best]
         assert quantile[part] == (np.searchsorted(ranked, value[best]) + 0.5) / 40
-    assert found.value[8:13].tolist() == sorted(value[40:45])
+    assert found["value"][8:13].tolist() == sorted(value[40:45])
     assert quantile[13] == 0.5
 
 
 def test_pieces_are_whole_blocks():
     block = np.repeat([3, 4, 5, 9, 10], [2, 7, 1, 3, 3])
-    assert contexts._whole_blocks(block, 1) == [0, 2, 9, 10, 13, 16]
-    assert contexts._whole_blocks(block, 9) == [0, 9, 16]
-    assert contexts._whole_blocks(block, 100) == [0, 16]
+    assert measure._whole_blocks(block, 1) == [0, 2, 9, 10, 13, 16]
+    assert measure._whole_blocks(block, 9) == [0, 9, 16]
+    assert measure._whole_blocks(block, 100) == [0, 16]
 
 
 def dictionary(activation="batch_topk", by="feature", seed=0, **more) -> Crosscoder:
@@ -379,7 +381,7 @@ HELD_OUT = (2, 11)
 
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory):
-    """A random crosscoder over the activations of a random model; the arguments of `describe`."""
+    """A random crosscoder over the activations of a random model; the arguments of `measure`."""
     folder = tmp_path_factory.mktemp("experiment")
     rng = np.random.default_rng(3)
     c = dictionary()
@@ -427,7 +429,7 @@ def experiment(tmp_path_factory):
     )  # fmt: skip
     names = ("crosscoder", "activations", "snapshots", "tokens.h5", "tokenizer.json")
     paths = [folder / name for name in names]
-    contexts.describe(s, *paths, folder / "contexts.h5", folder / "contexts.parquet")
+    measure.measure(s, *paths, folder / "contexts.h5", folder / "contexts.parquet")
     f = c.encode(torch.from_numpy(values.transpose(1, 0, 2).astype(np.float32))).numpy()
     return s, paths, folder, c, ids, position.astype(int), f
 
@@ -516,9 +518,11 @@ def test_again_gives_the_same_records(experiment, tmp_path, monkeypatch):
     s, paths, folder, *_ = experiment
     wanted = contexts.Store(folder / "contexts.h5")
     for name, value in (("PIECE_VALUES", 1), ("RECORDS", 2), ("BLOCKS", 2)):
-        monkeypatch.setattr(contexts, name, value)
-    quiet = s.model_copy(update={"contexts": s.contexts.model_copy(update={"lens_snapshots": 0})})
-    contexts.describe(quiet, *paths, tmp_path / "a.h5", tmp_path / "a.parquet")
+        monkeypatch.setattr(measure, name, value)
+    quiet = s.model_copy(
+        update={"contexts": s.section(Contexts).model_copy(update={"lens_snapshots": 0})}
+    )
+    measure.measure(quiet, *paths, tmp_path / "a.h5", tmp_path / "a.parquet")
     found = contexts.Store(tmp_path / "a.h5")
     for number in found.features.tolist():
         one, other = found.record(number), wanted.record(number)
@@ -563,8 +567,8 @@ def test_files_that_do_not_belong_together(experiment, tmp_path):
     outputs = (tmp_path / "a.h5", tmp_path / "a.parquet")
     dictionary(silent_rows=torch.full((F,), 60)).save(tmp_path / "dead")
     with pytest.raises(InputError, match="no living feature; train it for longer"):
-        contexts.describe(s, tmp_path / "dead", *paths[1:], *outputs)
+        measure.measure(s, tmp_path / "dead", *paths[1:], *outputs)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match=r"tokenizer\.json: not a tokenizer; delete it"):
-        contexts.describe(s, *paths[:4], tmp_path / "tokenizer.json", *outputs)
+        measure.measure(s, *paths[:4], tmp_path / "tokenizer.json", *outputs)
     assert not list(tmp_path.glob("*a.*"))

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from test_figures import STEPS, features, write_tables
 
-from ontogeny.figures import examples, style
+from ontogeny.analyses.contexts import figure as examples
+from ontogeny.figures import style
 from ontogeny.files import InputError
 
 TOKENS = [

@@ -1,4 +1,4 @@
-"""Context span: how much of the context before it a feature needs (METHOD.md 6).
+"""Context span: how much of the context before it a feature needs (docs/method.md 6).
 
 A suffix of length ℓ is the last ℓ tokens of a position's block up to and with the position itself.
 The snapshots are run on it in two ways, which give activations f_ℓ beside f in the whole context:
@@ -10,26 +10,26 @@ and on a grid of lengths 1, 2, 3, 4, 8, 16, …, doubling up to a longest one,
 
     span = the least ℓ of the grid such that f_ℓ' ≥ keep · f for it and every longer ℓ'
 
-`alone` is METHOD.md's. But to attention, few tokens are more than a part of many: its weights go to
-what is left, so that a feature of the token alone may be off by tens of percent until so many
-tokens are there that their mean is what it always is. That is no need of context. `replaced` keeps
-the number of tokens about what it is and asks whether it matters which they are.
+To attention, few tokens are more than a part of many: its weights go to what is left, so that alone
+a feature of the current token may be off by tens of percent until there are so many tokens that
+their mean is what it always is. That is no need of context. `replaced` keeps the number of tokens
+about the same and asks whether it matters which they are.
 
 The first length that passes would not do: a feature may be stronger on a short suffix than in
-context, weaker on a longer one, and only then settle. How often that is so is counted. A context
-whose longest suffix fails is *censored*: its span lies beyond the grid, and counts as twice the
-longest suffix, or as the whole context where that is shorter.
+context, weaker on a longer one, and only then settle; how often that happens is counted. A context
+whose longest suffix fails is *censored*: its span counts as twice the longest suffix, or as the
+whole context where that is shorter.
 
-The score of a feature is the geometric mean of its spans over sampled contexts, which come from the
+A feature's score is the geometric mean of its spans over sampled contexts, which come from the
 upper half of its held-out activations: 90% of a weak one is decided by the gate and by rounding,
-and the very top alone would say nothing of the feature's ordinary work. Positions are drawn for the
-rarest features first, and at a position that is run every feature is looked at that is in its upper
-half there. Positions with more tokens before them than the longest suffix are taken where there are
-enough of them, so that spans are comparable.
+and the very top alone says nothing of its ordinary work. Positions are drawn for the rarest
+features first, and at a position that is run every feature in its upper half there is looked at.
+Positions with more tokens before them than the longest suffix are preferred, so that spans are
+comparable.
 
-With rotary or relative positions it does not matter that a suffix stands elsewhere than it did.
-With learned absolute ones (GPT-2) the embeddings change too, and a feature of the position has the
-span of its whole context, which is what it needs.
+With rotary or relative positions it does not matter that a suffix stands elsewhere. With learned
+absolute ones (GPT-2) the embeddings change too, and a feature of the position has the span of its
+whole context, which is what it needs.
 """
 
 from __future__ import annotations
@@ -49,10 +49,11 @@ from scipy import sparse
 from torch import nn
 
 from ontogeny import devices
+from ontogeny.analyses.complexity.settings import Complexity
 from ontogeny.corpus.build import Tokens
 from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.crosscoder.readout import Readout
-from ontogeny.features.kinds import held_out
+from ontogeny.features.held_out import held_out
 from ontogeny.files import InputError, write_table
 from ontogeny.progress import bar
 from ontogeny.settings import Settings
@@ -103,23 +104,23 @@ def sample(
     longest : suffix. Rows with more tokens before them are taken where there are enough.
     """
     columns = sparse.csc_array(f)
-    there = []
+    candidates = []
     for feature in living:
         part = slice(columns.indptr[feature], columns.indptr[feature + 1])
         rows, values = columns.indices[part], columns.data[part]
         upper = np.argsort(-values, kind="stable")[: -(-len(values) // 2)]
         late = upper[offset[rows[upper]] >= longest]
         upper = late if len(late) >= contexts else upper
-        there.append((rows[upper], values[upper]))
+        candidates.append((rows[upper], values[upper]))
     taken = np.zeros(f.shape[0], bool)
     # Those with least choice first: what they take serves others too.
-    for rows, _ in sorted(there, key=lambda found: len(found[0])):
+    for rows, _ in sorted(candidates, key=lambda of_feature: len(of_feature[0])):
         missing = min(contexts, len(rows)) - int(taken[rows].sum())
         if missing > 0:
             taken[rng.choice(rows[~taken[rows]], missing, replace=False)] = True
-    row = np.concatenate([rows[taken[rows]] for rows, _ in there])
-    activation = np.concatenate([values[taken[rows]] for rows, values in there])
-    feature_of = np.repeat(living, [taken[rows].sum() for rows, _ in there])
+    row = np.concatenate([rows[taken[rows]] for rows, _ in candidates])
+    activation = np.concatenate([values[taken[rows]] for rows, values in candidates])
+    feature_of = np.repeat(living, [taken[rows].sum() for rows, _ in candidates])
     order = np.argsort(row, kind="stable")
     return Pairs(row[order].astype(np.int64), feature_of[order], activation[order])
 
@@ -158,7 +159,7 @@ class _Batch:
     """A forward pass: suffixes of one length after one prefix, and the pairs at their ends.
 
     ids : (B, ℓ). prefix : number of the text before, −1 for none. into : (p,) numbers of pairs.
-    place : (p,) the row of ids at whose end each is.
+    ends : (p,) the row of ids at whose end each is.
     """
 
     run: int
@@ -166,7 +167,7 @@ class _Batch:
     prefix: int
     ids: torch.Tensor
     into: torch.Tensor
-    place: torch.Tensor
+    ends: torch.Tensor
 
 
 def _batches(
@@ -196,9 +197,9 @@ def _batches(
                 if len(part):
                     ids = blocks[block[part, None], offset[part, None] + np.arange(1 - length, 1)]
                     into = np.flatnonzero(np.isin(row_of, part))
-                    place = np.searchsorted(part, row_of[into])
-                    found = (ids.astype(np.int64), into, place)
-                    yield _Batch(run, k, int(number), *map(torch.from_numpy, found))
+                    ends = np.searchsorted(part, row_of[into])
+                    arrays = (ids.astype(np.int64), into, ends)
+                    yield _Batch(run, k, int(number), *map(torch.from_numpy, arrays))
 
 
 @contextmanager
@@ -235,9 +236,9 @@ def _continues(model: nn.Module, prefix: torch.Tensor, ids: torch.Tensor, key: K
 
 @torch.no_grad()
 def on_suffixes(
-    s: Settings,
+    settings: Settings,
     crosscoder: Crosscoder,
-    snapshots: str | Path,
+    snapshots: Path,
     blocks: np.ndarray,
     block: np.ndarray,
     offset: np.ndarray,
@@ -261,9 +262,9 @@ def on_suffixes(
     """
     before = prefixes.shape[1]
     batches = list(_batches(blocks, block, offset, pairs, lengths, prefix, before))
-    device = devices.choose(s.device)
-    dtype = devices.precision(s.activations.precision, device)
-    stored = getattr(torch, s.activations.dtype)
+    device = devices.choose(settings.device)
+    dtype = devices.precision(settings.activations.precision, device)
+    stored = getattr(torch, settings.activations.dtype)
     inputs = crosscoder.about.inputs
     features, which = np.unique(pairs.feature, return_inverse=True)
     readout = Readout(crosscoder, torch.from_numpy(features))
@@ -279,14 +280,13 @@ def on_suffixes(
             wanted = {(inputs[n][1], inputs[n][2]): (n, *readout.weights(n)) for n in numbers}
             keys = list(wanted)
             model = sites.load_model(
-                Path(snapshots) / f"step{step}",
+                snapshots / f"step{step}",
                 device,
                 dtype,
-                s.snapshots.remote_code,
+                settings.snapshots.remote_code,
                 last_layer=max(layer for layer, _ in wanted),
             )
-            some = batches[-1].ids[:4].to(device)
-            continues = _continues(model, texts[0], some, keys[-1])
+            continues = _continues(model, texts[0], batches[-1].ids[:4].to(device), keys[-1])
             for number, group in groupby(batches, lambda batch: batch.prefix):
                 with ExitStack() as stack:
                     if number >= 0 and continues:
@@ -296,43 +296,39 @@ def on_suffixes(
                         if number >= 0 and not continues:
                             ids = _joined(texts[number], ids)
                         values = sites.read(model, ids, keys)
-                        into, place = batch.into.to(device), batch.place.to(device)
+                        into, ends = batch.into.to(device), batch.ends.to(device)
                         for key, (n, E, mean) in wanted.items():
                             x = values[key][:, -1].to(stored).float() * readout.scales[n] - mean
-                            sums[batch.run, batch.length, into] += (
-                                x[place] * E[of_pair[into]]
-                            ).sum(1)
+                            sums[batch.run, batch.length, into] += (x[ends] * E[of_pair[into]]).sum(
+                                1
+                            )
                         progress.update(batch.ids.numel())
             del model
     return readout.activations(sums, of_pair).cpu().numpy()
 
 
 def measure(
-    s: Settings,
-    crosscoder: str | Path,
-    activations: str | Path,
-    snapshots: str | Path,
-    tokens: str | Path,
-    output: str | Path,
-    contexts: str | Path,
+    settings: Settings,
+    crosscoder: Path,
+    activations: Path,
+    snapshots: Path,
+    tokens: Path,
+    span: Path,
+    contexts: Path,
 ) -> None:
     """Write the context span of a crosscoder's features.
 
     Parameters
     ----------
     crosscoder : folder of a seed. activations, snapshots : folders. tokens : tokens.h5.
-    output : Parquet, a row a run ('alone', 'replaced') of a feature that is active on held-out
-        text; feature, run, contexts, span (the geometric mean), span_low, span_high (quartiles),
-        censored and monotone (shares of its contexts).
-    contexts : Parquet, a row a run of a context; feature, run, block (number in the tokens file),
-        offset, activation, span, censored, monotone.
+    span : Parquet, one row per feature and run, see declaration.py; contexts : one per context.
 
     Raises
     ------
     InputError : no feature is active on the held-out text.
     """
-    device = devices.choose(s.device)
-    trained = Crosscoder.load(crosscoder, device)
+    section = settings.section(Complexity)
+    trained = Crosscoder.load(crosscoder, devices.choose(settings.device))
     f, position = held_out(trained, activations)
     block, offset = position.T.astype(np.int64)
     active = np.asarray((f > 0).sum(0)).ravel() > 0
@@ -341,33 +337,32 @@ def measure(
         raise InputError(
             f"{crosscoder}: no feature is active on the held-out text; train it for longer"
         )
-    rng = np.random.default_rng(s.analysis.seed)
-    if len(living) > s.span.features:
-        living = np.sort(rng.choice(living, s.span.features, replace=False))
+    rng = np.random.default_rng(settings.analysis.seed)
+    if len(living) > section.features:
+        living = np.sort(rng.choice(living, section.features, replace=False))
     data = Tokens(tokens)
-    lengths = grid(min(s.span.longest, data.context - 1))
-    pairs = sample(f, offset, living, s.span.contexts, lengths[-1], rng)
+    lengths = grid(min(section.longest, data.context - 1))
+    pairs = sample(f, offset, living, section.contexts, lengths[-1], rng)
     del f
     before = min(2 * lengths[-1], data.context - lengths[-1])
-    low, high = data.splits["train"]
-    texts = rng.integers(low, high, PREFIXES)
+    texts = rng.integers(*data.splits["train"], PREFIXES)
     first = rng.integers(0, data.context - before + 1, PREFIXES)
     prefixes = data.take(texts)[np.arange(PREFIXES)[:, None], first[:, None] + np.arange(before)]
     prefix = rng.integers(0, PREFIXES, len(np.unique(pairs.row)))
     used, block_of = np.unique(block, return_inverse=True)
     blocks = data.take(used)
-    found = on_suffixes(
-        s, trained, snapshots, blocks, block_of, offset, pairs, lengths, prefix, prefixes
+    by_run = on_suffixes(
+        settings, trained, snapshots, blocks, block_of, offset, pairs, lengths, prefix, prefixes
     )
     parts = []
-    for run, each in zip(RUNS, found, strict=True):
-        part = spans(each, pairs.activation, offset[pairs.row] + 1, lengths, s.span.keep)
+    for run, suffixes in zip(RUNS, by_run, strict=True):
+        part = spans(suffixes, pairs.activation, offset[pairs.row] + 1, lengths, section.keep)
         about = {"feature": pairs.feature, "run": run, "block": block[pairs.row]}
         about |= {"offset": offset[pairs.row], "activation": pairs.activation}
         parts.append(part.assign(**about)[[*about, *part.columns]])
     every = pd.concat(parts).sort_values(["feature", "run", "block", "offset"], ignore_index=True)
     write_table(contexts, every)
-    write_table(output, by_feature(every))
+    write_table(span, by_feature(every))
 
 
 def by_feature(each: pd.DataFrame) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Does complexity go with when a feature appears? (METHOD.md 6; the paper's figure 5)
+"""Do complex features appear late? (docs/method.md 6; the paper's figure 5)
 
 Correlations over features of a complexity score with the peak snapshot index and with the onset, as
 log(step + 1): Pearson's r, Spearman's ρ, and both with density held fixed,
@@ -10,14 +10,15 @@ two-sided, from permutations of the score over features (of its residual on dens
 ones).
 
 Scores are the context spans of either run, as their logarithms, and a grader's grades if there are
-any. An initialisation feature is there at the first snapshot:
-its onset is that step, whatever it is, so that among all features onset says little more than
-the class; the classes are therefore also taken alone, and initialisation features have no row for
-onset.
+any. The onset of an initialisation feature is the first snapshot, whatever it is, so that among all
+features onset says little more than the class: the classes are therefore also taken alone, and
+initialisation features have no row for onset.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from ontogeny.files import InputError, write_table
-from ontogeny.settings import Analysis
+from ontogeny.settings import Settings
 
 PERMUTATIONS = 9_999
 PIECE_ENTRIES = 1 << 22  # of resampled scores in memory at a time
@@ -48,16 +49,19 @@ def _partial(xy: np.ndarray, xz: np.ndarray, yz: np.ndarray) -> np.ndarray:
     return np.where(left > 1e-9, (xy - xz * yz) / np.sqrt(np.maximum(left, 1e-9)), np.nan)
 
 
+def _either(*variables: np.ndarray) -> Iterator[tuple[str, list[np.ndarray]]]:
+    """What each coefficient looks at: the variables themselves, and their ranks."""
+    yield "pearson", list(variables)
+    yield "spearman", [rankdata(variable, axis=-1) for variable in variables]
+
+
 def coefficients(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> dict[str, np.ndarray]:
     """All coefficients of x and y, (…, n) → (…) each; z is held fixed by the partial ones."""
-    found = {}
-    for name, (a, b, c) in (
-        ("pearson", (x, y, z)),
-        ("spearman", [rankdata(v, axis=-1) for v in (x, y, z)]),
-    ):
-        found[name] = pearson(a, b)
-        found[f"{name}_partial"] = _partial(found[name], pearson(a, c), pearson(b, c))
-    return found
+    values = {}
+    for name, (a, b, c) in _either(x, y, z):
+        values[name] = pearson(a, b)
+        values[f"{name}_partial"] = _partial(values[name], pearson(a, c), pearson(b, c))
+    return values
 
 
 def bootstrap(
@@ -69,13 +73,13 @@ def bootstrap(
     for start in range(0, samples, step):
         drawn = rng.integers(0, len(x), (min(step, samples - start), len(x)))
         parts.append(coefficients(x[drawn], y[drawn], z[drawn]))
-    found = {}
+    intervals = {}
     for name in COEFFICIENTS:
         values = np.concatenate([part[name] for part in parts])
         values = values[~np.isnan(values)]  # of samples in which something does not vary
         low, high = np.quantile(values, [0.025, 0.975]) if len(values) else (np.nan, np.nan)
-        found[name] = float(low), float(high)
-    return found
+        intervals[name] = float(low), float(high)
+    return intervals
 
 
 def _residual(x: np.ndarray, z: np.ndarray) -> np.ndarray:
@@ -93,10 +97,7 @@ def permutation_p(
     The data themselves count as one of them, so that no p is 0.
     """
     pairs = {}
-    for name, (a, b, c) in (
-        ("pearson", (x, y, z)),
-        ("spearman", [rankdata(v) for v in (x, y, z)]),
-    ):
+    for name, (a, b, c) in _either(x, y, z):
         pairs[name] = a - a.mean(), b - b.mean()
         pairs[f"{name}_partial"] = _residual(a, c), _residual(b, c)
     beyond = dict.fromkeys(pairs, 1)
@@ -110,7 +111,7 @@ def permutation_p(
     return {name: count / (permutations + 1) for name, count in beyond.items()}
 
 
-def correlations(
+def correlate(
     score: np.ndarray,
     other: np.ndarray,
     density: np.ndarray,
@@ -118,30 +119,20 @@ def correlations(
     permutations: int,
     seed: int,
 ) -> pd.DataFrame:
-    """A row a coefficient: coefficient, value, low, high, p; no row where nothing varies.
+    """One row per coefficient: coefficient, value, low, high, p; no row where nothing varies.
 
     Parameters
     ----------
     score, other, density : (n,) over features, the last as its logarithm.
     """
-    found = coefficients(other, score, density) if len(score) >= LEAST else {}
-    if not found or np.isnan(found["pearson"]):
+    values = coefficients(other, score, density) if len(score) >= LEAST else {}
+    if not values or np.isnan(values["pearson"]):
         return pd.DataFrame(columns=["coefficient", "value", "low", "high", "p"])
     rng = np.random.default_rng(seed)
     intervals = bootstrap(other, score, density, samples, rng)
     p = permutation_p(other, score, density, permutations, rng)
-    return pd.DataFrame(
-        [
-            {
-                "coefficient": name,
-                "value": float(found[name]),
-                "low": intervals[name][0],
-                "high": intervals[name][1],
-                "p": p[name],
-            }
-            for name in COEFFICIENTS
-        ]
-    )
+    rows = [(name, float(values[name]), *intervals[name], p[name]) for name in COEFFICIENTS]
+    return pd.DataFrame(rows, columns=["coefficient", "value", "low", "high", "p"])
 
 
 def groups(living: pd.DataFrame) -> dict[tuple[str, str], np.ndarray]:
@@ -153,12 +144,8 @@ def groups(living: pd.DataFrame) -> dict[tuple[str, str], np.ndarray]:
     return {(kind, which): a & b for kind, a in classes.items() for which, b in whiches.items()}
 
 
-def describe(
-    a: Analysis,
-    features: str | Path,
-    span: str | Path,
-    grades: str | Path | None,
-    output: str | Path,
+def measure(
+    settings: Settings, features: Path, span: Path, grades: Path | None, correlations: Path
 ) -> None:
     """Write the correlations of complexity with peak and onset.
 
@@ -166,10 +153,7 @@ def describe(
     ----------
     features : the features table. span : the table of `span.measure`.
     grades : the table of `grader.grade`, if there is one.
-    output : CSV, a row a coefficient; score ('span_alone', 'span_replaced', 'grade'), against
-        ('peak_snapshot_index', 'onset', and the spans for grades), class ('all', 'initialisation',
-        'emergent'), which ('all', 'matched'), features (how many), coefficient, value, low, high
-        (95% interval), p.
+    correlations : CSV, one row per coefficient, see declaration.py.
 
     Raises
     ------
@@ -187,32 +171,32 @@ def describe(
         "peak_snapshot_index": living["peak_snapshot_index"],
         "onset": np.log1p(living["onset_step"]),
     }
-    others_of_grade = others
+    pairs = [(score, against) for score in scores for against in others]
     if grades is not None:
         graded = pd.read_parquet(grades)[["feature", "grade"]]
+        others |= scores
+        pairs += [("grade", against) for against in others]
         grade = living.merge(graded, on="feature", how="left")["grade"]
-        others_of_grade = others | scores
         scores["grade"] = grade.astype(float)
     density = np.log(np.maximum(living["density"], 1e-12))
     rows = []
-    for score, values in scores.items():
-        for name, other in (others_of_grade if score == "grade" else others).items():
-            for (kind, which), chosen in groups(living).items():
-                if kind == "initialisation" and name == "onset":
-                    continue
-                some = chosen & values.notna().to_numpy()
-                found = correlations(
-                    values[some].to_numpy(float),
-                    other[some].to_numpy(float),
-                    density[some].to_numpy(float),
-                    a.bootstrap,
-                    PERMUTATIONS,
-                    a.seed,
-                )
-                named = {"score": score, "against": name, "class": kind, "which": which}
-                if len(found):
-                    rows.append(found.assign(**named, features=int(some.sum())))
+    members = groups(living)
+    for (score, against), (kind, which) in product(pairs, members):
+        if kind == "initialisation" and against == "onset":
+            continue
+        chosen = members[kind, which] & scores[score].notna().to_numpy()
+        made = correlate(
+            scores[score][chosen].to_numpy(float),
+            others[against][chosen].to_numpy(float),
+            density[chosen].to_numpy(float),
+            settings.analysis.bootstrap,
+            PERMUTATIONS,
+            settings.analysis.seed,
+        )
+        named = {"score": score, "against": against, "class": kind, "which": which}
+        if len(made):
+            rows.append(made.assign(**named, features=int(chosen.sum())))
     columns = ["score", "against", "class", "which", "features"]
     columns += ["coefficient", "value", "low", "high", "p"]
-    found = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
-    write_table(output, found.reindex(columns=columns))
+    every = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
+    write_table(correlations, every.reindex(columns=columns))

@@ -1,17 +1,17 @@
-"""The logit lens: which tokens a direction of the residual stream speaks for and against.
+"""The logit lens: which tokens a direction of the residual stream promotes and suppresses.
 
-What a model does between its last block and its output embedding W_U is a norm, of gain γ:
+Between its last block and its output embedding W_U a model has a norm, of gain γ:
 
     N(x) = γ ⊙ x / rms(x) + β              RMSNorm
     N(x) = γ ⊙ (x − x̄) / std(x) + β        LayerNorm, x̄ the mean over the width
 
-With the denominator held still, a direction v that is added to x adds to the logits
+With the denominator held fixed, a direction v that is added to x adds to the logits
 
     ℓ(v) = W_U (γ ⊙ v) · E[1 / rms(x)]      or, with LayerNorm, of v − v̄ and with std
 
-in the mean over the positions of some text. Given is ℓ less its mean over the vocabulary, which
-the softmax does not see. It is the direct path alone: later blocks, which may read the direction
-too, are left out (nostalgebraist 2020, interpreting GPT: the logit lens).
+in the mean over the positions of some text. The result is ℓ less its mean over the vocabulary,
+which the softmax does not see. It is the direct path alone: later blocks, which may read the
+direction too, are left out (nostalgebraist 2020, interpreting GPT: the logit lens).
 
 γ, and which norm it is, are not looked up by a name: N is seen by replacing the last block's
 output and looking at what the output embedding is given.
@@ -20,16 +20,25 @@ output and looking at what the output embedding is given.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import nn
 
+from ontogeny.activations.sites import Site
+from ontogeny.analyses.contexts.settings import Contexts
+from ontogeny.corpus.build import Tokens
+from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.files import InputError
+from ontogeny.progress import bar
+from ontogeny.settings import Settings
 from ontogeny.snapshots import sites
 
 LARGE = 1e3  # size of the probes: the norm's ε is nothing beside them
 TOLERANCE = 1e-3
+TEXT_BLOCKS = 8  # of held-out text, over which the final norm's denominator is averaged
 PIECE_ENTRIES = 1 << 25  # features × tokens of the vocabulary at a time
 
 
@@ -105,12 +114,12 @@ def final_norm(model: nn.Module) -> Norm | None:
     probes = torch.stack([alternating, even, noise, 0 * noise])[None] * LARGE
     ids = torch.zeros(probes.shape[:2], dtype=torch.long, device=device)
     with sites.replaced(model, len(sites.blocks(model)) - 1, "residual", probes):
-        got = _before_head(model, ids)
-    if got.shape == probes.shape:
-        if torch.allclose(got, probes, rtol=TOLERANCE, atol=0):
+        seen = _before_head(model, ids)
+    if seen.shape == probes.shape:
+        if torch.allclose(seen, probes, rtol=TOLERANCE, atol=0):
             return None
-        bias = got[0, 3]
-        changes = got[0] - bias
+        bias = seen[0, 3]
+        changes = seen[0] - bias
         gain = changes[0] * alternating.square().mean().sqrt() / alternating
         centred = bool(changes[1].norm() < 0.5 * gain.norm())
         expected = noise - noise.mean() if centred else noise
@@ -146,13 +155,13 @@ def inverse_spread(model: nn.Module, norm: Norm, ids: torch.Tensor) -> torch.Ten
     for block in ids:
         x = sites.read(model, block[None], [(last, "residual")])[last, "residual"].float()
         x = norm.gain * (x - x.mean(2, keepdim=True) if norm.centred else x)
-        made = _before_head(model, block[None]) - norm.bias
-        inverse.append((made * x).sum(2) / x.square().sum(2))
+        normed = _before_head(model, block[None]) - norm.bias
+        inverse.append((normed * x).sum(2) / x.square().sum(2))
     return torch.stack(inverse).mean()
 
 
 def unembedding(model: nn.Module, vocabulary: int, ids: torch.Tensor) -> Unembedding:
-    """The model's, for the first `vocabulary` ids; rows that only fill the matrix up are left out.
+    """The model's, for the first `vocabulary` ids, without rows that only pad the matrix.
 
     Parameters
     ----------
@@ -173,3 +182,60 @@ def unembedding(model: nn.Module, vocabulary: int, ids: torch.Tensor) -> Unembed
     if norm is None:
         return Unembedding(matrix, False)
     return Unembedding(matrix * norm.gain * inverse_spread(model, norm, ids), norm.centred)
+
+
+def of_features(
+    settings: Settings,
+    crosscoder: Crosscoder,
+    living: np.ndarray,
+    snapshots: Path,
+    tokens: Tokens,
+) -> dict[str, np.ndarray]:
+    """The logit lens of living features (L,), as fields of their records (features/contexts.py).
+
+    Empty where no lens is asked for, or no site has one: an MLP's input is not part of the residual
+    stream.
+    """
+    section = settings.section(Contexts)
+    places = [Site(*site) for site in crosscoder.about.outputs]
+    able = [i for i, site in enumerate(places) if site.stream != "mlp_in"]
+    if not able or not section.lens_snapshots or not len(living):
+        return {}
+    device = crosscoder.W_dec.device
+    count = min(section.lens_snapshots, len(able))
+    spread = [able[i] for i in np.unique(np.linspace(0, len(able) - 1, count).round().astype(int))]
+    strength = crosscoder.strength.cpu().numpy()[living]
+    peak = np.array(able)[strength[:, able].argmax(1)]
+    site = np.c_[np.tile(spread, (len(living), 1)), peak]  # (L, P) numbers of sites
+    k = min(section.lens_tokens, tokens.vocabulary)
+    first, last = tokens.splits["held_out"]
+    text = tokens.take(np.arange(first, min(first + TEXT_BLOCKS, last))).astype(np.int64)
+    ids = torch.from_numpy(text).to(device)
+    token = np.zeros((*site.shape, 2, k), np.uint32)
+    value = np.zeros(token.shape, np.float32)
+    scales = crosscoder.scales_out.cpu().numpy()
+    wanted = sorted(set(site.ravel()), key=lambda i: (places[i].snapshot, i))
+    loaded, head = -1, None
+    with bar("contexts: logit lens", len(wanted), "sites") as progress:
+        for i in wanted:
+            if places[i].snapshot != loaded:
+                loaded = places[i].snapshot
+                folder, remote = snapshots / f"step{loaded}", settings.snapshots.remote_code
+                model = sites.load_model(folder, device, torch.float32, remote)
+                head = unembedding(model, tokens.vocabulary, ids)
+                del model
+            assert head is not None
+            features, column = np.nonzero(site == i)
+            which, own = np.unique(features, return_inverse=True)
+            at = torch.from_numpy(living[which]).to(device)
+            best, logits = head.extremes(crosscoder.W_dec[at, i] / float(scales[i]), k)
+            token[features, column] = best.numpy()[own]
+            value[features, column] = logits.numpy()[own]
+            progress.update()
+    largest = np.maximum(strength.max(1, keepdims=True), 1e-30)
+    return {
+        "lens_site": site,
+        "lens_strength": np.take_along_axis(strength, site, 1) / largest,
+        "lens_token": token,
+        "lens_value": value,
+    }

@@ -1,37 +1,32 @@
 """Which positions show what a feature is: chosen in one pass over text, in bounded memory.
 
 For each of F features, from its pre-activations h at the positions of blocks that come one after
-another, with score s = h·r and gate s > t (METHOD.md 3; `Gate`):
+another, with score s = h·r and gate s > t (docs/method.md 3; `Gate`):
 
-    top          the k positions of the largest activation, one a block at most
+    top          the k positions of the largest activation, one per block at most
     sample       m of the positions where it is active, drawn evenly: the m of largest u, where u is
-                 a hash of (seed, feature, position), so that the draw does not hang on the pieces
-    near misses  the k positions of the largest score below the gate, one a block at most and more
+                 a hash of (seed, feature, position), so that the pieces do not change the draw
+    near misses  the k positions of the largest score below the gate, one per block at most and more
                  than `window` tokens from every position of the block where it is active
     density      positions where it is active, their mean activation, and a histogram of log₂ f
 
-Equal keys: the earlier position. What comes out is the same, to the bit, in whatever pieces of
-whole blocks the positions come, as long as h is.
+Of equal keys the earlier position is taken. The result is the same, to the bit, in whatever pieces
+of whole blocks the positions come, as long as h is.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from ontogeny.crosscoder.model import Crosscoder
+from ontogeny.features.contexts import BINS, LOWEST, OCTAVE, around
 
 PIECE_ENTRIES = 1 << 22  # positions × features that are looked at at a time, beside h itself
 SLACK = 1 << 17  # candidates that wait, at least, until the best of them are kept
-BINS, OCTAVE, LOWEST = 64, 4, -8  # of log₂ f: 64 bins of a quarter octave, from 2⁻⁸ to 2⁸
 LARGEST_HALF = 65504.0  # of float16
-
-
-def bin_edges() -> np.ndarray:
-    """Edges of the histogram's bins, (BINS + 1,); the first and last also hold what is beyond."""
-    return 2.0 ** (LOWEST + np.arange(BINS + 1) / OCTAVE)
 
 
 @dataclass(frozen=True)
@@ -49,19 +44,15 @@ class Gate:
     @classmethod
     def of(cls, crosscoder: Crosscoder, features: torch.Tensor) -> Gate:
         """The gate of some features of a crosscoder, as `Crosscoder.encode` has it."""
-        about = crosscoder.about
-        W = crosscoder.weights.W_dec
-        zero = torch.zeros(len(features), device=W.device)
+        about, weights = crosscoder.about, crosscoder.weights
+        zero = torch.zeros(len(features), device=weights.W_dec.device)
         if about.activation == "relu":
             return cls(zero + 1, zero + 1, zero)
         threshold = zero + about.threshold
         if about.activation == "jumprelu":
-            threshold = crosscoder.weights.log_threshold[features].exp()
-        if about.gate == "snapshot":
-            r = crosscoder.strength[features]
-            return cls(r.amax(1), r.amin(1), threshold)
-        r = W.norm(dim=1)[features] / len(about.outputs) ** 0.5
-        return cls(r, r, threshold)
+            threshold = weights.log_threshold[features].exp()
+        r = crosscoder._gate_norms()[features]
+        return cls(r.amax(1), r.amin(1), threshold)
 
     def scores(self, h: torch.Tensor, part: slice) -> torch.Tensor:
         """The largest h·r over snapshots, (B, P), of h (B, P) of the features in `part`."""
@@ -72,43 +63,31 @@ class Gate:
         return scores > self.threshold[part].clamp(min=0)
 
 
-@dataclass
-class Found:
-    """Positions, one an entry: of which feature, which row, and what stands there.
+def entries(
+    feature: np.ndarray, row: np.ndarray, key: np.ndarray, value: np.ndarray, window: np.ndarray
+) -> np.ndarray:
+    """Positions (M,), one per entry: of which feature, which row, and what stands there.
 
     window : (M, W) float16, activations from `window` tokens before the position (or the block's
     start) to as many after it; NaN where no activation is kept, 0 beyond the block.
     """
+    fields: list[tuple[object, ...]] = [("feature", "i8"), ("row", "i8"), ("key", "f8")]
+    fields += [("value", "f4"), ("window", "f2", window.shape[1:])]
+    made = np.empty(len(feature), fields)
+    made["feature"], made["row"], made["key"] = feature, row, key
+    made["value"], made["window"] = value, window
+    return made
 
-    feature: np.ndarray
-    row: np.ndarray
-    key: np.ndarray
-    value: np.ndarray
-    window: np.ndarray
 
-    @classmethod
-    def none(cls, width: int) -> Found:
-        """No position."""
-        empty = np.zeros(0)
-        return cls(
-            empty.astype(np.int64),
-            empty.astype(np.int64),
-            empty,
-            empty.astype(np.float32),
-            np.zeros((0, width), np.float16),
-        )
+def ranks(feature: np.ndarray, features: int) -> tuple[np.ndarray, np.ndarray]:
+    """Place of each entry among its feature's, of entries sorted by feature; and how many each has.
 
-    def __len__(self) -> int:
-        return len(self.feature)
-
-    def __getitem__(self, chosen: np.ndarray) -> Found:
-        return Found(*(getattr(self, f.name)[chosen] for f in fields(self)))
-
-    @classmethod
-    def together(cls, parts: list[Found]) -> Found:
-        """All of them."""
-        names = [f.name for f in fields(cls)]
-        return cls(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
+    Returns
+    -------
+    (M,) from 0, and (F,).
+    """
+    count = np.bincount(feature, minlength=features)
+    return np.arange(len(feature)) - (np.cumsum(count) - count)[feature], count
 
 
 class Best:
@@ -122,14 +101,15 @@ class Best:
     def __init__(self, features: int, k: int, width: int) -> None:
         self.features, self.k = features, k
         self._bar = np.full(features, -np.inf)  # key of the k-th best, where there are k
-        self._parts = [Found.none(width)]
+        nothing = np.zeros(0)
+        self._parts = [entries(*[nothing] * 4, np.zeros((0, width)))]
         self._kept = self._waiting = 0
 
     def could_be(self, feature: np.ndarray, key: np.ndarray) -> np.ndarray:
         """Whether entries of later rows than all before are to be added, bool."""
         return key > self._bar[feature]
 
-    def add(self, more: Found) -> None:
+    def add(self, more: np.ndarray) -> None:
         """Take entries that `could_be` among the best."""
         if len(more):
             self._parts.append(more)
@@ -137,16 +117,14 @@ class Best:
         if self._waiting > max(SLACK, self._kept):
             self.settled()
 
-    def settled(self) -> Found:
+    def settled(self) -> np.ndarray:
         """The best so far, by feature, the best of each first."""
-        every = Found.together(self._parts)
-        order = np.lexsort((every.row, -every.key, every.feature))
-        feature = every.feature[order]
-        first = np.searchsorted(feature, np.arange(self.features))
-        place = np.arange(len(feature)) - first[feature]
-        best = every[order[place < self.k]]
-        last = place[place < self.k] == self.k - 1
-        self._bar[best.feature[last]] = best.key[last]
+        every = np.concatenate(self._parts)
+        order = np.lexsort((every["row"], -every["key"], every["feature"]))
+        rank, _ = ranks(every["feature"][order], self.features)
+        best = every[order[rank < self.k]]
+        last = best[rank[rank < self.k] == self.k - 1]
+        self._bar[last["feature"]] = last["key"]
         self._parts, self._kept, self._waiting = [best], len(best), 0
         return best
 
@@ -212,7 +190,7 @@ class Collector:
         slot = block * C + offset
         row_at = np.full(slots, -1)  # row of each position of the blocks, −1 where there is none
         row_at[slot] = self.rows + np.arange(len(slot))
-        place = torch.from_numpy(slot).to(h.device)
+        slot_of = torch.from_numpy(slot).to(h.device)
         step = max(1, PIECE_ENTRIES // slots)
         for low in range(0, h.shape[1], step):
             part = slice(low, min(low + step, h.shape[1]))
@@ -220,8 +198,8 @@ class Collector:
             opened = self.gate.opened(scores, part)
             f = h[:, part] * opened
             self._every_active(f, opened, slot, row_at, low)
-            self._largest(f, place, row_at, low)
-            self._closest(scores, opened, place, row_at, low)
+            self._largest(f, slot_of, row_at, low)
+            self._closest(scores, opened, slot_of, row_at, low)
         self.rows += len(slot)
 
     def _every_active(
@@ -247,7 +225,7 @@ class Collector:
         self._take(self.sample, f, row_at, low, slot[at], column, key, value)
 
     def _best_of_blocks(
-        self, best: Best, values: torch.Tensor, place: torch.Tensor, slots: int, low: int
+        self, best: Best, values: torch.Tensor, slot_of: torch.Tensor, slots: int, low: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Each block's first largest value of every feature, if it could be among the best.
 
@@ -263,9 +241,8 @@ class Collector:
         most = values.amax(0).cpu().numpy()
         columns = np.flatnonzero(best.could_be(low + np.arange(len(most)), most))
         columns = columns[most[columns] > -np.inf]
-        some = torch.from_numpy(columns).to(values.device)
         grid = values.new_full((slots, len(columns)), -torch.inf)
-        grid[place] = values[:, some]
+        grid[slot_of] = values[:, torch.from_numpy(columns).to(values.device)]
         largest, where = grid.unflatten(0, (-1, self.context)).max(1)
         value, offset = largest.cpu().numpy(), where.cpu().numpy()
         wanted = best.could_be(low + columns, value) & (value > -np.inf)
@@ -273,17 +250,19 @@ class Collector:
         slot = block * self.context + offset[block, column]
         return slot, columns[column], value[block, column]
 
-    def _largest(self, f: torch.Tensor, place: torch.Tensor, row_at: np.ndarray, low: int) -> None:
+    def _largest(
+        self, f: torch.Tensor, slot_of: torch.Tensor, row_at: np.ndarray, low: int
+    ) -> None:
         """Each block's largest activation of every feature."""
         active = torch.where(f > 0, f, -torch.inf)
-        slot, column, value = self._best_of_blocks(self.top, active, place, len(row_at), low)
-        self._take(self.top, f, row_at, low, slot, column, value.astype(np.float64), value)
+        slot, column, value = self._best_of_blocks(self.top, active, slot_of, len(row_at), low)
+        self._take(self.top, f, row_at, low, slot, column, value, value)
 
     def _closest(
         self,
         scores: torch.Tensor,
         opened: torch.Tensor,
-        place: torch.Tensor,
+        slot_of: torch.Tensor,
         row_at: np.ndarray,
         low: int,
     ) -> None:
@@ -293,26 +272,26 @@ class Collector:
         columns = np.flatnonzero(self.near.could_be(low + np.arange(len(most)), most))
         if not len(columns):
             return
-        some = torch.from_numpy(columns).to(scores.device)
-        apart = self._apart(opened[:, some], place, len(row_at))
-        found = closed.new_full(closed.shape, -torch.inf)
-        found[:, some] = torch.where(apart, closed[:, some], -torch.inf)
-        slot, column, value = self._best_of_blocks(self.near, found, place, len(row_at), low)
-        nothing = np.zeros((len(slot), 0), np.float16)
-        self.near.add(Found(column + low, row_at[slot], value.astype(np.float64), value, nothing))
+        chosen = torch.from_numpy(columns).to(scores.device)
+        apart = self._apart(opened[:, chosen], slot_of, len(row_at))
+        candidates = closed.new_full(closed.shape, -torch.inf)
+        candidates[:, chosen] = torch.where(apart, closed[:, chosen], -torch.inf)
+        slot, column, value = self._best_of_blocks(self.near, candidates, slot_of, len(row_at), low)
+        nothing = np.zeros((len(slot), 0))
+        self.near.add(entries(column + low, row_at[slot], value, value, nothing))
 
-    def _apart(self, opened: torch.Tensor, place: torch.Tensor, slots: int) -> torch.Tensor:
+    def _apart(self, opened: torch.Tensor, slot_of: torch.Tensor, slots: int) -> torch.Tensor:
         """Whether positions are more than a window from all that are active, (B, P) bool."""
         C, w = self.context, self.window
         # So many active positions before each of the block: 0 before the first.
         active = torch.zeros(
             slots // C, C + 1, opened.shape[1], dtype=torch.int32, device=opened.device
         )
-        active[place // C, place % C + 1] = opened.int()
+        active[slot_of // C, slot_of % C + 1] = opened.int()
         active = active.cumsum(1, dtype=torch.int32)
         offset = torch.arange(C, device=opened.device)
         start, stop = (offset - w).clamp(min=0), (offset + w + 1).clamp(max=C)
-        return (active[:, stop] == active[:, start]).flatten(0, 1)[place]
+        return (active[:, stop] == active[:, start]).flatten(0, 1)[slot_of]
 
     def _take(
         self,
@@ -326,21 +305,20 @@ class Collector:
         value: np.ndarray,
     ) -> None:
         """Add positions with the activations around them."""
-        C, w = self.context, self.window
-        first = slot // C * C
-        offset = np.maximum(slot - first - w, 0)[:, None] + np.arange(2 * w + 1)
-        # Where the block begins nearer, the window ends earlier, not elsewhere.
-        inside = offset <= np.minimum(slot - first + w, C - 1)[:, None]
-        row = row_at[first[:, None] + np.minimum(offset, C - 1)]
+        first = slot // self.context * self.context
+        offset, inside = around(slot - first, self.window, self.context)
+        row = row_at[first[:, None] + np.minimum(offset, self.context - 1)]
         index = torch.from_numpy(np.maximum(row - self.rows, 0)).to(f.device)
         columns = torch.from_numpy(column).to(f.device)
         window = f[index, columns[:, None]].clamp(max=LARGEST_HALF).half().cpu().numpy()
         window[row < 0] = np.nan
         window[~inside] = 0
-        into.add(Found(column + low, row_at[slot], key, value, window))
+        into.add(entries(column + low, row_at[slot], key, value, window))
 
 
-def over_quantiles(sample: Found, features: int, quantiles: int) -> tuple[Found, np.ndarray]:
+def over_quantiles(
+    sample: np.ndarray, features: int, quantiles: int
+) -> tuple[np.ndarray, np.ndarray]:
     """One position of each quantile of every feature's activations, from an even sample of them.
 
     A feature's sample, ordered by activation, is cut into as many parts of equal size as there are
@@ -352,16 +330,12 @@ def over_quantiles(sample: Found, features: int, quantiles: int) -> tuple[Found,
     Entries by feature, from weak to strong; and (M,) the share of the sample below each, half of
     itself counted.
     """
-    order = np.lexsort((sample.row, sample.value, sample.feature))
-    sample = sample[order]
-    count = np.bincount(sample.feature, minlength=features)
-    first = np.cumsum(count) - count
-    rank = np.arange(len(sample)) - first[sample.feature]
-    size = count[sample.feature]
-    part = rank * quantiles // np.maximum(size, 1)
-    drawn = np.lexsort((-sample.key, part, sample.feature))
-    group = (sample.feature * quantiles + part)[drawn]
-    leading = np.ones(len(group), bool)
-    leading[1:] = group[1:] != group[:-1]
+    sample = sample[np.lexsort((sample["row"], sample["value"], sample["feature"]))]
+    feature = sample["feature"]
+    rank, count = ranks(feature, features)
+    size = count[feature]
+    part = feature * quantiles + rank * quantiles // np.maximum(size, 1)
+    drawn = np.lexsort((-sample["key"], part))
+    _, leading = np.unique(part[drawn], return_index=True)
     chosen = np.sort(drawn[leading])
     return sample[chosen], (rank[chosen] + 0.5) / size[chosen]

@@ -27,10 +27,11 @@ from torch import nn
 from ontogeny import settings
 from ontogeny.activations import extract, store
 from ontogeny.activations.sites import Site
+from ontogeny.analyses.complexity import correlations, figure, grader, span
+from ontogeny.analyses.complexity.settings import Grader
 from ontogeny.crosscoder.model import Crosscoder, Description
 from ontogeny.crosscoder.readout import Readout
-from ontogeny.features import complexity, grader, span
-from ontogeny.figures import complexity as figure
+from ontogeny.experiment import Experiment
 from ontogeny.figures import style
 from ontogeny.files import InputError
 
@@ -221,7 +222,7 @@ def test_planted_spans_are_found(monkeypatch):
     prefix = np.arange(300) % 3
     prefixes = 1 + 2 * rng.integers(0, VOCABULARY // 2, (3, 100))
     found = span.on_suffixes(
-        experiment(), made, "", blocks, block, offset, pairs, lengths, prefix, prefixes
+        experiment(), made, Path(), blocks, block, offset, pairs, lengths, prefix, prefixes
     )
     each = [
         span.spans(x, pairs.activation, offset[row] + 1, lengths, 0.9).assign(feature=feature)
@@ -393,7 +394,7 @@ def test_the_whole_context_keeps_the_activation(made, tmp_path, monkeypatch):
         return inner(f, full, available, lengths, keep)
 
     monkeypatch.setattr(span, "spans", look)
-    s = experiment(**{"span": {"contexts": 4, "longest": 8}})
+    s = experiment(**{"complexity": {"contexts": 4, "longest": 8}})
     scores, each = measure(s, made, tmp_path)
     assert set(scores["run"]) == {"alone", "replaced"}
     living = set(scores["feature"])
@@ -407,7 +408,7 @@ def test_the_whole_context_keeps_the_activation(made, tmp_path, monkeypatch):
     assert scores["span"].to_numpy() == pytest.approx(geometric.to_numpy())
     again = measure(s, made, tmp_path / "again")
     pd.testing.assert_frame_equal(again[0], scores)
-    few = experiment(**{"span": {"contexts": 2, "longest": 8, "features": 5}})
+    few = experiment(**{"complexity": {"contexts": 2, "longest": 8, "features": 5}})
     assert measure(few, made, tmp_path / "few")[0]["feature"].nunique() == 5
 
 
@@ -449,7 +450,7 @@ def test_coefficients_are_scipys():
     x, y, z = rng.integers(0, 6, (3, 200)).astype(float)  # with ties
     y += x
     z += 2 * x - y
-    found = complexity.coefficients(x, y, z)
+    found = correlations.coefficients(x, y, z)
     assert found["pearson"] == pytest.approx(stats.pearsonr(x, y)[0])
     assert found["spearman"] == pytest.approx(stats.spearmanr(x, y)[0])
 
@@ -466,10 +467,10 @@ def test_intervals_and_p_are_scipys():
     rng = np.random.default_rng(1)
     x = rng.standard_normal(80)
     y = 0.35 * x + rng.standard_normal(80)
-    found = complexity.correlations(y, x, rng.standard_normal(80), 2000, 9999, 0)
+    found = correlations.correlate(y, x, rng.standard_normal(80), 2000, 9999, 0)
     found = found.set_index("coefficient")
     wanted = stats.bootstrap(
-        (x, y), lambda a, b, axis: complexity.pearson(a, b), paired=True, vectorized=True,
+        (x, y), lambda a, b, axis: correlations.pearson(a, b), paired=True, vectorized=True,
         n_resamples=4000, method="percentile", random_state=0,
     ).confidence_interval  # fmt: skip
     row = found.loc["pearson"]
@@ -483,7 +484,7 @@ def test_density_explains_what_it_makes():
     rng = np.random.default_rng(2)
     z = rng.standard_normal(400)
     x, y = z + rng.standard_normal((2, 400))
-    found = complexity.correlations(y, x, z, 200, 999, 0).set_index("coefficient")
+    found = correlations.correlate(y, x, z, 200, 999, 0).set_index("coefficient")
     assert found.loc["pearson", "p"] == 0.001
     assert found.loc["pearson", "low"] > 0.3
     for name in ("pearson_partial", "spearman_partial"):
@@ -494,7 +495,7 @@ def test_density_explains_what_it_makes():
 def test_p_of_unrelated_scores_is_uniform():
     rng = np.random.default_rng(3)
     p = [
-        complexity.permutation_p(*rng.standard_normal((3, 30)), 199, rng)["spearman_partial"]
+        correlations.permutation_p(*rng.standard_normal((3, 30)), 199, rng)["spearman_partial"]
         for _ in range(200)
     ]
     assert stats.kstest(p, "uniform").pvalue > 0.01
@@ -530,12 +531,12 @@ def tables(folder: Path, grades: bool) -> dict[str, Path]:
         graded.loc[4, "grade"] = None
         graded.to_parquet(folder / "grades.parquet")
         places["grades"] = folder / "grades.parquet"
-    a = settings.Analysis(bootstrap=100)
     places["correlations"] = folder / "correlations.csv"
     span_, grades_ = places["span"], places.get("grades")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(complexity, "PERMUTATIONS", 199)
-        complexity.describe(a, places["features"], span_, grades_, places["correlations"])
+        patch.setattr(correlations, "PERMUTATIONS", 199)
+        s = experiment(**{"analysis.bootstrap": 100})
+        correlations.measure(s, places["features"], span_, grades_, places["correlations"])
     return places
 
 
@@ -569,8 +570,8 @@ def test_a_span_table_of_other_features_is_refused(tmp_path):
     table = pd.read_parquet(places["features"])
     table.assign(alive=False).to_parquet(places["features"])
     with pytest.raises(InputError, match=r"span\.parquet: no feature that .* alive; delete it"):
-        complexity.describe(
-            settings.Analysis(), places["features"], places["span"], None, tmp_path / "x.csv"
+        correlations.measure(
+            experiment(), places["features"], places["span"], None, tmp_path / "x.csv"
         )
 
 
@@ -613,10 +614,8 @@ def test_a_figure_without_matched_or_emergent_features(tmp_path):
     table["matched"], table["matched_cosine"] = False, np.nan
     table["initialisation"], table["emergent"] = True, False
     table.to_parquet(places["features"])
-    complexity.describe(
-        settings.Analysis(bootstrap=10), places["features"], places["span"], None,
-        places["correlations"],
-    )  # fmt: skip
+    s = experiment(**{"analysis.bootstrap": 10})
+    correlations.measure(s, places["features"], places["span"], None, places["correlations"])
     drawn = draw(places, tmp_path / "complexity")
     assert set(drawn["panel"]) == {"feature", "bin", "initialisation", "correlation"}
 
@@ -696,8 +695,8 @@ def no_pause(monkeypatch):
     monkeypatch.delenv("GRADER_KEY", raising=False)
 
 
-def of(server: GraderServer, **more: Any) -> settings.Grader:
-    return settings.Grader(url=server.url, model="judge", **more)
+def of(server: GraderServer, **more: Any) -> Grader:
+    return Grader(url=server.url, model="judge", **more)
 
 
 def questions(count: int) -> list[grader.Messages]:
@@ -799,15 +798,17 @@ def test_a_refusal_is_final_and_does_not_tell_the_key(status, tmp_path, monkeypa
 
 
 def test_a_key_that_is_not_there(tmp_path):
-    g = settings.Grader(url="http://localhost/v1", model="judge", key_variable="GRADER_KEY")
-    with pytest.raises(InputError, match="GRADER_KEY is not set in the environment"):
+    g = Grader(url="http://localhost/v1", model="judge", key_variable="GRADER_KEY")
+    with pytest.raises(
+        InputError, match=r"complexity\.grader\.key_variable: GRADER_KEY is not set in"
+    ):
         grader.ask_all(g, questions(1), tmp_path)
 
 
 @pytest.mark.parametrize("url", ["ftp://x/v1", "https://user:secret@x/v1", "api.x.com"])
 def test_an_address_that_is_none_or_holds_a_secret(url):
-    changes = {"grader": {"url": url, "model": "judge"}}
-    with pytest.raises(settings.SettingsError, match=r"grader\.url"):
+    changes = {"complexity.grader": {"url": url, "model": "judge"}}
+    with pytest.raises(settings.SettingsError, match=r"complexity\.grader\.url"):
         experiment(**changes)
 
 
@@ -832,7 +833,7 @@ def test_a_passage_marks_its_token_on_one_line():
 
 @pytest.fixture
 def span_table(made, tmp_path) -> Path:
-    measure(experiment(**{"span": {"contexts": 1, "longest": 1}}), made, tmp_path)
+    measure(experiment(**{"complexity": {"contexts": 1, "longest": 1}}), made, tmp_path)
     return tmp_path / "span.parquet"
 
 
@@ -844,11 +845,12 @@ def grade(s: settings.Settings, made: dict[str, Path], table: Path, folder: Path
 
 def test_features_are_graded_from_their_own_contexts(made, span_table, tmp_path):
     with GraderServer((200, RIGHT)) as server:
-        s = experiment(grader={"url": server.url, "model": "judge", "features": 99, "examples": 6})
+        asked = {"url": server.url, "model": "judge", "features": 99, "examples": 6}
+        s = experiment(complexity={"grader": asked})
         every = grade(s, made, span_table, tmp_path / "every")
         assert every["feature"].tolist() == sorted(set(pd.read_parquet(span_table)["feature"]))
         server.requests.clear()
-        s = experiment(grader=s.grader.model_dump() | {"features": 3})
+        s = experiment(complexity={"grader": asked | {"features": 3}})
         found = grade(s, made, span_table, tmp_path)
         sent = [r["messages"] for r in server.requests]
     assert found["grade"].tolist() == [2, 2, 2]
@@ -870,10 +872,13 @@ def test_features_are_graded_from_their_own_contexts(made, span_table, tmp_path)
 
 def test_a_model_that_never_answers_well_is_told_so(made, span_table, tmp_path):
     with GraderServer((200, "no")) as server:
-        s = experiment(grader={"url": server.url, "model": "judge", "features": 2})
-        with pytest.raises(InputError, match=r"grader\.model: judge gave .* none of 2 questions"):
+        asked = {"url": server.url, "model": "judge", "features": 2}
+        s = experiment(complexity={"grader": asked})
+        with pytest.raises(
+            InputError, match=r"complexity\.grader\.model: judge gave .* none of 2 questions"
+        ):
             grade(s, made, span_table, tmp_path)
-    with pytest.raises(InputError, match="grader: not given"):
+    with pytest.raises(InputError, match=r"complexity\.grader: not given"):
         grade(experiment(), made, span_table, tmp_path)
 
 
@@ -883,13 +888,18 @@ def test_a_killed_grading_goes_on_and_pays_for_nothing_twice(made, span_table, t
     with GraderServer((200, RIGHT), slow=0.15) as server:
         g = {"url": server.url, "model": "judge", "features": 8, "parallel": 1}
         g["key_variable"] = "GRADER_KEY"
-        config = tmp_path / "config.yaml"
-        config.write_text(json.dumps(tiny({"snapshots.steps": STEPS, "grader": g})))
+        results = Experiment(tmp_path / "results" / "tiny", experiment())
+        changes = {"snapshots.steps": STEPS, "complexity.grader": g, "analyses": ["complexity"]}
+        results.folder.mkdir(parents=True)
+        results.path("config").write_text(json.dumps(tiny(changes)))
+        products = {"crosscoder": "trained", "span": "span"}
+        for name, path in (made | {"span": span_table}).items():
+            place = results.path(products.get(name, name))
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(path)
+        grades = results.path("grades")
         words = [sys.executable, "-c", "from ontogeny.cli import main; main()", "grade"]
-        words += ["--config", str(config), "--span", str(span_table)]
-        for name in ("crosscoder", "activations", "tokens", "tokenizer"):
-            words += [f"--{name}", str(made[name])]
-        words += ["--answers", str(tmp_path / "answers"), "--output", str(tmp_path / "g.parquet")]
+        words += [str(results.folder)]
         environment = os.environ | {"GRADER_KEY": KEY}
         first = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
         while len(server.requests) < 4:
@@ -897,10 +907,10 @@ def test_a_killed_grading_goes_on_and_pays_for_nothing_twice(made, span_table, t
             time.sleep(0.01)
         first.send_signal(signal.SIGKILL)
         said = first.communicate()[1]
-        assert not (tmp_path / "g.parquet").exists()
+        assert not grades.exists()
         done = subprocess.run(words, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         asked = [json.dumps(r["messages"]) for r in server.requests]
         assert 5 <= len(asked) <= len(set(asked)) + 1
-    assert pd.read_parquet(tmp_path / "g.parquet")["grade"].tolist() == [2] * 8
+    assert pd.read_parquet(grades)["grade"].tolist() == [2] * 8
     assert KEY not in said + done.stdout + done.stderr

@@ -1,9 +1,9 @@
-"""Complexity of features graded by a language model, as the paper's figure 5 has it: an option.
+"""Complexity of features graded by a language model, as in the paper's figure 5: an option.
 
 A grader behind an OpenAI-compatible address is shown passages at which a feature is active (half
 the strongest, half at even ranks among the rest) and grades the pattern's complexity from 1 to 5.
 The instructions are in grader_prompt.md. Each answer is kept as it comes, in a file named by the
-digest of what was asked, so that an interrupted grading goes on where it was and nothing is paid
+digest of what was asked, so that an interrupted grading resumes where it was and nothing is paid
 for twice; to ask again, delete that folder.
 
 An answer that is not the JSON object asked for is sent back with a request to mend it; after
@@ -26,12 +26,13 @@ from scipy import sparse
 from tokenizers import Tokenizer
 
 from ontogeny import devices
+from ontogeny.analyses.complexity.settings import Complexity, Grader
 from ontogeny.corpus.build import Tokens
 from ontogeny.crosscoder.model import Crosscoder
-from ontogeny.features.kinds import held_out
+from ontogeny.features.held_out import held_out
 from ontogeny.files import InputError, digest_value, write_json, write_table
 from ontogeny.progress import bar
-from ontogeny.settings import Grader, Settings
+from ontogeny.settings import Settings
 
 if TYPE_CHECKING:
     import httpx2
@@ -43,18 +44,19 @@ TRIES = 6  # of one request
 FIRST_PAUSE = 1.0  # seconds between tries; doubles
 LONGEST_PAUSE = 60.0
 BEFORE, AFTER = 32, 8  # tokens shown around the marked one
+KEY = "complexity.grader"  # of the settings
 Messages = list[dict[str, str]]
 
 
 def parse(answer: str) -> tuple[int, str] | None:
     """Grade and pattern of a well-formed answer; None for any other."""
     try:
-        found = json.loads(answer)
+        value = json.loads(answer)
     except ValueError:
         return None
-    if not isinstance(found, dict) or set(found) != {"pattern", "complexity"}:
+    if not isinstance(value, dict) or set(value) != {"pattern", "complexity"}:
         return None
-    grade, pattern = found["complexity"], found["pattern"]
+    grade, pattern = value["complexity"], value["pattern"]
     fine = type(grade) is int and 1 <= grade <= 5 and isinstance(pattern, str)
     return (grade, pattern) if fine else None
 
@@ -125,18 +127,19 @@ class Client:
     InputError : the environment variable that is to hold the key is not set.
     """
 
-    def __init__(self, g: Grader, stop: threading.Event) -> None:
+    def __init__(self, grader: Grader, stop: threading.Event) -> None:
         import httpx2
 
-        self._g, self._stop = g, stop
-        self._key = os.environ.get(g.key_variable, "") if g.key_variable else ""
-        if g.key_variable and not self._key:
+        self._grader, self._stop = grader, stop
+        variable = grader.key_variable
+        self._key = os.environ.get(variable, "") if variable else ""
+        if variable and not self._key:
             raise InputError(
-                f"grader.key_variable: {g.key_variable} is not set in the environment; export the "
-                "key there, or set grader.key_variable: null where none is needed"
+                f"{KEY}.key_variable: {variable} is not set in the environment; export the key "
+                f"there, or set {KEY}.key_variable: null where none is needed"
             )
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        self._http = httpx2.Client(headers=headers, timeout=g.timeout)
+        self._http = httpx2.Client(headers=headers, timeout=grader.timeout)
 
     def close(self) -> None:
         """Close the connections."""
@@ -152,12 +155,12 @@ class Client:
         """
         import httpx2
 
-        url = f"{self._g.url.rstrip('/')}/chat/completions"
-        body = {"model": self._g.model, "messages": messages, "temperature": 0}
+        url = f"{self._grader.url.rstrip('/')}/chat/completions"
+        body = {"model": self._grader.model, "messages": messages, "temperature": 0}
         for tried in range(1, TRIES + 1):
             if self._stop.is_set():
                 raise CancelledError
-            asked = None
+            wait = None
             try:
                 response = self._http.post(url, json=body)
             except httpx2.TransportError as error:
@@ -172,27 +175,27 @@ class Client:
                         return content
                     why = "answers otherwise than an OpenAI-compatible address"
                 else:
-                    why = f"answers {response.status_code}{self._said(response)}"
+                    why = f"answers {response.status_code}{self._beginning(response)}"
                     if response.status_code not in (408, 429) and response.status_code < 500:
                         self._stop.set()
                         raise InputError(
-                            f"grader: {url} {why}; mend grader.url, grader.model or the key in "
-                            "grader.key_variable"
+                            f"{KEY}: {url} {why}; mend {KEY}.url, {KEY}.model or the key in "
+                            f"{KEY}.key_variable"
                         )
-                    asked = re.fullmatch(r"\d+", response.headers.get("Retry-After", ""))
-            pause = float(asked[0]) if asked else FIRST_PAUSE * 2 ** (tried - 1)
+                    wait = re.fullmatch(r"\d+", response.headers.get("Retry-After", ""))
+            pause = float(wait[0]) if wait else FIRST_PAUSE * 2 ** (tried - 1)
             if tried < TRIES:
                 self._stop.wait(min(pause, LONGEST_PAUSE))
         self._stop.set()
         raise InputError(
-            f"grader: {url} {why}, {TRIES} times; run again later, what is graded is kept"
+            f"{KEY}: {url} {why}, {TRIES} times; run again later, what is graded is kept"
         )
 
-    def _said(self, response: httpx2.Response) -> str:
+    def _beginning(self, response: httpx2.Response) -> str:
         """The beginning of an error's body, in brackets, without the key should it be there."""
-        said = " ".join(response.text.split())
-        said = said.replace(self._key, "…")[:200] if self._key else said[:200]
-        return f" ({said})" if said else ""
+        text = " ".join(response.text.split())
+        text = text.replace(self._key, "…")[:200] if self._key else text[:200]
+        return f" ({text})" if text else ""
 
 
 def answered(client: Client, messages: Messages, kept: Path) -> dict[str, Any]:
@@ -208,9 +211,9 @@ def answered(client: Client, messages: Messages, kept: Path) -> dict[str, Any]:
         if number == len(answers):
             answers.append(client.ask(talk))
             write_json(kept, {"question": messages[1]["content"], "answers": answers})
-        found = parse(answers[number])
-        if found is not None:
-            return {"grade": found[0], "pattern": found[1], "answers": number + 1}
+        parsed = parse(answers[number])
+        if parsed is not None:
+            return {"grade": parsed[0], "pattern": parsed[1], "answers": number + 1}
         talk += [
             {"role": "assistant", "content": answers[number]},
             {"role": "user", "content": AGAIN},
@@ -218,25 +221,24 @@ def answered(client: Client, messages: Messages, kept: Path) -> dict[str, Any]:
     return {"grade": None, "pattern": None, "answers": ANSWERS}
 
 
-def ask_all(g: Grader, questions: list[Messages], cache: str | Path) -> list[dict[str, Any]]:
-    """Outcomes of all questions in their order, `g.parallel` asked at once.
+def ask_all(grader: Grader, questions: list[Messages], cache: Path) -> list[dict[str, Any]]:
+    """Outcomes of all questions in their order, `grader.parallel` asked at once.
 
     Parameters
     ----------
     cache : folder that keeps every answer, by what was asked of whom.
     """
     stop = threading.Event()
-    client = Client(g, stop)
+    client = Client(grader, stop)
     outcomes: list[dict[str, Any]] = [{} for _ in questions]
     with (
         bar("grading", len(questions), "features") as progress,
-        ThreadPoolExecutor(g.parallel) as pool,
+        ThreadPoolExecutor(grader.parallel) as pool,
     ):
         jobs = {}
         for i, messages in enumerate(questions):
-            name = digest_value([g.url, g.model, messages])
-            kept = Path(cache) / f"{name}.json"
-            jobs[pool.submit(answered, client, messages, kept)] = i
+            name = digest_value([grader.url, grader.model, messages])
+            jobs[pool.submit(answered, client, messages, cache / f"{name}.json")] = i
         try:
             for job in as_completed(jobs):
                 try:
@@ -252,14 +254,14 @@ def ask_all(g: Grader, questions: list[Messages], cache: str | Path) -> list[dic
 
 
 def grade(
-    s: Settings,
-    crosscoder: str | Path,
-    activations: str | Path,
-    tokens: str | Path,
-    tokenizer: str | Path,
-    span: str | Path,
-    kept: str | Path,
-    output: str | Path,
+    settings: Settings,
+    crosscoder: Path,
+    activations: Path,
+    tokens: Path,
+    tokenizer: Path,
+    span: Path,
+    answers: Path,
+    grades: Path,
 ) -> None:
     """Write the grades of a sample of a crosscoder's features.
 
@@ -267,34 +269,33 @@ def grade(
     ----------
     crosscoder : folder of a seed. activations : folder. tokens : tokens.h5.
     tokenizer : tokenizer.json. span : table of `span.measure`, whose features are sampled.
-    kept : folder of the answers. output : Parquet, a row a feature; feature, grade (1 to 5,
-        missing without a well-formed answer), pattern (the grader's words), answers (how many it
-        took).
+    answers : folder that keeps them. grades : Parquet, one row per feature, see declaration.py.
 
     Raises
     ------
     InputError : no grader in the settings, one that cannot be asked, or no well-formed answer.
     """
-    g = s.grader
-    if g is None:
-        raise InputError("grader: not given; set grader.url and grader.model to have one")
+    grader = settings.section(Complexity).grader
+    if grader is None:
+        raise InputError(f"{KEY}: not given; set {KEY}.url and {KEY}.model to have one")
     known = pd.read_parquet(span)["feature"].unique()
-    rng = np.random.default_rng(s.analysis.seed)
-    chosen = np.sort(rng.choice(known, min(g.features, len(known)), replace=False))
-    f, position = held_out(Crosscoder.load(crosscoder, devices.choose(s.device)), activations)
+    rng = np.random.default_rng(settings.analysis.seed)
+    chosen = np.sort(rng.choice(known, min(grader.features, len(known)), replace=False))
+    trained = Crosscoder.load(crosscoder, devices.choose(settings.device))
+    f, position = held_out(trained, activations)
     block, offset = position.T.astype(np.int64)
     used, block_of = np.unique(block, return_inverse=True)
     blocks, columns = Tokens(tokens).take(used), sparse.csc_array(f)
     decoder = Tokenizer.from_file(str(tokenizer))
     questions = [
-        question(columns, int(feature), decoder, blocks, block_of, offset, g.examples)
+        question(columns, int(feature), decoder, blocks, block_of, offset, grader.examples)
         for feature in chosen
     ]
-    found = pd.DataFrame(ask_all(g, questions, kept))
-    if found["grade"].isna().all():
+    table = pd.DataFrame(ask_all(grader, questions, answers))
+    if table["grade"].isna().all():
         raise InputError(
-            f"grader.model: {g.model} gave the JSON object asked for to none of {len(chosen)} "
-            f"questions; its answers are in {kept}; use another model"
+            f"{KEY}.model: {grader.model} gave the JSON object asked for to none of {len(chosen)} "
+            f"questions; its answers are in {answers}; use another model"
         )
-    found.insert(0, "feature", chosen)
-    write_table(output, found.astype({"grade": "Int64"}))
+    table.insert(0, "feature", chosen)
+    write_table(grades, table.astype({"grade": "Int64"}))

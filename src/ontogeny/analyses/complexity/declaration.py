@@ -1,0 +1,151 @@
+"""What the analysis `complexity` reads, makes, costs and draws."""
+
+from ontogeny.analyses.complexity.settings import Complexity
+from ontogeny.declarations import Analysis, Cost, Figure, Optional, Product, Stage
+from ontogeny.stages import HISTORIES
+
+SPAN = Stage(
+    "span",
+    run="ontogeny.analyses.complexity.span:measure",
+    about="Measure how much context before it each feature needs.",
+    reads={
+        "crosscoder": "crosscoder",
+        "activations": "activations",
+        "snapshots": "snapshots",
+        "tokens": "tokens",
+    },
+    makes={"span": "span", "contexts": "span_contexts"},
+    settings=(
+        "complexity.contexts",
+        "complexity.keep",
+        "complexity.longest",
+        "complexity.features",
+        "analysis.seed",
+    ),
+    # The scale: tokens of all suffixes, each run by every snapshot.
+    cost=Cost("span_tokens", (20.0, 2e-5), (1.2e9, 30.0), (50_000.0, 0.02)),
+)
+
+GRADE = Stage(
+    "grade",
+    run="ontogeny.analyses.complexity.grader:grade",
+    about="Have a language model grade the complexity of a sample of features.",
+    reads={
+        "crosscoder": "crosscoder",
+        "activations": "activations",
+        "tokens": "tokens",
+        "tokenizer": "tokenizer",
+        "span": "span",
+    },
+    makes={"grades": "grades"},
+    settings=(
+        "complexity.grader.url",
+        "complexity.grader.model",
+        "complexity.grader.features",
+        "complexity.grader.examples",
+        "analysis.seed",
+    ),
+    when="complexity.grader",
+    # Not declared as made: a grading that was cut short goes on from the answers that it has.
+    scratch={"answers": "features/{crosscoder}/grader"},
+    files=("grader_prompt.md",),
+    # The scale: features that are graded, a parallel request's share each; an answer takes 20 s.
+    cost=Cost("graded_features", (15.0, 20.0), (1.2e9, 0.0), (20_000.0, 10_000.0)),
+)
+
+COMPLEXITY = Stage(
+    "complexity",
+    run="ontogeny.analyses.complexity.correlations:measure",
+    about="Correlate the features' complexity with their peaks and onsets.",
+    reads={"features": "features", "span": "span", "grades": Optional("grades")},
+    makes={"correlations": "complexity"},
+    settings=("analysis.bootstrap", "analysis.seed"),
+    gpu=False,
+    # The scale: features × (permutations + 2 × bootstrap samples).
+    cost=Cost("complexity_entries", (10.0, 1.2e-6), (0.8e9, 20.0), (20_000.0, 0.0)),
+)
+
+ANALYSIS = Analysis(
+    "complexity",
+    about="How much context each feature needs, by context span and by a language model that "
+    "grades it where one is set, and whether complex features appear late.",
+    section=Complexity,
+    stages=[SPAN, GRADE, COMPLEXITY],
+    figures=[
+        Figure(
+            "complexity",
+            "ontogeny.analyses.complexity.figure:draw",
+            HISTORIES,
+            "Complexity",
+            {
+                "features": "features",
+                "strengths": "strengths",
+                "span": "span",
+                "correlations": "complexity",
+                "grades": Optional("grades"),
+            },
+        )
+    ],
+    products=[
+        Product(
+            "span",
+            "features/{crosscoder}/span.parquet",
+            "one row per feature that is active on held-out text, and run",
+            {
+                "feature": "number, from 0",
+                "run": "'alone', the suffix with nothing before it; 'replaced', after other text",
+                "contexts": "contexts in which it was looked at",
+                "span": "geometric mean over them of the tokens that it needs",
+                "span_low": "first quartile of these",
+                "span_high": "third quartile",
+                "censored": "share of the contexts in which the longest suffix is not enough",
+                "monotone": "share in which no suffix that passes is shorter than one that fails",
+            },
+        ),
+        Product(
+            "span_contexts",
+            "features/{crosscoder}/span_contexts.parquet",
+            "one row per context and run",
+            {
+                "feature": "number, from 0",
+                "run": "'alone' or 'replaced'",
+                "block": "number of the block in tokens.h5",
+                "offset": "of the position in its block, tokens",
+                "activation": "of the feature in the whole context, normalised units",
+                "span": "tokens that it needs",
+                "censored": "whether the longest suffix is not enough",
+                "monotone": "whether no suffix that passes is shorter than one that fails",
+            },
+        ),
+        Product(
+            "grades",
+            "features/{crosscoder}/grades.parquet",
+            "one row per graded feature",
+            {
+                "feature": "number, from 0",
+                "grade": "1 to 5; missing without a well-formed answer",
+                "pattern": "the grader's words for what the feature responds to",
+                "answers": "how many it took",
+            },
+        ),
+        Product(
+            "complexity",
+            "features/{crosscoder}/complexity.csv",
+            "one row per correlation",
+            {
+                "score": "'span_alone', 'span_replaced' or 'grade'",
+                "against": "'peak_snapshot_index', 'onset', and the spans for grades",
+                "class": "'all', 'initialisation' or 'emergent'",
+                "which": "'all' or 'matched'",
+                "features": "how many",
+                "coefficient": "Pearson's r or Spearman's ρ; _partial: with density held fixed",
+                "value": "of the coefficient",
+                "low": "lower end of its 95% bootstrap interval over features",
+                "high": "upper end",
+                "p": "two-sided, from permutations",
+            },
+        ),
+    ],
+    numbers="ontogeny.analyses.complexity.numbers:numbers",
+    in_replicates={"grader": None},
+)

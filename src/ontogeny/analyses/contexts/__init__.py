@@ -1,0 +1,1 @@
+"""What each feature looks like: the contexts that it is active in, and its logit lens."""

@@ -1,0 +1,69 @@
+"""What the analysis `contexts` reads, makes, costs and draws."""
+
+from ontogeny.analyses.contexts.settings import Contexts
+from ontogeny.declarations import Analysis, Cost, Figure, Optional, Product, Stage
+from ontogeny.stages import HISTORIES
+
+CONTEXTS = Stage(
+    "contexts",
+    run="ontogeny.analyses.contexts.measure:measure",
+    about="Write the contexts in which features are active or nearly so, and their logit lens.",
+    reads={
+        "crosscoder": "crosscoder",
+        "activations": "activations",
+        "snapshots": "snapshots",
+        "tokens": "tokens",
+        "tokenizer": "tokenizer",
+    },
+    makes={"contexts": "contexts", "table": "contexts_table"},
+    settings=("contexts", "analysis.seed"),
+    # The scale: positions of the held-out text × features of the dictionary.
+    cost=Cost("held_out_features", (20.0, 6e-8), (1.2e9, 8.0), (100_000.0, 0.3)),
+)
+
+ANALYSIS = Analysis(
+    "contexts",
+    about="What each feature looks like: text in which it is active or nearly so, how often it is, "
+    "and which tokens it promotes.",
+    section=Contexts,
+    stages=[CONTEXTS],
+    figures=[
+        Figure(
+            "examples",
+            "ontogeny.analyses.contexts.figure:draw",
+            HISTORIES,
+            "Examples, with contexts",
+            {
+                "features": "features",
+                "strengths": "strengths",
+                "contexts": "contexts_table",
+                "kinds": Optional("kinds"),
+            },
+        )
+    ],
+    products=[
+        Product(
+            "contexts",
+            "features/{crosscoder}/contexts.h5",
+            "one record per living feature, for `Experiment.contexts`",
+        ),
+        Product(
+            "contexts_table",
+            "features/{crosscoder}/contexts.parquet",
+            "one row per feature and context, of its largest activations",
+            {
+                "feature": "number, from 0",
+                "rank": "of the context among the feature's, from 1",
+                "block": "number of the block in tokens.h5",
+                "offset": "of the position in its block, tokens",
+                "activation": "of the feature at the position, normalised units",
+                "density": "share of the held-out tokens at which the feature is active",
+                "tokens": "each token of the window, as it is shown",
+                "activations": "of the feature at each of them; NaN where none is kept",
+                "position": "the context's own among them, from 0",
+                "promoted": "tokens that its decoder promotes most at its peak, by the logit lens",
+                "suppressed": "tokens that it suppresses most there",
+            },
+        ),
+    ],
+)

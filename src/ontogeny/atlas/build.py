@@ -14,7 +14,7 @@ from ontogeny.atlas.gather import Contents, gather
 from ontogeny.corpus.pieces import visible
 from ontogeny.features.contexts import Context, Feature, Store
 from ontogeny.features.dimensionality import dimensionality
-from ontogeny.features.evolution import direction_cosines
+from ontogeny.features.histories import direction_cosines
 from ontogeny.files import whole
 from ontogeny.progress import bar
 from ontogeny.settings import Settings

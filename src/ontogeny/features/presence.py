@@ -52,7 +52,7 @@ from ontogeny import devices
 from ontogeny.activations.store import Site, Stacks
 from ontogeny.corpus.build import Tokens
 from ontogeny.crosscoder.model import Crosscoder
-from ontogeny.features.evolution import normalise
+from ontogeny.features.histories import normalise
 from ontogeny.features.kinds import explained, held_out
 from ontogeny.files import InputError, write_table
 from ontogeny.progress import bar

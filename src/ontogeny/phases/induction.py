@@ -28,7 +28,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from ontogeny.features import evolution
+from ontogeny.features import histories
 from ontogeny.files import InputError, write_table
 from ontogeny.settings import Settings
 
@@ -178,7 +178,7 @@ def onsets(curves: np.ndarray, steps: np.ndarray) -> np.ndarray:
     ----------
     curves : (F, n).
     """
-    return evolution.onset(curves / curves.max(1, keepdims=True), steps, 0.5)
+    return histories.onset(curves / curves.max(1, keepdims=True), steps, 0.5)
 
 
 def feature_rows(

@@ -12,8 +12,8 @@ from ontogeny.figures import style
 CLASSES = {"initialisation": "s", "emergent": "o", "transient": "D"}
 
 
-def draw(features: str | Path, dimensionality: str | Path, output: str | Path) -> None:
-    """Total dimensionality of the living features, a line a seed, and the mean of each class.
+def draw(features: Path, dimensionality: Path, output: Path) -> None:
+    """Total dimensionality of the living features, a line per seed, and the mean of each class.
 
     Parameters
     ----------
@@ -24,43 +24,29 @@ def draw(features: str | Path, dimensionality: str | Path, output: str | Path) -
 
     References
     ----------
-    METHOD.md 4.
+    docs/method.md 4.
     """
     living = style.read_living(features)
-    columns = ["seed", "group", "snapshot_index", "step", "features", "share", "mean"]
-    table = style.read(dimensionality, columns)
-    seeds = list(table["seed"].unique())
-    first = table[table["seed"] == seeds[0]]
-    snapshots = first[first["group"] == "all"]
-    numbers, steps = list(snapshots["snapshot_index"]), list(snapshots["step"])
+    columns = ["seed", "group", "features", "snapshot_index", "step"]
+    table = style.read(dimensionality, [*columns, "share", "mean"])
     drawn = []
     for panel, groups in (("share", ["all", "matched"]), ("mean", list(CLASSES))):
-        some = table[table["group"].isin(groups)]
-        drawn.append(some[columns[:5]].assign(panel=panel, value=some[panel]))
+        own = table[table["group"].isin(groups)]
+        drawn.append(own[columns].assign(panel=panel, value=own[panel]))
     with style.paper():
         figure = style.new_figure(180, 110)
         grid = figure.subplots(2, 2, sharey="row")
-        for column, kind in enumerate(style.KINDS):
-            top, bottom = grid[:, column]
-            for seed in seeds:
-                some = table[(table["seed"] == seed) & (table["group"] == "all")]
-                label = f"seed {seed}, {some['features'].iloc[0]:,} living features"
-                line = "o-" if seed == seeds[0] else "--"
-                colour = "k" if seed == seeds[0] else "0.55"
-                top.plot(some["step"], some["share"], line, color=colour, label=label)
-            some = first[first["group"] == "matched"]
-            if some["features"].iloc[0]:
-                label = f"seed {seeds[0]}, the {some['features'].iloc[0]:,} matched ones"
-                top.plot(
-                    some["step"], some["share"], "^-", color=style.COLOURS["matched"], label=label
-                )
+        for top, bottom in grid.T:
+            _curves(top, table, "all", "share", "o", "k", "0.55")
+            colour = style.COLOURS["matched"]
+            _curves(top, table, "matched", "share", "^", colour, colour)
             for group, marker in CLASSES.items():
-                _class(bottom, table, seeds, group, marker)
-            for axis in (top, bottom):
-                style.step_axis(axis, max(steps), kind, labels=axis is bottom)
-                style.mark_snapshots(axis, numbers, steps, kind, labels=axis is top)
-            style.title(top, "ab"[column], "")
-            style.title(bottom, "cd"[column], "")
+                colour = style.COLOURS[group]
+                _curves(bottom, table, group, "mean", marker, colour, colour)
+        snapshots = style.snapshots(table)
+        style.over_training(grid, table["step"].max(), snapshots)
+        for axis, kind in zip(grid[1], style.KINDS, strict=True):
+            style.mark_snapshots(axis, *snapshots, kind, labels=False)
         grid[0, 0].set_ylabel("total dimensionality / d")
         grid[1, 0].set_ylabel("mean dimensionality\nof a feature")
         grid[0, 0].set_ylim(bottom=0)
@@ -68,22 +54,27 @@ def draw(features: str | Path, dimensionality: str | Path, output: str | Path) -
         figure.suptitle(style.matched_note(living), x=0.01, ha="left")
         grid[0, 1].legend(loc="best")
         figure.legend(*grid[1, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-        names = ["panel", "seed", "group", "features", "snapshot_index", "step", "value"]
-        style.save(figure, pd.concat(drawn)[names], output)
+        style.save(figure, pd.concat(drawn)[["panel", *columns, "value"]], output)
 
 
-def _class(axis: Axes, table: pd.DataFrame, seeds: list[int], group: str, marker: str) -> None:
-    """A class's mean: the first seed with markers and in the legend, the others dashed."""
-    for seed in seeds:
-        some = table[(table["seed"] == seed) & (table["group"] == group)]
-        if not some["features"].iloc[0]:
+def _curves(
+    axis: Axes, table: pd.DataFrame, group: str, value: str, marker: str, colour: str, others: str
+) -> None:
+    """A group of each seed: the first with markers, the others dashed, those of classes pale."""
+    for i, (seed, own) in enumerate(table[table["group"] == group].groupby("seed", sort=False)):
+        count = own["features"].iloc[0]
+        if not count:
             continue
-        first = seed == seeds[0]
+        labels = {
+            "all": f"seed {seed}, {count:,} living features",
+            "matched": f"seed {seed}, the {count:,} matched ones",
+        }
+        of_class = None if i else f"{group} ({count:,})"
         axis.plot(
-            some["step"],
-            some["mean"],
-            marker + "-" if first else "--",
-            color=style.COLOURS[group],
-            alpha=1 if first else 0.6,
-            label=f"{group} ({some['features'].iloc[0]:,})" if first else None,
+            own["step"],
+            own[value],
+            "--" if i else f"{marker}-",
+            color=others if i else colour,
+            alpha=0.6 if i and group in CLASSES else 1,
+            label=labels.get(group, of_class),
         )

@@ -52,6 +52,19 @@ class Optional:
 
 
 @dataclass(frozen=True)
+class Source:
+    """What a stage reads under one of its arguments.
+
+    Attributes
+    ----------
+    files : what the workflow watches. argument : what the function is given.
+    """
+
+    files: list[Path]
+    argument: Any
+
+
+@dataclass(frozen=True)
 class Cost:
     """What a job takes, where no formula models it: a constant and a share of a scale.
 
@@ -97,7 +110,7 @@ class Stage:
     name: str
     run: str
     about: str
-    reads: Mapping[str, str | Optional | Callable[..., Any]]
+    reads: Mapping[str, str | Optional | Callable[..., Source]]
     makes: Mapping[str, str]
     settings: Sequence[str] = ()
     scope: Scope = "crosscoder"
@@ -134,7 +147,7 @@ class Figure:
     run: str
     category: str
     label: str
-    reads: Mapping[str, str | Optional | Callable[..., Any]]
+    reads: Mapping[str, str | Optional | Callable[..., Source]]
     settings: Sequence[str] = ()
     scope: Scope = "primary"
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +26,7 @@ from ontogeny import settings as schema
 from ontogeny.activations import order
 from ontogeny.activations.sites import basis_name, folder_name
 from ontogeny.corpus.wheels import wheels_folder
+from ontogeny.declarations import Source
 from ontogeny.files import InputError
 from ontogeny.settings import Settings
 from ontogeny.snapshots import sources
@@ -38,19 +38,6 @@ if TYPE_CHECKING:
     from ontogeny.activations.rows import RowPaths
     from ontogeny.crosscoder.model import Crosscoder
     from ontogeny.features.contexts import Store
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a stage reads under one of its arguments.
-
-    Attributes
-    ----------
-    files : what the workflow watches. argument : what the function is given.
-    """
-
-    files: list[Path]
-    argument: Any
 
 
 class Experiment:

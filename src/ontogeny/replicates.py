@@ -1,4 +1,4 @@
-"""The same experiment with other models: what comes again (METHOD.md 8).
+"""The same experiment with other models: what comes again (docs/method.md 8).
 
 Every number of summary.json by model, its mean and 95% t interval over those that differ in the
 seed alone; the curves that findings are read from; and single features across models. Decoders of
@@ -9,33 +9,35 @@ of their activations f and g (N, F) on the same N held-out positions,
 
 one to one, with the largest possible sum.
 
-When something happens is told twice: as the training step, and as what the learning rate has added
+When something happens is given twice: as the training step, and as what the learning rate has added
 up to by then, Σ_{t < step} lr_t / max lr, in steps at the peak rate. Models with different warm-ups
 that reach a point at the same sum were moved as far by then.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy import sparse, stats
 
 from ontogeny import devices
 from ontogeny.crosscoder.model import Crosscoder
-from ontogeny.features import evolution, kinds
+from ontogeny.experiment import Experiment
+from ontogeny.features.held_out import held_out
+from ontogeny.features.histories import contrasts, split_step
 from ontogeny.features.matching import assign
 from ontogeny.files import InputError, write_table
 from ontogeny.settings import Pretrain, Settings
 from ontogeny.snapshots.pretrain import learning_rate
 
 ITSELF = "itself"
-# Numbers of summary.json that tell of the machine, or of what all models share.
+# Numbers of summary.json that depend on the machine, or that all models share.
 LEFT_OUT = ("wall_seconds", "peak_memory", "disk_bytes", "snapshots", "features", "pretrain_tokens")
-# Steps at which something happens, told by what the learning rate has added up to as well.
+# Steps at which something happens, given as what the learning rate has added up to as well.
 CLOCKED = (
     "unigram_crossing_step",
     "bigram_crossing_step",
@@ -79,39 +81,36 @@ def rate_sum(p: Pretrain, step: float) -> float:
     return (total + (step - whole) * learning_rate(whole, p)) / p.learning_rate
 
 
-def match_models(
-    crosscoders: tuple[Path, Path], activations: tuple[Path, Path], device: Any
-) -> pd.DataFrame:
+def match_models(first: Experiment, second: Experiment, device: torch.device) -> pd.DataFrame:
     """Living features of one model, each with its partner in another and their correlation.
 
     Raises
     ------
     InputError : the models read other text, so that their positions are not the same.
     """
-    found = []
-    for folder, where in zip(crosscoders, activations, strict=True):
-        trained = Crosscoder.load(folder, device)
-        f, position = kinds.held_out(trained, where)
+    read = []
+    for experiment in (first, second):
+        trained = Crosscoder.load(experiment.path("trained"), device)
+        f, position = held_out(trained, experiment.path("activations"))
         active = np.flatnonzero(np.asarray((f > 0).sum(0)).ravel())
-        found.append((trained.about.tokens, f[:, active].astype(np.float64), position, active))
-    (text, f, position, own), (other_text, g, other_position, others) = found
+        read.append((trained.about.tokens, f[:, active].astype(np.float64), position, active))
+    (text, f, position, own), (other_text, g, other_position, others) = read
     if text != other_text or not np.array_equal(position, other_position):
-        raise InputError(
-            f"{crosscoders[1]}: trained on other text than {crosscoders[0]}; run both again"
-        )
+        folders = [experiment.path("trained") for experiment in (second, first)]
+        raise InputError(f"{folders[0]}: trained on other text than {folders[1]}; run both again")
     partner, correlation = assign(correlations(f, g))
     named = np.where(partner >= 0, others[partner], -1)
     return pd.DataFrame({"feature": own, "partner": named, "correlation": correlation})
 
 
-def _features(folder: Path, primary: str) -> pd.DataFrame:
+def _features(experiment: Experiment) -> pd.DataFrame:
     """Histories of a model's features, with their kinds where they are known."""
-    tables = folder / "features" / primary
     columns = ["feature", "onset_step", "peak_snapshot_index", "initialisation"]
-    table = pd.read_parquet(tables / "features.parquet")[columns]
-    if (tables / "kinds.parquet").exists():
-        known = pd.read_parquet(tables / "kinds.parquet")[["feature", "kind"]]
-        table = table.merge(known, on="feature", how="left")
+    table = experiment.table("features")[columns]
+    if experiment.path("kinds").exists():
+        table = table.merge(
+            experiment.table("kinds")[["feature", "kind"]], on="feature", how="left"
+        )
         table["kind"] = table["kind"].fillna("none")
     return table
 
@@ -121,7 +120,7 @@ def agreement(matches: pd.DataFrame, least: float, samples: int, seed: int) -> d
 
     Parameters
     ----------
-    matches : a row a living feature; correlation, and of feature and partner initialisation,
+    matches : one row per living feature; correlation, and of feature and partner initialisation,
         onset_step, peak_snapshot_index. least : correlation from which two features match.
 
     Returns
@@ -139,110 +138,106 @@ def agreement(matches: pd.DataFrame, least: float, samples: int, seed: int) -> d
         "emergent_both": float(len(both)),
     }
     onsets = both[["onset_step", "partner_onset_step"]].to_numpy()
-    found = [np.nan] * 3
+    rho = [np.nan] * 3
     if len(onsets) >= 10:
         rng = np.random.default_rng(seed)
         draws = [
             stats.spearmanr(*onsets[rng.integers(0, len(onsets), len(onsets))].T)[0]
             for _ in range(samples)
         ]
-        found = [float(stats.spearmanr(*onsets.T)[0]), *np.nanquantile(draws, [0.025, 0.975])]
+        rho = [stats.spearmanr(*onsets.T)[0], *np.nanquantile(draws, [0.025, 0.975])]
     names = ("onset_spearman", "onset_spearman_low", "onset_spearman_high")
-    return values | dict(zip(names, map(float, found), strict=True))
+    return values | dict(zip(names, map(float, rho), strict=True))
 
 
-def _curves(folder: Path, primary: str) -> pd.DataFrame:
+def _curves(experiment: Experiment) -> pd.DataFrame:
     """What findings are read from, tidy: panel, group, step, value.
 
     loss; dimensionality (share of d, first seed); strength by kind (mean normalised strength);
     contrast: mean cosine within less between the blocks of each split of the direction matrix.
     """
-    tables = folder / "features" / primary
-    parts = [pd.read_csv(folder / "phases" / "phases.csv")[["step", "loss"]]]
-    parts[0] = parts[0].rename(columns={"loss": "value"}).assign(panel="loss", group="model")
-    if (tables / "dimensionality.csv").exists():
-        size = pd.read_csv(tables / "dimensionality.csv")
+    loss = experiment.table("phases")
+    parts = [loss.assign(panel="loss", group="model", value=loss["loss"])]
+    if experiment.path("dimensionality").exists():
+        size = experiment.table("dimensionality")
         size = size[(size["group"] == "all") & (size["seed"] == size["seed"].iloc[0])]
-        size = size[["step", "share"]].rename(columns={"share": "value"})
-        parts.append(size.assign(panel="dimensionality", group="features"))
-    if (tables / "kinds.parquet").exists():
-        strengths = pd.read_parquet(tables / "strengths.parquet")
-        known = pd.read_parquet(tables / "kinds.parquet")[["feature", "kind"]]
-        mean = strengths.merge(known, on="feature").groupby(["kind", "step"])["normalised_strength"]
-        table = mean.mean().reset_index().rename(columns={"kind": "group"})
-        table = table.rename(columns={"normalised_strength": "value"})
+        part = size.assign(panel="dimensionality", group="features", value=size["share"])
+        parts.append(part)
+    if experiment.path("kinds").exists():
+        kinds = experiment.table("kinds")[["feature", "kind"]]
+        strengths = experiment.table("strengths").merge(kinds, on="feature")
+        mean = strengths.groupby(["kind", "step"])["normalised_strength"].mean()
+        table = mean.rename_axis(["group", "step"]).rename("value").reset_index()
         parts.append(table.assign(panel="strength"))
-    cosines = pd.read_csv(tables / "directions.csv")
+    cosines = experiment.table("directions")
     cosines = cosines[cosines["group"] == "all"]
     matrix = cosines.pivot(index="step", columns="other_step", values="cosine")
-    steps = matrix.index.to_numpy()
-    splits = range(2, len(steps) - 1)
-    contrast = [np.subtract(*evolution.split_contrast(matrix.to_numpy(), s)) for s in splits]
-    places = [evolution.split_step(steps, s) for s in splits]
-    split = pd.DataFrame({"step": places, "value": contrast})
+    by_split = contrasts(matrix.to_numpy())
+    at = [split_step(matrix.index.to_numpy(), split) for split in by_split]
+    split = pd.DataFrame({"step": at, "value": list(by_split.values())})
     parts.append(split.assign(panel="contrast", group="directions"))
-    return pd.concat(parts)[["panel", "group", "step", "value"]]
+    return pd.concat([part[["panel", "group", "step", "value"]] for part in parts])
 
 
-def compare(s: Settings, folder: str | Path, output: str | Path) -> None:
+def _summary(experiment: Experiment) -> dict[str, Any]:
+    """The numbers of an experiment that are compared, by name."""
+    pretrain = experiment.settings.snapshots.pretrain
+    assert pretrain is not None  # there are no replicates of other models
+    values = {
+        key: value
+        for key, value in experiment.json("summary").items()
+        if not isinstance(value, (str, dict, list)) and not key.startswith(LEFT_OUT)
+    }
+    clocked = [key for key in CLOCKED if values.get(key) is not None]
+    return values | {f"{key}_rate_sum": rate_sum(pretrain, values[key]) for key in clocked}
+
+
+def compare(settings: Settings, results: Path, numbers: Path, curves: Path, matches: Path) -> None:
     """Write what the experiment and its replicates have in common.
 
     Parameters
     ----------
-    folder : results/, with all of them finished. output : folder; numbers.csv (quantity, a column
-    a model, then models, mean, low, high over those that differ in the seed alone), curves.csv
-    (model, only_seed, panel, group, step, value), matches.parquet (other, feature, partner,
-    correlation, and both's histories: features of the experiment itself, against every other).
+    results : the folder of all of them, finished.
+    numbers : CSV; quantity, a column per model, then models, mean, low, high over those that differ
+        in the seed alone.
+    curves : CSV; model, only_seed, panel, group, step, value.
+    matches : Parquet; other, feature, partner, correlation, and both's histories: features of the
+        experiment itself, against every other.
     """
-    output = Path(output)
-    places = {ITSELF: Path(folder) / s.name}
-    places |= {name: Path(folder) / s.replicate(name).name for name in s.replicates}
-    only_seed = [ITSELF] + [n for n, changed in s.replicates.items() if set(changed) == {"seed"}]
-    values = {
-        name: {
-            key: value
-            for key, value in json.loads((place / "summary.json").read_text()).items()
-            if not isinstance(value, (str, dict, list)) and not key.startswith(LEFT_OUT)
-        }
-        for name, place in places.items()
-    }
-    for name, each in values.items():
-        p = (s if name == ITSELF else s.replicate(name)).snapshots.pretrain
-        assert p is not None  # there are no replicates of other models
-        each |= {f"{k}_rate_sum": rate_sum(p, each[k]) for k in CLOCKED if each.get(k) is not None}
+    models = {ITSELF: settings} | {name: settings.replicate(name) for name in settings.replicates}
+    experiments = {name: Experiment(results / s.name, s) for name, s in models.items()}
+    itself = experiments[ITSELF]
+    only_seed = [ITSELF] + [
+        name for name, changed in settings.replicates.items() if set(changed) == {"seed"}
+    ]
+    values = {name: _summary(experiment) for name, experiment in experiments.items()}
     shared = [key for key in values[ITSELF] if all(key in each for each in values.values())]
     table = pd.DataFrame({name: {k: each[k] for k in shared} for name, each in values.items()})
-    device = devices.choose(s.device)
-    first = s.crosscoders[s.primary].seeds[0]
-    own = _features(places[ITSELF], s.primary)
-    matches, agreed = [], {}
-    for name, place in places.items():
-        if name == ITSELF:
-            continue
-        both = (places[ITSELF], place)
-        trained = [place / "crosscoders" / s.primary / f"seed{first}" for place in both]
-        rows = [place / "activations" for place in both]
-        found = match_models((trained[0], trained[1]), (rows[0], rows[1]), device)
-        theirs = _features(place, s.primary).add_prefix("partner_")
+    device = devices.choose(settings.device)
+    own, analysis = _features(itself), settings.analysis
+    matched, agreed = [], {}
+    for name in settings.replicates:
+        pairs = match_models(itself, experiments[name], device)
+        theirs = _features(experiments[name]).add_prefix("partner_")
         theirs = theirs.rename(columns={"partner_feature": "partner"})
-        found = found.merge(own, on="feature").merge(theirs, on="partner", how="left")
-        a = s.analysis
+        pairs = pairs.merge(own, on="feature").merge(theirs, on="partner", how="left")
         agreed[name] = agreement(
-            found[found["partner"] >= 0], a.matched_cosine, a.bootstrap, a.seed
+            pairs[pairs["partner"] >= 0],
+            analysis.matched_cosine,
+            analysis.bootstrap,
+            analysis.seed,
         )
-        matches.append(found.assign(other=name))
-    across = pd.DataFrame(agreed)
-    across.index = [f"across_models_{key}" for key in across.index]
+        matched.append(pairs.assign(other=name))
+    across = pd.DataFrame(agreed).rename("across_models_{}".format)
     spread = [interval(row) for row in table[only_seed].to_numpy(float)]
     table = pd.concat([table, pd.DataFrame(spread, index=table.index)], axis=1)
     # No interval: each is of a pair, and all pairs share a model.
     table = pd.concat([table, across.reindex(columns=table.columns)])
-    write_table(output / "numbers.csv", table.rename_axis("quantity").reset_index())
-
-    curves = [
-        _curves(place, s.primary).assign(model=name, only_seed=name in only_seed)
-        for name, place in places.items()
+    write_table(numbers, table.rename_axis("quantity").reset_index())
+    drawn = [
+        _curves(experiment).assign(model=name, only_seed=name in only_seed)
+        for name, experiment in experiments.items()
     ]
     columns = ["model", "only_seed", "panel", "group", "step", "value"]
-    write_table(output / "curves.csv", pd.concat(curves)[columns])
-    write_table(output / "matches.parquet", pd.concat(matches, ignore_index=True))
+    write_table(curves, pd.concat(drawn)[columns])
+    write_table(matches, pd.concat(matched, ignore_index=True))

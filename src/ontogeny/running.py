@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ontogeny import registry
-from ontogeny.declarations import Figure, Optional, Stage, folder, function
-from ontogeny.experiment import Experiment, Source
+from ontogeny.declarations import Figure, Optional, Source, Stage, folder, function
+from ontogeny.experiment import Experiment
 
 Declared = Stage | Figure
 

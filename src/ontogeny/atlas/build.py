@@ -13,8 +13,8 @@ from ontogeny.atlas import pack
 from ontogeny.atlas.gather import Contents, gather
 from ontogeny.corpus.pieces import visible
 from ontogeny.features.contexts import Context, Feature, Store
-from ontogeny.features.dimensionality import dimensionality
-from ontogeny.features.evolution import direction_cosines
+from ontogeny.analyses.dimensionality.measure import of_decoders
+from ontogeny.features.histories import direction_cosines
 from ontogeny.files import whole
 from ontogeny.progress import bar
 from ontogeny.settings import Settings
@@ -54,7 +54,7 @@ def write(c: Contents, output: str | Path) -> None:
         pack.write(draft, "features", _columns(c))
         if tasks:
             pack.write(draft, "tasks", {name: _task(*c.attribution[name]) for name in tasks})
-        D = dimensionality(c.decoders) if c.dimensionality else None
+        D = of_decoders(c.decoders) if c.dimensionality else None
         near, near_cosine = nearest(c.stacked, NEAR)
         words = _Words()
         promoted: list[str] = []

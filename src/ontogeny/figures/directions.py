@@ -14,9 +14,7 @@ from ontogeny.figures import style
 GROUPS = {"all": "all living features", "matched": "matched features alone"}
 
 
-def draw(
-    features: str | Path, directions: str | Path, turning_point: str | Path, output: str | Path
-) -> None:
+def draw(features: Path, directions: Path, turning_point: Path, output: Path) -> None:
     """Matrix of mean cosines between decoder directions, for all and for the matched features.
 
     Parameters
@@ -30,42 +28,40 @@ def draw(
 
     References
     ----------
-    METHOD.md 4.
+    docs/method.md 4.
     """
     living = style.read_living(features)
     columns = ["group", "snapshot_index", "other_index", "step", "other_step", "cosine"]
     table = style.read(directions, columns)[columns]
     turning = style.read_json(turning_point, ["all"])
+    numbers, steps = style.snapshots(table)
+    row = {float(step): i for i, step in enumerate(steps)}
     with style.paper():
         figure = style.new_figure(180, 95)
         axes = figure.subplots(1, 2)
         image = None
         for letter, axis, (group, label) in zip("ab", axes, GROUPS.items(), strict=True):
-            some = table[table["group"] == group]
-            if some.empty or group not in turning:
+            own = table[table["group"] == group]
+            if own.empty or group not in turning:
                 style.title(axis, letter, label)
                 style.empty(axis, "no feature is matched across seeds")
                 continue
-            square = some.pivot(index="snapshot_index", columns="other_index", values="cosine")
-            steps = list(some.drop_duplicates("snapshot_index").sort_values("step")["step"])
+            square = own.pivot(index="snapshot_index", columns="other_index", values="cosine")
+            about = turning[group]
             image = _matrix(axis, square.to_numpy())
-            numbers = [int(n) for n in square.index]
             style.snapshot_axis(axis, numbers, steps, 9)
             style.snapshot_axis(axis, numbers, steps, 16, "y")
-            about = turning[group]
-            place = {float(step): i for i, step in enumerate(steps)}
-            split = (place[about["snapshot_before"]] + place[about["snapshot_after"]]) / 2
-            _split(axis, split, place[about["low"]], place[about["high"]])
+            split = (row[about["snapshot_before"]] + row[about["snapshot_after"]]) / 2
+            _split(axis, split, row[about["low"]], row[about["high"]])
             style.title(axis, letter, f"{label} ({about['features']:,})")
-            hatched = (
-                "\nhatched: no feature is present at both" if square.isna().any(axis=None) else ""
-            )
+            hatched = own["cosine"].isna().any()
             axis.set_xlabel(
                 "snapshot number, below it the training step\n\n"
                 f"turning point: step {about['step']:,.0f} "
                 f"(95% interval {about['low']:,.0f} to {about['high']:,.0f})\n"
                 f"mean cosine {about['within']:.2f} within the blocks, "
-                f"{about['between']:.2f} between them{hatched}"
+                f"{about['between']:.2f} between them"
+                + ("\nhatched: no feature is present at both" if hatched else "")
             )
         axes[1].set_ylabel("")
         if image is not None:
@@ -78,13 +74,10 @@ def _matrix(axis: Axes, cosines: np.ndarray) -> AxesImage:
     """White is orthogonal; cells without a value are hatched grey."""
     n = len(cosines)
     if np.isnan(cosines).any():
-        back = Rectangle(
-            (-0.5, -0.5), n, n, facecolor="0.88", edgecolor="0.6", hatch="//////", linewidth=0
-        )
-        axis.add_patch(back)
-    masked = np.ma.masked_invalid(cosines)
+        look = {"facecolor": "0.88", "edgecolor": "0.6", "hatch": "//////", "linewidth": 0}
+        axis.add_patch(Rectangle((-0.5, -0.5), n, n, **look))
     image = axis.imshow(
-        masked,
+        np.ma.masked_invalid(cosines),
         aspect="auto",
         cmap="RdBu",
         vmin=-1,
@@ -93,8 +86,7 @@ def _matrix(axis: Axes, cosines: np.ndarray) -> AxesImage:
         interpolation="nearest",
         zorder=2,
     )
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(True)
+    axis.spines[["top", "right"]].set_visible(True)
     return image
 
 

@@ -8,10 +8,10 @@ import pandas as pd
 
 from ontogeny.figures import style
 
-NAMES = ("unigram", "bigram")
+MARKERS = {"unigram": "o", "bigram": "s"}
 
 
-def draw(phases: str | Path, levels: str | Path, output: str | Path) -> None:
+def draw(phases: Path, levels: Path, output: Path) -> None:
     """KL(unigram‖model) and KL(bigram‖model), on a log and a linear axis of steps.
 
     Parameters
@@ -23,49 +23,37 @@ def draw(phases: str | Path, levels: str | Path, output: str | Path) -> None:
 
     References
     ----------
-    METHOD.md 5.
+    docs/method.md 5.
     """
-    table = style.read(phases, ["snapshot_index", "step", *(f"kl_{n}" for n in NAMES)])
-    level = style.read_json(levels, [f"{n}_crossing_step" for n in NAMES])
-    drawn = [
-        table[["snapshot_index", "step"]].assign(series=f"kl_{n}", value=table[f"kl_{n}"])
-        for n in NAMES
-    ]
+    columns = [f"kl_{name}" for name in MARKERS]
+    table = style.read(phases, ["snapshot_index", "step", *columns])
+    level = style.read_json(levels, [f"{name}_crossing_step" for name in MARKERS])
     crossings = pd.DataFrame(
         {
-            "series": [f"{n}_crossing" for n in NAMES],
-            "step": [level[f"{n}_crossing_step"] for n in NAMES],
+            "series": [f"{name}_crossing" for name in MARKERS],
+            "step": [level[f"{name}_crossing_step"] for name in MARKERS],
         }
     )
-    numbers, steps = list(table["snapshot_index"]), list(table["step"])
     with style.paper():
         figure = style.new_figure(180, 72)
-        axes = figure.subplots(1, 2, sharey=True)
-        for letter, kind, axis in zip("ab", style.KINDS, axes, strict=True):
-            for name, marker in zip(NAMES, "os", strict=True):
+        grid = figure.subplots(1, 2, sharey=True, squeeze=False)
+        for axis in grid[0]:
+            for name, marker in MARKERS.items():
+                colour, step = style.COLOURS[name], level[f"{name}_crossing_step"]
+                label = f"KL({name} ‖ model)"
                 axis.plot(
-                    steps,
-                    table[f"kl_{name}"],
-                    color=style.COLOURS[name],
-                    marker=marker,
-                    label=f"KL({name} ‖ model)",
+                    table["step"], table[f"kl_{name}"], color=colour, marker=marker, label=label
                 )
-                step = level[f"{name}_crossing_step"]
                 if step is not None:
+                    label = f"loss crosses the {name} level: step {step:,.0f}"
                     axis.axvline(
-                        step,
-                        color=style.COLOURS[name],
-                        linestyle=":",
-                        linewidth=1,
-                        zorder=0,
-                        label=f"loss crosses the {name} level: step {step:,.0f}",
+                        step, color=colour, linestyle=":", linewidth=1, zorder=0, label=label
                     )
             axis.set_ylim(bottom=0)
-            style.step_axis(axis, max(steps), kind)
-            style.mark_snapshots(axis, numbers, steps, kind)
-            style.title(axis, letter, "")
-        axes[0].set_ylabel("divergence (nats per token)")
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-        columns = ["series", "snapshot_index", "step", "value"]
-        every = pd.concat([*drawn, crossings])[columns]
-        style.save(figure, every.astype({"snapshot_index": "Int64"}), output)
+        style.over_training(grid, table["step"].max(), style.snapshots(table))
+        grid[0, 0].set_ylabel("divergence (nats per token)")
+        handles = grid[0, 0].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside lower center", ncols=2)
+        long = table.melt(["snapshot_index", "step"], columns, "series")
+        drawn = pd.concat([long, crossings])[["series", "snapshot_index", "step", "value"]]
+        style.save(figure, drawn.astype({"snapshot_index": "Int64"}), output)

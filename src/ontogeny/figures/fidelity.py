@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
 from ontogeny.figures import style
@@ -27,12 +25,7 @@ SEEDS = ("#0072B2", "#000000", "#7A7A7A", "#D55E00")
 PRESENT = ("#56B4E9", "#CC79A7", "#B5B5B5", "#F0E442")
 
 
-def draw(
-    fidelity: Sequence[str | Path],
-    seeds: Sequence[int],
-    random: Sequence[str | Path],
-    output: str | Path,
-) -> None:
+def draw(fidelity: list[Path], seeds: list[int], random: list[Path], output: Path) -> None:
     """Explained variance, L0 and loss recovered per snapshot, on a log and a linear axis of steps.
 
     Parameters
@@ -48,62 +41,54 @@ def draw(
 
     References
     ----------
-    METHOD.md 3 and 8.
+    docs/method.md 3 and 8.
     """
-    mains = {f"crosscoder, seed {s}": _read(p) for s, p in zip(seeds, fidelity, strict=True)}
+    tables = {f"crosscoder, seed {s}": _read(p) for s, p in zip(seeds, fidelity, strict=True)}
+    mains = list(tables)
     several = len(random) > 1
-    baselines = {
-        f"random directions, {i}" if several else "random directions": _read(p)
-        for i, p in enumerate(random, start=1)
-    }
-    series = []
-    for i, (name, table) in enumerate([*mains.items(), *baselines.items()]):
-        main = name in mains
-        colour = SEEDS[i % len(SEEDS)] if main else style.COLOURS["random_dictionary"]
-        line = LINES[(i if main else i - len(mains)) % len(LINES)]
-        series += [_series(table, m, m, name, colour, line) for m in MEASURES]
-        if main:
+    for i, path in enumerate(random, start=1):
+        tables[f"random directions, {i}" if several else "random directions"] = _read(path)
+    looks: dict[str, tuple[str, str]] = {}  # colour and line, by series
+    parts = []
+    for i, (name, table) in enumerate(tables.items()):
+        parts += [_series(table, measure, measure, name) for measure in MEASURES]
+        if name in mains:
+            line = LINES[i % len(LINES)]
+            looks[name] = SEEDS[i % len(SEEDS)], line
             present = f"{name}, present features"
-            series.append(
-                _series(table, "l0", "l0_present", present, PRESENT[i % len(PRESENT)], line)
-            )
-    first = next(iter(mains.values()))
-    pca = "PCA, as many coefficients"
-    column = "pca_explained_variance"
-    green = style.COLOURS["pca"]
-    series.append(_series(first, "explained_variance", column, pca, green, "-."))
-    drawn = pd.concat(series, ignore_index=True)
+            looks[present] = PRESENT[i % len(PRESENT)], line
+            parts.append(_series(table, "l0", "l0_present", present))
+        else:
+            line = LINES[(i - len(mains)) % len(LINES)]
+            looks[name] = style.COLOURS["random_dictionary"], line
+    first, pca = tables[mains[0]], "PCA, as many coefficients"
+    looks[pca] = style.COLOURS["pca"], "-."
+    parts.append(_series(first, "explained_variance", "pca_explained_variance", pca))
+    drawn = pd.concat(parts, ignore_index=True)
 
     with style.paper():
         figure = style.new_figure(180, 165)
         grid = figure.subplots(3, 2, sharey="row")
-        for row, (measure, label) in enumerate(MEASURES.items()):
-            some = drawn[drawn["measure"] == measure]
-            bottom, top, text = _limits(measure, some)
-            for column_, kind in enumerate(style.KINDS):
-                axis = grid[row, column_]
-                for _, one in some.groupby("series", sort=False):
-                    _line(axis, one, bottom, top)
-                style.step_axis(axis, drawn["step"].max(), kind, labels=row == 2)
-                if row == 0:
-                    style.mark_snapshots(
-                        axis, list(first["snapshot_index"]), list(first["step"]), kind
-                    )
-                style.title(axis, "abcdef"[2 * row + column_], "")
-            grid[row, 0].set_ylabel(label)
-            grid[row, 0].set_ylim(bottom, top)
-            if text:
-                grid[row, 0].set_title(text, loc="right", fontsize=6.5, color="0.35")
-        found: dict[str, Artist] = {}
+        for row, (measure, label) in zip(grid, MEASURES.items(), strict=True):
+            values = drawn[drawn["measure"] == measure]
+            bottom, top, hidden = _limits(measure, values)
+            for axis in row:
+                for name, points in values.groupby("series", sort=False):
+                    _line(axis, points, str(name), looks[str(name)], bottom, top)
+            row[0].set_ylabel(label)
+            row[0].set_ylim(bottom, top)
+            row[0].set_title(hidden, loc="right", fontsize=6.5, color="0.35")
+        style.over_training(grid, drawn["step"].max(), style.snapshots(first))
+        shown = {}
         for axis in grid[:, 0]:
             handles, labels = axis.get_legend_handles_labels()
-            found |= dict(zip(labels, handles, strict=True))
-        last = [*baselines, pca]
-        names = [*mains, HOLLOW, *(f"{name}, present features" for name in mains), *last]
-        names = [name for name in names if name in found]
-        shown = [found[name] for name in names]
-        figure.legend(shown, names, loc="outside upper center", ncols=3, handlelength=2.6)
-        style.save(figure, drawn.drop(columns=["colour", "line"]), output)
+            shown |= dict(zip(labels, handles, strict=True))
+        presents = [name for name in looks if name not in (*tables, pca)]
+        order = [*mains, HOLLOW, *presents, *list(tables)[len(mains) :], pca]
+        names = [name for name in order if name in shown]
+        handles = [shown[name] for name in names]
+        figure.legend(handles, names, loc="outside upper center", ncols=3, handlelength=2.6)
+        style.save(figure, drawn, output)
 
 
 def _read(path: str | Path) -> pd.DataFrame:
@@ -116,9 +101,7 @@ def _read(path: str | Path) -> pd.DataFrame:
     return table
 
 
-def _series(
-    table: pd.DataFrame, measure: str, column: str, name: str, colour: str, line: str
-) -> pd.DataFrame:
+def _series(table: pd.DataFrame, measure: str, column: str, name: str) -> pd.DataFrame:
     damage = table["loss_ablated"] - table["loss"]
     return pd.DataFrame(
         {
@@ -128,16 +111,16 @@ def _series(
             "step": table["step"],
             "value": table[column],
             "meaningful": (damage >= LEAST_DAMAGE) | (measure != "loss_recovered"),
-            "colour": colour,
-            "line": line,
         }
     )
 
 
-def _line(axis: Axes, one: pd.DataFrame, bottom: float, top: float) -> None:
+def _line(
+    axis: Axes, points: pd.DataFrame, name: str, look: tuple[str, str], bottom: float, top: float
+) -> None:
     """A curve through the meaningful points; the others are hollow, grey and unconnected."""
-    solid, hollow = one[one["meaningful"]], one[~one["meaningful"]]
-    colour, line = one["colour"].iloc[0], one["line"].iloc[0]
+    solid, hollow = points[points["meaningful"]], points[~points["meaningful"]]
+    colour, line = look
     axis.plot(
         solid["step"],
         solid["value"],
@@ -145,16 +128,15 @@ def _line(axis: Axes, one: pd.DataFrame, bottom: float, top: float) -> None:
         linestyle=line,
         marker="o" if line == "-" else None,
         markersize=2.2,
-        label=one["series"].iloc[0],
+        label=name,
     )
-    grey = style.COLOURS["unsure"]
     hollow = hollow[hollow["value"].between(bottom, top)]
     if len(hollow):
         axis.plot(
             hollow["step"],
             hollow["value"],
             "o",
-            color=grey,
+            color=style.COLOURS["unsure"],
             markerfacecolor="none",
             clip_on=False,
             zorder=1,
@@ -162,22 +144,17 @@ def _line(axis: Axes, one: pd.DataFrame, bottom: float, top: float) -> None:
         )
 
 
-def _limits(measure: str, some: pd.DataFrame) -> tuple[float, float, str]:
+def _limits(measure: str, points: pd.DataFrame) -> tuple[float, float, str]:
     """Limits of the y-axis, and a note on what they hide."""
-    values = some.loc[some["meaningful"], "value"].dropna()
+    values = points.loc[points["meaningful"], "value"].dropna()
     low, high = (values.min(), values.max()) if len(values) else (0.0, 1.0)
     if measure == "l0":
         return 0.0, 1.15 * high, ""
     bottom = max(low - 0.05, -0.5) if low < 0 else 0.0
     if measure == "explained_variance":
-        outside = int((some["value"] < bottom).sum())
-        return bottom, 1.02, _outside(outside)
-    close = max(bottom, np.floor((low - 0.02) * 20) / 20)
-    top = min(high + 0.02, 1.1)
-    outside = int((~some["value"].between(close, top)).sum())
-    return close, top, _outside(outside)
-
-
-def _outside(count: int) -> str:
-    """A note on so many values that the axis leaves out."""
-    return f"{count} value{'s' if count > 1 else ''} off the axis" if count else ""
+        hidden = int((points["value"] < bottom).sum())
+        top = 1.02
+    else:
+        bottom, top = max(bottom, np.floor((low - 0.02) * 20) / 20), min(high + 0.02, 1.1)
+        hidden = int((~points["value"].between(bottom, top)).sum())
+    return bottom, top, f"{hidden} value{'s' if hidden > 1 else ''} off the axis" if hidden else ""

@@ -18,9 +18,10 @@ COLUMNS = ["density", "peak_snapshot_index", "peak_step", "onset_step", "lifetim
 COLUMNS += ["initialisation", "emergent", "transient"]
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 SHADES = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7")
+TITLES = {"initialisation": "initialisation, kept", "emergent": "emergent, kept"}
 
 
-def draw(features: str | Path, strengths: str | Path, output: str | Path) -> None:
+def draw(features: Path, strengths: Path, output: Path) -> None:
     """Heat maps of normalised strength, all living and matched features, and example curves.
 
     Rows are ordered by peak snapshot index, then onset, then falling lifetime. The examples of a
@@ -39,25 +40,19 @@ def draw(features: str | Path, strengths: str | Path, output: str | Path) -> Non
 
     References
     ----------
-    METHOD.md 4 and 8.
+    docs/method.md 4 and 8.
     """
     living = style.read_living(features, COLUMNS)
-    columns = ["feature", "snapshot_index", "step", "normalised_strength"]
-    table = style.read(strengths, columns)[columns]
-    snapshots = table[["snapshot_index", "step"]].drop_duplicates().sort_values("step")
-    numbers, steps = list(snapshots["snapshot_index"]), list(snapshots["step"])
+    table = style.read(strengths, ["feature", "snapshot_index", "step", "normalised_strength"])
+    snapshots = style.snapshots(table)
     order = living.sort_values(
         ["peak_snapshot_index", "onset_step", "lifetime", "feature"],
         ascending=[True, True, False, True],
     )
     square = table.pivot(index="feature", columns="snapshot_index", values="normalised_strength")
-    square = square.loc[order["feature"], numbers]
+    square = square.loc[order["feature"], snapshots[0]]
     matched = order["matched"].to_numpy()
-    chosen = {
-        "initialisation": _examples(living[living["initialisation"] & ~living["transient"]]),
-        "emergent": _examples(living[living["emergent"] & ~living["transient"]]),
-        "transient": _examples(living[living["transient"]]),
-    }
+    examples = {name: _examples(own) for name, own in style.by_class(living).items()}
 
     with style.paper():
         figure = style.new_figure(180, 212)
@@ -65,37 +60,33 @@ def draw(features: str | Path, strengths: str | Path, output: str | Path) -> Non
         assert isinstance(engine, ConstrainedLayoutEngine)
         engine.set(rect=(0.01, 0.006, 0.98, 0.99))
         halves = figure.add_gridspec(2, 1, height_ratios=[1.1, 1])
-        axes = halves[0].subgridspec(1, 2).subplots(squeeze=False)[0]
-        image = _map(axes[0], square.to_numpy(), numbers, steps)
-        style.title(axes[0], "a", f"all living features ({len(order):,})")
-        share = f"matched alone ({matched.sum():,}, {matched.mean():.0%} of the living)"
+        left, right = halves[0].subgridspec(1, 2).subplots(squeeze=False)[0]
+        image = _map(left, square.to_numpy(), snapshots)
+        left.set_ylabel("feature, ordered by peak, then onset")
+        style.title(left, "a", f"all living features ({len(order):,})")
+        share = ""
         if matched.any():
-            _map(axes[1], square.to_numpy()[matched], numbers, steps)
+            _map(right, square.to_numpy()[matched], snapshots)
+            share = f" ({matched.sum():,}, {matched.mean():.0%} of the living)"
+        elif living["matched_cosine"].notna().any():
+            style.empty(right, "no feature is matched\nacross seeds")
         else:
-            share = "matched alone"
-            known = living["matched_cosine"].notna().any()
-            why = "no feature is matched\nacross seeds" if known else "one seed: nothing to match"
-            style.empty(axes[1], why)
-        style.title(axes[1], "b", share)
-        axes[0].set_ylabel("feature, ordered by peak, then onset")
-        figure.colorbar(image, ax=axes, label="strength / peak strength", shrink=0.7, pad=0.015)
+            style.empty(right, "one seed: nothing to match")
+        style.title(right, "b", f"matched alone{share}")
+        figure.colorbar(
+            image, ax=[left, right], label="strength / peak strength", shrink=0.7, pad=0.015
+        )
         grid = halves[1].subgridspec(2, 3).subplots(sharey=True, squeeze=False)
-        texts = {
-            "initialisation": "initialisation, kept",
-            "emergent": "emergent, kept",
-            "transient": "transient",
-        }
-        for column, (name, examples) in enumerate(chosen.items()):
+        for column, (name, own) in enumerate(examples.items()):
             for row, kind in enumerate(style.KINDS):
                 axis = grid[row, column]
-                _curves(axis, square, examples, steps)
-                style.step_axis(axis, max(steps), kind)
-                letter = "cdefgh"[3 * row + column]
-                style.title(axis, letter, texts[name] if row == 0 else "")
-            if examples.empty:
-                style.empty(grid[0, column], "no such feature")
-                style.empty(grid[1, column], "no such feature")
-            else:
+                _curves(axis, square, own, snapshots[1])
+                style.step_axis(axis, max(snapshots[1]), kind)
+                text = "" if row else TITLES.get(name, name)
+                style.title(axis, "cdefgh"[3 * row + column], text)
+                if own.empty:
+                    style.empty(axis, "no such feature")
+            if not own.empty:
                 grid[1, column].legend(
                     loc="upper center",
                     bbox_to_anchor=(0.5, -0.36),
@@ -106,7 +97,7 @@ def draw(features: str | Path, strengths: str | Path, output: str | Path) -> Non
                 )
         for axis in grid[:, 0]:
             axis.set_ylabel("strength / peak")
-        style.save(figure, _drawn(order, square, chosen, snapshots), output)
+        style.save(figure, _drawn(order, square, examples, snapshots), output)
 
 
 def _examples(candidates: pd.DataFrame) -> pd.DataFrame:
@@ -123,11 +114,11 @@ def _examples(candidates: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([best, rest]).sort_values(["peak_snapshot_index", "feature"])
 
 
-def _map(axis: Axes, values: np.ndarray, numbers: list[int], steps: list[int]) -> AxesImage:
+def _map(axis: Axes, values: np.ndarray, snapshots: tuple[list[int], list[int]]) -> AxesImage:
     image = axis.imshow(values, aspect="auto", vmin=0, vmax=1, interpolation="nearest")
     ends = np.unique([1, len(values)])
     axis.set_yticks(ends - 1, [f"{row:,}" for row in ends])
-    style.snapshot_axis(axis, numbers, steps, 12)
+    style.snapshot_axis(axis, *snapshots, 12)
     return image
 
 
@@ -150,17 +141,17 @@ def _curves(axis: Axes, square: pd.DataFrame, examples: pd.DataFrame, steps: lis
 def _drawn(
     order: pd.DataFrame,
     square: pd.DataFrame,
-    chosen: dict[str, pd.DataFrame],
-    snapshots: pd.DataFrame,
+    examples: dict[str, pd.DataFrame],
+    snapshots: tuple[list[int], list[int]],
 ) -> pd.DataFrame:
-    example = {f: name for name, some in chosen.items() for f in some["feature"]}
-    count = square.shape[1]
+    """One row per feature of the map and snapshot."""
     columns = ["feature", "peak_snapshot_index", "onset_step", "matched"]
-    rows = order[columns].assign(
-        row=np.arange(1, len(order) + 1), example=order["feature"].map(example)
+    example = {feature: name for name, own in examples.items() for feature in own["feature"]}
+    rows = order[columns].assign(example=order["feature"].map(example))
+    rows.insert(0, "row", np.arange(1, len(rows) + 1))
+    numbers, steps = snapshots
+    return rows.loc[rows.index.repeat(len(steps))].assign(
+        snapshot_index=np.tile(numbers, len(rows)),
+        step=np.tile(steps, len(rows)),
+        normalised_strength=square.to_numpy().ravel(),
     )
-    long = rows.loc[rows.index.repeat(count)].reset_index(drop=True)
-    long["snapshot_index"] = np.tile(snapshots["snapshot_index"], len(rows))
-    long["step"] = np.tile(snapshots["step"], len(rows))
-    long["normalised_strength"] = square.to_numpy().ravel()
-    return long[["row", *columns, "example", "snapshot_index", "step", "normalised_strength"]]

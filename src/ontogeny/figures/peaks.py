@@ -10,7 +10,7 @@ import pandas as pd
 from ontogeny.figures import style
 
 
-def draw(features: str | Path, strengths: str | Path, output: str | Path) -> None:
+def draw(features: Path, strengths: Path, output: Path) -> None:
     """Histogram of the peak snapshot index, all living features and the matched ones.
 
     Parameters
@@ -21,36 +21,34 @@ def draw(features: str | Path, strengths: str | Path, output: str | Path) -> Non
 
     References
     ----------
-    METHOD.md 4 and 8.
+    docs/method.md 4 and 8.
     """
     living = style.read_living(features, ["peak_snapshot_index"])
-    snapshots = style.read(strengths, ["snapshot_index", "step"])
-    snapshots = snapshots[["snapshot_index", "step"]].drop_duplicates().sort_values("step")
-    numbers, steps = list(snapshots["snapshot_index"]), list(snapshots["step"])
-    peak = living["peak_snapshot_index"]
+    numbers, steps = style.snapshots(style.read(strengths, ["snapshot_index", "step"]))
     counts = pd.DataFrame({"snapshot_index": numbers, "step": steps})
-    for name, some in (("all", peak), ("matched", peak[living["matched"]])):
-        counts[name] = some.value_counts().reindex(numbers, fill_value=0).to_numpy()
+    for group, own in (("all", living), ("matched", living[living["matched"]])):
+        peaks = own["peak_snapshot_index"].value_counts()
+        counts[group] = peaks.reindex(numbers, fill_value=0).to_numpy()
 
     with style.paper():
         figure = style.new_figure(180, 105)
         linear, log = figure.subplots(2, 1, sharex=True)
         x = np.arange(len(numbers))
-        linear.bar(x, counts["all"], 0.86, color=style.COLOURS["all"], label="all living")
-        linear.bar(x, counts["matched"], 0.5, color=style.COLOURS["matched"], label="matched")
-        for name, marker in (("all", "D"), ("matched", "o")):
-            there = counts[name].to_numpy() > 0
-            edge = "0.35" if name == "all" else style.COLOURS[name]
-            colour = style.COLOURS[name]
+        for group, width, marker, label in (
+            ("all", 0.86, "D", "all living"),
+            ("matched", 0.5, "o", "matched"),
+        ):
+            colour, some = style.COLOURS[group], counts[group].to_numpy() > 0
+            linear.bar(x, counts[group], width, color=colour, label=label)
             log.plot(
-                x[there],
-                counts[name].to_numpy()[there],
+                x[some],
+                counts.loc[some, group],
                 marker,
                 markersize=4.5,
                 color=colour,
-                markeredgecolor=edge,
+                markeredgecolor="0.35" if group == "all" else colour,
                 markeredgewidth=0.5,
-                label="all living" if name == "all" else name,
+                label=label,
             )
         log.set_yscale("log")
         log.set_ylim(0.8, 1.6 * max(1, counts["all"].max()))

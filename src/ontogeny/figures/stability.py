@@ -11,17 +11,16 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from ontogeny.figures import style
+from ontogeny.settings import Settings
 
-COLUMNS = ["other_seed", "feature", "partner", "cosine", "density"]
+COLUMNS = ["other_seed", "feature", "cosine", "density"]
 COLUMNS += ["peak_snapshot_index", "partner_peak_index"]
-FREQUENT = 200
-NEAR = 2
+FREQUENT = 200  # features
+NEAR = 2  # snapshots
 BINS = np.linspace(0, 1, 41)
 
 
-def draw(
-    matches: str | Path, strengths: str | Path, output: str | Path, threshold: float = 0.7
-) -> None:
+def draw(settings: Settings, matches: Path, strengths: Path, output: Path) -> None:
     """Matched cosines, cosine against density, and agreement of the matched features' peaks.
 
     Parameters
@@ -31,22 +30,19 @@ def draw(
         Without rows, as with one seed, the figure says so.
     strengths : the strengths table, for the snapshots: snapshot_index, step.
     output : path without ending. Its CSV has other_seed, feature, cosine, density,
-        peak_snapshot_index, partner_peak_index, matched, among_most_frequent: a row a point.
-    threshold : cosine of the stacked decoders from which two features match.
+        peak_snapshot_index, partner_peak_index, matched, among_most_frequent: one row per point.
 
     References
     ----------
-    METHOD.md 8.
+    docs/method.md 8.
     """
-    table = style.read(matches, COLUMNS)
-    snapshots = style.read(strengths, ["snapshot_index", "step"])
-    snapshots = snapshots[["snapshot_index", "step"]].drop_duplicates().sort_values("step")
+    threshold = settings.analysis.matched_cosine
+    table = style.read(matches, [*COLUMNS[:2], "partner", *COLUMNS[2:]])
+    snapshots = style.snapshots(style.read(strengths, ["snapshot_index", "step"]))
     table = table[table["partner"] >= 0].reset_index(drop=True)
     table["matched"] = table["cosine"] >= threshold
     rank = table.groupby("other_seed")["density"].rank(method="first", ascending=False)
     table["among_most_frequent"] = rank <= FREQUENT
-    names = ["other_seed", "feature", "cosine", "density", "peak_snapshot_index"]
-    names += ["partner_peak_index", "matched", "among_most_frequent"]
     apart = "their distance"
     with style.paper():
         figure = style.new_figure(180, 135)
@@ -64,26 +60,21 @@ def draw(
         texts += [f"peaks of the matched features ({table['matched'].sum():,})", apart]
         for letter, axis, text in zip("abcd", axes, texts, strict=True):
             style.title(axis, letter, text)
-        style.save(figure, table[names], output)
+        style.save(figure, table[[*COLUMNS, "matched", "among_most_frequent"]], output)
 
 
 def _cosines(axis: Axes, table: pd.DataFrame, threshold: float) -> None:
     shades = ("0.72", "#0072B2", "#E69F00", "#CC79A7")
-    for i, (seed, some) in enumerate(table.groupby("other_seed")):
-        label = f"all, seed {seed}: {some['matched'].mean():.0%} ≥ {threshold:g}"
-        counts, _ = np.histogram(some["cosine"].clip(0, 1), BINS)
+    for i, (seed, own) in enumerate(table.groupby("other_seed")):
+        label = f"all, seed {seed}: {own['matched'].mean():.0%} ≥ {threshold:g}"
+        counts, _ = np.histogram(own["cosine"].clip(0, 1), BINS)
         colour = shades[i % len(shades)]
         axis.stairs(counts, BINS, fill=i == 0, color=colour, label=label)
-        often = some[some["among_most_frequent"]]
+        often = own[own["among_most_frequent"]]
+        label = f"{len(often)} most frequent: {often['matched'].mean():.0%}"
         counts, _ = np.histogram(often["cosine"].clip(0, 1), BINS)
-        axis.stairs(
-            counts,
-            BINS,
-            color="black" if i == 0 else colour,
-            linestyle="-" if i == 0 else ":",
-            linewidth=1,
-            label=f"{len(often)} most frequent: {often['matched'].mean():.0%}",
-        )
+        colour, line = (colour, ":") if i else ("black", "-")
+        axis.stairs(counts, BINS, color=colour, linestyle=line, linewidth=1, label=label)
     axis.axvline(threshold, color="black", linestyle="--", linewidth=0.8)
     axis.set(xlim=(0, 1), xlabel="cosine of stacked decoders", ylabel="features")
     axis.set_ylim(0, 1.35 * axis.get_ylim()[1])
@@ -95,16 +86,18 @@ def _densities(axis: Axes, table: pd.DataFrame, threshold: float) -> None:
     positive = table.loc[table["density"] > 0, "density"]
     least = positive.min() if len(positive) else 1e-4
     density = table["density"].clip(lower=least / 2)
-    for name, there in (("unmatched", ~table["matched"]), ("matched", table["matched"])):
+    groups = {"unmatched": (~table["matched"], "0.6")}
+    groups["matched"] = table["matched"], style.COLOURS["matched"]
+    for name, (chosen, colour) in groups.items():
         axis.plot(
-            density[there],
-            table.loc[there, "cosine"],
+            density[chosen],
+            table.loc[chosen, "cosine"],
             "o",
             markersize=2,
             markeredgewidth=0,
             alpha=0.75,
-            color="0.6" if name == "unmatched" else style.COLOURS["matched"],
-            label=f"{name} ({there.sum():,}, {there.mean():.0%})",
+            color=colour,
+            label=f"{name} ({chosen.sum():,}, {chosen.mean():.0%})",
             rasterized=True,
         )
     axis.axhline(threshold, color="black", linestyle="--", linewidth=0.8)
@@ -116,24 +109,27 @@ def _densities(axis: Axes, table: pd.DataFrame, threshold: float) -> None:
 
 
 def _peaks(
-    figure: Figure, joint: Axes, apart: Axes, matched: pd.DataFrame, snapshots: pd.DataFrame
+    figure: Figure,
+    joint: Axes,
+    apart: Axes,
+    matched: pd.DataFrame,
+    snapshots: tuple[list[int], list[int]],
 ) -> float | None:
     """Joint histogram of the peaks, histogram of their distance; the share that is near."""
     if matched.empty:
         for axis in (joint, apart):
             style.empty(axis, "no feature is matched across seeds")
         return None
-    numbers, steps = list(snapshots["snapshot_index"]), list(snapshots["step"])
     first, other = matched["peak_snapshot_index"], matched["partner_peak_index"]
-    place = {number: i for i, number in enumerate(numbers)}
-    edges = np.arange(len(numbers) + 1) - 0.5
-    counts, _, _ = np.histogram2d(first.map(place), other.map(place), [edges, edges])
+    row = {number: i for i, number in enumerate(snapshots[0])}
+    edges = np.arange(len(row) + 1) - 0.5
+    counts, _, _ = np.histogram2d(first.map(row), other.map(row), [edges, edges])
     shown = np.ma.masked_equal(counts.T, 0)
     norm = LogNorm(1, max(2.0, counts.max()))
     joint.plot(edges, edges, color="0.6", linewidth=0.6, zorder=0)
     image = joint.pcolormesh(edges, edges, shown, norm=norm, cmap="viridis_r")
-    style.snapshot_axis(joint, numbers, steps, 9)
-    style.snapshot_axis(joint, numbers, steps, 12, "y")
+    style.snapshot_axis(joint, *snapshots, 9)
+    style.snapshot_axis(joint, *snapshots, 12, "y")
     joint.set_xlabel("peak in first seed: snapshot number, step")
     joint.set_ylabel("peak in other seed")
     bar = figure.colorbar(image, ax=joint, pad=0.01, aspect=35, format="{x:g}")

@@ -109,6 +109,22 @@ def read_living(path: str | Path, columns: Iterable[str] = ()) -> pd.DataFrame:
     return living
 
 
+def snapshots(table: pd.DataFrame) -> tuple[list[int], list[int]]:
+    """Numbers and training steps of a tidy table's snapshots, in training order."""
+    known = table[["snapshot_index", "step"]].drop_duplicates().sort_values("step")
+    return list(known["snapshot_index"]), list(known["step"])
+
+
+def by_class(living: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The features of each class; of initialisation and emergent those kept to the end."""
+    kept = living[~living["transient"]]
+    return {
+        "initialisation": kept[kept["initialisation"]],
+        "emergent": kept[kept["emergent"]],
+        "transient": living[living["transient"]],
+    }
+
+
 def matched_note(living: pd.DataFrame) -> str:
     """Which share of the living features is matched across seeds, in words."""
     count = len(living)
@@ -171,6 +187,31 @@ def step_axis(axis: Axes, last: float, kind: Kind, labels: bool = True) -> None:
         axis.set_xlabel("training step (log axis)" if kind == "log" else "training step")
     else:
         axis.tick_params(axis="x", which="both", labelbottom=False)
+
+
+def over_training(
+    grid: np.ndarray,
+    last: float,
+    marks: tuple[Sequence[int], Sequence[int]] | None = None,
+    first: str = "a",
+    labels: bool = True,
+) -> None:
+    """Make rows of two panels ones over training, steps on a log axis and on a linear one.
+
+    Call it when all is drawn.
+
+    Parameters
+    ----------
+    grid : (rows, 2) axes, lettered row by row from `first`. last : step at which the axes end.
+    marks : numbers and steps of the snapshots to mark on top of the first row.
+    labels : whether the last row has tick and axis labels of the steps.
+    """
+    for i, (row, column) in enumerate(np.ndindex(grid.shape)):
+        axis, kind = grid[row, column], KINDS[column]
+        step_axis(axis, last, kind, labels and row == len(grid) - 1)
+        if marks is not None and row == 0:
+            mark_snapshots(axis, *marks, kind)
+        title(axis, chr(ord(first) + i), "")
 
 
 def mark_snapshots(

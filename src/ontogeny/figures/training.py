@@ -9,28 +9,25 @@ from matplotlib.axes import Axes
 
 from ontogeny.figures import style
 
+PANELS = {
+    "loss": (2.4, "loss (nats per token)"),
+    "rate": (1, "learning rate"),
+    "gain": (1.3, "copying gain (nats)"),
+}
+"""Height and label of each."""
 SERIES = {
-    "loss": {"loss": "loss of the batch", "held_out_loss": "loss on held-out text"},
-    "rate": {"learning_rate": "learning rate"},
-    "gain": {
-        "copying_gain": "repeated text, half a block apart",
-        "copying_gain_near": "3/8 of a block apart",
-        "random_gain": "random tokens, half a block apart",
-    },
+    "loss": ("loss", "batch", "loss of the batch"),
+    "held_out_loss": ("loss", "held_out", "loss on held-out text"),
+    "learning_rate": ("rate", "learning_rate", "learning rate"),
+    "copying_gain": ("gain", "copying", "repeated text, half a block apart"),
+    "copying_gain_near": ("gain", "copying_near", "3/8 of a block apart"),
+    "random_gain": ("gain", "random_tokens", "random tokens, half a block apart"),
 }
-COLOUR = {
-    "loss": "batch",
-    "held_out_loss": "held_out",
-    "learning_rate": "learning_rate",
-    "copying_gain": "copying",
-    "copying_gain_near": "copying_near",
-    "random_gain": "random_tokens",
-}
+"""Panel, colour and label of each."""
+LEVELS = ("unigram", "bigram")
 
 
-def draw(
-    log: str | Path | None, phases: str | Path, levels: str | Path, output: str | Path
-) -> None:
+def draw(log: Path | None, phases: Path, levels: Path, output: Path) -> None:
     """Loss beside the n-gram levels, learning rate and copying gains, on a log and a linear axis.
 
     Of a model that was not trained here the loss at the snapshots alone is known, and drawn.
@@ -47,89 +44,67 @@ def draw(
 
     References
     ----------
-    METHOD.md 5 and 8.
+    docs/method.md 5 and 8.
     """
-    names = ["unigram", "bigram"]
-    series = SERIES
     if log is None:
-        series = {"loss": {"held_out_loss": SERIES["loss"]["held_out_loss"]}}
+        series = {"held_out_loss": SERIES["held_out_loss"]}
         table = style.read(phases, ["step", "loss"]).rename(columns={"loss": "held_out_loss"})
     else:
-        table = style.read(log, ["step", *(c for panel in series.values() for c in panel)])
+        series = SERIES
+        table = style.read(log, ["step", *series])
     level = style.read_json(
-        levels, [f"{n}_{what}" for n in names for what in ("cross_entropy", "crossing_step")]
+        levels, [f"{n}_{what}" for n in LEVELS for what in ("cross_entropy", "crossing_step")]
     )
     snapshots = style.read(phases, ["snapshot_index", "step"])
-    last = table["step"].max()
-    drawn = [
-        table.loc[table[column].notna(), ["step", column]]
-        .rename(columns={column: "value"})
-        .assign(panel=panel, series=column)
-        for panel, columns in series.items()
-        for column in columns
-    ]
+    long = table.melt("step", list(series), "series").dropna(subset=["value"])
+    long["panel"] = long["series"].map({name: panel for name, (panel, *_) in series.items()})
     crossings = pd.DataFrame(
         {
             "panel": "crossing",
-            "series": names,
-            "step": [level[f"{n}_crossing_step"] for n in names],
-            "value": [level[f"{n}_cross_entropy"] for n in names],
+            "series": LEVELS,
+            "step": [level[f"{n}_crossing_step"] for n in LEVELS],
+            "value": [level[f"{n}_cross_entropy"] for n in LEVELS],
         }
     )
-    marks = pd.DataFrame(
-        {
-            "panel": "snapshot",
-            "series": "snapshot_index",
-            "step": snapshots["step"],
-            "value": snapshots["snapshot_index"],
-        }
+    marks = snapshots.assign(
+        panel="snapshot", series="snapshot_index", value=snapshots["snapshot_index"]
     )
+    panels = list(dict.fromkeys(panel for panel, *_ in series.values()))
+    heights = [PANELS[panel][0] for panel in panels]
     with style.paper():
-        heights = [2.4, 1, 1.3][: len(series)]
         figure = style.new_figure(180, 20 + 29 * sum(heights))
-        grid = figure.subplots(len(series), 2, sharey="row", height_ratios=heights, squeeze=False)
-        for column, kind in enumerate(style.KINDS):
-            for row, panel in enumerate(series):
-                axis = grid[row, column]
-                for name, label in series[panel].items():
-                    there = table[table[name].notna()]
-                    dots = name in ("held_out_loss", *SERIES["gain"])
-                    axis.plot(
-                        there["step"],
-                        there[name],
-                        color=style.COLOURS[COLOUR[name]],
-                        marker="o" if dots else None,
-                        markersize=2,
-                        linewidth=0.8 if name == "loss" else 1.2,
-                        label=label,
-                    )
-                style.step_axis(axis, last, kind, labels=row == len(series) - 1)
-            _levels(grid[0, column], crossings)
-            numbers, steps = list(snapshots["snapshot_index"]), list(snapshots["step"])
-            style.mark_snapshots(grid[0, column], numbers, steps, kind)
-            for letter, axis in zip("ace" if column == 0 else "bdf", grid[:, column], strict=False):
-                style.title(axis, letter, "")
+        grid = figure.subplots(len(panels), 2, sharey="row", height_ratios=heights, squeeze=False)
+        for row, panel in zip(grid, panels, strict=True):
+            row[0].set_ylabel(PANELS[panel][1])
+            for axis in row:
+                for name, (where, colour, label) in series.items():
+                    if where == panel:
+                        known = table[table[name].notna()]
+                        axis.plot(
+                            known["step"],
+                            known[name],
+                            color=style.COLOURS[colour],
+                            marker="o" if name == "held_out_loss" or panel == "gain" else None,
+                            markersize=2,
+                            linewidth=0.8 if name == "loss" else 1.2,
+                            label=label,
+                        )
+                if panel == "loss":
+                    _levels(axis, crossings)
+                if panel == "gain":
+                    axis.axhline(0, color="0.6", linewidth=0.6, zorder=0)
+        style.over_training(grid, table["step"].max(), style.snapshots(snapshots))
         figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
-        grid[0, 0].set_ylabel("loss (nats per token)")
-        if "gain" in series:
-            for axis in grid[2]:
-                axis.axhline(0, color="0.6", linewidth=0.6, zorder=0)
+        if "gain" in panels:
             gains = grid[2, 0].get_legend_handles_labels()
             figure.legend(*gains, loc="outside lower center", ncols=3)
-            grid[1, 0].set_ylabel("learning rate")
-            grid[2, 0].set_ylabel("copying gain (nats)")
-        style.save(
-            figure,
-            pd.concat([*drawn, crossings, marks])[["panel", "series", "step", "value"]],
-            output,
-        )
+        drawn = pd.concat([long, crossings, marks])
+        style.save(figure, drawn[["panel", "series", "step", "value"]], output)
 
 
 def _levels(axis: Axes, crossings: pd.DataFrame) -> None:
     """Mark the n-gram levels and the steps at which the held-out loss crosses them."""
-    for name, step, value in zip(
-        crossings["series"], crossings["step"], crossings["value"], strict=True
-    ):
+    for name, step, value in crossings[["series", "step", "value"]].itertuples(index=False):
         colour = style.COLOURS[name]
         crossed = pd.notna(step)
         text = f"{name} cross-entropy {value:.2f}, "

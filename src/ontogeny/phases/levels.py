@@ -66,19 +66,13 @@ def crossing(steps: np.ndarray, loss: np.ndarray, level: float) -> float:
     return float(np.exp(x[0] + share * (x[1] - x[0])) - 1)
 
 
-def measure(
-    settings: Settings,
-    snapshots: str | Path,
-    tokens: str | Path,
-    table: str | Path,
-    levels: str | Path,
-) -> None:
+def measure(settings: Settings, snapshots: Path, tokens: Path, phases: Path, levels: Path) -> None:
     """Write the phases' table and the levels' crossings.
 
     Parameters
     ----------
-    snapshots : folder of step{S} folders. tokens : tokens.h5.
-    table : CSV; snapshot_index, step, loss, kl_unigram, kl_bigram.
+    snapshots : folder of the snapshots' folders. tokens : tokens.h5.
+    phases : CSV; snapshot_index, step, loss, kl_unigram, kl_bigram.
     levels : JSON; the cross-entropies in nats, smoothing strength, steps where the loss crosses
         each, and the snapshots on either side.
     """
@@ -87,7 +81,7 @@ def measure(
     steps = settings.snapshots.chosen
 
     def load(step: int) -> Any:
-        folder = Path(snapshots) / f"step{step}"
+        folder = snapshots / f"step{step}"
         return sites.load_model(folder, device, torch.float32, settings.snapshots.remote_code)
 
     def take(split: str, most: int) -> np.ndarray:
@@ -99,20 +93,19 @@ def measure(
     read = take("pretrain" if data.size("pretrain") else "train", NGRAM_TOKENS // data.context)
     fitted = ngrams.fit(read, vocabulary)
     held_out = take("held_out", settings.analysis.phase_blocks)
-    unigram, bigram = fitted.cross_entropies(held_out)
     rows = []
     with bar("phases", len(steps), "snapshots") as progress:
-        for i, step in enumerate(steps, start=1):
+        for number, step in enumerate(steps, start=1):
             measures = against_ngrams(load(step), held_out, fitted)
-            rows.append({"snapshot_index": i, "step": step, **measures})
+            rows.append({"snapshot_index": number, "step": step, **measures})
             progress.update()
-    found = pd.DataFrame(rows)
-    write_table(table, found)
-    facts: dict[str, object] = {"bigram_smoothing_strength": fitted.strength}
-    for name, level in (("unigram", unigram), ("bigram", bigram)):
-        step_at = crossing(np.array(steps), found["loss"].to_numpy(), level)
+    table = pd.DataFrame(rows)
+    write_table(phases, table)
+    about: dict[str, object] = {"bigram_smoothing_strength": fitted.strength}
+    for name, level in zip(("unigram", "bigram"), fitted.cross_entropies(held_out), strict=True):
+        step_at = crossing(np.array(steps), table["loss"].to_numpy(), level)
         after = [s for s in steps if s >= step_at]
-        facts[f"{name}_cross_entropy"] = level
-        facts[f"{name}_crossing_step"] = None if np.isnan(step_at) else step_at
-        facts[f"{name}_crossing_after_snapshot"] = steps.index(after[0]) + 1 if after else None
-    write_json(levels, facts)
+        about[f"{name}_cross_entropy"] = level
+        about[f"{name}_crossing_step"] = None if np.isnan(step_at) else step_at
+        about[f"{name}_crossing_after_snapshot"] = steps.index(after[0]) + 1 if after else None
+    write_json(levels, about)

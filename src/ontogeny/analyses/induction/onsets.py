@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 
 from ontogeny.analyses.induction.settings import Induction
-from ontogeny.features.evolution import onset
+from ontogeny.features.histories import onset
 from ontogeny.files import InputError, write_table
 from ontogeny.settings import Settings
 

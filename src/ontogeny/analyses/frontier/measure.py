@@ -1,7 +1,7 @@
 """The fidelity frontier: what crosscoders of several sizes and sparsities reach, beside SAEs.
 
 A crosscoder explains all snapshots with one set of features, an SAE one snapshot alone. Both come
-from the same training on the same rows and are measured alike (fidelity.py; METHOD.md 3). A
+from the same training on the same rows and are measured alike (docs/method.md 3). A
 crosscoder's point at a snapshot has EV and loss recovered *there*; its L0 counts every feature that
 is active on a token, or, smaller, those alone that are present at the snapshot.
 
@@ -11,15 +11,15 @@ of the same size and seed are read off between their points: straight in log L0.
 
 from __future__ import annotations
 
-from itertools import product
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ontogeny.activations.sites import expand
+from ontogeny.analyses.frontier.dictionaries import FRONTIER
 from ontogeny.files import InputError, write_table
-from ontogeny.settings import FRONTIER, Settings
+from ontogeny.settings import Settings
 
 MEASURES = ("explained_variance", "loss_recovered")
 COUNTS = ("l0", "l0_present")
@@ -69,29 +69,30 @@ def compare(table: pd.DataFrame) -> pd.DataFrame:
     """
     keys = ["snapshot_index", "step", "features", "seed"]
     saes = table[table["kind"] == "sae"].groupby(keys, sort=True)
-    crosscoders = table[table["kind"] == "crosscoder"].set_index(keys).sort_index()
+    ours = table[table["kind"] == "crosscoder"].set_index(keys).sort_index()
     parts = []
-    for key, curve in saes:
-        if key not in crosscoders.index:
+    for key, theirs in saes:
+        if key not in ours.index:
             continue
-        here = crosscoders.loc[[key]].reset_index()
-        for measure, counted in product(MEASURES, COUNTS):
-            part = here[["dictionary", *keys[2:], "sparsity", *keys[:2]]].copy()
-            part["measure"], part["counted"], part["l0"] = measure, counted, here[counted]
-            part["crosscoder"] = here[measure]
-            l0, value, wanted = curve["l0"], curve[measure], here[counted]
-            part["sae"] = read_at(l0.to_numpy(), value.to_numpy(), wanted.to_numpy())
-            part["difference"] = part["crosscoder"] - part["sae"]
-            parts.append(part)
-    return pd.concat(parts, ignore_index=True)
+        own = ours.loc[[key]].reset_index()
+        names = own[["dictionary", "features", "seed", "sparsity", "snapshot_index", "step"]]
+        for measure, counted in itertools.product(MEASURES, COUNTS):
+            l0 = theirs["l0"].to_numpy()
+            sae = read_at(l0, theirs[measure].to_numpy(), own[counted].to_numpy())
+            part = names.assign(measure=measure, counted=counted, l0=own[counted])
+            parts.append(part.assign(crosscoder=own[measure], sae=sae))
+    comparison = pd.concat(parts, ignore_index=True)
+    return comparison.assign(difference=comparison["crosscoder"] - comparison["sae"])
 
 
-def points(settings: Settings, crosscoders: str | Path) -> pd.DataFrame:
+def points(
+    settings: Settings, fidelities: dict[str, list[Path]], densities: dict[str, list[Path]]
+) -> pd.DataFrame:
     """What every dictionary of the frontier reaches, one row per dictionary, seed and snapshot.
 
     Parameters
     ----------
-    crosscoders : folder with NAME/seedS/fidelity.csv and density.parquet.
+    fidelities, densities : by dictionary, the tables of its seeds.
 
     Returns
     -------
@@ -103,50 +104,45 @@ def points(settings: Settings, crosscoders: str | Path) -> pd.DataFrame:
     ------
     InputError : a table is missing, or of other sites than the settings have.
     """
-    rows = []
-    for name, c in settings.all_crosscoders.items():
-        if name in settings.crosscoders:
-            continue
-        for seed in c.seeds:
-            folder = Path(crosscoders) / name / f"seed{seed}"
-            for file in ("fidelity.csv", "density.parquet"):
-                if not (folder / file).exists():
-                    raise InputError(f"{folder / file}: missing; make it with `ontogeny fidelity`")
-            sites = pd.read_csv(folder / "fidelity.csv")
-            dead = pd.read_parquet(folder / "density.parquet")["dead"].mean()
-            outputs = expand(c.outputs or c.inputs, settings.snapshots.chosen)
-            if set(sites["step"]) != {site.snapshot for site in outputs}:
-                raise InputError(f"{folder}/fidelity.csv: of other snapshots; make it again")
+    parts = []
+    for name, paths in fidelities.items():
+        chosen = settings.all_crosscoders[name]
+        kept = (chosen.outputs or chosen.inputs).snapshots
+        steps = settings.snapshots.chosen if kept == "all" else sorted(kept)
+        about = {
+            "dictionary": name,
+            "kind": "crosscoder" if name.startswith(FRONTIER) else "sae",
+            "features": chosen.features,
+            "sparsity": float(chosen.k) if chosen.activation == "batch_topk" else chosen.sparsity,
+        }
+        for seed, fidelity, density in zip(chosen.seeds, paths, densities[name], strict=True):
+            for path in (fidelity, density):
+                if not path.exists():
+                    raise InputError(f"{path}: missing; make it with `ontogeny fidelity`")
+            sites = pd.read_csv(fidelity)
+            if sorted(set(sites["step"])) != steps:
+                raise InputError(f"{fidelity}: of other snapshots; make it again")
             by_snapshot = sites.groupby(["snapshot_index", "step"])[OF_SITES].mean().reset_index()
-            about = {
-                "dictionary": name,
-                "kind": "crosscoder" if name.startswith(FRONTIER) else "sae",
-                "features": c.features,
-                "sparsity": float(c.k) if c.activation == "batch_topk" else c.sparsity,
-                "seed": seed,
-            }
-            for number, (column, value) in enumerate(about.items()):
-                by_snapshot.insert(number, column, value)
-            rows.append(by_snapshot.assign(dead=dead))
-    return pd.concat(rows, ignore_index=True)
+            dead = pd.read_parquet(density)["dead"].mean()
+            part = by_snapshot.assign(**about, seed=seed, dead=dead)
+            parts.append(part[[*about, "seed", *by_snapshot, "dead"]])
+    return pd.concat(parts, ignore_index=True)
 
 
-def gather(
-    settings: Settings, crosscoders: str | Path, table: str | Path, comparison: str | Path
+def measure(
+    settings: Settings,
+    fidelities: dict[str, list[Path]],
+    densities: dict[str, list[Path]],
+    frontier: Path,
+    comparison: Path,
 ) -> None:
     """Write the frontier's points and the comparison of crosscoders with SAEs, as CSV.
 
     Parameters
     ----------
-    crosscoders : folder of all trained dictionaries.
-    table, comparison : what `points` and `compare` return.
-
-    Raises
-    ------
-    InputError : the settings have no frontier, or a table does not fit them.
+    fidelities, densities : as of `points`, which also says what is raised.
+    frontier, comparison : what `points` and `compare` return.
     """
-    if settings.frontier is None:
-        raise InputError("frontier: missing; add the section to the configuration")
-    reached = points(settings, crosscoders)
-    write_table(comparison, compare(reached))
-    write_table(table, reached)
+    table = points(settings, fidelities, densities)
+    write_table(comparison, compare(table))
+    write_table(frontier, table)

@@ -1,0 +1,49 @@
+"""What the analysis `dimensionality` reads, makes, costs and draws."""
+
+from ontogeny.declarations import Analysis, Cost, Figure, Product, Stage
+from ontogeny.stages import HISTORIES
+
+DIMENSIONALITY = Stage(
+    "dimensionality",
+    run="ontogeny.analyses.dimensionality.measure:measure",
+    about="Measure how many dimensions the features take up, by snapshot and class.",
+    reads={"crosscoders": "crosscoders", "densities": "densities", "features": "features"},
+    makes={"dimensionality": "dimensionality"},
+    settings=("analysis.presence",),
+    gpu=False,
+    # Decoder entries of all seeds, each multiplied with as many as the model's width.
+    cost=Cost("decoders", (3.0, 4e-8), (0.5e9, 16.0), (20_000.0, 0.0)),
+)
+
+ANALYSIS = Analysis(
+    "dimensionality",
+    about="How many of the model's dimensions the features take up, and how many each of them.",
+    stages=[DIMENSIONALITY],
+    figures=[
+        Figure(
+            "dimensionality",
+            "ontogeny.analyses.dimensionality.figure:draw",
+            HISTORIES,
+            "Dimensionality",
+            {"features": "features", "dimensionality": "dimensionality"},
+        )
+    ],
+    products=[
+        Product(
+            "dimensionality",
+            "features/{crosscoder}/dimensionality.csv",
+            "one row per seed, group of living features and snapshot",
+            {
+                "seed": "of the crosscoder",
+                "group": "'all', a class, or of the first seed 'matched'",
+                "snapshot_index": "counted from 1",
+                "step": "training step of the snapshot",
+                "features": "how many there are",
+                "total": "sum of their dimensionalities",
+                "share": "total over the width d",
+                "mean": "total over features",
+            },
+        )
+    ],
+    numbers="ontogeny.analyses.dimensionality.numbers:numbers",
+)

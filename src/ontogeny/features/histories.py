@@ -1,0 +1,315 @@
+"""The features stage: from decoders to histories (docs/method.md 4).
+
+A feature's strength at a snapshot is its decoder norm there. All measures are plain NumPy functions
+of strengths (F, n) or of full decoders (F, n, D), for sites that are the snapshots of one layer and
+stream, in training order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ontogeny.crosscoder.model import Crosscoder
+from ontogeny.features.matching import match
+from ontogeny.files import InputError, write_json, write_table
+from ontogeny.settings import Settings
+
+SWEEP = (0.3, 0.4, 0.5, 0.6, 0.7)
+
+
+def decoder_norms(decoders: np.ndarray) -> np.ndarray:
+    """Strength of every feature at every snapshot, (F, n), from (F, n, D)."""
+    return np.linalg.norm(decoders, axis=2)
+
+
+def snapshot_numbers(settings: Settings, steps: Iterable[int]) -> np.ndarray:
+    """Snapshot indices, counted from 1 over all of the experiment's, of some training steps."""
+    return np.array([settings.snapshots.chosen.index(step) + 1 for step in steps])
+
+
+def normalise(strength: np.ndarray) -> np.ndarray:
+    """Strength over its maximum over snapshots, (F, n)."""
+    return strength / strength.max(1, keepdims=True)
+
+
+def peak_snapshot_index(strength: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Number of the snapshot of the largest strength, (F,), of those of the snapshots, (n,)."""
+    return numbers[strength.argmax(1)]
+
+
+def onset(normalised: np.ndarray, steps: np.ndarray, presence: float) -> np.ndarray:
+    """Training step of the first crossing of `presence`, (F,).
+
+    Interpolated in log(step + 1); the first step itself for a feature that is present there.
+    """
+    log_step = np.log(np.asarray(steps, float) + 1)
+    first = (normalised >= presence).argmax(1)
+    before = np.maximum(first - 1, 0)
+    row = np.arange(len(normalised))
+    low, high = normalised[row, before], normalised[row, first]
+    share = np.where(first > 0, (presence - low) / np.where(high > low, high - low, 1), 0.0)
+    return np.exp(log_step[before] + share * (log_step[first] - log_step[before])) - 1
+
+
+def lifetime(normalised: np.ndarray, presence: float) -> np.ndarray:
+    """Share of the snapshots at which normalised strength is at least `presence`, (F,)."""
+    return (normalised >= presence).mean(1)
+
+
+def classes(normalised: np.ndarray, presence: float) -> tuple[np.ndarray, np.ndarray]:
+    """Whether each feature is an initialisation feature (else emergent), and whether transient.
+
+    Initialisation: present at the first snapshot. Transient: no longer present at the last.
+    """
+    return normalised[:, 0] >= presence, normalised[:, -1] < presence
+
+
+def direction_cosines(decoders: np.ndarray, floor: float) -> np.ndarray:
+    """Cosine between each feature's directions at all pairs of snapshots, (F, n, n).
+
+    NaN where the normalised strength at either snapshot is below `floor`.
+    """
+    strength = decoder_norms(decoders)
+    unit = decoders / np.maximum(strength, 1e-12)[:, :, None]
+    cosines = unit @ unit.transpose(0, 2, 1)
+    present = normalise(strength) >= floor
+    cosines[~(present[:, :, None] & present[:, None, :])] = np.nan
+    return cosines
+
+
+def mean_matrix(cosines: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """Mean over features of (F, n, n) cosines, (n, n); weights (F,) count a feature repeatedly."""
+    w = np.ones(len(cosines)) if weights is None else weights
+    known = ~np.isnan(cosines)
+    total = np.tensordot(w, np.where(known, cosines, 0.0), 1)
+    count = np.tensordot(w, known.astype(float), 1)
+    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+
+
+def split_contrast(matrix: np.ndarray, first_of_second: int) -> tuple[float, float]:
+    """Mean cosine within the two blocks (diagonal left out), and between them."""
+    n = len(matrix)
+    second = np.arange(n) >= first_of_second
+    same = second[:, None] == second[None, :]
+    off = ~np.eye(n, dtype=bool)
+    return float(np.nanmean(matrix[same & off])), float(np.nanmean(matrix[~same]))
+
+
+def contrasts(matrix: np.ndarray) -> dict[int, float]:
+    """Within − between by the first snapshot (from 0) of the second block.
+
+    Both blocks have at least two snapshots, so that each has a pair to compare.
+    """
+    splits = range(2, len(matrix) - 1)
+    return {split: float(np.subtract(*split_contrast(matrix, split))) for split in splits}
+
+
+def best_split(matrix: np.ndarray) -> int:
+    """First snapshot (from 0) of the second block where within − between is largest."""
+    by_split = contrasts(matrix)
+    return list(by_split)[int(np.nanargmax(list(by_split.values())))]
+
+
+def split_step(steps: np.ndarray, first_of_second: int) -> float:
+    """The step between the blocks: the middle of their neighbouring snapshots in log(step + 1)."""
+    low, high = steps[first_of_second - 1], steps[first_of_second]
+    return float(np.sqrt((low + 1.0) * (high + 1.0)) - 1)
+
+
+def turning_point(
+    cosines: np.ndarray, steps: np.ndarray, samples: int, seed: int
+) -> dict[str, float]:
+    """Where the two-block split of the direction matrix is best, with a bootstrap over features.
+
+    Parameters
+    ----------
+    cosines : (F, n, n) of `direction_cosines`.
+
+    Returns
+    -------
+    step; low, high : 2.5% and 97.5% quantiles over bootstrap samples, widened to the snapshots
+    that bound the split (no split is known more finely than that); snapshot_before,
+    snapshot_after : those of the split itself (step); within, between : mean cosines there.
+    """
+    steps = np.asarray(steps)
+    matrix = mean_matrix(cosines)
+    split = best_split(matrix)
+    within, between = split_contrast(matrix, split)
+    rng = np.random.default_rng(seed)
+    even = np.full(len(cosines), 1 / len(cosines))
+    splits = [
+        best_split(mean_matrix(cosines, rng.multinomial(len(cosines), even)))
+        for _ in range(samples)
+    ]
+    low, high = np.quantile(splits, [0.025, 0.975], method="inverted_cdf").astype(int)
+    return {
+        "step": split_step(steps, split),
+        "low": float(steps[low - 1]),
+        "high": float(steps[high]),
+        "snapshot_before": float(steps[split - 1]),
+        "snapshot_after": float(steps[split]),
+        "within": within,
+        "between": between,
+    }
+
+
+def class_sweep(normalised: np.ndarray) -> pd.DataFrame:
+    """How the classes' counts move with the presence threshold."""
+    rows = []
+    for presence in SWEEP:
+        initial, transient = classes(normalised, presence)
+        rows.append(
+            {
+                "presence": presence,
+                "initialisation": int(initial.sum()),
+                "emergent": int((~initial).sum()),
+                "transient": int(transient.sum()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def describe(
+    settings: Settings,
+    crosscoders: list[Path],
+    densities: list[Path],
+    features: Path,
+    strengths: Path,
+    directions: Path,
+    classes: Path,
+    matches: Path,
+    turning_point: Path,
+) -> None:
+    """Write the tables of one crosscoder: its first seed's features, matched with the others'.
+
+    The columns are those that ontogeny.stages declares. Histories of dead features are NaN or
+    false; what a feature has of its partner is there with several seeds only.
+
+    Parameters
+    ----------
+    crosscoders : folders, one per seed. densities : the tables of their features, alike.
+
+    Raises
+    ------
+    InputError : the sites are not four or more snapshots of one layer and stream.
+    """
+    trained = [Crosscoder.load(folder) for folder in crosscoders]
+    steps = np.array([site[0] for site in trained[0].about.outputs])
+    if len(set(steps)) < len(steps) or len(steps) < 4:
+        raise InputError(
+            f"{crosscoders[0]}: histories need four or more snapshots of one layer and stream; "
+            "choose another primary crosscoder"
+        )
+    numbers = snapshot_numbers(settings, steps)
+    of_seeds = [pd.read_parquet(path) for path in densities]
+    decoders = trained[0].W_dec.numpy()
+    strength = decoder_norms(decoders)
+    table = _histories(strength, of_seeds[0], steps, numbers, settings.analysis.presence)
+    pairs = _pairs(trained, of_seeds, numbers, table)
+    table = _with_partners(table, pairs, settings.analysis.matched_cosine)
+    alive, normalised = table["alive"].to_numpy(), normalise(strength)
+    write_table(features, table)
+    write_table(
+        strengths,
+        pd.DataFrame(
+            {
+                "feature": np.repeat(table["feature"], len(steps)),
+                "snapshot_index": np.tile(numbers, len(table)),
+                "step": np.tile(steps, len(table)),
+                "strength": strength.ravel(),
+                "normalised_strength": normalised.ravel(),
+            }
+        ),
+    )
+    write_table(matches, pairs)
+    write_table(classes, class_sweep(normalised[alive]))
+    groups = {"all": alive, "matched": table["matched"].to_numpy()}
+    cosines = direction_cosines(decoders, settings.analysis.direction_floor)
+    matrices, turning = [], {}
+    for group, chosen in groups.items():
+        if chosen.any():
+            matrix, turning[group] = _turn(cosines[chosen], steps, numbers, settings)
+            matrices.append(matrix.assign(group=group))
+    write_table(directions, pd.concat(matrices)[["group", *matrices[0].columns.drop("group")]])
+    write_json(turning_point, turning)
+
+
+def _histories(
+    strength: np.ndarray,
+    density: pd.DataFrame,
+    steps: np.ndarray,
+    numbers: np.ndarray,
+    least: float,
+) -> pd.DataFrame:
+    """What one seed's strengths (F, n) say of its features; `least` of them is presence."""
+    alive, normalised = ~density["dead"].to_numpy(), normalise(strength)
+    initial, transient = classes(normalised, least)
+    return pd.DataFrame(
+        {
+            "feature": np.arange(len(strength)),
+            "alive": alive,
+            "density": density["density"],
+            "peak_snapshot_index": peak_snapshot_index(strength, numbers),
+            "peak_step": steps[strength.argmax(1)],
+            "peak_strength": strength.max(1),
+            "onset_step": onset(normalised, steps, least),
+            "lifetime": lifetime(normalised, least),
+            "initialisation": initial & alive,
+            "emergent": ~initial & alive,
+            "transient": transient & alive,
+        }
+    )
+
+
+def _pairs(
+    trained: list[Crosscoder],
+    densities: list[pd.DataFrame],
+    numbers: np.ndarray,
+    table: pd.DataFrame,
+) -> pd.DataFrame:
+    """The first seed's living features, each with its partner in every other seed."""
+    first, own = trained[0], table[table["alive"]]
+    living = own["feature"].to_numpy()
+    columns = ["seed", "other_seed", "feature", "partner", "cosine", "density"]
+    pairs = [pd.DataFrame(columns=[*columns, "peak_snapshot_index", "partner_peak_index"])]
+    for other, density in zip(trained[1:], densities[1:], strict=True):
+        other_living = np.flatnonzero(~density["dead"].to_numpy())
+        index, cosine = match(first.W_dec.numpy()[living], other.W_dec.numpy()[other_living])
+        partner = np.where(index >= 0, other_living[index], -1)
+        pair = own[["feature", "density", "peak_snapshot_index"]].assign(
+            seed=first.about.seed,
+            other_seed=other.about.seed,
+            partner=partner,
+            cosine=cosine,
+            partner_peak_index=peak_snapshot_index(other.strength.numpy(), numbers)[partner],
+        )
+        pairs.append(pair[list(pairs[0])])
+    return pd.concat(pairs[1:] or pairs, ignore_index=True)
+
+
+def _with_partners(table: pd.DataFrame, pairs: pd.DataFrame, least: float) -> pd.DataFrame:
+    """The features with their partner in the second seed and the least cosine over all seeds."""
+    if len(pairs):
+        second = pairs[pairs["other_seed"] == pairs["other_seed"].iloc[0]].set_index("feature")
+        partner = second["partner"].reindex(table["feature"], fill_value=-1).to_numpy()
+        peak = second["partner_peak_index"].reindex(table["feature"], fill_value=-1).to_numpy()
+        table = table.assign(partner=partner, partner_peak_index=np.where(partner >= 0, peak, -1))
+    cosine = pairs.groupby("feature")["cosine"].min().reindex(table["feature"])
+    table["matched_cosine"] = cosine.to_numpy(float)
+    return table.assign(matched=table["matched_cosine"].fillna(-1) >= least)
+
+
+def _turn(
+    cosines: np.ndarray, steps: np.ndarray, numbers: np.ndarray, settings: Settings
+) -> tuple[pd.DataFrame, dict[str, float]]:
+    """Mean cosine between the directions at all pairs of snapshots, and the turning point."""
+    i, j = (index.ravel() for index in np.indices((len(steps), len(steps))))
+    pairs = {"snapshot_index": numbers[i], "other_index": numbers[j]}
+    pairs |= {"step": steps[i], "other_step": steps[j], "cosine": mean_matrix(cosines).ravel()}
+    analysis = settings.analysis
+    about = turning_point(cosines, steps, analysis.bootstrap, analysis.seed)
+    return pd.DataFrame(pairs), {"features": len(cosines), **about}

@@ -30,14 +30,14 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ontogeny.analyses.contexts.settings import Contexts
+from ontogeny.analyses.kinds.measure import KINDS
 from ontogeny.atlas import build
 from ontogeny.atlas.gather import FORMAT, Contents
 from ontogeny.features import contexts
 from ontogeny.features.collect import bin_edges
-from ontogeny.features.kinds import KINDS
 from ontogeny.figures.style import COLOURS
 from ontogeny.files import write_json
-from ontogeny.settings import Contexts
 
 WORK = Path("results/benchmarks/atlas")
 OUTPUT = Path(__file__).parent / "results" / "atlas.json"

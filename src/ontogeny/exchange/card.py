@@ -189,7 +189,7 @@ def _experiment(trained: Crosscoder, folder: Path, experiment: Experiment | None
     filled: dict[str, Any] = {}
     if experiment is not None:
         weights = registry.products()["weights"].path.format(crosscoder=name, seed=about.seed)
-        filled["target"] = f"results/{experiment.name}/{weights}"
+        filled["target"] = f"results/{experiment.folder.name}/{weights}"
         if experiment.path("provenance").exists():
             provenance = experiment.json("provenance")
             versions |= {k: v for k, v in provenance["versions"].items() if k not in versions}

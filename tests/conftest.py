@@ -214,13 +214,11 @@ HOSTILE = [
 def analysed(finished, tmp_path_factory):
     """The tiny experiment with contexts, spans and a task, in which frequent tokens are hostile.
 
-    Settings, and the folder: the stages themselves, on a tokenizer whose pieces are HOSTILE.
+    The stages themselves, on a tokenizer whose pieces are HOSTILE.
     """
-    from ontogeny import settings
-    from ontogeny.analyses.circuits import attribution, tasks
-    from ontogeny.corpus.build import Tokens
+    from ontogeny import registry, running, settings
     from ontogeny.corpus.pieces import alphabet
-    from ontogeny.features import contexts, span
+    from ontogeny.experiment import Experiment
 
     folder = tmp_path_factory.mktemp("analysed") / "results" / "hostile"
     shutil.copytree(finished / RESULTS, folder, ignore=shutil.ignore_patterns("atlas", "state"))
@@ -229,20 +227,14 @@ def analysed(finished, tmp_path_factory):
         "name": "hostile",
         "analyses": ["dimensionality", "kinds", "contexts", "complexity", "circuits"],
         "circuits": {"tasks": ["induction"], "pairs": 16, "path_steps": 2},
-        "span": {"longest": 4, "contexts": 1},
+        "complexity": {"longest": 4, "contexts": 1},
     }
-    s = settings.load(given)
-    tokens, tokenizer = folder / "corpus/tokens.h5", folder / "corpus/tokenizer.json"
-    own, tables = folder / "crosscoders/batchtopk/seed0", folder / "features/batchtopk"
-    made = folder / "circuits/tasks.h5"
-    tasks.build(s, tokens, tokenizer, made, made.with_suffix(".csv"))
-    names = ("behaviour.csv", "attribution.parquet", "differences.h5")
-    outputs = (made.parent / "batchtopk" / name for name in names)
-    attribution.measure(s, own, folder / "snapshots", made, *outputs)
-    rows = (own, folder / "activations", folder / "snapshots", tokens)
-    span.measure(s, *rows, tables / "span.parquet", tables / "span_contexts.parquet")
+    (folder / "config.yaml").write_text(yaml.safe_dump(given))
+    experiment = Experiment(folder, settings.load(given))
+    for name in ("tasks", "attribution", "span"):
+        running.call(experiment, registry.stages()[name])
 
-    data = Tokens(tokens)
+    data, tokenizer = experiment.tokens(), experiment.path("tokenizer")
     text = data.take(np.arange(*data.splits["held_out"]))
     frequent = [int(i) for i in np.bincount(text.ravel()).argsort()[::-1] if i > 0]
     given = json.loads(tokenizer.read_text())
@@ -252,8 +244,8 @@ def analysed(finished, tmp_path_factory):
         names[number] = "".join(letters[byte] for byte in piece.encode())
     given["model"] |= {"vocab": {name: i for i, name in sorted(names.items())}, "merges": []}
     tokenizer.write_text(json.dumps(given))
-    contexts.describe(s, *rows, tokenizer, tables / "contexts.h5", tables / "contexts.parquet")
-    return s, folder
+    running.call(experiment, registry.stages()["contexts"])
+    return experiment
 
 
 def copied(checkout: Checkout, folder: Path) -> Checkout:

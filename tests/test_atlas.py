@@ -17,10 +17,9 @@ from conftest import HOSTILE, RESULTS
 from benchmarks import atlas as benchmark
 from ontogeny.atlas import build, gather, pack
 from ontogeny.corpus.pieces import visible
-from ontogeny.crosscoder.model import Crosscoder
-from ontogeny.features.contexts import Store
-from ontogeny.features.dimensionality import dimensionality
-from ontogeny.features.evolution import direction_cosines
+from ontogeny.experiment import Experiment
+from ontogeny.analyses.dimensionality.measure import of_decoders
+from ontogeny.features.histories import direction_cosines
 from ontogeny.files import InputError
 
 ANALYSES = {"kinds", "contexts", "complexity", "dimensionality", "circuits"}
@@ -29,17 +28,16 @@ ANALYSES = {"kinds", "contexts", "complexity", "dimensionality", "circuits"}
 @pytest.fixture(scope="module")
 def site(analysed) -> Path:
     """An atlas of two shards."""
-    s, folder = analysed
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "SHARD", 40)
         patch.setattr(build, "TEXT_FEATURES", 50)
-        build.build(s, folder, folder / "atlas")
-    return folder / "atlas"
+        build.build(analysed)
+    return analysed.path("atlas")
 
 
 @pytest.fixture(scope="module")
 def table(analysed) -> pd.DataFrame:
-    features = pd.read_parquet(analysed[1] / "features/batchtopk/features.parquet")
+    features = analysed.table("features")
     return features[features["alive"]].reset_index(drop=True)
 
 
@@ -68,35 +66,33 @@ def test_columns_are_the_tables(site, table, analysed):
     flags = found["class"]
     for bit, name in ((1, "initialisation"), (2, "emergent"), (4, "transient")):
         assert ((flags & bit) > 0).tolist() == table[name].tolist()
-    tables = analysed[1] / "features/batchtopk"
-    kinds = pd.read_parquet(tables / "kinds.parquet").set_index("feature")["kind"]
+    kinds = analysed.table("kinds").set_index("feature")["kind"]
     about = read(site, "experiment")
     for feature, kind in zip(table["feature"], found["kind"], strict=True):
         assert about["kinds"][kind] == kinds.get(feature, "none")
-    span = pd.read_parquet(tables / "span.parquet")
+    span = analysed.table("span")
     span = span[span["run"] == "replaced"].set_index("feature")["span"].reindex(table["feature"])
     assert span.notna().sum() > 20
     np.testing.assert_array_equal(found["complexity"], span.to_numpy(np.float32))
 
 
 def test_histories_are_the_decoders_within_what_is_stored(site, table, analysed):
-    s, folder = analysed
-    first, second = (Crosscoder.load(folder / f"crosscoders/batchtopk/seed{i}") for i in (0, 1))
+    first, second = (analysed.crosscoder(seed=seed) for seed in (0, 1))
     living = table["feature"].to_numpy()
     W = first.W_dec.numpy()[living]
     n, L = W.shape[1], len(living)
     scale = np.concatenate([one["scale"] for one in shards(site)])[:, None]
     level = joined(site, "strength", 2, n)
     strength = np.where(level == pack.NO_LEVEL, np.nan, level / 65534.0 * scale[:, None])
-    own = pd.read_parquet(folder / "features/batchtopk/strengths.parquet").pivot(
+    own = analysed.table("strengths").pivot(
         index="feature", columns="snapshot_index", values="strength"
     )
     np.testing.assert_allclose(strength[:, 0], own.loc[living], atol=1e-5 * scale.max())
-    matches = pd.read_csv(folder / "features/batchtopk/matches.csv").set_index("feature")
+    matches = analysed.table("matches").set_index("feature")
     partner = np.concatenate([one["partner"] for one in shards(site)])[:, 0]
     for i, feature in enumerate(living):
         row = matches.loc[feature]
-        if row["cosine"] >= s.analysis.matched_cosine:
+        if row["cosine"] >= analysed.settings.analysis.matched_cosine:
             assert partner[i] == row["partner"]
             np.testing.assert_allclose(
                 strength[i, 1], second.strength[partner[i]], atol=1e-5 * scale[i, 0]
@@ -107,18 +103,32 @@ def test_histories_are_the_decoders_within_what_is_stored(site, table, analysed)
     assert 0 < (partner >= 0).sum() < L
 
     cosine = joined(site, "cosine", n * (n - 1) // 2)
-    wanted = direction_cosines(W, s.analysis.direction_floor)
+    wanted = direction_cosines(W, analysed.settings.analysis.direction_floor)
     for c, (i, j) in enumerate(itertools.combinations(range(n), 2)):
         here = np.where(cosine[:, c] == pack.NO_COSINE, np.nan, cosine[:, c] / 127)
         np.testing.assert_allclose(here, wanted[:, i, j], atol=0.5 / 127 + 1e-6)
     D = joined(site, "dimensionality", n) / 255
-    np.testing.assert_allclose(D, dimensionality(W), atol=0.5 / 255 + 1e-9)
+    np.testing.assert_allclose(D, of_decoders(W), atol=0.5 / 255 + 1e-9)
+
+
+def test_what_the_site_is_made_from_is_what_it_reads(analysed, monkeypatch):
+    """Every file that the map is asked for is one that the rule watches, and the other way."""
+    watched = {path for paths in gather.reads(analysed).values() for path in paths}
+    asked: set[Path] = set()
+    path_of = Experiment.path
+
+    def path(self, product, **keys):
+        asked.add(path_of(self, product, **keys))
+        return path_of(self, product, **keys)
+
+    monkeypatch.setattr(Experiment, "path", path)
+    gather.gather(analysed)
+    monkeypatch.undo()
+    assert {path for path in asked if path.is_file()} - {analysed.path("config")} == watched
 
 
 def test_nearest_features_are_the_nearest(site, table, analysed):
-    W = Crosscoder.load(analysed[1] / "crosscoders/batchtopk/seed0").W_dec[
-        torch.tensor(table["feature"].to_numpy())
-    ]
+    W = analysed.crosscoder().W_dec[torch.tensor(table["feature"].to_numpy())]
     unit = torch.nn.functional.normalize(W.flatten(1), dim=1)
     cosines = (unit @ unit.T).numpy()
     np.fill_diagonal(cosines, -2)
@@ -129,7 +139,7 @@ def test_nearest_features_are_the_nearest(site, table, analysed):
 
 
 def test_attribution_is_the_tables(site, table, analysed):
-    wanted = pd.read_parquet(analysed[1] / "circuits/batchtopk/attribution.parquet").pivot(
+    wanted = analysed.table("attribution").pivot(
         index="feature", columns="step", values="attribution"
     )
     place = {feature: i for i, feature in enumerate(table["feature"])}
@@ -154,7 +164,7 @@ def test_attribution_is_the_tables(site, table, analysed):
 
 
 def test_contexts_and_lens_are_the_stores(site, table, analysed):
-    store = Store(analysed[1] / "features/batchtopk/contexts.h5")
+    store = analysed.contexts()
     words = read(site, "words")
     place = 0
     for one in shards(site):
@@ -198,7 +208,7 @@ def test_contexts_and_lens_are_the_stores(site, table, analysed):
 
 
 def test_text_that_is_searched_is_that_of_contexts(site, table, analysed):
-    store = Store(analysed[1] / "features/batchtopk/contexts.h5")
+    store = analysed.contexts()
     parts = [read(site, f"text/{i}") for i in (0, 1)]
     lines = parts[0]["contexts"] + parts[1]["contexts"]
     assert [len(parts[0]["promoted"]), len(lines)] == [50, len(table)]
@@ -242,9 +252,10 @@ def test_the_page_reads_nothing_from_elsewhere_and_makes_no_markup():
 
 
 def test_parts_that_were_not_analysed_are_told(analysed, tmp_path):
-    s, folder = analysed
-    bare = s.model_copy(update={"analyses": ["induction"]})
-    build.build(bare, folder, tmp_path / "atlas")  # whose files lie there all the same
+    settings = analysed.settings.model_copy(update={"analyses": ["induction"]})
+    bare = Experiment(analysed.folder, settings)  # whose files lie there all the same
+    assert ANALYSES.isdisjoint(gather.reads(bare))
+    build.write(gather.gather(bare), tmp_path / "atlas")
     about = read(tmp_path / "atlas", "experiment")
     assert set(about["missing"]) == ANALYSES
     assert about["missing"]["kinds"].endswith("kinds is not among its analyses.")
@@ -275,7 +286,7 @@ def test_the_experiment_in_short_is_the_summary(finished):
 
 
 def test_a_site_is_replaced_whole_or_left(analysed, tmp_path, monkeypatch):
-    s, folder = analysed
+    contents = gather.gather(analysed)
     (tmp_path / "atlas").mkdir()
     (tmp_path / "atlas/index.html").write_text("earlier")
 
@@ -285,24 +296,25 @@ def test_a_site_is_replaced_whole_or_left(analysed, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(build, "_histories", fail)
         with pytest.raises(InputError, match="no"):
-            build.build(s, folder, tmp_path / "atlas")
+            build.write(contents, tmp_path / "atlas")
     assert [p.name for p in tmp_path.rglob("*")] == ["atlas", "index.html"]
     assert (tmp_path / "atlas/index.html").read_text() == "earlier"
 
 
 def test_contexts_of_another_crosscoder_are_refused(analysed, tmp_path):
-    s, folder = analysed
-    shutil.copytree(folder, tmp_path / "x", ignore=shutil.ignore_patterns("atlas"))
-    path = tmp_path / "x/features/batchtopk/features.parquet"
+    folder = tmp_path / "x"
+    shutil.copytree(analysed.folder, folder, ignore=shutil.ignore_patterns("atlas"))
+    copy = Experiment(folder, analysed.settings)
+    path = copy.path("features")
     features = pd.read_parquet(path)
     features["alive"] = True
     features.to_parquet(path)
     with pytest.raises(InputError, match="contexts of another crosscoder"):
-        gather.gather(s, tmp_path / "x")
+        gather.gather(copy)
     features["alive"] = False
     features.to_parquet(path)
     with pytest.raises(InputError, match="no living feature to show; train"):
-        gather.gather(s, tmp_path / "x")
+        gather.gather(copy)
 
 
 def test_ten_thousand_features_take_less_than_60_mb(tmp_path):

@@ -20,10 +20,8 @@ import pandas as pd
 import pytest
 from conftest import HOSTILE, RESULTS, ROOT
 
-from ontogeny.atlas import build
+from ontogeny.atlas import build, gather
 from ontogeny.corpus.pieces import visible
-from ontogeny.crosscoder.model import Crosscoder
-from ontogeny.features.contexts import Store
 
 CHROMIUM = Path("/usr/bin/chromium")
 DEFAULT = ROOT / "results/default"
@@ -102,11 +100,10 @@ def browser() -> Iterator[sync_api.Browser]:
 @pytest.fixture(scope="module")
 def sites(analysed, finished, tmp_path_factory) -> tuple[Path, Path]:
     """The atlas of the analysed experiment, and the workflow's own, which has fewer parts."""
-    s, folder = analysed
     home = tmp_path_factory.mktemp("sites")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "SHARD", 40)  # so that there are two
-        build.build(s, folder, home / "hostile/atlas")
+        build.write(gather.gather(analysed), home / "hostile/atlas")
     shutil.copytree(finished / RESULTS / "atlas", home / "tiny/atlas")
     return home / "hostile/atlas", home / "tiny/atlas"
 
@@ -140,11 +137,10 @@ def look(browser, sites) -> Iterator:
 @pytest.fixture(scope="module")
 def table(analysed) -> pd.DataFrame:
     """What the site shows, from the tables themselves."""
-    tables = analysed[1] / "features/batchtopk"
-    features = pd.read_parquet(tables / "features.parquet")
-    kinds = pd.read_parquet(tables / "kinds.parquet")[["feature", "kind"]]
+    features = analysed.table("features")
+    kinds = analysed.table("kinds")[["feature", "kind"]]
     found = features[features["alive"]].merge(kinds, on="feature", how="left")
-    span = pd.read_parquet(tables / "span.parquet")
+    span = analysed.table("span")
     return found.fillna({"kind": "none"}).merge(
         span.loc[span["run"] == "replaced", ["feature", "span"]], on="feature", how="left"
     )
@@ -153,9 +149,7 @@ def table(analysed) -> pd.DataFrame:
 def test_the_overview_tells_the_experiment(look, table, analysed):
     here = look()
     summary = dict(zip(here.text(".facts dt"), here.text(".facts dd"), strict=True))
-    fidelity = [
-        pd.read_csv(analysed[1] / f"crosscoders/batchtopk/seed{i}/fidelity.csv") for i in (0, 1)
-    ]
+    fidelity = [analysed.table("fidelity", seed=seed) for seed in (0, 1)]
     assert float(summary["explained variance"]) == pytest.approx(
         pd.concat(fidelity)["explained_variance"].mean(), abs=6e-4
     )
@@ -165,7 +159,7 @@ def test_the_overview_tells_the_experiment(look, table, analysed):
     assert int(kinds["current token"]) == (table["kind"] == "current_token").sum()
     assert int(kinds["transient"]) == table["transient"].sum()
     here.page.click("figure:has(h3:text-is('Training')) summary")
-    phases = pd.read_csv(analysed[1] / "phases/phases.csv")
+    phases = analysed.table("phases")
     here.page.locator("figure:has(h3:text-is('Training')) .numbers td").first.wait_for()
     rows = here.text("figure:has(h3:text-is('Training')) .numbers td")
     np.testing.assert_allclose([float(x) for x in rows], phases["loss"], atol=6e-4)
@@ -299,7 +293,7 @@ def test_the_table_shows_sorts_and_filters(look, table):
 
 
 def test_the_table_orders_by_attribution(look, table, analysed):
-    every = pd.read_parquet(analysed[1] / "circuits/batchtopk/attribution.parquet")
+    every = analysed.table("attribution")
     largest = every[every["feature"].isin(table["feature"])].groupby("feature")["attribution"]
     wanted = largest.apply(lambda x: x[x.abs().idxmax()])
     here = look("#/table")
@@ -314,7 +308,7 @@ def test_the_table_orders_by_attribution(look, table, analysed):
 
 
 def test_search_looks_at_contexts_and_promoted_tokens(look, table, analysed):
-    store = Store(analysed[1] / "features/batchtopk/contexts.h5")
+    store = analysed.contexts()
     word = visible(HOSTILE[0])[1:7]  # script
     wanted = []
     for number in table["feature"]:
@@ -337,7 +331,7 @@ def test_search_looks_at_contexts_and_promoted_tokens(look, table, analysed):
 
 
 def test_hostile_text_shows_as_text(look, table, analysed):
-    store = Store(analysed[1] / "features/batchtopk/contexts.h5")
+    store = analysed.contexts()
     number = next(
         int(i) for i in table["feature"]
         if {HOSTILE[0], HOSTILE[4]} <= {t for c in store.feature(int(i)).top for t in c.texts}
@@ -357,9 +351,8 @@ def test_hostile_text_shows_as_text(look, table, analysed):
 
 
 def test_a_features_page_has_the_tables_numbers(look, table, analysed):
-    s, folder = analysed
-    crosscoder = Crosscoder.load(folder / "crosscoders/batchtopk/seed0")
-    row = table[table["matched_cosine"] >= s.analysis.matched_cosine].iloc[-1]
+    crosscoder = analysed.crosscoder()
+    row = table[table["matched_cosine"] >= analysed.settings.analysis.matched_cosine].iloc[-1]
     number = int(row["feature"])
     here = look(f"#/feature/{number}")
     facts = dict(zip(here.text(".facts dt"), here.text(".facts dd"), strict=True))
@@ -373,9 +366,9 @@ def test_a_features_page_has_the_tables_numbers(look, table, analysed):
     def numbers(title: str) -> np.ndarray:
         cells = here.text(f"figure:has(h3:text-is('{title}')) .numbers td")
         each = [float(x.replace("−", "-").replace(",", "").replace("–", "nan")) for x in cells]
-        return np.array(each).reshape(len(s.snapshots.chosen), -1)
+        return np.array(each).reshape(len(analysed.steps), -1)
 
-    partner = Crosscoder.load(folder / "crosscoders/batchtopk/seed1").strength[int(row["partner"])]
+    partner = analysed.crosscoder(seed=1).strength[int(row["partner"])]
     own = crosscoder.strength[number]
     np.testing.assert_allclose(numbers("Strength"), np.c_[own, partner], rtol=1e-3)
     W = crosscoder.W_dec[number].numpy()
@@ -385,7 +378,7 @@ def test_a_features_page_has_the_tables_numbers(look, table, analysed):
     assert there.sum() > len(W)
     np.testing.assert_allclose(shown[there], (unit @ unit.T)[there], atol=0.01)
     assert np.nanmax(numbers("Dimensionality")) <= 1
-    store = Store(folder / "features/batchtopk/contexts.h5").feature(number)
+    store = analysed.contexts().feature(number)
     values = [float(x) for x in here.text(".contexts .lines >> nth=0 >> .value")]
     np.testing.assert_allclose(values, [c.value for c in store.top], rtol=6e-3)
     shades = here.page.locator(".contexts .lines").first.locator("li").first.locator(".token")

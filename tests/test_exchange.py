@@ -17,18 +17,20 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import RESULTS, ROOT
+from conftest import RESULTS, ROOT, tiny
 from huggingface_hub import ModelCard, ModelCardData
 from safetensors.numpy import load_file, save_file
 
 from benchmarks import environments
+from ontogeny import settings
 from ontogeny.activations.rows import Cached, HeldOut
 from ontogeny.activations.sites import Site
 from ontogeny.cli import main
 from ontogeny.crosscoder.model import Crosscoder, Description
 from ontogeny.crosscoder.readout import Readout
 from ontogeny.exchange import card, hub, llamascopium, plain, saelens, scales
-from ontogeny.features import evolution
+from ontogeny.experiment import Experiment
+from ontogeny.features import histories
 from ontogeny.files import InputError
 from ontogeny.settings import Analysis
 
@@ -242,7 +244,7 @@ def test_what_is_imported_goes_on_to_histories_and_single_features(tmp_path):
     loaded = Crosscoder.load(made)
     density = tmp_path / "density.parquet"
     pd.DataFrame({"density": np.full(F, 0.1), "dead": np.zeros(F, bool)}).to_parquet(density)
-    evolution.describe(Analysis(bootstrap=10), [made], [density], STEPS, tmp_path / "tables")
+    histories.describe(Analysis(bootstrap=10), [made], [density], STEPS, tmp_path / "tables")
     strengths = pd.read_parquet(tmp_path / "tables/strengths.parquet")["strength"].to_numpy()
     W_D = load_file(folder / "sae_weights.safetensors")["W_D"]
     np.testing.assert_allclose(strengths.reshape(F, N).T, np.linalg.norm(W_D, axis=2), rtol=1e-5)
@@ -292,7 +294,7 @@ def with_tensor(folder: Path, name: str, value: np.ndarray | None) -> None:
 
 FAULTS = {
     "lacks act_fn": lambda f: changed(f, act_fn=None),
-    "act_fn 'layertopk' has no like here; known are relu, jumprelu, batchtopk": lambda f: changed(
+    "act_fn 'layertopk' is not supported; known are relu, jumprelu, batchtopk": lambda f: changed(
         f, act_fn="layertopk"
     ),
     "sae_type is 'clt', not crosscoder": lambda f: changed(f, sae_type="clt"),
@@ -538,8 +540,8 @@ def test_the_hubs_folder_of_an_experiment(finished, tmp_path):
     """Its card has the experiment's numbers; there and back the bytes are the same."""
     results = finished / RESULTS
     seed = results / "crosscoders/batchtopk/seed0"
-    done = finished.command("ontogeny", "export", "hub", str(tmp_path / "out"),
-                            "--results", str(results), "--licence", "mit")  # fmt: skip
+    done = finished.command("ontogeny", "export", "hub", str(results), str(tmp_path / "out"),
+                            "--licence", "mit")  # fmt: skip
     assert done.returncode == 0, done.stderr
     read = ModelCard.load(tmp_path / "out/README.md")
     assert isinstance(read.data, ModelCardData)
@@ -589,10 +591,15 @@ def test_names_in_a_card_are_no_markup(tmp_path):
     hostile = "a | b\n---\n<script>x</script> `c` [d](e)"
     trained = crosscoder()
     trained.save(tmp_path / "made")
-    config = {"name": hostile, "snapshots": {"hub": {"repository": hostile}}}
-    config["corpus"] = {"dataset": {"name": hostile}, "train_blocks": 1, "context": 2}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    text = card.write(trained, tmp_path / "made", tmp_path, hostile, hostile)
+    plainly = settings.load(tiny())
+    hub_ = settings.Hub.model_construct(repository=hostile)
+    corpus = plainly.corpus.model_copy(
+        update={"wheels": None, "dataset": settings.Dataset(name=hostile)}
+    )
+    snapshots = plainly.snapshots.model_copy(update={"hub": hub_, "pretrain": None})
+    named = {"name": hostile, "corpus": corpus, "snapshots": snapshots}
+    experiment = Experiment(tmp_path, plainly.model_copy(update=named))
+    text = card.write(trained, tmp_path / "made", experiment, hostile, hostile)
     metadata = yaml.safe_load(text[4:].split("\n---\n\n# ")[0])
     assert metadata["license"] == metadata["base_model"] == hostile
     assert metadata["datasets"] == [hostile]
@@ -622,13 +629,42 @@ def test_the_hubs_folder_is_checked_on_the_way_back(tmp_path):
 
 
 def test_no_such_crosscoder_is_said(tmp_path, capsys):
-    (tmp_path / "config.yaml").write_text("primary: batchtopk\n")
-    crosscoder().save(tmp_path / "crosscoders/batchtopk/seed3")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tiny()))
+    made, damaged = tmp_path / "crosscoders/batchtopk/seed3", tmp_path / "damaged"
+    crosscoder().save(made)
+    damaged.mkdir()
+    (damaged / "crosscoder.safetensors").write_bytes(b"no")
     for words, told in (
-        ([], "seed0: no crosscoder; there are batchtopk/seed3"),
-        (["--seed", "3", "--crosscoder", "other"], "no crosscoder; there are batchtopk/seed3"),
-        (["--folder", str(tmp_path)], "not a crosscoder of this version"),
+        ([tmp_path], "seed0: no crosscoder; there are batchtopk/seed3"),
+        ([tmp_path, "--seed", "3", "--crosscoder", "other"], "there are batchtopk/seed3"),
+        ([damaged], "not a crosscoder of this version"),
+        ([tmp_path / "none"], "no experiment here; name its folder"),
+        ([made, "--seed", "3"], "a crosscoder already; leave out --crosscoder and --seed"),
     ):
         with pytest.raises(SystemExit):
-            main(["export", "hub", str(tmp_path / "o"), "--results", str(tmp_path), *words])
+            main(["export", "hub", *map(str, words), str(tmp_path / "o")])
         assert told in capsys.readouterr().err
+
+
+def test_a_crosscoders_own_folder_takes_the_experiments_place(finished, tmp_path):
+    """It is found to be one of the experiment around it, or of none."""
+    results = finished / RESULTS
+    seed = results / "crosscoders/batchtopk/seed1"
+    words = ["--crosscoder", "batchtopk", "--seed", "1"]
+    shutil.copytree(seed, tmp_path / "alone")
+    for name, given in (
+        ("named", [results, *words]),
+        ("found", [seed]),
+        ("bare", [tmp_path / "alone"]),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main(["export", "hub", *map(str, given), str(tmp_path / name)])
+        assert end.value.code == 0
+    read = {
+        name: (tmp_path / name / "README.md").read_text() for name in ("named", "found", "bare")
+    }
+    assert read["named"] == read["found"]
+    assert (tmp_path / "found/experiment.yaml").exists()
+    assert "experiment.yaml" not in read["bare"]
+    with pytest.raises(SystemExit):
+        main(["export", "saelens", str(tmp_path / "alone"), str(tmp_path / "x"), "--alone"])

@@ -13,11 +13,13 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
+from conftest import tiny
 
 from ontogeny import cli, show
 from ontogeny.crosscoder.model import Crosscoder, Description
-from ontogeny.features import contexts, evolution
-from ontogeny.features.dimensionality import dimensionality
+from ontogeny.experiment import Experiment
+from ontogeny.features import contexts, histories
+from ontogeny.analyses.dimensionality.measure import of_decoders
 from ontogeny.settings import Analysis
 
 F, N, D = 12, 5, 6
@@ -84,31 +86,40 @@ def write_contexts(path) -> None:
         file["features"] = records
 
 
+def opened(folder) -> Experiment:
+    """The experiment of a folder, with STEPS and one crosscoder of the seed 7."""
+    changes = {"name": folder.name, "snapshots.steps": STEPS, "snapshots.pretrain.steps": STEPS[-1]}
+    (folder / "config.yaml").write_text(
+        yaml.safe_dump(tiny(changes | {"crosscoders.batchtopk.seeds": [7]}))
+    )
+    return Experiment.open(folder)
+
+
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory):
     """An experiment with every table that is shown; its features table is the stage's own."""
-    results = tmp_path_factory.mktemp("results") / "small"
-    seed, tables = results / "crosscoders/batchtopk/seed7", results / "features/batchtopk"
+    folder = tmp_path_factory.mktemp("results") / "small"
+    folder.mkdir()
+    made = opened(folder)
+    seed, tables = made.path("trained"), made.path("features").parent
     crosscoder().save(seed)
     dead = np.arange(F) == 0
     pd.DataFrame({"density": np.linspace(0, 0.1, F), "dead": dead}).to_parquet(seed / "d.parquet")
-    evolution.describe(
+    histories.describe(
         Analysis(bootstrap=10), [seed, seed], [seed / "d.parquet"] * 2, STEPS, tables
     )
-    (tables / "dimensionality.csv").write_text("made\n")
-    write_contexts(tables / "contexts.h5")
-    pd.DataFrame({"feature": [5], "kind": ["previous_token"]}).to_parquet(tables / "kinds.parquet")
+    made.path("dimensionality").write_text("made\n")
+    write_contexts(made.path("contexts"))
+    pd.DataFrame({"feature": [5], "kind": ["previous_token"]}).to_parquet(made.path("kinds"))
     spans = {"feature": [5, 5], "run": ["alone", "replaced"], "span": [3.0, 6.0]}
     spans |= {"span_low": [2.0, 4.0], "span_high": [5.0, 9.0]}
-    pd.DataFrame(spans).to_parquet(tables / "span.parquet")
+    pd.DataFrame(spans).to_parquet(made.path("span"))
     attributed = {"task": ["agree"] * 3, "feature": [5] * 3, "step": [0, 64, 256]}
     attributed |= {"attribution": [0.1, -2.0, 0.5], "standard_error": [0.2, 0.1, 0.1]}
     attributed |= {"told": [False, True, True]}
-    (results / "circuits/batchtopk").mkdir(parents=True)
-    pd.DataFrame(attributed).to_parquet(results / "circuits/batchtopk/attribution.parquet")
-    config = {"primary": "batchtopk", "crosscoders": {"batchtopk": {"seeds": [7]}}}
-    (results / "config.yaml").write_text(yaml.safe_dump(config))
-    return results
+    made.path("attribution").parent.mkdir(parents=True)
+    pd.DataFrame(attributed).to_parquet(made.path("attribution"))
+    return made
 
 
 def printed(experiment, feature: int = 5, width: int = 100, terminal: bool = False, **more) -> str:
@@ -124,7 +135,7 @@ def printed(experiment, feature: int = 5, width: int = 100, terminal: bool = Fal
 
 def test_the_numbers_are_those_of_the_tables(experiment):
     said = printed(experiment)
-    one = pd.read_parquet(experiment / "features/batchtopk/features.parquet").loc[5]
+    one = experiment.table("features").loc[5]
     W = crosscoder().W_dec.numpy()
     strength = np.linalg.norm(W, axis=2)[5]
     k = int(strength.argmax())
@@ -135,7 +146,7 @@ def test_the_numbers_are_those_of_the_tables(experiment):
     assert "kind       previous token" in said
     assert "complexity 6 tokens of context (quartiles 4 to 9), what is before replaced" in said
     assert "agree: largest -2 ± 0.1* at step 64, at the last +0.5 ± 0.1*" in said
-    of_dimension = dimensionality(W[1:])[4]  # among the living
+    of_dimension = of_decoders(W[1:])[4]  # among the living
     for step, s, d in zip(STEPS, strength, of_dimension, strict=True):
         bar = re.search(rf"^ +{step} (\S+) +{s:.3g}  D {d:.2f}$", said, re.MULTILINE)
         assert bar, (step, said)
@@ -153,18 +164,18 @@ def test_in_a_principal_subspace_the_numbers_are_those_of_the_full_decoders():
     one = crosscoder(basis=True)
     t = one._tensors
     alive = np.arange(F) > 0
-    found = show.dimensionality(show.Decoders(t["W_dec"].numpy(), t["basis"].numpy(), N), 5, alive)
-    np.testing.assert_allclose(found, dimensionality(one.W_dec.numpy()[1:])[4], rtol=1e-4)
+    decoders = show.Decoders(t["W_dec"].numpy(), t["basis"].numpy(), N)
+    found = show.dimensionality_of(decoders, 5, alive)
+    np.testing.assert_allclose(found, of_decoders(one.W_dec.numpy()[1:])[4], rtol=1e-4)
 
 
 def test_what_is_not_there_is_left_out(experiment, tmp_path):
-    tables = tmp_path / "bare/features/batchtopk"
-    tables.mkdir(parents=True)
-    (tmp_path / "bare/config.yaml").write_text((experiment / "config.yaml").read_text())
+    (tmp_path / "bare").mkdir()
+    bare = opened(tmp_path / "bare")
+    bare.path("features").parent.mkdir(parents=True)
     for name in ("features", "strengths"):
-        source = experiment / f"features/batchtopk/{name}.parquet"
-        (tables / source.name).write_bytes(source.read_bytes())
-    said = printed(tmp_path / "bare")
+        bare.path(name).write_bytes(experiment.path(name).read_bytes())
+    said = printed(bare)
     assert "strength by snapshot\n" in said
     for word in ("kind", "complexity", "contexts", "promoted", "attribution", "nearest", "D 0"):
         assert word not in said
@@ -209,23 +220,26 @@ def test_promoted_tokens_stand_by_snapshot(experiment):
         (["12"], "no feature 12; they are numbered 0 to 11"),
         (["--", "-1"], "no feature -1; they are numbered 0 to 11"),
         (["1", "--crosscoder", "other"], "no features of a crosscoder other; there are batchtopk"),
-        (["1", "--results", "{}/../none"], "no experiment here; .* there are small"),
     ],
 )
 def test_what_does_not_exist_is_said(experiment, words, told, capsys):
-    given = [word.format(experiment) for word in words]
-    if "--results" not in given:
-        given = ["--results", str(experiment), *given]
+    given = [str(experiment.folder), *words]
     assert CliRunner().invoke(cli.main, ["show", *given]).exit_code == 1
     with pytest.raises(SystemExit):
         cli.main(["show", *given])
     assert re.search(f"^ontogeny: .*{told}", capsys.readouterr().err)
 
 
-def test_damaged_tables_are_said(experiment, tmp_path):
-    tables = tmp_path / "bad/features/batchtopk"
-    tables.mkdir(parents=True)
-    (tmp_path / "bad/config.yaml").write_text((experiment / "config.yaml").read_text())
-    (tables / "features.parquet").write_bytes(b"not parquet")
+def test_where_there_is_no_experiment_the_others_are_named(experiment, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["show", str(experiment.folder.parent / "none"), "1"])
+    assert re.search("^ontogeny: .*no experiment here; .* there are small", capsys.readouterr().err)
+
+
+def test_damaged_tables_are_said(tmp_path):
+    (tmp_path / "bad").mkdir()
+    bad = opened(tmp_path / "bad")
+    bad.path("features").parent.mkdir(parents=True)
+    bad.path("features").write_bytes(b"not parquet")
     with pytest.raises(show.InputError, match=r"features.parquet: damaged; delete it"):
-        show.show(tmp_path / "bad", 1, None, 5, 80)
+        show.show(bad, 1, None, 5, 80)

@@ -13,17 +13,20 @@ import os
 import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from ontogeny import finished
 from ontogeny.corpus.pieces import visible
-from ontogeny.features.contexts import Context, Feature, Lens, Store
+from ontogeny.experiment import Experiment
+from ontogeny.features.contexts import Context, Lens
+from ontogeny.features.described import CLASSES, nearest
+from ontogeny.analyses.dimensionality.measure import of_decoders
 from ontogeny.files import InputError
 
 PROMOTED = 8  # tokens of a snapshot
@@ -33,6 +36,7 @@ BAR = 24  # cells, at most
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 OWN, ACTIVE, HEAD = "\x1b[1;30;43m", "\x1b[33m", "\x1b[1m"
 RESET = "\x1b[0m"
+RUNS = {"alone": "left out", "replaced": "replaced"}  # of the context span
 
 
 class Piece(NamedTuple):
@@ -49,129 +53,129 @@ class Line(NamedTuple):
     indent: int = 4
 
 
-def show(
-    results: str | Path, feature: int, crosscoder: str | None, contexts: int, width: int
-) -> list[Line]:
-    """All that is known of a feature.
-
-    Parameters
-    ----------
-    results : folder of the experiment. crosscoder : its name, or None for the primary one.
-    contexts : how many of the largest activations to show. width : of the terminal, cells.
-
-    Raises
-    ------
-    InputError : no experiment, no such crosscoder, no such feature, or damaged files.
-    """
-    results = Path(results)
-    config = finished.configuration(results)
-    name = crosscoder or str(config.get("primary", ""))
-    tables = results / "features" / name
-    every = _table(_tables_of(results, name) / "features.parquet")
-    if not 0 <= feature < len(every):
-        raise InputError(f"{tables}: no feature {feature}; they are numbered 0 to {len(every) - 1}")
-    one = every[every["feature"] == feature].iloc[0]
-    history = _rows(tables / "strengths.parquet", feature)
-    decoders = _decoders(results, config, name, len(every))
-    lines = [Line([Piece(f"feature {feature} of {name}, {results}", HEAD)])]
-    lines += _facts(tables, feature, one, len(history))
-    lines += _history(tables, history, decoders, feature, every["alive"].to_numpy(), width)
-    lines += _contexts(tables / "contexts.h5", feature, bool(one["alive"]), contexts)
-    lines += _attribution(results / "circuits" / name / "attribution.parquet", feature)
-    lines += _nearest(decoders, feature, every)
-    return lines
-
-
-def _tables_of(results: Path, name: str) -> Path:
-    if not (results / "features" / name / "features.parquet").exists():
-        there = sorted(p.parent.name for p in results.glob("features/*/features.parquet"))
-        raise InputError(
-            f"{results}: no features of a crosscoder {name}; there are "
-            f"{', '.join(there) or 'none yet: run the experiment'}"
-        )
-    return results / "features" / name
-
-
-def _table(path: Path, **more: Any) -> pd.DataFrame:
-    try:
-        return pd.read_parquet(path, **more)
-    except (OSError, ValueError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: damaged; delete it to make it again ({why})") from None
-
-
-def _rows(path: Path, feature: int) -> pd.DataFrame:
-    """A feature's rows of a table that has many of each; none where there is no table."""
-    if not path.exists():
-        return pd.DataFrame()
-    return _table(path, filters=[("feature", "==", feature)])
-
-
 class Decoders(NamedTuple):
-    """Decoders (F, O) in the space they were trained in, and what leads to a site's D from there.
+    """Decoders (F, O) in the space they were trained in, and what leads from there to the sites.
 
-    basis : (N·D, R) and then O = R, or None. sites : N.
+    basis : (N·D, R) and then O = R, or None and then O = N·D. sites : N.
     """
 
     W: np.ndarray
     basis: np.ndarray | None
     sites: int
 
-    def at(self, site: int) -> tuple[np.ndarray, np.ndarray]:
-        """(F, O) weights and (O, D) directions whose product is the decoders at a site."""
-        if self.basis is not None:
-            D = len(self.basis) // self.sites
-            return self.W, self.basis[site * D : (site + 1) * D].T
-        D = self.W.shape[1] // self.sites
-        return self.W[:, site * D : (site + 1) * D], np.eye(D, dtype=self.W.dtype)
+    def along(self, feature: int) -> np.ndarray:
+        """Inner products of all features' decoders with that of one, at every site, (F, N).
+
+        Nothing has F × N × D entries in a principal subspace.
+        """
+        own = self.W[feature].astype(np.float64)
+        if self.basis is None:
+            shape = (len(self.W), self.sites, -1)
+            return np.einsum("fnd,nd->fn", self.W.reshape(shape), own.reshape(shape[1:]))
+        U = self.basis.reshape(self.sites, -1, len(own))
+        return self.W @ np.einsum("ndr,nd->rn", U, U @ own)
 
 
-def _decoders(results: Path, config: dict[str, Any], name: str, features: int) -> Decoders | None:
-    """The decoders of the seed that the tables are of; None where its folder has gone."""
-    seeds = config.get("crosscoders", {}).get(name, {}).get("seeds", [0])
-    path = results / "crosscoders" / name / f"seed{seeds[0]}" / "crosscoder.safetensors"
-    if not path.exists():
-        return None
-    try:
-        tensors = load_file(path)
-        found = Decoders(tensors["W_dec"], tensors.get("basis"), len(tensors["scales_out"]))
-    except (OSError, SafetensorError, KeyError) as error:
-        raise InputError(f"{path}: damaged; delete it to train it again ({error})") from None
-    if len(found.W) != features:
-        raise InputError(f"{path}: of {len(found.W)} features, the tables of {features}; run again")
-    return found
+@dataclass(frozen=True)
+class Subject:
+    """A feature and the experiment whose tables know it."""
+
+    experiment: Experiment
+    crosscoder: str
+    feature: int
+
+    def has(self, product: str) -> bool:
+        """Whether a product of the crosscoder has been made."""
+        return self.experiment.path(product, crosscoder=self.crosscoder).exists()
+
+    def rows(self, product: str) -> pd.DataFrame:
+        """The feature's rows of a table; none where it has not been made."""
+        if not self.has(product):
+            return pd.DataFrame()
+        table = self.experiment.table(product, self.crosscoder)
+        return table[table["feature"] == self.feature]
+
+    def decoders(self, features: int) -> Decoders | None:
+        """Those of the seed that the tables are of; None where its folder has gone."""
+        if not self.has("weights"):
+            return None
+        path = self.experiment.path("weights", crosscoder=self.crosscoder)
+        try:
+            tensors = load_file(path)
+            made = Decoders(tensors["W_dec"], tensors.get("basis"), len(tensors["scales_out"]))
+        except (OSError, SafetensorError, KeyError) as error:
+            raise InputError(f"{path}: damaged; delete it to train it again ({error})") from None
+        if len(made.W) != features:
+            sizes = f"of {len(made.W)} features, the tables of {features}"
+            raise InputError(f"{path}: {sizes}; run again")
+        return made
 
 
-def _facts(tables: Path, feature: int, one: pd.Series, snapshots: int) -> list[Line]:
-    if not one["alive"]:
-        return [_fact("state", "dead: silent over the end of its training; it has no history")]
-    named = ("initialisation", "emergent", "transient")
-    classes = [word for word in named if one[word]]
-    where = f"snapshot {one['peak_snapshot_index']} of {snapshots}"
-    lines = [
-        _fact("class", ", ".join(classes)),
-        _fact("peak", f"step {one['peak_step']} ({where}), norm {one['peak_strength']:.4g}"),
-        _fact("onset", f"step {one['onset_step']:.4g}"),
-        _fact("lifetime", f"{one['lifetime']:.0%} of the snapshots"),
-        _fact("density", f"{one['density']:.3%} of held-out tokens"),
-    ]
-    kind = _rows(tables / "kinds.parquet", feature)
-    if len(kind):
-        lines.append(_fact("kind", str(kind["kind"].iloc[0]).replace("_", " ")))
-    for row in _rows(tables / "span.parquet", feature).to_dict("records"):
-        spread = f"quartiles {row['span_low']:.3g} to {row['span_high']:.3g}"
-        said = f"{row['span']:.3g} tokens of context ({spread}), what is before "
-        lines.append(_fact("complexity", said + _RUNS.get(str(row["run"]), str(row["run"]))))
-    for row in _rows(tables / "grades.parquet", feature).to_dict("records"):
-        if row.get("grade") is not None and row["grade"] == row["grade"]:
-            lines.append(_fact("graded", f"{row['grade']:.3g} by a language model"))
-    if one["matched_cosine"] == one["matched_cosine"]:
-        partner = f"cosine {one['matched_cosine']:.2f} with its partner, feature {one['partner']}"
-        lines.append(_fact("matched" if one["matched"] else "unmatched", partner))
+def show(
+    experiment: Experiment, feature: int, crosscoder: str | None, contexts: int, width: int
+) -> list[Line]:
+    """All that is known of a feature.
+
+    Parameters
+    ----------
+    crosscoder : its name, or None for the primary one.
+    contexts : how many of the largest activations to show. width : of the terminal, cells.
+
+    Raises
+    ------
+    InputError : no such crosscoder, no such feature, or damaged files.
+    """
+    name = crosscoder or experiment.primary
+    subject = Subject(experiment, name, feature)
+    known = experiment.settings.all_crosscoders
+    made = sorted(n for n in known if experiment.path("features", crosscoder=n).exists())
+    if name not in made:
+        raise InputError(
+            f"{experiment.folder}: no features of a crosscoder {name}; there are "
+            f"{', '.join(made) or 'none yet: run the experiment'}"
+        )
+    features = experiment.table("features", name)
+    if not 0 <= feature < len(features):
+        folder = experiment.path("features", crosscoder=name).parent
+        last = len(features) - 1
+        raise InputError(f"{folder}: no feature {feature}; they are numbered 0 to {last}")
+    row = features[features["feature"] == feature].iloc[0]
+    history = subject.rows("strengths")
+    decoders = subject.decoders(len(features))
+    lines = [Line([Piece(f"feature {feature} of {name}, {experiment.folder}", HEAD)])]
+    if not row["alive"]:
+        dead = _fact("state", "dead: silent over the end of its training; it has no history")
+        return [*lines, dead, *_attribution(subject)]
+    lines += _facts(subject, row, len(history))
+    lines += _history(subject, history, decoders, features, width)
+    lines += _contexts(subject, contexts)
+    lines += _attribution(subject)
+    lines += _nearest(decoders, feature, features)
     return lines
 
 
-_RUNS = {"alone": "left out", "replaced": "replaced"}
+def _facts(subject: Subject, row: pd.Series, snapshots: int) -> list[Line]:
+    where = f"snapshot {row['peak_snapshot_index']} of {snapshots}"
+    lines = [
+        _fact("class", ", ".join(word for word in CLASSES if row[word])),
+        _fact("peak", f"step {row['peak_step']} ({where}), norm {row['peak_strength']:.4g}"),
+        _fact("onset", f"step {row['onset_step']:.4g}"),
+        _fact("lifetime", f"{row['lifetime']:.0%} of the snapshots"),
+        _fact("density", f"{row['density']:.3%} of held-out tokens"),
+    ]
+    for kind in subject.rows("kinds").to_dict("records"):
+        lines.append(_fact("kind", kind["kind"].replace("_", " ")))
+    for span in subject.rows("span").to_dict("records"):
+        spread = f"quartiles {span['span_low']:.3g} to {span['span_high']:.3g}"
+        said = f"{span['span']:.3g} tokens of context ({spread}), what is before "
+        lines.append(_fact("complexity", said + RUNS.get(span["run"], span["run"])))
+    for grade in subject.rows("grades").to_dict("records"):
+        if pd.notna(grade.get("grade")):
+            lines.append(_fact("graded", f"{grade['grade']:.3g} by a language model"))
+    if pd.notna(row["matched_cosine"]):
+        partner = f"cosine {row['matched_cosine']:.2f} with its partner, feature {row['partner']}"
+        lines.append(_fact("matched" if row["matched"] else "unmatched", partner))
+    return lines
 
 
 def _fact(name: str, value: str) -> Line:
@@ -183,27 +187,27 @@ def _heading(text: str) -> list[Line]:
 
 
 def _history(
-    tables: Path,
+    subject: Subject,
     history: pd.DataFrame,
     decoders: Decoders | None,
-    feature: int,
-    alive: np.ndarray,
+    features: pd.DataFrame,
     width: int,
 ) -> list[Line]:
-    """A bar a snapshot; with the analysis of dimensionality, how much of a dimension it has."""
-    if history.empty or not alive[feature]:
+    """A bar per snapshot; with the analysis of dimensionality, how much of a dimension it has."""
+    if history.empty:
         return []
+    D = None
+    if decoders is not None and subject.has("dimensionality"):
+        D = dimensionality_of(decoders, subject.feature, features["alive"].to_numpy())
     history = history.sort_values("snapshot_index")
-    known = (tables / "dimensionality.csv").exists() and decoders is not None
-    D = dimensionality(decoders, feature, alive) if known and decoders else None
     lines = _heading("strength by snapshot" + (", dimensionality" if D is not None else ""))
     wide = max(len(str(step)) for step in history["step"])
     longest = min(BAR, max(4, width - wide - len("   0.12345  D 0.12")))
     for i, row in enumerate(history.to_dict("records")):
-        share = float(row["normalised_strength"])
+        bar = _bar(float(row["normalised_strength"]), longest)
         end = f" {row['strength']:.3g}" + (f"  D {D[i]:.2f}" if D is not None else "")
         step = Piece(f"  {row['step']:>{wide}} ")
-        lines.append(Line([step, Piece(_bar(share, longest)), Piece(end)], wide + 3))
+        lines.append(Line([step, Piece(bar), Piece(end)], wide + 3))
     return lines
 
 
@@ -213,36 +217,31 @@ def _bar(share: float, longest: int) -> str:
     return ("█" * whole + (EIGHTHS[rest] if rest else "")).ljust(longest)
 
 
-def dimensionality(decoders: Decoders, feature: int, alive: np.ndarray) -> np.ndarray:
-    """D of one feature among the living at every site, (N,): features/dimensionality.py's.
+def dimensionality_of(decoders: Decoders, feature: int, alive: np.ndarray) -> np.ndarray:
+    """Dimensionality of one feature among the living at every site, (N,).
 
-    Σ_j (Ŵ_i·W_j)² needs the feature's own direction alone: nothing has F × N × D entries.
+    Of the others it depends only on what they have along the feature's own direction, so that the
+    decoders' components there, in one dimension, give the same number.
     """
-    found = np.zeros(decoders.sites)
-    for site in range(decoders.sites):
-        W, lead = decoders.at(site)
-        own = W[feature].astype(np.float64) @ lead
-        squared = float(own @ own)
-        overlap = np.square(W[alive].astype(np.float64) @ (lead @ own)).sum()
-        found[site] = squared**2 / overlap if overlap > 0 else 0.0
-    return found
+    along = decoders.along(feature)[alive]
+    return of_decoders(along[:, :, None])[int(alive[:feature].sum())]
 
 
-def _contexts(path: Path, feature: int, alive: bool, count: int) -> list[Line]:
-    if not path.exists() or not alive:
+def _contexts(subject: Subject, count: int) -> list[Line]:
+    if not subject.has("contexts"):
         return []
-    found: Feature = Store(path).feature(feature)
+    known = subject.experiment.contexts(subject.crosscoder).feature(subject.feature)
     lines: list[Line] = []
-    parts = [("contexts, strongest first", found.top[:count])]
-    parts.append(("contexts by quantile of activation", found.quantiles))
-    for title, some in parts:
-        if some:
+    for title, contexts in (
+        ("contexts, strongest first", known.top[:count]),
+        ("contexts by quantile of activation", known.quantiles),
+    ):
+        if contexts:
             lines += _heading(title)
-        lines += [_context(one) for one in some]
-    lenses = _chosen(found.lens)
-    if lenses:
+        lines += [_context(context) for context in contexts]
+    if known.lens:
         lines += _heading("promoted tokens")
-    for name, lens in lenses:
+    for name, lens in _chosen(known.lens):
         texts = [text.replace(" ", "␣") for text, _, _ in lens.promoted[:PROMOTED]]
         start = Piece(f"  {name}, step {lens.step}: ")
         lines.append(Line([start, *(Piece(f"{text}  ") for text in texts)]))
@@ -251,8 +250,6 @@ def _contexts(path: Path, feature: int, alive: bool, count: int) -> list[Line]:
 
 def _chosen(lenses: Sequence[Lens]) -> list[tuple[str, Lens]]:
     """First, peak and last of the lens's snapshots, each with its name; no step twice."""
-    if not lenses:
-        return []
     order = sorted(lenses, key=lambda lens: (lens.step, not lens.peak))
     peak = next(lens for lens in order if lens.peak)
     named: dict[int, tuple[str, Lens]] = {}
@@ -262,32 +259,27 @@ def _chosen(lenses: Sequence[Lens]) -> list[tuple[str, Lens]]:
     return list(named.values())
 
 
-def _context(one: Context) -> Line:
-    start = f"  {one.value:>7.3g} "
-    if one.quantile is not None:
-        start = f"  {one.quantile:>4.0%} {one.value:>7.3g} "
+def _context(context: Context) -> Line:
+    quantile = "" if context.quantile is None else f"{context.quantile:>4.0%} "
+    start = f"  {quantile}{context.value:>7.3g} "
     pieces = [Piece(start)]
-    for i, text in enumerate(one.texts):
-        if i == one.offset - one.start:
-            mark = OWN
-        else:
-            mark = ACTIVE if one.activations[i] > 0 else ""
-        pieces.append(Piece(text, mark))
+    for i, text in enumerate(context.texts):
+        active = ACTIVE if context.activations[i] > 0 else ""
+        pieces.append(Piece(text, OWN if i == context.offset - context.start else active))
     return Line(pieces, len(start))
 
 
-def _attribution(path: Path, feature: int) -> list[Line]:
-    """A line a task in which the feature differs between the prompts: strongest and last."""
-    rows = _rows(path, feature)
+def _attribution(subject: Subject) -> list[Line]:
+    """A line per task in which the feature differs between the prompts: strongest and last."""
+    rows = subject.rows("attribution")
     if rows.empty:
         return []
     lines = _heading("attribution (nats of logit difference; * told from 0)")
     for task, own in rows.groupby("task", sort=False):
         own = own.sort_values("step")
         most, last = own.iloc[int(own["attribution"].abs().argmax())], own.iloc[-1]
-        told = f"largest {_value(most)} at step {most['step']}, "
-        pieces = [Piece(f"  {task}: "), Piece(told), Piece(f"at the last {_value(last)}")]
-        lines.append(Line(pieces))
+        largest = Piece(f"largest {_value(most)} at step {most['step']}, ")
+        lines.append(Line([Piece(f"  {task}: "), largest, Piece(f"at the last {_value(last)}")]))
     return lines
 
 
@@ -296,19 +288,18 @@ def _value(row: pd.Series) -> str:
     return f"{row['attribution']:+.3g} ± {row['standard_error']:.1g}{star}"
 
 
-def _nearest(decoders: Decoders | None, feature: int, every: pd.DataFrame) -> list[Line]:
+def _nearest(decoders: Decoders | None, feature: int, features: pd.DataFrame) -> list[Line]:
     """The living features whose decoders, over all snapshots, point most alike."""
-    alive = every["alive"].to_numpy()
-    if decoders is None or not alive[feature]:
+    if decoders is None:
         return []
-    W = decoders.W  # the basis is orthonormal: cosines are those of the full decoders
-    norm = np.linalg.norm(W, axis=1)
-    cosine = W @ W[feature] / np.maximum(norm * norm[feature], 1e-30)
-    cosine[~alive] = -np.inf
-    cosine[feature] = -np.inf
-    near = np.argsort(-cosine, kind="stable")[: min(NEAREST, int(alive.sum()) - 1)]
-    peak = every["peak_step"].to_numpy()
-    pieces = [Piece(f"{i} ({cosine[i]:.2f}, peak at step {peak[i]})  ") for i in near]
+    living = np.flatnonzero(features["alive"])
+    W = torch.from_numpy(decoders.W[living])  # the basis is orthonormal: cosines are the full ones
+    places, cosines = nearest(W, NEAREST, torch.from_numpy(np.flatnonzero(living == feature)))
+    peaks = features["peak_step"].to_numpy()
+    pieces = [
+        Piece(f"{i} ({cosine:.2f}, peak at step {peaks[i]})  ")
+        for i, cosine in zip(living[places[0]], cosines[0], strict=True)
+    ]
     if not pieces:
         return []
     return [*_heading("nearest features (cosine over all snapshots)"), Line([Piece("  "), *pieces])]

@@ -9,29 +9,25 @@ from typing import Any
 
 import numpy as np
 
-TYPES = ("u1", "u2", "u4", "i1", "i2", "f4")
-NO_LEVEL = 65535  # of `levels`, where a value is NaN
-NO_COSINE = -128
-NO_SIGNED = -32768
+# What stands for NaN, in numbers of two bytes, of one byte with a sign, and of two with a sign.
+NO_LEVEL, NO_COSINE, NO_SIGNED = 65535, -128, -32768
 
 
-def array(values: Any, kind: str) -> dict[str, str]:
+def array(values: Any, kind: str = "") -> dict[str, str]:
     """An array as JSON can hold it, flat.
 
     Parameters
     ----------
-    kind : one of TYPES. Values of the integer ones have to fit.
+    kind : u1, u2, u4, i1, i2 or f4; if not given, the smallest of the unsigned ones that holds the
+        values. Values of the integer ones have to fit.
     """
     given = np.asarray(values)
+    if not kind:
+        most = np.max(given, initial=0)
+        kind = "u1" if most < 1 << 8 else "u2" if most < 1 << 16 else "u4"
     made = np.ascontiguousarray(given, dtype=f"<{kind}")
     assert kind == "f4" or (made == given).all(), f"values that are no {kind}"
     return {"t": kind, "d": base64.b64encode(made.tobytes()).decode()}
-
-
-def smallest(values: Any) -> str:
-    """The unsigned type that holds whole numbers."""
-    most = np.max(values, initial=0)
-    return "u1" if most < 1 << 8 else "u2" if most < 1 << 16 else "u4"
 
 
 def unpack(packed: dict[str, str]) -> np.ndarray:
@@ -39,35 +35,41 @@ def unpack(packed: dict[str, str]) -> np.ndarray:
     return np.frombuffer(base64.b64decode(packed["d"]), f"<{packed['t']}")
 
 
-def levels(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Values from 0 to scale as 0 … 65534; NaN is NO_LEVEL. Scale broadcasts."""
-    share = np.clip(values / np.maximum(scale, 1e-30), 0, 1)
-    return np.where(np.isnan(share), NO_LEVEL, np.round(np.nan_to_num(share) * (NO_LEVEL - 1)))
+def levels(values: Any, scale: np.ndarray | float = 1.0) -> dict[str, str]:
+    """Values from 0 to scale as an array of two bytes; NaN is NO_LEVEL. Scale broadcasts."""
+    return array(_rounded(values / np.maximum(scale, 1e-30), NO_LEVEL - 1, NO_LEVEL), "u2")
 
 
-def signed(values: np.ndarray, scale: np.ndarray | float = 1.0) -> np.ndarray:
-    """Values from −scale to scale as −32767 … 32767; NaN is NO_SIGNED."""
-    share = np.clip(values / np.maximum(scale, 1e-30), -1, 1)
-    return np.where(np.isnan(share), NO_SIGNED, np.round(np.nan_to_num(share) * 32767))
+def signed(values: Any, scale: np.ndarray | float = 1.0) -> dict[str, str]:
+    """Values from −scale to scale as an array of two bytes with a sign; NaN is NO_SIGNED."""
+    return array(_rounded(values / np.maximum(scale, 1e-30), 32767, NO_SIGNED), "i2")
 
 
-def cosines(values: np.ndarray) -> np.ndarray:
-    """Cosines as −127 … 127; NaN is NO_COSINE."""
-    share = np.clip(values, -1, 1)
-    return np.where(np.isnan(share), NO_COSINE, np.round(np.nan_to_num(share) * 127))
+def cosines(values: np.ndarray) -> dict[str, str]:
+    """Cosines as an array of one byte with a sign; NaN is NO_COSINE."""
+    return array(_rounded(values, 127, NO_COSINE), "i1")
+
+
+def shares(values: np.ndarray) -> dict[str, str]:
+    """Numbers from 0 to 1 as an array of one byte."""
+    return array(_rounded(values, 255, 0), "u1")
+
+
+def _rounded(share: np.ndarray, most: int, none: int) -> np.ndarray:
+    """Shares from −1 to 1 as whole numbers from −most to most; NaN is `none`."""
+    share = np.clip(share, -1, 1)
+    return np.where(np.isnan(share), none, np.round(np.nan_to_num(share) * most))
 
 
 def plain(value: Any) -> Any:
     """A value that JSON has: NumPy's numbers as Python's, floats of six digits, null for NaN."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
     if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [plain(v) for v in value]
-    if isinstance(value, bool | np.bool_):
-        return bool(value)
-    if isinstance(value, int | np.integer):
-        return int(value)
-    if isinstance(value, float | np.floating):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    if isinstance(value, float):
         return float(f"{value:.6g}") if np.isfinite(value) else None
     return value
 

@@ -15,17 +15,19 @@ from pathlib import Path
 
 from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.exchange import card
-from ontogeny.exchange.plain import free, read_config
+from ontogeny.exchange.plain import free, part, read_config
+from ontogeny.experiment import Experiment
 from ontogeny.files import InputError, whole
 
-FILES = ("config.json", "crosscoder.safetensors")
 CONFIGURATION = "experiment.yaml"
+PRODUCTS = ("about", "weights")
+KEYS = ["activation", "gate", "features", "width", "outputs"]
 
 
 def write(
-    folder: str | Path,
-    output: str | Path,
-    experiment: Path | None,
+    folder: Path,
+    output: Path,
+    experiment: Experiment | None,
     licence: str | None = None,
     data_licence: str | None = None,
 ) -> None:
@@ -33,7 +35,7 @@ def write(
 
     Parameters
     ----------
-    folder : of a seed. experiment : results/NAME, or None for a crosscoder without one.
+    folder : of a seed. experiment : that it is one of, or None.
     licence : of the weights, as the hub names it, such as mit. data_licence : of the text, where
         it is not a text that the project brings.
 
@@ -41,40 +43,42 @@ def write(
     ------
     InputError : not a crosscoder, a damaged experiment, or something stands at `output`.
     """
-    folder, output = Path(folder), Path(output)
     free(output)
     trained = Crosscoder.load(folder)
     text = card.write(trained, folder, experiment, licence, data_licence)
-    with whole(output) as draft:
-        draft.mkdir()
-        for name in FILES:
-            shutil.copyfile(folder / name, draft / name)
-        if experiment is not None:
-            shutil.copyfile(experiment / "config.yaml", draft / CONFIGURATION)
-        (draft / "README.md").write_text(text)
+    configuration = experiment.path("config") if experiment else None
+    _copy(folder, output, configuration, text)
 
 
-def read(folder: str | Path, output: str | Path) -> None:
+def read(folder: Path, output: Path) -> None:
     """Bring the crosscoder of such a folder, downloaded, where it is wanted: the same bytes.
 
     Raises
     ------
     InputError : not such a folder, weights that do not fit its config, or `output` is taken.
     """
-    folder, output = Path(folder), Path(output)
     free(output)
-    read_config(folder / FILES[0], ["activation", "gate", "features", "width", "outputs"])
+    read_config(part(folder, "about"), KEYS)
     trained = Crosscoder.load(folder)
-    about, W = trained.about, trained.weights
-    for what, found, wanted in (
+    about, weights = trained.about, trained.weights
+    for what, shape, wanted in (
         ("decoders", trained.W_dec.shape, (about.features, len(about.outputs), about.width)),
-        ("encoders", W.W_enc.shape[:1], (about.features,)),
-        ("encoder's biases", W.b_enc.shape, (about.features,)),
+        ("encoders", weights.W_enc.shape[:1], (about.features,)),
+        ("encoder's biases", weights.b_enc.shape, (about.features,)),
         ("scales", trained.scales_in.shape, (len(about.inputs),)),
     ):
-        if tuple(found) != wanted:
-            raise InputError(f"{folder}: {what} are {tuple(found)}, its config says {wanted}")
+        if tuple(shape) != wanted:
+            raise InputError(f"{folder}: {what} are {tuple(shape)}, its config says {wanted}")
+    _copy(folder, output)
+
+
+def _copy(folder: Path, output: Path, configuration: Path | None = None, text: str = "") -> None:
+    """Copy a crosscoder's files, with a configuration and a card where there are any."""
     with whole(output) as draft:
         draft.mkdir()
-        for name in FILES:
-            shutil.copyfile(folder / name, draft / name)
+        for product in PRODUCTS:
+            shutil.copyfile(part(folder, product), part(draft, product))
+        if configuration is not None:
+            shutil.copyfile(configuration, draft / CONFIGURATION)
+        if text:
+            (draft / "README.md").write_text(text)

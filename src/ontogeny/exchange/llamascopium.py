@@ -26,7 +26,6 @@ activation_functions.py.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -59,7 +58,7 @@ KNOWN = {"relu": "relu", "jumprelu": "jumprelu", "batchtopk": "batch_topk"}
 KEYS = ["sae_type", "d_model", "expansion_factor", "act_fn", "norm_activation", "hook_points"]
 
 
-def write(trained: Crosscoder, output: str | Path, gate: str = "padded") -> None:
+def write(trained: Crosscoder, output: Path, gate: str = "padded") -> None:
     """Write a crosscoder as llamascopium's folder.
 
     Parameters
@@ -70,16 +69,16 @@ def write(trained: Crosscoder, output: str | Path, gate: str = "padded") -> None
     ------
     InputError : its input sites are not its output sites, or something stands at `output`.
     """
-    output, about = Path(output), trained.about
+    about = trained.about
     free(output)
     if about.inputs != about.outputs:
         raise InputError(
             "llamascopium's crosscoders read and write the same sites; this one does not, and can "
             "only be exported as a hub folder, or a site at a time to SAELens"
         )
-    p = plain(trained)
-    E, W = p.E, p.W_dec.transpose(0, 1).clone()  # (N, D, F), (N, F, D)
-    t, b_dec = p.t, p.b_dec
+    function = plain(trained)
+    E, W = function.E, function.W_dec.transpose(0, 1).clone()  # (N, D, F), (N, F, D)
+    t, b_dec = function.t, function.b_dec
     padded = about.gate == "feature" and gate == "padded" and len(E) > 1
     if padded and t is not None:
         norm = W.double().norm(dim=2)  # (N, F)
@@ -88,17 +87,16 @@ def write(trained: Crosscoder, output: str | Path, gate: str = "padded") -> None
         W = torch.cat([W, beside[:, :, None]], 2)
         E = torch.cat([E, torch.zeros(len(E), 1, about.features)], 1)
         b_dec = torch.cat([b_dec, torch.zeros(len(b_dec), 1)], 1)
-        t = (t.double() * largest / p.r[:, 0].double().clamp(min=LEAST_NORM)).float()
+        t = (t.double() * largest / function.r[:, 0].double().clamp(min=LEAST_NORM)).float()
     none = W.norm(dim=2) < LEAST_NORM
     W[none] = 0.0
     W[..., 0][none] = LEAST_NORM
     N, D = b_dec.shape
     b = torch.zeros(N, about.features)
-    b[0] = p.b
+    b[0] = function.b
     tensors = {"W_E": E, "b_E": b, "W_D": W, "b_D": b_dec}
     if t is not None:
         tensors[LOG_THRESHOLD] = t.clamp(min=LEAST_THRESHOLD).log()
-    dead = trained.dead.nonzero()[:, 0].tolist()
     names = [name_of(place) for place in about.outputs]
     for name, scale in zip(names, trained.scales_in.tolist(), strict=True):
         tensors[NORM + name] = torch.tensor(math.sqrt(D) / scale)
@@ -115,10 +113,9 @@ def write(trained: Crosscoder, output: str | Path, gate: str = "padded") -> None
         "sparsity_threshold_for_triton_spmm_kernel": 0.996,
         "jumprelu_threshold_window": 2.0,
         "hook_points": names,
-        "ontogeny": asdict(about) | {"dead": dead},
+        "ontogeny": asdict(about) | {"dead": trained.dead.nonzero()[:, 0].tolist()},
     }
-    texts = {"config.json": json.dumps(config, indent=2) + "\n"}
-    write_folder(output, (WEIGHTS, tensors), texts, {"version": "2.0.0b34"})
+    write_folder(output, WEIGHTS, tensors, "config.json", config, {"version": "2.0.0b34"})
 
 
 def expansion(features: int, width: int) -> float:
@@ -128,7 +125,7 @@ def expansion(features: int, width: int) -> float:
 
 
 def read(
-    folder: str | Path,
+    folder: Path,
     steps: list[int] | None = None,
     layer: int | None = None,
     stream: str | None = None,
@@ -145,7 +142,6 @@ def read(
     ------
     InputError : not such a folder, of what cannot be stated here, or an option is missing.
     """
-    folder = Path(folder)
     path = folder / "config.json"
     config = read_config(path, KEYS)
     _check(config, path)
@@ -159,8 +155,9 @@ def read(
         )
     if threshold is not None and act != "batchtopk":
         raise InputError(f"--threshold: act_fn {act} has its own; leave it out")
-    told = config.get("ontogeny")
-    places = [] if isinstance(told, dict) else _places(names, steps, layer, stream)
+    exported = config.get("ontogeny")
+    ours = isinstance(exported, dict)
+    places = [] if ours else _places(names, steps, layer, stream)
     shapes: dict[str, tuple[int, ...]]
     shapes = {"W_E": (N, D, F), "b_E": (N, F), "W_D": (N, F, D), "b_D": (N, D)}
     if act == "jumprelu":
@@ -176,16 +173,15 @@ def read(
             raise InputError(f"{folder}: a {NORM}* is not positive; export it after training")
         scales = (math.sqrt(D) / norms.double()).float()
     E, W = tensors["W_E"], tensors["W_D"].transpose(0, 1)  # (N, D, F), (F, N, D)
-    b = tensors["b_E"].double().sum(0).float()
     b_dec, log_t = tensors["b_D"], tensors.get(LOG_THRESHOLD, torch.zeros(F))
-    silent = torch.zeros(F, dtype=torch.long)
     padded = act == "jumprelu" and is_padded(E, W, b_dec)
     if padded:
         log_t, E, W, b_dec = _without_padding(log_t, E, W, b_dec)
         D -= 1
-    if isinstance(told, dict):
-        dead = told.pop("dead", [])
-        about = about_of(told, path)
+    silent = torch.zeros(F, dtype=torch.long)
+    if ours:
+        dead = exported.pop("dead", [])
+        about = about_of(exported, path)
         sizes = (about.features, len(about.outputs), about.width)
         if sizes != (F, N, D) or not set(dead) <= set(range(F)):
             raise InputError(f"{path}: 'ontogeny' is of another crosscoder; take it out")
@@ -194,9 +190,9 @@ def read(
     else:
         about = described(KNOWN[act], places, F, D, threshold or 0.0)
         about = replace(about, gate="feature") if padded else about
-    read = {
+    made = {
         "W_enc": E.permute(2, 0, 1).flatten(1),
-        "b_enc": b,
+        "b_enc": tensors["b_E"].double().sum(0).float(),
         "W_dec": W.flatten(1),
         "b_dec": b_dec.flatten(),
         "log_threshold": log_t,
@@ -206,13 +202,13 @@ def read(
         "mean_in": torch.zeros(N * about.width),
         "mean_out": torch.zeros(N * about.width),
     }
-    return Crosscoder(about, {name: tensor.contiguous() for name, tensor in read.items()})
+    return Crosscoder(about, {name: tensor.contiguous() for name, tensor in made.items()})
 
 
 def _as_it_is(
     about: Description, activation: str, padded: bool, log_t: torch.Tensor
 ) -> Description:
-    """What an export told, changed where the weights say otherwise.
+    """The description in an export, changed where the weights say otherwise.
 
     Of BatchTopK the export made a threshold for every feature; where they are still one, it is
     BatchTopK again.
@@ -225,61 +221,57 @@ def _as_it_is(
     gate = "feature" if padded or activation == "relu" else "snapshot"
     if len(about.outputs) == 1:  # one site: its own norm is the feature's
         gate = about.gate
-    changed: dict[str, Any] = {
-        "activation": activation,
-        "gate": gate,
-        "basis": "full",
-        "threshold": threshold,
-    }
-    return replace(about, **changed)
+    return replace(about, activation=activation, gate=gate, basis="full", threshold=threshold)
 
 
 def _check(config: dict[str, Any], path: Path) -> None:
     """Raise InputError for what this is not, or what has no like here."""
+    names, norm, act = config["hook_points"], config["norm_activation"], config["act_fn"]
+    faults = [
+        f"{key} is {config[key]!r}, not a positive number"
+        for key in ("d_model", "expansion_factor")
+        if not isinstance(config[key], int | float) or config[key] <= 0
+    ]
     if config["sae_type"] != "crosscoder":
-        raise InputError(f"{path}: sae_type is {config['sae_type']!r}, not crosscoder")
-    for key in ("d_model", "expansion_factor"):
-        if not isinstance(config[key], int | float) or config[key] <= 0:
-            raise InputError(f"{path}: {key} is {config[key]!r}, not a positive number")
-    names = config["hook_points"]
+        faults.insert(0, f"sae_type is {config['sae_type']!r}, not crosscoder")
     if not isinstance(names, list) or not names or len(set(map(str, names))) < len(names):
-        raise InputError(f"{path}: hook_points must be a list of different names")
-    if config["act_fn"] not in KNOWN:
-        raise InputError(
-            f"{path}: act_fn {config['act_fn']!r} has no like here; known are {', '.join(KNOWN)}"
-        )
-    if config["norm_activation"] not in ("dataset-wise", "inference"):
-        raise InputError(
-            f"{path}: norm_activation {config['norm_activation']!r} scales each token or batch by "
-            "itself; known are dataset-wise and inference"
+        faults.append("hook_points must be a list of different names")
+    if act not in KNOWN:
+        faults.append(f"act_fn {act!r} is not supported; known are {', '.join(KNOWN)}")
+    if norm not in ("dataset-wise", "inference"):
+        faults.append(
+            f"norm_activation {norm!r} scales each token or batch by itself; known are "
+            "dataset-wise and inference"
         )
     if not config.get("sparsity_include_decoder_norm", True):
-        raise InputError(f"{path}: sparsity_include_decoder_norm must be true for a crosscoder")
+        faults.append("sparsity_include_decoder_norm must be true for a crosscoder")
+    if faults:
+        raise InputError(f"{path}: {faults[0]}")
 
 
 def _weights(folder: Path) -> Path:
     """The weights where the library looks for them, safetensors alone: nothing is unpickled."""
-    places = [WEIGHTS, "checkpoints/pruned.safetensors", "checkpoints/final.safetensors"]
-    for place in places:
-        if (folder / place).exists():
-            return folder / place
-    raise InputError(f"{folder}: has none of {', '.join(places)}; save it as safetensors")
+    names = [WEIGHTS, "checkpoints/pruned.safetensors", "checkpoints/final.safetensors"]
+    for name in names:
+        if (folder / name).exists():
+            return folder / name
+    raise InputError(f"{folder}: has none of {', '.join(names)}; save it as safetensors")
 
 
 def _places(
     names: list[str], steps: list[int] | None, layer: int | None, stream: str | None
 ) -> list[Place]:
-    found = [place_of(name) for name in names]
-    if steps is None or layer is None or stream is None:
-        if any(place is None for place in found):
-            raise InputError(
-                f"hook points {names[0]!r}, ... do not say what they are; give --steps (one a "
-                f"head, {len(names)} in order), --layer and --stream"
-            )
-        return [place for place in found if place is not None]
-    if len(steps) != len(names):
-        raise InputError(f"--steps: {len(steps)} for {len(names)} hook points; give one each")
-    return [(step, layer, stream) for step in steps]
+    if steps is not None and layer is not None and stream is not None:
+        if len(steps) != len(names):
+            raise InputError(f"--steps: {len(steps)} for {len(names)} hook points; give one each")
+        return [(step, layer, stream) for step in steps]
+    places = [place for name in names if (place := place_of(name)) is not None]
+    if len(places) < len(names):
+        raise InputError(
+            f"hook points {names[0]!r}, ... do not say what they are; give --steps (one a "
+            f"head, {len(names)} in order), --layer and --stream"
+        )
+    return places
 
 
 def is_padded(E: torch.Tensor, W: torch.Tensor, b_dec: torch.Tensor) -> bool:

@@ -21,9 +21,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ontogeny import __version__
+from ontogeny import __version__, registry
 from ontogeny.crosscoder.model import Crosscoder, Description
-from ontogeny.files import InputError, whole
+from ontogeny.files import InputError, whole, write_json
 
 LEAST_THRESHOLD = 1.2e-38  # the least normal float32: a gate at 0 whose logarithm is finite
 NAME = re.compile(r"(\w+)\.(\d+)\.step(\d+)")
@@ -91,7 +91,7 @@ def described(
     )
 
 
-def about_of(told: Any, path: Path) -> Description:
+def about_of(exported: dict[str, Any], path: Path) -> Description:
     """The description that an export left in its config.
 
     Raises
@@ -99,16 +99,18 @@ def about_of(told: Any, path: Path) -> Description:
     InputError : it is not one of this version.
     """
     try:
-        about = Description(**told)
-        places = [[(int(s), int(n), str(stream)) for s, n, stream in sites]
-                  for sites in (about.inputs, about.outputs)]  # fmt: skip
+        about = Description(**exported)
+        inputs, outputs = (
+            [(int(step), int(layer), str(stream)) for step, layer, stream in sites]
+            for sites in (about.inputs, about.outputs)
+        )
         int(about.settings["dead_after_rows"])
     except (TypeError, ValueError, KeyError) as error:
         raise InputError(
             f"{path}: 'ontogeny' is of another version; take it out to import without "
             f"({str(error)!r})"
         ) from None
-    return replace(about, inputs=places[0], outputs=places[1])
+    return replace(about, inputs=inputs, outputs=outputs)
 
 
 def name_of(place: Place) -> str:
@@ -119,8 +121,13 @@ def name_of(place: Place) -> str:
 
 def place_of(name: str) -> Place | None:
     """The site that a name of `name_of` stands for; None for another name."""
-    found = NAME.fullmatch(name)
-    return (int(found[3]), int(found[2]), found[1]) if found else None
+    parts = NAME.fullmatch(name)
+    return (int(parts[3]), int(parts[2]), parts[1]) if parts else None
+
+
+def part(folder: Path, product: str) -> Path:
+    """A file of a crosscoder's own folder, wherever it lies, named as in an experiment."""
+    return folder / Path(registry.products()[product].path).name
 
 
 def read_config(path: Path, keys: list[str]) -> dict[str, Any]:
@@ -131,15 +138,15 @@ def read_config(path: Path, keys: list[str]) -> dict[str, Any]:
     InputError : no such file, no JSON object, or a key is missing.
     """
     try:
-        found = json.loads(path.read_text())
+        config = json.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(f"{path}: not there; name a folder of this format") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not JSON ({error})") from None
-    missing = [key for key in keys if not isinstance(found, dict) or key not in found]
+    missing = [key for key in keys if not isinstance(config, dict) or key not in config]
     if missing:
         raise InputError(f"{path}: lacks {', '.join(missing)}; not a config of this format")
-    return found
+    return config  # type: ignore[no-any-return]
 
 
 def read_tensors(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
@@ -150,34 +157,34 @@ def read_tensors(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, to
     InputError : no such file or damaged, a tensor missing, of another shape, or not finite.
     """
     try:
-        found = load_file(path)
+        tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: missing or damaged ({error})") from None
     for name, shape in shapes.items():
-        if name not in found:
-            raise InputError(f"{path}: lacks the tensor {name}; it has {sorted(found)}")
-        if tuple(found[name].shape) != shape:
-            raise InputError(f"{path}: {name} is {tuple(found[name].shape)}, not {shape}")
-        if not torch.isfinite(found[name]).all():
+        if name not in tensors:
+            raise InputError(f"{path}: lacks the tensor {name}; it has {sorted(tensors)}")
+        if tuple(tensors[name].shape) != shape:
+            raise InputError(f"{path}: {name} is {tuple(tensors[name].shape)}, not {shape}")
+        if not torch.isfinite(tensors[name]).all():
             raise InputError(f"{path}: {name} is not finite everywhere")
-        found[name] = found[name].float()
-    return found
+        tensors[name] = tensors[name].float()
+    return tensors
 
 
 def write_folder(
     output: Path,
-    tensors: tuple[str, dict[str, torch.Tensor]],
-    texts: dict[str, str],
+    weights: str,
+    tensors: dict[str, torch.Tensor],
+    name: str,
+    config: dict[str, Any],
     metadata: dict[str, str] | None = None,
 ) -> None:
-    """Write a folder of one safetensors file, as (name, tensors), and text files, whole or not."""
-    name, held = tensors
+    """Write a folder whole or not: tensors in the file `weights`, and a config of that name."""
     with whole(output) as draft:
         draft.mkdir()
-        kept = {key: value.detach().cpu().contiguous() for key, value in held.items()}
-        save_file(kept, draft / name, metadata)
-        for path, text in texts.items():
-            (draft / path).write_text(text)
+        kept = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+        save_file(kept, draft / weights, metadata)
+        write_json(draft / name, config)
 
 
 def free(output: Path) -> None:

@@ -22,7 +22,6 @@ SAELens: saes/standard_sae.py, saes/jumprelu_sae.py, saes/transcoder.py.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.exchange.plain import Plain, free, name_of, plain, write_folder
 from ontogeny.files import InputError
 
-WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"
+WEIGHTS = "sae_weights.safetensors"
 VERSION = "6.54.12"
 FIT_ROWS, TEST_ROWS = 65_536, 16_384
 PIECE = 4096
@@ -49,7 +48,7 @@ HOOKS = {  # TransformerLens's names of our streams
 
 def write(
     trained: Crosscoder,
-    output: str | Path,
+    output: Path,
     step: int | None = None,
     layer: int | None = None,
     stream: str | None = None,
@@ -72,31 +71,32 @@ def write(
     ------
     InputError : no such site, or several; something stands at `output`; no activations.
     """
-    output, about = Path(output), trained.about
+    about = trained.about
     free(output)
     site = _site(trained, step, layer, stream)
     place = about.outputs[site]
-    p = plain(trained)
-    D, N = about.width, len(about.inputs)
-    one = about.inputs == about.outputs and N == 1
-    told: dict[str, Any] = {}
-    if alone is None or one:
-        s = trained.scales_in[:, None, None]
-        E, b = (p.E * s).flatten(0, 1), p.b  # (N_in·D, F)
-    else:
-        E, b, told = fitted(trained, site, p, Path(alone))
+    function = plain(trained)
+    E, b = (function.E * trained.scales_in[:, None, None]).flatten(0, 1), function.b  # (N_in·D, F)
+    one = about.inputs == about.outputs and len(about.inputs) == 1
+    quality: dict[str, Any] = {}
+    if alone is not None and not one:
+        E, b, quality = fitted(trained, site, function, alone)
         one = True
     scale = trained.scales_out[site]
-    tensors = {"W_enc": E, "b_enc": b, "W_dec": p.W_dec[:, site] / scale}
-    tensors["b_dec"] = p.b_dec[site] / scale
-    if p.t is not None:
-        tensors["threshold"] = threshold(p, site)
+    tensors = {
+        "W_enc": E,
+        "b_enc": b,
+        "W_dec": function.W_dec[:, site] / scale,
+        "b_dec": function.b_dec[site] / scale,
+    }
+    if function.t is not None:
+        tensors["threshold"] = threshold(function, site)
     kind = ("standard" if one else "transcoder", "jumprelu" if one else "jumprelu_transcoder")
     config = {
-        "architecture": kind[p.t is not None],
+        "architecture": kind[function.t is not None],
         "d_in": len(E),
         "d_sae": about.features,
-        **({} if one else {"d_out": D}),
+        **({} if one else {"d_out": about.width}),
         "dtype": "float32",
         "device": "cpu",
         "apply_b_dec_to_input": False,
@@ -108,45 +108,42 @@ def write(
             "model_name": model,
             "hook_name": f"blocks.{place[1]}.{HOOKS.get(place[2], place[2])}",
             "snapshot": place[0],
-            "inputs": [name_of(place)] if one else [name_of(given) for given in about.inputs],
+            "inputs": [name_of(each) for each in ([place] if one else about.inputs)],
             "output": name_of(place),
             "ontogeny": __version__,
-            **told,
+            **quality,
         },
     }
-    texts = {CONFIG: json.dumps(config, indent=2) + "\n"}
-    write_folder(output, (WEIGHTS, tensors), texts)
+    write_folder(output, WEIGHTS, tensors, "cfg.json", config)
     return config
 
 
 def _site(trained: Crosscoder, step: int | None, layer: int | None, stream: str | None) -> int:
-    places = trained.about.outputs
-    found = [
-        i
-        for i, place in enumerate(places)
-        if all(
-            given in (None, own) for given, own in zip((step, layer, stream), place, strict=True)
-        )
+    places, wanted = trained.about.outputs, (step, layer, stream)
+    sites = [
+        site
+        for site, place in enumerate(places)
+        if all(given in (None, own) for given, own in zip(wanted, place, strict=True))
     ]
-    if len(found) == 1:
-        return found[0]
+    if len(sites) == 1:
+        return sites[0]
     steps = ", ".join(str(n) for n in sorted({place[0] for place in places}))
     others = ", ".join(sorted({f"{place[2]}.{place[1]}" for place in places}))
     raise InputError(
-        f"{'several sites' if found else 'no site'} of that --step, --layer and --stream: there "
+        f"{'several sites' if sites else 'no site'} of that --step, --layer and --stream: there "
         f"are steps {steps} of {others}"
     )
 
 
-def threshold(p: Plain, site: int) -> torch.Tensor:
+def threshold(function: Plain, site: int) -> torch.Tensor:
     """t/r of the gate that a site has, (F,); infinite where no activation opens it."""
-    assert p.t is not None
-    r = p.r[:, site if p.r.shape[1] > 1 else 0].double()
-    return torch.where(r > 0, p.t.double() / r.clamp(min=1e-300), torch.inf).float()
+    assert function.t is not None
+    r = function.r[:, site if function.r.shape[1] > 1 else 0].double()
+    return torch.where(r > 0, function.t.double() / r.clamp(min=1e-300), torch.inf).float()
 
 
 def fitted(
-    trained: Crosscoder, site: int, p: Plain, activations: Path
+    trained: Crosscoder, site: int, function: Plain, activations: Path
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
     """Weights that give the pre-activations that one snapshot alone lets one expect.
 
@@ -157,13 +154,12 @@ def fitted(
     E : (D, F), for raw activations. b : (F,). What the config says of it: rows, and explained
     variance and L0 at the site on held-out rows, of this and of the crosscoder.
     """
-    about = trained.about
-    inputs = [tuple(place) for place in about.inputs]
-    if tuple(about.outputs[site]) not in inputs:
+    about, place = trained.about, tuple(trained.about.outputs[site])
+    inputs = [Site(*each) for each in about.inputs]
+    if Site(*place) not in inputs:
         raise InputError(f"{name_of(about.outputs[site])}: not an input; --alone cannot be had")
-    own = inputs.index(tuple(about.outputs[site]))
-    sites = [Site(*place) for place in about.inputs]
-    train, held_out = Cached(activations, sites), HeldOut(activations, sites)
+    own = inputs.index(Site(*place))
+    train, held_out = Cached(activations, inputs), HeldOut(activations, inputs)
     if about.tokens and train.tokens != about.tokens:
         raise InputError(f"{activations}: of other tokens than the crosscoder was trained on")
     rows = min(FIT_ROWS, train.rows)
@@ -171,33 +167,29 @@ def fitted(
     gram, cross = torch.zeros(D + 1, D + 1).double(), torch.zeros(D + 1, about.features).double()
     for start in range(0, rows, PIECE):
         x = torch.from_numpy(train.read(start, min(start + PIECE, rows)))
-        h = trained.pre_activations(x).double()
         a = torch.cat([x[:, own].double(), torch.ones(len(x), 1).double()], 1)
         gram += a.T @ a
-        cross += a.T @ h
+        cross += a.T @ trained.pre_activations(x).double()
     gram.diagonal()[:D] += 1e-6 * gram.diagonal()[:D].mean()  # where a dimension is silent
-    found = torch.linalg.solve(gram, cross)
-    E, b = found[:D].float(), found[D].float()
-    t = threshold(p, site) if p.t is not None else torch.zeros(about.features)
+    solved = torch.linalg.solve(gram, cross).float()
+    E, b = solved[:D], solved[D]
+    t = threshold(function, site) if function.t is not None else torch.zeros(about.features)
     test = min(TEST_ROWS, held_out.rows)
     x = torch.from_numpy(held_out.read(0, test))
     target = x[:, own]
     h = target @ E + b
-    f = h * ((h > t) & (h > 0))
     theirs = trained.encode(x)
-    if theirs.ndim == 3:
-        theirs = theirs[:, :, site]
-    there = (target - target.mean(0)).square().sum()
 
-    def told(active: torch.Tensor) -> dict[str, float]:
-        again = active @ p.W_dec[:, site] + p.b_dec[site]
-        explained = 1 - float((target - again).square().sum() / there)
-        return {"explained_variance": explained, "l0": float((active > 0).sum(1).float().mean())}
+    def quality(f: torch.Tensor) -> dict[str, float]:
+        left = target - (f @ function.W_dec[:, site] + function.b_dec[site])
+        there = (target - target.mean(0)).square().sum()
+        explained = 1 - float(left.square().sum() / there)
+        return {"explained_variance": explained, "l0": float((f > 0).sum(1).float().mean())}
 
-    said = {
+    told = {
         "fitted_rows": rows,
         "held_out_rows": test,
-        "alone": told(f),
-        "crosscoder": told(theirs),
+        "alone": quality(h * ((h > t) & (h > 0))),
+        "crosscoder": quality(theirs[:, :, site] if theirs.ndim == 3 else theirs),
     }
-    return E * float(trained.scales_in[own]), b, said
+    return E * float(trained.scales_in[own]), b, told

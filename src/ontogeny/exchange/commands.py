@@ -1,0 +1,193 @@
+"""`ontogeny export FORMAT` and `ontogeny import FORMAT`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ontogeny.files import InputError
+
+if TYPE_CHECKING:
+    from ontogeny.experiment import Experiment
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+NOTES = {
+    "padded": "one gate a feature: the last dimension of W_D makes it exact; it is no activation",
+    "heads": "each head now opens by its own norm: not the function that was trained",
+}
+UNKNOWN = (
+    "which activations it belongs to is not known: analyses that read them refuse it; "
+    "--activations names those of an experiment to use it on"
+)
+
+
+def add(main: click.Group) -> None:
+    """Add the groups `export` and `import` to the command line."""
+    main.add_command(export)
+    main.add_command(import_)
+
+
+@click.group()
+def export() -> None:
+    """Write a crosscoder in another format, to a new folder OUTPUT.
+
+    EXPERIMENT is the folder of an experiment, or a crosscoder's own.
+    """
+
+
+@click.group("import")
+def import_() -> None:
+    """Read a crosscoder of another format's FOLDER, to a new folder OUTPUT."""
+
+
+def _chosen(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Which crosscoder, as the arguments of `_find`, and where to write."""
+    for parameter in (
+        click.option("--seed", type=int, help="Else the first."),
+        click.option("--crosscoder", "name", help="Its name; else the primary one."),
+        click.argument("output", type=FOLDER),
+        click.argument("experiment", type=FOLDER),
+    ):
+        function = parameter(function)
+    return function
+
+
+def _find(experiment: Path, name: str | None, seed: int | None) -> tuple[Path, Experiment | None]:
+    """A crosscoder's folder, and the experiment that it is one of, if any.
+
+    Raises
+    ------
+    InputError : no such experiment, crosscoder or seed.
+    """
+    from ontogeny.exchange.plain import part
+    from ontogeny.experiment import Experiment
+
+    if not part(experiment, "weights").exists():
+        opened = Experiment.open(experiment)
+        return opened.trained(name, seed), opened
+    if (name, seed) != (None, None):
+        raise InputError(f"{experiment}: a crosscoder already; leave out --crosscoder and --seed")
+    around = experiment.absolute().parents
+    if len(around) > 2 and (around[2] / "config.yaml").exists():
+        return experiment, Experiment.open(around[2])
+    return experiment, None
+
+
+@export.command()
+@_chosen
+@click.option(
+    "--gate",
+    type=click.Choice(["padded", "heads"]),
+    default="padded",
+    help="Of one gate a feature: exact, by one more dimension; or each head by its own norm.",
+)
+def llamascopium(output: Path, gate: str, **chosen: Any) -> None:
+    """The Crosscoder folder of the paper's library."""
+    from ontogeny.crosscoder.model import Crosscoder
+    from ontogeny.exchange import llamascopium
+
+    trained = Crosscoder.load(_find(**chosen)[0])
+    llamascopium.write(trained, output, gate)
+    print(output)
+    if trained.about.gate == "feature" and trained.about.activation != "relu":
+        print(NOTES[gate])
+
+
+@export.command()
+@_chosen
+@click.option("--step", type=int, help="The snapshot.")
+@click.option("--layer", type=int, help="Where there are several.")
+@click.option("--stream", help="Where there are several.")
+@click.option(
+    "--alone", is_flag=True, help="An SAE of the snapshot by itself, fitted: an approximation."
+)
+def saelens(
+    output: Path,
+    step: int | None,
+    layer: int | None,
+    stream: str | None,
+    alone: bool,
+    **chosen: Any,
+) -> None:
+    """One snapshot's dictionary, as SAELens reads it."""
+    from ontogeny.crosscoder.model import Crosscoder
+    from ontogeny.exchange import saelens
+
+    folder, experiment = _find(**chosen)
+    if alone and experiment is None:
+        raise InputError("--alone: needs the activations of an experiment; name its folder")
+    activations = experiment.path("activations") if alone and experiment else None
+    model = experiment.name if experiment else ""
+    trained = Crosscoder.load(folder)
+    config = saelens.write(trained, output, step, layer, stream, model, activations)
+    about = config["metadata"]
+    print(f"{output}: {config['architecture']}, {config['d_in']} to {about['output']}")
+    for name in ("alone", "crosscoder"):
+        if name in about:
+            explained, l0 = about[name]["explained_variance"], about[name]["l0"]
+            print(f"{name}: EV {explained:.3f} at L0 {l0:.1f}, held out")
+
+
+@export.command()
+@_chosen
+@click.option("--licence", help="Of the weights, as the hub names it, such as mit.")
+@click.option("--data-licence", help="Of a text that the project does not bring.")
+def hub(output: Path, licence: str | None, data_licence: str | None, **chosen: Any) -> None:
+    """A folder for the Hugging Face hub, with a filled model card."""
+    from ontogeny.exchange import hub
+
+    folder, experiment = _find(**chosen)
+    hub.write(folder, output, experiment, licence, data_licence)
+    print(output)
+
+
+@import_.command("llamascopium")
+@click.argument("folder", type=FOLDER)
+@click.argument("output", type=FOLDER)
+@click.option("--steps", help="Training steps of the heads, in order, such as 0,1000,143000.")
+@click.option("--layer", type=int, help="Of all heads.")
+@click.option("--stream", help="Of all heads, such as residual.")
+@click.option("--threshold", type=float, help="Of a batchtopk one, for single tokens.")
+@click.option("--activations", type=FOLDER, help="Of an experiment that it is to be used on.")
+def from_llamascopium(
+    folder: Path,
+    output: Path,
+    steps: str | None,
+    layer: int | None,
+    stream: str | None,
+    threshold: float | None,
+    activations: Path | None,
+) -> None:
+    """A Crosscoder folder of the paper's library."""
+    from ontogeny.exchange import llamascopium, scales
+    from ontogeny.exchange.plain import free
+
+    try:
+        numbers = [int(step) for step in steps.split(",")] if steps else None
+    except ValueError:
+        raise InputError(f"--steps: {steps} is not numbers with commas between") from None
+    free(output)
+    crosscoder = llamascopium.read(folder, numbers, layer, stream, threshold)
+    moved = 0.0
+    if activations is not None:
+        crosscoder, moved = scales.for_activations(crosscoder, activations)
+    crosscoder.save(output)
+    print(output)
+    if moved:
+        print(f"scaled as {activations} is: gates move by up to {moved:.2%}")
+    if not crosscoder.about.tokens:
+        print(UNKNOWN)
+
+
+@import_.command("hub")
+@click.argument("folder", type=FOLDER)
+@click.argument("output", type=FOLDER)
+def from_hub(folder: Path, output: Path) -> None:
+    """A folder that `export hub` wrote, downloaded."""
+    from ontogeny.exchange import hub
+
+    hub.read(folder, output)
+    print(output)

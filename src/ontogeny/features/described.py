@@ -1,0 +1,36 @@
+"""What the atlas and `ontogeny show` both say of a feature: its classes, what is nearest to it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+CLASSES = ("initialisation", "emergent", "transient")
+NEAR_ENTRIES = 1 << 24  # cosines in memory at a time
+
+
+def nearest(
+    stacked: torch.Tensor, k: int, of: torch.Tensor | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The features whose stacked decoders have the largest cosine with each one's.
+
+    Parameters
+    ----------
+    stacked : (L, R). of : (M,) numbers of the features to ask for; all of them if not given.
+
+    Returns
+    -------
+    numbers and cosines, (M, min(k, L − 1)), the nearest first.
+    """
+    unit = torch.nn.functional.normalize(stacked.float(), dim=1)
+    L = len(unit)
+    parts = (torch.arange(L) if of is None else of).split(max(1, NEAR_ENTRIES // L))
+    best = []
+    for part in parts:
+        cosines = unit[part] @ unit.T
+        cosines[torch.arange(len(part)), part] = -2
+        best.append(cosines.topk(min(k, L - 1), dim=1))
+    return (
+        torch.cat([found.indices for found in best]).numpy(),
+        torch.cat([found.values for found in best]).numpy(),
+    )

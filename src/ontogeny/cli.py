@@ -19,6 +19,7 @@ import click
 from ontogeny import __version__, gpus, lineage, registry, running
 from ontogeny import settings as schema
 from ontogeny.declarations import Figure, Stage
+from ontogeny.exchange import commands
 from ontogeny.experiment import Experiment
 from ontogeny.files import InputError
 from ontogeny.settings import SettingsError
@@ -421,3 +422,6 @@ def show(experiment: Experiment, feature: int, crosscoder: str | None, contexts:
 
     width = max(stage.LEAST_WIDTH, shutil.get_terminal_size().columns)
     stage.write(stage.show(experiment, feature, crosscoder, contexts, width), width)
+
+
+commands.add(main)

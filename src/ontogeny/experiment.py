@@ -34,8 +34,8 @@ from ontogeny.snapshots import sources
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ontogeny.corpus.build import Tokens
     from ontogeny.activations.rows import RowPaths
+    from ontogeny.corpus.build import Tokens
     from ontogeny.crosscoder.model import Crosscoder
     from ontogeny.features.contexts import Store
 

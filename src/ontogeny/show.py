@@ -22,11 +22,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from ontogeny.analyses.dimensionality.measure import of_decoders
 from ontogeny.corpus.pieces import visible
 from ontogeny.experiment import Experiment
 from ontogeny.features.contexts import Context, Lens
 from ontogeny.features.described import CLASSES, nearest
-from ontogeny.analyses.dimensionality.measure import of_decoders
 from ontogeny.files import InputError
 
 PROMOTED = 8  # tokens of a snapshot

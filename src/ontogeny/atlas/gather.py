@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import h5py
@@ -61,21 +60,6 @@ class Contents:
     dimensionality: bool = False
     store: Store | None = None
     attribution: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
-
-
-def reads(experiment: Experiment) -> dict[str, list[Path]]:
-    """The files that `gather` reads, by the names of a rule's inputs."""
-    primary = experiment.primary
-    files = {
-        name: experiment.seeds_of(name, primary) for name in ("weights", "fidelity", "density")
-    }
-    files["stacks"] = experiment.stacks(primary)
-    for name in ("features", "matches", "turning_point", "phases", "levels"):
-        files[name] = [experiment.path(name)]
-    for name in ("log", "kinds", "contexts", "span", "attribution", "behaviour"):
-        if experiment.has(name):
-            files[name] = [experiment.path(name)]
-    return files
 
 
 def gather(experiment: Experiment) -> Contents:

@@ -160,8 +160,7 @@ def collect(
     entries = max(crosscoder.about.features, len(inputs.sites) * inputs.width)
     bounds = _whole_blocks(position[:, 0], max(1, PIECE_VALUES // entries))
     pieces = read_ahead(
-        (low, lambda low=low, high=high: inputs.read(low, high))
-        for low, high in pairwise(bounds)
+        (low, lambda low=low, high=high: inputs.read(low, high)) for low, high in pairwise(bounds)
     )
     with bar("contexts: held-out rows", len(position), "rows") as progress:
         for low, rows in pieces:

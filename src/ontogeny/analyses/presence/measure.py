@@ -25,8 +25,8 @@ from ontogeny.analyses.presence.settings import Presence
 from ontogeny.analyses.presence.verdicts import COLUMNS, Resampled, correlations, find_verdicts
 from ontogeny.corpus.build import Tokens
 from ontogeny.crosscoder.model import Crosscoder
-from ontogeny.features.histories import normalise
 from ontogeny.features.held_out import explained, held_out
+from ontogeny.features.histories import normalise
 from ontogeny.files import InputError, write_table
 from ontogeny.progress import bar
 from ontogeny.settings import Settings

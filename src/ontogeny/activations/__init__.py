@@ -1,1 +1,1 @@
-"""One HDF5 file a (stream, layer, snapshot): the same token positions, in the same order."""
+"""Activations on disk or computed when wanted: the same tokens in one order for all snapshots."""

@@ -79,11 +79,9 @@ class Order:
         return np.stack([chosen, slots % context], 1).astype(np.uint32)
 
 
-def batches(
-    numbers: np.ndarray, context: int, tokens: int = FORWARD_TOKENS
-) -> Iterator[np.ndarray]:
-    """A window's blocks, some at a time: about `tokens` positions, at least one block."""
-    step = max(1, tokens // context)
+def batches(numbers: np.ndarray, context: int) -> Iterator[np.ndarray]:
+    """A window's blocks, some at a time: about FORWARD_TOKENS positions, at least one block."""
+    step = max(1, FORWARD_TOKENS // context)
     for start in range(0, len(numbers), step):
         yield numbers[start : start + step]
 

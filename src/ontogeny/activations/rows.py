@@ -1,9 +1,9 @@
 """Rows of activations: one protocol, whether they lie on disk or are computed when wanted.
 
-    Cached      training rows of some sites, in shards on disk              (N, D) each
-    HeldOut     held-out rows of some sites, on disk in every mode          (N, D)
-    Streamed    training rows computed from the snapshots (streamed.py)     (N, D), or (R,)
-    Projected   training rows in a principal subspace, on disk (basis.py)   (R,)
+    Cached      training rows of some sites, in shards on disk                  (N, D) each
+    HeldOut     held-out rows of some sites, on disk in every mode              (N, D)
+    Streamed    training rows computed from the snapshots (streamed.py)         (N, D), or (R,)
+    Projected   training rows in a principal subspace, on disk (subspace.py)    (R,)
 
 Training rows have one seeded order (order.py): reading straight through is reading shuffled data.
 feed.py makes batches of them. Nothing here imports torch.

@@ -1,6 +1,6 @@
 """The losses and all their gradients again, in plain float64 NumPy: slow, and easy to believe.
 
-Every gradient is written out by hand from METHOD.md 3's equations; nothing here knows autograd or
+Every gradient is written out by hand from method.md 3's equations; nothing here knows autograd or
 any other room of the package. Shapes as in model.py's legend; W_dec is (F, N, D), b_dec (N, D),
 target (B, N, D), x (B, I).
 """

@@ -132,7 +132,7 @@ def find_differences(
                 for i, task in enumerate(tasks):
                     for which, ids in enumerate((task.clean, task.corrupted)):
                         filled = values[which, bounds[i] : bounds[i + 1]]
-                        _read_rows(model, ids, *rows[i], inputs, scales, filled)
+                        _read_rows(model, ids, rows[i], inputs, scales, filled)
                 progress.update()
         row, feature, value = _encoded(crosscoder, values)
         del values, filled
@@ -148,8 +148,7 @@ def find_differences(
 def _read_rows(
     model: Any,
     ids: np.ndarray,
-    pair: np.ndarray,
-    position: np.ndarray,
+    positions: tuple[np.ndarray, ...],
     inputs: dict[int, Any],
     scales: np.ndarray,
     values: np.ndarray,
@@ -158,9 +157,11 @@ def _read_rows(
 
     Parameters
     ----------
-    ids : (P, T). pair, position : (rows,). inputs : layer and stream by column. scales : (N,).
+    ids : (P, T). positions : pair and position of each row, (rows,). inputs : layer and stream by
+        column. scales : (N,).
     """
     device = next(model.parameters()).device
+    pair, position = positions
     batch = max(1, READ_TOKENS // ids.shape[1])
     for first in range(0, len(ids), batch):
         piece = torch.from_numpy(ids[first : first + batch].astype(np.int64)).to(device)
@@ -316,7 +317,7 @@ def measure(
                 row, table = _attributed(
                     trained, site, changes[task.name], m, section.path_steps, sampled
                 )
-                about = {"task": task.name, "snapshot_index": number, "step": step}
+                about: dict[str, Any] = {"task": task.name, "snapshot_index": number, "step": step}
                 rows.append(about | row)
                 tables.append(table.assign(**about))
                 progress.update()

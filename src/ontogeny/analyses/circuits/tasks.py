@@ -382,9 +382,9 @@ def build(settings: Settings, tokens: Path, tokenizer: Path, tasks: Path, table:
         file.attrs["tokens"] = data.digest
         file.attrs["tasks"] = [task.name for task in made]
         for task in made:
-            for name in ARRAYS:
-                array = getattr(task, name)
-                file.create_dataset(f"{task.name}/{name}", data=array, fletcher32=name != "length")
+            for field in ARRAYS:
+                place, array = f"{task.name}/{field}", getattr(task, field)
+                file.create_dataset(place, data=array, fletcher32=field != "length")
     write_table(table, pd.DataFrame(rows).reindex(columns=COLUMNS))
 
 

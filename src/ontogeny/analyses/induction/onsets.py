@@ -66,14 +66,14 @@ def read(path: Path) -> Sums:
     """
     try:
         with h5py.File(path, "r") as file:
-            arrays = [file[name][()].astype(np.float64) for name in ARRAYS]
+            arrays = {name: file[name][()].astype(np.float64) for name in ARRAYS}
             scores = zip(file.attrs["scores"], file.attrs["score_distances"], strict=True)
             return Sums(
-                *arrays,
-                np.asarray(file.attrs["steps"]),
-                [(str(name), int(distance)) for name, distance in scores],
-                [int(distance) for distance in file.attrs["distances"]],
-                int(file.attrs["half"]),
+                **arrays,
+                steps=np.asarray(file.attrs["steps"]),
+                scores=[(str(name), int(distance)) for name, distance in scores],
+                distances=[int(distance) for distance in file.attrs["distances"]],
+                half=int(file.attrs["half"]),
             )
     except (OSError, KeyError) as error:
         why = " ".join(str(error).split())

@@ -99,7 +99,7 @@ ANALYSIS = Analysis(
                 "attributed": "Σ attribution + error node, mean over pairs, nats",
                 "path_error": "mean |attributed − difference| over mean |difference|",
                 "error_share": "share of the error node in attributed",
-                "told": "features whose attribution is told from 0",
+                "told": "features whose attribution differs from 0",
                 "leading_shared": "share of one half's 10 largest that the other half has too",
             },
         ),

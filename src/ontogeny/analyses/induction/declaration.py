@@ -4,11 +4,11 @@ from ontogeny.analyses.induction.settings import Induction
 from ontogeny.declarations import Analysis, Cost, Figure, Optional, Product, Stage
 from ontogeny.stages import MODEL
 
-# Heads are measured once per model; the order of onsets is computed from that, so that other
-# features, margins or bootstraps run no model again. Kinds are used where there are any.
 FITS = "lower induction.blocks, or leave induction out of analyses"
 TABLES = {"table": "induction", "curves": "induction_curves"}
 MARGINS = ("induction.least_attention", "induction.least_gain")
+# Heads are measured once per model; the order of onsets is computed from that, so that other
+# features, margins or bootstraps run no model again. Kinds are used where there are any.
 KINDS = {"features": Optional("features", when="kinds"), "kinds": Optional("kinds")}
 
 # The scale: entries of the sums by block, snapshots × scores × heads × blocks.

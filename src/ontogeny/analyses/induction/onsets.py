@@ -121,7 +121,7 @@ class Event:
 
     @property
     def forms(self) -> bool:
-        """Whether the curve's maximum passes its margin and is told from 0 (at 97.5%)."""
+        """Whether the curve's maximum passes its margin and exceeds 0 (at 97.5%)."""
         best = int(self.curve.argmax())
         low = np.quantile(self.samples[:, best], 0.025)
         return bool(self.curve[best] >= self.margin and low > 0)

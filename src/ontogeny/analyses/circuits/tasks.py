@@ -383,8 +383,8 @@ def build(settings: Settings, tokens: Path, tokenizer: Path, tasks: Path, table:
         file.attrs["tasks"] = [task.name for task in made]
         for task in made:
             for field in ARRAYS:
-                name, array = f"{task.name}/{field}", getattr(task, field)
-                file.create_dataset(name, data=array, fletcher32=field != "length")
+                key, array = f"{task.name}/{field}", getattr(task, field)
+                file.create_dataset(key, data=array, fletcher32=field != "length")
     write_table(table, pd.DataFrame(rows).reindex(columns=COLUMNS))
 
 

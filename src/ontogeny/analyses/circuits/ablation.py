@@ -39,6 +39,7 @@ from ontogeny.settings import Settings
 
 SIDES = ("necessity", "sufficiency")
 GROUPS = ("absolute", "signed", "random", "matched")
+INTERVAL = (0.025, 0.975)
 ENOUGH = 0.8  # of the difference between clean and corrupted
 SUMMED = ("k_enough", "features_alone", "area_random", "area_matched")
 
@@ -126,7 +127,7 @@ def matched(top: np.ndarray, frequency: np.ndarray, rng: np.random.Generator) ->
 def sets(
     rankings: np.ndarray, frequency: np.ndarray, k: int, draws: int, rng: np.random.Generator
 ) -> dict[str, list[np.ndarray]]:
-    """The features that are ablated together, by group, one set a draw; each (2, k).
+    """The features that are ablated together, by group, one set per draw; each (2, k).
 
     Parameters
     ----------
@@ -230,10 +231,7 @@ def summarise(
 
     Returns
     -------
-    curves : side, group, k, error, frequency, m, m_low, m_high, restored, restored_low,
-        restored_high.
-    summary : a row a side; k_enough, features_alone, area_random and area_matched, each with _low
-        and _high.
+    Rows of curves.csv and of circuits.csv, whose columns are in the declaration.
     """
     rng = np.random.default_rng(seed)
     ends = {
@@ -245,15 +243,15 @@ def summarise(
     restored: dict[tuple[str, str], dict[int, np.ndarray]] = {}
     for row in rows:
         mean, means = row["m"].mean(), _sampled(row["m"], sampled, rng)
-        low, high = np.quantile(means, [0.025, 0.975])
+        low, high = np.quantile(means, INTERVAL)
         point = row | {"m": mean, "m_low": low, "m_high": high}
         if done:
-            share = np.concatenate(
-                [[(mean - corrupted.mean()) / span], (means - sampled @ corrupted) / span_sampled]
-            )
-            point["restored"] = share[0]
-            point["restored_low"], point["restored_high"] = np.quantile(share[1:], [0.025, 0.975])
+            value = (mean - corrupted.mean()) / span
+            values = (means - sampled @ corrupted) / span_sampled
+            low, high = np.quantile(values, INTERVAL)
+            point |= {"restored": value, "restored_low": low, "restored_high": high}
             if not row["error"]:
+                share = np.r_[value, values]
                 restored.setdefault((row["side"], row["group"]), {})[row["k"]] = share
         table.append(point)
     columns = ["side", "group", "k", "error", "frequency", "m", "m_low", "m_high"]
@@ -282,7 +280,7 @@ def _summary(side: str, restored: dict[tuple[str, str], dict[int, np.ndarray]]) 
         values = numbers.get(name, np.full(2, np.nan))
         row[name] = values[0] if np.isfinite(values[0]) else np.nan
         # Order statistics, since a sample may lie at infinity.
-        low, high = np.quantile(values[1:], [0.025, 0.975], method="inverted_cdf")
+        low, high = np.quantile(values[1:], INTERVAL, method="inverted_cdf")
         row |= {f"{name}_low": low, f"{name}_high": high}
     return row
 

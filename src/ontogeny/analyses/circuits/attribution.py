@@ -58,7 +58,8 @@ class Difference:
     Attributes
     ----------
     features : (A,) their numbers in the crosscoder. pair, position, column : (E,) where each entry
-        stands; column numbers `features`. value : (E, 1), or (E, N) with a gate a snapshot.
+        stands; column numbers `features`. value : (E, 1), or (E, N) with one gate per
+        snapshot.
     """
 
     features: np.ndarray
@@ -94,9 +95,8 @@ def attributions(
     """
     attr = torch.zeros(len(G), len(W), device=G.device)
     step = max(1, PIECE_ENTRIES // G.shape[2])
-    for change, (pair, position, column) in zip(
-        value.split(step), where.split(step, 1), strict=True
-    ):
+    for change, at in zip(value.split(step), where.split(step, 1), strict=True):
+        pair, position, column = at
         slope = (G[pair, position] * W[column]).sum(1)
         attr.index_put_((pair, column), change * slope, accumulate=True)
     return attr
@@ -122,17 +122,14 @@ def find_differences(
         steps = list(dict.fromkeys(step for step, _, _ in about.inputs))
         with bar("attribution: features", len(steps), "snapshots") as progress:
             for step in steps:
-                inputs = {
-                    i: (layer, stream)
-                    for i, (at, layer, stream) in enumerate(about.inputs)
-                    if at == step
-                }
+                here = [(i, site) for i, site in enumerate(about.inputs) if site[0] == step]
+                inputs = {i: (layer, stream) for i, (_, layer, stream) in here}
                 folder, last = snapshots / f"step{step}", max(layer for layer, _ in inputs.values())
                 model = sites.load_model(folder, device, torch.float32, remote, last_layer=last)
                 for i, task in enumerate(tasks):
                     for which, ids in enumerate((task.clean, task.corrupted)):
                         filled = values[which, bounds[i] : bounds[i + 1]]
-                        _read_rows(model, ids, *rows[i], inputs, scales, filled)
+                        _read_rows(model, ids, rows[i], inputs, scales, filled)
                 progress.update()
         row, feature, value = _encoded(crosscoder, values)
         del values, filled
@@ -148,8 +145,7 @@ def find_differences(
 def _read_rows(
     model: Any,
     ids: np.ndarray,
-    pair: np.ndarray,
-    position: np.ndarray,
+    positions: tuple[np.ndarray, ...],
     inputs: dict[int, Any],
     scales: np.ndarray,
     values: np.ndarray,
@@ -158,9 +154,11 @@ def _read_rows(
 
     Parameters
     ----------
-    ids : (P, T). pair, position : (rows,). inputs : layer and stream by column. scales : (N,).
+    ids : (P, T). positions : pair and position of each row, (rows,). inputs : layer and stream by
+        column. scales : (N,).
     """
     device = next(model.parameters()).device
+    pair, position = positions
     batch = max(1, READ_TOKENS // ids.shape[1])
     for first in range(0, len(ids), batch):
         piece = torch.from_numpy(ids[first : first + batch].astype(np.int64)).to(device)
@@ -194,7 +192,7 @@ def _encoded(
 
 
 def write_differences(path: Path, by_task: dict[str, Difference]) -> None:
-    """Write what `read_differences` reads: HDF5, a group a task."""
+    """Write what `read_differences` reads: HDF5, one group per task."""
     with whole(path) as draft, h5py.File(draft, "w") as file:
         for name, difference in by_task.items():
             for field in fields(Difference):
@@ -271,7 +269,7 @@ def order(attribution: np.ndarray) -> np.ndarray:
 
 
 def told(mean: np.ndarray, standard_error: np.ndarray) -> np.ndarray:
-    """Which attributions are told from 0, (A,) bool, at 5% for all together (Bonferroni)."""
+    """Which attributions differ from 0, (A,) bool, at 5% for all together (Bonferroni)."""
     return np.asarray(np.abs(mean) > norm.isf(0.025 / max(1, len(mean))) * standard_error)
 
 
@@ -316,7 +314,7 @@ def measure(
                 row, table = _attributed(
                     trained, site, changes[task.name], m, section.path_steps, sampled
                 )
-                about = {"task": task.name, "snapshot_index": number, "step": step}
+                about: dict[str, Any] = {"task": task.name, "snapshot_index": number, "step": step}
                 rows.append(about | row)
                 tables.append(table.assign(**about))
                 progress.update()
@@ -353,8 +351,8 @@ def columns_first(tables: list[pd.DataFrame], columns: list[str]) -> pd.DataFram
 
 def in_task_order(table: pd.DataFrame, tasks: list[Task]) -> pd.DataFrame:
     """The rows in the order of the tasks."""
-    place = {task.name: i for i, task in enumerate(tasks)}
-    return table.sort_values("task", key=lambda column: column.map(place), kind="stable")
+    order_of = {task.name: i for i, task in enumerate(tasks)}
+    return table.sort_values("task", key=lambda column: column.map(order_of), kind="stable")
 
 
 def _attributed(

@@ -3,14 +3,18 @@
 from ontogeny.analyses.circuits.settings import Circuits
 from ontogeny.declarations import Analysis, Cost, Figure, Product, Stage
 
+HERE = "ontogeny.analyses.circuits"
 ABILITIES = "From features to abilities"
-OF_CROSSCODER = "circuits/{crosscoder}"
+FOLDER = "circuits/{crosscoder}"
 PROMPTS = {"crosscoder": "crosscoder", "snapshots": "snapshots", "tasks": "tasks"}
+ATTRIBUTED = {name: name for name in ("behaviour", "attribution", "differences")}
+DRAWN = {name: name for name in ("features", "behaviour", "attribution")}
 FITS = "lower circuits.pairs, or name fewer circuits.tasks"
+INTERVAL = "NAME_low and NAME_high: 95% interval over resampled pairs"
 
 TASKS = Stage(
     "tasks",
-    run="ontogeny.analyses.circuits.tasks:build",
+    run=f"{HERE}.tasks:build",
     about="Make the tasks' clean and corrupted prompts with the tokenizer at hand.",
     reads={"tokens": "tokens", "tokenizer": "tokenizer"},
     makes={"tasks": "tasks", "table": "tasks_table"},
@@ -23,41 +27,25 @@ TASKS = Stage(
 # The scale: tokens of all prompts, each run forward and backward by every snapshot.
 ATTRIBUTION = Stage(
     "attribution",
-    run="ontogeny.analyses.circuits.attribution:measure",
+    run=f"{HERE}.attribution:measure",
     about="Find the features that each task depends on, snapshot by snapshot.",
     reads=PROMPTS,
-    makes={
-        "behaviour": "behaviour",
-        "attribution": "attribution",
-        "differences": "differences",
-    },
+    makes=ATTRIBUTED,
     settings=("circuits.path_steps", "circuits.seed", "analysis.bootstrap"),
     cost=Cost("prompt_tokens", (20.0, 1.5e-3), (1.2e9, 4_000.0), (100_000.0, 300.0), FITS),
 )
 
 # The scale: as above, each run once for every set of features on a curve.
+CURVES = ("circuits.curve_snapshots", "circuits.curve_points", "circuits.draws")
 ABLATION = Stage(
     "ablation",
-    run="ontogeny.analyses.circuits.ablation:measure",
+    run=f"{HERE}.ablation:measure",
     about="Ablate each task's top features and others: are they needed, are they enough?",
-    reads={
-        **PROMPTS,
-        "behaviour": "behaviour",
-        "attribution": "attribution",
-        "differences": "differences",
-    },
+    reads=PROMPTS | ATTRIBUTED,
     makes={"curves": "ablation_curves", "summary": "circuits"},
-    settings=(
-        "circuits.seed",
-        "circuits.curve_snapshots",
-        "circuits.curve_points",
-        "circuits.draws",
-        "analysis.bootstrap",
-    ),
+    settings=("circuits.seed", *CURVES, "analysis.bootstrap"),
     cost=Cost("prompt_tokens", (20.0, 1.5e-3), (1.2e9, 4_000.0), (200_000.0, 0.0), FITS),
 )
-
-INTERVAL = "95% interval, over resampled pairs"
 
 ANALYSIS = Analysis(
     "circuits",
@@ -68,27 +56,17 @@ ANALYSIS = Analysis(
     figures=[
         Figure(
             "abilities",
-            "ontogeny.analyses.circuits.figure_abilities:draw",
+            f"{HERE}.figure_abilities:draw",
             ABILITIES,
             "Tasks and their key features",
-            {
-                "features": "features",
-                "strengths": "strengths",
-                "behaviour": "behaviour",
-                "attribution": "attribution",
-            },
+            DRAWN | {"strengths": "strengths"},
         ),
         Figure(
             "ablations",
-            "ontogeny.analyses.circuits.figure_ablations:draw",
+            f"{HERE}.figure_ablations:draw",
             ABILITIES,
             "Necessity and sufficiency",
-            {
-                "features": "features",
-                "behaviour": "behaviour",
-                "attribution": "attribution",
-                "curves": "ablation_curves",
-            },
+            DRAWN | {"curves": "ablation_curves"},
         ),
     ],
     products=[
@@ -109,11 +87,9 @@ ANALYSIS = Analysis(
         ),
         Product(
             "behaviour",
-            f"{OF_CROSSCODER}/behaviour.csv",
-            "one row per task and snapshot; NAME_low and NAME_high: " + INTERVAL,
+            f"{FOLDER}/behaviour.csv",
+            f"one row per task and snapshot; {INTERVAL}",
             {
-                "snapshot_index": "counted from 1",
-                "pairs": "of prompts",
                 "accuracy": "over all prompts: 0.5 where the model sees no difference in a pair",
                 "logit_difference": "right less wrong answer, clean prompts, nats",
                 "logit_difference_corrupted": "the same of the corrupted prompts",
@@ -123,18 +99,16 @@ ANALYSIS = Analysis(
                 "attributed": "Σ attribution + error node, mean over pairs, nats",
                 "path_error": "mean |attributed − difference| over mean |difference|",
                 "error_share": "share of the error node in attributed",
-                "told": "features whose attribution is told from 0",
-                "leading_shared": "of the 10 largest attributions of one half of the pairs, the "
-                "share that is among those of the other half",
+                "told": "features whose attribution differs from 0",
+                "leading_shared": "share of one half's 10 largest that the other half has too",
             },
         ),
         Product(
             "attribution",
-            f"{OF_CROSSCODER}/attribution.parquet",
+            f"{FOLDER}/attribution.parquet",
             "one row per task, feature that differs, and snapshot",
             {
                 "feature": "number, from 0; −1 is the error node",
-                "snapshot_index": "counted from 1",
                 "attribution": "mean over pairs, nats",
                 "standard_error": "of that mean",
                 "told": "whether it differs from 0, at 5% for all features of the task together",
@@ -143,14 +117,12 @@ ANALYSIS = Analysis(
             },
         ),
         Product(
-            "differences",
-            f"{OF_CROSSCODER}/differences.h5",
-            "activations on the clean less those on the corrupted prompts, one group per task",
+            "differences", f"{FOLDER}/differences.h5", "features, clean less corrupted, by task"
         ),
         Product(
             "ablation_curves",
-            f"{OF_CROSSCODER}/curves.csv",
-            "one row per point of a curve; NAME_low and NAME_high: 95%, over pairs and draws",
+            f"{FOLDER}/curves.csv",
+            f"one row per point of a curve; {INTERVAL} and draws",
             {
                 "side": "'necessity' or 'sufficiency'",
                 "group": "'absolute' and 'signed' ranking, 'random' and 'matched' features",
@@ -163,20 +135,18 @@ ANALYSIS = Analysis(
         ),
         Product(
             "circuits",
-            f"{OF_CROSSCODER}/circuits.csv",
-            "one row per task, snapshot with curves, and side; NAME_low and NAME_high: " + INTERVAL,
+            f"{FOLDER}/circuits.csv",
+            f"one row per task, snapshot with curves, and side; {INTERVAL}",
             {
                 "done": "whether the snapshot does the task",
                 "features": "that differ between the prompts",
-                "side": "'necessity' or 'sufficiency'",
                 "k_enough": "features from which 80% of the difference is restored, or for "
                 "necessity gone; empty: never by features alone; high may be inf",
                 "features_alone": "restored with all features but without the error node",
-                "area_random": "mean height between the curve and that of random features, over "
-                "log(k + 1)",
-                "area_matched": "the same against features that differ as often",
+                "area_random": "mean height over log(k + 1) above the curve of random features",
+                "area_matched": "the same of others that differ as often",
             },
         ),
     ],
-    numbers="ontogeny.analyses.circuits.numbers:numbers",
+    numbers=f"{HERE}.numbers:numbers",
 )

@@ -50,8 +50,8 @@ class Downstream:
         self._ids = on_device(task.clean)
         self._wrong_ids = on_device(task.corrupted)
         self._answers = torch.stack([on_device(task.right), on_device(task.wrong)], 1)
-        last, place = np.unique(task.length - 1, return_inverse=True)
-        self._last, self._place = on_device(last), on_device(place)
+        last, row = np.unique(task.length - 1, return_inverse=True)
+        self._last, self._row = on_device(last), on_device(row)
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
         # Numbers of the pairs, in pieces that fit one pass.
         every = torch.arange(len(task.clean), device=device)
@@ -69,8 +69,8 @@ class Downstream:
         """(B, 2): logits of the right and the wrong answer after the last token."""
         kept = {"logits_to_keep": self._last} if self._keeps else {}
         logits = self._model(input_ids=ids[pairs], use_cache=False, **kept).logits
-        place = self._place[pairs] if self._keeps else self._last[self._place[pairs]]
-        each = logits[torch.arange(len(pairs), device=logits.device), place]
+        row = self._row[pairs] if self._keeps else self._last[self._row[pairs]]
+        each = logits[torch.arange(len(pairs), device=logits.device), row]
         return each.gather(1, self._answers[pairs]).float()
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from matplotlib.patches import Patch
 from ontogeny.figures import style
 
 TOP = 5
+DASHES: Any = (0, (4, 1.2))  # of what is not matched
 ERROR = -1  # the error node's number in the table of attributions
 SHADES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999933")
 TASKS = {
@@ -24,8 +26,10 @@ TASKS = {
     "induction": "induction, random tokens",
     "copying": "copying, half a context apart",
 }
-ACCURACY = ["accuracy", "accuracy_low", "accuracy_high"]
-LOGITS = ["logit_difference", "logit_difference_low", "logit_difference_high"]
+SERIES = {
+    name: {name: "value", f"{name}_low": "low", f"{name}_high": "high"}
+    for name in ("accuracy", "logit_difference")
+}
 
 
 def draw(features: Path, strengths: Path, behaviour: Path, attribution: Path, output: Path) -> None:
@@ -54,7 +58,8 @@ def draw(features: Path, strengths: Path, behaviour: Path, attribution: Path, ou
     living = style.read_living(features)
     columns = ["feature", "snapshot_index", "step", "normalised_strength"]
     every = style.read(strengths, columns)[columns]
-    columns = ["task", "snapshot_index", "step", "done", *ACCURACY, *LOGITS]
+    columns = ["task", "snapshot_index", "step", "done"]
+    columns += [column for series in SERIES.values() for column in series]
     tasks = style.read(behaviour, columns)[columns]
     columns = ["task", "feature", "step", "attribution", "standard_error", "told"]
     attributed = style.read(attribution, columns)[columns]
@@ -77,16 +82,14 @@ def draw(features: Path, strengths: Path, behaviour: Path, attribution: Path, ou
             here = attributed[(attributed["task"] == name) & (attributed["step"] == last["step"])]
             key = _key(here) if last["done"] else here.iloc[:0]
             shades = _shades(key["feature"], colours)
+            curves = {i: every[every["feature"] == i].sort_values("step") for i in key["feature"]}
             lowest = row == len(names) - 1
             for kind, axis in zip(style.KINDS, grid[row], strict=False):
                 _task(axis, task, right=kind == "linear")
-                for colour, feature in zip(shades, key["feature"], strict=True):
-                    curve = every[every["feature"] == feature].sort_values("step")
-                    line = "-" if feature in known else (0, (4, 1.2))
-                    axis.plot(
-                        curve["step"], curve["normalised_strength"], color=colour, linestyle=line,
-                        linewidth=0.9,
-                    )  # fmt: skip
+                for colour, (feature, curve) in zip(shades, curves.items(), strict=True):
+                    line = "-" if feature in known else DASHES
+                    points = (curve["step"], curve["normalised_strength"])
+                    axis.plot(*points, color=colour, linestyle=line, linewidth=0.9)
                 style.step_axis(axis, max(steps), kind, labels=lowest)
                 style.mark_snapshots(axis, numbers, steps, kind, labels=False)
             grid[row, 0].set_ylabel("accuracy;\nstrength / peak" if len(key) else "accuracy")
@@ -104,7 +107,11 @@ def draw(features: Path, strengths: Path, behaviour: Path, attribution: Path, ou
                 below = last["accuracy_high"] < 0.5
                 verdict = "worse than chance" if below else "not told from chance"
                 style.empty(grid[row, 2], f"{verdict}:\nno features shown")
-            drawn += _numbers(name, task, every, key)
+            for series, columns_of in SERIES.items():
+                drawn.append(_numbers(task, columns_of, name, "task", series))
+            for feature, curve in curves.items():
+                strength = {"normalised_strength": "value"}
+                drawn.append(_numbers(curve, strength, name, "strength", str(feature)))
         matched = len(set(colours) & known)
         note = f"{matched} of {len(colours)} key features matched; " if colours else ""
         figure.suptitle(note + style.matched_note(living), x=0.01, ha="left")
@@ -171,14 +178,14 @@ def _bars(
     spread = 1.96 * np.array([*key["standard_error"], np.nan, error["standard_error"]])
     colours = [*shades, "0.6", "0.6"]
     filled = [feature in known for feature in key["feature"]] + [True, True]
-    place = -np.arange(len(names))
+    y = -np.arange(len(names))
     axis.barh(
-        place, values, 0.72, edgecolor=colours, linewidth=0.8,
+        y, values, 0.72, edgecolor=colours, linewidth=0.8,
         color=[c if f else "white" for c, f in zip(colours, filled, strict=True)],
     )  # fmt: skip
-    axis.errorbar(values, place, xerr=spread, fmt="none", ecolor="black", elinewidth=0.6)
+    axis.errorbar(values, y, xerr=spread, fmt="none", ecolor="black", elinewidth=0.6)
     axis.axvline(0, color="black", linewidth=0.5)
-    axis.set_yticks(place, names, fontsize=5.8)
+    axis.set_yticks(y, names, fontsize=5.8)
     axis.tick_params(axis="x", labelsize=6)
     if not len(key):
         axis.set_ylim(-len(names) - 0.4, 0.5)  # a row of its own, which no bar or interval crosses
@@ -201,19 +208,11 @@ def _bars(
 
 
 def _numbers(
-    name: str, task: pd.DataFrame, every: pd.DataFrame, key: pd.DataFrame
-) -> list[pd.DataFrame]:
-    """The curves' numbers."""
-    drawn = []
-    for series in ("accuracy", "logit_difference"):
-        columns = {series: "value", f"{series}_low": "low", f"{series}_high": "high"}
-        curve = task[["snapshot_index", "step", *columns]].rename(columns=columns)
-        drawn.append(curve.assign(task=name, panel="task", series=series))
-    for feature in key["feature"]:
-        curve = every[every["feature"] == feature].sort_values("step")
-        curve = curve.rename(columns={"normalised_strength": "value"}).drop(columns="feature")
-        drawn.append(curve.assign(task=name, panel="strength", series=str(feature)))
-    return drawn
+    table: pd.DataFrame, columns: dict[str, str], task: str, panel: str, series: str
+) -> pd.DataFrame:
+    """The numbers of a curve, from columns by what they are called in the figure's table."""
+    curve = table[["snapshot_index", "step", *columns]].rename(columns=columns)
+    return curve.assign(task=task, panel=panel, series=series)
 
 
 def _legend() -> list[object]:
@@ -222,6 +221,6 @@ def _legend() -> list[object]:
         Line2D([], [], color="0.75", linewidth=0.6, label="no difference seen"),
         Line2D([], [], color="0.35", linestyle=":", label="logit difference"),
         Line2D([], [], color="0.4", linewidth=0.9, label="key feature, matched"),
-        Line2D([], [], color="0.4", linewidth=0.9, linestyle=(0, (4, 1.2)), label="not matched"),
+        Line2D([], [], color="0.4", linewidth=0.9, linestyle=DASHES, label="not matched"),
         Patch(facecolor="white", edgecolor="0.4", label="not matched (bar)"),
     ]

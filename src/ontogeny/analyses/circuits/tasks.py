@@ -228,8 +228,8 @@ def _twice(
     tokens = rng.choice(text.ordinary, total - last - 1, replace=False).tolist()
     filler, piece = tokens[:-length], tokens[-length:]
     other = piece.copy()
-    for place, partner in (swapped, swapped[::-1]):
-        other[place] = piece[partner]
+    for i, j in (swapped, swapped[::-1]):
+        other[i] = piece[j]
     end = piece[: last + 1]
     clean, corrupted = (text.started([*filler, *first, *end]) for first in (piece, other))
     return _Pair(clean, corrupted, piece[last + 1], other[other.index(end[-1]) + 1])
@@ -345,7 +345,7 @@ def build(settings: Settings, tokens: Path, tokenizer: Path, tasks: Path, table:
     Parameters
     ----------
     tokens : tokens.h5. tokenizer : tokenizer.json beside it.
-    tasks : HDF5; a group a task with clean and corrupted (P, T), length, right, wrong (P,);
+    tasks : HDF5; one group per task with clean and corrupted (P, T), length, right, wrong (P,);
         attributes tokens (digest) and tasks (names).
     table : CSV, one row per task; its columns are in the declaration.
 
@@ -382,9 +382,9 @@ def build(settings: Settings, tokens: Path, tokenizer: Path, tasks: Path, table:
         file.attrs["tokens"] = data.digest
         file.attrs["tasks"] = [task.name for task in made]
         for task in made:
-            for name in ARRAYS:
-                array = getattr(task, name)
-                file.create_dataset(f"{task.name}/{name}", data=array, fletcher32=name != "length")
+            for field in ARRAYS:
+                key, array = f"{task.name}/{field}", getattr(task, field)
+                file.create_dataset(key, data=array, fletcher32=field != "length")
     write_table(table, pd.DataFrame(rows).reindex(columns=COLUMNS))
 
 

@@ -4,6 +4,9 @@ from ontogeny.analyses.induction.settings import Induction
 from ontogeny.declarations import Analysis, Cost, Figure, Optional, Product, Stage
 from ontogeny.stages import MODEL
 
+FITS = "lower induction.blocks, or leave induction out of analyses"
+TABLES = {"table": "induction", "curves": "induction_curves"}
+MARGINS = ("induction.least_attention", "induction.least_gain")
 # Heads are measured once per model; the order of onsets is computed from that, so that other
 # features, margins or bootstraps run no model again. Kinds are used where there are any.
 KINDS = {"features": Optional("features", when="kinds"), "kinds": Optional("kinds")}
@@ -17,23 +20,15 @@ HEADS = Stage(
     makes={"sums": "head_sums", "table": "heads"},
     settings=("induction.blocks", "analysis.seed", "activations.precision"),
     scope="experiment",
-    cost=Cost(
-        "head_sums", (20.0, 1e-3), (1.0e9, 60.0), (30_000.0, 12.0),
-        "lower induction.blocks, or leave induction out of analyses",
-    ),
-)  # fmt: skip
+    cost=Cost("head_sums", (20.0, 1e-3), (1.0e9, 60.0), (30_000.0, 12.0), FITS),
+)
 INDUCTION = Stage(
     "induction",
     run="ontogeny.analyses.induction.onsets:measure",
     about="Put the onsets of heads, copying and kinds of feature in order.",
     reads={"sums": "head_sums", **KINDS},
-    makes={"table": "induction", "curves": "induction_curves"},
-    settings=(
-        "induction.least_attention",
-        "induction.least_gain",
-        "analysis.bootstrap",
-        "analysis.seed",
-    ),
+    makes=TABLES,
+    settings=(*MARGINS, "analysis.bootstrap", "analysis.seed"),
     scope="experiment",
     gpu=False,
     cost=Cost("head_sums", (10.0, 1e-4), (0.8e9, 40.0), (10_000.0, 0.0)),
@@ -51,12 +46,7 @@ ANALYSIS = Analysis(
             "ontogeny.analyses.induction.figure:draw",
             MODEL,
             "Heads, copying and features",
-            {
-                "table": "induction",
-                "curves": "induction_curves",
-                "strengths": Optional("strengths", when="kinds"),
-                **KINDS,
-            },
+            {**TABLES, "strengths": Optional("strengths", when="kinds"), **KINDS},
             scope="experiment",
         )
     ],

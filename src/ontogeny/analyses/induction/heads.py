@@ -399,7 +399,7 @@ def measure(settings: Settings, snapshots: Path, tokens: Path, sums: Path, table
 
 
 def _table(arrays: dict[str, np.ndarray], steps: list[int], p: Plan) -> pd.DataFrame:
-    """Means over all positions, a row a snapshot, head and score."""
+    """Means over all positions, one row per snapshot, head and score."""
     value, control, chance, count = (
         arrays[name].sum(-1) for name in ("value", "control", "chance", "count")
     )

@@ -66,14 +66,14 @@ def read(path: Path) -> Sums:
     """
     try:
         with h5py.File(path, "r") as file:
-            arrays = [file[name][()].astype(np.float64) for name in ARRAYS]
+            arrays = {name: file[name][()].astype(np.float64) for name in ARRAYS}
             scores = zip(file.attrs["scores"], file.attrs["score_distances"], strict=True)
             return Sums(
-                *arrays,
-                np.asarray(file.attrs["steps"]),
-                [(str(name), int(distance)) for name, distance in scores],
-                [int(distance) for distance in file.attrs["distances"]],
-                int(file.attrs["half"]),
+                **arrays,
+                steps=np.asarray(file.attrs["steps"]),
+                scores=[(str(name), int(distance)) for name, distance in scores],
+                distances=[int(distance) for distance in file.attrs["distances"]],
+                half=int(file.attrs["half"]),
             )
     except (OSError, KeyError) as error:
         why = " ".join(str(error).split())
@@ -121,7 +121,7 @@ class Event:
 
     @property
     def forms(self) -> bool:
-        """Whether the curve's maximum passes its margin and is told from 0 (at 97.5%)."""
+        """Whether the curve's maximum passes its margin and exceeds 0 (at 97.5%)."""
         best = int(self.curve.argmax())
         low = np.quantile(self.samples[:, best], 0.025)
         return bool(self.curve[best] >= self.margin and low > 0)

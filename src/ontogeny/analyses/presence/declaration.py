@@ -9,19 +9,11 @@ PRESENCE = Stage(
     "presence",
     run="ontogeny.analyses.presence.measure:measure",
     about="Test whether decoder norms mean presence: latent scaling and linear probes.",
-    reads={
-        "crosscoder": "crosscoder",
-        "activations": "activations",
-        "tokens": "tokens",
-        "features": "features",
-    },
+    reads={name: name for name in ("crosscoder", "activations", "tokens", "features")},
     makes={"tests": "presence", "verdicts": "presence_verdicts"},
     settings=("presence", "analysis.seed", "analysis.bootstrap"),
-    cost=Cost(
-        "histories", (20.0, 2e-2), (1.5e9, 3_000.0), (50_000.0, 100.0),
-        "lower presence.features",
-    ),
-)  # fmt: skip
+    cost=Cost("histories", (20.0, 2e-2), (1.5e9, 3e3), (5e4, 1e2), "lower presence.features"),
+)
 
 ANALYSIS = Analysis(
     "presence",

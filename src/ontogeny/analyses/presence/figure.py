@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,16 @@ LEAST = 20  # pairs in a bin of which a median is drawn
 TOP = 1.25  # of the scalings shown; what lies beyond counts at the edge
 SHADES = ("#0072B2", "#CC79A7", "#000000", "#56B4E9", "#E69F00", "#D55E00", "#999999")
 MARKERS = "osD^vP*"
-FREE, PEAK, MATCHED = "#000000", "#E69F00", style.COLOURS["matched"]
+SERIES = [
+    ("free", "all", "o-", "#000000", "free"),
+    ("free", "matched", "^--", style.COLOURS["matched"], "free, matched features"),
+    ("scaling", "all", "s:", "#E69F00", "along peak direction"),
+]
 CORNER = "#D55E00"
-TASKS = {"beyond_token": "#D55E00", "token": "#0072B2"}
+TASKS = {"beyond_token": ("beyond the token", "#D55E00"), "token": ("token makes it", "#0072B2")}
+TESTED = ["feature", "normalised_strength", "matched", "peak", "scaling", "free"]
+TESTED += ["current_token", "probe", "control"]
+JUDGED = ["measure", "test", "group", "threshold", "value", "low", "high", "pairs"]
 DISAGREE = [
     ("contradicted", "free", "norm: absent\nfree: there"),
     ("contradicted", "scaling", "norm: absent\npeak dir.: there"),
@@ -33,11 +39,11 @@ DISAGREE = [
 
 
 def draw(
-    names: Sequence[str],
-    features: Sequence[str | Path],
-    tests: Sequence[str | Path],
-    verdicts: Sequence[str | Path],
-    output: str | Path,
+    names: list[str],
+    features: list[Path],
+    tests: list[Path],
+    verdicts: list[Path],
+    output: Path,
 ) -> None:
     """Scaling and probes by normalised strength for each crosscoder, and the verdicts of all.
 
@@ -70,15 +76,12 @@ def draw(
         judged = []
         for i, name in enumerate(names):
             living = style.read_living(features[i])
-            columns = ["feature", "normalised_strength", "matched", "peak", "scaling", "free"]
-            columns += ["current_token", "probe", "control"]
-            table = style.read(tests[i], columns)
-            said = style.read(verdicts[i], ["measure", "test", "group", "threshold", "value",
-                                            "low", "high", "pairs"])  # fmt: skip
-            judged.append(said)
+            table = style.read(tests[i], TESTED)
+            verdict = style.read(verdicts[i], JUDGED)
+            judged.append(verdict)
             row, column = divmod(i, COLUMNS)
             top, bottom = grid[2 * row, column], grid[2 * row + 1, column]
-            image = _density(top, table, said, name, drawn)
+            image = _density(top, table, verdict, name, drawn)
             _probes(bottom, table, name, drawn)
             style.title(top, chr(97 + i), f"{name}\n{_note(living, table)}")
             style.title(bottom, chr(97 + len(names) + i), "")
@@ -100,8 +103,8 @@ def draw(
         style.title(right, chr(98 + last), "where norm and scaling disagree")
         order = ["crosscoder", "panel", "measure", "test", "group", "x_low", "x_high"]
         order += ["y_low", "y_high", "low", "value", "high", "pairs"]
-        whole = pd.concat(drawn, ignore_index=True).reindex(columns=order)
-        style.save(figure, whole.astype({"pairs": "Int64"}), output)
+        numbers = pd.concat(drawn, ignore_index=True).reindex(columns=order)
+        style.save(figure, numbers.astype({"pairs": "Int64"}), output)
 
 
 def _note(living: pd.DataFrame, table: pd.DataFrame) -> str:
@@ -114,7 +117,7 @@ def _note(living: pd.DataFrame, table: pd.DataFrame) -> str:
 
 
 def _density(
-    axis: Axes, table: pd.DataFrame, said: pd.DataFrame, name: str, drawn: list[pd.DataFrame]
+    axis: Axes, table: pd.DataFrame, verdict: pd.DataFrame, name: str, drawn: list[pd.DataFrame]
 ) -> Any:
     """Free scaling against normalised strength off the peak, and medians by strength."""
     off = table[~table["peak"] & table["free"].notna()]
@@ -126,28 +129,19 @@ def _density(
         x_edges, y_edges, shown.T, cmap="Greys", norm=LogNorm(0.5, 2000), rasterized=True
     )
     i, j = np.nonzero(counts)
-    drawn.append(
-        pd.DataFrame({"x_low": x_edges[i], "x_high": x_edges[i + 1], "y_low": y_edges[j],
-                      "y_high": y_edges[j + 1], "pairs": counts[i, j].astype(int)}).assign(
-            crosscoder=name, panel="density", test="free", group="all")
-    )  # fmt: skip
+    x, y = {"x_low": x_edges[i], "x_high": x_edges[i + 1]}, {"y_low": y_edges[j]}
+    cells = pd.DataFrame(x | y | {"y_high": y_edges[j + 1], "pairs": counts[i, j].astype(int)})
+    drawn.append(cells.assign(crosscoder=name, panel="density", test="free", group="all"))
     axis.plot([0, 1], [0, 1], color="0.6", linewidth=0.6, zorder=1)
-    series: list[tuple[str, str, pd.DataFrame, str, str]] = [
-        ("free", "all", off, "o-", FREE),
-        ("free", "matched", off[off["matched"]], "^--", MATCHED),
-        ("scaling", "all", off, "s:", PEAK),
-    ]
-    labels = {("free", "all"): "free", ("free", "matched"): "free, matched features",
-              ("scaling", "all"): "along peak direction"}  # fmt: skip
-    for test, group, some, line, colour in series:
-        binned = _binned(some["normalised_strength"], some[test])
+    for test, group, line, colour, label in SERIES:
+        chosen = off if group == "all" else off[off["matched"]]
+        binned = _binned(chosen["normalised_strength"], chosen[test])
         if binned.empty:
             continue
         axis.plot(*_with_gaps(binned, "value"), line, color=colour, linewidth=0.9, markersize=2.2,
-                  label=labels[test, group])  # fmt: skip
+                  label=label)  # fmt: skip
         drawn.append(binned.assign(crosscoder=name, panel="median", test=test, group=group))
-    absent = said.loc[said["measure"] == "absent", "threshold"].iloc[0]
-    contradicted = said.loc[said["measure"] == "converse", "threshold"].iloc[0]
+    absent, contradicted = _threshold(verdict, "absent"), _threshold(verdict, "converse")
     axis.add_patch(
         Rectangle((0, contradicted), absent, TOP - contradicted, fill=False, edgecolor=CORNER,
                   linewidth=0.9)
@@ -156,18 +150,22 @@ def _density(
     return image
 
 
+def _threshold(verdict: pd.DataFrame, measure: str) -> float:
+    """The threshold at which a measure is stated."""
+    return float(verdict.loc[verdict["measure"] == measure, "threshold"].iloc[0])
+
+
 def _binned(x: pd.Series, y: pd.Series) -> pd.DataFrame:
     """Median and quartiles of y by bin of x, where there are enough."""
     known = y.notna()
-    place = np.minimum(np.digitize(x[known], BINS) - 1, len(BINS) - 2)
-    by_bin = y[known].groupby(place)
-    found = pd.DataFrame(
-        {"low": by_bin.quantile(0.25), "value": by_bin.median(), "high": by_bin.quantile(0.75),
-         "pairs": by_bin.size()}
-    )  # fmt: skip
-    found = found[found["pairs"] >= LEAST]
-    at = found.index.to_numpy(int)
-    return found.assign(x_low=BINS[at], x_high=BINS[at + 1]).reset_index(drop=True)
+    number = np.minimum(np.digitize(x[known], BINS) - 1, len(BINS) - 2)
+    by_bin = y[known].groupby(number)
+    low, high = by_bin.quantile(0.25), by_bin.quantile(0.75)
+    middle = {"low": low, "value": by_bin.median(), "high": high, "pairs": by_bin.size()}
+    binned = pd.DataFrame(middle)
+    binned = binned[binned["pairs"] >= LEAST]
+    at = binned.index.to_numpy(int)
+    return binned.assign(x_low=BINS[at], x_high=BINS[at + 1]).reset_index(drop=True)
 
 
 def _with_gaps(binned: pd.DataFrame, column: str) -> tuple[np.ndarray, np.ndarray]:
@@ -181,17 +179,15 @@ def _probes(axis: Axes, table: pd.DataFrame, name: str, drawn: list[pd.DataFrame
     """Probes of features and of their control tasks by normalised strength."""
     probed = table[table["probe"].notna()]
     token = probed["current_token"] >= 0.5
-    for group, colour in TASKS.items():
-        some = probed[token if group == "token" else ~token]
-        words = "token makes it" if group == "token" else "beyond the token"
+    for group, (words, colour) in TASKS.items():
+        chosen = probed[token if group == "token" else ~token]
         for test, line in (("probe", "o-"), ("control", "x--")):
-            binned = _binned(some["normalised_strength"], some[test])
+            binned = _binned(chosen["normalised_strength"], chosen[test])
             if binned.empty:
                 continue
             if test == "probe":
-                middle, low = _with_gaps(binned, "low")
-                high = _with_gaps(binned, "high")[1]
-                axis.fill_between(middle, low, high, color=colour, alpha=0.15, linewidth=0)
+                band = (*_with_gaps(binned, "low"), _with_gaps(binned, "high")[1])
+                axis.fill_between(*band, color=colour, alpha=0.15, linewidth=0)
             label = words if test == "probe" else f"{words}: control"
             axis.plot(*_with_gaps(binned, "value"), line, color=colour, linewidth=0.9,
                       markersize=2.4, label=label)  # fmt: skip
@@ -201,24 +197,21 @@ def _probes(axis: Axes, table: pd.DataFrame, name: str, drawn: list[pd.DataFrame
 
 
 def _thresholds(
-    axis: Axes, names: Sequence[str], judged: list[pd.DataFrame], drawn: list[pd.DataFrame]
+    axis: Axes, names: list[str], judged: list[pd.DataFrame], drawn: list[pd.DataFrame]
 ) -> None:
     """Share of the absent that free scaling contradicts, by how much of it says present."""
-    for i, (name, said) in enumerate(zip(names, judged, strict=True)):
+    for i, (name, verdict) in enumerate(zip(names, judged, strict=True)):
         colour = SHADES[i % len(SHADES)]
-        some = said[(said["measure"] == "contradicted") & (said["group"] == "all")]
+        shares = verdict[(verdict["measure"] == "contradicted") & (verdict["group"] == "all")]
         for test, line in (("free", "-"), ("scaling", "--"), ("free_permuted", ":")):
-            curve = some[some["test"] == test].sort_values("threshold")
+            curve = shares[shares["test"] == test].sort_values("threshold")
             if curve["value"].isna().all():
                 continue
-            pairs = int(curve["pairs"].iloc[0])
-            label = f"{name} ({pairs:,})" if test == "free" else None
+            label = f"{name} ({int(curve['pairs'].iloc[0]):,})" if test == "free" else None
             axis.plot(curve["threshold"], curve["value"], line, color=colour, label=label)
             if test != "free_permuted":
-                axis.fill_between(
-                    curve["threshold"], curve["low"], curve["high"], color=colour, alpha=0.18,
-                    linewidth=0,
-                )  # fmt: skip
+                band = (curve["threshold"], curve["low"], curve["high"])
+                axis.fill_between(*band, color=colour, alpha=0.18, linewidth=0)
             drawn.append(_as_drawn(curve, name, "threshold"))
     axis.set_xlim(0, 1)
     axis.set_ylim(-0.02, 1.02)
@@ -229,34 +222,33 @@ def _thresholds(
     axis.legend(loc="upper right", title="free (absent features × snapshots)", title_fontsize=6.5)
 
 
-def _as_drawn(some: pd.DataFrame, name: str, panel: str) -> pd.DataFrame:
-    columns = ["measure", "test", "group", "threshold", "value", "low", "high", "pairs"]
-    return some[columns].rename(columns={"threshold": "x_low"}).assign(crosscoder=name, panel=panel)
+def _as_drawn(rows: pd.DataFrame, name: str, panel: str) -> pd.DataFrame:
+    return rows[JUDGED].rename(columns={"threshold": "x_low"}).assign(crosscoder=name, panel=panel)
 
 
 def _verdicts(
-    axis: Axes, names: Sequence[str], judged: list[pd.DataFrame], drawn: list[pd.DataFrame]
+    axis: Axes, names: list[str], judged: list[pd.DataFrame], drawn: list[pd.DataFrame]
 ) -> None:
     """Both kinds of disagreement, by either scaling, at the stated thresholds."""
     room = 0.7 / max(1, len(names) - 1)
-    for i, (name, said) in enumerate(zip(names, judged, strict=True)):
-        colour = SHADES[i % len(SHADES)]
-        stated = said.loc[said["measure"] == "converse", "threshold"].iloc[0]
-        at = said[said["threshold"] == stated]
+    for i, (name, verdict) in enumerate(zip(names, judged, strict=True)):
+        colour, marker = SHADES[i % len(SHADES)], MARKERS[i % len(MARKERS)]
+        stated = verdict[verdict["threshold"] == _threshold(verdict, "converse")]
+        by_test = stated.set_index(["measure", "test", "group"], drop=False)
         for k, (measure, test, _) in enumerate(DISAGREE):
             for group, fill, shift in (("all", colour, -0.06), ("matched", "white", 0.06)):
-                one = at[(at["measure"] == measure) & (at["test"] == test) & (at["group"] == group)]
-                if one.empty or one["value"].isna().all():
+                row = by_test[by_test.index == (measure, test, group)]
+                if row.empty or row["value"].isna().all():
                     continue
-                place = k + (room * i - 0.35 if len(names) > 1 else 0) + shift
-                value, low, high = (float(one[c].iloc[0]) for c in ("value", "low", "high"))
+                x = k + (room * i - 0.35 if len(names) > 1 else 0) + shift
+                value, low, high = (float(row[c].iloc[0]) for c in ("value", "low", "high"))
                 label = name if (k, group) == (0, "all") else None
                 axis.errorbar(
-                    [place], [value], [[max(0, value - low)], [max(0, high - value)]],
-                    fmt=MARKERS[i % len(MARKERS)], color=colour, markerfacecolor=fill,
-                    markersize=3.5, elinewidth=0.8, label=label,
+                    [x], [value], [[max(0, value - low)], [max(0, high - value)]], fmt=marker,
+                    color=colour, markerfacecolor=fill, markersize=3.5, elinewidth=0.8,
+                    label=label,
                 )  # fmt: skip
-                drawn.append(_as_drawn(one, name, "verdict"))
+                drawn.append(_as_drawn(row, name, "verdict"))
     axis.set_xticks(range(len(DISAGREE)), [words for *_, words in DISAGREE], fontsize=6)
     axis.set_ylim(-0.02, None)
     axis.set_ylabel("share of the absent, or of the there")

@@ -45,14 +45,14 @@ def run_tests(
     section: Presence,
     seed: int,
 ) -> pd.DataFrame:
-    """Both tests of every feature that is active often enough, a row a feature and site.
+    """Both tests of every feature that is active often enough, one row per feature and site.
 
     Parameters
     ----------
     f : (N, F) activations, of the site where each feature's decoder is largest. position : (N, 2)
         block and offset of each row. tokens : (N,) ids.
     read : gives the normalised activations of a site by its number, (N, d).
-    about : a row a feature; alive, matched, density, initialisation, transient.
+    about : one row per feature; alive, matched, density, initialisation, transient.
 
     Returns
     -------

@@ -41,7 +41,7 @@ def stratified(strata: np.ndarray, density: np.ndarray, count: int, seed: int) -
 def control_task(
     labels: sparse.csr_array, token: np.ndarray, rng: np.random.Generator
 ) -> sparse.csr_array:
-    """Labels (N, m) that hang on the token as often as the given ones, on other tokens.
+    """Labels (N, m) that depend on the token as the given ones do, but on other tokens.
 
     For each feature the tokens are turned within groups of NEIGHBOURS of like frequency; a position
     is active with the rate that the feature has at the token which now stands for its own. A
@@ -51,12 +51,12 @@ def control_task(
     counts = np.bincount(token)
     seen = np.flatnonzero(counts)
     by_frequency = seen[np.argsort(-counts[seen], kind="stable")]
-    place = np.empty(len(counts), np.int64)
-    place[by_frequency] = np.arange(len(by_frequency))
+    rank = np.empty(len(counts), np.int64)
+    rank[by_frequency] = np.arange(len(by_frequency))
     V = len(by_frequency)
-    first = place[token] // NEIGHBOURS * NEIGHBOURS
+    first = rank[token] // NEIGHBOURS * NEIGHBOURS
     size = np.minimum(NEIGHBOURS, V - first)
-    by_token = sparse.csr_array((np.ones(len(token)), (place[token], np.arange(len(token)))))
+    by_token = sparse.csr_array((np.ones(len(token)), (rank[token], np.arange(len(token)))))
     rates = sparse.csc_array(by_token @ labels.astype(np.float64))
     frequency = counts[by_frequency]
     columns = []
@@ -65,7 +65,7 @@ def control_task(
         turn = 1 + rng.integers(NEIGHBOURS - 1)
         # A group of fewer than turn + 1 tokens turns less, and one token alone stays.
         shift = np.where(size > 1, 1 + (turn - 1) % np.maximum(size - 1, 1), 0)
-        stand_in = first + (place[token] - first + shift) % size
+        stand_in = first + (rank[token] - first + shift) % size
         columns.append(sparse.csc_array(rng.random((len(token), 1)) < rate[stand_in][:, None]))
     return sparse.csr_array(sparse.hstack(columns))
 

@@ -60,9 +60,9 @@ class Resampled:
 def _spearman(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float:
     """Spearman's ρ of values given as places in their order, each counted `weights` times."""
     ranks = []
-    for place in (x, y):
-        count = np.bincount(place, weights)
-        ranks.append((np.cumsum(count) - count / 2)[place])
+    for order in (x, y):
+        count = np.bincount(order, weights)
+        ranks.append((np.cumsum(count) - count / 2)[order])
     total = weights.sum()
     a, b = (r - (weights @ r) / total for r in ranks)
     scale = np.sqrt((weights @ a**2) * (weights @ b**2))
@@ -90,7 +90,7 @@ def find_verdicts(table: pd.DataFrame, section: Presence, drawn: Resampled) -> p
 
     Parameters
     ----------
-    table : a row a (feature, snapshot), features in order and each with all its snapshots.
+    table : one row per feature and snapshot, features in order, each with all its snapshots.
 
     Returns
     -------

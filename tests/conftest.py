@@ -219,10 +219,11 @@ def analysed(finished, tmp_path_factory):
     Settings, and the folder: the stages themselves, on a tokenizer whose pieces are HOSTILE.
     """
     from ontogeny import settings
+    from ontogeny.analyses.complexity import span
+    from ontogeny.analyses.contexts import measure as contexts
     from ontogeny.circuits import attribution, tasks
     from ontogeny.corpus.build import Tokens
     from ontogeny.corpus.pieces import byte_letters
-    from ontogeny.features import contexts, span
 
     folder = tmp_path_factory.mktemp("analysed") / "results" / "hostile"
     shutil.copytree(finished / RESULTS, folder, ignore=shutil.ignore_patterns("atlas", "state"))
@@ -231,7 +232,7 @@ def analysed(finished, tmp_path_factory):
         "name": "hostile",
         "analyses": ["dimensionality", "kinds", "contexts", "complexity", "circuits"],
         "circuits": {"tasks": ["induction"], "pairs": 16, "path_steps": 2},
-        "span": {"longest": 4, "contexts": 1},
+        "complexity": {"longest": 4, "contexts": 1},
     }
     s = settings.load(given)
     tokens, tokenizer = folder / "corpus/tokens.h5", folder / "corpus/tokenizer.json"
@@ -254,7 +255,7 @@ def analysed(finished, tmp_path_factory):
         names[number] = byte_letters(piece.encode())
     given["model"] |= {"vocab": {name: i for i, name in sorted(names.items())}, "merges": []}
     tokenizer.write_text(json.dumps(given))
-    contexts.describe(s, *rows, tokenizer, tables / "contexts.h5", tables / "contexts.parquet")
+    contexts.measure(s, *rows, tokenizer, tables / "contexts.h5", tables / "contexts.parquet")
     return s, folder
 
 

@@ -102,7 +102,7 @@ class Best:
         self.features, self.k = features, k
         self._bar = np.full(features, -np.inf)  # key of the k-th best, where there are k
         nothing = np.zeros(0)
-        self._parts = [entries(*[nothing] * 4, np.zeros((0, width)))]
+        self._parts = [entries(nothing, nothing, nothing, nothing, np.zeros((0, width)))]
         self._kept = self._waiting = 0
 
     def could_be(self, feature: np.ndarray, key: np.ndarray) -> np.ndarray:

@@ -183,7 +183,7 @@ def _onsets(axis: Axes, scored: pd.DataFrame, score: str, drawn: list[pd.DataFra
             markerfacecolor="white", zorder=4,
         )  # fmt: skip
         quartiles = {"x": 0.0, "value": middle, "low": low, "high": high}
-        about = {"panel": "initialisation", "score": score, "against": "onset"}
+        about: dict[str, Any] = {"panel": "initialisation", "score": score, "against": "onset"}
         about |= {"features": len(initial), "class": "initialisation"}
         drawn.append(pd.DataFrame([quartiles | about]))
     if len(emergent):

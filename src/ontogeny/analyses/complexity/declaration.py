@@ -8,12 +8,7 @@ SPAN = Stage(
     "span",
     run="ontogeny.analyses.complexity.span:measure",
     about="Measure how much context before it each feature needs.",
-    reads={
-        "crosscoder": "crosscoder",
-        "activations": "activations",
-        "snapshots": "snapshots",
-        "tokens": "tokens",
-    },
+    reads={name: name for name in ("crosscoder", "activations", "snapshots", "tokens")},
     makes={"span": "span", "contexts": "span_contexts"},
     settings=(
         "complexity.contexts",
@@ -30,13 +25,7 @@ GRADE = Stage(
     "grade",
     run="ontogeny.analyses.complexity.grader:grade",
     about="Have a language model grade the complexity of a sample of features.",
-    reads={
-        "crosscoder": "crosscoder",
-        "activations": "activations",
-        "tokens": "tokens",
-        "tokenizer": "tokenizer",
-        "span": "span",
-    },
+    reads={name: name for name in ("crosscoder", "activations", "tokens", "tokenizer", "span")},
     makes={"grades": "grades"},
     settings=(
         "complexity.grader.url",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,31 +31,21 @@ BINS = 6
 
 
 def draw(
-    features: str | Path,
-    strengths: str | Path,
-    span: str | Path,
-    correlations: str | Path,
-    grades: str | Path | None,
-    output: str | Path,
+    features: Path,
+    strengths: Path,
+    span: Path,
+    correlations: Path,
+    grades: Path | None,
+    output: Path,
 ) -> None:
     """Complexity against peak and onset, feature by feature, and all correlations.
 
     Parameters
     ----------
-    features : the features table; feature, alive, matched, matched_cosine, peak_snapshot_index,
-        onset_step, initialisation.
-    strengths : the strengths table, for the snapshots: snapshot_index, step.
-    span : the span table; feature, run, span.
-    correlations : the complexity table; score, against, class, which, features, coefficient,
-        value, low, high, p.
-    grades : the grades table, if there is one; feature, grade.
+    features, strengths, span, correlations, grades : tables; grades where there are any.
     output : path without ending. Its CSV has panel ('feature', 'bin', 'initialisation',
         'correlation'), score, against, feature, class, which, features, x (snapshot number, or
         onset step), coefficient, value, low, high (quartiles; of correlations the 95% interval), p.
-
-    References
-    ----------
-    METHOD.md 6.
     """
     living = style.read_living(features, ["peak_snapshot_index", "onset_step", "initialisation"])
     spans = style.read(span, ["feature", "run", "span"])
@@ -79,21 +70,21 @@ def draw(
         letters = iter("abcdefghijkl")
         last = float(living["onset_step"].max())
         for row, score in zip(grid, shown, strict=True):
-            some = living[living[score].notna()]
+            scored = living[living[score].notna()]
             bottom = score == shown[-1]
             peak, log, linear = row
-            _peaks(peak, some, score, snapshots, drawn)
+            _peaks(peak, scored, score, snapshots, drawn)
             peak.set_xlabel("peak snapshot number, below it the step" if bottom else "")
             for axis, kind in ((log, style.KINDS[0]), (linear, style.KINDS[1])):
-                _onsets(axis, some, score, drawn if kind == "log" else [])
+                _onsets(axis, scored, score, drawn if kind == "log" else [])
                 style.step_axis(axis, last, kind, labels=bottom)
                 if bottom:
                     axis.set_xlabel("onset, " + axis.get_xlabel())
             for axis, against in ((peak, "peak_snapshot_index"), (log, "onset"), (linear, "")):
                 _value_axis(axis, score, axis is peak)
-                said = _said(table, score, against) if against else "the same on a linear axis"
+                words = _in_words(table, score, against) if against else "the same on a linear axis"
                 axis.set_title(
-                    rf"$\mathbf{{{next(letters)}}}$  {said}",
+                    rf"$\mathbf{{{next(letters)}}}$  {words}",
                     loc="left", fontsize=5.8, linespacing=1.25,
                 )  # fmt: skip
         low, high = lower.subplots(1, 2)
@@ -105,8 +96,8 @@ def draw(
         figure.legend(handles=_handles(shown), loc="outside lower center", ncols=4)
         columns = ["panel", "score", "against", "feature", "class", "which", "features"]
         columns += ["x", "coefficient", "value", "low", "high", "p"]
-        found = pd.concat(drawn, ignore_index=True).reindex(columns=columns)
-        style.save(figure, found.astype({"feature": "Int64", "features": "Int64"}), output)
+        numbers = pd.concat(drawn, ignore_index=True).reindex(columns=columns)
+        style.save(figure, numbers.astype({"feature": "Int64", "features": "Int64"}), output)
 
 
 def _value_axis(axis: Axes, score: str, label: bool) -> None:
@@ -117,69 +108,73 @@ def _value_axis(axis: Axes, score: str, label: bool) -> None:
     axis.tick_params(axis="y", labelleft=label)
 
 
-def _points(axis: Axes, x: np.ndarray, some: pd.DataFrame, score: str) -> None:
-    """A mark a feature: colour is its class, filled is matched."""
+def _points(axis: Axes, x: np.ndarray, scored: pd.DataFrame, score: str) -> None:
+    """One mark per feature: its colour is the class, filled if matched."""
     for initial, name in ((True, "initialisation"), (False, "emergent")):
         for matched in (False, True):
-            chosen = ((some["initialisation"] == initial) & (some["matched"] == matched)).to_numpy()
+            chosen = (scored["initialisation"] == initial) & (scored["matched"] == matched)
             colour = style.COLOURS[name]
             axis.plot(
-                x[chosen], some[score].to_numpy()[chosen], "o", markersize=2.2, alpha=0.45,
-                markerfacecolor=colour if matched else "none", markeredgecolor=colour,
-                markeredgewidth=0.4, rasterized=True,
+                x[chosen.to_numpy()], scored.loc[chosen, score].to_numpy(), "o", markersize=2.2,
+                alpha=0.45, markerfacecolor=colour if matched else "none",
+                markeredgecolor=colour, markeredgewidth=0.4, rasterized=True,
             )  # fmt: skip
 
 
-def _bins(axis: Axes, x: np.ndarray, some: pd.DataFrame, score: str, edges: np.ndarray) -> Any:
-    """Median and quartiles of the score in bins of x; returns them as a table."""
-    place = np.searchsorted(edges, x, side="right")
-    by = some[score].groupby(place)
-    found = pd.DataFrame(
+def _bins(axis: Axes, x: np.ndarray, scored: pd.DataFrame, score: str) -> pd.DataFrame:
+    """Draw median and quartiles of the score in bins of x with as many features each."""
+    edges = np.unique(np.quantile(x, np.linspace(0, 1, BINS + 1)[1:-1]))
+    number = np.searchsorted(edges, x, side="right")
+    by = scored[score].groupby(number)
+    bins = pd.DataFrame(
         {
-            "x": pd.Series(x, index=some.index).groupby(place).median(),
+            "x": pd.Series(x, index=scored.index).groupby(number).median(),
             "value": by.median(),
             "low": by.quantile(0.25),
             "high": by.quantile(0.75),
             "features": by.size(),
         }
     )
-    found = found[found["features"] >= 5]
-    bars = np.abs(found[["low", "high"]].to_numpy().T - found["value"].to_numpy())
+    bins = bins[bins["features"] >= 5]
+    bars = np.abs(bins[["low", "high"]].to_numpy().T - bins["value"].to_numpy())
     axis.errorbar(
-        found["x"], found["value"], bars, fmt="D-", color="black", markersize=3, linewidth=0.9,
+        bins["x"], bins["value"], bars, fmt="D-", color="black", markersize=3, linewidth=0.9,
         zorder=4,
     )  # fmt: skip
-    return found.assign(panel="bin", score=score)
+    return bins
 
 
 def _peaks(
-    axis: Axes, some: pd.DataFrame, score: str, snapshots: pd.DataFrame, drawn: list[pd.DataFrame]
+    axis: Axes, scored: pd.DataFrame, score: str, snapshots: pd.DataFrame, drawn: list[pd.DataFrame]
 ) -> None:
     """Score against the peak snapshot index; features of one index stand beside each other."""
     numbers, steps = list(snapshots["snapshot_index"]), list(snapshots["step"])
-    number = some["peak_snapshot_index"]
-    place = number.map({n: i for i, n in enumerate(numbers)}).to_numpy(float)
-    rank = some.groupby("peak_snapshot_index").cumcount()
-    of = number.map(number.value_counts())
-    _points(axis, place + 0.7 * ((rank + 0.5) / of - 0.5).to_numpy(), some, score)
-    edges = np.unique(np.quantile(place, np.linspace(0, 1, BINS + 1)[1:-1]))
-    bins = _bins(axis, place, some, score, edges)
+    peak = scored["peak_snapshot_index"]
+    x = peak.map({n: i for i, n in enumerate(numbers)}).to_numpy(float)
+    rank = scored.groupby("peak_snapshot_index").cumcount()
+    beside = (rank + 0.5) / peak.map(peak.value_counts()) - 0.5
+    _points(axis, x + 0.7 * beside.to_numpy(), scored, score)
+    bins = _bins(axis, x, scored, score)
     bins["x"] = np.interp(bins["x"], range(len(numbers)), numbers)
     style.snapshot_axis(axis, numbers, steps, 7)
     axis.set_xlim(-0.8, len(numbers) - 0.2)
-    each = some.assign(x=number, value=some[score], **{"class": _class(some)})
-    each["which"] = np.where(some["matched"], "matched", "not matched")
-    for table, panel in ((each, "feature"), (bins, "bin")):
-        drawn.append(table.assign(panel=panel, score=score, against="peak_snapshot_index"))
+    drawn += _tables(scored, peak, bins, score, "peak_snapshot_index")
 
 
-def _class(some: pd.DataFrame) -> np.ndarray:
-    return np.where(some["initialisation"], "initialisation", "emergent")
+def _tables(
+    scored: pd.DataFrame, x: Any, bins: pd.DataFrame, score: str, against: str
+) -> list[pd.DataFrame]:
+    """What a panel shows of single features, and of bins of them."""
+    kind = np.where(scored["initialisation"], "initialisation", "emergent")
+    which = np.where(scored["matched"], "matched", "not matched")
+    each = scored.assign(x=x, value=scored[score], which=which, **{"class": kind})
+    named = (("feature", each), ("bin", bins))
+    return [table.assign(panel=name, score=score, against=against) for name, table in named]
 
 
-def _onsets(axis: Axes, some: pd.DataFrame, score: str, drawn: list[pd.DataFrame]) -> None:
+def _onsets(axis: Axes, scored: pd.DataFrame, score: str, drawn: list[pd.DataFrame]) -> None:
     """Score against onset, of emergent features; of the others, which have none, quartiles."""
-    emergent, initial = some[~some["initialisation"]], some[some["initialisation"]]
+    emergent, initial = scored[~scored["initialisation"]], scored[scored["initialisation"]]
     if len(initial):
         low, middle, high = initial[score].quantile([0.25, 0.5, 0.75])
         colour = style.COLOURS["initialisation"]
@@ -188,40 +183,30 @@ def _onsets(axis: Axes, some: pd.DataFrame, score: str, drawn: list[pd.DataFrame
             markerfacecolor="white", zorder=4,
         )  # fmt: skip
         quartiles = {"x": 0.0, "value": middle, "low": low, "high": high}
-        drawn.append(
-            pd.DataFrame(
-                [quartiles | {"features": len(initial), "class": "initialisation"}]
-            ).assign(panel="initialisation", score=score, against="onset")
-        )
-    x = emergent["onset_step"].to_numpy(float)
-    if not len(x):
-        return
-    _points(axis, x, emergent, score)
-    edges = np.unique(np.quantile(x, np.linspace(0, 1, BINS + 1)[1:-1]))
-    bins = _bins(axis, x, emergent, score, edges)
-    each = emergent.assign(x=x, value=emergent[score], **{"class": "emergent"})
-    each["which"] = np.where(emergent["matched"], "matched", "not matched")
-    for table, panel in ((each, "feature"), (bins, "bin")):
-        drawn.append(table.assign(panel=panel, score=score, against="onset"))
+        about: dict[str, Any] = {"panel": "initialisation", "score": score, "against": "onset"}
+        about |= {"features": len(initial), "class": "initialisation"}
+        drawn.append(pd.DataFrame([quartiles | about]))
+    if len(emergent):
+        x = emergent["onset_step"].to_numpy(float)
+        _points(axis, x, emergent, score)
+        drawn += _tables(emergent, x, _bins(axis, x, emergent, score), score, "onset")
 
 
-def _said(table: pd.DataFrame, score: str, against: str) -> str:
+def _in_words(table: pd.DataFrame, score: str, against: str) -> str:
     """Coefficients of all features, and of emergent ones, two lines each."""
+    chosen = table[
+        (table["score"] == score) & (table["against"] == against) & (table["which"] == "all")
+    ]
     lines = []
     for kind in ("all", "emergent"):
-        some = table[
-            (table["score"] == score)
-            & (table["against"] == against)
-            & (table["class"] == kind)
-            & (table["which"] == "all")
-        ].set_index("coefficient")
-        if some.empty:
+        rows = chosen[chosen["class"] == kind].set_index("coefficient")
+        if rows.empty:
             continue
         words = []
         for name, symbol in SYMBOLS.items():
-            value, low, high = map(_signed, some.loc[name, ["value", "low", "high"]])
+            value, low, high = map(_signed, rows.loc[name, ["value", "low", "high"]])
             words.append(f"{symbol} = {value} [{low}, {high}]")
-        lines += [f"{kind}, n = {int(some['features'].iloc[0]):,}: {words[0]}", words[1]]
+        lines += [f"{kind}, n = {int(rows['features'].iloc[0]):,}: {words[0]}", words[1]]
     return "\n".join(lines)
 
 
@@ -238,79 +223,64 @@ def _forest(
     drawn: list[pd.DataFrame],
 ) -> None:
     """Every group's coefficients with their intervals; hollow, the same given density."""
-    some = table[(table["against"] == against) & table["score"].isin(shown)]
-    names = [(k, w) for k in ("all", "emergent", "initialisation") for w in ("all", "matched")]
-    offsets = np.linspace(-0.36, 0.36, len(shown) * len(MARKERS))
-    for place, (kind, which) in enumerate(names):
-        own = some[(some["class"] == kind) & (some["which"] == which)]
-        for offset, (score, name) in zip(
-            offsets, [(s, c) for s in shown for c in MARKERS], strict=True
-        ):
+    table = table[(table["against"] == against) & table["score"].isin(shown)]
+    groups = list(product(("all", "emergent", "initialisation"), ("all", "matched")))
+    marks = list(product(shown, MARKERS))
+    offsets = np.linspace(-0.36, 0.36, len(marks))
+    for y, (kind, which) in enumerate(groups):
+        own = table[(table["class"] == kind) & (table["which"] == which)]
+        for offset, (score, name) in zip(offsets, marks, strict=True):
             row = own[(own["score"] == score) & (own["coefficient"] == name)]
             if row.empty:
                 continue
             value, low, high = row[["value", "low", "high"]].iloc[0]
-            style_of: dict[str, Any] = {"color": COLOURS[score], "markersize": 3.2}
+            look: dict[str, Any] = {"color": COLOURS[score], "markersize": 3.2}
             bars = [[max(0, value - low)], [max(0, high - value)]]
             axis.errorbar(
-                [value], [place + offset], xerr=bars, fmt=MARKERS[name], linewidth=0.9, **style_of
+                [value], [y + offset], xerr=bars, fmt=MARKERS[name], linewidth=0.9, **look
             )
             given = own[(own["score"] == score) & (own["coefficient"] == f"{name}_partial")]
             axis.plot(
-                given["value"], [place + offset], MARKERS[name], markerfacecolor="white",
-                markeredgewidth=0.7, **style_of,
+                given["value"], [y + offset], MARKERS[name], markerfacecolor="white",
+                markeredgewidth=0.7, **look,
             )  # fmt: skip
             drawn.append(pd.concat([row, given]).assign(panel="correlation"))
     axis.axvline(0, color="0.6", linewidth=0.7, zorder=0)
     if against == "peak_snapshot_index":
         axis.axvline(PAPER, color="0.3", linewidth=0.8, linestyle=":", zorder=0)
-    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.set_ylim(len(groups) - 0.5, -0.5)
     axis.set_xlim(-1, 1)
     axis.set_xticks([-1, -0.5, 0, 0.5, 1])
-    counts = some[some["score"] == shown[0]].groupby(["class", "which"])["features"].first()
-    axis.set_yticks(
-        range(len(names)),
-        [
-            f"{k}{', matched' if w == 'matched' else ''} ({counts.get((k, w), 0):,})"
-            for k, w in names
-        ]
-        if labels
-        else [""] * len(names),
-    )
+    counts = table[table["score"] == shown[0]].groupby(["class", "which"])["features"].first()
+    names = [
+        f"{kind}{', matched' if which == 'matched' else ''} ({counts.get((kind, which), 0):,})"
+        for kind, which in groups
+    ]
+    axis.set_yticks(range(len(groups)), names if labels else [""] * len(groups))
     axis.tick_params(axis="y", length=0)
-    for place in range(1, len(names)):
-        axis.axhline(place - 0.5, color="0.92", linewidth=0.6, zorder=0)
+    for y in range(1, len(groups)):
+        axis.axhline(y - 0.5, color="0.92", linewidth=0.6, zorder=0)
     axis.set_xlabel("correlation, 95% interval")
 
 
 def _handles(shown: list[str]) -> list[Line2D]:
     """The legend."""
-    found = []
+
+    def mark(marker: str, label: str, size: float = 3.2, **look: Any) -> Line2D:
+        return Line2D([], [], marker=marker, linestyle="", markersize=size, label=label, **look)
+
+    handles = []
     for name in ("initialisation", "emergent"):
-        for matched in (True, False):
-            colour = style.COLOURS[name]
-            found.append(
-                Line2D(
-                    [], [], marker="o", linestyle="", markersize=3, markeredgecolor=colour,
-                    markerfacecolor=colour if matched else "none",
-                    label=f"{name}, {'matched' if matched else 'not matched'}",
-                )
-            )  # fmt: skip
-    found.append(Line2D([], [], color="black", marker="D", markersize=3, label="median, quartiles"))
-    for score in shown:
-        found.append(Line2D([], [], color=COLOURS[score], label=NAMES[score]))
-    for name, marker in MARKERS.items():
-        words = {"pearson": "Pearson", "spearman": "Spearman"}[name]
-        found.append(
-            Line2D([], [], color="0.3", marker=marker, linestyle="", markersize=3.2, label=words)
-        )
-    found.append(
-        Line2D(
-            [], [], color="0.3", marker="o", linestyle="", markersize=3.2, markerfacecolor="white",
-            label="given density",
-        )
-    )  # fmt: skip
-    found.append(
-        Line2D([], [], color="0.3", linestyle=":", linewidth=0.8, label=f"paper, r = {PAPER}")
+        colour = style.COLOURS[name]
+        for label, face in (("matched", colour), ("not matched", "none")):
+            look = {"markeredgecolor": colour, "markerfacecolor": face}
+            handles.append(mark("o", f"{name}, {label}", 3, **look))
+    handles.append(
+        Line2D([], [], color="black", marker="D", markersize=3, label="median, quartiles")
     )
-    return found
+    handles += [Line2D([], [], color=COLOURS[score], label=NAMES[score]) for score in shown]
+    handles += [mark(MARKERS[name], name.capitalize(), color="0.3") for name in MARKERS]
+    handles.append(mark("o", "given density", color="0.3", markerfacecolor="white"))
+    paper = f"paper, r = {PAPER}"
+    handles.append(Line2D([], [], color="0.3", linestyle=":", linewidth=0.8, label=paper))
+    return handles

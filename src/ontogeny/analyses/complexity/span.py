@@ -345,7 +345,8 @@ def measure(
     pairs = sample(f, offset, living, section.contexts, lengths[-1], rng)
     del f
     before = min(2 * lengths[-1], data.context - lengths[-1])
-    texts = rng.integers(*data.splits["train"], PREFIXES)
+    low, high = data.splits["train"]
+    texts = rng.integers(low, high, PREFIXES)
     first = rng.integers(0, data.context - before + 1, PREFIXES)
     prefixes = data.take(texts)[np.arange(PREFIXES)[:, None], first[:, None] + np.arange(before)]
     prefix = rng.integers(0, PREFIXES, len(np.unique(pairs.row)))

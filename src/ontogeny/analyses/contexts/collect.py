@@ -102,7 +102,7 @@ class Best:
         self.features, self.k = features, k
         self._bar = np.full(features, -np.inf)  # key of the k-th best, where there are k
         nothing = np.zeros(0)
-        self._parts = [entries(*[nothing] * 4, np.zeros((0, width)))]
+        self._parts = [entries(nothing, nothing, nothing, nothing, np.zeros((0, width)))]
         self._kept = self._waiting = 0
 
     def could_be(self, feature: np.ndarray, key: np.ndarray) -> np.ndarray:
@@ -141,6 +141,32 @@ def _priority(seed: int, feature: np.ndarray, row: np.ndarray) -> np.ndarray:
     x = mix(row.astype(np.uint64) * step + np.uint64(seed))
     x = mix((x ^ feature.astype(np.uint64)) + step)
     return (x >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """P features at the B positions of some blocks.
+
+    f, scores, opened : (B, P). slot : (B,) of each position, where all of a block's have one.
+    row_at : (slots,) row of each, −1 where there is none. low : number of the first feature.
+    """
+
+    f: torch.Tensor
+    scores: torch.Tensor
+    opened: torch.Tensor
+    slot: np.ndarray
+    row_at: np.ndarray
+    low: int
+
+
+def _promising(best: Best, values: torch.Tensor, low: int) -> np.ndarray:
+    """Columns of values (B, P) in which any could be among the best.
+
+    They are few once some text is seen.
+    """
+    most = values.amax(0).cpu().numpy()
+    could_be = best.could_be(low + np.arange(len(most)), most)
+    return np.flatnonzero(could_be & (most > -np.inf))
 
 
 class Collector:
@@ -186,119 +212,95 @@ class Collector:
             in each block.
         """
         numbers, block = np.unique(block, return_inverse=True)
-        slots, C = len(numbers) * self.context, self.context
-        slot = block * C + offset
-        row_at = np.full(slots, -1)  # row of each position of the blocks, −1 where there is none
+        slots = len(numbers) * self.context
+        slot = block * self.context + offset
+        row_at = np.full(slots, -1)
         row_at[slot] = self.rows + np.arange(len(slot))
-        slot_of = torch.from_numpy(slot).to(h.device)
         step = max(1, PIECE_ENTRIES // slots)
         for low in range(0, h.shape[1], step):
             part = slice(low, min(low + step, h.shape[1]))
             scores = self.gate.scores(h[:, part], part)
             opened = self.gate.opened(scores, part)
-            f = h[:, part] * opened
-            self._every_active(f, opened, slot, row_at, low)
-            self._largest(f, slot_of, row_at, low)
-            self._closest(scores, opened, slot_of, row_at, low)
+            piece = _Piece(h[:, part] * opened, scores, opened, slot, row_at, low)
+            self._every_active(piece)
+            self._largest(piece)
+            self._closest(piece)
         self.rows += len(slot)
 
-    def _every_active(
-        self,
-        f: torch.Tensor,
-        opened: torch.Tensor,
-        slot: np.ndarray,
-        row_at: np.ndarray,
-        low: int,
-    ) -> None:
+    def _every_active(self, piece: _Piece) -> None:
         """Counts, sums and the sample, from the positions where a feature is active."""
-        where = opened.nonzero()
-        value = f[where[:, 0], where[:, 1]].cpu().numpy()
+        where = piece.opened.nonzero()
+        value = piece.f[where[:, 0], where[:, 1]].cpu().numpy()
         at, column = where.cpu().numpy().T
-        feature = column + low
+        feature = column + piece.low
         np.add.at(self.active, feature, 1)
         np.add.at(self.total, feature, value)
         bins = np.floor(OCTAVE * (np.log2(value.astype(np.float64)) - LOWEST)).astype(np.int64)
         np.add.at(self.histogram, (feature, bins.clip(0, BINS - 1)), 1)
         key = _priority(self.seed, feature, self.rows + at)
         chosen = self.sample.could_be(feature, key)
-        at, column, key, value = at[chosen], column[chosen], key[chosen], value[chosen]
-        self._take(self.sample, f, row_at, low, slot[at], column, key, value)
+        slot = piece.slot[at[chosen]]
+        self._take(self.sample, piece, slot, column[chosen], key[chosen], value[chosen])
+
+    def _largest(self, piece: _Piece) -> None:
+        """Each block's largest activation of every feature."""
+        active = torch.where(piece.f > 0, piece.f, -torch.inf)
+        columns = _promising(self.top, active, piece.low)
+        chosen = torch.from_numpy(columns).to(active.device)
+        slot, column, value = self._best_of_blocks(self.top, active[:, chosen], columns, piece)
+        self._take(self.top, piece, slot, column, value, value)
+
+    def _closest(self, piece: _Piece) -> None:
+        """Each block's largest score of every feature that is apart from where it is active."""
+        closed = torch.where(piece.opened, -torch.inf, piece.scores)
+        columns = _promising(self.near, closed, piece.low)
+        chosen = torch.from_numpy(columns).to(closed.device)
+        apart = self._apart(piece.opened[:, chosen], piece)
+        closed = torch.where(apart, closed[:, chosen], -torch.inf)
+        slot, column, value = self._best_of_blocks(self.near, closed, columns, piece)
+        nothing = np.zeros((len(slot), 0))
+        feature = column + piece.low
+        self.near.add(entries(feature, piece.row_at[slot], value, value, nothing))
 
     def _best_of_blocks(
-        self, best: Best, values: torch.Tensor, slot_of: torch.Tensor, slots: int, low: int
+        self, best: Best, values: torch.Tensor, columns: np.ndarray, piece: _Piece
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Each block's first largest value of every feature, if it could be among the best.
 
         Parameters
         ----------
-        values : (B, P), −∞ where nothing is to be found.
+        values : (B, C), −∞ where nothing is to be found, of the piece's `columns` (C,).
 
         Returns
         -------
         slot, column and value of each.
         """
-        # Few features have anything new to show, once some text is seen.
-        most = values.amax(0).cpu().numpy()
-        columns = np.flatnonzero(best.could_be(low + np.arange(len(most)), most))
-        columns = columns[most[columns] > -np.inf]
-        grid = values.new_full((slots, len(columns)), -torch.inf)
-        grid[slot_of] = values[:, torch.from_numpy(columns).to(values.device)]
+        grid = values.new_full((len(piece.row_at), len(columns)), -torch.inf)
+        grid[torch.from_numpy(piece.slot).to(values.device)] = values
         largest, where = grid.unflatten(0, (-1, self.context)).max(1)
         value, offset = largest.cpu().numpy(), where.cpu().numpy()
-        wanted = best.could_be(low + columns, value) & (value > -np.inf)
+        wanted = best.could_be(piece.low + columns, value) & (value > -np.inf)
         block, column = np.nonzero(wanted)
         slot = block * self.context + offset[block, column]
         return slot, columns[column], value[block, column]
 
-    def _largest(
-        self, f: torch.Tensor, slot_of: torch.Tensor, row_at: np.ndarray, low: int
-    ) -> None:
-        """Each block's largest activation of every feature."""
-        active = torch.where(f > 0, f, -torch.inf)
-        slot, column, value = self._best_of_blocks(self.top, active, slot_of, len(row_at), low)
-        self._take(self.top, f, row_at, low, slot, column, value, value)
-
-    def _closest(
-        self,
-        scores: torch.Tensor,
-        opened: torch.Tensor,
-        slot_of: torch.Tensor,
-        row_at: np.ndarray,
-        low: int,
-    ) -> None:
-        """Each block's largest score of every feature that is apart from where it is active."""
-        closed = torch.where(opened, -torch.inf, scores)
-        most = closed.amax(0).cpu().numpy()
-        columns = np.flatnonzero(self.near.could_be(low + np.arange(len(most)), most))
-        if not len(columns):
-            return
-        chosen = torch.from_numpy(columns).to(scores.device)
-        apart = self._apart(opened[:, chosen], slot_of, len(row_at))
-        candidates = closed.new_full(closed.shape, -torch.inf)
-        candidates[:, chosen] = torch.where(apart, closed[:, chosen], -torch.inf)
-        slot, column, value = self._best_of_blocks(self.near, candidates, slot_of, len(row_at), low)
-        nothing = np.zeros((len(slot), 0))
-        self.near.add(entries(column + low, row_at[slot], value, value, nothing))
-
-    def _apart(self, opened: torch.Tensor, slot_of: torch.Tensor, slots: int) -> torch.Tensor:
-        """Whether positions are more than a window from all that are active, (B, P) bool."""
-        C, w = self.context, self.window
+    def _apart(self, opened: torch.Tensor, piece: _Piece) -> torch.Tensor:
+        """Whether positions are more than a window from all that are active, (B, C) bool."""
+        C, w, device = self.context, self.window, opened.device
+        slot = torch.from_numpy(piece.slot).to(device)
         # So many active positions before each of the block: 0 before the first.
-        active = torch.zeros(
-            slots // C, C + 1, opened.shape[1], dtype=torch.int32, device=opened.device
-        )
-        active[slot_of // C, slot_of % C + 1] = opened.int()
+        shape = (len(piece.row_at) // C, C + 1, opened.shape[1])
+        active = torch.zeros(shape, dtype=torch.int32, device=device)
+        active[slot // C, slot % C + 1] = opened.int()
         active = active.cumsum(1, dtype=torch.int32)
-        offset = torch.arange(C, device=opened.device)
+        offset = torch.arange(C, device=device)
         start, stop = (offset - w).clamp(min=0), (offset + w + 1).clamp(max=C)
-        return (active[:, stop] == active[:, start]).flatten(0, 1)[slot_of]
+        return (active[:, stop] == active[:, start]).flatten(0, 1)[slot]
 
     def _take(
         self,
         into: Best,
-        f: torch.Tensor,
-        row_at: np.ndarray,
-        low: int,
+        piece: _Piece,
         slot: np.ndarray,
         column: np.ndarray,
         key: np.ndarray,
@@ -307,13 +309,13 @@ class Collector:
         """Add positions with the activations around them."""
         first = slot // self.context * self.context
         offset, inside = around(slot - first, self.window, self.context)
-        row = row_at[first[:, None] + np.minimum(offset, self.context - 1)]
-        index = torch.from_numpy(np.maximum(row - self.rows, 0)).to(f.device)
-        columns = torch.from_numpy(column).to(f.device)
-        window = f[index, columns[:, None]].clamp(max=LARGEST_HALF).half().cpu().numpy()
+        row = piece.row_at[first[:, None] + np.minimum(offset, self.context - 1)]
+        index = torch.from_numpy(np.maximum(row - self.rows, 0)).to(piece.f.device)
+        columns = torch.from_numpy(column).to(piece.f.device)
+        window = piece.f[index, columns[:, None]].clamp(max=LARGEST_HALF).half().cpu().numpy()
         window[row < 0] = np.nan
         window[~inside] = 0
-        into.add(entries(column + low, row_at[slot], key, value, window))
+        into.add(entries(column + piece.low, piece.row_at[slot], key, value, window))
 
 
 def over_quantiles(

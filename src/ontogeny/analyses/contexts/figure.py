@@ -24,6 +24,7 @@ LEAST_DENSITY, MOST_DENSITY = 1e-4, 0.1
 COLUMNS = ["density", "peak_step", "onset_step", "initialisation", "emergent", "transient"]
 OF_CONTEXTS = ["feature", "rank", "block", "offset", "activation", "tokens", "activations"]
 OF_CONTEXTS += ["position", "promoted"]
+LABELS = ["class", "feature", "kind", "matched", "matched_cosine"]  # of everything drawn
 WIDTH, ROW, TOP, BOTTOM = 180.0, 29.0, 8.0, 16.0  # mm
 TEXT_LEFT, TEXT_RIGHT = 80.0, 178.0  # of the page, mm
 SIZE = 6.3  # of the contexts' letters, points
@@ -36,38 +37,23 @@ FAMILIES += ["WenQuanYi Zen Hei", "Noto Sans Arabic", "Noto Sans Devanagari", "N
 SHADE = "#E69F00"
 
 
-def draw(
-    features: str | Path,
-    strengths: str | Path,
-    contexts: str | Path,
-    kinds: str | Path | None,
-    output: str | Path,
-) -> None:
+def draw(features: Path, strengths: Path, contexts: Path, kinds: Path | None, output: Path) -> None:
     """Decoder norms of one feature of each class, its top contexts and promoted tokens beside.
 
     The classes are initialisation features that are kept and that are not, emergent ones that are
     not, and the thirds of the kept emergent ones by onset. Candidates are active on at least one
     token in 10,000 and on at most one in ten, and have as many contexts as are drawn; matched ones
-    if there are any. Of a class that one is drawn that is of a kind not drawn before, if kinds are
+    if there are any. Of a class the one is drawn that is of a kind not drawn before, if kinds are
     known and there is one; of these the best matched, then the most frequent.
 
     Parameters
     ----------
-    features : the features table; feature, alive, matched, matched_cosine, density, peak_step,
-        onset_step, initialisation, emergent, transient.
-    strengths : table with feature, snapshot_index, step, strength.
-    contexts : the contexts table; feature, rank, block, offset, activation, tokens, activations,
-        position, promoted.
-    kinds : the kinds table; feature, kind. None: not known.
+    features, strengths, contexts, kinds : tables; kinds is None where they are not known.
     output : path without ending. Its CSV has panel ('history', 'context', 'promoted'), class,
         feature, kind, matched, matched_cosine; of a history snapshot_index, step, value (the
         decoder norm); of a context rank, block, offset (of the token), token, value (the
         activation), shade (over the feature's largest), own (whether it is the context's
         position); of a promoted token rank and token.
-
-    References
-    ----------
-    METHOD.md 4 and 10; [paper] figure 1.
     """
     living = style.read_living(features, COLUMNS)
     curves = style.read(strengths, ["feature", "snapshot_index", "step", "strength"])
@@ -85,24 +71,30 @@ def draw(
         figure.set_layout_engine("none")  # texts are placed by the letter
         height = figure.get_figheight() * 25.4
         figure.text(2 / WIDTH, 1 - 2 / height, style.matched_note(living), va="top", fontsize=8.5)
-        for row, one in enumerate(chosen.to_dict("records")):
+        for row, example in enumerate(chosen.to_dict("records")):
             base = height - TOP - ROW * (row + 1)
             lowest = row == len(chosen) - 1
-            mine = curves[curves["feature"] == one["feature"]].sort_values("step")
+            curve = curves[curves["feature"] == example["feature"]].sort_values("step")
             for kind, left in zip(style.KINDS, (13.0, 47.0), strict=True):
                 axis = _axes(figure, left, base + 4, 29, ROW - 9.5)
-                _history(axis, mine, one)
+                mark = "o-" if example["matched"] else "o--"
+                axis.plot(
+                    curve["step"], curve["strength"], mark, color=_colour(example), markersize=1.6
+                )
+                axis.set_ylim(0, 1.08 * float(curve["strength"].max()))
                 style.step_axis(axis, last, kind, labels=lowest)
                 if kind == "log":
                     axis.set_ylabel("decoder norm")
                 else:
                     axis.tick_params(axis="y", labelleft=False)
-            head = rf"$\mathbf{{{'abcdef'[row]}}}$  {_heading(one)}"
+            head = rf"$\mathbf{{{'abcdef'[row]}}}$  {_heading(example)}"
             figure.text(2 / WIDTH, (base + ROW - 4.2) / height, head, va="bottom", fontsize=7.2)
             axis = _axes(figure, TEXT_LEFT, base + 1, TEXT_RIGHT - TEXT_LEFT, ROW - 6.5)
-            own = texts[texts["feature"] == one["feature"]].sort_values("rank").head(CONTEXTS)
-            label = {k: one[k] for k in ("class", "feature", "kind", "matched", "matched_cosine")}
-            for table in (_curve_table(mine), _contexts(axis, own), _promoted(axis, own)):
+            own = texts[texts["feature"] == example["feature"]].sort_values("rank").head(CONTEXTS)
+            history = curve[["snapshot_index", "step"]]
+            history = history.assign(value=curve["strength"], panel="history")
+            label = {name: example[name] for name in LABELS}
+            for table in (history, _contexts(axis, own), _promoted(axis, own)):
                 drawn.append(table.assign(**label))
         if chosen.empty:
             axis = _axes(figure, 10, BOTTOM, WIDTH - 20, ROW)
@@ -116,34 +108,33 @@ def draw(
             fontsize=6.3,
             color="0.3",
         )
-        names = ["panel", "class", "feature", "kind", "matched", "matched_cosine"]
-        names += ["snapshot_index", "step", "rank", "block", "offset", "token", "value", "shade"]
-        empty = pd.DataFrame(columns=names)
-        table = pd.concat(drawn, ignore_index=True) if drawn else empty
         whole = ["snapshot_index", "step", "rank", "block", "offset"]
-        table = table.reindex(columns=[*names, "own"]).astype(dict.fromkeys(whole, "Int64"))
+        columns = ["panel", *LABELS, *whole, "token", "value", "shade", "own"]
+        table = pd.concat(drawn, ignore_index=True) if drawn else pd.DataFrame()
+        table = table.reindex(columns=columns).astype(dict.fromkeys(whole, "Int64"))
         style.save(figure, table, output)
 
 
 def choose(living: pd.DataFrame, texts: pd.DataFrame) -> pd.DataFrame:
     """The examples, in order, by the rule that `draw` states; with their class."""
-    enough = texts["feature"].value_counts()
-    shown = living["feature"].map(enough).fillna(0) >= CONTEXTS
-    often = living[shown & living["density"].between(LEAST_DENSITY, MOST_DENSITY)]
-    kept = often[often["emergent"] & ~often["transient"]]
+    contexts = living["feature"].map(texts["feature"].value_counts()).fillna(0)
+    frequent = living["density"].between(LEAST_DENSITY, MOST_DENSITY)
+    candidates = living[(contexts >= CONTEXTS) & frequent]
+    initial, lost = candidates["initialisation"], candidates["transient"]
+    kept = candidates[candidates["emergent"] & ~lost]
     third = (kept["onset_step"].rank(method="first").to_numpy() - 1) * 3 // max(1, len(kept))
     classes = {
-        "initialisation, kept": often[often["initialisation"] & ~often["transient"]],
-        "initialisation, lost": often[often["initialisation"] & often["transient"]],
-        "emergent, lost": often[often["emergent"] & often["transient"]],
+        "initialisation, kept": candidates[initial & ~lost],
+        "initialisation, lost": candidates[initial & lost],
+        "emergent, lost": candidates[candidates["emergent"] & lost],
         "emergent early": kept[third == 0],
         "emergent midway": kept[third == 1],
         "emergent late": kept[third == 2],
     }
-    found: list[pd.DataFrame] = []
+    chosen: list[pd.DataFrame] = []
     seen = {"", "none"}
-    for name, some in classes.items():
-        pool = some[some["matched"]] if some["matched"].any() else some
+    for name, members in classes.items():
+        pool = members[members["matched"]] if members["matched"].any() else members
         if pool.empty:
             continue
         ranked = pool.assign(seen=pool["kind"].isin(seen)).sort_values(
@@ -152,8 +143,8 @@ def choose(living: pd.DataFrame, texts: pd.DataFrame) -> pd.DataFrame:
             na_position="last",
         )
         seen.add(str(ranked["kind"].iloc[0]))
-        found.append(ranked.head(1).assign(**{"class": name}))
-    return pd.concat(found) if found else living.iloc[:0].assign(**{"class": ""})
+        chosen.append(ranked.head(1).assign(**{"class": name}))
+    return pd.concat(chosen) if chosen else living.iloc[:0].assign(**{"class": ""})
 
 
 def _axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
@@ -162,41 +153,29 @@ def _axes(figure: Figure, left: float, bottom: float, width: float, height: floa
     return figure.add_axes((left / w, bottom / h, width / w, height / h))
 
 
-def _heading(one: dict[Hashable, Any]) -> str:
-    words = [f"feature {one['feature']}", str(one["class"])]
-    if one["kind"] not in ("", "none"):
-        words.append(str(one["kind"]).replace("_", " "))
-    words.append(f"onset at step {one['onset_step']:.0f}, peak at {one['peak_step']:.0f}")
-    words.append(f"active on {one['density']:.2%} of tokens".replace("%", r"$\%$"))
-    cosine = one["matched_cosine"]
-    if one["matched"]:
-        words.append(f"matched {cosine:.2f}")
-    elif cosine == cosine:
+def _heading(example: dict[Hashable, Any]) -> str:
+    words = [f"feature {example['feature']}", str(example["class"])]
+    if example["kind"] not in ("", "none"):
+        words.append(str(example["kind"]).replace("_", " "))
+    words.append(f"onset at step {example['onset_step']:.0f}, peak at {example['peak_step']:.0f}")
+    words.append(f"active on {example['density']:.2%} of tokens".replace("%", r"$\%$"))
+    if example["matched"]:
+        words.append(f"matched {example['matched_cosine']:.2f}")
+    elif pd.notna(example["matched_cosine"]):
         words.append("not matched")
     return " · ".join(words)
 
 
-def _colour(one: dict[Hashable, Any]) -> str:
-    name = "transient" if one["transient"] else "emergent"
-    return style.COLOURS["initialisation" if one["initialisation"] else name]
-
-
-def _history(axis: Axes, mine: pd.DataFrame, one: dict[Hashable, Any]) -> None:
-    line = "o-" if one["matched"] else "o--"
-    axis.plot(mine["step"], mine["strength"], line, color=_colour(one), markersize=1.6)
-    axis.set_ylim(0, 1.08 * float(mine["strength"].max()))
-
-
-def _curve_table(mine: pd.DataFrame) -> pd.DataFrame:
-    table = mine[["snapshot_index", "step"]].assign(value=mine["strength"])
-    return table.assign(panel="history")
+def _colour(example: dict[Hashable, Any]) -> str:
+    name = "transient" if example["transient"] else "emergent"
+    return style.COLOURS["initialisation" if example["initialisation"] else name]
 
 
 @cache
 def _fonts() -> tuple[list[str], list[FT2Font]]:
-    """The families that there are, and their fonts."""
-    there = {font.name for font in font_manager.fontManager.ttflist}
-    names = [name for name in FAMILIES if name in there]
+    """The families that this machine has, and their fonts."""
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    names = [name for name in FAMILIES if name in installed]
     paths = [font_manager.findfont(name, fallback_to_default=False) for name in names]
     return names, [font_manager.get_font(path) for path in paths]
 
@@ -250,51 +229,37 @@ def _put(axis: Axes, x: float, y: float, text: str, colour: str = "black") -> No
 
 
 def _contexts(axis: Axes, own: pd.DataFrame) -> pd.DataFrame:
-    """Lines of text, shaded; what is drawn, a row a token."""
+    """Lines of text, shaded; what is drawn, one row per token."""
     axis.set(xlim=(0, CELLS), ylim=(CONTEXTS + 0.7, -0.5))
     axis.axis("off")
     rows = []
     largest = own["activation"].max()
-    for y, one in enumerate(own.to_dict("records")):
-        tokens = [drawable(token) for token in one["tokens"]]
-        position = int(one["position"])
+    for y, context in enumerate(own.to_dict("records")):
+        tokens = [drawable(token) for token in context["tokens"]]
+        position = int(context["position"])
         x = 0
         for i in line(tokens, position, CELLS):
-            value = float(one["activations"][i])
+            value = float(context["activations"][i])
             shade = 0.0 if np.isnan(value) else min(1.0, value / largest)
             width = _cells(tokens[i])
             if width and (shade > 0 or i == position):
                 edge = "black" if i == position else "none"
-                axis.add_patch(
-                    Rectangle(
-                        (x, y - 0.41),
-                        width,
-                        0.82,
-                        facecolor=(SHADE, shade),
-                        edgecolor=edge,
-                        linewidth=0.5,
-                    )
-                )
+                box = Rectangle(
+                    (x, y - 0.41), width, 0.82, facecolor=(SHADE, shade), edgecolor=edge,
+                    linewidth=0.5,
+                )  # fmt: skip
+                axis.add_patch(box)
             if tokens[i].strip():
                 _put(axis, x, y, tokens[i])
             x += width
-            rows.append(
-                {
-                    "panel": "context",
-                    "rank": one["rank"],
-                    "block": one["block"],
-                    "offset": one["offset"] - position + i,
-                    "token": one["tokens"][i],
-                    "value": value,
-                    "shade": shade,
-                    "own": i == position,
-                }
-            )
+            about = {"panel": "context", "rank": context["rank"], "block": context["block"]}
+            about |= {"offset": context["offset"] - position + i, "token": context["tokens"][i]}
+            rows.append(about | {"value": value, "shade": shade, "own": i == position})
     return pd.DataFrame(rows)
 
 
 def _promoted(axis: Axes, own: pd.DataFrame) -> pd.DataFrame:
-    """The line of promoted tokens; what is drawn, a row a token."""
+    """The line of promoted tokens; what is drawn, one row per token."""
     columns = ["panel", "rank", "token"]
     tokens = [str(token) for token in own["promoted"].iloc[0]][:PROMOTED]
     if not tokens:

@@ -85,7 +85,8 @@ def measure(
     position = inputs.position.astype(np.int64)
     sizes = [getattr(section, name) for name in LISTS]
     ids = data.take(np.zeros(0, np.int64)).dtype
-    dtype = record_type(sizes, section.window, ids, *_shape(lenses))
+    _, count, _, k = lenses["lens_token"].shape if lenses else (0, 0, 2, 0)
+    dtype = record_type(sizes, section.window, ids, count, k)
     with whole(contexts) as draft, whole(table) as draft_table:
         with h5py.File(draft, "w") as file:
             file.attrs.update(
@@ -123,11 +124,6 @@ def measure(
                     line for i in living[low : low + RECORDS] for line in _largest(store, int(i))
                 ]
                 writer.write_table(pa.Table.from_pylist(lines, SCHEMA))
-
-
-def _shape(lenses: dict[str, np.ndarray]) -> tuple[int, int]:
-    """Lenses of a feature, and tokens of each."""
-    return (lenses["lens_site"].shape[1], lenses["lens_token"].shape[-1]) if lenses else (0, 0)
 
 
 def collect(

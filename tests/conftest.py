@@ -134,8 +134,7 @@ def wheels() -> Path:
 
     folder = wheels_folder(ROOT / "envs/corpus-requirements.txt", ROOT / "results")
     here = Checkout(ROOT)
-    words = ("--requirements", "envs/corpus-requirements.txt", "--output", str(folder))
-    done = here.command("ontogeny", "fetch", *words)
+    done = here.command("ontogeny", "fetch", "envs/corpus-requirements.txt", str(folder))
     assert done.returncode == 0, done.stderr
     return folder
 

@@ -334,7 +334,7 @@ def test_frontier_trains_its_dictionaries_and_nothing_else_does(new_checkout):
     assert asked["train"] == asked["fidelity"] == 3 * 4 * 2
     assert (asked["basis"], asked["project"], asked["extract"]) == (1, 1, 5)
     assert asked["measure_frontier"] == asked["figure_frontier"] == 1
-    assert not set(asked) & {"features", "phases", "summary", "judge_kinds"}
+    assert not set(asked) & {"features", "phases", "summary", "measure_kinds"}
     default = checkout.would_run()
     assert (default["train"], default["fidelity"], default["features"]) == (2, 2, 1)
     assert not set(default) & {"measure_frontier", "figure_frontier"}

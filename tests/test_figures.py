@@ -8,14 +8,16 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import tiny
 
+from ontogeny import settings
+from ontogeny.analyses.dimensionality import figure as dimensionality
+from ontogeny.analyses.kinds import figure as kinds
 from ontogeny.figures import (
-    dimensionality,
     directions,
     divergence,
     fidelity,
     histories,
-    kinds,
     lifetimes,
     peaks,
     stability,
@@ -187,7 +189,7 @@ def write_tables(folder, matching: str = "some"):
         directions: (f, folder / "directions.csv", folder / "turning_point.json"),
         dimensionality: (f, folder / "dimensionality.csv"),
         kinds: (f, s, folder / "kinds.parquet", folder / "control.csv"),
-        stability: (folder / "matches.csv", s),
+        stability: (settings.load(tiny()), folder / "matches.csv", s),
     }
 
 
@@ -197,7 +199,8 @@ OF_FEATURES = [histories, peaks, lifetimes, directions, dimensionality, kinds, s
 
 
 def name_of(figure) -> str:
-    return figure.__name__.rsplit(".", 1)[1]
+    """Of the module, or of the folder of an analysis."""
+    return figure.__name__.removesuffix(".figure").rsplit(".", 1)[1]
 
 
 def draw_all(folder) -> None:

@@ -10,7 +10,8 @@ import pytest
 from conftest import RESULTS, tiny
 from scipy import sparse, stats
 
-from ontogeny import replicates, settings
+from ontogeny import registry, replicates, running, settings
+from ontogeny.experiment import Experiment
 from ontogeny.features.matching import assign
 
 OTHERS = {"seed1": {"seed": 1}, "late": {"warmup_steps": 30}}
@@ -138,8 +139,8 @@ def test_replicates_run_beside_the_experiment(experiment):
 
     # One that differs in more than its seed is compared, and left out of the intervals.
     shutil.copytree(own, f"{own}.late")
-    s = settings.load(tiny({"replicates": OTHERS}))
-    replicates.compare(s, own.parent, own / "replicates")
+    compared = Experiment(own, settings.load(tiny({"replicates": OTHERS})))
+    running.call(compared, registry.stages()["compare"])
     numbers = pd.read_csv(own / "replicates/numbers.csv", index_col="quantity")
     losses = {}
     for model, folder in (("itself", own), *((n, f"{own}.{n}") for n in OTHERS)):

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import RESULTS, ROOT, WORKFLOW, Checkout
+from conftest import RESULTS, WORKFLOW, Checkout
 
-from ontogeny import settings
+from ontogeny.experiment import Experiment
 from ontogeny.summary import summarise
 
 pytestmark = pytest.mark.slow
@@ -86,7 +86,7 @@ def test_a_dictionary_without_histories_has_a_summary_too(experiment):
     folder = experiment / RESULTS
     before = json.loads((folder / "summary.json").read_text())
     shutil.rmtree(folder / "features")
-    summarise(settings.load(folder / "config.yaml"), folder, ROOT)
+    summarise(Experiment.open(folder))
     after = json.loads((folder / "summary.json").read_text())
     missing = {key for key in before if key not in after}
     assert {"turning_point_step", "emergent_features", "matched_feature_share"} <= missing

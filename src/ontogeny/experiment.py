@@ -40,6 +40,11 @@ if TYPE_CHECKING:
     from ontogeny.features.contexts import Store
 
 
+COMPARED = ["summary", "trained", "activations", "phases", "features", "strengths", "directions"]
+COMPARED += ["kinds", "dimensionality"]
+"""Products of the experiment and its replicates that the stage `compare` reads."""
+
+
 class Experiment:
     """One experiment: its settings and everything that it has made.
 
@@ -293,7 +298,7 @@ class Experiment:
         Beside the products: `crosscoder` (the folder of its first seed); `crosscoders`, `densities`
         and `fidelities` (a list, one per seed), `seeds` (their numbers); `activations` and
         `snapshots` (folders); `baselines` (fidelity of the dictionaries with random directions);
-        `replicates` (the folder of all experiments).
+        `replicates` (the products that are compared, by model and name).
         """
         settings, chosen = self.settings, crosscoder or self.primary
         lists = {"densities": "density", "fidelities": "fidelity"}
@@ -316,9 +321,15 @@ class Experiment:
             paths = [path for n in random for path in self.seeds_of("fidelity", n)]
             return Source(paths, paths)
         if name == "replicates":
-            names = [self.name, *(f"{self.name}.{r}" for r in settings.replicates)]
-            summary = self.path("summary").name
-            return Source([self.results / n / summary for n in names], self.results)
+            models = {"itself": self}
+            for replicate in settings.replicates:
+                own = settings.replicate(replicate)
+                models[replicate] = Experiment(self.results / own.name, own)
+            files = {
+                model: {product: experiment.path(product) for product in COMPARED}
+                for model, experiment in models.items()
+            }
+            return Source([own["summary"] for own in files.values()], files)
         path = self.path(name, crosscoder=chosen)
         return Source([path], path)
 

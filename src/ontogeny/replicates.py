@@ -16,6 +16,7 @@ that reach a point at the same sum were moved as far by then.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ from scipy import sparse, stats
 
 from ontogeny import devices
 from ontogeny.crosscoder.model import Crosscoder
-from ontogeny.experiment import Experiment
 from ontogeny.features.held_out import held_out
 from ontogeny.features.histories import contrasts, split_step
 from ontogeny.features.matching import assign
@@ -34,7 +34,8 @@ from ontogeny.files import InputError, write_table
 from ontogeny.settings import Pretrain, Settings
 from ontogeny.snapshots.pretrain import learning_rate
 
-ITSELF = "itself"
+Files = dict[str, Path]
+"""Where the products of a model's experiment lie, by their names in the map."""
 # Numbers of summary.json that depend on the machine, or that all models share.
 LEFT_OUT = ("wall_seconds", "peak_memory", "disk_bytes", "snapshots", "features", "pretrain_tokens")
 # Steps at which something happens, given as what the learning rate has added up to as well.
@@ -81,7 +82,7 @@ def rate_sum(p: Pretrain, step: float) -> float:
     return (total + (step - whole) * learning_rate(whole, p)) / p.learning_rate
 
 
-def match_models(first: Experiment, second: Experiment, device: torch.device) -> pd.DataFrame:
+def match_models(first: Files, second: Files, device: torch.device) -> pd.DataFrame:
     """Living features of one model, each with its partner in another and their correlation.
 
     Raises
@@ -89,28 +90,28 @@ def match_models(first: Experiment, second: Experiment, device: torch.device) ->
     InputError : the models read other text, so that their positions are not the same.
     """
     read = []
-    for experiment in (first, second):
-        trained = Crosscoder.load(experiment.path("trained"), device)
-        f, position = held_out(trained, experiment.path("activations"))
+    for files in (first, second):
+        trained = Crosscoder.load(files["trained"], device)
+        f, position = held_out(trained, files["activations"])
         active = np.flatnonzero(np.asarray((f > 0).sum(0)).ravel())
         read.append((trained.about.tokens, f[:, active].astype(np.float64), position, active))
     (text, f, position, own), (other_text, g, other_position, others) = read
     if text != other_text or not np.array_equal(position, other_position):
-        folders = [experiment.path("trained") for experiment in (second, first)]
-        raise InputError(f"{folders[0]}: trained on other text than {folders[1]}; run both again")
+        raise InputError(
+            f"{second['trained']}: trained on other text than {first['trained']}; run both again"
+        )
     partner, correlation = assign(correlations(f, g))
     named = np.where(partner >= 0, others[partner], -1)
     return pd.DataFrame({"feature": own, "partner": named, "correlation": correlation})
 
 
-def _features(experiment: Experiment) -> pd.DataFrame:
+def _features(files: Files) -> pd.DataFrame:
     """Histories of a model's features, with their kinds where they are known."""
     columns = ["feature", "onset_step", "peak_snapshot_index", "initialisation"]
-    table = experiment.table("features")[columns]
-    if experiment.path("kinds").exists():
-        table = table.merge(
-            experiment.table("kinds")[["feature", "kind"]], on="feature", how="left"
-        )
+    table = pd.read_parquet(files["features"])[columns]
+    if files["kinds"].exists():
+        kinds = pd.read_parquet(files["kinds"])[["feature", "kind"]]
+        table = table.merge(kinds, on="feature", how="left")
         table["kind"] = table["kind"].fillna("none")
     return table
 
@@ -150,26 +151,26 @@ def agreement(matches: pd.DataFrame, least: float, samples: int, seed: int) -> d
     return values | dict(zip(names, map(float, rho), strict=True))
 
 
-def _curves(experiment: Experiment) -> pd.DataFrame:
+def _curves(files: Files) -> pd.DataFrame:
     """What findings are read from, tidy: panel, group, step, value.
 
     loss; dimensionality (share of d, first seed); strength by kind (mean normalised strength);
     contrast: mean cosine within less between the blocks of each split of the direction matrix.
     """
-    loss = experiment.table("phases")
+    loss = pd.read_csv(files["phases"])
     parts = [loss.assign(panel="loss", group="model", value=loss["loss"])]
-    if experiment.path("dimensionality").exists():
-        size = experiment.table("dimensionality")
+    if files["dimensionality"].exists():
+        size = pd.read_csv(files["dimensionality"])
         size = size[(size["group"] == "all") & (size["seed"] == size["seed"].iloc[0])]
-        part = size.assign(panel="dimensionality", group="features", value=size["share"])
-        parts.append(part)
-    if experiment.path("kinds").exists():
-        kinds = experiment.table("kinds")[["feature", "kind"]]
-        strengths = experiment.table("strengths").merge(kinds, on="feature")
+        size = size.assign(panel="dimensionality", group="features", value=size["share"])
+        parts.append(size)
+    if files["kinds"].exists():
+        kinds = pd.read_parquet(files["kinds"])[["feature", "kind"]]
+        strengths = pd.read_parquet(files["strengths"]).merge(kinds, on="feature")
         mean = strengths.groupby(["kind", "step"])["normalised_strength"].mean()
         table = mean.rename_axis(["group", "step"]).rename("value").reset_index()
         parts.append(table.assign(panel="strength"))
-    cosines = experiment.table("directions")
+    cosines = pd.read_csv(files["directions"])
     cosines = cosines[cosines["group"] == "all"]
     matrix = cosines.pivot(index="step", columns="other_step", values="cosine")
     by_split = contrasts(matrix.to_numpy())
@@ -179,48 +180,50 @@ def _curves(experiment: Experiment) -> pd.DataFrame:
     return pd.concat([part[["panel", "group", "step", "value"]] for part in parts])
 
 
-def _summary(experiment: Experiment) -> dict[str, Any]:
-    """The numbers of an experiment that are compared, by name."""
-    pretrain = experiment.settings.snapshots.pretrain
+def _summary(path: Path, pretrain: Pretrain | None) -> dict[str, Any]:
+    """The numbers of a model that are compared, by name."""
     assert pretrain is not None  # there are no replicates of other models
     values = {
         key: value
-        for key, value in experiment.json("summary").items()
+        for key, value in json.loads(path.read_text()).items()
         if not isinstance(value, (str, dict, list)) and not key.startswith(LEFT_OUT)
     }
     clocked = [key for key in CLOCKED if values.get(key) is not None]
     return values | {f"{key}_rate_sum": rate_sum(pretrain, values[key]) for key in clocked}
 
 
-def compare(settings: Settings, results: Path, numbers: Path, curves: Path, matches: Path) -> None:
+def compare(
+    settings: Settings, results: dict[str, Files], numbers: Path, curves: Path, matches: Path
+) -> None:
     """Write what the experiment and its replicates have in common.
 
     Parameters
     ----------
-    results : the folder of all of them, finished.
+    results : by model, the experiment itself first, where its products lie: summary, trained (first
+        seed), activations, phases, features, strengths, directions, and if they have been made
+        kinds and dimensionality.
     numbers : CSV; quantity, a column per model, then models, mean, low, high over those that differ
         in the seed alone.
     curves : CSV; model, only_seed, panel, group, step, value.
     matches : Parquet; other, feature, partner, correlation, and both's histories: features of the
         experiment itself, against every other.
     """
-    models = {ITSELF: settings} | {name: settings.replicate(name) for name in settings.replicates}
-    experiments = {name: Experiment(results / s.name, s) for name, s in models.items()}
-    itself = experiments[ITSELF]
-    only_seed = [ITSELF] + [
-        name for name, changed in settings.replicates.items() if set(changed) == {"seed"}
-    ]
-    values = {name: _summary(experiment) for name, experiment in experiments.items()}
-    shared = [key for key in values[ITSELF] if all(key in each for each in values.values())]
+    itself, *others = results
+    only_seed = [itself] + [n for n in others if set(settings.replicates[n]) == {"seed"}]
+    values = {}
+    for name, files in results.items():
+        own = settings if name == itself else settings.replicate(name)
+        values[name] = _summary(files["summary"], own.snapshots.pretrain)
+    shared = [key for key in values[itself] if all(key in each for each in values.values())]
     table = pd.DataFrame({name: {k: each[k] for k in shared} for name, each in values.items()})
     device = devices.choose(settings.device)
-    own, analysis = _features(itself), settings.analysis
+    ours, analysis = _features(results[itself]), settings.analysis
     matched, agreed = [], {}
-    for name in settings.replicates:
-        pairs = match_models(itself, experiments[name], device)
-        theirs = _features(experiments[name]).add_prefix("partner_")
+    for name in others:
+        pairs = match_models(results[itself], results[name], device)
+        theirs = _features(results[name]).add_prefix("partner_")
         theirs = theirs.rename(columns={"partner_feature": "partner"})
-        pairs = pairs.merge(own, on="feature").merge(theirs, on="partner", how="left")
+        pairs = pairs.merge(ours, on="feature").merge(theirs, on="partner", how="left")
         agreed[name] = agreement(
             pairs[pairs["partner"] >= 0],
             analysis.matched_cosine,
@@ -235,8 +238,8 @@ def compare(settings: Settings, results: Path, numbers: Path, curves: Path, matc
     table = pd.concat([table, across.reindex(columns=table.columns)])
     write_table(numbers, table.rename_axis("quantity").reset_index())
     drawn = [
-        _curves(experiment).assign(model=name, only_seed=name in only_seed)
-        for name, experiment in experiments.items()
+        _curves(files).assign(model=name, only_seed=name in only_seed)
+        for name, files in results.items()
     ]
     columns = ["model", "only_seed", "panel", "group", "step", "value"]
     write_table(curves, pd.concat(drawn)[columns])

@@ -139,11 +139,11 @@ def summarise(experiment: Experiment) -> None:
         "features": settings.crosscoders[experiment.primary].features,
         **fidelity_numbers(experiment, experiment.primary),
     }
-    if experiment.has_histories(experiment.primary):
+    if experiment.path("features").exists():  # none of fewer than four snapshots
         values |= _histories(experiment)
-    for name in experiment.analyses():
-        numbers = registry.all_analyses()[name].numbers
-        values |= function(numbers)(experiment) if numbers else {}
+        for name in experiment.analyses():
+            numbers = registry.all_analyses()[name].numbers
+            values |= function(numbers)(experiment) if numbers else {}
     values |= _others(experiment)
     values["wall_seconds"] = round(sum(seconds.values()), 1)
     values |= {f"wall_seconds_{stage}": round(s, 1) for stage, s in seconds.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -74,8 +75,8 @@ def _matrix(axis: Axes, cosines: np.ndarray) -> AxesImage:
     """White is orthogonal; cells without a value are hatched grey."""
     n = len(cosines)
     if np.isnan(cosines).any():
-        look = {"facecolor": "0.88", "edgecolor": "0.6", "hatch": "//////", "linewidth": 0}
-        axis.add_patch(Rectangle((-0.5, -0.5), n, n, **look))
+        look: dict[str, Any] = {"facecolor": "0.88", "edgecolor": "0.6", "hatch": "//////"}
+        axis.add_patch(Rectangle((-0.5, -0.5), n, n, linewidth=0, **look))
     image = axis.imshow(
         np.ma.masked_invalid(cosines),
         aspect="auto",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
 from ontogeny.figures import style
@@ -73,13 +74,13 @@ def draw(fidelity: list[Path], seeds: list[int], random: list[Path], output: Pat
             values = drawn[drawn["measure"] == measure]
             bottom, top, hidden = _limits(measure, values)
             for axis in row:
-                for name, points in values.groupby("series", sort=False):
-                    _line(axis, points, str(name), looks[str(name)], bottom, top)
+                for series, points in values.groupby("series", sort=False):
+                    _line(axis, points, str(series), looks[str(series)], bottom, top)
             row[0].set_ylabel(label)
             row[0].set_ylim(bottom, top)
             row[0].set_title(hidden, loc="right", fontsize=6.5, color="0.35")
         style.over_training(grid, drawn["step"].max(), style.snapshots(first))
-        shown = {}
+        shown: dict[str, Artist] = {}
         for axis in grid[:, 0]:
             handles, labels = axis.get_legend_handles_labels()
             shown |= dict(zip(labels, handles, strict=True))

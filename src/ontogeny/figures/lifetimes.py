@@ -37,8 +37,8 @@ def draw(features: Path, classes: Path, output: Path) -> None:
     living = style.read_living(features, ["lifetime", "onset_step", *KINDS])
     sweep = style.read(classes, ["presence", *KINDS])
     emergent = living[living["emergent"]]
-    onsets = {"all": emergent, "matched": emergent[emergent["matched"]]}
-    onsets = {group: own["onset_step"].to_numpy() for group, own in onsets.items()}
+    groups = {"all": emergent, "matched": emergent[emergent["matched"]]}
+    onsets = {group: own["onset_step"].to_numpy() for group, own in groups.items()}
     last = max(1.0, emergent["onset_step"].max()) if len(emergent) else 1.0
     drawn: list[pd.DataFrame] = []
     with style.paper():
@@ -94,10 +94,11 @@ def _lifetimes(axis: Axes, living: pd.DataFrame, group: str, drawn: list[pd.Data
 
 
 def _sweep(axis: Axes, sweep: pd.DataFrame, drawn: list[pd.DataFrame]) -> None:
-    presence = sweep["presence"]
+    presence = sweep["presence"].to_numpy()
     for name, marker in zip(KINDS, "osD", strict=True):
-        axis.plot(presence, sweep[name], color=style.COLOURS[name], marker=marker, label=name)
-        drawn.append(_rows("sweep", "all", name, presence, presence, sweep[name]))
+        counts = sweep[name].to_numpy()
+        axis.plot(presence, counts, color=style.COLOURS[name], marker=marker, label=name)
+        drawn.append(_rows("sweep", "all", name, presence, presence, counts))
     axis.set_ylim(bottom=0)
     axis.set_xticks(presence)
     axis.set_xlabel("presence threshold")
@@ -125,7 +126,7 @@ def _onsets(
     style.step_axis(axis, last, kind)
     axis.set_xlabel("onset, training step" + (" (log axis)" if kind == "log" else ""))
     axis.set_ylabel("features")
-    axis.yaxis.get_major_locator().set_params(integer=True)
+    axis.locator_params(axis="y", integer=True)
     axis.legend(loc="upper left" if kind == "log" else "upper right")
 
 

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
 from ontogeny.figures import style
+from ontogeny.settings import Settings
 
 SHADES = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 PANELS = {
-    "loss": "held-out loss (nats)",
-    "dimensionality": "total dimensionality / d",
-    "strength": "mean strength / peak,\nprevious-token features",
-    "contrast": "cosine within less\nbetween blocks",
+    "loss": ("model", "held-out loss (nats)"),
+    "dimensionality": ("features", "total dimensionality / d"),
+    "strength": ("previous_token", "mean strength / peak,\nprevious-token features"),
+    "contrast": ("directions", "cosine within less\nbetween blocks"),
 }
-SHOWN = ("model", "features", "previous_token", "directions")  # group of each panel
+"""Group of the curves in each, and label."""
 BINS = np.linspace(0, 1, 41)
 
 
 def draw(
-    curves: str | Path,
-    matches: str | Path,
-    numbers: str | Path,
-    levels: str | Path,
-    output: str | Path,
-    threshold: float = 0.7,
+    settings: Settings, curves: Path, matches: Path, numbers: Path, levels: Path, output: Path
 ) -> None:
     """Loss, dimensionality, strength of previous-token features, the turning point, by model.
 
@@ -38,86 +35,82 @@ def draw(
     ----------
     curves : model, only_seed, panel, group, step, value. matches : other, feature, partner,
         correlation, initialisation, onset_step, partner_initialisation, partner_onset_step.
-        numbers : quantity, and a column a model. levels : the n-gram levels.
+        numbers : quantity, and a column per model. levels : the n-gram levels.
     output : path without ending. Its CSV has panel (those of the curves, 'correlation', 'onset'),
         model, step (an onset in the experiment's model), value (the partner's onset, or features
         in the bin of correlation whose lower edge is low).
-    threshold : correlation from which two features match.
 
     References
     ----------
-    METHOD.md 8.
+    docs/method.md 8.
     """
+    threshold = settings.analysis.matched_cosine
     table = style.read(curves, ["model", "only_seed", "panel", "group", "step", "value"])
     columns = ["other", "partner", "correlation", "initialisation", "onset_step"]
     columns += ["partner_initialisation", "partner_onset_step"]
     pairs = style.read(matches, columns)
     known = style.read(numbers, ["quantity"]).set_index("quantity")
     level = style.read_json(levels, ["unigram_cross_entropy", "bigram_cross_entropy"])
-    models = list(table["model"].unique())
-    colour = {model: SHADES[i % len(SHADES)] for i, model in enumerate(models)}
-    seeds = table.groupby("model")["only_seed"].first()
-    last = table["step"].max()
+    colours = {m: SHADES[i % len(SHADES)] for i, m in enumerate(table["model"].unique())}
     drawn = []
     with style.paper():
         figure = style.new_figure(180, 225)
         grid = figure.subplots(5, 2)
-        for row, (panel, group) in enumerate(zip(PANELS, SHOWN, strict=True)):
-            some = table[(table["panel"] == panel) & (table["group"] == group)]
-            drawn.append(some[["panel", "model", "step", "value"]])
-            for column, kind in enumerate(style.KINDS):
-                axis = grid[row, column]
-                if some.empty:
+        for row, (panel, (group, label)) in enumerate(PANELS.items()):
+            shown = table[(table["panel"] == panel) & (table["group"] == group)]
+            drawn.append(shown[["panel", "model", "step", "value"]])
+            if shown.empty:
+                for axis in grid[row]:
                     style.empty(axis, f"{panel}: not made, or no such feature")
-                    continue
-                for model in models:
-                    own = some[some["model"] == model]
-                    line = "-" if seeds[model] else "--"
-                    axis.plot(own["step"], own["value"], line, color=colour[model], label=model)
-                if panel == "loss":
-                    for name in ("unigram", "bigram"):
-                        value = level[f"{name}_cross_entropy"]
-                        axis.axhline(value, color=style.COLOURS[name], linewidth=0.7, linestyle=":")
-                        axis.text(
-                            0.01 if column else 0.99, value, name, va="bottom", fontsize=6,
-                            ha="left" if column else "right", transform=axis.get_yaxis_transform(),
-                            color=style.COLOURS[name],
-                        )  # fmt: skip
-                if panel == "contrast":
-                    for model in models:
-                        step = known.loc["turning_point_step", model]
-                        axis.axvline(step, color=colour[model], linewidth=0.6, linestyle=":")
-                elif panel != "loss":
+                continue
+            for axis in grid[row]:
+                for model, own in shown.groupby("model", sort=False):
+                    line = "-" if own["only_seed"].iloc[0] else "--"
+                    axis.plot(own["step"], own["value"], line, color=colours[model], label=model)
+                if panel in ("dimensionality", "strength"):
                     axis.set_ylim(bottom=0)
-                style.step_axis(axis, last, kind, labels=row == len(PANELS) - 1)
-                if not column:
-                    axis.set_ylabel(PANELS[panel])
-                style.title(axis, "abcdefgh"[2 * row + column], "")
-        drawn += _correlations(grid[4, 0], pairs, colour, threshold)
-        drawn += _onsets(grid[4, 1], pairs[pairs["correlation"] >= threshold], colour)
+                for model in colours if panel == "contrast" else ():
+                    step = known.loc["turning_point_step", model]
+                    axis.axvline(step, color=colours[model], linewidth=0.6, linestyle=":")
+            if panel == "loss":
+                _levels(grid[row, 0], level, "right")
+                _levels(grid[row, 1], level, "left")
+            grid[row, 0].set_ylabel(label)
+            lowest = row == len(PANELS) - 1
+            style.over_training(
+                grid[row : row + 1], table["step"].max(), first="aceg"[row], labels=lowest
+            )
+        drawn += _correlations(grid[4, 0], pairs, colours, threshold)
+        drawn += _onsets(grid[4, 1], pairs[pairs["correlation"] >= threshold], colours)
         handles = grid[0, 0].get_legend_handles_labels()
-        figure.legend(*handles, loc="outside upper left", ncols=len(models))
+        figure.legend(*handles, loc="outside upper left", ncols=len(colours))
         columns = ["panel", "model", "low", "step", "value"]
         style.save(figure, pd.concat(drawn).reindex(columns=columns), output)
 
 
+def _levels(axis: Axes, level: dict[str, float], side: Literal["left", "right"]) -> None:
+    """The n-gram levels, named at one side."""
+    for name in ("unigram", "bigram"):
+        value, colour = level[f"{name}_cross_entropy"], style.COLOURS[name]
+        axis.axhline(value, color=colour, linewidth=0.7, linestyle=":")
+        axis.text(
+            0.99 if side == "right" else 0.01, value, name, va="bottom", fontsize=6, ha=side,
+            transform=axis.get_yaxis_transform(), color=colour,
+        )  # fmt: skip
+
+
 def _correlations(
-    axis: Axes, pairs: pd.DataFrame, colour: dict[str, str], threshold: float
+    axis: Axes, pairs: pd.DataFrame, colours: dict[str, str], threshold: float
 ) -> list[pd.DataFrame]:
     """Histogram of the correlations with the partners, by other model."""
     drawn = []
-    for model, some in pairs.groupby("other", sort=False):
-        value = some["correlation"].fillna(0).clip(0, 1)
+    for model, own in pairs.groupby("other", sort=False):
+        value = own["correlation"].fillna(0).clip(0, 1)
         counts, _ = np.histogram(value, BINS)
-        share = (value >= threshold).mean()
-        axis.stairs(
-            counts, BINS, color=colour[str(model)], label=f"{model}: {share:.0%} ≥ {threshold:g}"
-        )
-        drawn.append(
-            pd.DataFrame(
-                {"panel": "correlation", "model": model, "low": BINS[:-1], "value": counts}
-            )
-        )
+        label = f"{model}: {(value >= threshold).mean():.0%} ≥ {threshold:g}"
+        axis.stairs(counts, BINS, color=colours[str(model)], label=label)
+        bins = pd.DataFrame({"low": BINS[:-1], "value": counts})
+        drawn.append(bins.assign(panel="correlation", model=model))
     axis.axvline(threshold, color="black", linestyle="--", linewidth=0.8)
     axis.set(xlim=(0, 1), xlabel="correlation with the partner's activation", yscale="log")
     axis.set_ylabel("features (log axis)")
@@ -126,7 +119,7 @@ def _correlations(
     return drawn
 
 
-def _onsets(axis: Axes, matched: pd.DataFrame, colour: dict[str, str]) -> list[pd.DataFrame]:
+def _onsets(axis: Axes, matched: pd.DataFrame, colours: dict[str, str]) -> list[pd.DataFrame]:
     """Onset steps of features that emerge in both models."""
     both = matched[~matched["initialisation"] & ~matched["partner_initialisation"].astype(bool)]
     style.title(axis, "j", f"matched features that emerge in both ({len(both):,})")
@@ -134,14 +127,15 @@ def _onsets(axis: Axes, matched: pd.DataFrame, colour: dict[str, str]) -> list[p
         style.empty(axis, "no matched feature emerges in both")
         return []
     drawn = []
-    for model, some in both.groupby("other", sort=False):
+    onsets = ["onset_step", "partner_onset_step"]
+    for model, own in both.groupby("other", sort=False):
         axis.plot(
-            some["onset_step"], some["partner_onset_step"], "o", markersize=2.5, alpha=0.6,
-            markeredgewidth=0, color=colour[str(model)], label=f"{model} ({len(some):,})",
+            *own[onsets].to_numpy().T, "o", markersize=2.5, alpha=0.6, markeredgewidth=0,
+            color=colours[str(model)], label=f"{model} ({len(own):,})",
         )  # fmt: skip
-        own = some[["onset_step", "partner_onset_step"]].set_axis(["step", "value"], axis=1)
-        drawn.append(own.assign(panel="onset", model=model))
-    most = both[["onset_step", "partner_onset_step"]].to_numpy().max()
+        points = own[onsets].set_axis(["step", "value"], axis=1)
+        drawn.append(points.assign(panel="onset", model=model))
+    most = both[onsets].to_numpy().max()
     axis.plot([0, most], [0, most], color="0.6", linewidth=0.6, zorder=0)
     style.step_axis(axis, most, "log")
     axis.set_yscale("function", functions=(np.log1p, np.expm1))

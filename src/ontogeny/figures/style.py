@@ -190,7 +190,7 @@ def step_axis(axis: Axes, last: float, kind: Kind, labels: bool = True) -> None:
 
 
 def over_training(
-    grid: np.ndarray,
+    grid: np.ndarray[Any, Any],
     last: float,
     marks: tuple[Sequence[int], Sequence[int]] | None = None,
     first: str = "a",
@@ -207,7 +207,8 @@ def over_training(
     labels : whether the last row has tick and axis labels of the steps.
     """
     for i, (row, column) in enumerate(np.ndindex(grid.shape)):
-        axis, kind = grid[row, column], KINDS[column]
+        axis: Axes = grid[row, column]
+        kind = KINDS[column]
         step_axis(axis, last, kind, labels and row == len(grid) - 1)
         if marks is not None and row == 0:
             mark_snapshots(axis, *marks, kind)

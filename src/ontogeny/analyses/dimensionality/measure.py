@@ -75,7 +75,7 @@ def measure(
     InputError : the sites are of several layers or streams.
     """
     matched = pd.read_parquet(features)["matched"].to_numpy()
-    parts = []
+    parts: list[pd.DataFrame] = []
     for folder, density in zip(crosscoders, densities, strict=True):
         trained = Crosscoder.load(folder)
         steps = [site[0] for site in trained.about.outputs]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,15 +23,17 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "0.6"
 EV_TICKS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.96, 0.97, 0.98, 0.99,
             0.995, 0.998, 0.999)  # fmt: skip
+LOOKS = {"crosscoder": ("-", None), "sae": ("--", "white")}
+"""Line, and face of the markers if it is not the line's colour."""
 
 
-def draw(table: str | Path, output: str | Path) -> None:
+def draw(frontier: Path, output: Path) -> None:
     """A row of panels for each snapshot that has SAEs, the latest first, and one for the mean.
 
     Parameters
     ----------
-    table : the frontier's points; dictionary, kind ('crosscoder', 'sae'), features, sparsity, seed,
-        snapshot_index, step, explained_variance, pca_explained_variance, loss_recovered, l0,
+    frontier : the frontier's points; dictionary, kind ('crosscoder', 'sae'), features, sparsity,
+        seed, snapshot_index, step, explained_variance, pca_explained_variance, loss_recovered, l0,
         l0_present, loss, loss_ablated.
     output : path without ending. Its CSV has panel (the training step, or 'mean' over all snapshots
         of the crosscoders), measure, series ('crosscoder', 'sae', and PCA of the sites of either),
@@ -39,35 +43,32 @@ def draw(table: str | Path, output: str | Path) -> None:
 
     References
     ----------
-    METHOD.md 3; the paper's figure 2.
+    docs/method.md 3; Ge et al. 2026 (arXiv 2509.17196), figure 2.
     """
-    points = style.read(table, NEEDED)
-    saes = points[points["kind"] == "sae"]
-    snapshots = saes[["snapshot_index", "step"]].drop_duplicates().sort_values("step")
-    steps = [int(step) for step in snapshots["step"]][::-1]
-    panels = {str(step): _curves(points[points["step"] == step]) for step in steps}
+    points = style.read(frontier, NEEDED)
+    numbers, steps = style.snapshots(points[points["kind"] == "sae"])
+    panels, titles = {}, {}
+    for number, step in zip(numbers[::-1], steps[::-1], strict=True):
+        panels[str(step)] = _curves(points[points["step"] == step])
+        titles[str(step)] = f"snapshot {number}, step {step:,}"
     panels["mean"] = _curves(_mean(points[points["kind"] == "crosscoder"]))
+    titles["mean"] = "mean over all snapshots"
     drawn = pd.concat([t.assign(panel=name) for name, t in panels.items()], ignore_index=True)
     sizes = sorted(drawn.loc[drawn["series"] == "crosscoder", "features"].astype(int).unique())
     colours = {size: COLOURS[i % len(COLOURS)] for i, size in enumerate(sizes)}
-    numbers = dict(zip(snapshots["step"], snapshots["snapshot_index"], strict=True))
 
     with style.paper():
         figure = style.new_figure(180, 18 + 62 * len(panels))
         grid = figure.subplots(len(panels), 2, squeeze=False, sharex=True)
         letters = iter("abcdefghijklmnopqrstuvwxyz")
-        for row, name in zip(grid, panels, strict=True):
-            if name == "mean":
-                said = "mean over all snapshots"
-            else:
-                said = f"snapshot {numbers[int(name)]}, step {int(name):,}"
+        for row, (name, curves) in zip(grid, panels.items(), strict=True):
             for axis, (measure, label) in zip(row, MEASURES.items(), strict=True):
-                one = drawn[(drawn["panel"] == name) & (drawn["measure"] == measure)]
-                _panel(axis, one, colours)
+                shown = curves[curves["measure"] == measure]
+                _panel(axis, shown, colours)
                 if measure == "explained_variance":
-                    _variance_axis(axis, one)
+                    _variance_axis(axis, shown)
                 axis.set_ylabel(label)
-                style.title(axis, next(letters, ""), said)
+                style.title(axis, next(letters, ""), titles[name])
         _l0_axis(grid[0, 0], drawn)
         for axis in grid[-1]:
             axis.set_xlabel("L0, active features a token (log axis)")
@@ -76,13 +77,14 @@ def draw(table: str | Path, output: str | Path) -> None:
             for size, colour in colours.items()
         ]
         grid[0, 1].legend(handles=of_size, loc="lower right")
+        dark: dict[str, Any] = {"color": "0.2", "marker": "o"}
+        grey: dict[str, Any] = {"color": GREY, "linewidth": 0.8}
         of_kind = [
-            Line2D([], [], color="0.2", marker="o", label="crosscoder of all snapshots"),
-            Line2D([], [], color=GREY, lw=0.8, label="PCA of all snapshots, as many coefficients"),
-            Line2D([], [], color="0.2", marker="o", ls="--", mfc="white",
-                   label="SAE of that snapshot alone"),
-            Line2D([], [], color=GREY, lw=0.8, ls="--", label="PCA of that snapshot alone"),
-        ]  # fmt: skip
+            Line2D([], [], **dark, label="crosscoder of all snapshots"),
+            Line2D([], [], **grey, label="PCA of all snapshots, as many coefficients"),
+            Line2D([], [], **dark, ls="--", mfc="white", label="SAE of that snapshot alone"),
+            Line2D([], [], **grey, ls="--", label="PCA of that snapshot alone"),
+        ]
         figure.legend(handles=of_kind, loc="outside lower center", ncols=2, handlelength=3)
         style.save(figure, drawn[["panel", *drawn.columns.drop("panel")]], output)
 
@@ -96,17 +98,11 @@ def _mean(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def _curves(points: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds, and their range, of what a panel shows; a row a point."""
-    found = []
-    for series, measure in (
-        ("crosscoder", "explained_variance"),
-        ("sae", "explained_variance"),
-        ("crosscoder", "loss_recovered"),
-        ("sae", "loss_recovered"),
-    ):
-        some = points[points["kind"] == series]
-        by = some.groupby(["features", "sparsity"], as_index=False)
-        one = by.agg(
+    """Means over seeds, and their range, of what a panel shows; one row per point."""
+    parts = []
+    for measure, series in itertools.product(MEASURES, LOOKS):
+        by_size = points[points["kind"] == series].groupby(["features", "sparsity"], as_index=False)
+        part = by_size.agg(
             seeds=("seed", "nunique"),
             l0=("l0", "mean"),
             l0_present=("l0_present", "mean"),
@@ -114,39 +110,33 @@ def _curves(points: pd.DataFrame) -> pd.DataFrame:
             low=(measure, "min"),
             high=(measure, "max"),
         )
-        found.append(one.assign(series=series, measure=measure))
-    for series in ("crosscoder", "sae"):
-        some = points[points["kind"] == series].assign(l0=lambda t: t["l0"].round().clip(lower=1))
-        one = some.groupby("l0", as_index=False).agg(value=(PCA, "mean"))
-        found.append(one.assign(series=f"pca_{series}", measure="explained_variance"))
+        parts.append(part.assign(series=series, measure=measure))
+    for series in LOOKS:
+        own = points[points["kind"] == series].assign(l0=lambda t: t["l0"].round().clip(lower=1))
+        part = own.groupby("l0", as_index=False).agg(value=(PCA, "mean"))
+        parts.append(part.assign(series=f"pca_{series}", measure="explained_variance"))
     names = ["measure", "series", "features", "sparsity", "seeds", "l0", "l0_present"]
-    table = pd.concat([t for t in found if len(t)], ignore_index=True)
+    table = pd.concat([part for part in parts if len(part)], ignore_index=True)
     table = table.reindex(columns=[*names, "value", "low", "high"])
     return table.astype({"features": "Int64", "seeds": "Int64"})
 
 
 def _panel(axis: Axes, curves: pd.DataFrame, colours: dict[int, str]) -> None:
     """Crosscoders solid, SAEs dashed, PCA grey."""
-    for series, line in (("pca_crosscoder", "-"), ("pca_sae", "--")):
-        some = curves[curves["series"] == series].sort_values("l0")
-        axis.plot(some["l0"], some["value"], line, color=GREY, linewidth=0.8, zorder=1)
-    for series, line in (("crosscoder", "-"), ("sae", "--")):
+    for series, (line, face) in LOOKS.items():
+        pca = curves[curves["series"] == f"pca_{series}"].sort_values("l0")
+        axis.plot(pca["l0"], pca["value"], line, color=GREY, linewidth=0.8, zorder=1)
+        of_series = curves[curves["series"] == series].sort_values("l0")
         for size, colour in colours.items():
-            chosen = (curves["series"] == series) & (curves["features"] == size)
-            some = curves[chosen].sort_values("l0")
-            if some.empty:
+            own = of_series[of_series["features"] == size]
+            if own.empty:
                 continue
-            face = colour if series == "crosscoder" else "white"
-            axis.plot(
-                some["l0"], some["value"], f"{line}o", color=colour, markerfacecolor=face, zorder=3
-            )
-            if (some["seeds"] > 1).any():
-                axis.vlines(some["l0"], some["low"], some["high"], color=colour, zorder=2)
+            l0, value = own["l0"], own["value"]
+            axis.plot(l0, value, f"{line}o", color=colour, markerfacecolor=face, zorder=3)
+            if (own["seeds"] > 1).any():
+                axis.vlines(l0, own["low"], own["high"], color=colour, zorder=2)
             if series == "crosscoder":
-                axis.hlines(
-                    some["value"], some["l0_present"], some["l0"], color=colour, linewidth=0.7,
-                    zorder=2,
-                )  # fmt: skip
+                axis.hlines(value, own["l0_present"], l0, color=colour, linewidth=0.7, zorder=2)
 
 
 def _variance_axis(axis: Axes, curves: pd.DataFrame) -> None:

@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 from conftest import tiny
 
-from ontogeny import preflight, settings
-from ontogeny.crosscoder import frontier
-from ontogeny.figures import frontier as figure
+from ontogeny import preflight, registry, running, settings
+from ontogeny.analyses.frontier import figure, measure
+from ontogeny.analyses.frontier.dictionaries import crosscoders
+from ontogeny.experiment import Experiment
 from ontogeny.figures import style
 from ontogeny.files import InputError
-from ontogeny.plan import bill
 
 SECTION = {"features": [32, 8], "k": [2, 6], "steps": 30, "seeds": [0, 3]}
 STEPS = [0, 2, 8, 20, 40]
@@ -57,6 +57,8 @@ def test_left_out_there_are_no_dictionaries():
 
 
 def test_the_bill_has_them_where_the_default_target_trains_them(tmp_path):
+    from ontogeny.cost import bill
+
     asked = settings.load(tiny({"frontier": SECTION, "analyses": ["frontier"]}))
     named = {stage.name for stage in bill.bill(asked, tmp_path).stages}
     assert {f"train {name}" for name in asked.all_crosscoders} < named
@@ -177,26 +179,24 @@ def test_a_curve_is_read_straight_in_log_l0():
     l0 = np.array([16.0, 4.0, 8.0])
     value = np.array([0.9, 0.5, 0.7])  # 0.2 a doubling
     wanted = np.array([4, 4 * 2**0.5, 11.0, 16, 4 / 1.09, 16 * 1.09, 4 / 1.11, 16 * 1.11, 0.0])
-    found = frontier.read_at(l0, value, wanted)
+    found = measure.read_at(l0, value, wanted)
     assert found[:6] == pytest.approx(0.5 + 0.2 * np.log2(wanted[:6] / 4))
     assert np.isnan(found[6:]).all()
-    assert np.isnan(frontier.read_at(l0[:1], value[:1], wanted)).all()
-    assert np.isnan(frontier.read_at(l0, np.array([np.nan, 0.5, np.nan]), wanted)).all()
+    assert np.isnan(measure.read_at(l0[:1], value[:1], wanted)).all()
+    assert np.isnan(measure.read_at(l0, np.array([np.nan, 0.5, np.nan]), wanted)).all()
 
 
-def write_run(folder: Path, s: settings.Settings) -> Path:
+def write_run(folder: Path, s: settings.Settings) -> Experiment:
     """Fidelity tables in which SAEs gain 0.1 of EV a doubling of L0, and crosscoders have more.
 
     By 0.02 at the last snapshot, 0.03 at seed 3; a tenth of their active features are absent there.
     """
-    for name, c in s.all_crosscoders.items():
-        if name in s.crosscoders:
-            continue
+    experiment = Experiment(folder, s)
+    for name, (c, _) in crosscoders(s).items():
         own = name.startswith("sae")
         steps = c.inputs.snapshots if own else STEPS
         for seed in c.seeds:
-            there = folder / name / f"seed{seed}"
-            there.mkdir(parents=True)
+            experiment.path("trained", crosscoder=name, seed=seed).mkdir(parents=True)
             l0 = c.k * 1.02
             gain = 0 if own else 0.02 + 0.01 * (seed == 3)
             table = pd.DataFrame({"step": steps})
@@ -209,29 +209,26 @@ def write_run(folder: Path, s: settings.Settings) -> Path:
             table["l0"], table["l0_present"] = l0, l0 * (1 if own else 0.9)
             table["loss"], table["loss_ablated"] = 3.0, np.where(table["step"] < 8, 3.01, 5.0)
             table["loss_recovered"] = np.where(table["step"] < 8, -30, 0.8 + 0.01 * c.k + gain)
-            table.to_csv(there / "fidelity.csv", index=False)
+            path = experiment.path("fidelity", crosscoder=name, seed=seed)
+            table.to_csv(path, index=False)
             dead = np.arange(c.features) < c.features // 4
-            pd.DataFrame({"feature": range(c.features), "dead": dead}).to_parquet(
-                there / "density.parquet"
-            )
-    return folder
+            density = pd.DataFrame({"feature": range(c.features), "dead": dead})
+            density.to_parquet(experiment.path("density", crosscoder=name, seed=seed))
+    return experiment
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> tuple[settings.Settings, Path]:
-    folder = tmp_path_factory.mktemp("frontier")
-    s = load(sae_snapshots=[40, 8])
-    write_run(folder / "crosscoders", s)
-    frontier.gather(s, folder / "crosscoders", folder / "table.csv", folder / "comparison.csv")
+def run(tmp_path_factory) -> Experiment:
+    experiment = write_run(tmp_path_factory.mktemp("frontier"), load(sae_snapshots=[40, 8]))
+    running.call(experiment, registry.stages()["frontier"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(style, "PNG_DPI", 40)
-        figure.draw(folder / "table.csv", folder / "figure")
-    return s, folder
+        running.call(experiment, registry.figures()["frontier"])
+    return experiment
 
 
 def test_every_dictionary_seed_and_snapshot_is_a_point(run):
-    _, folder = run
-    table = pd.read_csv(folder / "table.csv")
+    table = run.table("frontier")
     assert len(table) == 4 * 2 * (len(STEPS) + 2)
     assert dict(table.groupby("kind")["dictionary"].nunique()) == {"crosscoder": 4, "sae": 8}
     one = table.set_index(["dictionary", "seed", "step"]).loc[("sae-8-F32-k6", 3, 8)]
@@ -241,8 +238,7 @@ def test_every_dictionary_seed_and_snapshot_is_a_point(run):
 
 
 def test_crosscoders_are_compared_at_their_own_l0(run):
-    _, folder = run
-    found = pd.read_csv(folder / "comparison.csv")
+    found = run.table("frontier_comparison")
     assert len(found) == 4 * 2 * 2 * 2 * 2
     last = found[(found["step"] == 40) & (found["measure"] == "explained_variance")]
     for seed, gain in ((0, 0.02), (3, 0.03)):
@@ -262,24 +258,23 @@ def test_crosscoders_are_compared_at_their_own_l0(run):
 
 
 def test_a_table_that_is_missing_or_of_other_snapshots(run, tmp_path):
-    s, _ = run
-    crosscoders = write_run(tmp_path / "crosscoders", s)
-    density = crosscoders / "sae-8-F8-k2/seed3/density.parquet"
+    experiment, stage = write_run(tmp_path, run.settings), registry.stages()["frontier"]
+    density = experiment.path("density", crosscoder="sae-8-F8-k2", seed=3)
     density.rename(tmp_path / "kept")
     with pytest.raises(InputError, match=r"seed3/density\.parquet: missing; make it"):
-        frontier.points(s, crosscoders)
+        running.call(experiment, stage)
     (tmp_path / "kept").rename(density)
-    other = pd.read_csv(crosscoders / "sae-40-F8-k2/seed3/fidelity.csv")
-    other.to_csv(crosscoders / "sae-8-F8-k2/seed3/fidelity.csv", index=False)
+    other = experiment.table("fidelity", "sae-40-F8-k2", seed=3)
+    path = experiment.path("fidelity", crosscoder="sae-8-F8-k2", seed=3)
+    other.to_csv(path, index=False)
     with pytest.raises(InputError, match=r"sae-8-F8-k2/seed3/fidelity\.csv: of other snapshots"):
-        frontier.points(s, crosscoders)
+        running.call(experiment, stage)
 
 
 def test_the_figures_numbers(run):
-    _, folder = run
-    assert (folder / "figure.pdf").read_bytes().startswith(b"%PDF")
-    assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")
-    drawn = pd.read_csv(folder / "figure.csv")
+    assert run.figure("frontier", "pdf").read_bytes().startswith(b"%PDF")
+    assert run.figure("frontier", "png").read_bytes().startswith(b"\x89PNG")
+    drawn = pd.read_csv(run.figure("frontier", "csv"))
     assert list(drawn["panel"].drop_duplicates()) == ["40", "8", "mean"]
     points = drawn.set_index(["panel", "measure", "series", "features", "sparsity"]).sort_index()
     base = 0.4 + 0.1 * np.log2(2.04)
@@ -304,7 +299,7 @@ def test_the_figures_numbers(run):
 def test_the_axes_hold_all_points_and_little_else(run, tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr(style, "save", lambda made, table, _: figures.append((made, table)))
-    figure.draw(run[1] / "table.csv", tmp_path / "x")
+    figure.draw(run.path("frontier"), tmp_path / "x")
     (made, table), *_ = figures
     axes = made.axes
     assert len(axes) == 6
@@ -319,8 +314,7 @@ def test_the_axes_hold_all_points_and_little_else(run, tmp_path, monkeypatch):
 
 
 def test_the_figure_with_one_size_one_seed_and_a_missing_column(run, tmp_path, monkeypatch):
-    _, folder = run
-    table = pd.read_csv(folder / "table.csv")
+    table = run.table("frontier")
     one = table[(table["features"] == 8) & (table["seed"] == 0) & (table["sparsity"] == 2)]
     one = one.assign(loss_recovered=np.nan)
     one.to_csv(tmp_path / "one.csv", index=False)
@@ -340,7 +334,7 @@ def test_frontier_trains_its_dictionaries_and_nothing_else_does(new_checkout):
     assert asked["train"] == asked["fidelity"] == 3 * 4 * 2
     assert (asked["basis"], asked["project"], asked["extract"]) == (1, 1, 5)
     assert asked["measure_frontier"] == asked["figure_frontier"] == 1
-    assert not set(asked) & {"features", "phases", "summary", "judge_kinds"}
+    assert not set(asked) & {"features", "phases", "summary", "measure_kinds"}
     default = checkout.would_run()
     assert (default["train"], default["fidelity"], default["features"]) == (2, 2, 1)
     assert not set(default) & {"measure_frontier", "figure_frontier"}

@@ -1,0 +1,98 @@
+"""Histories of features, against planted cases."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import tiny
+
+from ontogeny import settings
+from ontogeny.features import histories, matching
+
+STEPS = np.array([0, 1, 3, 7, 15, 31])
+
+
+def test_planted_histories_are_read_back():
+    strength = np.array(
+        [
+            [1.0, 1.0, 2.0, 4.0, 4.0, 4.0],  # emerges between steps 1 and 3, stays
+            [3.0, 2.0, 1.0, 0.5, 0.1, 0.1],  # there from the start, goes
+            [0.0, 0.0, 5.0, 0.0, 0.0, 0.0],  # comes and goes
+            [2.0, 2.0, 2.0, 2.0, 2.0, 2.5],  # always there
+        ]
+    )
+    normalised = histories.normalise(strength)
+    assert normalised.max(1).tolist() == [1, 1, 1, 1]
+    assert histories.peak_snapshot_index(strength, np.arange(1, 7)).tolist() == [4, 1, 3, 6]
+    half = 2**0.5 * 2 - 1  # halfway between steps 1 and 3 in log(step + 1)
+    onset = histories.onset(normalised, STEPS, 0.5)
+    assert onset == pytest.approx([3, 0, half, 0])
+    # 0.4 lies 0.6 of the way from 0.25 at step 1 to 0.5 at step 3.
+    assert histories.onset(normalised, STEPS, 0.4)[0] == pytest.approx(2 * 2**0.6 - 1)
+    assert histories.lifetime(normalised, 0.5) == pytest.approx([4 / 6, 2 / 6, 1 / 6, 1])
+    initial, transient = histories.classes(normalised, 0.5)
+    assert initial.tolist() == [False, True, False, True]
+    assert transient.tolist() == [False, True, True, False]
+    sweep = histories.class_sweep(normalised).set_index("presence")
+    assert sweep.loc[0.5, ["initialisation", "emergent", "transient"]].tolist() == [2, 2, 2]
+    assert (sweep["initialisation"] + sweep["emergent"] == 4).all()
+
+
+def turning(features: int, at: int, noise: float, seed: int = 0) -> np.ndarray:
+    """Decoders (F, n, D) whose directions turn to independent ones before snapshot `at`."""
+    rng = np.random.default_rng(seed)
+    early, late = rng.normal(size=(2, features, 1, 24))
+    second = (np.arange(len(STEPS)) >= at)[None, :, None]
+    return np.where(second, late, early) + noise * rng.normal(size=(features, len(STEPS), 24))
+
+
+@pytest.mark.parametrize("at", [2, 3, 4])
+def test_a_planted_turning_point_is_found(at):
+    cosines = histories.direction_cosines(turning(200, at, 0.3), 0.1)
+    found = histories.turning_point(cosines, STEPS, samples=100, seed=0)
+    assert (found["snapshot_before"], found["snapshot_after"]) == (STEPS[at - 1], STEPS[at])
+    assert found["step"] == pytest.approx(((STEPS[at - 1] + 1) * (STEPS[at] + 1)) ** 0.5 - 1)
+    assert found["low"] == STEPS[at - 1]
+    assert found["high"] == STEPS[at]
+    assert found["within"] == pytest.approx(1 / (1 + 0.09), abs=0.02)
+    assert abs(found["between"]) < 0.05
+
+
+def test_an_unclear_turning_point_has_a_wide_interval():
+    cosines = histories.direction_cosines(turning(12, 3, 8.0), 1e-3)
+    found = histories.turning_point(cosines, STEPS, samples=200, seed=0)
+    assert found["low"] <= found["step"] <= found["high"]
+    assert np.searchsorted(STEPS, found["high"]) - np.searchsorted(STEPS, found["low"]) > 1
+    assert found == histories.turning_point(cosines, STEPS, samples=200, seed=0)
+
+
+def test_directions_of_absent_features_are_not_compared():
+    decoders = turning(5, 3, 0.1)
+    decoders[0, 1] *= 0.01
+    cosines = histories.direction_cosines(decoders, 0.1)
+    assert np.isnan(cosines[0, 1]).all()
+    assert np.isnan(cosines[0, :, 1]).all()
+    assert np.isnan(cosines).sum() == 2 * len(STEPS) - 1
+    mean = histories.mean_matrix(cosines)
+    assert mean[1, 0] == pytest.approx(cosines[1:, 1, 0].mean())
+    doubled = histories.mean_matrix(cosines, np.array([0, 2, 1, 1, 1]))
+    expected = (2 * cosines[1, 0, 5] + cosines[2:, 0, 5].sum()) / 5
+    assert doubled[0, 5] == pytest.approx(expected)
+
+
+def test_matching_recovers_a_permutation():
+    rng = np.random.default_rng(0)
+    first = rng.normal(size=(60, 4, 8))
+    order = rng.permutation(60)
+    second = 3 * (first + 0.3 * rng.normal(size=first.shape))[order]
+    partner, cosine = matching.match(first, second)
+    np.testing.assert_array_equal(order[partner], np.arange(60))
+    assert cosine == pytest.approx(np.full(60, 1 / (1 + 0.09) ** 0.5), abs=0.1)
+    partner, cosine = matching.match(first, second[:50])
+    assert (partner == -1).sum() == np.isnan(cosine).sum() == 10
+    there = partner >= 0
+    assert (order[partner[there]] == np.flatnonzero(there)).mean() > 0.9
+
+
+def test_snapshots_are_numbered_among_all_of_the_experiments():
+    assert histories.snapshot_numbers(settings.load(tiny()), [2, 40]).tolist() == [2, 5]

@@ -1,0 +1,10 @@
+"""Sizes that the crosscoder's stages and the formulas of their cost share, without torch."""
+
+LOG_EVERY = 50  # steps from one look at the losses, the dead and the weights to the next
+SAVE_EVERY = 250  # steps from one state to the next
+NORM_GRID = [round(10 ** (e / 8), 4) for e in range(-20, 5)]  # decoder norms to begin with, by √N
+
+PIECE_ROWS = 2048  # held-out rows that fidelity has in memory at a time
+PIECE_ENTRIES = 1 << 27  # of their feature activations, at most
+PCA_ROWS = 8192  # training rows that PCA is fitted to where there is no basis
+BATCH_TOKENS = 4096  # that a language model predicts at a time

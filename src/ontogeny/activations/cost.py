@@ -6,28 +6,16 @@ import math
 from dataclasses import replace
 
 from ontogeny.activations.sizes import PIECE_ROWS, READ_AHEAD
-from ontogeny.cost.terms import (
-    Dictionary,
-    Job,
-    Sizes,
-    Terms,
-    Work,
-    forward_memory,
-    job,
-    loading,
-    rows_dataset,
-)
+from ontogeny.cost.sizes import Dictionary, Sizes
+from ontogeny.cost.terms import Job, Terms, Work, job
 
 AHEAD = READ_AHEAD + 2  # pieces at a time: those that are ready, one being read, one in use
 
 
-def shard_blocks(sizes: Sizes) -> list[int]:
-    """Blocks of each shard: NumPy's array_split gives the first windows one more."""
-    least, more = divmod(sizes.settings.corpus.train_blocks, sizes.windows)
-    return [
-        len(shard) * least + max(0, min(shard.stop, more) - min(shard.start, more))
-        for shard in sizes.shards
-    ]
+def loading(sizes: Sizes) -> Terms:
+    """The host's part of loading one snapshot: all its weights, from a file that is mapped."""
+    size = sizes.model.parameters * (sizes.run_bytes + sizes.file_bytes)
+    return {"a snapshot as it loads": float(size)}
 
 
 def extract(sizes: Sizes, shard: int) -> Job:
@@ -37,7 +25,7 @@ def extract(sizes: Sizes, shard: int) -> Job:
     """
     model, settings, context = sizes.model, sizes.settings, sizes.context
     first = shard == 0
-    blocks = sizes.window // context if sizes.streamed else shard_blocks(sizes)[shard]
+    blocks = sizes.window // context if sizes.streamed else sizes.shard_blocks[shard]
     held_out = settings.corpus.held_out_blocks * first
     positions = (blocks + held_out) * context
     window = max(sizes.window, min(held_out * context, settings.activations.window))
@@ -51,7 +39,7 @@ def extract(sizes: Sizes, shard: int) -> Job:
     values = sizes.batch * model.width * sizes.places * (sizes.run_bytes + sizes.item)
     device: Terms = {
         "snapshots on the device": sizes.truncated,
-        "forward pass": forward_memory(sizes, sizes.batch, sizes.run_bytes) + values,
+        "forward pass": sizes.forward_memory(sizes.batch, sizes.run_bytes) + values,
     }
     work = Work(
         forward=positions * sizes.token_flops,
@@ -59,7 +47,7 @@ def extract(sizes: Sizes, shard: int) -> Job:
         written=rows * (model.width * sizes.item + 8) * sizes.places,
         host_moved=4.0 * positions * model.width * sizes.item * sizes.places,
     )
-    return job(sizes, work, host, device)
+    return job(sizes.gpu, work, host, device)
 
 
 # Streamed rows
@@ -86,7 +74,7 @@ def streams_memory(sizes: Sizes, columns: int, snapshots: int, dimensions: int |
     row = columns * sizes.item + (0 if dimensions is None else columns * 12 + dimensions * 6)
     return {
         "snapshots on the device": snapshots * sizes.truncated,
-        "forward pass": forward_memory(sizes, sizes.batch, sizes.run_bytes),
+        "forward pass": sizes.forward_memory(sizes.batch, sizes.run_bytes),
         "rows of a forward pass": float(sizes.batch * row),
     }
 
@@ -124,16 +112,11 @@ def project_flops(rows: float, size: int, dimensions: int) -> float:
     return 2.0 * rows * size * dimensions
 
 
-def basis_datasets(sizes: Sizes, dictionary: Dictionary) -> int:
-    """Bytes of a basis file: basis, turn, mean in float32; in float64 what is kept of each site,
-    and the eigenvalues, all N·D or those found.
-    """
-    settings, n, R = sizes.settings.basis, dictionary.n_in, dictionary.dimensions or 0
-    eigenvalues = n
-    if n > settings.exact_limit:
-        found = search_width(n, settings.largest, min(settings.rows, sizes.rows))
-        eigenvalues = min(settings.largest, found)
-    return 4 * (n * R + R**2 + n) + 8 * (eigenvalues + dictionary.inputs)
+def basis_size(sizes: Sizes, dictionary: Dictionary) -> int:
+    """Bytes of a basis file: basis, turn and mean in float32, eigenvalues in float64."""
+    n, R = dictionary.n_in, dictionary.dimensions or 0
+    known = n if n <= sizes.settings.basis.exact_limit else sizes.settings.basis.largest
+    return 4 * (n * R + R**2 + n) + 8 * (known + dictionary.inputs)
 
 
 def basis(sizes: Sizes, dictionary: Dictionary) -> Job:
@@ -154,10 +137,10 @@ def basis(sizes: Sizes, dictionary: Dictionary) -> Job:
         moved = 3 * 8.0 * n * width * pieces
     flops += 4.0 * n * R * R + qr_flops(n, R)
     host: Terms = {"pieces read ahead": AHEAD * piece, "directions": 8.0 * (n * R + R * R)}
-    written = basis_datasets(sizes, dictionary)
+    written = basis_size(sizes, dictionary)
     work = Work(products32=flops, moved=moved, written=written, starts=0.5)
     if not sizes.streamed:
-        return job(sizes, replace(work, read=passes * limit * n * sizes.item), host, device)
+        return job(sizes.gpu, replace(work, read=passes * limit * n * sizes.item), host, device)
     # A pass ends in the middle of a window; those of a single window are computed once.
     windows = max(1, math.ceil(limit / max(1, sizes.rows) * sizes.windows))
     visits = windows if windows == 1 else passes * windows
@@ -165,7 +148,7 @@ def basis(sizes: Sizes, dictionary: Dictionary) -> Job:
     forward = streamed_flops(sizes, positions, dictionary.snapshots)
     host |= window_buffers(sizes.window * n, sizes.item, 0) | loading(sizes)
     device |= streams_memory(sizes, n, dictionary.snapshots, None)
-    return job(sizes, replace(work, forward=forward, starts=1.0), host, device)
+    return job(sizes.gpu, replace(work, forward=forward, starts=1.0), host, device)
 
 
 def project(sizes: Sizes, dictionary: Dictionary, shard: int) -> Job:
@@ -179,8 +162,8 @@ def project(sizes: Sizes, dictionary: Dictionary, shard: int) -> Job:
     work = Work(
         products32=project_flops(rows, n, R),
         read=rows * n * sizes.item,
-        written=rows_dataset(rows, R, 2)[0],
+        written=2.0 * rows * R,
         host_moved=6.0 * rows * n,
         starts=0.5,
     )
-    return job(sizes, work, host, device)
+    return job(sizes.gpu, work, host, device)

@@ -12,31 +12,26 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import h5py
+from typing import Any
 
 from ontogeny import lineage, registry, running
 from ontogeny.activations import cost as of_rows
-from ontogeny.activations import order
-from ontogeny.corpus.build import Tokens
-from ontogeny.corpus.sizes import chunk_blocks
-from ontogeny.corpus.wheels import most_tokens
+from ontogeny.activations.sizes import POSITION_BYTES
 from ontogeny.cost import machines, scales
-from ontogeny.cost import terms as sizes_of
 from ontogeny.cost.machines import Machine, Rates
 from ontogeny.cost.rates import COSTS
-from ontogeny.cost.terms import Dictionary, Job, Sizes, Work, hdf5_file, merged
+from ontogeny.cost.sizes import Dictionary, dictionary, sizes
+from ontogeny.cost.terms import Job, Work, merged
 from ontogeny.crosscoder import cost as of_training
 from ontogeny.crosscoder.sizes import LOG_EVERY
 from ontogeny.declarations import Cost, Figure, Optional, Stage
 from ontogeny.experiment import Experiment
-from ontogeny.files import InputError
-from ontogeny.settings import Settings, Sites
+from ontogeny.settings import Settings
 from ontogeny.snapshots import cost as of_model
-from ontogeny.snapshots import sources
+from ontogeny.snapshots import local, sources
 from ontogeny.snapshots.sizes import SAVE_EVERY
 
-COUNTED_TOKENS = 1 << 24  # a smaller corpus is read to know its rows exactly
+BESIDE = 20_000  # bytes of a file beside its data, about: headers, attributes, an index
 
 
 @dataclass(frozen=True)
@@ -46,8 +41,7 @@ class File:
     Attributes
     ----------
     kind : a key of limits.DISK. size : bytes, planned. stays : whether it is kept to the end.
-    there : bytes of it that are on disk already. data : of `size`, its datasets or tensors; 0
-        where that is not known.
+    there : bytes of it that are on disk already. missing : bytes that are still needed.
     """
 
     kind: str
@@ -55,11 +49,9 @@ class File:
     size: int
     stays: bool = True
     there: int = 0
-    data: int = 0
 
     @property
     def missing(self) -> int:
-        """Bytes that are still needed."""
         return 0 if self.there else self.size  # files are written whole or not at all
 
 
@@ -71,8 +63,8 @@ class Line:
     ----------
     which : the crosscoder, or the sites of a basis; '' where it is the experiment's.
     jobs, left : how many there are, and how many are not done. job : the largest of them.
-    work : of all that are left. at_most : sizes are bounds until an earlier stage has run.
-    on_host : the device is left alone.
+    work : of all that are left. on_host : the device is left alone.
+    at_most : sizes are bounds until an earlier stage has run. name : such as "train batchtopk".
     """
 
     stage: str
@@ -88,7 +80,6 @@ class Line:
 
     @property
     def name(self) -> str:
-        """Such as "train batchtopk"."""
         return f"{self.stage} {self.which}".rstrip()
 
     def hours(self, rates: Rates) -> float:
@@ -96,13 +87,21 @@ class Line:
         cores = os.cpu_count() or 1
         threads, work = min(self.threads, cores), self.work
         if rates.memory == 0:  # where several processes share one processor
-            work = tuple(replace(w, ranks=min(w.ranks, cores // threads)) for w in work)
-        return sum(machines.seconds(w, rates, threads, self.on_host) for w in work) / 3600
+            work = tuple(replace(each, ranks=min(each.ranks, cores // threads)) for each in work)
+        return sum(machines.seconds(each, rates, threads, self.on_host) for each in work) / 3600
 
 
 @dataclass(frozen=True)
 class Bill:
-    """What an experiment costs: lines in the order that the stages run, and what there is."""
+    """What an experiment costs.
+
+    Attributes
+    ----------
+    lines : in the order that the stages run. machine : what there is.
+    rates : None leaves out hours. disk : bytes that are still needed, at most at a time.
+    host, device : peak bytes of memory of one job that is left.
+    hours : of all jobs that are left, one after the other.
+    """
 
     folder: Path
     lines: tuple[Line, ...]
@@ -116,145 +115,23 @@ class Bill:
 
     @property
     def files(self) -> list[File]:
-        """Files of all stages."""
         return [file for line in self.lines for file in line.files]
 
     @property
     def disk(self) -> int:
-        """Bytes that are still needed, at most at a time."""
         return sum(file.missing for file in self.files)
 
     @property
     def host(self) -> float:
-        """Peak bytes of the host's memory of one job that is left."""
         return max((sum(line.job.host.values()) for line in self.lines if line.left), default=0.0)
 
     @property
     def device(self) -> float:
-        """Peak bytes of the device's memory of one job that is left."""
         return max((sum(line.job.device.values()) for line in self.lines if line.left), default=0.0)
 
     @property
     def hours(self) -> float:
-        """Of all jobs that are left, one after the other."""
         return sum(line.hours(self.rates) for line in self.lines) if self.rates else math.nan
-
-
-# Sizes
-
-
-def _text_blocks(experiment: Experiment) -> tuple[int, bool]:
-    """Blocks of the tokens, and whether that is exact: a text that is used up has a bound alone."""
-    corpus = experiment.settings.corpus
-    known = corpus.train_blocks + corpus.held_out_blocks
-    if experiment.settings.snapshots.pretrain is None:
-        return known, True
-    if corpus.pretrain_blocks is not None:
-        return known + corpus.pretrain_blocks, True
-    try:
-        with h5py.File(experiment.path("tokens"), "r") as file:
-            return int(file["tokens"].shape[0]), True
-    except (OSError, KeyError):
-        pass
-    if corpus.wheels is not None:
-        return most_tokens(corpus) // corpus.context, False
-    from ontogeny.corpus import text
-
-    files = text.files(corpus.files) if corpus.files is not None else []
-    return max(known, sum(path.stat().st_size for path in files) // 2 // corpus.context), False
-
-
-def _rows(
-    experiment: Experiment, shards: list[range], count: bool
-) -> tuple[list[int], int, bool] | None:
-    """Training rows by shard and held-out rows, and whether they are exact.
-
-    Exact where activations are there, or tokens that are quickly read and to be counted; else as if
-    no position were left out but the first of each block.
-    """
-    corpus, activations = experiment.settings.corpus, experiment.settings.activations
-    for site in experiment.sites:
-        try:
-            with h5py.File(experiment.path("stack", site=site), "r") as file:
-                rows = [int(n) for n in file.attrs["shard_rows"]]
-                held_out = int(file["held_out/position"].shape[0])
-        except (OSError, KeyError):
-            continue
-        if len(rows) == len(shards) and sum(rows) <= corpus.train_blocks * corpus.context:
-            return rows, held_out, True
-    try:
-        tokens = Tokens(experiment.path("tokens")) if count else None
-        sizes = (tokens.size("train"), tokens.size("held_out")) if tokens else ()
-        ours = sizes == (corpus.train_blocks, corpus.held_out_blocks)
-        if tokens and ours and sum(sizes) * corpus.context <= COUNTED_TOKENS:
-            train = order.Order(tokens, "train", activations)
-            rows = [int(train.starts[w.stop] - train.starts[w.start]) for w in shards]
-            return rows, order.Order(tokens, "held_out", activations).rows, True
-    except InputError:
-        pass
-    return None
-
-
-def sizes(experiment: Experiment, here: Machine, count: bool = True) -> Sizes:
-    """The experiment's sizes.
-
-    Parameters
-    ----------
-    count : whether tokens that are there are read for the number of rows.
-
-    Raises
-    ------
-    InputError : the model's shape cannot be known, or a layer is not there.
-    """
-    settings, results = experiment.settings, experiment.results
-    model = sources.shape_of(settings, results)
-    gpu, precision = here.device != 0, settings.activations.precision
-    if precision == "auto":
-        precision = "bfloat16" if gpu and here.half else "float32"
-    text_blocks, text_exact = _text_blocks(experiment)
-    z = Sizes(
-        settings, model, sources.weight_bytes(settings, results), 4 if precision == "float32" else 2,
-        gpu, (), (), 0, text_blocks, text_exact=text_exact,
-    )  # fmt: skip
-    shards = [range(z.windows)] if z.streamed else order.shards(settings, model.width)
-    z = replace(z, shards=tuple(shards))
-    rows = _rows(experiment, shards, count)
-    if rows is None:
-        each = z.context - ("first" in settings.activations.leave_out)
-        of_shards = [blocks * each for blocks in of_rows.shard_blocks(z)]
-        rows = of_shards, settings.corpus.held_out_blocks * each, False
-    return replace(z, shard_rows=tuple(rows[0]), held_out_rows=rows[1], exact=rows[2])
-
-
-def dictionary(experiment: Experiment, z: Sizes, name: str) -> Dictionary:
-    """A crosscoder's sizes; until its basis is there, with the most dimensions that it may have."""
-    settings, chosen = experiment.settings, experiment.settings.all_crosscoders[name]
-    outputs = chosen.outputs or chosen.inputs
-
-    def steps(sites: Sites) -> list[int]:
-        return experiment.steps if sites.snapshots == "all" else list(sites.snapshots)
-
-    def count(sites: Sites) -> int:
-        return len(sites.layers) * len(sites.streams) * len(steps(sites))
-
-    dimensions, known, basis = None, True, experiment.basis_of(name)
-    if basis is not None:
-        dimensions = settings.basis.dimensions
-    if basis is not None and dimensions is None:
-        try:
-            with h5py.File(experiment.path("basis", sites=basis), "r") as file:
-                dimensions = int(file["basis"].shape[1])
-        except (OSError, KeyError):
-            rows, largest = min(settings.basis.rows, z.rows), settings.basis.largest
-            dimensions = min(count(chosen.inputs) * z.model.width, largest, rows)
-            known = False
-    snapshots = len({*steps(chosen.inputs), *steps(outputs)})
-    return Dictionary(
-        chosen, count(chosen.inputs), count(outputs), z.model.width, dimensions, snapshots, known
-    )
-
-
-# The pass over the map
 
 
 class _Pass:
@@ -262,7 +139,7 @@ class _Pass:
 
     Parameters
     ----------
-    everything : all that can be asked for, not the default target alone.
+    count : as for `sizes`. everything : all that can be asked for, not the default target alone.
     """
 
     def __init__(
@@ -270,40 +147,39 @@ class _Pass:
     ) -> None:
         self.map, self.settings = experiment, experiment.settings
         self.everything = everything
-        self.z = sizes(experiment, here, count)
+        self.sizes = sizes(experiment, here, count)
         self.notes: dict[str, None] = {}
         names = self.settings.all_crosscoders if everything else self.settings.crosscoders_to_train
-        self.dictionaries = {name: dictionary(experiment, self.z, name) for name in names}
+        self.of = {name: dictionary(experiment, self.sizes, name) for name in names}
 
     def __iter__(self) -> Iterator[Line]:
         """The lines, in the order that the stages run."""
         settings, path = self.settings, self.map.path
-        if self.everything:
-            yield self.of_cost("fetch", [[self.map.wheels]])
-            yield self.of_cost("tokenizer", [[path("own_tokenizer")]])
+        if self.everything or settings.corpus.wheels is not None:
+            yield self.costed("fetch", [[self.map.wheels]])
+        if self.everything or settings.snapshots.pretrain is None:
+            yield self.costed("tokenizer", [[path("own_tokenizer")]])
         yield self.corpus()
         if settings.snapshots.pretrain is not None:
             yield self.pretrain()
         yield self.snapshots()
         yield self.extract()
-        yield self.of_cost("stack", [[path("stack", site=site)] for site in self.map.sites])
-        for sites, name in self.map.bases(self.dictionaries).items():
-            yield from self.basis(sites, self.dictionaries[name])
-        for name, d in self.dictionaries.items():
-            yield self.train(name, d)
-        for name in self.dictionaries:
+        yield self.costed("stack", [[path("stack", site=site)] for site in self.map.sites])
+        for sites, name in self.map.bases(self.of).items():
+            yield from self.basis(sites, self.of[name])
+        for name in self.of:
+            yield self.train(name)
+        for name in self.of:
             made = [self.map.seeds_of(product, name) for product in ("fidelity", "density")]
-            yield self.of_cost(
-                "fidelity", [list(pair) for pair in zip(*made, strict=True)], name, True
-            )
+            outputs = [list(pair) for pair in zip(*made, strict=True)]
+            yield self.costed("fidelity", outputs, name, gpu=True)
         for stage, name in self.declared():
-            outputs = [path(product, crosscoder=name) for product in stage.makes.values()]
-            yield self.of_cost(stage.name, [outputs], name, stage.gpu, stage.cost)
-        drawn = [self.map.figure(name, "csv") for name in self.map.figures()]
-        yield self.of_cost("figures", [drawn], gpu=False)
+            outputs = [[path(product, crosscoder=name) for product in stage.makes.values()]]
+            yield self.costed(stage.name, outputs, name, stage.gpu, stage.cost)
+        yield self.costed("figures", [[self.map.figure(n, "csv") for n in self.map.figures()]])
         if self.everything or self.map.has_histories(self.map.primary):
-            yield self.of_cost("atlas", [[path("atlas")]])
-        yield self.of_cost("summary", [[path("summary")]])
+            yield self.costed("atlas", [[path("atlas")]])
+        yield self.costed("summary", [[path("summary")]])
 
     def declared(self) -> Iterator[tuple[Stage, str]]:
         """The declared stages that the figures come from, and the crosscoder of each ('': none)."""
@@ -329,15 +205,11 @@ class _Pass:
         for stage in registry.stages().values():
             names = asked.get(stage.name, {})
             if self.everything and running.exists(self.map, stage):
-                every = {self.map.primary, *self.map.with_histories}
-                names = dict.fromkeys(every if stage.scope == "crosscoder" else [""])
+                every = {self.map.primary: None} | dict.fromkeys(self.map.with_histories)
+                names = every if stage.scope == "crosscoder" else {"": None}
             yield from ((stage, name) for name in names)
 
     # Lines
-
-    def file(self, kind: str, path: Path, size: float, stays: bool = True, data: float = 0) -> File:
-        """A file, with what of it is on disk."""
-        return File(kind, path, int(size), stays, size_of(path), int(data))
 
     def line(
         self,
@@ -345,108 +217,88 @@ class _Pass:
         jobs: list[tuple[Job, bool]],
         files: Iterable[File],
         which: str = "",
-        threads: int = 1,
-        at_most: bool = False,
-        on_host: bool = False,
+        **more: Any,
     ) -> Line:
         """A line of some jobs, each done or not."""
         largest = max((job for job, _ in jobs), key=lambda job: sum(job.host.values()))
-        if not self.z.gpu:
-            largest = Job(largest.work, merged(largest.host, largest.device), {})
+        if not self.sizes.gpu:
+            largest = Job(largest.work, merged(largest.host, largest.device))
         work = tuple(job.work for job, done in jobs if not done)
-        return Line(
-            stage,
-            which,
-            len(jobs),
-            len(work),
-            largest,
-            work,
-            tuple(files),
-            threads,
-            at_most,
-            on_host,
-        )
+        return Line(stage, which, len(jobs), len(work), largest, work, tuple(files), **more)
 
-    def of_cost(
+    def costed(
         self,
         stage: str,
         outputs: list[list[Path]],
         which: str = "",
         gpu: bool = False,
         cost: Cost | None = None,
-        files: Iterable[File] = (),
     ) -> Line:
         """A line of jobs whose cost is declared, each by what it makes."""
-        d = self.dictionaries[which or self.map.primary]
-        cost = cost or COSTS[stage]
-        job = scales.job(cost, self.z, d, gpu)
-        size = scales.amount(cost.disk, self.z, d)
-        tables, jobs = list(files), []
+        cost, of = cost or COSTS[stage], self.of[which or self.map.primary]
+        job, size = scales.job(cost, self.sizes, of, gpu), scales.amount(cost.disk, self.sizes, of)
+        files, jobs = [], []
         for paths in outputs:
             done = all(path.exists() for path in paths)
             there = sum(map(size_of, paths)) if done else 0
-            tables.append(File("tables", paths[0], int(size), there=there))
+            files.append(File("tables", paths[0], int(size), there=there))
             jobs.append((job, done))
-        at_most = bool(which) and not (d.known and self.z.exact)
-        return self.line(stage, jobs, tables, which, at_most=at_most, on_host=not gpu)
+        at_most = bool(which) and not (of.known and self.sizes.exact)
+        return self.line(stage, jobs, files, which, at_most=at_most, on_host=not gpu)
 
     def corpus(self) -> Line:
         """The tokens and their tokenizer."""
-        z, path = self.z, self.map.path("tokens")
-        item = 2 if z.model.vocabulary <= 2**16 else 4
-        chunk = chunk_blocks(z.context, item)
-        data = sizes_of.chunked(z.text_blocks, z.context, item, chunk)
-        tokens = self.file("tokens", path, hdf5_file(data, -(-z.text_blocks // chunk)), data=data)
-        line = self.of_cost("corpus", [[self.map.path("tokenizer")]], files=[tokens])
-        return replace(line, at_most=not z.text_exact)
+        item = 2 if self.sizes.model.vocabulary <= 2**16 else 4
+        size = self.sizes.text_blocks * self.sizes.context * item
+        line = self.costed("corpus", [[self.map.path("tokenizer")]])
+        files = (*line.files, file("tokens", self.map.path("tokens"), size))
+        return replace(line, files=files, at_most=not self.sizes.text_exact)
 
     def pretrain(self) -> Line:
         """Training of the language model."""
         settings, archive = self.settings.snapshots.pretrain, lineage.archive(self.map)
         assert settings is not None
-        steps = sorted({0, *self.map.steps, settings.steps})
-        files = []
-        for step in steps:
-            size, data = of_model.state(self.z, step)
-            files.append(self.file("training states", archive / f"step{step}", size, data=data))
-        done = all(file.there for file in files)
+        weights, moments = of_model.weights(self.sizes), of_model.moments(self.sizes)
+        kept = {0, *self.map.steps, settings.steps}
+        files = [
+            file("training states", archive / f"step{step}", weights + (moments if step else 0))
+            for step in sorted(kept)
+        ]
+        done = all(state.there for state in files)
         for step in range(0, settings.steps, SAVE_EVERY):
-            if step not in steps and not done:
-                size, _ = of_model.state(self.z, step)
-                files.append(self.file("training states", archive / f"step{step}", size, False))
-        job = of_model.pretrain(self.z)
+            if step not in kept and not done:
+                path = archive / f"step{step}"
+                files.append(file("training states", path, weights + moments, stays=False))
+        job = of_model.pretrain(self.sizes)
         return self.line("pretrain", [(job, done)], files, threads=settings.threads)
 
     def snapshots(self) -> Line:
         """The snapshots' folders."""
-        source = self.settings.snapshots
+        source = self.settings.snapshots.local
         kind = str(sources.architecture(self.settings, self.map.results).get("model_type"))
-        size = of_model.folder(self.z, kind)
-        if of_model.has_masks(self.z, kind):
+        size, masks = of_model.folder(self.sizes, kind)
+        if masks:
             self.notes["snapshots: with the causal masks that older files hold, at most"] = None
-        if source.local is not None and self._linked():
-            size = 2000
+        if source is not None and self._linked(local.folders(source).values()):
+            size = 0
             self.notes["snapshots: linked, not copied"] = None
-        data = of_model.weights(self.z) if source.pretrain is not None else 0
         paths = [self.map.path("snapshot", step=step) for step in self.map.steps]
-        files = [self.file("snapshots", path, size, data=data) for path in paths]
-        job = of_model.snapshot(self.z, size)
+        files = [file("snapshots", path, size) for path in paths]
+        job = of_model.snapshot(self.sizes, size)
         return self.line("snapshot", [(job, f.there > 0) for f in files], files, on_host=True)
 
-    def _linked(self) -> bool:
-        """Whether local snapshots lie where files of this experiment can be linked to them."""
-        from ontogeny.snapshots import local
-
-        assert self.settings.snapshots.local is not None, "asked for local snapshots alone"
-        folders = local.folders(self.settings.snapshots.local).values()
+    def _linked(self, folders: Iterable[Path]) -> bool:
+        """Whether files of this experiment can be links to those of local snapshots."""
         device = machines.nearest(self.map.folder).stat().st_dev
-        return all(path.stat().st_dev == device for path in folders if path.exists()) and not any(
-            (path / "pytorch_model.bin").exists() for path in folders
+        return not any(
+            (path / "pytorch_model.bin").exists() or path.stat().st_dev != device
+            for path in folders
+            if path.exists()
         )
 
     def _unread(self, shard: int) -> bool:
         """Whether something has yet to read a shard's training rows."""
-        for name in self.dictionaries:
+        for name in self.of:
             basis = self.map.basis_of(name)
             readers = self.map.seeds_of("fidelity", name)
             if basis is not None:
@@ -457,80 +309,78 @@ class _Pass:
 
     def extract(self) -> Line:
         """Held-out rows of every snapshot, and the training rows where they are cached."""
-        z, settings, path = self.z, self.settings.activations, self.map.path
-        stays = settings.keep and len(z.shards) == 1
-        shards = [] if z.streamed else list(range(len(z.shards)))
+        sizes, settings, path = self.sizes, self.settings.activations, self.map.path
+        stays = settings.keep and len(sizes.shards) == 1
+        shards = [] if sizes.streamed else list(range(len(sizes.shards)))
         unread = {shard: self._unread(shard) for shard in shards}
-        each = {shard: of_rows.extract(z, shard) for shard in (shards or [0])}
+        costs = {shard: of_rows.extract(sizes, shard) for shard in (shards or [0])}
+        row = sizes.model.width * sizes.item + POSITION_BYTES
         files: list[File] = []
         jobs: list[tuple[Job, bool]] = []
-
-        def rows(kind: str, path: Path, count: int, stays: bool = True, paid: bool = True) -> File:
-            data, chunks = sizes_of.rows_dataset(count, z.model.width, z.item, positions=True)
-            size = hdf5_file(data, chunks)
-            return self.file(kind, path, size * paid, stays, data * paid)
-
         for step in self.map.steps:
-            held_out = [path("held_out", site=site, step=step) for site in self.map.sites]
-            made = [rows("held-out rows", each, z.held_out_rows) for each in held_out]
+            paths = [path("held_out", site=site, step=step) for site in self.map.sites]
+            made = [file("held-out rows", each, sizes.held_out_rows * row) for each in paths]
             files += made
-            jobs.append((each[0], all(file.there for file in made)))
+            jobs.append((costs[0], all(each.there for each in made)))
             for shard in shards:
                 # Of several shards two are on disk at a time; the first two stand for all.
-                paid, count = shard < 2 and (stays or unread[shard]), z.shard_rows[shard]
-                written = [
-                    rows("training rows", path, count, stays, paid)
-                    for path in self.map.rows_of(step, shard, self.map.sites)
-                ]
-                files += written
-                done = not unread[shard] or all(file.there for file in written)
+                paid = shard < 2 and (stays or unread[shard])
+                size = sizes.shard_rows[shard] * row if paid else -BESIDE
+                paths = self.map.rows_of(step, shard, self.map.sites)
+                made = [file("training rows", each, size, stays) for each in paths]
+                files += made
+                done = not unread[shard] or all(each.there for each in made)
                 if shard == 0:
-                    jobs[-1] = each[0], jobs[-1][1] and done
+                    jobs[-1] = costs[0], jobs[-1][1] and done
                 else:
-                    jobs.append((each[shard], done))
-        stacks = [path("stack", site=site) for site in self.map.sites]
-        files += [self.file("held-out rows", p, 40_000 + 8 * z.held_out_rows) for p in stacks]
-        return self.line("extract", jobs, files, at_most=not z.exact)
+                    jobs.append((costs[shard], done))
+        for site in self.map.sites:
+            files.append(file("held-out rows", path("stack", site=site), 8 * sizes.held_out_rows))
+        return self.line("extract", jobs, files, at_most=not sizes.exact)
 
-    def basis(self, sites: str, d: Dictionary) -> Iterator[Line]:
+    def basis(self, sites: str, of: Dictionary) -> Iterator[Line]:
         """A principal subspace, and the cached rows in it."""
-        data = of_rows.basis_datasets(self.z, d)
-        file = self.file("basis", self.map.path("basis", sites=sites), hdf5_file(data), data=data)
-        job = of_rows.basis(self.z, d)
-        yield self.line(
-            "basis", [(job, file.there > 0)], [file], sites, threads=2, at_most=not d.known
+        made = file(
+            "basis", self.map.path("basis", sites=sites), of_rows.basis_size(self.sizes, of)
         )
+        jobs = [(of_rows.basis(self.sizes, of), made.there > 0)]
+        yield self.line("basis", jobs, [made], sites, threads=2, at_most=not of.known)
         files, jobs = [], []
         for shard, path in enumerate(self.map.projected(sites)):
-            data, chunks = sizes_of.rows_dataset(self.z.shard_rows[shard], d.dimensions or 0, 2)
-            files.append(self.file("projected rows", path, hdf5_file(data, chunks), data=data))
-            jobs.append((of_rows.project(self.z, d, shard), files[-1].there > 0))
+            size = 2.0 * self.sizes.shard_rows[shard] * (of.dimensions or 0)
+            files.append(file("projected rows", path, size))
+            jobs.append((of_rows.project(self.sizes, of, shard), files[-1].there > 0))
         if jobs:
-            at_most = not (d.known and self.z.exact)
+            at_most = not (of.known and self.sizes.exact)
             yield self.line("project", jobs, files, sites, threads=2, at_most=at_most)
 
-    def train(self, name: str, d: Dictionary) -> Line:
+    def train(self, name: str) -> Line:
         """Training of a crosscoder, each seed."""
-        chosen = d.crosscoder
-        if chosen.activation != "batch_topk":
+        of = self.of[name]
+        chosen, assumed = of.crosscoder, of.crosscoder.activation != "batch_topk"
+        if assumed:
             self.notes[
-                f"{name}: as if {d.active / d.F:.0%} of the features were active on a token; "
+                f"{name}: as if {of.active / of.F:.0%} of the features were active on a token; "
                 f"{chosen.activation} has no number beforehand"
             ] = None
-        logged = -(-chosen.steps // LOG_EVERY) * 19 * (11 + d.outputs) + 2500 + 60 * d.outputs
-        size = d.tensors + 11 * sizes_of.SAFETENSORS_TENSOR
-        files, jobs = [], []
-        for path in self.map.seeds_of("weights", name):
-            files.append(self.file("crosscoders", path, size, data=d.tensors))
-            jobs.append((of_training.train(self.z, d), files[-1].there > 0))
-        tables = self.map.seeds_of("metrics", name)
-        files += [self.file("crosscoders", path, logged) for path in tables]
-        if not all(done for _, done in jobs):
+        files = [
+            file("crosscoders", path, of.tensors) for path in self.map.seeds_of("weights", name)
+        ]
+        done = [weights.there > 0 for weights in files]
+        logged = -(-chosen.steps // LOG_EVERY) * 19 * (11 + of.outputs)
+        files += [file("crosscoders", path, logged) for path in self.map.seeds_of("metrics", name)]
+        if not all(done):
             state = self.map.path("state", crosscoder=name, seed=chosen.seeds[0], digest="")
-            size = hdf5_file(of_training.state_datasets(d))
-            files.append(self.file("crosscoders", state, size, stays=False))
-        at_most = not (d.known and self.z.exact) or chosen.activation != "batch_topk"
+            files.append(file("crosscoders", state, of_training.state(of), stays=False))
+        job = of_training.train(self.sizes, of)
+        at_most = assumed or not (of.known and self.sizes.exact)
+        jobs = [(job, each) for each in done]
         return self.line("train", jobs, files, name, threads=chosen.threads, at_most=at_most)
+
+
+def file(kind: str, path: Path, size: float, stays: bool = True) -> File:
+    """A file of so many bytes of data, with what of it is on disk."""
+    return File(kind, path, int(size) + BESIDE, stays, size_of(path))
 
 
 def size_of(path: Path) -> int:
@@ -579,6 +429,7 @@ def bill(settings: Settings, results: str | Path, rates: Rates | None = None) ->
 def measure(settings: Settings, results: str | Path) -> Rates:
     """Rates of this machine at the experiment's own sizes (machines.measure)."""
     experiment = Experiment(Path(results) / settings.name, settings)
-    z = sizes(experiment, machines.machine(settings, results))
-    trained = (dictionary(experiment, z, name) for name in settings.crosscoders_to_train)
-    return machines.measure(experiment, z.model, max(trained, key=lambda d: d.F * d.I))
+    known = sizes(experiment, machines.machine(settings, results))
+    trained = [dictionary(experiment, known, name) for name in settings.crosscoders_to_train]
+    largest = max(trained, key=lambda of: of.F * of.I)
+    return machines.measure(experiment, known.model, largest.crosscoder, largest.I)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+
+import yaml
 
 from ontogeny.cost.bill import Bill, Line, bill
 from ontogeny.cost.terms import Terms, merged
@@ -11,76 +14,18 @@ from ontogeny.settings import Settings
 
 UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
-# Mend by key and by the terms of memory that the key weighs on; {c} is the crosscoder. A term of a
-# declared cost that has a key of the settings as a factor is mended by that key, if it is not here.
-FEATURES = "lower crosscoders.{c}.features"
-BATCH = "lower crosscoders.{c}.batch_rows"
-PIECES = "lower the number of snapshots, activations.layers or streams"
-MENDS: dict[tuple[str, str], tuple[str, ...]] = {
-    ("snapshots", "choose a smaller model"): ("a snapshot as it loads", "model"),
-    (
-        "activations.mode",
-        "set activations.mode: cached with activations.budget, or lower the number of snapshots",
-    ): ("snapshots on the device",),
-    ("snapshots.steps", PIECES): (
-        "rows of a forward pass", "rows of a piece", "pieces read ahead", "rows of a site",
-    ),
-    ("corpus.context", "lower corpus.context or choose a smaller model"): ("forward pass",),
-    ("activations.window", "lower activations.window"): ("windows", "check of a window"),
-    ("corpus.train_blocks", "lower corpus.train_blocks"): ("order of the rows", "text"),
-    ("basis.exact_limit", "lower basis.exact_limit"): ("covariance",),
-    ("basis.largest", "lower basis.dimensions and basis.largest"): (
-        "directions searched", "directions",
-    ),
-    ("crosscoders.{c}.features", FEATURES): (
-        "weights as they begin", "weights", "gradients", "silent rows", "crosscoder", "features",
-    ),
-    ("crosscoders.{c}.moments", "set crosscoders.{c}.moments: compact, or lower its features"): (
-        "moments",
-    ),
-    ("crosscoders.{c}.batch_rows", BATCH): (
-        "pre-activations", "batch", "batches read ahead", "messages",
-    ),
-    ("crosscoders.{c}.devices", "set crosscoders.{c}.devices: 1"): ("launcher",),
-    ("crosscoders.{c}.k", "lower crosscoders.{c}.k or batch_rows"): ("pairs",),
-    ("crosscoders.{c}.aux_features", "lower crosscoders.{c}.aux_features or batch_rows"): ("AuxK",),
-    ("crosscoders.{c}.features", f"{FEATURES} or the number of snapshots"): (
-        "full decoders", "full decoders, to save",
-    ),
-    (
-        "crosscoders.{c}.seeds",
-        "keep one of crosscoders.{c}.seeds, or lower its features",
-    ): ("full decoders * seeds", "cosines"),
-    ("corpus.held_out_blocks", "lower corpus.held_out_blocks"): (
-        "active features", "held-out rows",
-    ),
-}  # fmt: skip
-OF_TERMS = {term: mend for mend, terms in MENDS.items() for term in terms}
-OF_PRETRAIN = dict.fromkeys(
-    ("weights", "gradients", "moments"),
-    ("snapshots.pretrain.width", "lower snapshots.pretrain.width or layers"),
-) | {"batch": ("snapshots.pretrain.batch_blocks", "lower snapshots.pretrain.batch_blocks")}
-DISK: dict[str, tuple[str, str]] = {
-    "training rows": (
-        "activations.budget",
-        "set activations.mode: streamed, or lower activations.budget, corpus.train_blocks or the "
-        "number of snapshots",
-    ),
-    "projected rows": (
-        "corpus.train_blocks",
-        "set activations.mode: streamed, or lower corpus.train_blocks or basis.dimensions",
-    ),
-    "held-out rows": (
-        "corpus.held_out_blocks",
-        "lower corpus.held_out_blocks or the number of snapshots",
-    ),
-    "snapshots": ("snapshots.steps", "list fewer steps, or choose a smaller model"),
-    "training states": ("snapshots.steps", "list fewer steps, or lower snapshots.pretrain.width"),
-    "tokens": ("corpus.train_blocks", "lower corpus.train_blocks"),
-    "basis": ("basis.largest", "lower basis.dimensions and basis.largest"),
-    "crosscoders": ("crosscoders", "lower features, seeds or the number of crosscoders"),
-    "tables": ("crosscoders", "lower features"),
-}
+MENDS = Path(__file__).with_name("mends.yaml")
+
+
+@cache
+def mends(of: str) -> dict[str, tuple[str, str]]:
+    """By term of memory, or kind of file: the key that weighs on it, and what to do."""
+    known = yaml.safe_load(MENDS.read_text(encoding="utf-8"))[of]
+    return {
+        term: (each["key"], each.get("mend") or f"lower {each['key']}")
+        for each in known
+        for term in each["of"]
+    }
 
 
 def amount(size: float) -> str:
@@ -107,7 +52,7 @@ def _disk_faults(planned: Bill) -> Iterator[str]:
         if needed <= free:
             continue
         kind = max(sizes, key=lambda name: sizes[name])
-        key, mend = DISK[kind]
+        key, mend = mends("disk")[kind]
         also = f", of {amount(needed)} in all" if sizes[kind] < 0.9 * needed else ""
         yield (
             f"{key}: the {kind} need {amount(sizes[kind])} more on disk{also}, {folder} has "
@@ -117,7 +62,7 @@ def _disk_faults(planned: Bill) -> Iterator[str]:
 
 def _mend(line: Line, term: str) -> tuple[str, str] | None:
     """The key to lower for a term of memory, and how; None if there is none."""
-    known = OF_TERMS | (OF_PRETRAIN if line.stage == "pretrain" else {})
+    known = mends("memory") | (mends("pretrain") if line.stage == "pretrain" else {})
     keys = [factor for factor in term.split(" * ") if "." in factor]
     if term not in known and keys:
         return keys[0], f"lower {keys[0]}"

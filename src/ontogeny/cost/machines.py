@@ -18,10 +18,10 @@ import yaml
 
 from ontogeny import scratch as scratch_folder
 from ontogeny.activations.sizes import FORWARD_TOKENS
-from ontogeny.cost.terms import Dictionary, Work
+from ontogeny.cost.terms import Work
 from ontogeny.experiment import Experiment
 from ontogeny.files import InputError
-from ontogeny.settings import Settings
+from ontogeny.settings import Crosscoder, Settings
 from ontogeny.snapshots import sources
 from ontogeny.snapshots.shape import Shape
 
@@ -230,12 +230,13 @@ def _one_block(architecture: dict[str, Any]) -> dict[str, Any]:
     return shrunk | {layers: 1, "use_cache": False}
 
 
-def measure(experiment: Experiment, shape: Shape, largest: Dictionary) -> Rates:
+def measure(experiment: Experiment, shape: Shape, chosen: Crosscoder, columns: int) -> Rates:
     """Rates of this machine at the experiment's own sizes, cut down: some seconds.
 
     Parameters
     ----------
-    shape : of the language model. largest : the crosscoder that has most weights.
+    shape : of the language model. chosen : the crosscoder that has most weights. columns : that it
+        reads.
 
     A forward pass through one block of the model, with random weights, at the experiment's context
     and in both precisions; an encoder's product and the decoder's kept rows; a copy in memory; a
@@ -247,7 +248,7 @@ def measure(experiment: Experiment, shape: Shape, largest: Dictionary) -> Rates:
     from ontogeny import devices
 
     settings = experiment.settings
-    context, chosen = settings.corpus.context, largest.crosscoder
+    context = settings.corpus.context
     device = devices.choose(settings.device)
     gpu = device.type == "cuda"
     precision = devices.precision(settings.activations.precision, device)
@@ -268,7 +269,7 @@ def measure(experiment: Experiment, shape: Shape, largest: Dictionary) -> Rates:
                 model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
                 run = functools.partial(model.base_model, input_ids=ids, use_cache=False)
                 forward[dtype] = rate(ids.numel() * shape.flops_per_token(context, 0), run)
-        B, width = min(chosen.batch_rows, 1024), min(largest.I, 2048)
+        B, width = min(chosen.batch_rows, 1024), min(columns, 2048)
         F = min(chosen.features, 1 << 15 if gpu else 1 << 12)
         x, W = torch.randn(B, width, device=device), torch.randn(F, width, device=device)
         products = products32 = rate(2.0 * B * width * F, lambda: x @ W.T)

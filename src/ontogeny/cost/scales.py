@@ -14,7 +14,8 @@ from functools import reduce
 from typing import Any, cast
 
 from ontogeny.cost import machines
-from ontogeny.cost.terms import Dictionary, Job, Sizes, Work, base, forward_memory
+from ontogeny.cost.sizes import Dictionary, Sizes
+from ontogeny.cost.terms import Job, Work, base
 from ontogeny.crosscoder.sizes import PCA_ROWS, PIECE_ENTRIES, PIECE_ROWS
 from ontogeny.declarations import Cost
 
@@ -45,14 +46,16 @@ def _attention(z: Sizes, d: Dictionary) -> float:
 
 def _logits(z: Sizes, d: Dictionary) -> float:
     """Bytes of the logits of a forward pass, which many entries of a vocabulary make shorter."""
-    return 4.0 * min(z.batch, max(z.context, 2 * ENTRIES // z.model.vocabulary)) * z.model.vocabulary
+    return (
+        4.0 * min(z.batch, max(z.context, 2 * ENTRIES // z.model.vocabulary)) * z.model.vocabulary
+    )
 
 
 def _gradients(z: Sizes, d: Dictionary) -> float:
     """Bytes that a backward pass to the site keeps of the later blocks."""
     tokens = 16384 if z.gpu else 2048
     later = z.model.layers - min(z.settings.activations.layers)
-    return forward_memory(z, tokens, 4) * later
+    return z.forward_memory(tokens, 4) * later
 
 
 SCALES: dict[str, Callable[[Sizes, Dictionary], float]] = {
@@ -77,7 +80,7 @@ SCALES: dict[str, Callable[[Sizes, Dictionary], float]] = {
     # Bytes
     "model": lambda z, d: 4.0 * z.model.parameters,
     "a snapshot as it loads": lambda z, d: z.model.parameters * (z.file_bytes + 4.0 * z.gpu),
-    "forward pass": lambda z, d: forward_memory(z, z.batch, 4),
+    "forward pass": lambda z, d: z.forward_memory(z.batch, 4),
     "logits": _logits,
     "gradients": _gradients,
     "attention": _attention,
@@ -126,7 +129,7 @@ def job(cost: Cost, sizes: Sizes, dictionary: Dictionary, gpu: bool) -> Job:
     gpu : whether the stage uses the device of the configuration.
     """
     reference = machines.data()["measured"]
-    work = dict.fromkeys(("forward32", "products32", "host_moved"), 0.0)
+    work: dict[str, Any] = dict.fromkeys(("forward32", "products32", "host_moved"), 0.0)
     for scale, each in cost.seconds.items():
         first = scale.split(" * ")[0]
         kind = "forward32" if first in FORWARD else "host_moved"

@@ -5,24 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from ontogeny.activations.cost import (
-    AHEAD,
-    project_flops,
-    streamed_flops,
-    streams_memory,
-    window_buffers,
-)
-from ontogeny.cost.terms import (
-    JUMPRELU_ACTIVE,
-    Dictionary,
-    Job,
-    Sizes,
-    Terms,
-    Work,
-    base,
-    job,
-    loading,
-)
+from ontogeny.activations import cost as of_rows
+from ontogeny.cost.sizes import JUMPRELU_ACTIVE, Dictionary, Sizes
+from ontogeny.cost.terms import Job, Terms, Work, base, job
 from ontogeny.crosscoder.sizes import LOG_EVERY, NORM_GRID
 
 
@@ -59,8 +44,8 @@ def moments(dictionary: Dictionary) -> int:
     return sum(2 * F * width + 4 * F for width in columns) + 8 * vectors
 
 
-def state_datasets(dictionary: Dictionary) -> int:
-    """Bytes of an unfinished training's datasets: weights, moments, silent rows, threshold."""
+def state(dictionary: Dictionary) -> int:
+    """Bytes of an unfinished training: weights, moments, silent rows, threshold."""
     return dictionary.weights + moments(dictionary) + 8 * dictionary.F + 4
 
 
@@ -73,57 +58,58 @@ def step_flops(
     ----------
     aux : dead features that AuxK looks at. pairs : P, if known; else what is wanted or assumed.
     """
-    B, F, I, O = dictionary.crosscoder.batch_rows, dictionary.F, dictionary.I, dictionary.O
+    chosen, F = dictionary.crosscoder, dictionary.F
+    encoded, decoded = 2.0 * dictionary.I, 2.0 * dictionary.O  # a row and feature, or a pair
     P = pairs_of(dictionary, gpu) if pairs is None else pairs
-    dense, over = 2.0 * B * I * F, P * (6.0 * O / dictionary.gates + 2.0 * I)
+    dense = chosen.batch_rows * F * encoded
     if not P:
-        dense += 2.0 * B * F * (3 * O + I)
-    if dictionary.crosscoder.activation == "batch_topk":
-        dense += B * aux * (6.0 * O + 2.0 * I)
-    if dictionary.crosscoder.activation == "jumprelu":
-        dense += 2.0 * sampled(dictionary) * F * O
-    return dense, over
+        dense += chosen.batch_rows * F * (3 * decoded + encoded)
+    if chosen.activation == "batch_topk":
+        dense += chosen.batch_rows * aux * (3 * decoded + encoded)
+    if chosen.activation == "jumprelu":
+        dense += sampled(dictionary) * F * decoded
+    return dense, P * (3 * decoded / dictionary.gates + encoded)
 
 
 def step_moved(dictionary: Dictionary) -> float:
     """Bytes that a step's elementwise parts move: norms, selection, gradients' zeros, Adam."""
-    B, F, gates = dictionary.crosscoder.batch_rows, dictionary.F, dictionary.gates
-    return 6 * dictionary.weights + 2 * moments(dictionary) + 3 * 4.0 * B * F * gates**0.5
+    selected = 3 * 4.0 * dictionary.crosscoder.batch_rows * dictionary.F * dictionary.gates**0.5
+    return 6 * dictionary.weights + 2 * moments(dictionary) + selected
 
 
 def on_device(sizes: Sizes, dictionary: Dictionary) -> Terms:
     """What a training holds on its device, snapshots of streamed rows left out."""
-    chosen, gates = dictionary.crosscoder, dictionary.gates
-    B, F, I, O = chosen.batch_rows, dictionary.F, dictionary.I, dictionary.O
+    chosen, gates, read, written = (
+        dictionary.crosscoder, dictionary.gates, dictionary.I, dictionary.O,
+    )  # fmt: skip
+    B, F = chosen.batch_rows, dictionary.F
     P, A = pairs_of(dictionary, sizes.gpu), aux_features(dictionary)
-    reduced = dictionary.dimensions is not None
-    columns = I if dictionary.same else I + O
-    batch = 4.0 * B * (columns * (1 if reduced else 2) + 4 * O)
-    if reduced:  # explained variance by site, in all dimensions
-        batch += 4.0 * B * dictionary.n_out * 3
-    activations = 4.0 * B * F
+    batch = dictionary.columns * (2 if dictionary.dimensions is None else 1) + 4 * written
+    if dictionary.dimensions is not None:  # explained variance by site, in all dimensions
+        batch += 3 * dictionary.n_out
     if chosen.activation == "relu" or (chosen.activation == "jumprelu" and not P):
-        activations *= 5
-    elif not sizes.gpu:  # candidates of selection; with a gate a site, twice as large
-        activations *= 1.25 if gates == 1 else 3
+        copies = 5.0
+    elif not sizes.gpu:  # candidates of selection; with a gate per site, twice as large
+        copies = 1.25 if gates == 1 else 3
     else:
-        activations *= 2 if gates == 1 else 9
+        copies = 2 if gates == 1 else 9
+    activations = B * F * copies
     if chosen.activation == "jumprelu":
         sample = sampled(dictionary)
-        activations += 4.0 * sample * F * (1 + 4 * min(gates, B // sample))
-    fused = 4.0 * P * max(I, O) if sizes.gpu and gates == 1 else 0.0  # were the compiler not to
+        activations += sample * F * (1 + 4 * min(gates, B // sample))
+    fused = P * max(read, written) if sizes.gpu and gates == 1 else 0.0  # were the compiler not to
     terms: Terms = {
         "weights": dictionary.weights,
         "gradients": dictionary.weights,
         "moments": moments(dictionary),
         "silent rows": 8.0 * F,
         "directions": 4.0 * dictionary.n_in * (dictionary.dimensions or 1),
-        "batch": batch,
-        "pre-activations": activations,
-        "pairs": 100.0 * P + fused,
+        "batch": 4.0 * B * batch,
+        "pre-activations": 4.0 * activations,
+        "pairs": 100.0 * P + 4.0 * fused,
     }
     if A:
-        terms["AuxK"] = 4.0 * (4 * B * A + 2 * A * (I + O) + 3 * B * O)
+        terms["AuxK"] = 4.0 * (4 * B * A + 2 * A * (read + written) + 3 * B * written)
     return terms
 
 
@@ -174,49 +160,44 @@ def _messages(dictionary: Dictionary) -> float:
 
 def _train(sizes: Sizes, dictionary: Dictionary) -> Job:
     """The same on one device."""
-    chosen, F, I, O = dictionary.crosscoder, dictionary.F, dictionary.I, dictionary.O
-    B, A, R, same = (
-        chosen.batch_rows,
-        aux_features(dictionary),
-        dictionary.dimensions,
-        dictionary.same,
-    )
+    chosen, F, R = dictionary.crosscoder, dictionary.F, dictionary.dimensions
+    B, A, columns = chosen.batch_rows, aux_features(dictionary), dictionary.columns
     dense, over = step_flops(dictionary, sizes.gpu, A)
     steps = chosen.steps + len(NORM_GRID)
-    columns = I if same else I + O
-    host: Terms = {"batches read ahead": AHEAD * 4.0 * B * columns}
-    begins = 12.0 * F * (I + O) / 2 * (1 if sizes.gpu else 0.5)
+    logged = 4.0 * B * (R or 0) * dictionary.n_out * chosen.steps / LOG_EVERY
+    host: Terms = {"batches read ahead": of_rows.AHEAD * 4.0 * B * columns, "compiler": 0.5e9}
+    begins = 6.0 * F * (dictionary.I + dictionary.O) * (1 if sizes.gpu else 0.5)
     ends = float(dictionary.full if R else 0) + dictionary.tensors * (1 + sizes.gpu)
     host["weights as they begin" if begins > ends else "full decoders, to save"] = max(begins, ends)
-    host["compiler"] = 0.5e9
     device = on_device(sizes, dictionary)
     rows = float(chosen.steps) * B * columns * (2 if R else sizes.item)
+    mean = 0.0 if R or not chosen.center else sizes.rows * dictionary.I * sizes.item
     work = Work(
-        products=steps * dense + 4.0 * B * (R or 0) * dictionary.n_out * chosen.steps / LOG_EVERY,
+        products=steps * dense + logged,
         pairs=steps * over,
         moved=steps * step_moved(dictionary),
-        written=dictionary.tensors + state_datasets(dictionary),
+        written=dictionary.tensors + state(dictionary),
         compiled=2 + (A > 0),
         host_moved=2 * rows,
+        read=rows + mean,
     )
     if not sizes.streamed:
-        mean = sizes.rows * I * sizes.item if R is None and chosen.center else 0.0
-        return job(sizes, replace(work, read=rows + mean), host, device)
-    n = dictionary.n_in if same else dictionary.n_in + dictionary.n_out
+        return job(sizes.gpu, work, host, device)
+    n = dictionary.n_in if columns == dictionary.I else dictionary.n_in + dictionary.n_out
     positions = streamed_positions(sizes, dictionary)
     work = replace(
         work,
-        forward=streamed_flops(sizes, positions, dictionary.snapshots),
-        products=work.products + project_flops(positions, n, R or 0),
+        forward=of_rows.streamed_flops(sizes, positions, dictionary.snapshots),
+        products=work.products + of_rows.project_flops(positions, n, R or 0),
         read=dictionary.snapshots * sizes.model.parameters * sizes.file_bytes,
     )
     if R is None:
-        host |= window_buffers(sizes.window * n, sizes.item, 0)
+        host |= of_rows.window_buffers(sizes.window * n, sizes.item, 0)
     else:
-        host |= window_buffers(sizes.window * R, 2, min(sizes.windows, 2) - 1)
+        host |= of_rows.window_buffers(sizes.window * R, 2, min(sizes.windows, 2) - 1)
         if sizes.gpu:  # the data has the directions, and the projection has its own
             device["directions"] *= 2
             host["directions"] = 4.0 * dictionary.n_in * R
-    host |= loading(sizes)
-    device |= streams_memory(sizes, n, dictionary.snapshots, R)
-    return job(sizes, work, host, device)
+    host |= of_rows.loading(sizes)
+    device |= of_rows.streams_memory(sizes, n, dictionary.snapshots, R)
+    return job(sizes.gpu, work, host, device)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ontogeny.cost.terms import SAFETENSORS_TENSOR, Job, Sizes, Terms, Work, base, job
+from ontogeny.cost.sizes import Sizes
+from ontogeny.cost.terms import Job, Terms, Work, base, job
 from ontogeny.snapshots.sizes import SAVE_EVERY, neox_tensors
 
 LARGEST_FILE = 10.5e9  # bytes of one of a snapshot's files; the hub's clients cut at 10 GB or less
@@ -26,15 +27,6 @@ def moments(sizes: Sizes) -> int:
     if settings.optimizer == "muon":
         size -= 4 * sum(model.matrices_by_block) + 4 * 4 * model.layers
     return size
-
-
-def state(sizes: Sizes, step: int) -> tuple[float, int]:
-    """(bytes, bytes of its tensors) of a training state, which a state of step 0 is without."""
-    header = SAFETENSORS_TENSOR * neox_tensors(sizes.model.layers)
-    size = weights(sizes) + header + 1500 + 120 * (step // 10)
-    if not step:
-        return size, weights(sizes)
-    return size + moments(sizes) + 3 * header, weights(sizes) + moments(sizes)
 
 
 def pretrain(sizes: Sizes) -> Job:
@@ -70,27 +62,22 @@ def pretrain(sizes: Sizes) -> Job:
         written=(kept + chosen.steps // SAVE_EVERY) * float(weights(sizes) + moments(sizes)),
         read=weights(sizes),
     )
-    return job(sizes, work, host, device)
+    return job(sizes.gpu, work, host, device)
 
 
-def folder(sizes: Sizes, kind: str) -> float:
-    """Bytes of a snapshot's folder, at most.
+def folder(sizes: Sizes, kind: str) -> tuple[float, bool]:
+    """Bytes of a snapshot's folder, and whether they are with the masks of older files, at most.
+
+    GPT-NeoX and GPT-2 of older transformers hold each block's causal mask, a byte an entry.
 
     Parameters
     ----------
     kind : the configuration's model_type.
     """
     model = sizes.model
-    size = model.parameters * sizes.file_bytes + 2000.0
-    size += SAFETENSORS_TENSOR * (14 * model.layers + 8)
-    if has_masks(sizes, kind):
-        size += model.layers * (model.positions or 0) ** 2
-    return size
-
-
-def has_masks(sizes: Sizes, kind: str) -> bool:
-    """Whether files may hold each block's causal mask, a byte an entry, as older ones do."""
-    return sizes.settings.snapshots.hub is not None and kind in ("gpt_neox", "gpt2")
+    size = float(model.parameters * sizes.file_bytes)
+    masks = sizes.settings.snapshots.hub is not None and kind in ("gpt_neox", "gpt2")
+    return size + (model.layers * (model.positions or 0) ** 2 if masks else 0), masks
 
 
 def snapshot(sizes: Sizes, size: float) -> Job:

@@ -35,7 +35,7 @@ def pretrain(sizes: Sizes) -> Job:
     chosen, corpus = settings.snapshots.pretrain, settings.corpus
     assert chosen is not None
     token, tokens = model.flops_per_token(context), chosen.batch_blocks * context
-    trained = chosen.steps * tokens * model.training_flops_per_token(context)
+    trained = chosen.steps * tokens * 3 * token
     if chosen.optimizer == "muon":
         # Five times two products with a matrix (d, n) of a block and one of its (d, d); Σ n = 12 d.
         each = (2 * 2 * 12 + 4 * 2) * float(model.width) ** 3

@@ -119,15 +119,19 @@ STAGES = [
         settings=("analysis.phase_blocks",),
         scope="experiment",
         cost=Cost(
-            {"forward * snapshots * corpus.context * analysis.phase_blocks": 1.2e-11, "text": 3e-7},
+            {
+                "forward * snapshots * corpus.context * analysis.phase_blocks": 9e-12,
+                "vocabulary * snapshots * corpus.context * analysis.phase_blocks": 4e-9,
+                "n-grams": 3e-7,
+            },
             {
                 "model": 1,
                 "a snapshot as it loads": 1,
                 "forward pass": 1,
-                "logits": 9,
-                "text": 30,
+                "distributions": 9,
+                "n-grams": 40,
             },
-            {"one": 3000, "snapshots": 100},
+            {"snapshots": 100, "one": 3000},
         ),
     ),
     Stage(
@@ -158,12 +162,13 @@ STAGES = [
                 "features * features * further seeds": 4e-8,
             },
             {
-                "full decoders * seeds": 2,
-                "full decoders": 4,
+                "full decoders * seeds": 1,
+                "crosscoder * seeds": 1,
+                "full decoders": 4.5,
                 "features * features * further seeds": 20,
                 "features * snapshots * snapshots": 29,
             },
-            {"one": 20_000, "features": 210, "features * sites": 20, "sites * sites": 120},
+            {"one": 20000, "features": 210, "features * sites": 20, "sites * sites": 120},
         ),
     ),
     Stage(
@@ -189,8 +194,13 @@ STAGES = [
                 "similarities * replicates": 1e-11,
                 "features * features * replicates": 1e-6,
             },
-            {"crosscoder in use": 1, "active features": 60, "features * features": 48},
-            {"one": 100_000, "features * replicates": 60},
+            {
+                "crosscoder in use": 1,
+                "pieces read ahead": 1,
+                "active features": 60,
+                "features * features": 48,
+            },
+            {"one": 100000, "features * replicates": 60},
         ),
     ),
 ]

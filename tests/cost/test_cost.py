@@ -34,6 +34,7 @@ def test_sizes_are_the_stages_own():
     assert held_out.MOST_POSITIONS == scales.MOST_POSITIONS
     assert held_out.PIECE_ENTRIES == PIECE_ENTRIES
     assert levels.BATCH_ENTRIES == 2 * scales.ENTRIES
+    assert levels.NGRAM_TOKENS == scales.NGRAM_TOKENS
 
 
 # Floating point operations

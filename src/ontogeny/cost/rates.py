@@ -8,9 +8,9 @@ from __future__ import annotations
 from ontogeny.declarations import Cost
 
 COSTS = {
-    "fetch": Cost({"one": 1.0}, disk={"one": 0.3e9}, torch=False),
+    "fetch": Cost({"one": 1.0}, disk={"one": 0.1e9}, torch=False),
     "tokenizer": Cost({"one": 10.0}, {"one": 0.2e9}, {"one": 3e6, "vocabulary": 80}, torch=False),
-    "corpus": Cost({"text": 1e-6}, {"one": 0.2e9, "text": 60}, {"vocabulary": 80}, torch=False),
+    "corpus": Cost({"text": 1e-6}, {"one": 0.5e9}, {"vocabulary": 80}, torch=False),
     "stack": Cost({"one": 1.0}, torch=False),
     "fidelity": Cost(
         {
@@ -23,7 +23,9 @@ COSTS = {
             "a snapshot as it loads": 1,
             "forward pass": 1,
             "logits": 3,
-            "crosscoder in use": 1.2,
+            "crosscoder in use": 1,
+            "rows of a piece": 4,
+            "pieces read ahead": 2,
             "rows of PCA": 1,
             "one": 0.15e9,
         },
@@ -32,7 +34,7 @@ COSTS = {
     "figures": Cost({"one": 60.0}, disk={"one": 8e6}),
     "atlas": Cost(
         {"features": 2e-3},
-        {"full decoders": 5, "crosscoder": 2, "features": 2000, "one": 0.2e9},
+        {"full decoders": 3, "crosscoder": 4, "features": 2000, "one": 0.2e9},
         {"one": 1e6, "features": 8e3},
     ),
     "summary": Cost({"one": 1.0}, disk={"one": 10_000}, torch=False),

@@ -20,6 +20,7 @@ from ontogeny.crosscoder.sizes import PCA_ROWS, PIECE_ENTRIES, PIECE_ROWS
 from ontogeny.declarations import Cost
 
 MOST_POSITIONS = 1 << 16  # of the held-out text, that analyses look at
+NGRAM_TOKENS = 50_000_000  # that n-gram models are estimated from, at most
 ENTRIES = 1 << 26  # of attention, or of half the logits, in memory at a time
 HELD_OUT_ACTIVE = 1.5  # assumed: active features on held-out text over those in training, at most
 
@@ -30,11 +31,16 @@ def _active(z: Sizes, d: Dictionary) -> float:
     return min(z.held_out_rows, MOST_POSITIONS) * each
 
 
-def _encoder(z: Sizes, d: Dictionary) -> float:
-    """Bytes of a crosscoder in use, and of the held-out rows that it encodes at a time."""
-    piece = max(1, min(PIECE_ROWS, PIECE_ENTRIES // (d.F * d.gates)))
+def _piece(d: Dictionary) -> float:
+    """Bytes of the held-out rows that are encoded at a time."""
+    return 4.0 * max(1, min(PIECE_ROWS, PIECE_ENTRIES // (d.F * d.gates))) * d.n_in
+
+
+def _in_use(z: Sizes, d: Dictionary) -> float:
+    """Bytes of a crosscoder in use, with its decoders in all dimensions, and of what it encodes."""
+    activations = _piece(d) / d.n_in * d.F * (2.0 + 3.0 * d.gates)
     decoders = d.full * ((d.dimensions is not None) + (d.gates > 1))
-    return d.tensors + decoders + 24.0 * piece * d.n_in + piece * d.F * (8.0 + 12.0 * d.gates)
+    return d.tensors + decoders + 2 * _piece(d) + activations
 
 
 def _attention(z: Sizes, d: Dictionary) -> float:
@@ -44,18 +50,16 @@ def _attention(z: Sizes, d: Dictionary) -> float:
     return blocks * square * (4.5 * heads + 52.0 * z.model.heads + 60)
 
 
-def _logits(z: Sizes, d: Dictionary) -> float:
-    """Bytes of the logits of a forward pass, which many entries of a vocabulary make shorter."""
-    return (
-        4.0 * min(z.batch, max(z.context, 2 * ENTRIES // z.model.vocabulary)) * z.model.vocabulary
-    )
+def _distributions(z: Sizes, d: Dictionary) -> float:
+    """Bytes of the distributions of a forward pass, which a large vocabulary makes shorter."""
+    tokens = min(z.batch, max(z.context, 2 * ENTRIES // z.model.vocabulary))
+    return 4.0 * tokens * z.model.vocabulary
 
 
 def _gradients(z: Sizes, d: Dictionary) -> float:
     """Bytes that a backward pass to the site keeps of the later blocks."""
-    tokens = 16384 if z.gpu else 2048
     later = z.model.layers - min(z.settings.activations.layers)
-    return z.forward_memory(tokens, 4) * later
+    return z.forward_memory(16384 if z.gpu else 2048, 4) * later
 
 
 SCALES: dict[str, Callable[[Sizes, Dictionary], float]] = {
@@ -70,6 +74,7 @@ SCALES: dict[str, Callable[[Sizes, Dictionary], float]] = {
     "heads": lambda z, d: z.model.layers * z.model.heads,
     "vocabulary": lambda z, d: z.model.vocabulary,
     "text": lambda z, d: z.text_blocks * z.context,
+    "n-grams": lambda z, d: min(NGRAM_TOKENS, z.text_blocks * z.context),
     "held-out rows": lambda z, d: z.held_out_rows,
     "active features": _active,
     # Operations: of a token's forward pass; of the held-out rows encoded, and decoded
@@ -81,18 +86,25 @@ SCALES: dict[str, Callable[[Sizes, Dictionary], float]] = {
     "model": lambda z, d: 4.0 * z.model.parameters,
     "a snapshot as it loads": lambda z, d: z.model.parameters * (z.file_bytes + 4.0 * z.gpu),
     "forward pass": lambda z, d: z.forward_memory(z.batch, 4),
-    "logits": _logits,
+    "logits": lambda z, d: 4.0 * z.batch * z.model.vocabulary,
+    "distributions": _distributions,
     "gradients": _gradients,
     "attention": _attention,
     "keys and values": lambda z, d: 4.0 * z.batch * z.model.key_value_width * (z.last + 1),
     "crosscoder": lambda z, d: d.tensors,
     "full decoders": lambda z, d: d.full,
-    "crosscoder in use": _encoder,
+    "crosscoder in use": _in_use,
+    "rows of a piece": lambda z, d: _piece(d),
+    "pieces read ahead": lambda z, d: 4 * _piece(d) + d.tensors * z.gpu,
     "rows of PCA": lambda z, d: 12.0 * PCA_ROWS * d.n_out * (d.dimensions is None),
 }
 FORWARD = {"forward"}  # operations of the language model, in float32
 PRODUCTS = {"encoding", "decoding", "similarities"}
-ON_HOST = {"a snapshot as it loads"}  # bytes that a device never holds
+ON_DEVICE = {
+    "model", "forward pass", "logits", "distributions", "gradients", "attention",
+    "keys and values", "crosscoder in use", "rows of a piece", "held-out rows * width",
+    "features * width",
+}  # fmt: skip
 
 
 def number(scale: str, sizes: Sizes, dictionary: Dictionary) -> float:
@@ -138,6 +150,6 @@ def job(cost: Cost, sizes: Sizes, dictionary: Dictionary, gpu: bool) -> Job:
     terms = {name: each * number(name, sizes, dictionary) for name, each in cost.memory.items()}
     there = sizes.gpu and gpu
     host, device = base(there) if cost.torch else ({"Python": 0.3e9}, {})
-    if there:
-        device = device | {name: size for name, size in terms.items() if name not in ON_HOST}
-    return Job(replace(Work(starts=1.0 if cost.torch else 0.5), **work), host | terms, device)
+    for name, size in terms.items():
+        (device if there and name in ON_DEVICE else host)[name] = size
+    return Job(replace(Work(starts=1.0 if cost.torch else 0.5), **work), host, device)

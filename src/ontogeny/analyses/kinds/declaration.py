@@ -13,7 +13,12 @@ KINDS = Stage(
     settings=("kinds", "analysis.seed"),
     cost=Cost(
         {"active features * kinds.permutations": 1.8e-7, "encoding": 1e-11},
-        {"crosscoder in use": 1, "active features": 500, "features * kinds.permutations": 120},
+        {
+            "crosscoder in use": 1,
+            "pieces read ahead": 1,
+            "active features": 600,
+            "features * kinds.permutations": 120,
+        },
         {"one": 9000, "features": 100},
     ),
 )

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from ontogeny.cli import main
 from ontogeny.corpus.wheels import wheels_folder
+from ontogeny.cost import machines
 
 HASH = "0" * 64
 Usage = namedtuple("Usage", "total used free")

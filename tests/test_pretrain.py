@@ -9,11 +9,10 @@ import pytest
 import torch
 from conftest import tiny
 from safetensors.torch import load_file
-from test_cost import HERE, Run, counted
+from runs import Run, counted
 
 from ontogeny import settings
-from ontogeny.plan import bill, cost
-from ontogeny.snapshots import pretrain, shape
+from ontogeny.snapshots import cost, pretrain, shape
 
 CHANGES = {
     "snapshots.pretrain.optimizer": "muon",
@@ -73,13 +72,11 @@ def test_every_group_follows_the_schedule_at_its_own_scale():
 def test_flops_of_muon(tmp_path):
     wide = CHANGES | {"snapshots.pretrain.width": 48, "snapshots.pretrain.batch_blocks": 2}
     run = Run(tmp_path, wide)
-    run.corpus()
-    z, _ = bill.sizes(run.s, run.results, HERE)
-    planned = cost.pretrain(z).work.flops
-    assert counted(run.pretrain) == pytest.approx(planned, rel=0.05)
+    run.stage("corpus")
+    planned = cost.pretrain(run.sizes).work.flops
+    assert counted(lambda: run.stage("pretrain")) == pytest.approx(planned, rel=0.05)
     adamw = Run(tmp_path, wide | {"snapshots.pretrain.optimizer": "adamw"})
-    without, _ = bill.sizes(adamw.s, adamw.results, HERE)
-    assert cost.pretrain(without).work.flops < 0.9 * planned
+    assert cost.pretrain(adamw.sizes).work.flops < 0.9 * planned
 
 
 @pytest.mark.usefixtures("plainly")

@@ -11,7 +11,7 @@ from conftest import RESULTS, tiny
 
 from ontogeny import cache, scratch, settings
 from ontogeny.files import InputError
-from ontogeny.plan import bill, limits, machines
+from ontogeny.cost import bill, limits, machines
 
 
 def on_scratch(folder: Path, **more: object) -> settings.Settings:
@@ -52,8 +52,10 @@ def test_a_folder_that_is_there_is_not_hidden(tmp_path):
 def test_room_is_looked_for_where_files_will_lie(tmp_path):
     s = on_scratch(tmp_path)
     b = bill.bill(s, tmp_path / "results")
-    large = sum(f.missing for f in b.files if f.path.parts[-3:-1] != () and f.path.relative_to(
-        b.folder).parts[0] in s.storage.on_scratch)  # fmt: skip
+    inside = [f for f in b.files if f.path.is_relative_to(b.folder)]
+    large = sum(
+        f.missing for f in inside if f.path.relative_to(b.folder).parts[0] in s.storage.on_scratch
+    )
     rest = b.disk - large
     assert 0 < rest < b.disk
 
@@ -62,7 +64,7 @@ def test_room_is_looked_for_where_files_will_lie(tmp_path):
             Path("home"), here, 10**15, 0, "CPU", scratch=Path("scratch"), scratch_disk=there,
             scratch_holds=tuple(s.storage.on_scratch),
         )  # fmt: skip
-        return limits.too_large(bill.Bill(b.name, b.folder, b.stages, machine))
+        return limits.too_large(bill.Bill(b.folder, b.lines, machine))
 
     assert said(rest, large) == []
     (line,) = said(rest, large - 1)

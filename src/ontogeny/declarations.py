@@ -66,25 +66,24 @@ class Source:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a job takes, where no formula models it: a constant and a share of a scale.
+    """What a job takes, where no formula models it: sums of shares of scales.
 
-    Measured on two cores of a server processor; `python -m benchmarks.rates` compares these numbers
-    with the benchmark files of a finished experiment.
+    Each is scale → coefficient, such as {"active features * kinds.permutations": 4e-7}; scales are
+    those of ontogeny.cost.scales, dotted keys of the settings, and products of them. The numbers
+    are measured; `python -m benchmarks.rates` holds them against a finished experiment.
 
     Attributes
     ----------
-    scale : named in ontogeny.cost.scales, such as "held_out_features". 1 for a constant.
-    seconds : (constant, per unit of the scale), on one thread of a CPU.
-    memory : (constant, per unit), bytes, a process with what it imports included.
-    disk : (constant, per unit), bytes of the files that it makes.
-    fits : the key to lower where the memory does not suffice, and how.
+    seconds : on one thread of the machine that devices.yaml calls `measured`, without the start of
+        the process; a device changes those of operations ("forward", "encoding" ...).
+    memory : bytes, at most, beside those of the process. disk : bytes of the files that it makes.
+    torch : whether the process imports it.
     """
 
-    scale: str = "one"
-    seconds: tuple[float, float] = (10.0, 0.0)
-    memory: tuple[float, float] = (0.8e9, 0.0)
-    disk: tuple[float, float] = (100_000.0, 0.0)
-    fits: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    memory: Mapping[str, float] = field(default_factory=dict)
+    disk: Mapping[str, float] = field(default_factory=dict)
+    torch: bool = True
 
 
 @dataclass(frozen=True)

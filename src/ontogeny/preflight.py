@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
 
+from ontogeny import registry
 from ontogeny.activations import order
 from ontogeny.activations.sites import expand
 from ontogeny.corpus import text
 from ontogeny.corpus.wheels import check_sources, find_wheels, most_tokens, wheels_folder
+from ontogeny.cost import limits
 from ontogeny.files import InputError
-from ontogeny.plan import limits
 from ontogeny.scratch import below
 from ontogeny.settings import Settings
 from ontogeny.snapshots import sources
 
-# Datasets that a stage's HDF5 files hold, by the pattern of their names: the first that fits.
+# Datasets that a product's HDF5 files hold; the first whose pattern fits counts.
 CONTENTS = {
-    "corpus/*.h5": ("tokens",),
-    "activations/*/*.rows*.h5": ("activations", "position"),
-    "activations/*/*.h5": ("held_out",),
-    "basis/*.rows*.h5": ("projected",),
-    "basis/*.h5": ("basis", "turn", "mean"),
+    "tokens": ("tokens",),
+    "rows": ("activations", "position"),
+    "held_out": ("held_out",),
+    "stack": ("held_out",),
+    "projected": ("projected",),
+    "basis": ("basis", "turn", "mean"),
 }
+
+
+def _datasets(name: Path) -> tuple[str, ...]:
+    """What a file has to hold, by its name in the experiment's folder."""
+    for product, datasets in CONTENTS.items():
+        if name.match(re.sub(r"\{\w+\}", "*", registry.products()[product].path)):
+            return datasets
+    return ()
 
 
 def _wheel_faults(s: Settings, results: Path) -> Iterator[str]:
@@ -130,10 +141,9 @@ def _faults(settings: Settings, results: Path) -> Iterator[str]:
         yield from _shard_faults(settings, results)
     for path in sorted(p for p in below(folder) if p.suffix == ".h5"):
         name = path.relative_to(folder)
-        wanted = next((names for pattern, names in CONTENTS.items() if name.match(pattern)), ())
         try:
             with h5py.File(path, "r") as file:
-                ours = set(wanted) <= set(file)
+                ours = set(_datasets(name)) <= set(file)
         except OSError:
             yield f"{path}: truncated or not HDF5; delete it to make it again"
         else:

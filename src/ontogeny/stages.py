@@ -119,7 +119,21 @@ STAGES = [
         settings=("analysis.phase_blocks",),
         scope="experiment",
         core=True,
-        cost=Cost("phase_tokens", (20.0, 2.4e-5), (1.0e9, 0.0), (20_000.0, 0.0)),
+        cost=Cost(
+            {
+                "forward * snapshots * corpus.context * analysis.phase_blocks": 9e-12,
+                "vocabulary * snapshots * corpus.context * analysis.phase_blocks": 4e-9,
+                "n-grams": 3e-7,
+            },
+            {
+                "model": 1,
+                "a snapshot as it loads": 1,
+                "forward pass": 1,
+                "distributions": 9,
+                "n-grams": 40,
+            },
+            {"snapshots": 100, "one": 3000},
+        ),
     ),
     Stage(
         "features",
@@ -143,7 +157,21 @@ STAGES = [
         ),
         gpu=False,
         core=True,
-        cost=Cost("decoders", (12.0, 3e-6), (0.6e9, 60.0), (200_000.0, 5.0)),
+        cost=Cost(
+            {
+                "features * snapshots * snapshots * analysis.bootstrap": 3e-9,
+                "similarities * further seeds": 1e-11,
+                "features * features * further seeds": 4e-8,
+            },
+            {
+                "full decoders * seeds": 1,
+                "crosscoder * seeds": 1,
+                "full decoders": 4.5,
+                "features * features * further seeds": 20,
+                "features * snapshots * snapshots": 29,
+            },
+            {"one": 20000, "features": 210, "features * sites": 20, "sites * sites": 120},
+        ),
     ),
     Stage(
         "compare",
@@ -163,7 +191,20 @@ STAGES = [
         ),
         scope="experiment",
         core=True,
-        cost=Cost("decoders", (30.0, 2e-5), (1.2e9, 200.0), (1e6, 0.0)),
+        cost=Cost(
+            {
+                "encoding * replicates": 4e-11,
+                "similarities * replicates": 1e-11,
+                "features * features * replicates": 1e-6,
+            },
+            {
+                "crosscoder in use": 1,
+                "pieces read ahead": 1,
+                "active features": 60,
+                "features * features": 48,
+            },
+            {"one": 100000, "features * replicates": 60},
+        ),
     ),
 ]
 

@@ -60,12 +60,12 @@ def test_the_bill_has_them_where_the_default_target_trains_them(tmp_path):
     from ontogeny.cost import bill
 
     asked = settings.load(tiny({"frontier": SECTION, "analyses": ["frontier"]}))
-    named = {stage.name for stage in bill.bill(asked, tmp_path).stages}
+    named = {line.name for line in bill.bill(asked, tmp_path).lines}
     assert {f"train {name}" for name in asked.all_crosscoders} < named
     left_out = bill.bill(load(), tmp_path)
-    trained = {stage.name for stage in left_out.stages if stage.name.startswith("train ")}
+    trained = {line.name for line in left_out.lines if line.stage == "train"}
     assert trained == {"train batchtopk"}
-    assert left_out.stage("kinds batchtopk").left == 1
+    assert left_out.line("kinds batchtopk").left == 1
 
 
 def test_a_replicate_of_the_model_has_none():

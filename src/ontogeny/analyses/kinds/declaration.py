@@ -11,7 +11,16 @@ KINDS = Stage(
     reads={"crosscoder": "crosscoder", "activations": "activations", "tokens": "tokens"},
     makes={"kinds": "kinds", "control": "kinds_control"},
     settings=("kinds", "analysis.seed"),
-    cost=Cost("kind_entries", (12.0, 1.1e-6), (0.7e9, 500.0), (20_000.0, 0.02)),
+    cost=Cost(
+        {"active features * kinds.permutations": 1.8e-7, "encoding": 1e-11},
+        {
+            "crosscoder in use": 1,
+            "pieces read ahead": 1,
+            "active features": 600,
+            "features * kinds.permutations": 120,
+        },
+        {"one": 9000, "features": 100},
+    ),
 )
 
 ANALYSIS = Analysis(

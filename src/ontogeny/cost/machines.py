@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from typing import Any
 import yaml
 
 from ontogeny import scratch as scratch_folder
+from ontogeny.activations.sizes import FORWARD_TOKENS
+from ontogeny.cost.terms import Work
+from ontogeny.experiment import Experiment
 from ontogeny.files import InputError
-from ontogeny.plan import cost
-from ontogeny.plan.cost import Dictionary
-from ontogeny.settings import Settings
+from ontogeny.settings import Crosscoder, Settings
 from ontogeny.snapshots import sources
 from ontogeny.snapshots.shape import Shape
 
@@ -77,8 +79,8 @@ class Rates:
 @cache
 def data() -> dict[str, Any]:
     """devices.yaml."""
-    found: dict[str, Any] = yaml.safe_load(DEVICES.read_text(encoding="utf-8"))
-    return found
+    known: dict[str, Any] = yaml.safe_load(DEVICES.read_text(encoding="utf-8"))
+    return known
 
 
 def memory_of_host() -> int:
@@ -115,35 +117,29 @@ def _gpu(number: int) -> tuple[int, str, bool] | None:
         return None
 
 
-def _nearest(folder: Path) -> Path:
+def nearest(folder: Path) -> Path:
     """The folder, or the nearest above it that there is."""
-    return next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
-def machine(s: Settings, results: str | Path) -> Machine:
+def machine(settings: Settings, results: str | Path) -> Machine:
     """Free disk where the results lie, the host's memory, and the GPU that `device` names."""
-    here = _machine(s, results)
-    if s.storage.scratch is None:
-        return here
-    scratch = _nearest(scratch_folder.expanded(s.storage.scratch))
-    if scratch.stat().st_dev == here.folder.stat().st_dev:
-        return here
-    free = shutil.disk_usage(scratch).free
-    held = tuple(s.storage.on_scratch)
-    return replace(here, scratch=scratch, scratch_disk=free, scratch_holds=held)
-
-
-def _machine(s: Settings, results: str | Path) -> Machine:
-    home = _nearest(Path(results) / s.name)
-    free, host = shutil.disk_usage(home).free, memory_of_host()
-    if s.device == "cpu":
-        return Machine(home, free, host, 0, "CPU", False)
-    found = _gpu(int(s.device.partition(":")[2] or 0))
-    if found is not None:
-        return Machine(home, free, host, *found)
-    if s.device == "auto":
-        return Machine(home, free, host, 0, "CPU", False)
-    return Machine(home, free, host, None, "a GPU that is not seen here")
+    home, storage = nearest(Path(results) / settings.name), settings.storage
+    elsewhere: dict[str, Any] = {}
+    if storage.scratch is not None:
+        scratch = nearest(scratch_folder.expanded(storage.scratch))
+        if scratch.stat().st_dev != home.stat().st_dev:
+            elsewhere = {
+                "scratch": scratch,
+                "scratch_disk": shutil.disk_usage(scratch).free,
+                "scratch_holds": tuple(storage.on_scratch),
+            }
+    device: tuple[int | None, str, bool] = (None, "a GPU that is not seen here", True)
+    if settings.device != "cpu":
+        device = _gpu(int(settings.device.partition(":")[2] or 0)) or device
+    if settings.device == "cpu" or (settings.device == "auto" and device[0] is None):
+        device = (0, "CPU", False)
+    return Machine(home, shutil.disk_usage(home).free, memory_of_host(), *device, **elsewhere)
 
 
 def table(name: str, precision: str = "high") -> Rates:
@@ -184,26 +180,63 @@ def table(name: str, precision: str = "high") -> Rates:
     )
 
 
-def _repeated(function: Callable[[], Any], wait: Callable[[], Any]) -> float:
-    """Seconds of a call: the median over about SECONDS, after one that does not count."""
-    function()
+def seconds(work: Work, rates: Rates, threads: int = 1, on_host: bool = False) -> float:
+    """Seconds of a job's work.
+
+    Parameters
+    ----------
+    threads : of a CPU, whose rates are of one. on_host : products are NumPy's.
+    """
+    known, reached = data()["host"], data()["reached"]
+    on_cpu = rates.memory == 0
+    speed = 1 + (threads - 1) * reached["threads"] if on_cpu else 1.0
+    speed *= 1 + (work.ranks - 1) * reached["ranks"]
+    products32 = rates.products32 if on_cpu or not on_host else known["products"]
+    spent = (
+        work.forward / rates.forward
+        + work.forward32 / rates.forward32
+        + work.products / rates.products
+        + work.products32 / products32
+        + work.pairs / rates.pairs
+        + work.moved / rates.moved
+    ) / speed
+    spent += (
+        work.host_moved / rates.host_moved + work.read / rates.read + work.written / rates.write
+    )
+    spent += work.fetched / known["fetch"] + work.compiled * known["compile"]
+    return float(spent + work.starts * (rates.start or known["start"]))
+
+
+def _rate(amount: float, run: Callable[[], Any], wait: Callable[[], Any]) -> float:
+    """So much a second: the median of calls over about SECONDS, after one that does not count."""
+    run()
     wait()
-    found: list[float] = []
-    began = time.perf_counter()
-    while len(found) < 3 or (time.perf_counter() - began < SECONDS and len(found) < 50):
-        at = time.perf_counter()
-        function()
+    spent: list[float] = []
+    while len(spent) < 3 or (sum(spent) < SECONDS and len(spent) < 50):
+        began = time.perf_counter()
+        run()
         wait()
-        found.append(time.perf_counter() - at)
-    return sorted(found)[len(found) // 2]
+        spent.append(time.perf_counter() - began)
+    return amount / sorted(spent)[len(spent) // 2]
 
 
-def measure(s: Settings, results: str | Path, model_shape: Shape, largest: Dictionary) -> Rates:
+def _one_block(architecture: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a model with one of its blocks."""
+    layers = next(name for name in ("num_hidden_layers", "n_layer") if name in architecture)
+    shrunk = {k: v for k, v in architecture.items() if k != "quantization_config"}
+    for key, value in shrunk.items():  # lists with an entry for each block
+        if isinstance(value, list) and len(value) == architecture[layers]:
+            shrunk[key] = value[:1]
+    return shrunk | {layers: 1, "use_cache": False}
+
+
+def measure(experiment: Experiment, shape: Shape, chosen: Crosscoder, columns: int) -> Rates:
     """Rates of this machine at the experiment's own sizes, cut down: some seconds.
 
     Parameters
     ----------
-    model_shape : of the language model. largest : the crosscoder that has most weights.
+    shape : of the language model. chosen : the crosscoder that has most weights. columns : that it
+        reads.
 
     A forward pass through one block of the model, with random weights, at the experiment's context
     and in both precisions; an encoder's product and the decoder's kept rows; a copy in memory; a
@@ -214,82 +247,58 @@ def measure(s: Settings, results: str | Path, model_shape: Shape, largest: Dicti
 
     from ontogeny import devices
 
-    device = devices.choose(s.device)
+    settings = experiment.settings
+    context = settings.corpus.context
+    device = devices.choose(settings.device)
     gpu = device.type == "cuda"
+    precision = devices.precision(settings.activations.precision, device)
+    config = AutoConfig.for_model(**_one_block(sources.architecture(settings, experiment.results)))
 
-    def wait() -> None:
-        if gpu:
-            torch.cuda.synchronize(device)
+    def rate(amount: float, run: Callable[[], Any]) -> float:
+        return _rate(amount, run, torch.cuda.synchronize if gpu else lambda: None)
 
-    here = machine(s, results)
-    config = dict(sources.architecture(s, results)) | {"use_cache": False}
-    layers = next(n for n in ("num_hidden_layers", "n_layer") if n in config)
-    shrunk = config | {layers: 1}
-    for key in [k for k, v in config.items() if isinstance(v, list) and len(v) == config[layers]]:
-        shrunk[key] = config[key][:1]
-    known = AutoConfig.for_model(**{k: v for k, v in shrunk.items() if k != "quantization_config"})
-    threads = torch.get_num_threads()
+    threads, forward = torch.get_num_threads(), {}
     try:
+        torch.set_float32_matmul_precision("highest")
         if not gpu:
             torch.set_num_threads(1)
-        else:
-            torch.set_float32_matmul_precision("highest")
-        forward = {}
-        for dtype in {torch.float32, devices.precision(s.activations.precision, device)}:
-            with torch.device(device):
+        ids = torch.zeros(max(1, FORWARD_TOKENS // context), context, dtype=torch.long).to(device)
+        for dtype in {torch.float32, precision}:
+            with torch.device(device), torch.no_grad():
                 # from_config knows any architecture; weights are as they come
-                model: Any = AutoModelForCausalLM.from_config(known, dtype=dtype).eval()
-            ids = torch.zeros(1, s.corpus.context, dtype=torch.long, device=device)
-            ids = ids.expand(max(1, cost.FORWARD_TOKENS // s.corpus.context), -1)
-            inner = model.base_model
-
-            @torch.no_grad()
-            def run(inner: Any = inner, ids: Any = ids) -> None:
-                inner(input_ids=ids, use_cache=False)
-
-            token = model_shape.flops_per_token(s.corpus.context, 0)
-            forward[dtype] = ids.numel() * token / _repeated(run, wait)
-            del model, inner
-        c = largest.c
-        B, width = min(c.batch_rows, 1024), min(largest.I, 2048)
-        F = min(c.features, 1 << 15 if gpu else 1 << 12)
-        x = torch.randn(B, width, device=device)
-        W = torch.randn(F, width, device=device)
-        products32 = 2.0 * B * width * F / _repeated(lambda: x @ W.T, wait)
-        products = products32
+                model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+                run = functools.partial(model.base_model, input_ids=ids, use_cache=False)
+                forward[dtype] = rate(ids.numel() * shape.flops_per_token(context, 0), run)
+        B, width = min(chosen.batch_rows, 1024), min(columns, 2048)
+        F = min(chosen.features, 1 << 15 if gpu else 1 << 12)
+        x, W = torch.randn(B, width, device=device), torch.randn(F, width, device=device)
+        products = products32 = rate(2.0 * B * width * F, lambda: x @ W.T)
         if gpu:
-            torch.set_float32_matmul_precision(c.precision)
-            products = 2.0 * B * width * F / _repeated(lambda: x @ W.T, wait)
+            torch.set_float32_matmul_precision(chosen.precision)
+            products = rate(2.0 * B * width * F, lambda: x @ W.T)
             torch.set_float32_matmul_precision("highest")
-        active = max(1, min(c.k, F))
-        column = torch.randint(F, (B, active), device=device)
-        f = torch.rand(B, active, device=device)
-        seconds = _repeated(
-            lambda: torch.nn.functional.embedding_bag(column, W, per_sample_weights=f, mode="sum"),
-            wait,
+        active = max(1, min(chosen.k, F))
+        column, f = torch.randint(F, (B, active), device=device), torch.rand(B, active).to(device)
+        kept = functools.partial(
+            torch.nn.functional.embedding_bag, column, W, per_sample_weights=f, mode="sum"
         )
-        pairs = 2.0 * B * active * width / seconds
-        big = torch.empty(1 << 24, device=device)
-        moved = 8.0 * big.numel() / _repeated(lambda: big.mul_(1.0), wait)
-        own = torch.empty(1 << 22)
-        host_moved = 8.0 * own.numel() / _repeated(lambda: own.half().float(), lambda: None) / 2
+        pairs = rate(2.0 * B * active * width, kept)
+        large, own = torch.empty(1 << 24, device=device), torch.empty(1 << 22)
+        moved = rate(8.0 * large.numel(), lambda: large.mul_(1.0))
+        host_moved = rate(4.0 * own.numel(), lambda: own.half().float())
     finally:
         torch.set_num_threads(threads)
-    read, write = _disk_rates(here.folder)
+    read, write = _disk_rates(nearest(experiment.folder))
     began = time.perf_counter()
     subprocess.run([sys.executable, "-c", "import torch, transformers.modeling_utils"], check=True)
     start = time.perf_counter() - began
-    name = torch.cuda.get_device_name(device) if gpu else "CPU"
-    memory = torch.cuda.get_device_properties(device).total_memory if gpu else 0
-    chosen = devices.precision(s.activations.precision, device)
-    half = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     return Rates(
-        name=name,
+        name=torch.cuda.get_device_name(device) if gpu else "CPU",
         how="measured here: "
-        f"forward {forward[chosen] / 1e9:.0f} GFLOP/s, products {products / 1e9:.0f}, "
+        f"forward {forward[precision] / 1e9:.0f} GFLOP/s, products {products / 1e9:.0f}, "
         f"pairs {pairs / 1e9:.1f}; memory {moved / 1e9:.1f} GB/s, disk written "
         f"{write / 1e9:.1f}, read {read / 1e9:.1f}; {start:.1f} s to start a process",
-        forward=forward[chosen],
+        forward=forward[precision],
         forward32=forward[torch.float32],
         products=products,
         products32=products32,
@@ -298,8 +307,8 @@ def measure(s: Settings, results: str | Path, model_shape: Shape, largest: Dicti
         host_moved=host_moved,
         read=read,
         write=write,
-        memory=memory,
-        bfloat16=bool(half),
+        memory=torch.cuda.get_device_properties(device).total_memory if gpu else 0,
+        bfloat16=gpu and torch.cuda.is_bf16_supported(including_emulation=False),
         start=start,
     )
 
@@ -307,12 +316,12 @@ def measure(s: Settings, results: str | Path, model_shape: Shape, largest: Dicti
 def _disk_rates(folder: Path, size: int = 1 << 27) -> tuple[float, float]:
     """(read, written) bytes/s of a file in the folder; read past the cache if that may be."""
     path = folder / f".ontogeny-disk.{os.getpid()}.part"
-    data = os.urandom(1 << 20)
+    block = os.urandom(1 << 20)
     try:
         began = time.perf_counter()
         with open(path, "wb") as file:
             for _ in range(size >> 20):
-                file.write(data)
+                file.write(block)
             file.flush()
             os.fsync(file.fileno())
             write = size / (time.perf_counter() - began)

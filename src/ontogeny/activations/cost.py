@@ -1,0 +1,169 @@
+"""What extraction, the principal subspace and streamed rows cost."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from ontogeny.activations.sizes import PIECE_ROWS, READ_AHEAD
+from ontogeny.cost.sizes import Dictionary, Sizes
+from ontogeny.cost.terms import Job, Terms, Work, job
+
+AHEAD = READ_AHEAD + 2  # pieces at a time: those that are ready, one being read, one in use
+
+
+def loading(sizes: Sizes) -> Terms:
+    """The host's part of loading one snapshot: all its weights, from a file that is mapped."""
+    size = sizes.model.parameters * (sizes.run_bytes + sizes.file_bytes)
+    return {"a snapshot as it loads": float(size)}
+
+
+def extract(sizes: Sizes, shard: int) -> Job:
+    """One snapshot's rows of a shard; with the first also the held-out rows and the scale.
+
+    Where rows are streamed, the scale comes from the first window.
+    """
+    model, settings, context = sizes.model, sizes.settings, sizes.context
+    first = shard == 0
+    blocks = sizes.window // context if sizes.streamed else sizes.shard_blocks[shard]
+    held_out = settings.corpus.held_out_blocks * first
+    positions = (blocks + held_out) * context
+    window = max(sizes.window, min(held_out * context, settings.activations.window))
+    waiting = min(max(1, -(-blocks * context // settings.activations.window)), 3) - 1
+    rows = sizes.held_out_rows * first + (0 if sizes.streamed else sizes.shard_rows[shard])
+    host = loading(sizes)
+    host["a snapshot as it loads"] -= 0 if sizes.gpu else sizes.truncated
+    host["windows"] = window * model.width * sizes.item * sizes.places * (waiting + 2.0)
+    host["check of a window"] = window * model.width * (sizes.item + 2.0 + 4 * first)
+    host["order of the rows"] = 16.0 * blocks * context + 40.0 * window
+    values = sizes.batch * model.width * sizes.places * (sizes.run_bytes + sizes.item)
+    device: Terms = {
+        "snapshots on the device": sizes.truncated,
+        "forward pass": sizes.forward_memory(sizes.batch, sizes.run_bytes) + values,
+    }
+    work = Work(
+        forward=positions * sizes.token_flops,
+        read=model.parameters * sizes.file_bytes,
+        written=rows * (model.width * sizes.item + 8) * sizes.places,
+        host_moved=4.0 * positions * model.width * sizes.item * sizes.places,
+    )
+    return job(sizes.gpu, work, host, device)
+
+
+# Streamed rows
+
+
+def streamed_flops(sizes: Sizes, positions: float, snapshots: int) -> float:
+    """Operations of so many positions' way through all snapshots."""
+    return positions * snapshots * sizes.token_flops
+
+
+def window_buffers(entries: float, item: int, held: int) -> Terms:
+    """A window that is computed and put in order: `held` finished ones, two copies, its check.
+
+    torch.isfinite makes a copy of absolute values and two of truth values.
+    """
+    return {
+        "windows": entries * item * (held + 2),
+        "check of a window": entries * (item + 2),
+    }
+
+
+def streams_memory(sizes: Sizes, columns: int, snapshots: int, dimensions: int | None) -> Terms:
+    """What streaming keeps on the device. columns : N·D of the sites."""
+    row = columns * sizes.item + (0 if dimensions is None else columns * 12 + dimensions * 6)
+    return {
+        "snapshots on the device": snapshots * sizes.truncated,
+        "forward pass": sizes.forward_memory(sizes.batch, sizes.run_bytes),
+        "rows of a forward pass": float(sizes.batch * row),
+    }
+
+
+# The principal subspace
+
+
+def search_width(size: int, largest: int, rows: int) -> int:
+    """Directions that the randomised range finder searches."""
+    return min(largest + largest // 10 + 8, size, rows - 1)
+
+
+def moments_flops(rows: int, size: int) -> float:
+    """Of the covariance of rows (rows, N·D)."""
+    return 2.0 * rows * size * size
+
+
+def randomised_flops(rows: int, size: int, width: int) -> float:
+    """Of three passes over the rows, two products each, beside the factorisations."""
+    return 3 * 4.0 * rows * size * width
+
+
+def eigen_flops(size: int) -> float:
+    """Of a symmetric eigenproblem with vectors, about (LAPACK's divide and conquer)."""
+    return 9.0 * size**3
+
+
+def qr_flops(size: int, width: int) -> float:
+    """Of a thin QR with its orthonormal factor (Golub and Van Loan 5.2)."""
+    return 4.0 * size * width**2
+
+
+def project_flops(rows: float, size: int, dimensions: int) -> float:
+    """Of rows into the subspace."""
+    return 2.0 * rows * size * dimensions
+
+
+def basis_size(sizes: Sizes, dictionary: Dictionary) -> int:
+    """Bytes of a basis file: basis, turn and mean in float32, eigenvalues in float64."""
+    n, R = dictionary.n_in, dictionary.dimensions or 0
+    known = n if n <= sizes.settings.basis.exact_limit else sizes.settings.basis.largest
+    return 4 * (n * R + R**2 + n) + 8 * (known + dictionary.inputs)
+
+
+def basis(sizes: Sizes, dictionary: Dictionary) -> Job:
+    """The principal directions of a crosscoder's input sites, and, streamed, their rows."""
+    settings, n, R = sizes.settings.basis, dictionary.n_in, dictionary.dimensions or 0
+    limit = min(settings.rows, sizes.rows)
+    piece, pieces = PIECE_ROWS * n * 4.0, -(-limit // PIECE_ROWS)
+    device: Terms = {"rows of a piece": 2 * piece}
+    if n <= settings.exact_limit:
+        flops, passes = moments_flops(limit, n) + eigen_flops(n), 1
+        device["covariance"] = 24.0 * n * n
+        moved = 12.0 * n * n * pieces
+    else:
+        width = search_width(n, settings.largest, limit)
+        flops, passes = randomised_flops(limit, n, width), 3
+        flops += 2 * qr_flops(n, width) + 2.0 * width * width * n + eigen_flops(width)
+        device["directions searched"] = 24.0 * n * width
+        moved = 3 * 8.0 * n * width * pieces
+    flops += 4.0 * n * R * R + qr_flops(n, R)
+    host: Terms = {"pieces read ahead": AHEAD * piece, "directions": 8.0 * (n * R + R * R)}
+    written = basis_size(sizes, dictionary)
+    work = Work(products32=flops, moved=moved, written=written, starts=0.5)
+    if not sizes.streamed:
+        return job(sizes.gpu, replace(work, read=passes * limit * n * sizes.item), host, device)
+    # A pass ends in the middle of a window; those of a single window are computed once.
+    windows = max(1, math.ceil(limit / max(1, sizes.rows) * sizes.windows))
+    visits = windows if windows == 1 else passes * windows
+    positions = min(visits * sizes.window, passes * sizes.positions)
+    forward = streamed_flops(sizes, positions, dictionary.snapshots)
+    host |= window_buffers(sizes.window * n, sizes.item, 0) | loading(sizes)
+    device |= streams_memory(sizes, n, dictionary.snapshots, None)
+    return job(sizes.gpu, replace(work, forward=forward, starts=1.0), host, device)
+
+
+def project(sizes: Sizes, dictionary: Dictionary, shard: int) -> Job:
+    """A shard of cached rows in the subspace."""
+    n, R, rows = dictionary.n_in, dictionary.dimensions or 0, sizes.shard_rows[shard]
+    piece = PIECE_ROWS * n * 4.0
+    host: Terms = {"pieces read ahead": AHEAD * piece, "directions": 4.0 * n * R * (1 + sizes.gpu)}
+    device: Terms = {"rows of a piece": 2 * piece + PIECE_ROWS * R * 6.0}
+    if sizes.gpu:
+        device["directions"] = 4.0 * n * R
+    work = Work(
+        products32=project_flops(rows, n, R),
+        read=rows * n * sizes.item,
+        written=2.0 * rows * R,
+        host_moved=6.0 * rows * n,
+        starts=0.5,
+    )
+    return job(sizes.gpu, work, host, device)

@@ -1,0 +1,118 @@
+"""What a job asks a cluster for: memory, minutes and GPUs, by rule, from the bill.
+
+Memory and work are those of the largest job of a stage, with the headroom that devices.yaml states
+under `cluster`; minutes come from the rates of the device that it names. A resubmission asks for
+more of both, since what ended the attempt before cannot be known. Nothing here imports torch:
+every job of a cluster reads the rules again.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ontogeny import registry
+from ontogeny.cost import bill, machines
+from ontogeny.cost.machines import Machine, Rates
+from ontogeny.cost.terms import Job
+from ontogeny.experiment import Experiment
+from ontogeny.files import InputError
+from ontogeny.settings import Settings
+
+# Rules that run a stage of another name; training_log trains the snapshots that the archive lacks.
+STAGES = {"training_log": "pretrain", "extract_shard": "extract"}
+# Rules without a declaration that leave the device alone.
+ON_HOST = {"corpus", "snapshot", "fetch", "tokenizer", "stack", "atlas", "summary"}
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a job asks for.
+
+    Attributes
+    ----------
+    mem_mb : memory of the host, in MB (2^20 bytes). runtime : minutes. gpu : how many.
+    """
+
+    mem_mb: int
+    runtime: int
+    gpu: int
+
+    def again(self, attempt: int) -> Needs:
+        """What the attempt of this number, from 1, asks for."""
+        cluster, before = machines.data()["cluster"], attempt - 1
+        memory = math.ceil(self.mem_mb * cluster["memory_again"] ** before)
+        return Needs(memory, math.ceil(self.runtime * cluster["minutes_again"] ** before), self.gpu)
+
+
+# Of a model whose size only its own code knows.
+UNKNOWN = Needs(32_000, 240, 1)
+
+
+def rates(settings: Settings) -> Rates:
+    """Those that minutes come from: of a GPU, unless `device` says cpu."""
+    cluster, host = machines.data()["cluster"], machines.data()["host"]
+    if settings.device != "cpu":
+        precision = settings.crosscoders[settings.primary].precision
+        return machines.table(cluster["device"], precision)
+    thread = cluster["thread"]
+    return Rates(
+        name="CPU",
+        how="assumed",
+        **dict.fromkeys(("forward", "forward32", "products", "products32"), thread["float32"]),
+        pairs=thread["pairs"],
+        moved=thread["bandwidth"],
+        host_moved=host["moved"],
+        read=host["read"],
+        write=host["write"],
+        memory=0,
+    )
+
+
+def asked(job: Job, seconds: float, gpu: bool) -> Needs:
+    """What a job asks for, from its memory and its seconds as planned."""
+    cluster = machines.data()["cluster"]
+    size = sum(job.host.values()) + (0 if gpu else sum(job.device.values()))
+    memory = (cluster["memory"] * size + cluster["process"]) / 2**20
+    minutes = max(cluster["least_minutes"], cluster["minutes"] * seconds / 60)
+    gpus = job.work.ranks if gpu and job.device else 0
+    return Needs(math.ceil(memory / 100) * 100, math.ceil(minutes), gpus)
+
+
+def table(experiment: Experiment) -> dict[str, Needs]:
+    """What the jobs of every stage ask for at first, by the line's name in the bill.
+
+    All analyses are reckoned, and all dictionaries: each can be asked for.
+    """
+    settings = experiment.settings
+    gpu, speed = settings.device != "cpu", rates(settings)
+    here = Machine(experiment.results, 0, 0, None if gpu else 0, speed.name)
+    try:
+        lines, _ = bill.lines(experiment, here, count=False, everything=True)
+    except InputError:
+        if not settings.snapshots.remote_code:
+            raise
+        return {}
+    return {
+        line.name: asked(
+            line.job, machines.seconds(line.job.work, speed, line.threads, line.on_host), gpu
+        )
+        for line in lines
+    }
+
+
+def on_device(rule: str) -> bool:
+    """Whether a rule's jobs use the device that the configuration names."""
+    declared = registry.stages().get(rule)
+    return declared.gpu if declared else rule not in ON_HOST
+
+
+def of(table: dict[str, Needs], rule: str, which: str = "", attempt: int = 1) -> Needs:
+    """What a rule's job asks for.
+
+    Parameters
+    ----------
+    table : of `table`. which : the job's crosscoder, or sites of a basis. attempt : from 1.
+    """
+    stage = STAGES.get(rule, rule)
+    return (table.get(f"{stage} {which}") or table.get(stage) or UNKNOWN).again(attempt)

@@ -1,0 +1,41 @@
+"""Costs of the stages that have rules of their own, and of figures, as declared stages have them.
+
+The numbers are of the default experiment; `python -m benchmarks.rates` shows how they fare.
+"""
+
+from __future__ import annotations
+
+from ontogeny.declarations import Cost
+
+COSTS = {
+    "fetch": Cost({"one": 1.0}, disk={"one": 0.1e9}, torch=False),
+    "tokenizer": Cost({"one": 10.0}, {"one": 0.2e9}, {"one": 3e6, "vocabulary": 80}, torch=False),
+    "corpus": Cost({"text": 1e-6}, {"one": 0.5e9}, {"vocabulary": 80}, torch=False),
+    "stack": Cost({"one": 1.0}, torch=False),
+    "fidelity": Cost(
+        {
+            "forward * sites * corpus.context * analysis.spliced_blocks": 7.3e-11,
+            "encoding": 1e-11,
+            "decoding": 1e-11,
+        },
+        {
+            "model": 1,
+            "a snapshot as it loads": 1,
+            "forward pass": 1,
+            "logits": 3,
+            "crosscoder in use": 1,
+            "rows of a piece": 4,
+            "pieces read ahead": 2,
+            "rows of PCA": 1,
+            "one": 0.15e9,
+        },
+        {"one": 5000, "features": 16, "sites": 260},
+    ),
+    "figures": Cost({"one": 60.0}, disk={"one": 8e6}),
+    "atlas": Cost(
+        {"features": 2e-3},
+        {"full decoders": 3, "crosscoder": 4, "features": 2000, "one": 0.2e9},
+        {"one": 1e6, "features": 8e3},
+    ),
+    "summary": Cost({"one": 1.0}, disk={"one": 10_000}, torch=False),
+}

@@ -1,0 +1,155 @@
+"""What a declared cost (declarations.Cost) is in proportion to, and how it becomes a job.
+
+A scale is a name of SCALES, a dotted key of the settings, or a product of such, as in
+"active features * kinds.permutations". Of a key whose value is a list its length counts; a key
+that ends in blocks, features or snapshots counts no more of them than there are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import reduce
+from typing import Any, cast
+
+from ontogeny.cost import machines
+from ontogeny.cost.sizes import Dictionary, Sizes
+from ontogeny.cost.terms import Job, Work, base
+from ontogeny.crosscoder.sizes import PCA_ROWS, PIECE_ENTRIES, PIECE_ROWS
+from ontogeny.declarations import Cost
+
+MOST_POSITIONS = 1 << 16  # of the held-out text, that analyses look at
+NGRAM_TOKENS = 50_000_000  # that n-gram models are estimated from, at most
+ENTRIES = 1 << 26  # of attention, or of half the logits, in memory at a time
+HELD_OUT_ACTIVE = 1.5  # assumed: active features on held-out text over those in training, at most
+
+
+def _active(z: Sizes, d: Dictionary) -> float:
+    """(position, feature) pairs of the first held-out positions at which a feature is active."""
+    each = min(float(d.F), HELD_OUT_ACTIVE * d.active * d.gates)
+    return min(z.held_out_rows, MOST_POSITIONS) * each
+
+
+def _piece(d: Dictionary) -> float:
+    """Bytes of the held-out rows that are encoded at a time."""
+    return 4.0 * max(1, min(PIECE_ROWS, PIECE_ENTRIES // (d.F * d.gates))) * d.n_in
+
+
+def _in_use(z: Sizes, d: Dictionary) -> float:
+    """Bytes of a crosscoder in use, with its decoders in all dimensions, and of what it encodes."""
+    activations = _piece(d) / d.n_in * d.F * (2.0 + 3.0 * d.gates)
+    decoders = d.full * ((d.dimensions is not None) + (d.gates > 1))
+    return d.tensors + decoders + 2 * _piece(d) + activations
+
+
+def _attention(z: Sizes, d: Dictionary) -> float:
+    """Bytes of the attention of all heads in some whole blocks, and of what one layer needs."""
+    heads, square = z.model.layers * z.model.heads, min(z.context, 1024) ** 2
+    blocks = max(1, min(8, ENTRIES // (heads * square)))
+    return blocks * square * (4.5 * heads + 52.0 * z.model.heads + 60)
+
+
+def _distributions(z: Sizes, d: Dictionary) -> float:
+    """Bytes of the distributions of a forward pass, which a large vocabulary makes shorter."""
+    tokens = min(z.batch, max(z.context, 2 * ENTRIES // z.model.vocabulary))
+    return 4.0 * tokens * z.model.vocabulary
+
+
+def _gradients(z: Sizes, d: Dictionary) -> float:
+    """Bytes that a backward pass to the site keeps of the later blocks."""
+    later = z.model.layers - min(z.settings.activations.layers)
+    return z.forward_memory(16384 if z.gpu else 2048, 4) * later
+
+
+SCALES: dict[str, Callable[[Sizes, Dictionary], float]] = {
+    "one": lambda z, d: 1.0,
+    # Numbers
+    "snapshots": lambda z, d: z.snapshots,
+    "sites": lambda z, d: d.outputs,
+    "width": lambda z, d: d.width,
+    "features": lambda z, d: d.F,
+    "seeds": lambda z, d: len(d.crosscoder.seeds),
+    "further seeds": lambda z, d: len(d.crosscoder.seeds) - 1,
+    "heads": lambda z, d: z.model.layers * z.model.heads,
+    "vocabulary": lambda z, d: z.model.vocabulary,
+    "text": lambda z, d: z.text_blocks * z.context,
+    "n-grams": lambda z, d: min(NGRAM_TOKENS, z.text_blocks * z.context),
+    "held-out rows": lambda z, d: z.held_out_rows,
+    "active features": _active,
+    # Operations: of a token's forward pass; of the held-out rows encoded, and decoded
+    "forward": lambda z, d: z.model.flops_per_token(z.context),
+    "encoding": lambda z, d: 2.0 * z.held_out_rows * (d.I * d.F + d.n_in * (d.dimensions or 0)),
+    "decoding": lambda z, d: 2.0 * z.held_out_rows * d.F * d.n_out,
+    "similarities": lambda z, d: 2.0 * d.F**2 * d.n_out,
+    # Bytes
+    "model": lambda z, d: 4.0 * z.model.parameters,
+    "a snapshot as it loads": lambda z, d: z.model.parameters * (z.file_bytes + 4.0 * z.gpu),
+    "forward pass": lambda z, d: z.forward_memory(z.batch, 4),
+    "logits": lambda z, d: 4.0 * z.batch * z.model.vocabulary,
+    "distributions": _distributions,
+    "gradients": _gradients,
+    "attention": _attention,
+    "keys and values": lambda z, d: 4.0 * z.batch * z.model.key_value_width * (z.last + 1),
+    "crosscoder": lambda z, d: d.tensors,
+    "full decoders": lambda z, d: d.full,
+    "crosscoder in use": _in_use,
+    "rows of a piece": lambda z, d: _piece(d),
+    "pieces read ahead": lambda z, d: 4 * _piece(d) + d.tensors * z.gpu,
+    "rows of PCA": lambda z, d: 12.0 * PCA_ROWS * d.n_out * (d.dimensions is None),
+}
+FORWARD = {"forward"}  # operations of the language model, in float32
+PRODUCTS = {"encoding", "decoding", "similarities"}
+ON_DEVICE = {
+    "model", "forward pass", "logits", "distributions", "gradients", "attention",
+    "keys and values", "crosscoder in use", "rows of a piece", "held-out rows * width",
+    "features * width",
+}  # fmt: skip
+
+
+def number(scale: str, sizes: Sizes, dictionary: Dictionary) -> float:
+    """The value of a scale for an experiment and a crosscoder."""
+    return math.prod(_factor(name, sizes, dictionary) for name in scale.split(" * "))
+
+
+def _factor(name: str, sizes: Sizes, dictionary: Dictionary) -> float:
+    if name in SCALES:
+        return SCALES[name](sizes, dictionary)
+    settings, value = sizes.settings, reduce(getattr, name.split("."), cast(Any, sizes.settings))
+    most = {
+        "blocks": settings.corpus.held_out_blocks,
+        "features": dictionary.F,
+        "snapshots": sizes.snapshots,
+    }
+    count = float(len(value) if isinstance(value, list | dict) else value)
+    return min(count, most.get(name.rpartition(".")[2].rpartition("_")[2], math.inf))
+
+
+def amount(share: Mapping[str, float], sizes: Sizes, dictionary: Dictionary) -> float:
+    """The sum of scales, each times its coefficient."""
+    return sum(each * number(scale, sizes, dictionary) for scale, each in share.items())
+
+
+def job(cost: Cost, sizes: Sizes, dictionary: Dictionary, gpu: bool) -> Job:
+    """The job of a declared stage.
+
+    Seconds become work at the rates of the machine that they were measured on (devices.yaml), so
+    that another machine takes more or less.
+
+    Parameters
+    ----------
+    gpu : whether the stage uses the device of the configuration.
+    """
+    reference = machines.data()["measured"]
+    work: dict[str, Any] = dict.fromkeys(("forward32", "products32", "host_moved"), 0.0)
+    for scale, each in cost.seconds.items():
+        first = scale.split(" * ")[0]
+        kind = "forward32" if first in FORWARD else "host_moved"
+        kind = "products32" if first in PRODUCTS else kind
+        work[kind] += each * number(scale, sizes, dictionary) * reference[kind]
+    terms = {name: each * number(name, sizes, dictionary) for name, each in cost.memory.items()}
+    there = sizes.gpu and gpu
+    host, device = base(there) if cost.torch else ({"Python": 0.3e9}, {})
+    for name, size in terms.items():
+        (device if there and name in ON_DEVICE else host)[name] = size
+    return Job(replace(Work(starts=1.0 if cost.torch else 0.5), **work), host, device)

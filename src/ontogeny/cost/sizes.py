@@ -1,0 +1,306 @@
+"""An experiment's sizes, from its map: of the model, the rows, the dictionaries.
+
+Letters: N sites, D width, F features, R dimensions of a subspace, I and O columns that a crosscoder
+reads and writes in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import h5py
+
+from ontogeny.activations import order
+from ontogeny.activations.sizes import FORWARD_TOKENS
+from ontogeny.corpus.build import Tokens
+from ontogeny.corpus.wheels import most_tokens
+from ontogeny.cost.machines import Machine
+from ontogeny.experiment import Experiment
+from ontogeny.files import InputError
+from ontogeny.settings import Crosscoder, Settings, Sites
+from ontogeny.snapshots import sources
+from ontogeny.snapshots.shape import Shape
+
+COUNTED_TOKENS = 1 << 24  # a smaller corpus is read to know its rows exactly
+JUMPRELU_ACTIVE = 0.05  # assumed: share of all pairs at which a jumprelu is active
+RELU_ACTIVE = 0.25  # assumed: share of features that a relu has active on a token
+
+
+@dataclass(frozen=True)
+class Dictionary:
+    """A crosscoder's sizes.
+
+    Attributes
+    ----------
+    inputs, outputs : numbers of sites. snapshots : different ones among them.
+    dimensions : R; None in all N·D dimensions. known : whether R is no bound.
+    n_in, n_out : columns of its inputs and outputs in all dimensions, N·D.
+    I, O : columns that it reads and writes in training.
+    columns : of a batch; both where they differ.
+    gates : of a feature: one, or one per site. active : features on a token, wanted or assumed.
+    full : bytes of the decoder in all dimensions.
+    weights : bytes of encoder, decoder, biases and thresholds, and of their gradients.
+    tensors : bytes of its file: weights, silent rows, scales, means, directions.
+    """
+
+    crosscoder: Crosscoder
+    inputs: int
+    outputs: int
+    width: int
+    dimensions: int | None
+    snapshots: int
+    known: bool = True
+
+    @property
+    def F(self) -> int:
+        return self.crosscoder.features
+
+    @property
+    def n_in(self) -> int:
+        return self.inputs * self.width
+
+    @property
+    def n_out(self) -> int:
+        return self.outputs * self.width
+
+    @property
+    def I(self) -> int:  # noqa: E743
+        return self.dimensions or self.n_in
+
+    @property
+    def O(self) -> int:  # noqa: E743
+        return self.dimensions or self.n_out
+
+    @property
+    def columns(self) -> int:
+        same = self.crosscoder.outputs in (None, self.crosscoder.inputs)
+        return self.I if same else self.I + self.O
+
+    @property
+    def gates(self) -> int:
+        return self.outputs if self.crosscoder.gate == "snapshot" else 1
+
+    @property
+    def active(self) -> float:
+        shares = {"jumprelu": JUMPRELU_ACTIVE, "relu": RELU_ACTIVE}
+        kind = self.crosscoder.activation
+        return shares[kind] * self.F if kind in shares else self.crosscoder.k
+
+    @property
+    def full(self) -> int:
+        return 4 * self.F * self.n_out
+
+    @property
+    def weights(self) -> int:
+        return 4 * (self.F * (self.I + self.O + 2) + self.O)
+
+    @property
+    def tensors(self) -> int:
+        size = self.weights + 8 * self.F + 4 * (self.inputs + self.outputs) * (1 + self.width)
+        return size + 4 * self.n_in * (self.dimensions or 0)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """An experiment's sizes, once its model is known.
+
+    Attributes
+    ----------
+    gpu : whether there is a device beside the host.
+    file_bytes, run_bytes : of a weight in the snapshots' files, and when the model is run.
+    text_blocks : of the tokens. shards : windows of each shard of training rows. shard_rows,
+        held_out_rows : rows. text_exact, exact : whether blocks, and rows, are no bounds.
+    item : bytes of a stored activation. rows : for training, in all. places : layers times streams.
+    positions : of the training split, left-out ones included. window : of the largest window.
+    batch : positions of one forward pass, some whole blocks. last : the last layer that is wanted.
+    truncated : bytes of a snapshot that is cut off after it. token_flops : a token's way there.
+    """
+
+    settings: Settings
+    model: Shape
+    gpu: bool
+    file_bytes: int
+    run_bytes: int
+    text_blocks: int
+    text_exact: bool
+    shards: Sequence[range] = ()
+    shard_rows: Sequence[int] = ()
+    held_out_rows: int = 0
+    exact: bool = False
+
+    @property
+    def item(self) -> int:
+        return 2 if self.settings.activations.dtype == "float16" else 4
+
+    @property
+    def rows(self) -> int:
+        return sum(self.shard_rows)
+
+    @property
+    def context(self) -> int:
+        return self.settings.corpus.context
+
+    @property
+    def positions(self) -> int:
+        return self.settings.corpus.train_blocks * self.context
+
+    @property
+    def places(self) -> int:
+        return len(self.settings.activations.layers) * len(self.settings.activations.streams)
+
+    @property
+    def snapshots(self) -> int:
+        return len(self.settings.snapshots.chosen)
+
+    @property
+    def windows(self) -> int:
+        blocks, window = self.settings.corpus.train_blocks, self.settings.activations.window
+        return order.number_of_windows(blocks, self.context, window)
+
+    @property
+    def window(self) -> int:
+        return -(-self.settings.corpus.train_blocks // self.windows) * self.context
+
+    @property
+    def streamed(self) -> bool:
+        return self.settings.activations.mode == "streamed"
+
+    @property
+    def batch(self) -> int:
+        return max(1, FORWARD_TOKENS // self.context) * self.context
+
+    @property
+    def last(self) -> int:
+        return max(self.settings.activations.layers)
+
+    @property
+    def truncated(self) -> float:
+        return self.run_bytes * self.model.parameters_to(self.last)
+
+    @property
+    def token_flops(self) -> float:
+        return self.model.flops_per_token(self.context, self.last)
+
+    @property
+    def shard_blocks(self) -> list[int]:
+        """Blocks of each shard: NumPy's array_split gives the first windows one more."""
+        least, more = divmod(self.settings.corpus.train_blocks, self.windows)
+        return [
+            len(shard) * least + max(0, min(shard.stop, more) - min(shard.start, more))
+            for shard in self.shards
+        ]
+
+    def forward_memory(self, tokens: int, item: int) -> float:
+        """Bytes of a forward pass' values at its largest block, `item` each."""
+        of_matrices = 1.25 * self.model.block_matrix_parameters / self.model.width
+        return tokens * item * (of_matrices + 5 * self.model.width)
+
+
+def _text_blocks(experiment: Experiment) -> tuple[int, bool]:
+    """Blocks of the tokens, and whether that is exact: a text that is used up has a bound alone."""
+    corpus = experiment.settings.corpus
+    known = corpus.train_blocks + corpus.held_out_blocks
+    if experiment.settings.snapshots.pretrain is None:
+        return known, True
+    if corpus.pretrain_blocks is not None:
+        return known + corpus.pretrain_blocks, True
+    try:
+        with h5py.File(experiment.path("tokens"), "r") as file:
+            return int(file["tokens"].shape[0]), True
+    except (OSError, KeyError):
+        pass
+    if corpus.wheels is not None:
+        return most_tokens(corpus) // corpus.context, False
+    from ontogeny.corpus import text
+
+    files = text.files(corpus.files) if corpus.files is not None else []
+    return max(known, sum(path.stat().st_size for path in files) // 2 // corpus.context), False
+
+
+def _rows(experiment: Experiment, sizes: Sizes, count: bool) -> tuple[list[int], int, bool]:
+    """Training rows by shard and held-out rows, and whether they are exact.
+
+    Exact where activations are there, or tokens that are quickly read and to be counted; else as if
+    no position were left out but the first of each block.
+    """
+    corpus, activations = experiment.settings.corpus, experiment.settings.activations
+    for site in experiment.sites:
+        try:
+            with h5py.File(experiment.path("stack", site=site), "r") as file:
+                rows = [int(n) for n in file.attrs["shard_rows"]]
+                held_out = int(file["held_out/position"].shape[0])
+        except (OSError, KeyError):
+            continue
+        if len(rows) == len(sizes.shards) and sum(rows) <= sizes.positions:
+            return rows, held_out, True
+    wanted = corpus.train_blocks, corpus.held_out_blocks
+    if count and sum(wanted) * corpus.context <= COUNTED_TOKENS:
+        try:
+            tokens = Tokens(experiment.path("tokens"))
+            if (tokens.size("train"), tokens.size("held_out")) == wanted:
+                starts = order.Order(tokens, "train", activations).starts
+                rows = [int(starts[shard.stop] - starts[shard.start]) for shard in sizes.shards]
+                return rows, order.Order(tokens, "held_out", activations).rows, True
+        except InputError:
+            pass
+    each = corpus.context - ("first" in activations.leave_out)
+    return [blocks * each for blocks in sizes.shard_blocks], corpus.held_out_blocks * each, False
+
+
+def sizes(experiment: Experiment, here: Machine, count: bool = True) -> Sizes:
+    """The experiment's sizes.
+
+    Parameters
+    ----------
+    count : whether tokens that are there are read for the number of rows.
+
+    Raises
+    ------
+    InputError : the model's shape cannot be known, or a layer is not there.
+    """
+    settings, results = experiment.settings, experiment.results
+    gpu, precision = here.device != 0, settings.activations.precision
+    if precision == "auto":
+        precision = "bfloat16" if gpu and here.half else "float32"
+    known = Sizes(
+        settings,
+        sources.shape_of(settings, results),
+        gpu,
+        sources.weight_bytes(settings, results),
+        4 if precision == "float32" else 2,
+        *_text_blocks(experiment),
+    )
+    shards = [range(known.windows)]
+    if not known.streamed:
+        shards = order.shards(settings, known.model.width)
+    known = replace(known, shards=shards)
+    rows, held_out, exact = _rows(experiment, known, count)
+    return replace(known, shard_rows=rows, held_out_rows=held_out, exact=exact)
+
+
+def dictionary(experiment: Experiment, sizes: Sizes, name: str) -> Dictionary:
+    """A crosscoder's sizes; until its basis is there, with the most dimensions that it may have."""
+    settings, chosen = experiment.settings, experiment.settings.all_crosscoders[name]
+    outputs, width = chosen.outputs or chosen.inputs, sizes.model.width
+
+    def steps(sites: Sites) -> list[int]:
+        return experiment.steps if sites.snapshots == "all" else list(sites.snapshots)
+
+    def count(sites: Sites) -> int:
+        return len(sites.layers) * len(sites.streams) * len(steps(sites))
+
+    dimensions, known, basis = None, True, experiment.basis_of(name)
+    if basis is not None:
+        dimensions = settings.basis.dimensions
+    if basis is not None and dimensions is None:
+        try:
+            with h5py.File(experiment.path("basis", sites=basis), "r") as file:
+                dimensions = int(file["basis"].shape[1])
+        except (OSError, KeyError):
+            rows, known = min(settings.basis.rows, sizes.rows), False
+            dimensions = min(count(chosen.inputs) * width, settings.basis.largest, rows)
+    snapshots = len({*steps(chosen.inputs), *steps(outputs)})
+    return Dictionary(
+        chosen, count(chosen.inputs), count(outputs), width, dimensions, snapshots, known
+    )

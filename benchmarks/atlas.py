@@ -35,7 +35,6 @@ from ontogeny.analyses.kinds.measure import KINDS
 from ontogeny.atlas import build
 from ontogeny.atlas.gather import FORMAT, Contents
 from ontogeny.features import contexts
-from ontogeny.features.contexts import bin_edges
 from ontogeny.figures.style import COLOURS
 from ontogeny.files import write_json
 

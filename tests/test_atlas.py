@@ -15,10 +15,10 @@ import torch
 from conftest import HOSTILE, RESULTS
 
 from benchmarks import atlas as benchmark
+from ontogeny.analyses.dimensionality.measure import of_decoders
 from ontogeny.atlas import build, gather, pack
 from ontogeny.corpus.pieces import visible
 from ontogeny.experiment import Experiment
-from ontogeny.analyses.dimensionality.measure import of_decoders
 from ontogeny.features.histories import direction_cosines
 from ontogeny.files import InputError
 

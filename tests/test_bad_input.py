@@ -14,7 +14,6 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from conftest import RESULTS, ROOT, tiny
-from ontogeny.cost import machines
 from safetensors.torch import load_file, save_file
 
 from ontogeny.cli import main

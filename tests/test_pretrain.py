@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny
-from safetensors.torch import load_file
 from runs import Run, counted
+from safetensors.torch import load_file
 
 from ontogeny import settings
 from ontogeny.snapshots import cost, pretrain, shape

@@ -16,10 +16,10 @@ from click.testing import CliRunner
 from conftest import tiny
 
 from ontogeny import cli, show
+from ontogeny.analyses.dimensionality.measure import of_decoders
 from ontogeny.crosscoder.model import Crosscoder, Description
 from ontogeny.experiment import Experiment
 from ontogeny.features import contexts, histories
-from ontogeny.analyses.dimensionality.measure import of_decoders
 from ontogeny.settings import Analysis
 
 F, N, D = 12, 5, 6

@@ -10,8 +10,8 @@ import pytest
 from conftest import RESULTS, tiny
 
 from ontogeny import cache, scratch, settings
-from ontogeny.files import InputError
 from ontogeny.cost import bill, limits, machines
+from ontogeny.files import InputError
 
 
 def on_scratch(folder: Path, **more: object) -> settings.Settings:

@@ -185,7 +185,7 @@ class Experiment:
 
     @cached_property
     def shards(self) -> list[range] | list[None]:
-        """Windows of each shard of training rows: [None], all in one, unless a budget asks for more.
+        """Windows of each shard of training rows: [None], all in one, if no budget asks for more.
 
         Raises
         ------

@@ -1,7 +1,8 @@
 """What the toy analysis reads, makes, costs and draws."""
 
-from ontogeny.declarations import Analysis, Cost, Figure, Product, Stage
 from toy_package.settings import Toy
+
+from ontogeny.declarations import Analysis, Cost, Figure, Product, Stage
 
 ANALYSIS = Analysis(
     "toy",

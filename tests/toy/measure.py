@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-
-from ontogeny.files import write_table
-from ontogeny.figures import style
-from ontogeny.settings import Settings
 from toy_package.settings import Toy
+
+from ontogeny.figures import style
+from ontogeny.files import write_table
+from ontogeny.settings import Settings
 
 
 def measure(settings: Settings, features: Path, bins: Path) -> None:

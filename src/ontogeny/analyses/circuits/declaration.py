@@ -21,7 +21,7 @@ TASKS = Stage(
     settings=("circuits.tasks", "circuits.pairs", "circuits.seed"),
     scope="experiment",
     gpu=False,
-    cost=Cost("one", (10.0, 0.0), (0.7e9, 0.0), (300_000.0, 0.0)),
+    cost=Cost(),
 )
 
 # The scale: tokens of all prompts, each run forward and backward by every snapshot.
@@ -32,7 +32,7 @@ ATTRIBUTION = Stage(
     reads=PROMPTS,
     makes=ATTRIBUTED,
     settings=("circuits.path_steps", "circuits.seed", "analysis.bootstrap"),
-    cost=Cost("prompt_tokens", (20.0, 1.5e-3), (1.2e9, 4_000.0), (100_000.0, 300.0), FITS),
+    cost=Cost(),
 )
 
 # The scale: as above, each run once for every set of features on a curve.
@@ -44,7 +44,7 @@ ABLATION = Stage(
     reads=PROMPTS | ATTRIBUTED,
     makes={"curves": "ablation_curves", "summary": "circuits"},
     settings=("circuits.seed", *CURVES, "analysis.bootstrap"),
-    cost=Cost("prompt_tokens", (20.0, 1.5e-3), (1.2e9, 4_000.0), (200_000.0, 0.0), FITS),
+    cost=Cost(),
 )
 
 ANALYSIS = Analysis(

@@ -18,7 +18,7 @@ SPAN = Stage(
         "analysis.seed",
     ),
     # The scale: tokens of all suffixes, each run by every snapshot.
-    cost=Cost("span_tokens", (20.0, 2e-5), (1.2e9, 30.0), (50_000.0, 0.02)),
+    cost=Cost(),
 )
 
 GRADE = Stage(
@@ -39,7 +39,7 @@ GRADE = Stage(
     scratch={"answers": "features/{crosscoder}/grader"},
     files=("grader_prompt.md",),
     # The scale: features that are graded, a parallel request's share each; an answer takes 20 s.
-    cost=Cost("graded_features", (15.0, 20.0), (1.2e9, 0.0), (20_000.0, 10_000.0)),
+    cost=Cost(),
 )
 
 COMPLEXITY = Stage(
@@ -51,7 +51,7 @@ COMPLEXITY = Stage(
     settings=("analysis.bootstrap", "analysis.seed"),
     gpu=False,
     # The scale: features × (permutations + 2 × bootstrap samples).
-    cost=Cost("complexity_entries", (10.0, 1.2e-6), (0.8e9, 20.0), (20_000.0, 0.0)),
+    cost=Cost(),
 )
 
 ANALYSIS = Analysis(

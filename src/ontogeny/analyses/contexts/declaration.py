@@ -18,7 +18,7 @@ CONTEXTS = Stage(
     makes={"contexts": "contexts", "table": "contexts_table"},
     settings=("contexts", "analysis.seed"),
     # The scale: positions of the held-out text × features of the dictionary.
-    cost=Cost("held_out_features", (20.0, 6e-8), (1.2e9, 8.0), (100_000.0, 0.3)),
+    cost=Cost(),
 )
 
 ANALYSIS = Analysis(

@@ -12,7 +12,7 @@ DIMENSIONALITY = Stage(
     settings=("analysis.presence",),
     gpu=False,
     # Decoder entries of all seeds, each multiplied with as many as the model's width.
-    cost=Cost("decoders", (3.0, 4e-8), (0.5e9, 16.0), (20_000.0, 0.0)),
+    cost=Cost(),
 )
 
 ANALYSIS = Analysis(

@@ -34,7 +34,7 @@ FRONTIER = Stage(
     scope="experiment",
     gpu=False,
     when="frontier",
-    cost=Cost("one", (4.0, 0.0), (0.3e9, 0.0), (50_000.0, 0.0)),
+    cost=Cost(),
 )
 # No settings: what the dictionaries are is in their names, and so in the names of the files read.
 

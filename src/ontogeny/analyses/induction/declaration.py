@@ -20,7 +20,7 @@ HEADS = Stage(
     makes={"sums": "head_sums", "table": "heads"},
     settings=("induction.blocks", "analysis.seed", "activations.precision"),
     scope="experiment",
-    cost=Cost("head_sums", (20.0, 1e-3), (1.0e9, 60.0), (30_000.0, 12.0), FITS),
+    cost=Cost(),
 )
 INDUCTION = Stage(
     "induction",
@@ -31,7 +31,7 @@ INDUCTION = Stage(
     settings=(*MARGINS, "analysis.bootstrap", "analysis.seed"),
     scope="experiment",
     gpu=False,
-    cost=Cost("head_sums", (10.0, 1e-4), (0.8e9, 40.0), (10_000.0, 0.0)),
+    cost=Cost(),
 )
 
 ANALYSIS = Analysis(

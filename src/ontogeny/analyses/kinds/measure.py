@@ -1,4 +1,4 @@
-"""Kinds of feature, by rule (docs/method.md 6): what a feature's activation on held-out text hangs on.
+"""Kinds of feature, by rule: what an activation on held-out text depends on (docs/method.md 6).
 
 Letters: f (N, F) activations at N held-out positions in text order, x_t the token at position t of
 its block. Shares of a feature's variance, chance corrected (ε², below), which add up to 1:

@@ -12,7 +12,7 @@ PRESENCE = Stage(
     reads={name: name for name in ("crosscoder", "activations", "tokens", "features")},
     makes={"tests": "presence", "verdicts": "presence_verdicts"},
     settings=("presence", "analysis.seed", "analysis.bootstrap"),
-    cost=Cost("histories", (20.0, 2e-2), (1.5e9, 3e3), (5e4, 1e2), "lower presence.features"),
+    cost=Cost(),
 )
 
 ANALYSIS = Analysis(

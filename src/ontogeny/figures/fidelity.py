@@ -1,4 +1,4 @@
-"""How well the crosscoder describes every snapshot, beside its baselines."""
+"""How well the crosscoder describes each snapshot, and its baselines (docs/method.md 3 and 8)."""
 
 from __future__ import annotations
 
@@ -31,18 +31,11 @@ def draw(fidelity: list[Path], seeds: list[int], random: list[Path], output: Pat
 
     Parameters
     ----------
-    fidelity : a table for each seed; snapshot_index, step, layer, stream, explained_variance,
-        pca_explained_variance, l0, l0_present, loss, loss_ablated, loss_recovered, of the
-        snapshots of one layer and stream.
-    seeds : their names.
-    random : the same tables for dictionaries whose decoder directions stay random; may be empty.
+    fidelity, random : a table for each seed, of the snapshots of one layer and stream; of random
+        dictionaries, whose decoder directions stay random, there may be none. seeds : their names.
     output : path without ending. Its CSV has series, measure, snapshot_index, step, value,
         meaningful; the last is false, and the marker hollow, where mean-ablation costs the model
         less than 0.05 nats, so that loss recovered means nothing.
-
-    References
-    ----------
-    docs/method.md 3 and 8.
     """
     tables = {f"crosscoder, seed {s}": _read(p) for s, p in zip(seeds, fidelity, strict=True)}
     mains = list(tables)

@@ -1,4 +1,4 @@
-"""How long features live, when they appear, and how the classes depend on the threshold."""
+"""How long features live, when they appear, and their classes (docs/method.md 4 and 8)."""
 
 from __future__ import annotations
 
@@ -22,17 +22,10 @@ def draw(features: Path, classes: Path, output: Path) -> None:
 
     Parameters
     ----------
-    features : the features table; feature, alive, matched, matched_cosine, lifetime, onset_step,
-        initialisation, emergent, transient.
-    classes : the sweep; presence, initialisation, emergent, transient (counts, living features).
     output : path without ending. Its CSV has panel ('lifetime', 'onset_log', 'onset_linear',
         'onset_cumulative', 'sweep'), group ('all', 'matched'), class, low, high, value: a count
         in the bin [low, high), the last bin closed; for 'onset_cumulative' the number of features
         with onset at or before low; for 'sweep' the count at threshold low.
-
-    References
-    ----------
-    docs/method.md 4 and 8.
     """
     living = style.read_living(features, ["lifetime", "onset_step", *KINDS])
     sweep = style.read(classes, ["presence", *KINDS])
@@ -118,10 +111,8 @@ def _onsets(
     if kind == "log":
         edges = np.expm1(np.linspace(0, np.log1p(last), ONSET_BINS + 1))
     for group, steps in onsets.items():
-        counts, _ = np.histogram(np.minimum(steps, last), edges)
-        # expm1(log1p(x)) may fall short of x by rounding
-        counts[-1] += int((steps > edges[-1]).sum())
-        axis.stairs(counts, edges, fill=True, color=style.COLOURS[group], label=group)
+        colour = style.COLOURS[group]
+        counts = style.histogram(axis, steps, edges, fill=True, color=colour, label=group)
         drawn.append(_rows(f"onset_{kind}", group, "emergent", edges[:-1], edges[1:], counts))
     style.step_axis(axis, last, kind)
     axis.set_xlabel("onset, training step" + (" (log axis)" if kind == "log" else ""))

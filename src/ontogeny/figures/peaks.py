@@ -1,4 +1,4 @@
-"""When features are strongest: the peak snapshot index."""
+"""When features are strongest: the peak snapshot index (docs/method.md 4 and 8)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,7 @@ def draw(features: Path, strengths: Path, output: Path) -> None:
 
     Parameters
     ----------
-    features : the features table; feature, alive, matched, matched_cosine, peak_snapshot_index.
-    strengths : the strengths table, for the snapshots: snapshot_index, step.
     output : path without ending. Its CSV has snapshot_index, step, all, matched (counts).
-
-    References
-    ----------
-    docs/method.md 4 and 8.
     """
     living = style.read_living(features, ["peak_snapshot_index"])
     numbers, steps = style.snapshots(style.read(strengths, ["snapshot_index", "step"]))

@@ -165,6 +165,13 @@ def _scale(axis: Axes, last: float, kind: Kind) -> None:
         axis.set_xlim(-0.025 * last, 1.025 * last)
 
 
+def histogram(axis: Axes, values: Any, edges: np.ndarray, **look: Any) -> np.ndarray:
+    """Outline how many values are in each bin, those beyond in the outermost; the counts."""
+    counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
+    axis.stairs(counts, edges, **look)
+    return counts
+
+
 def step_axis(axis: Axes, last: float, kind: Kind, labels: bool = True) -> None:
     """Make the x-axis one of training steps from 0 to `last`.
 

@@ -1,4 +1,4 @@
-"""How much of the residual stream features take up, snapshot by snapshot."""
+"""How much of the residual stream features take up, snapshot by snapshot (docs/method.md 4)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,8 @@ def draw(features: Path, dimensionality: Path, output: Path) -> None:
 
     Parameters
     ----------
-    features : the features table; feature, alive, matched, matched_cosine.
-    dimensionality : the table; seed, group, snapshot_index, step, features, share, mean.
     output : path without ending. Its CSV has panel ('share', 'mean'), seed, group, features,
         snapshot_index, step, value.
-
-    References
-    ----------
-    docs/method.md 4.
     """
     living = style.read_living(features)
     columns = ["seed", "group", "features", "snapshot_index", "step"]

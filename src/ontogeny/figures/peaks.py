@@ -44,18 +44,16 @@ def draw(features: Path, strengths: Path, output: Path) -> None:
                 markeredgewidth=0.5,
                 label=label,
             )
-        log.set_yscale("log")
-        log.set_ylim(0.8, 1.6 * max(1, counts["all"].max()))
+        log.set(yscale="log", ylim=(0.8, 1.6 * max(1, counts["all"].max())))
         log.grid(axis="y", linewidth=0.4, color="0.88")
         log.set_axisbelow(True)
         log.yaxis.set_major_formatter("{x:g}")
-        linear.legend(loc="upper center", ncols=2)
-        log.legend(loc="upper center", ncols=2)
+        for axis in (linear, log):
+            axis.legend(loc="upper center", ncols=2)
         linear.set_ylabel("features")
-        log.set_ylabel("features (log axis)")
         style.title(linear, "a", style.matched_note(living))
         style.title(log, "b", "")
         style.snapshot_axis(log, numbers, steps, 40, upright=True)
+        log.set(xlim=(-0.8, len(numbers) - 0.2), ylabel="features (log axis)")
         log.set_xlabel("peak snapshot number · training step")
-        log.set_xlim(-0.8, len(numbers) - 0.2)
         style.save(figure, counts, output)

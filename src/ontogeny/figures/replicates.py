@@ -104,8 +104,8 @@ def _correlations(
         bins = pd.DataFrame({"low": BINS[:-1], "value": counts})
         drawn.append(bins.assign(panel="correlation", model=model))
     axis.axvline(threshold, color="black", linestyle="--", linewidth=0.8)
-    axis.set(xlim=(0, 1), xlabel="correlation with the partner's activation", yscale="log")
-    axis.set_ylabel("features (log axis)")
+    axis.set(xlim=(0, 1), xlabel="correlation with the partner's activation")
+    axis.set(yscale="log", ylabel="features (log axis)")
     axis.legend(loc="upper left", fontsize=6)
     style.title(axis, "i", "each feature's partner in another model")
     return drawn
@@ -134,7 +134,6 @@ def _onsets(axis: Axes, matched: pd.DataFrame, colours: dict[str, str]) -> list[
     axis.set_ylim(axis.get_xlim())
     axis.yaxis.set_major_locator(axis.xaxis.get_major_locator())
     axis.yaxis.set_minor_locator(axis.xaxis.get_minor_locator())
-    axis.set_xlabel("onset step in the experiment's own model")
-    axis.set_ylabel("onset step in the other")
+    axis.set(xlabel="onset step in the experiment's own model", ylabel="onset step in the other")
     axis.legend(loc="upper left", fontsize=6, handletextpad=0.2)
     return drawn

@@ -67,8 +67,8 @@ def _cosines(axis: Axes, table: pd.DataFrame, threshold: float) -> None:
         look: dict[str, Any] = {"color": colour, "linestyle": ":"} if i else {"color": "black"}
         style.histogram(axis, often["cosine"], BINS, linewidth=1, label=label, **look)
     axis.axvline(threshold, color="black", linestyle="--", linewidth=0.8)
-    axis.set(xlim=(0, 1), xlabel="cosine of stacked decoders", ylabel="features")
-    axis.set_ylim(0, 1.35 * axis.get_ylim()[1])
+    axis.set(xlim=(0, 1), ylim=(0, 1.35 * axis.get_ylim()[1]))
+    axis.set(xlabel="cosine of stacked decoders", ylabel="features")
     axis.legend(loc="upper left")
 
 
@@ -92,10 +92,9 @@ def _densities(axis: Axes, table: pd.DataFrame, threshold: float) -> None:
             rasterized=True,
         )
     axis.axhline(threshold, color="black", linestyle="--", linewidth=0.8)
-    axis.set_xscale("log")
-    axis.set_ylim(min(0.0, table["cosine"].min()) - 0.12, 1.02)  # the legend stands below 0
-    axis.set_xlabel("density (share of tokens on which it is active)")
-    axis.set_ylabel("cosine of stacked decoders")
+    least = min(0.0, table["cosine"].min()) - 0.12  # the legend stands below 0
+    axis.set(xscale="log", xlabel="density (share of tokens on which it is active)")
+    axis.set(ylim=(least, 1.02), ylabel="cosine of stacked decoders")
     axis.legend(loc="lower right", handletextpad=0.2, ncols=2)
 
 
@@ -121,8 +120,7 @@ def _peaks(
     image = joint.pcolormesh(edges, edges, shown, norm=norm, cmap="viridis_r")
     style.snapshot_axis(joint, *snapshots, 9)
     style.snapshot_axis(joint, *snapshots, 12, "y")
-    joint.set_xlabel("peak in first seed: snapshot number, step")
-    joint.set_ylabel("peak in other seed")
+    joint.set(xlabel="peak in first seed: snapshot number, step", ylabel="peak in other seed")
     bar = figure.colorbar(image, ax=joint, pad=0.01, aspect=35, format="{x:g}")
     bar.ax.set_title("features", fontsize=6.5)
     bar.ax.tick_params(labelsize=6)
@@ -133,7 +131,6 @@ def _peaks(
     counts = style.histogram(apart, distance, edges, fill=True, color=style.COLOURS["matched"])
     apart.axvspan(-NEAR - 0.5, NEAR + 0.5, color="0.9", zorder=0, linewidth=0)
     apart.set(xlabel="peak in other seed − peak in first (snapshots)", ylabel="features (log axis)")
-    apart.set_yscale("log")
-    apart.set_ylim(0.7, 1.6 * counts.max())
+    apart.set(yscale="log", ylim=(0.7, 1.6 * counts.max()))
     apart.yaxis.set_major_formatter("{x:g}")
     return float((distance.abs() <= NEAR).mean())

@@ -43,8 +43,8 @@ def draw(features: Path, dimensionality: Path, output: Path) -> None:
             style.mark_snapshots(axis, *snapshots, kind, labels=False)
         grid[0, 0].set_ylabel("total dimensionality / d")
         grid[1, 0].set_ylabel("mean dimensionality\nof a feature")
-        grid[0, 0].set_ylim(bottom=0)
-        grid[1, 0].set_ylim(bottom=0)
+        for axis in grid[:, 0]:
+            axis.set_ylim(bottom=0)
         figure.suptitle(style.matched_note(living), x=0.01, ha="left")
         grid[0, 1].legend(loc="best")
         figure.legend(*grid[1, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)

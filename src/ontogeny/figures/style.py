@@ -169,7 +169,8 @@ def legend(figure: Figure, axes: Iterable[Axes], names: Iterable[str] = (), **lo
     """A legend of the figure for all that some axes show, each name once, in a stated order."""
     handles: dict[str, Any] = {}
     for axis in axes:
-        handles |= {handle.get_label(): handle for handle in axis.get_legend_handles_labels()[0]}
+        artists, labels = axis.get_legend_handles_labels()
+        handles |= dict(zip(labels, artists, strict=True))
     shown = [name for name in names or handles if name in handles]
     figure.legend([handles[name] for name in shown], shown, **look)
 

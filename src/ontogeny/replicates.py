@@ -162,8 +162,7 @@ def _curves(files: Files) -> pd.DataFrame:
     if files["dimensionality"].exists():
         size = pd.read_csv(files["dimensionality"])
         size = size[(size["group"] == "all") & (size["seed"] == size["seed"].iloc[0])]
-        size = size.assign(panel="dimensionality", group="features", value=size["share"])
-        parts.append(size)
+        parts.append(size.assign(panel="dimensionality", group="features", value=size["share"]))
     if files["kinds"].exists():
         kinds = pd.read_parquet(files["kinds"])[["feature", "kind"]]
         strengths = pd.read_parquet(files["strengths"]).merge(kinds, on="feature")
@@ -224,12 +223,8 @@ def compare(
         theirs = _features(results[name]).add_prefix("partner_")
         theirs = theirs.rename(columns={"partner_feature": "partner"})
         pairs = pairs.merge(ours, on="feature").merge(theirs, on="partner", how="left")
-        agreed[name] = agreement(
-            pairs[pairs["partner"] >= 0],
-            analysis.matched_cosine,
-            analysis.bootstrap,
-            analysis.seed,
-        )
+        known = pairs[pairs["partner"] >= 0]
+        agreed[name] = agreement(known, analysis.matched_cosine, analysis.bootstrap, analysis.seed)
         matched.append(pairs.assign(other=name))
     across = pd.DataFrame(agreed).rename("across_models_{}".format)
     spread = [interval(row) for row in table[only_seed].to_numpy(float)]

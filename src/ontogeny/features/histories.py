@@ -162,15 +162,8 @@ def class_sweep(normalised: np.ndarray) -> pd.DataFrame:
     rows = []
     for presence in SWEEP:
         initial, transient = classes(normalised, presence)
-        rows.append(
-            {
-                "presence": presence,
-                "initialisation": int(initial.sum()),
-                "emergent": int((~initial).sum()),
-                "transient": int(transient.sum()),
-            }
-        )
-    return pd.DataFrame(rows)
+        rows.append((presence, initial.sum(), (~initial).sum(), transient.sum()))
+    return pd.DataFrame(rows, columns=["presence", "initialisation", "emergent", "transient"])
 
 
 def describe(
@@ -213,18 +206,14 @@ def describe(
     table = _with_partners(table, pairs, settings.analysis.matched_cosine)
     alive, normalised = table["alive"].to_numpy(), normalise(strength)
     write_table(features, table)
-    write_table(
-        strengths,
-        pd.DataFrame(
-            {
-                "feature": np.repeat(table["feature"], len(steps)),
-                "snapshot_index": np.tile(numbers, len(table)),
-                "step": np.tile(steps, len(table)),
-                "strength": strength.ravel(),
-                "normalised_strength": normalised.ravel(),
-            }
-        ),
-    )
+    histories = {
+        "feature": np.repeat(table["feature"], len(steps)),
+        "snapshot_index": np.tile(numbers, len(table)),
+        "step": np.tile(steps, len(table)),
+        "strength": strength.ravel(),
+        "normalised_strength": normalised.ravel(),
+    }
+    write_table(strengths, pd.DataFrame(histories))
     write_table(matches, pairs)
     write_table(classes, class_sweep(normalised[alive]))
     groups = {"all": alive, "matched": table["matched"].to_numpy()}
@@ -232,9 +221,9 @@ def describe(
     matrices, turning = [], {}
     for group, chosen in groups.items():
         if chosen.any():
-            matrix, turning[group] = _turn(cosines[chosen], steps, numbers, settings)
-            matrices.append(matrix.assign(group=group))
-    write_table(directions, pd.concat(matrices)[["group", *matrices[0].columns.drop("group")]])
+            matrix, turning[group] = _turn(group, cosines[chosen], steps, numbers, settings)
+            matrices.append(matrix)
+    write_table(directions, pd.concat(matrices))
     write_json(turning_point, turning)
 
 
@@ -294,9 +283,9 @@ def _pairs(
 def _with_partners(table: pd.DataFrame, pairs: pd.DataFrame, least: float) -> pd.DataFrame:
     """The features with their partner in the second seed and the least cosine over all seeds."""
     if len(pairs):
-        second = pairs[pairs["other_seed"] == pairs["other_seed"].iloc[0]].set_index("feature")
-        partner = second["partner"].reindex(table["feature"], fill_value=-1).to_numpy()
-        peak = second["partner_peak_index"].reindex(table["feature"], fill_value=-1).to_numpy()
+        second = pairs.drop_duplicates("feature").set_index("feature")
+        second = second[["partner", "partner_peak_index"]].reindex(table["feature"], fill_value=-1)
+        partner, peak = second.to_numpy().T
         table = table.assign(partner=partner, partner_peak_index=np.where(partner >= 0, peak, -1))
     cosine = pairs.groupby("feature")["cosine"].min().reindex(table["feature"])
     table["matched_cosine"] = cosine.to_numpy(float)
@@ -304,12 +293,12 @@ def _with_partners(table: pd.DataFrame, pairs: pd.DataFrame, least: float) -> pd
 
 
 def _turn(
-    cosines: np.ndarray, steps: np.ndarray, numbers: np.ndarray, settings: Settings
+    group: str, cosines: np.ndarray, steps: np.ndarray, numbers: np.ndarray, settings: Settings
 ) -> tuple[pd.DataFrame, dict[str, float]]:
-    """Mean cosine between the directions at all pairs of snapshots, and the turning point."""
+    """Mean cosine between a group's directions at all pairs of snapshots; its turning point."""
     i, j = (index.ravel() for index in np.indices((len(steps), len(steps))))
-    pairs = {"snapshot_index": numbers[i], "other_index": numbers[j]}
-    pairs |= {"step": steps[i], "other_step": steps[j], "cosine": mean_matrix(cosines).ravel()}
+    matrix = {"group": group, "snapshot_index": numbers[i], "other_index": numbers[j]}
+    matrix |= {"step": steps[i], "other_step": steps[j], "cosine": mean_matrix(cosines).ravel()}
     analysis = settings.analysis
     about = turning_point(cosines, steps, analysis.bootstrap, analysis.seed)
-    return pd.DataFrame(pairs), {"features": len(cosines), **about}
+    return pd.DataFrame(matrix), {"features": len(cosines), **about}

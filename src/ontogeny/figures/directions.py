@@ -1,4 +1,4 @@
-"""Where features turn: cosines between their directions at all pairs of snapshots."""
+"""Cosines between features' directions at all pairs of snapshots (docs/method.md 4)."""
 
 from __future__ import annotations
 
@@ -20,16 +20,7 @@ def draw(features: Path, directions: Path, turning_point: Path, output: Path) ->
 
     Parameters
     ----------
-    features : the features table; feature, alive, matched, matched_cosine.
-    directions : table with group ('all', 'matched'), snapshot_index, other_index, step,
-        other_step, cosine; an empty cosine (no feature strong enough at both) is hatched.
-    turning_point : JSON; for each group features, step, low, high, snapshot_before,
-        snapshot_after (steps), within, between.
     output : path without ending. Its CSV is the directions table without other columns.
-
-    References
-    ----------
-    docs/method.md 4.
     """
     living = style.read_living(features)
     columns = ["group", "snapshot_index", "other_index", "step", "other_step", "cosine"]

@@ -1,4 +1,4 @@
-"""Distance of the model's predictions from the n-gram models, snapshot by snapshot."""
+"""Distance of the model from the n-gram models, snapshot by snapshot (docs/method.md 5)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,8 @@ def draw(phases: Path, levels: Path, output: Path) -> None:
 
     Parameters
     ----------
-    phases : table with snapshot_index, step, kl_unigram, kl_bigram (nats, token means).
-    levels : JSON; {unigram,bigram}_crossing_step, where the loss crosses each level, or null.
     output : path without ending. Its CSV has series, snapshot_index, step, value; series
         '{unigram,bigram}_crossing' are the vertical lines, their value empty.
-
-    References
-    ----------
-    docs/method.md 5.
     """
     columns = [f"kl_{name}" for name in MARKERS]
     table = style.read(phases, ["snapshot_index", "step", *columns])

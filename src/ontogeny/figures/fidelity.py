@@ -1,4 +1,4 @@
-"""How well the crosscoder describes every snapshot, beside its baselines."""
+"""How well the crosscoder describes each snapshot, and its baselines (docs/method.md 3 and 8)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
 from ontogeny.figures import style
@@ -31,18 +30,11 @@ def draw(fidelity: list[Path], seeds: list[int], random: list[Path], output: Pat
 
     Parameters
     ----------
-    fidelity : a table for each seed; snapshot_index, step, layer, stream, explained_variance,
-        pca_explained_variance, l0, l0_present, loss, loss_ablated, loss_recovered, of the
-        snapshots of one layer and stream.
-    seeds : their names.
-    random : the same tables for dictionaries whose decoder directions stay random; may be empty.
+    fidelity, random : a table for each seed, of the snapshots of one layer and stream; of random
+        dictionaries, whose decoder directions stay random, there may be none. seeds : their names.
     output : path without ending. Its CSV has series, measure, snapshot_index, step, value,
         meaningful; the last is false, and the marker hollow, where mean-ablation costs the model
         less than 0.05 nats, so that loss recovered means nothing.
-
-    References
-    ----------
-    docs/method.md 3 and 8.
     """
     tables = {f"crosscoder, seed {s}": _read(p) for s, p in zip(seeds, fidelity, strict=True)}
     mains = list(tables)
@@ -76,19 +68,14 @@ def draw(fidelity: list[Path], seeds: list[int], random: list[Path], output: Pat
             for axis in row:
                 for series, points in values.groupby("series", sort=False):
                     _line(axis, points, str(series), looks[str(series)], bottom, top)
-            row[0].set_ylabel(label)
-            row[0].set_ylim(bottom, top)
+            row[0].set(ylabel=label, ylim=(bottom, top))
             row[0].set_title(hidden, loc="right", fontsize=6.5, color="0.35")
         style.over_training(grid, drawn["step"].max(), style.snapshots(first))
-        shown: dict[str, Artist] = {}
-        for axis in grid[:, 0]:
-            handles, labels = axis.get_legend_handles_labels()
-            shown |= dict(zip(labels, handles, strict=True))
         presents = [name for name in looks if name not in (*tables, pca)]
         order = [*mains, HOLLOW, *presents, *list(tables)[len(mains) :], pca]
-        names = [name for name in order if name in shown]
-        handles = [shown[name] for name in names]
-        figure.legend(handles, names, loc="outside upper center", ncols=3, handlelength=2.6)
+        style.legend(
+            figure, grid[:, 0], order, loc="outside upper center", ncols=3, handlelength=2.6
+        )
         style.save(figure, drawn, output)
 
 

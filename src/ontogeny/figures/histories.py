@@ -1,4 +1,4 @@
-"""Decoder-norm histories: how strong every feature is at every snapshot."""
+"""How strong every feature is at every snapshot: decoder norms (docs/method.md 4 and 8)."""
 
 from __future__ import annotations
 
@@ -31,16 +31,9 @@ def draw(features: Path, strengths: Path, output: Path) -> None:
 
     Parameters
     ----------
-    features : the features table; feature, alive, matched, matched_cosine, density,
-        peak_snapshot_index, peak_step, onset_step, lifetime, initialisation, emergent, transient.
-    strengths : table with feature, snapshot_index, step, normalised_strength.
     output : path without ending. Its CSV has row (from 1, of the map of all), feature,
         peak_snapshot_index, onset_step, matched, example (the class that the feature's curve
         stands for, or empty), snapshot_index, step, normalised_strength.
-
-    References
-    ----------
-    docs/method.md 4 and 8.
     """
     living = style.read_living(features, COLUMNS)
     table = style.read(strengths, ["feature", "snapshot_index", "step", "normalised_strength"])

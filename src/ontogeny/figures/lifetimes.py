@@ -1,4 +1,4 @@
-"""How long features live, when they appear, and how the classes depend on the threshold."""
+"""How long features live, when they appear, and their classes (docs/method.md 4 and 8)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from ontogeny.figures import style
 
-KINDS = ("initialisation", "emergent", "transient")
+CLASSES = {"initialisation": "o", "emergent": "s", "transient": "D"}
 LIFETIME_BINS = np.linspace(0, 1, 17)
 ONSET_BINS = 20
 
@@ -22,20 +22,13 @@ def draw(features: Path, classes: Path, output: Path) -> None:
 
     Parameters
     ----------
-    features : the features table; feature, alive, matched, matched_cosine, lifetime, onset_step,
-        initialisation, emergent, transient.
-    classes : the sweep; presence, initialisation, emergent, transient (counts, living features).
     output : path without ending. Its CSV has panel ('lifetime', 'onset_log', 'onset_linear',
         'onset_cumulative', 'sweep'), group ('all', 'matched'), class, low, high, value: a count
         in the bin [low, high), the last bin closed; for 'onset_cumulative' the number of features
         with onset at or before low; for 'sweep' the count at threshold low.
-
-    References
-    ----------
-    docs/method.md 4 and 8.
     """
-    living = style.read_living(features, ["lifetime", "onset_step", *KINDS])
-    sweep = style.read(classes, ["presence", *KINDS])
+    living = style.read_living(features, ["lifetime", "onset_step", *CLASSES])
+    sweep = style.read(classes, ["presence", *CLASSES])
     emergent = living[living["emergent"]]
     groups = {"all": emergent, "matched": emergent[emergent["matched"]]}
     onsets = {group: own["onset_step"].to_numpy() for group, own in groups.items()}
@@ -86,23 +79,19 @@ def _lifetimes(axis: Axes, living: pd.DataFrame, group: str, drawn: list[pd.Data
         )
         drawn.append(_rows("lifetime", group, name, low, high, counts))
         below = below + counts
-    axis.set_xlim(0, 1)
-    axis.set_ylim(0, max(1.0, 1.3 * below.max()))
-    axis.set_xlabel("lifetime (share of snapshots)")
-    axis.set_ylabel("features")
+    axis.set(xlim=(0, 1), ylim=(0, max(1.0, 1.3 * below.max())))
+    axis.set(xlabel="lifetime (share of snapshots)", ylabel="features")
     axis.legend(loc="upper left")
 
 
 def _sweep(axis: Axes, sweep: pd.DataFrame, drawn: list[pd.DataFrame]) -> None:
     presence = sweep["presence"].to_numpy()
-    for name, marker in zip(KINDS, "osD", strict=True):
+    for name, marker in CLASSES.items():
         counts = sweep[name].to_numpy()
         axis.plot(presence, counts, color=style.COLOURS[name], marker=marker, label=name)
         drawn.append(_rows("sweep", "all", name, presence, presence, counts))
     axis.set_ylim(bottom=0)
-    axis.set_xticks(presence)
-    axis.set_xlabel("presence threshold")
-    axis.set_ylabel("features")
+    axis.set(xticks=presence, xlabel="presence threshold", ylabel="features")
     axis.legend(loc="best")
 
 
@@ -118,14 +107,12 @@ def _onsets(
     if kind == "log":
         edges = np.expm1(np.linspace(0, np.log1p(last), ONSET_BINS + 1))
     for group, steps in onsets.items():
-        counts, _ = np.histogram(np.minimum(steps, last), edges)
-        # expm1(log1p(x)) may fall short of x by rounding
-        counts[-1] += int((steps > edges[-1]).sum())
-        axis.stairs(counts, edges, fill=True, color=style.COLOURS[group], label=group)
+        colour = style.COLOURS[group]
+        counts = style.histogram(axis, steps, edges, fill=True, color=colour, label=group)
         drawn.append(_rows(f"onset_{kind}", group, "emergent", edges[:-1], edges[1:], counts))
     style.step_axis(axis, last, kind)
-    axis.set_xlabel("onset, training step" + (" (log axis)" if kind == "log" else ""))
-    axis.set_ylabel("features")
+    label = "onset, training step" + (" (log axis)" if kind == "log" else "")
+    axis.set(xlabel=label, ylabel="features")
     axis.locator_params(axis="y", integer=True)
     axis.legend(loc="upper left" if kind == "log" else "upper right")
 
@@ -141,6 +128,5 @@ def _cumulative(
         drawn.append(_rows("onset_cumulative", group, "emergent", x, x, counts))
     style.step_axis(axis, last, "log")
     axis.set_ylim(bottom=0)
-    axis.set_xlabel("onset, training step (log axis)")
-    axis.set_ylabel("emergent features")
+    axis.set(xlabel="onset, training step (log axis)", ylabel="emergent features")
     axis.legend(loc="upper left")

@@ -1,4 +1,4 @@
-"""When features are strongest: the peak snapshot index."""
+"""When features are strongest: the peak snapshot index (docs/method.md 4 and 8)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,7 @@ def draw(features: Path, strengths: Path, output: Path) -> None:
 
     Parameters
     ----------
-    features : the features table; feature, alive, matched, matched_cosine, peak_snapshot_index.
-    strengths : the strengths table, for the snapshots: snapshot_index, step.
     output : path without ending. Its CSV has snapshot_index, step, all, matched (counts).
-
-    References
-    ----------
-    docs/method.md 4 and 8.
     """
     living = style.read_living(features, ["peak_snapshot_index"])
     numbers, steps = style.snapshots(style.read(strengths, ["snapshot_index", "step"]))
@@ -50,18 +44,16 @@ def draw(features: Path, strengths: Path, output: Path) -> None:
                 markeredgewidth=0.5,
                 label=label,
             )
-        log.set_yscale("log")
-        log.set_ylim(0.8, 1.6 * max(1, counts["all"].max()))
+        log.set(yscale="log", ylim=(0.8, 1.6 * max(1, counts["all"].max())))
         log.grid(axis="y", linewidth=0.4, color="0.88")
         log.set_axisbelow(True)
         log.yaxis.set_major_formatter("{x:g}")
-        linear.legend(loc="upper center", ncols=2)
-        log.legend(loc="upper center", ncols=2)
+        for axis in (linear, log):
+            axis.legend(loc="upper center", ncols=2)
         linear.set_ylabel("features")
-        log.set_ylabel("features (log axis)")
         style.title(linear, "a", style.matched_note(living))
         style.title(log, "b", "")
         style.snapshot_axis(log, numbers, steps, 40, upright=True)
+        log.set(xlim=(-0.8, len(numbers) - 0.2), ylabel="features (log axis)")
         log.set_xlabel("peak snapshot number · training step")
-        log.set_xlim(-0.8, len(numbers) - 0.2)
         style.save(figure, counts, output)

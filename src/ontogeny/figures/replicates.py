@@ -1,4 +1,4 @@
-"""What comes again in other models."""
+"""What comes again in other models (docs/method.md 8)."""
 
 from __future__ import annotations
 
@@ -33,16 +33,9 @@ def draw(
 
     Parameters
     ----------
-    curves : model, only_seed, panel, group, step, value. matches : other, feature, partner,
-        correlation, initialisation, onset_step, partner_initialisation, partner_onset_step.
-        numbers : quantity, and a column per model. levels : the n-gram levels.
     output : path without ending. Its CSV has panel (those of the curves, 'correlation', 'onset'),
         model, step (an onset in the experiment's model), value (the partner's onset, or features
         in the bin of correlation whose lower edge is low).
-
-    References
-    ----------
-    docs/method.md 8.
     """
     threshold = settings.analysis.matched_cosine
     table = style.read(curves, ["model", "only_seed", "panel", "group", "step", "value"])
@@ -105,15 +98,14 @@ def _correlations(
     """Histogram of the correlations with the partners, by other model."""
     drawn = []
     for model, own in pairs.groupby("other", sort=False):
-        value = own["correlation"].fillna(0).clip(0, 1)
-        counts, _ = np.histogram(value, BINS)
+        value = own["correlation"].fillna(0)
         label = f"{model}: {(value >= threshold).mean():.0%} ≥ {threshold:g}"
-        axis.stairs(counts, BINS, color=colours[str(model)], label=label)
+        counts = style.histogram(axis, value, BINS, color=colours[str(model)], label=label)
         bins = pd.DataFrame({"low": BINS[:-1], "value": counts})
         drawn.append(bins.assign(panel="correlation", model=model))
     axis.axvline(threshold, color="black", linestyle="--", linewidth=0.8)
-    axis.set(xlim=(0, 1), xlabel="correlation with the partner's activation", yscale="log")
-    axis.set_ylabel("features (log axis)")
+    axis.set(xlim=(0, 1), xlabel="correlation with the partner's activation")
+    axis.set(yscale="log", ylabel="features (log axis)")
     axis.legend(loc="upper left", fontsize=6)
     style.title(axis, "i", "each feature's partner in another model")
     return drawn
@@ -142,7 +134,6 @@ def _onsets(axis: Axes, matched: pd.DataFrame, colours: dict[str, str]) -> list[
     axis.set_ylim(axis.get_xlim())
     axis.yaxis.set_major_locator(axis.xaxis.get_major_locator())
     axis.yaxis.set_minor_locator(axis.xaxis.get_minor_locator())
-    axis.set_xlabel("onset step in the experiment's own model")
-    axis.set_ylabel("onset step in the other")
+    axis.set(xlabel="onset step in the experiment's own model", ylabel="onset step in the other")
     axis.legend(loc="upper left", fontsize=6, handletextpad=0.2)
     return drawn

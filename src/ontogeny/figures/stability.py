@@ -1,8 +1,9 @@
-"""Stability: how many features come again in another seed, and whether they live alike."""
+"""How many features come again in another seed, and whether alike (docs/method.md 8)."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,16 +26,8 @@ def draw(settings: Settings, matches: Path, strengths: Path, output: Path) -> No
 
     Parameters
     ----------
-    matches : a row for each living feature of the first seed and each other seed; other_seed,
-        feature, partner (-1: none), cosine, density, peak_snapshot_index, partner_peak_index.
-        Without rows, as with one seed, the figure says so.
-    strengths : the strengths table, for the snapshots: snapshot_index, step.
     output : path without ending. Its CSV has other_seed, feature, cosine, density,
         peak_snapshot_index, partner_peak_index, matched, among_most_frequent: one row per point.
-
-    References
-    ----------
-    docs/method.md 8.
     """
     threshold = settings.analysis.matched_cosine
     table = style.read(matches, [*COLUMNS[:2], "partner", *COLUMNS[2:]])
@@ -67,17 +60,15 @@ def _cosines(axis: Axes, table: pd.DataFrame, threshold: float) -> None:
     shades = ("0.72", "#0072B2", "#E69F00", "#CC79A7")
     for i, (seed, own) in enumerate(table.groupby("other_seed")):
         label = f"all, seed {seed}: {own['matched'].mean():.0%} ≥ {threshold:g}"
-        counts, _ = np.histogram(own["cosine"].clip(0, 1), BINS)
         colour = shades[i % len(shades)]
-        axis.stairs(counts, BINS, fill=i == 0, color=colour, label=label)
+        style.histogram(axis, own["cosine"], BINS, fill=i == 0, color=colour, label=label)
         often = own[own["among_most_frequent"]]
         label = f"{len(often)} most frequent: {often['matched'].mean():.0%}"
-        counts, _ = np.histogram(often["cosine"].clip(0, 1), BINS)
-        colour, line = (colour, ":") if i else ("black", "-")
-        axis.stairs(counts, BINS, color=colour, linestyle=line, linewidth=1, label=label)
+        look: dict[str, Any] = {"color": colour, "linestyle": ":"} if i else {"color": "black"}
+        style.histogram(axis, often["cosine"], BINS, linewidth=1, label=label, **look)
     axis.axvline(threshold, color="black", linestyle="--", linewidth=0.8)
-    axis.set(xlim=(0, 1), xlabel="cosine of stacked decoders", ylabel="features")
-    axis.set_ylim(0, 1.35 * axis.get_ylim()[1])
+    axis.set(xlim=(0, 1), ylim=(0, 1.35 * axis.get_ylim()[1]))
+    axis.set(xlabel="cosine of stacked decoders", ylabel="features")
     axis.legend(loc="upper left")
 
 
@@ -101,10 +92,9 @@ def _densities(axis: Axes, table: pd.DataFrame, threshold: float) -> None:
             rasterized=True,
         )
     axis.axhline(threshold, color="black", linestyle="--", linewidth=0.8)
-    axis.set_xscale("log")
-    axis.set_ylim(min(0.0, table["cosine"].min()) - 0.12, 1.02)  # the legend stands below 0
-    axis.set_xlabel("density (share of tokens on which it is active)")
-    axis.set_ylabel("cosine of stacked decoders")
+    least = min(0.0, table["cosine"].min()) - 0.12  # the legend stands below 0
+    axis.set(xscale="log", xlabel="density (share of tokens on which it is active)")
+    axis.set(ylim=(least, 1.02), ylabel="cosine of stacked decoders")
     axis.legend(loc="lower right", handletextpad=0.2, ncols=2)
 
 
@@ -130,8 +120,7 @@ def _peaks(
     image = joint.pcolormesh(edges, edges, shown, norm=norm, cmap="viridis_r")
     style.snapshot_axis(joint, *snapshots, 9)
     style.snapshot_axis(joint, *snapshots, 12, "y")
-    joint.set_xlabel("peak in first seed: snapshot number, step")
-    joint.set_ylabel("peak in other seed")
+    joint.set(xlabel="peak in first seed: snapshot number, step", ylabel="peak in other seed")
     bar = figure.colorbar(image, ax=joint, pad=0.01, aspect=35, format="{x:g}")
     bar.ax.set_title("features", fontsize=6.5)
     bar.ax.tick_params(labelsize=6)
@@ -139,11 +128,9 @@ def _peaks(
     distance = other - first
     most = max(NEAR, int(distance.abs().max()))
     edges = np.arange(-most - 0.5, most + 1)
-    counts, _ = np.histogram(distance, edges)
-    apart.stairs(counts, edges, fill=True, color=style.COLOURS["matched"])
+    counts = style.histogram(apart, distance, edges, fill=True, color=style.COLOURS["matched"])
     apart.axvspan(-NEAR - 0.5, NEAR + 0.5, color="0.9", zorder=0, linewidth=0)
     apart.set(xlabel="peak in other seed − peak in first (snapshots)", ylabel="features (log axis)")
-    apart.set_yscale("log")
-    apart.set_ylim(0.7, 1.6 * counts.max())
+    apart.set(yscale="log", ylim=(0.7, 1.6 * counts.max()))
     apart.yaxis.set_major_formatter("{x:g}")
     return float((distance.abs() <= NEAR).mean())

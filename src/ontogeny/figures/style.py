@@ -165,6 +165,23 @@ def _scale(axis: Axes, last: float, kind: Kind) -> None:
         axis.set_xlim(-0.025 * last, 1.025 * last)
 
 
+def legend(figure: Figure, axes: Iterable[Axes], names: Iterable[str] = (), **look: Any) -> None:
+    """A legend of the figure for all that some axes show, each name once, in a stated order."""
+    handles: dict[str, Any] = {}
+    for axis in axes:
+        artists, labels = axis.get_legend_handles_labels()
+        handles |= dict(zip(labels, artists, strict=True))
+    shown = [name for name in names or handles if name in handles]
+    figure.legend([handles[name] for name in shown], shown, **look)
+
+
+def histogram(axis: Axes, values: Any, edges: np.ndarray, **look: Any) -> np.ndarray:
+    """Outline how many values are in each bin, those beyond in the outermost; the counts."""
+    counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
+    axis.stairs(counts, edges, **look)
+    return counts
+
+
 def step_axis(axis: Axes, last: float, kind: Kind, labels: bool = True) -> None:
     """Make the x-axis one of training steps from 0 to `last`.
 
@@ -207,7 +224,7 @@ def over_training(
     labels : whether the last row has tick and axis labels of the steps.
     """
     for i, (row, column) in enumerate(np.ndindex(grid.shape)):
-        axis: Axes = grid[row, column]
+        axis: Any = grid[row, column]
         kind = KINDS[column]
         step_axis(axis, last, kind, labels and row == len(grid) - 1)
         if marks is not None and row == 0:

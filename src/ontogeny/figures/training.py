@@ -1,4 +1,4 @@
-"""Training overview: how the language model learnt, before any feature is looked at."""
+"""How the language model learnt, before any feature is looked at (docs/method.md 5 and 8)."""
 
 from __future__ import annotations
 
@@ -34,17 +34,10 @@ def draw(log: Path | None, phases: Path, levels: Path, output: Path) -> None:
 
     Parameters
     ----------
-    log : the training log; step, loss, held_out_loss, learning_rate, and the gains copying_gain,
-        copying_gain_near, random_gain. held_out_loss and the gains are there at some steps
-        only. None where the model was not trained here.
-    phases : table of the snapshots, which the ticks on top mark; snapshot_index, step, loss.
-    levels : JSON; {unigram,bigram}_cross_entropy in nats and _crossing_step (null if never).
+    log : None where the model was not trained here; its held-out loss and gains are there at some
+        steps only.
     output : path without ending. Its CSV has panel, series, step, value; for panel 'crossing',
         step is where the loss crosses the level `value`; for panel 'snapshot', value is a number.
-
-    References
-    ----------
-    docs/method.md 5 and 8.
     """
     if log is None:
         series = {"held_out_loss": SERIES["held_out_loss"]}

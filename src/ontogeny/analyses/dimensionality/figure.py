@@ -1,4 +1,4 @@
-"""How much of the residual stream features take up, snapshot by snapshot."""
+"""How much of the residual stream features take up, snapshot by snapshot (docs/method.md 4)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,8 @@ def draw(features: Path, dimensionality: Path, output: Path) -> None:
 
     Parameters
     ----------
-    features : the features table; feature, alive, matched, matched_cosine.
-    dimensionality : the table; seed, group, snapshot_index, step, features, share, mean.
     output : path without ending. Its CSV has panel ('share', 'mean'), seed, group, features,
         snapshot_index, step, value.
-
-    References
-    ----------
-    docs/method.md 4.
     """
     living = style.read_living(features)
     columns = ["seed", "group", "features", "snapshot_index", "step"]
@@ -49,8 +43,8 @@ def draw(features: Path, dimensionality: Path, output: Path) -> None:
             style.mark_snapshots(axis, *snapshots, kind, labels=False)
         grid[0, 0].set_ylabel("total dimensionality / d")
         grid[1, 0].set_ylabel("mean dimensionality\nof a feature")
-        grid[0, 0].set_ylim(bottom=0)
-        grid[1, 0].set_ylim(bottom=0)
+        for axis in grid[:, 0]:
+            axis.set_ylim(bottom=0)
         figure.suptitle(style.matched_note(living), x=0.01, ha="left")
         grid[0, 1].legend(loc="best")
         figure.legend(*grid[1, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)

@@ -1,4 +1,7 @@
-"""Explained variance and loss recovered against L0: crosscoders beside SAEs of single snapshots."""
+"""Explained variance and loss recovered against L0: crosscoders beside SAEs (docs/method.md 3).
+
+The panels are those of Ge et al. 2026 (arXiv 2509.17196), figure 2.
+"""
 
 from __future__ import annotations
 
@@ -32,18 +35,11 @@ def draw(frontier: Path, output: Path) -> None:
 
     Parameters
     ----------
-    frontier : the frontier's points; dictionary, kind ('crosscoder', 'sae'), features, sparsity,
-        seed, snapshot_index, step, explained_variance, pca_explained_variance, loss_recovered, l0,
-        l0_present, loss, loss_ablated.
     output : path without ending. Its CSV has panel (the training step, or 'mean' over all snapshots
         of the crosscoders), measure, series ('crosscoder', 'sae', and PCA of the sites of either),
         features, sparsity, seeds, l0, l0_present, value, low, high: means over seeds, and their
         range. The mean of loss recovered leaves out snapshots where mean-ablation costs less than
         0.05 nats.
-
-    References
-    ----------
-    docs/method.md 3; Ge et al. 2026 (arXiv 2509.17196), figure 2.
     """
     points = style.read(frontier, NEEDED)
     numbers, steps = style.snapshots(points[points["kind"] == "sae"])

@@ -71,7 +71,7 @@ def _find(experiment: Path, name: str | None, seed: int | None) -> tuple[Path, E
     if (name, seed) != (None, None):
         raise InputError(f"{experiment}: a crosscoder already; leave out --crosscoder and --seed")
     around = experiment.absolute().parents
-    if len(around) > 2 and (around[2] / "config.yaml").exists():
+    if len(around) > 2 and part(around[2], "config").exists():
         return experiment, Experiment.open(around[2])
     return experiment, None
 

@@ -53,7 +53,7 @@ def write(contents: Contents, output: str | Path) -> None:
             pack.write(draft, "tasks", tasks)
         D = dimensionality(contents.decoders) if contents.dimensionality else None
         near, near_cosine = nearest(contents.stacked, NEAR)
-        words: dict[str, int] = {}
+        words: dict[str, int] = {}  # tokens' texts, numbered in the order in which they are met
         promoted: list[str] = []
         texts: list[list[str]] = []
         with bar("atlas: shards", L, "features") as progress:
@@ -153,11 +153,6 @@ def _attributions(contents: Contents, part: slice) -> dict[str, Any]:
     }
 
 
-def _number(words: dict[str, int], text: str) -> int:
-    """The number of a token's text, in the order in which they are met."""
-    return words.setdefault(text, len(words))
-
-
 def _contexts(store: Store, features: list[Feature], words: dict[str, int]) -> dict[str, Any]:
     """Contexts and lens of some features."""
     names = ("block", "offset", "position", "size", "value", "quantile", "word", "lit", "where")
@@ -202,7 +197,7 @@ def _add(
     columns["size"].append(len(context.texts))
     columns["value"].append(context.value)
     columns["quantile"].append(np.nan if context.quantile is None else context.quantile)
-    columns["word"] += [_number(words, text) for text in context.texts]
+    columns["word"] += [words.setdefault(text, len(words)) for text in context.texts]
     columns["lit"].append(len(where))
     columns["where"] += where.tolist()
     columns["how"] += code[where].tolist()
@@ -211,16 +206,16 @@ def _add(
 def _lens(store: Store, features: list[Feature], words: dict[str, int]) -> dict[str, Any]:
     """Promoted and suppressed tokens of some features; the last lens is the one at the peak."""
     number = {(x.snapshot, x.layer, x.stream): i for i, x in enumerate(store.sites)}
-    lenses = [feature.lens for feature in features]
-    site = [[number[x.step, x.layer, x.stream] for x in each] for each in lenses]
-    strength = np.array([[x.strength for x in each] for each in lenses])
-    sides = [[(x.promoted, x.suppressed) for x in each] for each in lenses]
-    word = [[[[_number(words, t[0]) for t in side] for side in x] for x in each] for each in sides]
-    value = np.array([[[[t[2] for t in side] for side in x] for x in each] for each in sides])
+    lenses = [lens for feature in features for lens in feature.lens]
+    strength = np.array([lens.strength for lens in lenses])
+    tokens = [token for x in lenses for side in (x.promoted, x.suppressed) for token in side]
+    word = [words.setdefault(text, len(words)) for text, _, _ in tokens]
+    value = np.array([logit for _, _, logit in tokens])
+    value = value.reshape(len(features), len(features[0].lens), 2, -1)
     scale = np.abs(value).max((1, 2, 3))
     return {
         "tokens": value.shape[3],
-        "site": pack.array(site, "u2"),
+        "site": pack.array([number[x.step, x.layer, x.stream] for x in lenses], "u2"),
         "strength": pack.shares(strength),
         "word": pack.array(word),
         "scale": scale,

@@ -155,7 +155,7 @@ def read(
         )
     if threshold is not None and act != "batchtopk":
         raise InputError(f"--threshold: act_fn {act} has its own; leave it out")
-    exported = config.get("ontogeny")
+    exported: Any = config.get("ontogeny")
     ours = isinstance(exported, dict)
     places = [] if ours else _places(names, steps, layer, stream)
     shapes: dict[str, tuple[int, ...]]

@@ -77,6 +77,7 @@ def write(
         data,
         str(TEMPLATE),
         about=about,
+        shape=f"1, {len(about.inputs)}, {about.width}",
         steps={step for step, _, _ in about.outputs},
         places=", ".join(sorted({f"{stream} {layer}" for _, layer, stream in about.outputs})),
         subject=_plain(hub.repository if hub else settings.name if settings else ""),

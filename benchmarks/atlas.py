@@ -35,7 +35,6 @@ from ontogeny.analyses.kinds.measure import KINDS
 from ontogeny.atlas import build
 from ontogeny.atlas.gather import FORMAT, Contents
 from ontogeny.features import contexts
-from ontogeny.features.collect import bin_edges
 from ontogeny.figures.style import COLOURS
 from ontogeny.files import write_json
 
@@ -71,7 +70,8 @@ def store(features: int, path: Path, rng: np.random.Generator) -> contexts.Store
     c = Contexts()
     vocabulary = words(VOCABULARY, rng)
     lenses, tokens, width = c.lens_snapshots + 1, c.lens_tokens, 2 * c.window + 1
-    dtype = contexts.record_type(c, np.dtype(np.uint16), lenses, tokens)
+    sizes = [getattr(c, name) for name in contexts.LISTS]
+    dtype = contexts.record_type(sizes, c.window, np.dtype(np.uint16), lenses, tokens)
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
         about = {
@@ -80,7 +80,7 @@ def store(features: int, path: Path, rng: np.random.Generator) -> contexts.Store
         }  # fmt: skip
         file.attrs.update(about)
         file["feature"] = np.arange(features, dtype=np.uint32)
-        file["edges"] = bin_edges()
+        file["edges"] = contexts.bin_edges()
         file["vocabulary"] = np.frombuffer(b"".join(vocabulary), np.uint8)
         file["vocabulary_stop"] = np.cumsum([len(word) for word in vocabulary])
         file["sites/step"], file["sites/layer"] = STEPS, [6] * len(STEPS)

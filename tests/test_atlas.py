@@ -13,13 +13,13 @@ import pandas as pd
 import pytest
 import torch
 from conftest import HOSTILE, RESULTS
+from ontogeny.analyses.dimensionality.measure import of_decoders
+from ontogeny.features.histories import direction_cosines
 
 from benchmarks import atlas as benchmark
 from ontogeny.atlas import build, gather, pack
 from ontogeny.corpus.pieces import visible
 from ontogeny.experiment import Experiment
-from ontogeny.features.dimensionality import dimensionality
-from ontogeny.features.evolution import direction_cosines
 from ontogeny.files import InputError
 
 ANALYSES = {"kinds", "contexts", "complexity", "dimensionality", "circuits"}
@@ -108,7 +108,7 @@ def test_histories_are_the_decoders_within_what_is_stored(site, table, analysed)
         here = np.where(cosine[:, c] == pack.NO_COSINE, np.nan, cosine[:, c] / 127)
         np.testing.assert_allclose(here, wanted[:, i, j], atol=0.5 / 127 + 1e-6)
     D = joined(site, "dimensionality", n) / 255
-    np.testing.assert_allclose(D, dimensionality(W), atol=0.5 / 255 + 1e-9)
+    np.testing.assert_allclose(D, of_decoders(W), atol=0.5 / 255 + 1e-9)
 
 
 def test_what_the_site_is_made_from_is_what_it_reads(analysed, monkeypatch):

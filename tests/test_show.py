@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import re
 import sys
-from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -15,13 +14,12 @@ import torch
 import yaml
 from click.testing import CliRunner
 from conftest import tiny
+from ontogeny.analyses.dimensionality.measure import of_decoders
 
-from ontogeny import cli, show
+from ontogeny import cli, registry, show
 from ontogeny.crosscoder.model import Crosscoder, Description
 from ontogeny.experiment import Experiment
-from ontogeny.features import collect, contexts, evolution
-from ontogeny.features.dimensionality import dimensionality
-from ontogeny.settings import Analysis
+from ontogeny.features import contexts, histories
 
 F, N, D = 12, 5, 6
 STEPS = [0, 4, 16, 64, 256]
@@ -63,8 +61,7 @@ def crosscoder(basis: bool = False, seed: int = 0) -> Crosscoder:
 
 def write_contexts(path) -> None:
     """A contexts file whose tokens are what a hostile text would hold."""
-    sizes = SimpleNamespace(top=2, quantiles=2, near_misses=0, window=3)
-    dtype = contexts.record_type(sizes, np.dtype("<u2"), 3, len(VOCABULARY))
+    dtype = contexts.record_type((2, 2, 0), 3, np.dtype("<u2"), 3, len(VOCABULARY))
     records = np.zeros(F - 1, dtype)
     records["feature"] = np.arange(1, F)
     records["found"] = (2, 2, 0)
@@ -80,7 +77,7 @@ def write_contexts(path) -> None:
         for name, value in about.items():
             file.attrs[name] = value
         file["feature"] = records["feature"]
-        file["edges"] = collect.bin_edges()
+        file["edges"] = contexts.bin_edges()
         file["vocabulary"] = np.frombuffer(b"".join(VOCABULARY), np.uint8)
         file["vocabulary_stop"] = np.cumsum([len(token) for token in VOCABULARY])
         file["sites/step"], file["sites/layer"] = STEPS, [3] * N
@@ -91,6 +88,7 @@ def write_contexts(path) -> None:
 def opened(folder) -> Experiment:
     """The experiment of a folder, with STEPS and one crosscoder of the seed 7."""
     changes = {"name": folder.name, "snapshots.steps": STEPS, "snapshots.pretrain.steps": STEPS[-1]}
+    changes |= {"analysis.bootstrap": 10}
     (folder / "config.yaml").write_text(
         yaml.safe_dump(tiny(changes | {"crosscoders.batchtopk.seeds": [7]}))
     )
@@ -103,13 +101,12 @@ def experiment(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results") / "small"
     folder.mkdir()
     made = opened(folder)
-    seed, tables = made.path("trained"), made.path("features").parent
+    seed = made.path("trained")
     crosscoder().save(seed)
     dead = np.arange(F) == 0
     pd.DataFrame({"density": np.linspace(0, 0.1, F), "dead": dead}).to_parquet(seed / "d.parquet")
-    evolution.describe(
-        Analysis(bootstrap=10), [seed, seed], [seed / "d.parquet"] * 2, STEPS, tables
-    )
+    tables = {name: made.path(name) for name in registry.stages()["features"].makes}
+    histories.describe(made.settings, [seed, seed], [seed / "d.parquet"] * 2, **tables)
     made.path("dimensionality").write_text("made\n")
     write_contexts(made.path("contexts"))
     pd.DataFrame({"feature": [5], "kind": ["previous_token"]}).to_parquet(made.path("kinds"))
@@ -148,7 +145,7 @@ def test_the_numbers_are_those_of_the_tables(experiment):
     assert "kind       previous token" in said
     assert "complexity 6 tokens of context (quartiles 4 to 9), what is before replaced" in said
     assert "agree: largest -2 ± 0.1* at step 64, at the last +0.5 ± 0.1*" in said
-    of_dimension = dimensionality(W[1:])[4]  # among the living
+    of_dimension = of_decoders(W[1:])[4]  # among the living
     for step, s, d in zip(STEPS, strength, of_dimension, strict=True):
         bar = re.search(rf"^ +{step} (\S+) +{s:.3g}  D {d:.2f}$", said, re.MULTILINE)
         assert bar, (step, said)
@@ -168,7 +165,7 @@ def test_in_a_principal_subspace_the_numbers_are_those_of_the_full_decoders():
     alive = np.arange(F) > 0
     decoders = show.Decoders(t["W_dec"].numpy(), t["basis"].numpy(), N)
     found = show.dimensionality_of(decoders, 5, alive)
-    np.testing.assert_allclose(found, dimensionality(one.W_dec.numpy()[1:])[4], rtol=1e-4)
+    np.testing.assert_allclose(found, of_decoders(one.W_dec.numpy()[1:])[4], rtol=1e-4)
 
 
 def test_what_is_not_there_is_left_out(experiment, tmp_path):

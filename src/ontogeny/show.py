@@ -22,11 +22,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from ontogeny.analyses.dimensionality.measure import of_decoders
 from ontogeny.corpus.pieces import visible
 from ontogeny.experiment import Experiment
 from ontogeny.features.contexts import Context, Lens
 from ontogeny.features.described import CLASSES, nearest
-from ontogeny.features.dimensionality import dimensionality
 from ontogeny.files import InputError
 
 PROMOTED = 8  # tokens of a snapshot
@@ -224,7 +224,7 @@ def dimensionality_of(decoders: Decoders, feature: int, alive: np.ndarray) -> np
     decoders' components there, in one dimension, give the same number.
     """
     along = decoders.along(feature)[alive]
-    return dimensionality(along[:, :, None])[int(alive[:feature].sum())]
+    return of_decoders(along[:, :, None])[int(alive[:feature].sum())]
 
 
 def _contexts(subject: Subject, count: int) -> list[Line]:

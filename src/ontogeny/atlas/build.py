@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from ontogeny.analyses.dimensionality.measure import of_decoders
 from ontogeny.atlas import pack
 from ontogeny.atlas.gather import Contents, gather
 from ontogeny.corpus.pieces import visible
 from ontogeny.experiment import Experiment
 from ontogeny.features.contexts import Context, Feature, Store
 from ontogeny.features.described import CLASSES, nearest
-from ontogeny.features.dimensionality import dimensionality
-from ontogeny.features.evolution import direction_cosines
+from ontogeny.features.histories import direction_cosines
 from ontogeny.files import whole
 from ontogeny.progress import bar
 
@@ -51,7 +51,7 @@ def write(contents: Contents, output: str | Path) -> None:
         if contents.attribution:
             tasks = {name: _task(*given) for name, given in contents.attribution.items()}
             pack.write(draft, "tasks", tasks)
-        D = dimensionality(contents.decoders) if contents.dimensionality else None
+        D = of_decoders(contents.decoders) if contents.dimensionality else None
         near, near_cosine = nearest(contents.stacked, NEAR)
         words: dict[str, int] = {}  # tokens' texts, numbered in the order in which they are met
         promoted: list[str] = []

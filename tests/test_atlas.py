@@ -13,13 +13,13 @@ import pandas as pd
 import pytest
 import torch
 from conftest import HOSTILE, RESULTS
-from ontogeny.analyses.dimensionality.measure import of_decoders
-from ontogeny.features.histories import direction_cosines
 
 from benchmarks import atlas as benchmark
+from ontogeny.analyses.dimensionality.measure import of_decoders
 from ontogeny.atlas import build, gather, pack
 from ontogeny.corpus.pieces import visible
 from ontogeny.experiment import Experiment
+from ontogeny.features.histories import direction_cosines
 from ontogeny.files import InputError
 
 ANALYSES = {"kinds", "contexts", "complexity", "dimensionality", "circuits"}

@@ -14,9 +14,9 @@ import torch
 import yaml
 from click.testing import CliRunner
 from conftest import tiny
-from ontogeny.analyses.dimensionality.measure import of_decoders
 
 from ontogeny import cli, registry, show
+from ontogeny.analyses.dimensionality.measure import of_decoders
 from ontogeny.crosscoder.model import Crosscoder, Description
 from ontogeny.experiment import Experiment
 from ontogeny.features import contexts, histories

@@ -116,7 +116,7 @@ def read_config(path: Path, keys: list[str]) -> dict[str, Any]:
     InputError : no such file, no JSON object, or a key is missing.
     """
     try:
-        config = json.loads(path.read_text())
+        config: dict[str, Any] = json.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(f"{path}: not there; name a folder of this format") from None
     except (OSError, ValueError) as error:
@@ -124,7 +124,7 @@ def read_config(path: Path, keys: list[str]) -> dict[str, Any]:
     missing = [key for key in keys if not isinstance(config, dict) or key not in config]
     if missing:
         raise InputError(f"{path}: lacks {', '.join(missing)}; not a config of this format")
-    return config  # type: ignore[no-any-return]
+    return config
 
 
 def read_tensors(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:

@@ -22,7 +22,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from safetensors.numpy import load_file, save_file
 
 from benchmarks import environments
-from ontogeny import settings
+from ontogeny import registry, settings
 from ontogeny.activations.rows import Cached, HeldOut
 from ontogeny.activations.sites import Site
 from ontogeny.cli import main
@@ -32,7 +32,6 @@ from ontogeny.exchange import card, hub, llamascopium, plain, saelens, scales
 from ontogeny.experiment import Experiment
 from ontogeny.features import histories
 from ontogeny.files import InputError
-from ontogeny.settings import Analysis
 
 F, N, D, B = 40, 5, 6, 200
 STEPS = [0, 4, 16, 64, 256]
@@ -244,8 +243,11 @@ def test_what_is_imported_goes_on_to_histories_and_single_features(tmp_path):
     loaded = Crosscoder.load(made)
     density = tmp_path / "density.parquet"
     pd.DataFrame({"density": np.full(F, 0.1), "dead": np.zeros(F, bool)}).to_parquet(density)
-    histories.describe(Analysis(bootstrap=10), [made], [density], STEPS, tmp_path / "tables")
-    strengths = pd.read_parquet(tmp_path / "tables/strengths.parquet")["strength"].to_numpy()
+    changes = {"snapshots.steps": STEPS, "snapshots.pretrain.steps": STEPS[-1]}
+    experiment = Experiment(tmp_path / "tiny", settings.load(tiny(changes)))
+    tables = {name: experiment.path(name) for name in registry.stages()["features"].makes}
+    histories.describe(experiment.settings, [made], [density], **tables)
+    strengths = experiment.table("strengths")["strength"].to_numpy()
     W_D = load_file(folder / "sae_weights.safetensors")["W_D"]
     np.testing.assert_allclose(strengths.reshape(F, N).T, np.linalg.norm(W_D, axis=2), rtol=1e-5)
     x, which = rows(loaded), torch.tensor([3, 9])
@@ -569,7 +571,7 @@ def test_the_hubs_folder_of_an_experiment(finished, tmp_path):
     configuration = yaml.safe_load((tmp_path / "out/experiment.yaml").read_text())
     assert configuration["name"] == "tiny"
     hub.read(tmp_path / "out", tmp_path / "back")
-    for name in hub.FILES:
+    for name in ("config.json", "crosscoder.safetensors"):
         assert (tmp_path / "back" / name).read_bytes() == (seed / name).read_bytes()
 
 

@@ -15,12 +15,11 @@ import yaml
 from click.testing import CliRunner
 from conftest import tiny
 
-from ontogeny import cli, show
+from ontogeny import cli, registry, show
 from ontogeny.analyses.dimensionality.measure import of_decoders
 from ontogeny.crosscoder.model import Crosscoder, Description
 from ontogeny.experiment import Experiment
 from ontogeny.features import contexts, histories
-from ontogeny.settings import Analysis
 
 F, N, D = 12, 5, 6
 STEPS = [0, 4, 16, 64, 256]
@@ -89,6 +88,7 @@ def write_contexts(path) -> None:
 def opened(folder) -> Experiment:
     """The experiment of a folder, with STEPS and one crosscoder of the seed 7."""
     changes = {"name": folder.name, "snapshots.steps": STEPS, "snapshots.pretrain.steps": STEPS[-1]}
+    changes |= {"analysis.bootstrap": 10}
     (folder / "config.yaml").write_text(
         yaml.safe_dump(tiny(changes | {"crosscoders.batchtopk.seeds": [7]}))
     )
@@ -101,13 +101,12 @@ def experiment(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results") / "small"
     folder.mkdir()
     made = opened(folder)
-    seed, tables = made.path("trained"), made.path("features").parent
+    seed = made.path("trained")
     crosscoder().save(seed)
     dead = np.arange(F) == 0
     pd.DataFrame({"density": np.linspace(0, 0.1, F), "dead": dead}).to_parquet(seed / "d.parquet")
-    histories.describe(
-        Analysis(bootstrap=10), [seed, seed], [seed / "d.parquet"] * 2, STEPS, tables
-    )
+    tables = {name: made.path(name) for name in registry.stages()["features"].makes}
+    histories.describe(made.settings, [seed, seed], [seed / "d.parquet"] * 2, **tables)
     made.path("dimensionality").write_text("made\n")
     write_contexts(made.path("contexts"))
     pd.DataFrame({"feature": [5], "kind": ["previous_token"]}).to_parquet(made.path("kinds"))

@@ -53,7 +53,7 @@ def write(contents: Contents, output: str | Path) -> None:
             pack.write(draft, "tasks", tasks)
         D = of_decoders(contents.decoders) if contents.dimensionality else None
         near, near_cosine = nearest(contents.stacked, NEAR)
-        words = _Words()
+        words: dict[str, int] = {}  # tokens' texts, numbered in the order in which they are met
         promoted: list[str] = []
         texts: list[list[str]] = []
         with bar("atlas: shards", L, "features") as progress:
@@ -78,7 +78,7 @@ def write(contents: Contents, output: str | Path) -> None:
             text = {"promoted": promoted[low:high], "contexts": texts[low:high]}
             pack.write(draft, f"text/{low // TEXT_FEATURES}", text)
         if store is not None:
-            pack.write(draft, "words", words.texts)
+            pack.write(draft, "words", [visible(text) for text in words])
         about = contents.about | {
             "living": L,
             "matrix": matrix,
@@ -153,21 +153,7 @@ def _attributions(contents: Contents, part: slice) -> dict[str, Any]:
     }
 
 
-class _Words:
-    """Numbers the strings that tokens show as, in the order in which they are met."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-        self._known: dict[str, int] = {}
-
-    def __getitem__(self, text: str) -> int:
-        number = self._known.setdefault(text, len(self.texts))
-        if number == len(self.texts):
-            self.texts.append(visible(text))
-        return number
-
-
-def _contexts(store: Store, features: list[Feature], words: _Words) -> dict[str, Any]:
+def _contexts(store: Store, features: list[Feature], words: dict[str, int]) -> dict[str, Any]:
     """Contexts and lens of some features."""
     names = ("block", "offset", "position", "size", "value", "quantile", "word", "lit", "where")
     columns: dict[str, list[Any]] = {name: [] for name in (*names, "how")}
@@ -180,7 +166,7 @@ def _contexts(store: Store, features: list[Feature], words: _Words) -> dict[str,
             _add(columns, context, largest, words)
     tokens: dict[str, Any] = {"found": pack.array(counts)}
     numbers = np.array(columns.pop("word"), np.int64)
-    if len(words.texts) > MOST_WORDS:
+    if len(words) > MOST_WORDS:
         own, numbers = np.unique(numbers, return_inverse=True)
         tokens["words"] = pack.array(own, "u4")
     tokens["word"] = pack.array(numbers, "u2")
@@ -198,7 +184,9 @@ def _contexts(store: Store, features: list[Feature], words: _Words) -> dict[str,
     return made
 
 
-def _add(columns: dict[str, list[Any]], context: Context, largest: float, words: _Words) -> None:
+def _add(
+    columns: dict[str, list[Any]], context: Context, largest: float, words: dict[str, int]
+) -> None:
     """Append a context to the columns."""
     share = context.activations / max(largest, 1e-30)
     code = np.where(np.isnan(share), 255, np.round(np.nan_to_num(share).clip(0, 1) * 254))
@@ -209,25 +197,25 @@ def _add(columns: dict[str, list[Any]], context: Context, largest: float, words:
     columns["size"].append(len(context.texts))
     columns["value"].append(context.value)
     columns["quantile"].append(np.nan if context.quantile is None else context.quantile)
-    columns["word"] += [words[text] for text in context.texts]
+    columns["word"] += [words.setdefault(text, len(words)) for text in context.texts]
     columns["lit"].append(len(where))
     columns["where"] += where.tolist()
     columns["how"] += code[where].tolist()
 
 
-def _lens(store: Store, features: list[Feature], words: _Words) -> dict[str, Any]:
+def _lens(store: Store, features: list[Feature], words: dict[str, int]) -> dict[str, Any]:
     """Promoted and suppressed tokens of some features; the last lens is the one at the peak."""
     number = {(x.snapshot, x.layer, x.stream): i for i, x in enumerate(store.sites)}
-    lenses = [feature.lens for feature in features]
-    site = [[number[x.step, x.layer, x.stream] for x in each] for each in lenses]
-    strength = np.array([[x.strength for x in each] for each in lenses])
-    sides = [[(x.promoted, x.suppressed) for x in each] for each in lenses]
-    word = [[[[words[t[0]] for t in side] for side in x] for x in each] for each in sides]
-    value = np.array([[[[t[2] for t in side] for side in x] for x in each] for each in sides])
+    lenses = [lens for feature in features for lens in feature.lens]
+    strength = np.array([lens.strength for lens in lenses])
+    tokens = [token for x in lenses for side in (x.promoted, x.suppressed) for token in side]
+    word = [words.setdefault(text, len(words)) for text, _, _ in tokens]
+    value = np.array([logit for _, _, logit in tokens])
+    value = value.reshape(len(features), len(features[0].lens), 2, -1)
     scale = np.abs(value).max((1, 2, 3))
     return {
         "tokens": value.shape[3],
-        "site": pack.array(site, "u2"),
+        "site": pack.array([number[x.step, x.layer, x.stream] for x in lenses], "u2"),
         "strength": pack.shares(strength),
         "word": pack.array(word),
         "scale": scale,

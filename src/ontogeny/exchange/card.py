@@ -75,8 +75,9 @@ def write(
     used = (f"{k} {v}" for k, v in about.settings.items() if not isinstance(v, dict))
     card = ModelCard.from_template(
         data,
-        TEMPLATE,
+        str(TEMPLATE),
         about=about,
+        shape=f"1, {len(about.inputs)}, {about.width}",
         steps={step for step, _, _ in about.outputs},
         places=", ".join(sorted({f"{stream} {layer}" for _, layer, stream in about.outputs})),
         subject=_plain(hub.repository if hub else settings.name if settings else ""),
@@ -174,7 +175,7 @@ def _fidelity(folder: Path) -> list[list[str]]:
     names = list(FIDELITY)[2 if one else 0 :]
     rows = table[[name for name in names if name in table]]
     return [
-        [FIDELITY[name] for name in rows],
+        [FIDELITY[str(name)] for name in rows],
         *(
             [f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row.values()]
             for row in rows.to_dict("records")

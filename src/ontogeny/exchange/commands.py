@@ -71,7 +71,7 @@ def _find(experiment: Path, name: str | None, seed: int | None) -> tuple[Path, E
     if (name, seed) != (None, None):
         raise InputError(f"{experiment}: a crosscoder already; leave out --crosscoder and --seed")
     around = experiment.absolute().parents
-    if len(around) > 2 and (around[2] / "config.yaml").exists():
+    if len(around) > 2 and part(around[2], "config").exists():
         return experiment, Experiment.open(around[2])
     return experiment, None
 
@@ -105,30 +105,25 @@ def llamascopium(output: Path, gate: str, **chosen: Any) -> None:
     "--alone", is_flag=True, help="An SAE of the snapshot by itself, fitted: an approximation."
 )
 def saelens(
-    output: Path,
-    step: int | None,
-    layer: int | None,
-    stream: str | None,
-    alone: bool,
-    **chosen: Any,
+    experiment: Path, output: Path, name: str | None, seed: int | None, alone: bool, **site: Any
 ) -> None:
     """One snapshot's dictionary, as SAELens reads it."""
     from ontogeny.crosscoder.model import Crosscoder
     from ontogeny.exchange import saelens
 
-    folder, experiment = _find(**chosen)
-    if alone and experiment is None:
+    folder, opened = _find(experiment, name, seed)
+    if alone and opened is None:
         raise InputError("--alone: needs the activations of an experiment; name its folder")
-    activations = experiment.path("activations") if alone and experiment else None
-    model = experiment.name if experiment else ""
+    activations = opened.path("activations") if alone and opened else None
+    model = opened.name if opened else ""
     trained = Crosscoder.load(folder)
-    config = saelens.write(trained, output, step, layer, stream, model, activations)
+    config = saelens.write(trained, output, **site, model=model, alone=activations)
     about = config["metadata"]
     print(f"{output}: {config['architecture']}, {config['d_in']} to {about['output']}")
-    for name in ("alone", "crosscoder"):
-        if name in about:
-            explained, l0 = about[name]["explained_variance"], about[name]["l0"]
-            print(f"{name}: EV {explained:.3f} at L0 {l0:.1f}, held out")
+    for which in ("alone", "crosscoder"):
+        if which in about:
+            explained, l0 = about[which]["explained_variance"], about[which]["l0"]
+            print(f"{which}: EV {explained:.3f} at L0 {l0:.1f}, held out")
 
 
 @export.command()
@@ -153,13 +148,7 @@ def hub(output: Path, licence: str | None, data_licence: str | None, **chosen: A
 @click.option("--threshold", type=float, help="Of a batchtopk one, for single tokens.")
 @click.option("--activations", type=FOLDER, help="Of an experiment that it is to be used on.")
 def from_llamascopium(
-    folder: Path,
-    output: Path,
-    steps: str | None,
-    layer: int | None,
-    stream: str | None,
-    threshold: float | None,
-    activations: Path | None,
+    folder: Path, output: Path, steps: str | None, activations: Path | None, **options: Any
 ) -> None:
     """A Crosscoder folder of the paper's library."""
     from ontogeny.exchange import llamascopium, scales
@@ -170,7 +159,7 @@ def from_llamascopium(
     except ValueError:
         raise InputError(f"--steps: {steps} is not numbers with commas between") from None
     free(output)
-    crosscoder = llamascopium.read(folder, numbers, layer, stream, threshold)
+    crosscoder = llamascopium.read(folder, numbers, **options)
     moved = 0.0
     if activations is not None:
         crosscoder, moved = scales.for_activations(crosscoder, activations)

@@ -33,12 +33,12 @@ from typing import Any
 
 import torch
 
+from ontogeny import __version__
 from ontogeny.crosscoder.model import Crosscoder, Description
 from ontogeny.exchange.plain import (
     LEAST_THRESHOLD,
     Place,
     about_of,
-    described,
     free,
     name_of,
     place_of,
@@ -155,7 +155,7 @@ def read(
         )
     if threshold is not None and act != "batchtopk":
         raise InputError(f"--threshold: act_fn {act} has its own; leave it out")
-    exported = config.get("ontogeny")
+    exported: Any = config.get("ontogeny")
     ours = isinstance(exported, dict)
     places = [] if ours else _places(names, steps, layer, stream)
     shapes: dict[str, tuple[int, ...]]
@@ -188,8 +188,21 @@ def read(
         about = _as_it_is(about, KNOWN[act], padded, log_t)
         silent[dead] = int(about.settings["dead_after_rows"])
     else:
-        about = described(KNOWN[act], places, F, D, threshold or 0.0)
-        about = replace(about, gate="feature") if padded else about
+        about = Description(
+            activation=KNOWN[act],
+            gate="feature" if padded or act == "relu" else "snapshot",
+            features=F,
+            width=D,
+            inputs=places,
+            outputs=places,
+            basis="full",
+            threshold=threshold or 0.0,
+            seed=0,
+            settings={"dead_after_rows": 1},  # with no silent row, none is known to be dead
+            tokens="",  # not known
+            ontogeny=__version__,
+            torch=torch.__version__.split("+")[0],
+        )
     made = {
         "W_enc": E.permute(2, 0, 1).flatten(1),
         "b_enc": tensors["b_E"].double().sum(0).float(),

@@ -21,12 +21,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ontogeny import __version__, registry
+from ontogeny import registry
 from ontogeny.crosscoder.model import Crosscoder, Description
 from ontogeny.files import InputError, whole, write_json
 
 LEAST_THRESHOLD = 1.2e-38  # the least normal float32: a gate at 0 whose logarithm is finite
-NAME = re.compile(r"(\w+)\.(\d+)\.step(\d+)")
 Place = tuple[int, int, str]  # snapshot, layer, stream
 
 
@@ -70,27 +69,6 @@ def plain(trained: Crosscoder) -> Plain:
     return Plain(E, b.float(), trained.W_dec, trained.b_dec, r, t)
 
 
-def described(
-    activation: str, places: list[Place], features: int, width: int, threshold: float
-) -> Description:
-    """What can be said of a crosscoder that was not trained here, one gate a feature and site."""
-    return Description(
-        activation=activation,
-        gate="feature" if activation == "relu" else "snapshot",
-        features=features,
-        width=width,
-        inputs=places,
-        outputs=places,
-        basis="full",
-        threshold=threshold,
-        seed=0,
-        settings={"dead_after_rows": 1},  # with no silent row, none is known to be dead
-        tokens="",  # not known
-        ontogeny=__version__,
-        torch=torch.__version__.split("+")[0],
-    )
-
-
 def about_of(exported: dict[str, Any], path: Path) -> Description:
     """The description that an export left in its config.
 
@@ -121,7 +99,7 @@ def name_of(place: Place) -> str:
 
 def place_of(name: str) -> Place | None:
     """The site that a name of `name_of` stands for; None for another name."""
-    parts = NAME.fullmatch(name)
+    parts = re.fullmatch(r"(\w+)\.(\d+)\.step(\d+)", name)
     return (int(parts[3]), int(parts[2]), parts[1]) if parts else None
 
 
@@ -138,7 +116,7 @@ def read_config(path: Path, keys: list[str]) -> dict[str, Any]:
     InputError : no such file, no JSON object, or a key is missing.
     """
     try:
-        config = json.loads(path.read_text())
+        config: dict[str, Any] = json.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(f"{path}: not there; name a folder of this format") from None
     except (OSError, ValueError) as error:
@@ -146,7 +124,7 @@ def read_config(path: Path, keys: list[str]) -> dict[str, Any]:
     missing = [key for key in keys if not isinstance(config, dict) or key not in config]
     if missing:
         raise InputError(f"{path}: lacks {', '.join(missing)}; not a config of this format")
-    return config  # type: ignore[no-any-return]
+    return config
 
 
 def read_tensors(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:

@@ -154,11 +154,11 @@ def fitted(
     E : (D, F), for raw activations. b : (F,). What the config says of it: rows, and explained
     variance and L0 at the site on held-out rows, of this and of the crosscoder.
     """
-    about, place = trained.about, tuple(trained.about.outputs[site])
+    about, place = trained.about, Site(*trained.about.outputs[site])
     inputs = [Site(*each) for each in about.inputs]
-    if Site(*place) not in inputs:
+    if place not in inputs:
         raise InputError(f"{name_of(about.outputs[site])}: not an input; --alone cannot be had")
-    own = inputs.index(Site(*place))
+    own = inputs.index(place)
     train, held_out = Cached(activations, inputs), HeldOut(activations, inputs)
     if about.tokens and train.tokens != about.tokens:
         raise InputError(f"{activations}: of other tokens than the crosscoder was trained on")

@@ -87,16 +87,6 @@ def search_width(size: int, largest: int, rows: int) -> int:
     return min(largest + largest // 10 + 8, size, rows - 1)
 
 
-def moments_flops(rows: int, size: int) -> float:
-    """Of the covariance of rows (rows, N·D)."""
-    return 2.0 * rows * size * size
-
-
-def randomised_flops(rows: int, size: int, width: int) -> float:
-    """Of three passes over the rows, two products each, beside the factorisations."""
-    return 3 * 4.0 * rows * size * width
-
-
 def eigen_flops(size: int) -> float:
     """Of a symmetric eigenproblem with vectors, about (LAPACK's divide and conquer)."""
     return 9.0 * size**3
@@ -126,12 +116,12 @@ def basis(sizes: Sizes, dictionary: Dictionary) -> Job:
     piece, pieces = PIECE_ROWS * n * 4.0, -(-limit // PIECE_ROWS)
     device: Terms = {"rows of a piece": 2 * piece}
     if n <= settings.exact_limit:
-        flops, passes = moments_flops(limit, n) + eigen_flops(n), 1
+        flops, passes = 2.0 * limit * n * n + eigen_flops(n), 1
         device["covariance"] = 24.0 * n * n
         moved = 12.0 * n * n * pieces
     else:
         width = search_width(n, settings.largest, limit)
-        flops, passes = randomised_flops(limit, n, width), 3
+        flops, passes = 3 * 4.0 * limit * n * width, 3  # two products a pass
         flops += 2 * qr_flops(n, width) + 2.0 * width * width * n + eigen_flops(width)
         device["directions searched"] = 24.0 * n * width
         moved = 3 * 8.0 * n * width * pieces

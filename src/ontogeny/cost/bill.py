@@ -17,6 +17,7 @@ from typing import Any
 from ontogeny import lineage, registry, running
 from ontogeny.activations import cost as of_rows
 from ontogeny.activations.sizes import POSITION_BYTES
+from ontogeny.corpus.sizes import chunk_blocks
 from ontogeny.cost import machines, scales
 from ontogeny.cost.machines import Machine, Rates
 from ontogeny.cost.rates import COSTS
@@ -248,8 +249,9 @@ class _Pass:
 
     def corpus(self) -> Line:
         """The tokens and their tokenizer."""
-        item = 2 if self.sizes.model.vocabulary <= 2**16 else 4
-        size = self.sizes.text_blocks * self.sizes.context * item
+        context, item = self.sizes.context, 2 if self.sizes.model.vocabulary <= 2**16 else 4
+        chunk = chunk_blocks(context, item)
+        size = -(-self.sizes.text_blocks // chunk) * chunk * context * item
         line = self.costed("corpus", [[self.map.path("tokenizer")]])
         files = (*line.files, file("tokens", self.map.path("tokens"), size))
         return replace(line, files=files, at_most=not self.sizes.text_exact)

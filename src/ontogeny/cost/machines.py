@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
@@ -85,14 +86,11 @@ def data() -> dict[str, Any]:
 
 def memory_of_host() -> int:
     """Bytes of memory that this machine has, or that its container allows."""
-    found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        try:
-            limit = int((Path("/sys/fs/cgroup") / name).read_text())
-        except (OSError, ValueError):
-            continue
-        found = min(found, limit)
-    return found
+        with contextlib.suppress(OSError, ValueError):
+            size = min(size, int((Path("/sys/fs/cgroup") / name).read_text()))
+    return size
 
 
 def _gpu(number: int) -> tuple[int, str, bool] | None:
@@ -157,26 +155,25 @@ def table(name: str, precision: str = "high") -> Rates:
     known = {key.lower(): key for key in devices}
     if name.lower() not in known:
         raise InputError(f"--device: {name} is not known; use one of {', '.join(devices)}")
-    chosen = known[name.lower()]
-    d = devices[chosen]
-    products = {"highest": d["float32"], "high": d["tf32"], "medium": d["half"]}[precision]
-    if not d["bfloat16"]:  # then torch multiplies in float32
-        products = d["tf32"] or d["float32"]
-    half = d["half"] if d["bfloat16"] else d["float32"]
+    device = devices[known[name.lower()]]
+    half, single, bandwidth = device["half"], device["float32"], device["bandwidth"]
+    products = {"highest": single, "high": device["tf32"], "medium": half}[precision]
+    if not device["bfloat16"]:  # then torch multiplies in float32
+        half, products = single, device["tf32"] or single
     return Rates(
-        name=chosen,
-        how=f"from {DEVICES.name}, not measured ({d['source']})",
+        name=known[name.lower()],
+        how=f"from {DEVICES.name}, not measured ({device['source']})",
         forward=half * reached["forward"],
-        forward32=d["float32"] * reached["forward32"],
+        forward32=single * reached["forward32"],
         products=products * reached["products"],
-        products32=d["float32"] * reached["products32"],
-        pairs=d["bandwidth"] * reached["pairs"] / 2,  # 4 bytes read for 2 operations
-        moved=d["bandwidth"] * reached["moved"],
+        products32=single * reached["products32"],
+        pairs=bandwidth * reached["pairs"] / 2,  # 4 bytes read for 2 operations
+        moved=bandwidth * reached["moved"],
         host_moved=host["moved"],
         read=host["read"],
         write=host["write"],
-        memory=int(d["memory"]),
-        bfloat16=bool(d["bfloat16"]),
+        memory=int(device["memory"]),
+        bfloat16=bool(device["bfloat16"]),
     )
 
 

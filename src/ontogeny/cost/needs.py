@@ -22,7 +22,7 @@ from ontogeny.settings import Settings
 # Rules that run a stage of another name; training_log trains the snapshots that the archive lacks.
 STAGES = {"training_log": "pretrain", "extract_shard": "extract"}
 # Rules without a declaration that leave the device alone.
-ON_HOST = {"corpus", "snapshot", "fetch", "tokenizer", "stack", "atlas", "summary"}
+ON_HOST = {"corpus", "snapshot", "fetch", "tokenizer", "stack", "figures", "atlas", "summary"}
 
 
 @dataclass(frozen=True)
@@ -51,22 +51,10 @@ UNKNOWN = Needs(32_000, 240, 1)
 
 def rates(settings: Settings) -> Rates:
     """Those that minutes come from: of a GPU, unless `device` says cpu."""
-    cluster, host = machines.data()["cluster"], machines.data()["host"]
-    if settings.device != "cpu":
-        precision = settings.crosscoders[settings.primary].precision
-        return machines.table(cluster["device"], precision)
-    thread = cluster["thread"]
-    return Rates(
-        name="CPU",
-        how="assumed",
-        **dict.fromkeys(("forward", "forward32", "products", "products32"), thread["float32"]),
-        pairs=thread["pairs"],
-        moved=thread["bandwidth"],
-        host_moved=host["moved"],
-        read=host["read"],
-        write=host["write"],
-        memory=0,
-    )
+    cluster = machines.data()["cluster"]
+    if settings.device == "cpu":
+        return Rates(name="CPU", how="assumed", memory=0, **cluster["thread"])
+    return machines.table(cluster["device"], settings.crosscoders[settings.primary].precision)
 
 
 def asked(job: Job, seconds: float, gpu: bool) -> Needs:

@@ -39,7 +39,7 @@ class Dictionary:
     I, O : columns that it reads and writes in training.
     columns : of a batch; both where they differ.
     gates : of a feature: one, or one per site. active : features on a token, wanted or assumed.
-    full : bytes of the decoder in all dimensions.
+    aux : dead features that AuxK looks at, at most. full : bytes of the decoder in all dimensions.
     weights : bytes of encoder, decoder, biases and thresholds, and of their gradients.
     tensors : bytes of its file: weights, silent rows, scales, means, directions.
     """
@@ -86,6 +86,11 @@ class Dictionary:
         shares = {"jumprelu": JUMPRELU_ACTIVE, "relu": RELU_ACTIVE}
         kind = self.crosscoder.activation
         return shares[kind] * self.F if kind in shares else self.crosscoder.k
+
+    @property
+    def aux(self) -> int:
+        batch_topk = self.crosscoder.activation == "batch_topk"
+        return self.crosscoder.aux_features if batch_topk else 0
 
     @property
     def full(self) -> int:

@@ -22,18 +22,6 @@ def pairs_of(dictionary: Dictionary, gpu: bool) -> float:
     return 0
 
 
-def aux_features(dictionary: Dictionary) -> int:
-    """Dead features that AuxK looks at, at most."""
-    chosen = dictionary.crosscoder
-    return chosen.aux_features if chosen.activation == "batch_topk" else 0
-
-
-def sampled(dictionary: Dictionary) -> int:
-    """Rows of a batch whose thresholds a jumprelu learns from."""
-    chosen = dictionary.crosscoder
-    return max(1, round(chosen.batch_rows * chosen.threshold_share))
-
-
 def moments(dictionary: Dictionary) -> int:
     """Bytes of Adam's moments of what is trained."""
     chosen, F = dictionary.crosscoder, dictionary.F
@@ -66,15 +54,9 @@ def step_flops(
         dense += chosen.batch_rows * F * (3 * decoded + encoded)
     if chosen.activation == "batch_topk":
         dense += chosen.batch_rows * aux * (3 * decoded + encoded)
-    if chosen.activation == "jumprelu":
-        dense += sampled(dictionary) * F * decoded
+    if chosen.activation == "jumprelu":  # thresholds learn from a sample of the rows
+        dense += max(1, round(chosen.batch_rows * chosen.threshold_share)) * F * decoded
     return dense, P * (3 * decoded / dictionary.gates + encoded)
-
-
-def step_moved(dictionary: Dictionary) -> float:
-    """Bytes that a step's elementwise parts move: norms, selection, gradients' zeros, Adam."""
-    selected = 3 * 4.0 * dictionary.crosscoder.batch_rows * dictionary.F * dictionary.gates**0.5
-    return 6 * dictionary.weights + 2 * moments(dictionary) + selected
 
 
 def on_device(sizes: Sizes, dictionary: Dictionary) -> Terms:
@@ -83,7 +65,7 @@ def on_device(sizes: Sizes, dictionary: Dictionary) -> Terms:
         dictionary.crosscoder, dictionary.gates, dictionary.I, dictionary.O,
     )  # fmt: skip
     B, F = chosen.batch_rows, dictionary.F
-    P, A = pairs_of(dictionary, sizes.gpu), aux_features(dictionary)
+    P, A = pairs_of(dictionary, sizes.gpu), dictionary.aux
     batch = dictionary.columns * (2 if dictionary.dimensions is None else 1) + 4 * written
     if dictionary.dimensions is not None:  # explained variance by site, in all dimensions
         batch += 3 * dictionary.n_out
@@ -95,7 +77,7 @@ def on_device(sizes: Sizes, dictionary: Dictionary) -> Terms:
         copies = 2 if gates == 1 else 9
     activations = B * F * copies
     if chosen.activation == "jumprelu":
-        sample = sampled(dictionary)
+        sample = max(1, round(B * chosen.threshold_share))
         activations += sample * F * (1 + 4 * min(gates, B // sample))
     fused = P * max(read, written) if sizes.gpu and gates == 1 else 0.0  # were the compiler not to
     terms: Terms = {
@@ -150,7 +132,7 @@ def train(sizes: Sizes, dictionary: Dictionary) -> Job:
 def _messages(dictionary: Dictionary) -> float:
     """Bytes of a step's messages at their largest: what is sent, received, and made of it."""
     chosen, F, gates = dictionary.crosscoder, dictionary.F, dictionary.gates
-    B, aux = chosen.batch_rows, aux_features(dictionary)
+    B, aux = chosen.batch_rows, dictionary.aux
     scores = 0.0
     if chosen.activation == "batch_topk":
         count = B * gates * min(chosen.k, F) + B * min(chosen.aux_k, chosen.aux_features)
@@ -161,9 +143,11 @@ def _messages(dictionary: Dictionary) -> float:
 def _train(sizes: Sizes, dictionary: Dictionary) -> Job:
     """The same on one device."""
     chosen, F, R = dictionary.crosscoder, dictionary.F, dictionary.dimensions
-    B, A, columns = chosen.batch_rows, aux_features(dictionary), dictionary.columns
+    B, A, columns = chosen.batch_rows, dictionary.aux, dictionary.columns
     dense, over = step_flops(dictionary, sizes.gpu, A)
     steps = chosen.steps + len(NORM_GRID)
+    # A step's elementwise parts: norms, gradients' zeros, Adam, selection.
+    moved = 6 * dictionary.weights + 2 * moments(dictionary) + 12.0 * B * F * dictionary.gates**0.5
     logged = 4.0 * B * (R or 0) * dictionary.n_out * chosen.steps / LOG_EVERY
     host: Terms = {"batches read ahead": of_rows.AHEAD * 4.0 * B * columns, "compiler": 0.5e9}
     begins = 6.0 * F * (dictionary.I + dictionary.O) * (1 if sizes.gpu else 0.5)
@@ -175,7 +159,7 @@ def _train(sizes: Sizes, dictionary: Dictionary) -> Job:
     work = Work(
         products=steps * dense + logged,
         pairs=steps * over,
-        moved=steps * step_moved(dictionary),
+        moved=steps * moved,
         written=dictionary.tensors + state(dictionary),
         compiled=2 + (A > 0),
         host_moved=2 * rows,

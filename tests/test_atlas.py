@@ -16,7 +16,7 @@ from conftest import HOSTILE, RESULTS
 
 from benchmarks import atlas as benchmark
 from ontogeny.analyses.dimensionality.measure import of_decoders
-from ontogeny.atlas import build, gather, pack
+from ontogeny.atlas import build, gather, pack, reads
 from ontogeny.corpus.pieces import visible
 from ontogeny.experiment import Experiment
 from ontogeny.features.histories import direction_cosines
@@ -113,7 +113,7 @@ def test_histories_are_the_decoders_within_what_is_stored(site, table, analysed)
 
 def test_what_the_site_is_made_from_is_what_it_reads(analysed, monkeypatch):
     """Every file that the map is asked for is one that the rule watches, and the other way."""
-    watched = {path for paths in gather.reads(analysed).values() for path in paths}
+    watched = {path for paths in reads.files(analysed).values() for path in paths}
     asked: set[Path] = set()
     path_of = Experiment.path
 
@@ -254,7 +254,7 @@ def test_the_page_reads_nothing_from_elsewhere_and_makes_no_markup():
 def test_parts_that_were_not_analysed_are_told(analysed, tmp_path):
     settings = analysed.settings.model_copy(update={"analyses": ["induction"]})
     bare = Experiment(analysed.folder, settings)  # whose files lie there all the same
-    assert ANALYSES.isdisjoint(gather.reads(bare))
+    assert ANALYSES.isdisjoint(reads.files(bare))
     build.write(gather.gather(bare), tmp_path / "atlas")
     about = read(tmp_path / "atlas", "experiment")
     assert set(about["missing"]) == ANALYSES

@@ -73,10 +73,24 @@ def _imports(path: Path, packages: frozenset[str]) -> set[str]:
     return found
 
 
+MAPS = {"ontogeny", *(f"ontogeny.{name}" for name in ("experiment", "registry", "stages"))}
+
+
+def _declares(module: str) -> bool:
+    """Whether a module only says where things lie and what stages read, make and are set to.
+
+    It computes nothing: values of settings reach a rule as parameters of their own, and paths as
+    its files.
+    """
+    is_settings = module.startswith("ontogeny.settings") or module.endswith(".settings")
+    return module in MAPS or is_settings or module.endswith((".declaration", ".declarations"))
+
+
 def modules_of(module: str) -> list[str]:
     """The module and all of its package and of ours that it imports, sorted.
 
-    The code of the packages that hold them counts too.
+    The code of the packages that hold them counts too; modules that only declare things do not,
+    nor what these import.
     """
     packages = frozenset({"ontogeny", module.split(".")[0]})
     seen: set[str] = set()
@@ -84,7 +98,7 @@ def modules_of(module: str) -> list[str]:
     while waiting:
         name = waiting.pop()
         path = _file(name)
-        if name in seen or path is None:
+        if name in seen or path is None or _declares(name):
             continue
         seen.add(name)
         waiting += _imports(path, packages)
@@ -113,19 +127,9 @@ def _own_digest(path: Path) -> str:
     return hashlib.sha256(ast.dump(_without_docstrings(_parse(path))).encode()).hexdigest()
 
 
-def _declares(module: str) -> bool:
-    """Whether a module only says what stages read, make and are set to, and computes nothing.
-
-    Values of settings reach a rule as parameters of their own, and paths as its files.
-    """
-    return module.startswith("ontogeny.settings") or module.endswith((".settings", ".declaration"))
-
-
 @cache
 def code_digest(module: str) -> str:
     """Digest of the syntax trees, docstrings left out, of a module and all that it imports.
-
-    Modules that only declare things are left out.
 
     Parameters
     ----------
@@ -135,7 +139,7 @@ def code_digest(module: str) -> str:
     folders = set()
     for name in modules_of(module):
         path = _file(name)
-        if path is None or _declares(name):
+        if path is None:
             continue
         digest.update(f"{name} {_own_digest(path)}\n".encode())
         folders.add(path.parent)

@@ -47,7 +47,7 @@ test: env ## run the tests
 	$(IN_ENV) python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-cluster: env ## run the tiny experiment on a SLURM of this machine (root on Debian alone)
-	$(IN_ENV) python -m pytest -m cluster tests/test_cluster.py $(ARGS)
+	$(IN_ENV) python -m pytest -m cluster tests/workflow/test_cluster.py $(ARGS)
 
 check: env ## check style, types and the workflow
 	$(IN_ENV) ruff check .

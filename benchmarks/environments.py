@@ -4,7 +4,7 @@
 
 An environment stands under results/benchmarks/envs and is named by the digest of its list: a
 changed list is another environment. Benchmarks make those that they need; the tests of
-tests/test_exchange.py use those that there are.
+tests/exchange/test_exchange.py use those that there are.
 """
 
 from __future__ import annotations

@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from ontogeny.features import kinds
+from ontogeny.analyses.kinds import measure as kinds
+from ontogeny.analyses.kinds.settings import Kinds
+from ontogeny.features.held_out import explained
 
 BLOCKS, CONTEXT, VOCABULARY = 64, 64, 24
 
@@ -40,8 +42,8 @@ def planted(tokens: np.ndarray, p: kinds.Positions) -> tuple[sparse.csr_array, l
 
 
 def judged(f: sparse.csr_array, p: kinds.Positions) -> tuple[pd.DataFrame, list[str]]:
-    found = kinds.table(f, p, permutations=60, quantile=0.95, seed=0)
-    return found, list(kinds.judge(found, least=0.25, active=5))
+    found = kinds.table(f, p, Kinds(permutations=60), seed=0)
+    return found, list(found["kind"])
 
 
 def test_planted_features_are_recovered(text):
@@ -96,7 +98,7 @@ def test_explained_is_the_direct_formula(text):
     groups = rng.integers(0, 12, 300)
     f[:, 0] = groups == 4
     f[:, 3] = 0
-    found = kinds.explained(sparse.csr_array(f), np.unique(groups, return_inverse=True)[1])
+    found = explained(sparse.csr_array(f), np.unique(groups, return_inverse=True)[1])
     for j in range(3):
         within = sum(((f[groups == g, j] - f[groups == g, j].mean()) ** 2).sum() for g in range(12))
         total = ((f[:, j] - f[:, j].mean()) ** 2).sum()

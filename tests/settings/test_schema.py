@@ -8,7 +8,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from ontogeny import settings
+from ontogeny import registry, settings
 
 EXPERIMENTS = [
     ROOT / "config.yaml",
@@ -60,9 +60,7 @@ SECTIONS = {
     "activations": settings.Activations,
     "basis": settings.Basis,
     "analysis": settings.Analysis,
-    "contexts": settings.Contexts,
-    "frontier": settings.Frontier,
-    "presence_tests": settings.PresenceTests,
+    **{name: a.section for name, a in registry.all_analyses().items() if a.section},
 }
 # Alternatives to what the default experiment has.
 OTHERS = {"files", "dataset", "tokens", "hub", "local", "remote_code", "pretrain_blocks"}

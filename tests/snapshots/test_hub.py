@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from hub_server import HubServer
 from safetensors.numpy import load_file, save
 
-ROOT = Path(__file__).parents[1]
 MODEL = "someone/model"
 SHARDS = [f"model-{i:05d}-of-00003.safetensors" for i in (1, 2, 3)]
 SHARD_BYTES = 200_000

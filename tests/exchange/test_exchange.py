@@ -35,7 +35,7 @@ from ontogeny.files import InputError
 
 F, N, D, B = 40, 5, 6, 200
 STEPS = [0, 4, 16, 64, 256]
-PEERS = Path(__file__).parent / "peers"
+PEERS = ROOT / "tests" / "peers"
 KINDS = [
     ("batch_topk", "feature", True),
     ("batch_topk", "snapshot", True),

@@ -29,13 +29,13 @@ class Product:
     ----------
     name : in the map, for `Experiment.path` and the declarations.
     path : below the experiment's folder, with {crosscoder}, {seed}, {step} and the like.
-    about : what it is. columns : of a table, what each column holds, with its unit.
+    about : what it is. What the columns of a table hold stands in columns.yaml beside the
+        declaration, by the product's name.
     """
 
     name: str
     path: str
     about: str = ""
-    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -336,8 +337,16 @@ class Experiment:
     # What it holds
 
     def columns(self, product: str) -> dict[str, str]:
-        """What the columns of a table hold, with units."""
-        return dict(registry.products()[product].columns)
+        """What the columns of a table hold, with units, in the table's order."""
+        documented, found = registry.columns(product), {}
+        for column in self.table(product).columns:
+            patterns = (name for name in documented if fnmatchcase(column, name))
+            name = column if column in documented else next(patterns, "")
+            stem = column
+            for part in name.split("*"):
+                stem = stem.removeprefix(part).removesuffix(part)
+            found[column] = documented.get(name, "").replace("*", stem)
+        return found
 
     def table(self, product: str, crosscoder: str | None = None, **keys: Any) -> pd.DataFrame:
         """A table of the experiment; `columns` says what stands in it.

@@ -12,12 +12,16 @@ import importlib
 import importlib.metadata
 import pkgutil
 from functools import cache
+from pathlib import Path
+
+import yaml
 
 from ontogeny import analyses
-from ontogeny.declarations import Analysis, Figure, Product, Stage
+from ontogeny.declarations import Analysis, Figure, Product, Stage, folder
 from ontogeny.files import InputError
 
 GROUP = "ontogeny.analyses"
+COLUMNS = "columns.yaml"
 
 
 @cache
@@ -75,6 +79,19 @@ def figures() -> dict[str, Figure]:
 
     made = [*FIGURES, *(f for analysis in all_analyses().values() for f in analysis.figures)]
     return {figure.name: figure for figure in made}
+
+
+@cache
+def columns(product: str) -> dict[str, str]:
+    """What the columns of a table hold; a * stands for the name of another column."""
+    analysis = analysis_of(product)
+    home = folder(analysis.stages[0].run) if analysis else Path(__file__).parent
+    with (Path(__file__).parent / COLUMNS).open(encoding="utf-8") as file:
+        every = yaml.safe_load(file)
+    own = every
+    if analysis and (home / COLUMNS).exists():
+        own = yaml.safe_load((home / COLUMNS).read_text(encoding="utf-8"))
+    return dict(every["common"] | own.get(product, {}))
 
 
 @cache

@@ -23,8 +23,6 @@ ANALYSIS = Analysis(
     figures=[
         Figure("toy", "toy_package.measure:draw", "Toys", "Peaks in bins", {"bins": "toy_bins"})
     ],
-    products=[
-        Product("toy_bins", "features/{crosscoder}/toy.csv", "counts", {"features": "living ones"})
-    ],
+    products=[Product("toy_bins", "features/{crosscoder}/toy.csv", "counts")],
     numbers="toy_package.numbers:numbers",
 )

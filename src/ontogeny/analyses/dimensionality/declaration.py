@@ -33,16 +33,6 @@ ANALYSIS = Analysis(
             "dimensionality",
             "features/{crosscoder}/dimensionality.csv",
             "one row per seed, group of living features and snapshot",
-            {
-                "seed": "of the crosscoder",
-                "group": "'all', a class, or of the first seed 'matched'",
-                "snapshot_index": "counted from 1",
-                "step": "training step of the snapshot",
-                "features": "how many there are",
-                "total": "sum of their dimensionalities",
-                "share": "total over the width d",
-                "mean": "total over features",
-            },
         )
     ],
     numbers="ontogeny.analyses.dimensionality.numbers:numbers",

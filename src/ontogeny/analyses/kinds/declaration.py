@@ -48,17 +48,6 @@ ANALYSIS = Analysis(
             "kinds",
             "features/{crosscoder}/kinds.parquet",
             "one row per feature that is active on the held-out text",
-            {
-                "feature": "number, from 0",
-                "active": "held-out positions at which it is active",
-                "current_token": "share of its variance that the token explains",
-                "previous_token": "share that the token before adds",
-                "context": "share that both leave",
-                "copying": "share of its mass at tokens that stand earlier, above chance",
-                "induction": "share of its mass at pairs that stand earlier, above chance",
-                "wider": "what x_{t-2} or the block explains of what the pair leaves",
-                "kind": "the kind that passes its null, or 'none'",
-            },
         ),
         Product(
             "kinds_control", "features/{crosscoder}/kinds_control.csv", "of permuted activations"

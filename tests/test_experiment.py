@@ -13,6 +13,7 @@ from conftest import RESULTS, ROOT, tiny
 
 import ontogeny
 from ontogeny import registry, settings
+from ontogeny.analyses.frontier.settings import Frontier
 from ontogeny.experiment import Experiment
 from ontogeny.files import InputError
 
@@ -65,8 +66,6 @@ def test_what_an_experiment_has_follows_its_settings():
     assert set(asked.settings.all_crosscoders) > {"batchtopk", "frontier-F16-k2"}
     assert set(asked.settings.crosscoders_to_train) == {"batchtopk"}
     with pytest.raises(LookupError, match="frontier: not given"):
-        from ontogeny.analyses.frontier.settings import Frontier
-
         experiment.settings.section(Frontier)
 
 
@@ -81,7 +80,7 @@ def test_opening_imports_neither_torch_nor_snakemake(tmp_path):
 
 
 def test_a_folder_without_an_experiment_is_told_so(tmp_path):
-    with pytest.raises(InputError, match="no experiment here; name its folder$"):
+    with pytest.raises(InputError, match=r"no experiment here; name its folder$"):
         ontogeny.open(tmp_path / "none")
     (tmp_path / "there").mkdir()
     (tmp_path / "there/config.yaml").write_text("[]")

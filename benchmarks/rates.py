@@ -9,9 +9,10 @@ so that they fit what was measured; the start of a process is not part of them.
 
 from __future__ import annotations
 
-import argparse
 import csv
 from pathlib import Path
+
+import click
 
 from ontogeny import registry
 from ontogeny.cost import bill, machines
@@ -52,11 +53,11 @@ def suggestion(cost: Cost, seconds: float, planned: float, rates: Rates) -> str:
     return f"{{{scaled}}}"
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("experiment", type=Path, help="such as results/default")
-    experiment = Experiment.open(parser.parse_args().experiment)
+@click.command(help=__doc__.splitlines()[0])
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+def main(folder: Path) -> None:
+    """Print the table of an experiment, such as results/default."""
+    experiment = Experiment.open(folder)
     rates = bill.measure(experiment.settings, experiment.results)
     here = machines.machine(experiment.settings, experiment.results)
     lines, _ = bill.lines(experiment, here)

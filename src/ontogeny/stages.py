@@ -137,7 +137,13 @@ STAGES = [
                 "features * features * further seeds": 20,
                 "features * snapshots * snapshots": 29,
             },
-            {"one": 20000, "features": 210, "features * sites": 20, "sites * sites": 120},
+            {
+                "one": 20000,
+                "features": 120,
+                "features * further seeds": 70,
+                "features * sites": 10,
+                "sites * sites": 120,
+            },
         ),
     ),
     Stage(

@@ -10,7 +10,7 @@ from ontogeny.declarations import Cost
 COSTS = {
     "fetch": Cost({"one": 1.0}, disk={"one": 0.1e9}, torch=False),
     "tokenizer": Cost({"one": 10.0}, {"one": 0.2e9}, {"one": 3e6, "vocabulary": 80}, torch=False),
-    "corpus": Cost({"text": 1e-6}, {"one": 0.5e9}, {"vocabulary": 80}, torch=False),
+    "corpus": Cost({"text": 5e-7}, {"one": 0.5e9}, {"vocabulary": 80}, torch=False),
     "stack": Cost({"one": 1.0}, torch=False),
     "fidelity": Cost(
         {
@@ -31,7 +31,7 @@ COSTS = {
         },
         {"one": 5000, "features": 16, "sites": 260},
     ),
-    "figures": Cost({"one": 60.0}, disk={"one": 8e6}),
+    "figures": Cost({"one": 30.0}, disk={"one": 8e6}),
     "atlas": Cost(
         {"features": 2e-3},
         {"full decoders": 3, "crosscoder": 4, "features": 2000, "one": 0.2e9},

@@ -48,7 +48,7 @@ def pretrain(sizes: Sizes) -> Job:
     measured += 2 * copies * near * model.flops_per_token(near)
     kept = len({0, *settings.snapshots.chosen, chosen.steps})
     values = 1.5 * model.block_matrix_parameters / model.width + 14 * model.width
-    predicted = max(32, copies) * context * 16.0 * model.vocabulary  # without gradients
+    predicted = max(32, copies) * context * 36.0 * model.vocabulary  # measured; no gradients
     host: Terms = {"tokens": 3.0 * tokens}
     device: Terms = {
         "weights": weights(sizes),

@@ -12,7 +12,7 @@ KINDS = Stage(
     makes={"kinds": "kinds", "control": "kinds_control"},
     settings=("kinds", "analysis.seed"),
     cost=Cost(
-        {"active features * kinds.permutations": 1.8e-7, "encoding": 1e-11},
+        {"active features * kinds.permutations": 3.1e-7, "encoding": 1e-11},
         {
             "crosscoder in use": 1,
             "pieces read ahead": 1,

@@ -21,10 +21,9 @@ TASKS = Stage(
     settings=("circuits.tasks", "circuits.pairs", "circuits.seed"),
     scope="experiment",
     gpu=False,
-    cost=Cost(),
+    cost=Cost({"one": 0.5}, {"one": 0.2e9}, {"one": 300000}, torch=False),
 )
 
-# The scale: tokens of all prompts, each run forward and backward by every snapshot.
 ATTRIBUTION = Stage(
     "attribution",
     run=f"{HERE}.attribution:measure",
@@ -32,10 +31,26 @@ ATTRIBUTION = Stage(
     reads=PROMPTS,
     makes=ATTRIBUTED,
     settings=("circuits.path_steps", "circuits.seed", "analysis.bootstrap"),
-    cost=Cost(),
+    cost=Cost(
+        {
+            "forward * snapshots * circuits.tasks * circuits.pairs": 1.15e-9,
+            "forward * snapshots * circuits.tasks * circuits.pairs * circuits.path_steps": 3.8e-10,
+        },
+        {
+            "model": 1,
+            "a snapshot as it loads": 1,
+            "crosscoder in use": 1,
+            "pieces read ahead": 1,
+            "gradients": 1,
+            "logits": 1,
+            "one": 0.1e9,
+            "sites * width * circuits.tasks * circuits.pairs": 250,
+            "features * sites * circuits.tasks": 200,
+        },
+        {"one": 100000, "features * sites * circuits.tasks": 31},
+    ),
 )
 
-# The scale: as above, each run once for every set of features on a curve.
 CURVES = ("circuits.curve_snapshots", "circuits.curve_points", "circuits.draws")
 ABLATION = Stage(
     "ablation",
@@ -44,7 +59,22 @@ ABLATION = Stage(
     reads=PROMPTS | ATTRIBUTED,
     makes={"curves": "ablation_curves", "summary": "circuits"},
     settings=("circuits.seed", *CURVES, "analysis.bootstrap"),
-    cost=Cost(),
+    cost=Cost(
+        {
+            "forward * circuits.tasks * circuits.pairs * circuits.curve_snapshots * circuits.curve_points * circuits.draws": 9e-10
+        },
+        {
+            "model": 1,
+            "a snapshot as it loads": 1,
+            "crosscoder in use": 1,
+            "pieces read ahead": 1,
+            "forward pass": 1,
+            "logits": 1,
+            "one": 0.1e9,
+            "features * sites * circuits.tasks": 200,
+        },
+        {"one": 200000},
+    ),
 )
 
 ANALYSIS = Analysis(

@@ -17,8 +17,22 @@ SPAN = Stage(
         "complexity.features",
         "analysis.seed",
     ),
-    # The scale: tokens of all suffixes, each run by every snapshot.
-    cost=Cost(),
+    cost=Cost(
+        {
+            "forward * snapshots * complexity.features * complexity.contexts * complexity.longest": 1.9e-11,
+            "encoding": 1e-11,
+        },
+        {
+            "model": 1,
+            "a snapshot as it loads": 1,
+            "crosscoder in use": 1,
+            "pieces read ahead": 1,
+            "active features": 60,
+            "forward pass": 4,
+            "keys and values": 24,
+        },
+        {"one": 10000, "complexity.features": 250},
+    ),
 )
 
 GRADE = Stage(
@@ -38,8 +52,11 @@ GRADE = Stage(
     # Not declared as made: a grading that was cut short goes on from the answers that it has.
     scratch={"answers": "features/{crosscoder}/grader"},
     files=("grader_prompt.md",),
-    # The scale: features that are graded, a parallel request's share each; an answer takes 20 s.
-    cost=Cost(),
+    cost=Cost(
+        {"encoding": 1e-11, "complexity.grader.features": 6.0},
+        {"crosscoder in use": 1, "pieces read ahead": 1, "active features": 60},
+        {"one": 5000, "complexity.grader.features": 200},
+    ),
 )
 
 COMPLEXITY = Stage(
@@ -50,8 +67,11 @@ COMPLEXITY = Stage(
     makes={"correlations": "complexity"},
     settings=("analysis.bootstrap", "analysis.seed"),
     gpu=False,
-    # The scale: features × (permutations + 2 × bootstrap samples).
-    cost=Cost(),
+    cost=Cost(
+        {"complexity.features": 2e-3, "complexity.features * analysis.bootstrap": 5e-7},
+        {"one": 0.2e9, "complexity.features * analysis.bootstrap": 112},
+        {"one": 10000},
+    ),
 )
 
 ANALYSIS = Analysis(

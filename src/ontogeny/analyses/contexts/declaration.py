@@ -17,8 +17,30 @@ CONTEXTS = Stage(
     },
     makes={"contexts": "contexts", "table": "contexts_table"},
     settings=("contexts", "analysis.seed"),
-    # The scale: positions of the held-out text × features of the dictionary.
-    cost=Cost(),
+    cost=Cost(
+        {
+            "encoding": 1e-11,
+            "held-out rows * features": 1e-7,
+            "forward * snapshots * corpus.context": 2.4e-10,
+        },
+        {
+            "model": 1,
+            "a snapshot as it loads": 1,
+            "crosscoder in use": 1,
+            "pieces read ahead": 1,
+            "forward pass": 1,
+            "logits": 1,
+            "one": 0.3e9,
+            "features * contexts.quantiles * contexts.window": 400,
+        },
+        {
+            "one": 40000,
+            "vocabulary": 12,
+            "features": 1400,
+            "features * contexts.top * contexts.window": 12,
+            "features * contexts.quantiles * contexts.window": 12,
+        },
+    ),
 )
 
 ANALYSIS = Analysis(

@@ -12,7 +12,11 @@ DIMENSIONALITY = Stage(
     settings=("analysis.presence",),
     gpu=False,
     # Decoder entries of all seeds, each multiplied with as many as the model's width.
-    cost=Cost(),
+    cost=Cost(
+        {"features * sites * seeds * width * width": 6e-11},
+        {"full decoders": 3, "crosscoder": 1, "features * width": 40},
+        {"one": 5000, "sites * seeds": 400},
+    ),
 )
 
 ANALYSIS = Analysis(

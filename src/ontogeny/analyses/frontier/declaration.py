@@ -34,7 +34,7 @@ FRONTIER = Stage(
     scope="experiment",
     gpu=False,
     when="frontier",
-    cost=Cost(),
+    cost=Cost({"one": 2.0}, {"one": 0.2e9}, {"one": 50000}),
 )
 # No settings: what the dictionaries are is in their names, and so in the names of the files read.
 

@@ -11,7 +11,6 @@ MARGINS = ("induction.least_attention", "induction.least_gain")
 # features, margins or bootstraps run no model again. Kinds are used where there are any.
 KINDS = {"features": Optional("features", when="kinds"), "kinds": Optional("kinds")}
 
-# The scale: entries of the sums by block, snapshots × scores × heads × blocks.
 HEADS = Stage(
     "heads",
     run="ontogeny.analyses.induction.heads:measure",
@@ -20,7 +19,11 @@ HEADS = Stage(
     makes={"sums": "head_sums", "table": "heads"},
     settings=("induction.blocks", "analysis.seed", "activations.precision"),
     scope="experiment",
-    cost=Cost(),
+    cost=Cost(
+        {"forward * snapshots * corpus.context * induction.blocks": 1.5e-10},
+        {"model": 1, "a snapshot as it loads": 1, "forward pass": 2, "logits": 3, "attention": 1},
+        {"one": 30000, "snapshots * heads * induction.blocks": 210},
+    ),
 )
 INDUCTION = Stage(
     "induction",
@@ -31,7 +34,11 @@ INDUCTION = Stage(
     settings=(*MARGINS, "analysis.bootstrap", "analysis.seed"),
     scope="experiment",
     gpu=False,
-    cost=Cost(),
+    cost=Cost(
+        {"heads * snapshots * analysis.bootstrap": 5e-6},
+        {"one": 0.1e9, "heads * snapshots * induction.blocks": 600},
+        {"one": 20000},
+    ),
 )
 
 ANALYSIS = Analysis(

@@ -4,7 +4,6 @@ from ontogeny.analyses.presence.settings import Presence
 from ontogeny.declarations import Analysis, Cost, Figure, Product, Stage
 from ontogeny.stages import HISTORIES
 
-# The scale: features × snapshots, whose rank correlations every bootstrap sample takes anew.
 PRESENCE = Stage(
     "presence",
     run="ontogeny.analyses.presence.measure:measure",
@@ -12,7 +11,23 @@ PRESENCE = Stage(
     reads={name: name for name in ("crosscoder", "activations", "tokens", "features")},
     makes={"tests": "presence", "verdicts": "presence_verdicts"},
     settings=("presence", "analysis.seed", "analysis.bootstrap"),
-    cost=Cost(),
+    cost=Cost(
+        {
+            "features * snapshots * analysis.bootstrap": 3e-7,
+            "active features * width * snapshots": 3e-10,
+            "held-out rows * width * width * snapshots": 1.2e-10,
+        },
+        {
+            "crosscoder in use": 1,
+            "pieces read ahead": 1,
+            "active features": 140,
+            "held-out rows * width": 40,
+            "features * analysis.bootstrap": 12,
+            "features * snapshots": 500,
+            "features * width": 170,
+        },
+        {"one": 20000, "features * snapshots": 60},
+    ),
 )
 
 ANALYSIS = Analysis(

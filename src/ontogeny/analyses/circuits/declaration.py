@@ -61,7 +61,8 @@ ABLATION = Stage(
     settings=("circuits.seed", *CURVES, "analysis.bootstrap"),
     cost=Cost(
         {
-            "forward * circuits.tasks * circuits.pairs * circuits.curve_snapshots * circuits.curve_points * circuits.draws": 9e-10
+            "forward * circuits.tasks * circuits.pairs * circuits.curve_snapshots"
+            " * circuits.curve_points * circuits.draws": 9e-10
         },
         {
             "model": 1,

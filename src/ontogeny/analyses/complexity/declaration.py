@@ -19,7 +19,8 @@ SPAN = Stage(
     ),
     cost=Cost(
         {
-            "forward * snapshots * complexity.features * complexity.contexts * complexity.longest": 1.9e-11,
+            "forward * snapshots * complexity.features * complexity.contexts"
+            " * complexity.longest": 1.9e-11,
             "encoding": 1e-11,
         },
         {

@@ -22,7 +22,7 @@ MODULES = {
 }
 # Modules that say where things lie; folders' own formats, whose files are read by no other stage
 # alone: a crosscoder's, a snapshot's, the activations' and the site's.
-MAPS = {"ontogeny.stages", "ontogeny.experiment"}
+MAPS = {"ontogeny.stages", "ontogeny.experiment", "ontogeny.activations.sites"}
 
 
 @cache

@@ -100,17 +100,22 @@ def package(tmp_path, monkeypatch):
     (tmp_path / "low.py").write_text('"""Low."""\n\nVALUE = 1\n')
     (tmp_path / "room").mkdir()
     (tmp_path / "room" / "__init__.py").write_text("")
-    (tmp_path / "room" / "middle.py").write_text("from ontogeny import low\n\nX = low.VALUE\n")
+    (tmp_path / "room" / "middle.py").write_text(
+        "from ontogeny import experiment, low\nfrom ontogeny.room import settings\n\nX = low.VALUE\n"
+    )
     (tmp_path / "room" / "top.py").write_text(
         "def f():\n    from ontogeny.room.middle import X\n    return X\n"
     )
     (tmp_path / "room" / "beside.py").write_text("Y = 1\n")
+    # What only declares is no code: sections of settings, the map, and what these import.
+    for name in ("room/settings.py", "experiment.py"):
+        (tmp_path / name).write_text("from ontogeny.room import beside\n\nZ = 1\n")
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
 
-    def digest(module: str = "ontogeny.room.top", without: tuple[str, ...] = ()) -> str:
-        for name in ("_parse", "_file", "_imports", "_own_digest", "code_digest"):
+    def digest(module: str = "ontogeny.room.top") -> str:
+        for name in ("_parse", "_root", "_file", "_imports", "_own_digest", "code_digest"):
             getattr(provenance, name).cache_clear()
-        return provenance.code_digest(module, without)
+        return provenance.code_digest(module)
 
     yield digest
     monkeypatch.undo()
@@ -133,10 +138,12 @@ def test_code_digest_sees_code_and_nothing_else(package, tmp_path):
     (tmp_path / "room" / "beside.py").write_text("Y = 2\n")
     assert package() == first
     (tmp_path / "low.py").write_text("VALUE = 2\n")
-    changed = package()
-    assert changed != first
-    assert package(without=("ontogeny.low",)) != changed
+    assert package() != first
     (tmp_path / "low.py").write_text("VALUE = 1\n")
+    assert package() == first
+    for name in ("room/settings.py", "experiment.py"):
+        (tmp_path / name).write_text("Z = 2\n")
+    (tmp_path / "room" / "columns.yaml").write_text("table: {}\n")
     assert package() == first
     (tmp_path / "room" / "look.mplstyle").write_text("font.size: 8\n")
     assert package() != first

@@ -13,10 +13,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ontogeny.version import VERSION as __version__
+
 if TYPE_CHECKING:
     from ontogeny.experiment import Experiment
 
-__version__ = "0.1.0"
+__all__ = ["__version__", "open"]
 
 
 def open(folder: str | Path) -> Experiment:

@@ -98,7 +98,7 @@ def corpus_key(c: Corpus, own: Path | None, pretrain: bool) -> str | None:
     if c.tokens is not None:
         read.append(digest_file(c.tokens.path))
     tokenizer = {} if own is None else _files(own)
-    code = provenance.code_digest("ontogeny.corpus.build", without=("ontogeny.settings",))
+    code = provenance.code_digest("ontogeny.corpus.build")
     return f"corpus-{digest_value([given, read, tokenizer, code, pretrain])}"
 
 
@@ -109,7 +109,7 @@ def pretrain_key(p: Pretrain, a: Analysis, tokens: str) -> str:
     ----------
     tokens : digest of the content of tokens.h5.
     """
-    code = provenance.code_digest("ontogeny.snapshots.pretrain", without=("ontogeny.settings",))
+    code = provenance.code_digest("ontogeny.snapshots.pretrain")
     measured = [a.copying_blocks, a.seed]
     given = p.model_dump(mode="json", exclude={"threads"})
     return f"pretrain-{digest_value([given, measured, tokens, code])}"

@@ -16,13 +16,14 @@ from typing import Any
 
 import click
 
-from ontogeny import __version__, gpus, lineage, registry, running
+from ontogeny import gpus, lineage, registry, running
 from ontogeny import settings as schema
 from ontogeny.declarations import Figure, Stage
 from ontogeny.exchange import commands
 from ontogeny.experiment import Experiment
 from ontogeny.files import InputError
 from ontogeny.settings import SettingsError
+from ontogeny.version import VERSION
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -82,7 +83,7 @@ def _figures() -> list[click.Command]:
 
 
 @click.group(cls=Group, declared=_stages, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__)
+@click.version_option(VERSION)
 def main() -> None:
     """Watch concepts grow inside a language model while it trains."""
 

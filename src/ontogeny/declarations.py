@@ -191,7 +191,7 @@ class Analysis:
 def function(name: str) -> Callable[..., Any]:
     """The function that "package.module:function" names."""
     module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
+    return getattr(importlib.import_module(module), attribute)
 
 
 def folder(name: str) -> Path:

@@ -364,7 +364,7 @@ class Experiment:
         path = self.path(product, crosscoder=crosscoder or self.primary, **keys)
         read = pd.read_parquet if path.suffix == ".parquet" else pd.read_csv
         try:
-            return read(path)  # type: ignore[operator]
+            return read(path)
         except FileNotFoundError:
             raise InputError(f"{path}: not made yet; run the experiment") from None
         except (OSError, ValueError) as error:

@@ -7,6 +7,7 @@ analysis does.
 
 from __future__ import annotations
 
+from ontogeny.activations.sites import STACK
 from ontogeny.declarations import Cost, Figure, Optional, Product, Stage
 
 TRAINED = "crosscoders/{crosscoder}/seed{seed}"
@@ -25,7 +26,7 @@ PRODUCTS = [
     Product("activations", "activations", "a folder for each layer and stream"),
     Product("held_out", "activations/{site}/step{step}.h5", "held-out rows of a snapshot"),
     Product("rows", "activations/{site}/step{step}.rows{shard}.h5", "training rows of a snapshot"),
-    Product("stack", "activations/{site}/stack.h5", "all snapshots of a layer and stream"),
+    Product("stack", f"activations/{{site}}/{STACK}", "all snapshots of a layer and stream"),
     Product("basis", "basis/{sites}.h5", "the principal subspace of some sites"),
     Product("projected", "basis/{sites}.rows{shard}.h5", "training rows in that subspace"),
     Product("state", "state/{crosscoder}-{seed}-{digest}", "of an unfinished training"),

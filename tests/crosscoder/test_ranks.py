@@ -18,7 +18,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import yaml
-from conftest import RESULTS, ROOT, Checkout, tiny
+from conftest import RESULTS, ROOT, tiny
 from safetensors.torch import load_file
 
 from ontogeny import devices, gpus, settings
@@ -220,6 +220,8 @@ def test_a_rank_without_room_for_its_pairs_gets_more(size, runs):
 
 # The launcher
 
+TRAINED = "crosscoders/batchtopk/seed0"
+
 TROUBLE = """
 import os
 import signal
@@ -251,32 +253,26 @@ TROUBLES = {
 }
 
 
-def words(finished: Checkout, config: Path, folder: Path) -> list[str]:
-    """The command of the tiny experiment's training, as the rule has it."""
-    results = finished / RESULTS
-    basis = results / "basis/residual.0.h5"
-    found = ["train", "--config", config, "--threads", "2", "--crosscoder", "batchtopk"]
-    found += ["--seed", "0", "--activations", results / "activations", "--basis", basis]
-    found += ["--projected", basis.with_suffix(".rows0.h5")]
-    return [str(w) for w in [*found, "--output", folder / "out", "--state", folder / "state"]]
-
-
 @pytest.fixture(scope="module")
 def ended(finished, tmp_path_factory) -> dict[str, tuple[int, str, Path]]:
     """How the command ends on two ranks in each of the troubles: code, what it said, folder."""
     home = tmp_path_factory.mktemp("troubles")
     (home / "trouble.py").write_text(TROUBLE)
-    config = home / "config.yaml"
     changes = {"crosscoders.batchtopk.devices": 2, "crosscoders.batchtopk.steps": 60}
-    config.write_text(yaml.safe_dump(tiny(changes)))
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}  # whose bytecode is kept
     free = {k: v for k, v in environment.items() if k not in gpus.HANDED_OUT}
     free |= {"TMPDIR": str(home), gpus.NAMED: "0,1,2,3"}
     begun = {}
     for name, trouble in TROUBLES.items():
-        command = [sys.executable, home / "trouble.py", *words(finished, config, home / name)]
+        folder = home / name
+        folder.mkdir()
+        (folder / "config.yaml").write_text(yaml.safe_dump(tiny(changes)))
+        for part in ("activations", "basis"):
+            (folder / part).symlink_to(finished / RESULTS / part)
         if name == "bad input":
-            command[command.index("--basis") + 1] = str(home / name / "none.h5")
+            (folder / "basis").unlink()
+        words = ["train", folder, "batchtopk", "--seed", "0", "--threads", "2"]
+        command = [sys.executable, home / "trouble.py", *words]
         begun[name] = subprocess.Popen(
             command, stderr=subprocess.PIPE, text=True, start_new_session=True,
             env=(free if name == "none" else environment) | {"TROUBLE": trouble},
@@ -293,10 +289,10 @@ def test_the_command_trains_on_ranks(ended):
     assert len(re.findall(r"100%", said)) == 2, said  # one bar, and its end
     assert "Warning" not in said
     assert said.startswith("on GPU 0,1\n")  # it takes two of a machine's GPUs, were there any
-    assert list(pd.read_csv(folder / "out/metrics.csv")["step"]) == [50, 60]
-    about = json.loads((folder / "out/config.json").read_text())
+    assert list(pd.read_csv(folder / TRAINED / "metrics.csv")["step"]) == [50, 60]
+    about = json.loads((folder / TRAINED / "config.json").read_text())
     assert about["settings"]["devices"] == 2
-    assert load_file(folder / "out/crosscoder.safetensors")["W_enc"].shape[0] == 64
+    assert load_file(folder / TRAINED / "crosscoder.safetensors")["W_enc"].shape[0] == 64
 
 
 def test_an_error_of_a_rank_is_told_once(ended):
@@ -305,7 +301,7 @@ def test_an_error_of_a_rank_is_told_once(ended):
     assert said.endswith("ontogeny: rank 1 of 2: ValueError: trouble of its own\n")
     assert said.count("Traceback") == 1
     assert "PeerLost" not in said
-    assert not (folder / "out").exists()
+    assert not (folder / TRAINED).exists()
 
 
 def test_a_rank_that_is_killed_ends_all(ended):
@@ -331,7 +327,7 @@ def test_bad_input_is_told_once(ended):
     """In the line that one process has for it."""
     code, said, folder = ended["bad input"]
     assert code == 1
-    assert re.fullmatch(rf"ontogeny: {folder}/none\.h5: .*\n", said), said
+    assert re.fullmatch(rf"ontogeny: {folder}/basis/residual\.0\.h5: .*\n", said), said
 
 
 # Settings and rules
@@ -382,7 +378,7 @@ def test_another_number_of_devices_makes_nothing_again(experiment):
     assert experiment.would_run() == {"summary": 1}  # which keeps a digest of all settings
     shutil.rmtree(experiment / RESULTS / "crosscoders/batchtopk/seed1")
     said = experiment.snakemake("--dry-run", "-p", "--resources", "gpu=2")
-    assert re.search(r"ontogeny train .* --threads 2 --crosscoder batchtopk --seed 1 ", said)
+    assert re.search(r"ontogeny train results/tiny batchtopk --seed 1 --threads 2 ", said)
     pytest.importorskip("snakemake_executor_plugin_slurm")
     done = experiment.command("snakemake", "--profile", "profiles/slurm", "--dry-run")
     assert re.search(r"\nrule train:(\n +.*)*\n +resources: .* gpu=2, nodes=1\n", done.stdout), done

@@ -369,10 +369,11 @@ def test_same_bytes_again(drawn, tmp_path):
         "t.draw_all(pathlib.Path(sys.argv[2]))\n"
     )
     here = os.path.dirname(__file__)
+    paths = [here, os.path.dirname(here), os.environ.get("PYTHONPATH", "")]
     subprocess.run(
         [sys.executable, "-c", code, here, str(tmp_path)],
         check=True,
-        env=os.environ | {"PYTHONHASHSEED": "7"},
+        env=os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(paths)},
     )
     for figure in FIGURES:
         for ending in ("pdf", "png", "csv"):

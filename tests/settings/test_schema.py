@@ -64,7 +64,7 @@ SECTIONS = {
 }
 # Alternatives to what the default experiment has.
 OTHERS = {"files", "dataset", "tokens", "hub", "local", "remote_code", "pretrain_blocks"}
-OTHERS |= {"sparsity"}
+OTHERS |= {"sparsity", "tasks"}  # of the last all are made
 
 
 @pytest.mark.parametrize("section", SECTIONS)

@@ -11,7 +11,7 @@ from conftest import tiny
 from runs import Run, counted
 from safetensors.torch import load_file
 
-from ontogeny import settings
+from ontogeny import lineage, settings
 from ontogeny.snapshots import cost, pretrain, shape
 
 CHANGES = {
@@ -82,14 +82,13 @@ def test_flops_of_muon(tmp_path):
 @pytest.mark.usefixtures("plainly")
 def test_a_training_with_muon_goes_on_from_its_state_to_the_same_bytes(tmp_path):
     run = Run(tmp_path, CHANGES)
-    run.corpus()
-    run.pretrain()
-    whole = run.home / "pretrain" / "archive"
+    run.stages("corpus", "pretrain")
+    whole = lineage.archive(run.map)
     broken = tmp_path / "broken"
     shutil.copytree(whole, broken)
     shutil.rmtree(broken / "step4")
-    p = run.s.snapshots.pretrain
-    pretrain.train(run.s, run.tokens, broken)
+    p = run.settings.snapshots.pretrain
+    pretrain.train(run.settings, run.map.path("tokens"), broken)
     for name in ("model.safetensors", "optimizer.safetensors", "log.json"):
         assert (broken / "step4" / name).read_bytes() == (whole / "step4" / name).read_bytes()
     weights = load_file(whole / "step4" / "model.safetensors")
@@ -102,17 +101,17 @@ def test_a_training_with_muon_goes_on_from_its_state_to_the_same_bytes(tmp_path)
 @pytest.mark.usefixtures("plainly")
 def test_states_of_other_text_are_not_gone_on_from(tmp_path):
     run = Run(tmp_path, CHANGES)
-    last = run.s.snapshots.pretrain.steps
-    text = run.s.corpus.files.paths[0]
+    last = run.settings.snapshots.pretrain.steps
+    text = run.settings.corpus.files.paths[0]
     weights = []
     for archive, changed in (("kept", False), ("kept", True), ("new", False)):
         if changed:
             Path(text).write_text(Path(text).read_text()[::-1])
-        run.corpus()
+        run.stage("corpus")
         kept = tmp_path / archive
-        pretrain.train(run.s, run.tokens, kept)
+        pretrain.train(run.settings, run.map.path("tokens"), kept)
         weights.append((kept / f"step{last}/model.safetensors").read_bytes())
     assert weights[0] != weights[1] == weights[2]
     before = (tmp_path / "kept/step4").stat().st_mtime_ns
-    pretrain.train(run.s, run.tokens, tmp_path / "kept")
+    pretrain.train(run.settings, run.map.path("tokens"), tmp_path / "kept")
     assert (tmp_path / "kept/step4").stat().st_mtime_ns == before

@@ -8,6 +8,8 @@ from pathlib import Path
 from ontogeny.files import digest_value
 from ontogeny.settings import Sites
 
+STACK = "stack.h5"  # in the folder of a layer's stream
+
 
 @dataclass(frozen=True)
 class Site:

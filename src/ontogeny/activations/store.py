@@ -28,10 +28,10 @@ import h5py
 import numpy as np
 import xxhash
 
-from ontogeny import __version__
-from ontogeny.activations.sites import Site, folder_name, rows_path
+from ontogeny.activations.sites import STACK, Site, folder_name, rows_path
 from ontogeny.activations.sizes import CHUNK_BYTES, FLETCHER_BYTES
 from ontogeny.files import InputError, whole
+from ontogeny.version import VERSION
 
 FORMAT = "ontogeny-activations-2"
 
@@ -157,7 +157,7 @@ def open_checked(path: str | Path, **expected: Any) -> h5py.File:
 
 def describe(file: h5py.File, attributes: dict[str, Any]) -> None:
     """Write a file's attributes, software versions included."""
-    versions = {"format": FORMAT, "ontogeny": __version__, "h5py": h5py.version.version}
+    versions = {"format": FORMAT, "ontogeny": VERSION, "h5py": h5py.version.version}
     file.attrs.update(versions | attributes)
 
 
@@ -224,7 +224,7 @@ class Stacks:
         self.sites = sites
         scales: dict[Site, float] = {}
         for layer, stream in dict.fromkeys((site.layer, site.stream) for site in sites):
-            path = Path(folder) / folder_name(layer, stream) / "stack.h5"
+            path = Path(folder) / folder_name(layer, stream) / STACK
             with open_checked(path) as file:
                 for step, scale in zip(file.attrs["steps"], file.attrs["scales"], strict=True):
                     scales[Site(int(step), layer, stream)] = float(scale)

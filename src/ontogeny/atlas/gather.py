@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ontogeny import __version__
-from ontogeny.activations.store import folder_name
+from ontogeny.activations.sites import folder_name
 from ontogeny.analyses.kinds.measure import KINDS
 from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.experiment import Experiment
@@ -19,6 +18,7 @@ from ontogeny.features.contexts import LISTS, Store
 from ontogeny.features.described import CLASSES
 from ontogeny.figures.style import COLOURS
 from ontogeny.files import InputError
+from ontogeny.version import VERSION
 
 FORMAT = "ontogeny-atlas-1"
 CURVE_POINTS = 600  # of the batches' losses, drawn
@@ -167,7 +167,7 @@ def _about(experiment: Experiment, first: Crosscoder, steps: list[int]) -> dict[
     drawn = (*KINDS, "unigram", "bigram", "batch", *CLASSES)
     return {
         "format": FORMAT,
-        "version": __version__,
+        "version": VERSION,
         "name": experiment.name,
         "model": _model(experiment),
         "layer": layer,

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ontogeny import __version__, devices
+from ontogeny import devices
 from ontogeny.activations import feed
 from ontogeny.activations.rows import RowPaths
 from ontogeny.activations.sites import expand
@@ -31,6 +31,7 @@ from ontogeny.crosscoder.state import Progress, kept
 from ontogeny.files import InputError, write_table
 from ontogeny.progress import bar
 from ontogeny.settings import Crosscoder, Settings
+from ontogeny.version import VERSION
 
 THRESHOLD_MEMORY = 0.99
 
@@ -286,7 +287,7 @@ def train(
         seed=seed,
         settings=c.model_dump(mode="json"),
         tokens=data.tokens,
-        ontogeny=__version__,
+        ontogeny=VERSION,
         torch=torch.__version__.split("+")[0],
     )
     tensors = weights | {"silent_rows": now.silent.cpu()} | data.constants()

@@ -33,7 +33,6 @@ from typing import Any
 
 import torch
 
-from ontogeny import __version__
 from ontogeny.crosscoder.model import Crosscoder, Description
 from ontogeny.exchange.plain import (
     LEAST_THRESHOLD,
@@ -48,6 +47,7 @@ from ontogeny.exchange.plain import (
     write_folder,
 )
 from ontogeny.files import InputError
+from ontogeny.version import VERSION
 
 WEIGHTS = "sae_weights.safetensors"
 LOG_THRESHOLD = "activation_function.log_jumprelu_threshold"
@@ -200,7 +200,7 @@ def read(
             seed=0,
             settings={"dead_after_rows": 1},  # with no silent row, none is known to be dead
             tokens="",  # not known
-            ontogeny=__version__,
+            ontogeny=VERSION,
             torch=torch.__version__.split("+")[0],
         )
     made = {

@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from ontogeny import __version__
+from ontogeny import version
 from ontogeny.activations.rows import Cached, HeldOut
 from ontogeny.activations.sites import Site
 from ontogeny.crosscoder.model import Crosscoder
@@ -110,7 +110,7 @@ def write(
             "snapshot": place[0],
             "inputs": [name_of(each) for each in ([place] if one else about.inputs)],
             "output": name_of(place),
-            "ontogeny": __version__,
+            "ontogeny": version.VERSION,
             **quality,
         },
     }

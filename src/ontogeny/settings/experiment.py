@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any, Literal, TypeVar
 
-from pydantic import Field, create_model
+from pydantic import ConfigDict, Field, create_model
 
 from ontogeny import registry
 from ontogeny.declarations import function
@@ -28,6 +28,8 @@ S = TypeVar("S", bound=AnalysisSection)
 
 class Settings(Section):
     """A whole experiment. `load` gives one that also has the analyses' sections."""
+
+    model_config = ConfigDict(title="Settings")
 
     name: str = Field(
         ..., pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Folder under results/."
@@ -132,4 +134,12 @@ def whole() -> type[Settings]:
             sections[name] = (kind | None, Field(None, description=analysis.about))
         else:
             sections[name] = (kind, Field(kind(), description=analysis.about))
-    return create_model("Settings", __base__=Settings, __doc__="A whole experiment.", **sections)
+    about: dict[str, Any] = {"__module__": __name__, "__doc__": "A whole experiment."}
+    return create_model("WholeSettings", __base__=Settings, **about, **sections)
+
+
+def __getattr__(name: str) -> Any:
+    """`WholeSettings`, for processes that are handed settings pickled."""
+    if name == "WholeSettings":
+        return whole()
+    raise AttributeError(name)

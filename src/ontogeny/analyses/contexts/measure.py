@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 from pyarrow import parquet
 
-from ontogeny import __version__, devices
+from ontogeny import devices
 from ontogeny.activations.rows import HeldOut, read_ahead
 from ontogeny.analyses.contexts import lens
 from ontogeny.analyses.contexts.collect import Collector, Gate, over_quantiles, ranks
@@ -26,6 +26,7 @@ from ontogeny.features.held_out import inputs_of
 from ontogeny.files import InputError, whole
 from ontogeny.progress import bar
 from ontogeny.settings import Settings
+from ontogeny.version import VERSION
 
 PIECE_VALUES = 1 << 23  # rows × (inputs or features) in memory at a time
 SAMPLE = 8  # positions of the even sample, for each quantile
@@ -92,7 +93,7 @@ def measure(
             file.attrs.update(
                 {
                     "format": FORMAT,
-                    "ontogeny": __version__,
+                    "ontogeny": VERSION,
                     "tokens": data.digest,
                     "seed": trained.about.seed,
                     "window": section.window,

@@ -101,7 +101,7 @@ def package(tmp_path, monkeypatch):
     (tmp_path / "room").mkdir()
     (tmp_path / "room" / "__init__.py").write_text("")
     (tmp_path / "room" / "middle.py").write_text(
-        "from ontogeny import experiment, low\nfrom ontogeny.room import settings\n\nX = low.VALUE\n"
+        "from ontogeny import experiment, low\nfrom ontogeny.room import settings\nX = low.VALUE\n"
     )
     (tmp_path / "room" / "top.py").write_text(
         "def f():\n    from ontogeny.room.middle import X\n    return X\n"

@@ -12,8 +12,9 @@ from ontogeny import registry
 from ontogeny.activations import order
 from ontogeny.activations.sites import expand
 from ontogeny.corpus import text
-from ontogeny.corpus.wheels import check_sources, find_wheels, most_tokens, wheels_folder
+from ontogeny.corpus.wheels import check_sources, find_wheels, most_tokens
 from ontogeny.cost import limits
+from ontogeny.experiment import Experiment
 from ontogeny.files import InputError
 from ontogeny.scratch import below
 from ontogeny.settings import Settings
@@ -40,13 +41,13 @@ def _datasets(name: Path) -> tuple[str, ...]:
 
 def _wheel_faults(s: Settings, results: Path) -> Iterator[str]:
     """Wheels that are damaged, or hold too little text."""
-    c, wheels = s.corpus, s.corpus.wheels
+    c, wheels, experiment = s.corpus, s.corpus.wheels, Experiment(results / s.name, s)
     if wheels is None:
         return
     try:
         check_sources(wheels)
-        folder = wheels_folder(wheels.requirements, results)
-        if folder.is_dir() and not (results / s.name / "corpus" / "tokens.h5").exists():
+        folder = experiment.wheels
+        if folder.is_dir() and not experiment.path("tokens").exists():
             find_wheels(wheels.requirements, folder)
     except InputError as error:
         yield str(error)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ontogeny.files import digest_value
-from ontogeny.settings import Sites
+from ontogeny.settings.sections import Sites
 
 STACK = "stack.h5"  # in the folder of a layer's stream
 

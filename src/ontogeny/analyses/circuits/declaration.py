@@ -43,8 +43,9 @@ ATTRIBUTION = Stage(
             "pieces read ahead": 1,
             "gradients": 1,
             "logits": 1,
-            "one": 0.1e9,
-            "sites * width * circuits.tasks * circuits.pairs": 250,
+            "one": 0.05e9,
+            "features * circuits.pairs": 1900,
+            "sites * width * circuits.tasks * circuits.pairs": 180,
             "features * sites * circuits.tasks": 200,
         },
         {"one": 100000, "features * sites * circuits.tasks": 31},
@@ -62,7 +63,7 @@ ABLATION = Stage(
     cost=Cost(
         {
             "forward * circuits.tasks * circuits.pairs * circuits.curve_snapshots"
-            " * circuits.curve_points * circuits.draws": 9e-10
+            " * circuits.curve_points * circuits.draws": 8e-10
         },
         {
             "model": 1,

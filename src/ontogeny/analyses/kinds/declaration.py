@@ -12,10 +12,15 @@ KINDS = Stage(
     makes={"kinds": "kinds", "control": "kinds_control"},
     settings=("kinds", "analysis.seed"),
     cost=Cost(
-    {"active features * kinds.permutations": 3.1e-7, "encoding": 1e-11},
-    {"crosscoder in use": 1, "pieces read ahead": 1, "active features": 600, "features * kinds.permutations": 120},
-    {"one": 9000, "features": 100},
-),
+        {"active features * kinds.permutations": 3.1e-7, "encoding": 1e-11},
+        {
+            "crosscoder in use": 1,
+            "pieces read ahead": 1,
+            "active features": 600,
+            "features * kinds.permutations": 120,
+        },
+        {"one": 9000, "features": 100},
+    ),
 )
 
 ANALYSIS = Analysis(

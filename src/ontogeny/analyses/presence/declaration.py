@@ -20,7 +20,7 @@ PRESENCE = Stage(
         {
             "crosscoder in use": 1,
             "pieces read ahead": 1,
-            "active features": 140,
+            "active features": 70,
             "held-out rows * width": 40,
             "features * analysis.bootstrap": 12,
             "features * snapshots": 500,

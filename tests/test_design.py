@@ -77,8 +77,14 @@ def test_the_map_alone_spells_names_of_files():
     names = {Path(product.path).name for product in registry.products().values()}
     names = {name for name in names if "." in name and "{" not in name}
     assert {"features.parquet", "tokens.h5", "kinds.parquet", "phases.csv"} <= names
-    # A crosscoder's folder is a format of its own (docs/design.md, contracts), as a snapshot is.
-    names -= {"config.json", "crosscoder.safetensors", "metrics.csv", "config.yaml"}
+    # Formats of their own (docs/design.md, contracts): folders of a crosscoder, of a snapshot.
+    names -= {
+        "config.json",
+        "crosscoder.safetensors",
+        "metrics.csv",
+        "config.yaml",
+        "tokenizer.json",
+    }
     for module, path in MODULES.items():
         if module in MAPS or module.endswith(".declaration"):
             continue

@@ -1,4 +1,4 @@
-"""Stability: which features of one seed come again in another (METHOD.md 8)."""
+"""Stability: which features of one seed come again in another (docs/method.md 8)."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The two phases: a model's loss against the n-gram levels of its corpus (METHOD.md 5)."""
+"""The two phases: a model's loss against the n-gram levels of its corpus (docs/method.md 5)."""

@@ -58,7 +58,7 @@ def measures(model: torch.nn.Module, blocks: dict[str, np.ndarray]) -> dict[str,
     """Mean losses in nats on second halves (their first token left out), and the gains.
 
     copying_gain = loss after another passage − loss after itself, at a distance of half a block
-    (METHOD.md 5); copying_gain_near the same at 3/8; random_gain = loss on the first copy of
+    (docs/method.md 5); copying_gain_near the same at 3/8; random_gain = loss on the first copy of
     random tokens − loss on the second.
     """
     device = next(model.parameters()).device

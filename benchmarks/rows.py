@@ -55,7 +55,8 @@ def train(steps: int) -> Experiment:
         for seed in SEEDS
         if not experiment.path("weights", seed=seed).exists()
     ]
-    if any([process.wait() for process in running]):
+    codes = [process.wait() for process in running]  # both end before either is looked at
+    if any(codes):
         raise click.ClickException(f"{steps} steps: a training failed; see above")
     return experiment
 

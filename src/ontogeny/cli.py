@@ -169,6 +169,12 @@ def schema_() -> None:
     print(schema.schema(), end="")
 
 
+@main.command()
+def analyses() -> None:
+    """Print the list of the analyses, as kept in docs/analyses.md."""
+    print(registry.page(), end="")
+
+
 # From text to dictionaries
 
 

@@ -179,7 +179,7 @@ class Analysis:
     stages: Sequence[Stage]
     figures: Sequence[Figure]
     products: Sequence[Product] = ()
-    section: type | None = None
+    section: Any = None
     optional: bool = False
     histories: bool = True
     numbers: str = ""

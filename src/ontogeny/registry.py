@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import pkgutil
+import textwrap
 from functools import cache
 from pathlib import Path
 
@@ -106,3 +107,23 @@ def analysis_of(product: str) -> Analysis | None:
 def stage_of(product: str) -> Stage | None:
     """The declared stage that makes a product."""
     return next((s for s in stages().values() if product in s.makes.values()), None)
+
+
+def page() -> str:
+    """The analyses, what each makes and draws, and its keys: docs/analyses.md."""
+    lines = [
+        "# Analyses",
+        "",
+        "Each is one folder of src/ontogeny/analyses/, is made where `analyses` lists it, and is a",
+        "target by its name: `snakemake --cores 2 kinds`. `ontogeny analyses` prints this page.",
+    ]
+    for name, analysis in all_analyses().items():
+        lines += ["", f"## {name}", textwrap.fill(analysis.about, 99), ""]
+        for made in analysis.products:
+            lines.append(f"- `{made.path}`: {made.about}")
+        names = ", ".join(f"`{figure.name}` ({figure.label})" for figure in analysis.figures)
+        lines.append(f"- figures: {names}")
+        if analysis.section is not None:
+            keys = ", ".join(f"`{name}.{key}`" for key in analysis.section.model_fields)
+            lines.append(f"- keys: {keys}")
+    return "\n".join(lines) + "\n"

@@ -32,6 +32,11 @@ def test_the_kept_schema_is_the_settings():
     assert kept == settings.schema(), "ontogeny schema > schemas/config.schema.json"
 
 
+def test_the_kept_list_of_analyses_is_that_of_their_declarations():
+    kept = (ROOT / "docs" / "analyses.md").read_text()
+    assert kept == registry.page(), "ontogeny analyses > docs/analyses.md"
+
+
 def test_every_key_is_described_and_no_other_is_allowed():
     sections = list(objects(SCHEMA))
     assert len(sections) >= 8

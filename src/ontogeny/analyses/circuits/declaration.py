@@ -21,6 +21,7 @@ TASKS = Stage(
     settings=("circuits.tasks", "circuits.pairs", "circuits.seed"),
     scope="experiment",
     gpu=False,
+    local=True,
     cost=Cost({"one": 0.5}, {"one": 0.2e9}, {"one": 300000}, torch=False),
 )
 

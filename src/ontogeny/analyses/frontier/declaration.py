@@ -33,6 +33,7 @@ FRONTIER = Stage(
     makes={"frontier": "frontier", "comparison": "frontier_comparison"},
     scope="experiment",
     gpu=False,
+    local=True,
     when="frontier",
     cost=Cost({"one": 2.0}, {"one": 0.2e9}, {"one": 50000}),
 )

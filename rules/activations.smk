@@ -5,28 +5,6 @@
 # two are on disk at a time. Streamed training rows are never on disk.
 
 
-def extracted(step, shard):
-    """Files of a snapshot's training rows of a shard."""
-    return strings(E.rows_of(step, shard, E.sites))
-
-
-def projected_before(wildcards):
-    """What has to be projected before a later shard is extracted: the last shard but one."""
-    before = int(wildcards.shard) - 2
-    bases = E.bases(S.crosscoders_to_train)
-    return [ancient(str(E.projected(sites)[before])) for sites in bases if before >= 0]
-
-
-def basis_rows(shard):
-    """The training rows of a basis, or what they are streamed from."""
-    return lambda w: strings(E.training_rows(BASES[w.sites], shard(w)))
-
-
-def basis_stacks(wildcards):
-    """The stacks that a basis is made of."""
-    return strings(E.stacks(BASES[wildcards.sites]))
-
-
 rule extract:
     input:
         snapshot=at("snapshot"),
@@ -46,7 +24,7 @@ rule extract:
         model=MODEL,
         activations=ROWS,
         code=code("ontogeny.activations.extract"),
-        experiment=RESULTS,
+        experiment=experiment,
     message:
         "Activations of step {wildcards.step}"
     shell:
@@ -76,7 +54,7 @@ if len(SHARDS) > 1:
             model=MODEL,
             activations=ROWS,
             code=code("ontogeny.activations.extract"),
-            experiment=RESULTS,
+            experiment=experiment,
         message:
             "Activations of step {wildcards.step}, shard {wildcards.shard}"
         shell:
@@ -98,7 +76,7 @@ rule stack:
     params:
         steps=STEPS,
         code=code("ontogeny.activations.store"),
-        experiment=RESULTS,
+        experiment=experiment,
     message:
         "Stacking the snapshots of {wildcards.site}"
     shell:
@@ -108,7 +86,7 @@ rule stack:
 rule basis:
     input:
         stacks=basis_stacks,
-        rows=basis_rows(lambda w: 0),
+        rows=basis_rows,
     output:
         at("basis"),
     log:
@@ -124,7 +102,7 @@ rule basis:
         basis=values(S.basis),
         activations=ROWS,
         code=code("ontogeny.activations.basis"),
-        experiment=RESULTS,
+        experiment=experiment,
     message:
         "Principal subspace of {wildcards.sites}"
     shell:
@@ -134,7 +112,7 @@ rule basis:
 rule project:
     input:
         stacks=basis_stacks,
-        rows=basis_rows(lambda w: w.shard),
+        rows=basis_rows,
         basis=at("basis"),
     output:
         at("projected"),
@@ -149,7 +127,7 @@ rule project:
         **needs("project"),
     params:
         code=code("ontogeny.activations.subspace"),
-        experiment=RESULTS,
+        experiment=experiment,
     message:
         "Projecting shard {wildcards.shard} of {wildcards.sites}"
     shell:

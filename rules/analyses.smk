@@ -1,28 +1,21 @@
 # One rule for each declared stage (ontogeny/stages.py and the analyses' declarations): histories,
 # phases, and everything that an analysis measures. To see them all: snakemake --list-rules
 
-
-def stage_inputs(stage):
-    """What a stage reads, by argument."""
-    return lambda w: running.inputs(E, stage, w.get("crosscoder"))
-
-
 for stage in registry.stages().values():
     if not running.exists(E, stage):
         continue
-    of = "/{crosscoder}" if stage.scope == "crosscoder" else ""
 
     rule:
         name:
             stage.rule
         input:
-            unpack(stage_inputs(stage)),
+            unpack(inputs(stage)),
         output:
             **running.outputs(E, stage),
         log:
-            log(f"{stage.name}{of}"),
+            log(named(stage)),
         benchmark:
-            benchmark_of(f"{stage.name}{of}")
+            benchmark_of(named(stage))
         localrule: stage.local
         conda:
             CONDA
@@ -30,11 +23,11 @@ for stage in registry.stages().values():
             **needs(stage.name),
         params:
             **lineage.parameters(E, stage),
-            experiment=RESULTS,
+            experiment=experiment,
             command=stage.name,
             of=lambda w: w.get("crosscoder", ""),
         message:
-            f"{stage.about.rstrip('.')}{of.replace('/', ': ').replace('{', '{wildcards.')}"
+            stage.about.rstrip(".")
         shell:
             "ontogeny {params.command} {params.experiment} {params.of} --threads {threads}"
             " 2>&1 | tee {log}"

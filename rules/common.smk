@@ -9,11 +9,12 @@ import yaml
 
 from ontogeny import lineage, preflight, registry, running, scratch
 from ontogeny import settings as schema
+from ontogeny.corpus import text as texts
 from ontogeny.cost import needs as jobs_needs
 from ontogeny.experiment import Experiment
 from ontogeny.files import InputError, digest_file, digest_value, write_text
 from ontogeny.lineage import NO_RESULT, code, values
-from ontogeny.snapshots import sources
+from ontogeny.snapshots import local, sources
 
 CONDA = "../envs/ontogeny.yaml"
 
@@ -131,6 +132,11 @@ def strings(paths):
     return [str(path) for path in paths]
 
 
+def experiment(wildcards):
+    """The experiment's folder, as commands take it."""
+    return RESULTS
+
+
 def log(name):
     """The log of a job, by the stage's name and what it is for."""
     return f"{RESULTS}/logs/{name}.log"
@@ -141,6 +147,109 @@ def benchmark_of(name):
     return f"{RESULTS}/benchmarks/{name}.tsv"
 
 
+# The text and the snapshots
+
+
+def text_inputs():
+    """The files that the corpus is made from: text, and the tokenizer of a model that has one."""
+    own = {} if S.snapshots.pretrain else {"own": at("own_tokenizer")}
+    if S.corpus.wheels:
+        return {"wheels": str(E.wheels), **own}
+    if S.corpus.tokens:
+        return {"text": S.corpus.tokens.path, **own}
+    return {"text": strings(texts.files(S.corpus.files)), **own} if S.corpus.files else own
+
+
+def tokenizer_digests():
+    """Of the files of a local model's tokenizer: the content decides, not the folder."""
+    if S.snapshots.local is None:
+        return {}
+    paths = map(Path, local.tokenizer_sources(S.snapshots.local, STEPS))
+    return {path.name: digest_file(path) for path in paths if path.name != "config.json"}
+
+
+def untrained():
+    """Whether a finished training lacks snapshots that are wanted by now."""
+    if S.snapshots.pretrain is None or not E.path("trained_mark").exists():
+        return False
+    archive = lineage.archive(E)
+    return not all((archive / f"step{step}").is_dir() for step in STEPS)
+
+
+def snapshot_inputs(wildcards):
+    """What a snapshot is taken from, where that is on this machine."""
+    if S.snapshots.pretrain is not None:
+        return {"trained": at("trained_mark"), "tokens": at("tokens")}
+    if S.snapshots.local is not None:
+        return {"files": strings(local.sources(S.snapshots.local, int(wildcards.step)))}
+    return {}
+
+
+# Rows
+
+
 def kept(files):
     """Files of training rows: outputs that stay, or go once nothing needs them."""
     return files if S.activations.keep and len(SHARDS) == 1 else temp(files)
+
+
+def extracted(step, shard):
+    """Files of a snapshot's training rows of a shard."""
+    return strings(E.rows_of(step, shard, E.sites))
+
+
+def projected_before(wildcards):
+    """What has to be projected before a later shard is extracted: the last shard but one."""
+    before = int(wildcards.shard) - 2
+    bases = E.bases(S.crosscoders_to_train)
+    return [ancient(str(E.projected(sites)[before])) for sites in bases if before >= 0]
+
+
+def basis_rows(wildcards):
+    """The training rows of a basis, of a shard, or what they are streamed from."""
+    return strings(E.training_rows(BASES[wildcards.sites], wildcards.get("shard", 0)))
+
+
+def basis_stacks(wildcards):
+    """The stacks that a basis is made of."""
+    return strings(E.stacks(BASES[wildcards.sites]))
+
+
+# Declared stages and figures
+
+
+def inputs(declared):
+    """What a declared stage or figure reads, by argument."""
+    return lambda wildcards: running.inputs(E, declared, wildcards.get("crosscoder"))
+
+
+def named(stage):
+    """The name of a declared stage's log and benchmark: one for each crosscoder, if it has one."""
+    return f"{stage.name}/{{crosscoder}}" if stage.scope == "crosscoder" else stage.name
+
+
+def figures(names):
+    """The files of some figures."""
+    return [str(E.figure(name, kind)) for name in names for kind in ("pdf", "png", "csv")]
+
+
+def drawn(figure):
+    """A figure's three files; its PNG goes into the report, with caption and category."""
+    png = report(
+        str(E.figure(figure.name, "png")),
+        caption=str(running.caption(figure)),
+        category=figure.category,
+        labels={"figure": figure.label},
+    )
+    return [png, str(E.figure(figure.name, "pdf")), str(E.figure(figure.name, "csv"))]
+
+
+ATLASES = [at("atlas")] if E.has_histories(S.primary) else []
+
+
+def no_atlas(wildcards):
+    """Why an experiment has no site."""
+    raise WorkflowError(
+        f"atlas: {S.primary} has no feature histories to show, which need a trained decoder over "
+        "four or more snapshots of one layer and stream; choose another primary"
+    )

@@ -19,7 +19,7 @@ rule train:
     params:
         crosscoder=lambda w: values(DICTIONARIES[w.crosscoder], *NO_RESULT),
         code=code("ontogeny.crosscoder.train"),
-        experiment=RESULTS,
+        experiment=experiment,
     message:
         "Training the crosscoder {wildcards.crosscoder}, seed {wildcards.seed}"
     shell:
@@ -45,7 +45,7 @@ rule fidelity:
         spliced_blocks=S.analysis.spliced_blocks,
         floor=S.analysis.direction_floor,
         code=code("ontogeny.crosscoder.fidelity"),
-        experiment=RESULTS,
+        experiment=experiment,
     message:
         "Fidelity of {wildcards.crosscoder}, seed {wildcards.seed}"
     shell:

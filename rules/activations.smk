@@ -25,6 +25,7 @@ rule extract:
         activations=ROWS,
         code=code("ontogeny.activations.extract"),
         experiment=experiment,
+        reads=reads,
     message:
         "Activations of step {wildcards.step}"
     shell:
@@ -55,6 +56,7 @@ if len(SHARDS) > 1:
             activations=ROWS,
             code=code("ontogeny.activations.extract"),
             experiment=experiment,
+            reads=reads,
         message:
             "Activations of step {wildcards.step}, shard {wildcards.shard}"
         shell:
@@ -77,6 +79,7 @@ rule stack:
         steps=STEPS,
         code=code("ontogeny.activations.store"),
         experiment=experiment,
+        reads=reads,
     message:
         "Stacking the snapshots of {wildcards.site}"
     shell:
@@ -103,6 +106,7 @@ rule basis:
         activations=ROWS,
         code=code("ontogeny.activations.basis"),
         experiment=experiment,
+        reads=reads,
     message:
         "Principal subspace of {wildcards.sites}"
     shell:
@@ -128,6 +132,7 @@ rule project:
     params:
         code=code("ontogeny.activations.subspace"),
         experiment=experiment,
+        reads=reads,
     message:
         "Projecting shard {wildcards.shard} of {wildcards.sites}"
     shell:

@@ -24,6 +24,7 @@ for stage in registry.stages().values():
         params:
             **lineage.parameters(E, stage),
             experiment=experiment,
+            reads=reads,
             command=stage.name,
             of=lambda w: w.get("crosscoder", ""),
         message:

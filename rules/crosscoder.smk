@@ -20,6 +20,7 @@ rule train:
         crosscoder=lambda w: values(DICTIONARIES[w.crosscoder], *NO_RESULT),
         code=code("ontogeny.crosscoder.train"),
         experiment=experiment,
+        reads=reads,
     message:
         "Training the crosscoder {wildcards.crosscoder}, seed {wildcards.seed}"
     shell:
@@ -46,6 +47,7 @@ rule fidelity:
         floor=S.analysis.direction_floor,
         code=code("ontogeny.crosscoder.fidelity"),
         experiment=experiment,
+        reads=reads,
     message:
         "Fidelity of {wildcards.crosscoder}, seed {wildcards.seed}"
     shell:

@@ -39,6 +39,7 @@ rule corpus:
     params:
         text=TEXT,
         experiment=experiment,
+        reads=reads,
     message:
         "Tokenising the text"
     shell:

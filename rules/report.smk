@@ -22,6 +22,7 @@ for declared in registry.figures().values():
         params:
             **lineage.parameters(E, declared),
             experiment=experiment,
+            reads=reads,
             name=declared.name,
         message:
             f"Figure: {declared.label}"
@@ -48,6 +49,7 @@ if ATLASES:
             settings=[MODEL, STEPS, atlas_reads.parameters(E)],
             code=code("ontogeny.atlas.build"),
             experiment=experiment,
+            reads=reads,
         message:
             "The atlas"
         shell:
@@ -81,6 +83,7 @@ rule summary:
         code=code("ontogeny.summary"),
         numbers=[code(hook.partition(":")[0]) for hook in running.number_hooks(E)],
         experiment=experiment,
+        reads=reads,
     message:
         "Gathering the numbers"
     shell:

@@ -29,6 +29,7 @@ if SOURCE == "pretrain":
         params:
             model=MODEL,
             experiment=experiment,
+            reads=reads,
         message:
             f"Training the language model: {S.snapshots.pretrain.steps} steps"
         shell:
@@ -51,6 +52,7 @@ if SOURCE == "pretrain":
             model=MODEL,
             snapshots=STEPS,
             experiment=experiment,
+            reads=reads,
         message:
             "Log of the language model's training"
         shell:
@@ -75,6 +77,7 @@ else:
             tokenizer=S.snapshots.hub.tokenizer if S.snapshots.hub else None,
             files=tokenizer_digests(),
             experiment=experiment,
+            reads=reads,
         message:
             "Fetching the model's tokenizer"
         shell:
@@ -99,6 +102,7 @@ rule snapshot:
     params:
         model=MODEL,
         experiment=experiment,
+        reads=reads,
     message:
         "Snapshot of step {wildcards.step}"
     shell:

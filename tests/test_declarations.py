@@ -55,6 +55,7 @@ def test_a_toy_analysis_gets_all_that_ours_have(experiment, added):
     assert (done.returncode, "toy.bin: unknown key" in done.stderr) == (1, True), done.stderr
 
     # Its rules: what is asked for by the name of the analysis, and in the default target.
+    checkout.configure({})
     assert set(checkout.would_run("toy")) == {"toy", "measure_toy", "figure_toy"}
     checkout.configure({"analyses": ["dimensionality", "kinds", "toy"]})
     assert set(checkout.would_run()) == {"measure_toy", "figure_toy", "summary"}

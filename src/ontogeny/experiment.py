@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -154,6 +155,29 @@ class Experiment:
         if "seed" not in keys and keys["crosscoder"] in self.settings.all_crosscoders:
             keys["seed"] = self.settings.all_crosscoders[keys["crosscoder"]].seeds[0]
         return Path(self.pattern(product).format(**keys))
+
+    @cached_property
+    def _patterns(self) -> list[tuple[str, re.Pattern[str]]]:
+        """Products' names and patterns of their paths, those that say most first."""
+        products = sorted(
+            registry.products().values(), key=lambda p: -len(re.sub(r"{\w+}", "", p.path))
+        )
+        wild = r"(?P<\1>[^/]+)"
+        return [
+            (product.name, re.compile(re.sub(r"\\{(\w+)\\}", wild, re.escape(product.path))))
+            for product in products
+        ]
+
+    def identify(self, path: str | Path) -> str:
+        """What a path of the experiment is, by product and keys; the path itself if it is none."""
+        if not Path(path).is_relative_to(self.folder):
+            return str(path)
+        inside = str(Path(path).relative_to(self.folder))
+        for name, pattern in self._patterns:
+            match = pattern.fullmatch(inside)
+            if match:
+                return " ".join([name, *(f"{key}={v}" for key, v in match.groupdict().items())])
+        return inside
 
     def seeds_of(self, product: str, crosscoder: str) -> list[Path]:
         """Where a product of every seed of a crosscoder lies, in the seeds' order."""

@@ -320,7 +320,7 @@ def test_bytes_of_the_finished_experiment(finished):
     assert [f.path for f in kept if not f.path.exists()] == []
     data = [f for f in kept if f.kind != "tables" and f.path.suffix != ".csv"]
     real = sum(bill.size_of(f.path) for f in data)
-    assert sum(f.size - bill.BESIDE for f in data) == pytest.approx(real, rel=0.02)
+    assert 0.98 * sum(f.size - bill.BESIDE for f in data) < real < 1.02 * sum(f.size for f in data)
     assert sum(f.size for f in kept if f.kind == "tables") > 0.5 * sum(
         f.there for f in kept if f.kind == "tables"
     )

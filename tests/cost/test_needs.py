@@ -196,7 +196,7 @@ def test_a_dry_run_through_the_profile_shows_what_the_plan_says(tmp_path):
         assert shown is not None, job
         which = re.search(r"crosscoder=([\w-]+)|sites=([\w.]+)", job)
         name = (which[1] or which[2]) if which else ""
-        expected = needs.of(asked, rule[1], name)
+        expected = needs.of(asked, rule[1].removeprefix("measure_"), name)
         values = dict(pair.split("=") for pair in shown[1].split(", ") if "=" in pair)
         for key in ("mem_mb", "runtime", "gpu"):
             assert int(values[key]) == getattr(expected, key), (rule[1], key)

@@ -285,6 +285,7 @@ def home(finished, tmp_path, monkeypatch) -> Path:
     """A copy of the finished experiment, to damage; commands are run beside it."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(finished / RESULTS, tmp_path / RESULTS)
+    shutil.copytree(ROOT / "envs", tmp_path / "envs")
     return Path(RESULTS)
 
 

@@ -61,7 +61,17 @@ def check_sources(wheels: Wheels) -> None:
 
 
 def wheels_folder(requirements: str | Path, results: str | Path) -> Path:
-    """Where the wheels of a requirements file are kept, for all experiments that use it."""
+    """Where the wheels of a requirements file are kept, for all experiments that use it.
+
+    Raises
+    ------
+    InputError : the file cannot be read from here.
+    """
+    if not Path(requirements).is_file():
+        raise InputError(
+            f"corpus.wheels.requirements: no file {requirements} here; run the command in the "
+            "folder of the Snakefile, or correct the path"
+        )
     return Path(results) / "downloads" / digest_file(requirements)[:16]
 
 

@@ -45,7 +45,7 @@ ATTRIBUTION = Stage(
             "gradients": 1,
             "logits": 1,
             "one": 0.05e9,
-            "features * circuits.pairs": 1900,
+            "features * circuits.pairs": 3100,
             "sites * width * circuits.tasks * circuits.pairs": 180,
             "features * sites * circuits.tasks": 200,
         },

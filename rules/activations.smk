@@ -25,7 +25,6 @@ rule extract:
         activations=ROWS,
         code=code("ontogeny.activations.extract"),
         experiment=experiment,
-        reads=reads,
     message:
         "Activations of step {wildcards.step}"
     shell:
@@ -56,7 +55,6 @@ if len(SHARDS) > 1:
             activations=ROWS,
             code=code("ontogeny.activations.extract"),
             experiment=experiment,
-            reads=reads,
         message:
             "Activations of step {wildcards.step}, shard {wildcards.shard}"
         shell:
@@ -66,8 +64,7 @@ if len(SHARDS) > 1:
 
 rule stack:
     input:
-        files=lambda w: [str(E.path("held_out", site=w.site, step=step)) for step in STEPS],
-        rows=lambda w: [p for step in STEPS for p in strings(E.rows_of(step, 0, [w.site]))],
+        stacked,
     output:
         at("stack"),
     log:
@@ -79,7 +76,7 @@ rule stack:
         steps=STEPS,
         code=code("ontogeny.activations.store"),
         experiment=experiment,
-        reads=reads,
+        reads=reads(stacked),
     message:
         "Stacking the snapshots of {wildcards.site}"
     shell:
@@ -106,7 +103,7 @@ rule basis:
         activations=ROWS,
         code=code("ontogeny.activations.basis"),
         experiment=experiment,
-        reads=reads,
+        reads=reads(basis_stacks, basis_rows),
     message:
         "Principal subspace of {wildcards.sites}"
     shell:
@@ -132,7 +129,7 @@ rule project:
     params:
         code=code("ontogeny.activations.subspace"),
         experiment=experiment,
-        reads=reads,
+        reads=reads(basis_stacks, basis_rows),
     message:
         "Projecting shard {wildcards.shard} of {wildcards.sites}"
     shell:

@@ -24,7 +24,7 @@ for stage in registry.stages().values():
         params:
             **lineage.parameters(E, stage),
             experiment=experiment,
-            reads=reads,
+            reads=reads(inputs(stage)),
             command=stage.name,
             of=lambda w: w.get("crosscoder", ""),
         message:

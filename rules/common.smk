@@ -137,12 +137,27 @@ def experiment(wildcards):
     return RESULTS
 
 
-def reads(wildcards, input):
-    """What a job reads, by the map's names: a file that only moves is no change.
+def reads(*inputs):
+    """A parameter that says what a job reads, by the map's names: a file that moves is no change.
 
-    The profile leaves Snakemake's own comparison of input paths out for this.
+    The profile leaves Snakemake's own comparison of input paths out for this. A parameter that is
+    made from `input` would not count among those that are compared.
+
+    Parameters
+    ----------
+    inputs : paths, in lists or dictionaries, or functions of the wildcards that give such.
     """
-    return sorted(E.identify(path) for path in input)
+
+    def paths(given):
+        if isinstance(given, dict):
+            given = list(given.values())
+        return [p for each in given for p in paths(each)] if isinstance(given, list) else [given]
+
+    def names(wildcards):
+        files = [paths(each(wildcards) if callable(each) else each) for each in inputs]
+        return "; ".join(sorted(E.identify(path) for some in files for path in some))
+
+    return names
 
 
 def log(name):
@@ -213,6 +228,13 @@ def projected_before(wildcards):
     return [ancient(str(E.projected(sites)[before])) for sites in bases if before >= 0]
 
 
+def stacked(wildcards):
+    """The snapshots' files of a layer and stream, and those of their training rows."""
+    rows = [path for step in STEPS for path in E.rows_of(step, 0, [wildcards.site])]
+    held_out = [E.path("held_out", site=wildcards.site, step=step) for step in STEPS]
+    return strings([*held_out, *rows])
+
+
 def basis_rows(wildcards):
     """The training rows of a basis, of a shard, or what they are streamed from."""
     return strings(E.training_rows(BASES[wildcards.sites], wildcards.get("shard", 0)))
@@ -250,6 +272,18 @@ def drawn(figure):
         labels={"figure": figure.label},
     )
     return [png, str(E.figure(figure.name, "pdf")), str(E.figure(figure.name, "csv"))]
+
+
+def summary_inputs():
+    """What the numbers of an experiment come from; of figures and atlas the seconds and bytes."""
+    return [
+        *([at("log")] if E.has("log") else []),
+        at("levels"),
+        *strings(E.path("features", crosscoder=name) for name in E.with_histories),
+        *(path for name in S.crosscoders for path in strings(E.seeds_of("fidelity", name))),
+        *figures(E.figures()),
+        *ATLASES,
+    ]
 
 
 ATLASES = [at("atlas")] if E.has_histories(S.primary) else []

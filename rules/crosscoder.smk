@@ -20,7 +20,7 @@ rule train:
         crosscoder=lambda w: values(DICTIONARIES[w.crosscoder], *NO_RESULT),
         code=code("ontogeny.crosscoder.train"),
         experiment=experiment,
-        reads=reads,
+        reads=reads(lambda w: E.training_sources(w.crosscoder)),
     message:
         "Training the crosscoder {wildcards.crosscoder}, seed {wildcards.seed}"
     shell:
@@ -47,7 +47,7 @@ rule fidelity:
         floor=S.analysis.direction_floor,
         code=code("ontogeny.crosscoder.fidelity"),
         experiment=experiment,
-        reads=reads,
+        reads=reads(lambda w: E.fidelity_sources(w.crosscoder)),
     message:
         "Fidelity of {wildcards.crosscoder}, seed {wildcards.seed}"
     shell:

@@ -39,7 +39,7 @@ rule corpus:
     params:
         text=TEXT,
         experiment=experiment,
-        reads=reads,
+        reads=reads(text_inputs()),
     message:
         "Tokenising the text"
     shell:

@@ -22,7 +22,7 @@ for declared in registry.figures().values():
         params:
             **lineage.parameters(E, declared),
             experiment=experiment,
-            reads=reads,
+            reads=reads(inputs(declared)),
             name=declared.name,
         message:
             f"Figure: {declared.label}"
@@ -49,7 +49,7 @@ if ATLASES:
             settings=[MODEL, STEPS, atlas_reads.parameters(E)],
             code=code("ontogeny.atlas.build"),
             experiment=experiment,
-            reads=reads,
+            reads=reads(atlas_reads.files(E)),
         message:
             "The atlas"
         shell:
@@ -65,12 +65,7 @@ else:
 
 rule summary:
     input:
-        at("log") if E.has("log") else [],
-        at("levels"),
-        [str(E.path("features", crosscoder=name)) for name in E.with_histories],
-        [path for name in S.crosscoders for path in strings(E.seeds_of("fidelity", name))],
-        figures(E.figures()),
-        ATLASES,  # whose seconds and bytes are among the numbers
+        summary_inputs(),
     output:
         at("summary", "provenance"),
     log:
@@ -83,7 +78,7 @@ rule summary:
         code=code("ontogeny.summary"),
         numbers=[code(hook.partition(":")[0]) for hook in running.number_hooks(E)],
         experiment=experiment,
-        reads=reads,
+        reads=reads(summary_inputs()),
     message:
         "Gathering the numbers"
     shell:

@@ -29,7 +29,6 @@ if SOURCE == "pretrain":
         params:
             model=MODEL,
             experiment=experiment,
-            reads=reads,
         message:
             f"Training the language model: {S.snapshots.pretrain.steps} steps"
         shell:
@@ -52,7 +51,6 @@ if SOURCE == "pretrain":
             model=MODEL,
             snapshots=STEPS,
             experiment=experiment,
-            reads=reads,
         message:
             "Log of the language model's training"
         shell:
@@ -77,7 +75,6 @@ else:
             tokenizer=S.snapshots.hub.tokenizer if S.snapshots.hub else None,
             files=tokenizer_digests(),
             experiment=experiment,
-            reads=reads,
         message:
             "Fetching the model's tokenizer"
         shell:
@@ -102,7 +99,7 @@ rule snapshot:
     params:
         model=MODEL,
         experiment=experiment,
-        reads=reads,
+        reads=reads(snapshot_inputs),
     message:
         "Snapshot of step {wildcards.step}"
     shell:

@@ -17,7 +17,7 @@ ANALYSIS = Analysis(
             makes={"bins": "toy_bins"},
             settings=("toy",),
             gpu=False,
-            cost=Cost(seconds=(7200.0, 0.0), memory=(0.5e9, 0.0)),
+            cost=Cost({"one": 7200.0}, {"one": 0.5e9}),
         )
     ],
     figures=[

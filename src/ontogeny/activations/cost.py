@@ -136,7 +136,8 @@ def basis(sizes: Sizes, dictionary: Dictionary) -> Job:
     visits = windows if windows == 1 else passes * windows
     positions = min(visits * sizes.window, passes * sizes.positions)
     forward = streamed_flops(sizes, positions, dictionary.snapshots)
-    host |= window_buffers(sizes.window * n, sizes.item, 0) | loading(sizes)
+    # A window is held while the next one is computed.
+    host |= window_buffers(sizes.window * n, sizes.item, 1) | loading(sizes)
     device |= streams_memory(sizes, n, dictionary.snapshots, None)
     return job(sizes.gpu, replace(work, forward=forward, starts=1.0), host, device)
 

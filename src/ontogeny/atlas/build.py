@@ -16,7 +16,7 @@ from ontogeny.corpus.pieces import visible
 from ontogeny.experiment import Experiment
 from ontogeny.features.contexts import Context, Feature, Store
 from ontogeny.features.described import CLASSES, nearest
-from ontogeny.features.histories import direction_cosines
+from ontogeny.features.histories import decoder_norms, direction_cosines
 from ontogeny.files import whole
 from ontogeny.progress import bar
 
@@ -121,7 +121,7 @@ def _task(places: np.ndarray, values: np.ndarray) -> dict[str, Any]:
 def _histories(contents: Contents, part: slice, matrix: np.ndarray) -> dict[str, Any]:
     """Strengths and directions of some features."""
     W = contents.decoders[part]
-    own = np.linalg.norm(W, axis=2)
+    own = decoder_norms(W)
     strength = np.concatenate([own[:, None], contents.others[part]], 1)
     scale = np.nanmax(strength, axis=(1, 2))
     # The floor is of the largest strength over all snapshots, whichever the matrix shows.

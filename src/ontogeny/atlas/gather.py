@@ -176,7 +176,7 @@ def _about(experiment: Experiment, first: Crosscoder, steps: list[int]) -> dict[
         "activation": chosen.activation,
         "seeds": chosen.seeds,
         "steps": steps,
-        "numbers": [experiment.steps.index(step) + 1 for step in steps],
+        "numbers": [experiment.settings.snapshots.number(step) for step in steps],
         "tokens": rows,
         "held_out": held_out,
         "features": first.about.features,

@@ -244,10 +244,9 @@ def measure(
     count = max(1, round(float(by_site["l0"].mean())))
     by_site.insert(1, "pca_explained_variance", pca(settings, trained, paths, count))
     losses = spliced_losses(trained, f, settings, activations, paths.snapshots, tokens, device)
-    steps = settings.snapshots.chosen
     where = pd.DataFrame(
         {
-            "snapshot_index": [steps.index(site.snapshot) + 1 for site in outputs.sites],
+            "snapshot_index": [settings.snapshots.number(site.snapshot) for site in outputs.sites],
             "step": [site.snapshot for site in outputs.sites],
             "layer": [site.layer for site in outputs.sites],
             "stream": [site.stream for site in outputs.sites],

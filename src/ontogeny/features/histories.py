@@ -28,7 +28,7 @@ def decoder_norms(decoders: np.ndarray) -> np.ndarray:
 
 def snapshot_numbers(settings: Settings, steps: Iterable[int]) -> np.ndarray:
     """Snapshot indices, counted from 1 over all of the experiment's, of some training steps."""
-    return np.array([settings.snapshots.chosen.index(step) + 1 for step in steps])
+    return np.array([settings.snapshots.number(step) for step in steps])
 
 
 def normalise(strength: np.ndarray) -> np.ndarray:

@@ -104,8 +104,10 @@ def measure(settings: Settings, snapshots: Path, tokens: Path, phases: Path, lev
     about: dict[str, object] = {"bigram_smoothing_strength": fitted.strength}
     for name, level in zip(("unigram", "bigram"), fitted.cross_entropies(held_out), strict=True):
         step_at = crossing(np.array(steps), table["loss"].to_numpy(), level)
-        after = [s for s in steps if s >= step_at]
+        after = next((step for step in steps if step >= step_at), None)
         about[f"{name}_cross_entropy"] = level
         about[f"{name}_crossing_step"] = None if np.isnan(step_at) else step_at
-        about[f"{name}_crossing_after_snapshot"] = steps.index(after[0]) + 1 if after else None
+        about[f"{name}_crossing_after_snapshot"] = (
+            None if after is None else settings.snapshots.number(after)
+        )
     write_json(levels, about)

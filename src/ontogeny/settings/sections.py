@@ -203,6 +203,10 @@ class Snapshots(Section):
             raise SettingsError("snapshots.steps: 'all' is not resolved; use sources.resolve")
         return list(self.steps)
 
+    def number(self, step: int) -> int:
+        """The snapshot index of a training step, counted from 1."""
+        return self.chosen.index(step) + 1
+
 
 class Activations(Section):
     """Which activations are kept, and how."""

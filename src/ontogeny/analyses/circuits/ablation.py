@@ -328,7 +328,7 @@ def measure(
     with bar("ablation", len(at) * len(given), "tasks") as progress:
         for site in at:
             step, layer, stream = outputs[site]
-            number = settings.snapshots.chosen.index(step) + 1
+            number = settings.snapshots.number(step)
             model = attributed.load(settings, snapshots, step, device)
             features = table[(table["step"] == step) & (table["feature"] != attributed.ERROR)]
             for task in given:

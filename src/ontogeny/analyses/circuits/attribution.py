@@ -307,7 +307,7 @@ def measure(
     with bar("attribution: gradients", total, "tasks") as progress:
         for site, (step, layer, stream) in enumerate(trained.about.outputs):
             model = load(settings, snapshots, step, trained.W_dec.device)
-            number = settings.snapshots.chosen.index(step) + 1
+            number = settings.snapshots.number(step)
             for task in given:
                 m = Downstream(model, layer, stream, task)
                 sampled = weights(len(task.clean), samples, section.seed)

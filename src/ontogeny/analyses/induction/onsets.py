@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 
 from ontogeny.analyses.induction.settings import Induction
-from ontogeny.features.histories import onset
+from ontogeny.features.histories import normalise, onset
 from ontogeny.files import InputError, write_table
 from ontogeny.settings import Settings
 
@@ -175,7 +175,7 @@ def onsets(curves: np.ndarray, steps: np.ndarray) -> np.ndarray:
     ----------
     curves : (F, n).
     """
-    return onset(curves / curves.max(1, keepdims=True), steps, 0.5)
+    return onset(normalise(curves), steps, 0.5)
 
 
 def feature_rows(

@@ -26,7 +26,7 @@ from ontogeny.analyses.presence.verdicts import COLUMNS, Resampled, correlations
 from ontogeny.corpus.build import Tokens
 from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.features.held_out import explained, held_out
-from ontogeny.features.histories import normalise
+from ontogeny.features.histories import normalise, snapshot_numbers
 from ontogeny.files import InputError, write_table
 from ontogeny.progress import bar
 from ontogeny.settings import Settings
@@ -178,7 +178,7 @@ def measure(
     about = pd.read_parquet(features)
     table = run_tests(trained, f, position, ids, read, about, section, analysis.seed)
     steps = np.array([site.snapshot for site in sites])
-    index = np.array([settings.snapshots.chosen.index(step) + 1 for step in steps])
+    index = snapshot_numbers(settings, steps)
     site = table.pop("site").to_numpy()
     table.insert(1, "snapshot_index", index[site])
     table.insert(2, "step", steps[site])

@@ -44,7 +44,7 @@ report: env ## gather finished figures in one self-contained page
 	$(IN_ENV) snakemake --report $(REPORT) $(ARGS)
 
 test: env ## run the tests
-	$(IN_ENV) python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(IN_ENV) python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-cluster: env ## run the tiny experiment on a SLURM of this machine (root on Debian alone)
 	$(IN_ENV) python -m pytest -m cluster tests/workflow/test_cluster.py $(ARGS)

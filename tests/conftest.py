@@ -32,7 +32,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what installs a SLURM, unless the marker is asked for by its name."""
+    """Leave out what installs a SLURM, unless the marker is asked for by its name.
+
+    Files that run workflows come first: last, one of them would keep one worker waiting.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
     if "cluster" not in config.option.markexpr:
         others = [item for item in items if item.get_closest_marker("cluster")]
         items[:] = [item for item in items if item not in others]

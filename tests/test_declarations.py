@@ -72,6 +72,9 @@ def test_a_toy_analysis_gets_all_that_ours_have(experiment, added):
     numbers = json.loads((checkout / RESULTS / "summary.json").read_text())
     assert numbers["toy_bins_with_peaks"] == (counts["features"] > 0).sum()
 
+    if added is in_a_package:  # all that differs is where it is found
+        return
+
     # Its commands, by hand.
     table = checkout / RESULTS / "features/batchtopk/toy.csv"
     whole = table.read_bytes()

@@ -74,6 +74,7 @@ rule stack:
         CONDA
     params:
         steps=STEPS,
+        scale=S.activations.scale,
         code=code("ontogeny.activations.store"),
         experiment=experiment,
         reads=reads(stacked),

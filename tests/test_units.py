@@ -16,7 +16,7 @@ from conftest import tiny
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from ontogeny import files, progress, provenance, settings
-from ontogeny.activations import basis, feed, store
+from ontogeny.activations import basis, extract, feed, store
 from ontogeny.activations.basis import moments
 from ontogeny.activations.rows import Cached, HeldOut
 from ontogeny.activations.sites import Site, rows_path
@@ -288,11 +288,11 @@ def activations(tmp_path_factory):
             store.Writer(train, "activations", 2000, D, "float32").write(values)
             store.Writer(file, "held_out/activations", 2000, D, "float32").write(values)
             file["held_out/position"] = np.zeros((2000, 2), np.uint32)
-            scale = D**0.5 / np.linalg.norm(values, axis=1).mean()
+            norms = extract.norms(torch.from_numpy(values))
             facts = {"layer": 0, "stream": "residual", "dtype": "float32", "tokens": "t"}
-            facts |= {"shard_rows": [2000]}
-            store.describe(train, facts | {"seed": 0, "step": step, "scale": scale})
-            store.describe(file, facts | {"seed": 0, "step": step, "scale": scale})
+            facts |= {"shard_rows": [2000], "seed": 0, "step": step}
+            store.describe(train, facts)
+            store.describe(file, facts | norms)
         paths.append(path)
     store.stack(paths, list(range(N)), folder / "residual.0" / "stack.h5")
     return folder

@@ -270,7 +270,8 @@ def stack(experiment: Experiment, site: str) -> None:
 
     steps = experiment.steps
     files = [experiment.path("held_out", site=site, step=step) for step in steps]
-    store.stack(files, steps, experiment.path("stack", site=site), experiment.cached)
+    output, scale = experiment.path("stack", site=site), experiment.settings.activations.scale
+    store.stack(files, steps, output, experiment.cached, scale)
 
 
 def _of_basis(experiment: Experiment, sites: str) -> str:

@@ -55,7 +55,8 @@ def rows(experiment: Experiment) -> str:
     """What the rows depend on beside the model and the text, and how they are cut."""
     shards = experiment.shards
     cut = [[windows.start, windows.stop] for windows in shards if windows and len(shards) > 1]
-    return digest_value([values(experiment.settings.activations, "keep", "budget", "mode"), cut])
+    without = ("keep", "budget", "mode", "scale")  # the scale is the stacks'
+    return digest_value([values(experiment.settings.activations, *without), cut])
 
 
 def training(experiment: Experiment, crosscoder: str) -> str:
@@ -63,6 +64,7 @@ def training(experiment: Experiment, crosscoder: str) -> str:
     settings = experiment.settings
     own = values(settings.all_crosscoders[crosscoder], *NO_RESULT)
     read = [model(experiment), text(experiment), experiment.steps, rows(experiment)]
+    read.append(settings.activations.scale)
     stages = [code("ontogeny.crosscoder.train")]
     return digest_value([[*read, values(settings.basis)], own, stages])
 

@@ -94,12 +94,16 @@ def test_files_carry_checksums_and_what_made_them(here, tokens):
                 assert data.shape == (len(file[f"{prefix}position"]), 32)
                 facts = dict(file.attrs)
         values = read(here, step, "activations").astype(float)
+        centred = values - values.mean(0)
         assert facts["step"] == step
         assert (facts["layer"], facts["stream"], facts["dtype"]) == (0, "residual", "float16")
         assert facts["tokens"] == tokens.digest
         assert {"model", "seed", "ontogeny", "torch", "h5py"} <= set(facts)
-        scale = 32**0.5 / np.linalg.norm(values, axis=1).mean()
-        assert facts["scale"] == pytest.approx(scale, rel=1e-5)
+        mean_norm, centred_norm = (np.linalg.norm(x, axis=1).mean() for x in (values, centred))
+        assert facts["mean_norm"] == pytest.approx(mean_norm, rel=1e-5)
+        assert facts["centred_norm"] == pytest.approx(centred_norm, rel=1e-5)
+        (scale,) = Stacks(here / "activations", [Site(step, 0, "residual")]).scales
+        assert scale == pytest.approx(32**0.5 / centred_norm, rel=1e-5)
 
 
 def test_the_stack_shows_the_files(here):

@@ -405,7 +405,7 @@ def experiment(tmp_path_factory):
             store.Writer(file, "held_out/activations", *one.shape, "float16").write(one)
             file["held_out/position"] = position
             more = {"layer": 0, "stream": "residual", "dtype": "float16", "tokens": "digest"}
-            more |= {"seed": 0, "shard_rows": [0], "step": step, "scale": 1.0}
+            more |= {"seed": 0, "shard_rows": [0], "step": step, "centred_norm": 6**0.5}
             store.describe(file, more)
         model = tiny_model("gpt_neox", vocab_size=300, hidden_size=6, num_attention_heads=1)
         torch.manual_seed(step)

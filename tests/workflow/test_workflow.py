@@ -14,9 +14,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import h5py
 import pytest
 from conftest import RESULTS, WORKFLOW, Checkout
 
+from ontogeny import lineage
 from ontogeny.experiment import Experiment
 from ontogeny.summary import summarise
 
@@ -144,6 +146,22 @@ def test_a_crosscoder_setting_runs_from_training_on(experiment):
     assert {"figure_fidelity", "figure_peaks", "summary"} <= set(jobs)
     assert not set(jobs) & BEFORE_TRAINING
     assert not {"figure_training", "figure_divergence"} & set(jobs)
+
+
+def test_another_scale_stacks_anew_and_extracts_nothing(experiment):
+    before = lineage.training(Experiment.open(experiment / RESULTS), "batchtopk")
+    experiment.configure({"activations.scale": "mean_norm"})
+    jobs = experiment.would_run()
+    counts = [jobs[rule] for rule in ("stack", "basis", "project", "train", "features")]
+    assert counts == [1, 1, 1, 2, 1]
+    assert not set(jobs) & (BEFORE_TRAINING - {"stack", "basis", "project"})
+    experiment.snakemake(f"{RESULTS}/activations/residual.0/stack.h5")
+    after = Experiment.open(experiment / RESULTS)
+    assert lineage.training(after, "batchtopk") != before
+    with h5py.File(after.path("stack", site="residual.0")) as stack:
+        for step, scale in zip(stack.attrs["steps"], stack.attrs["scales"], strict=True):
+            with h5py.File(after.path("held_out", site="residual.0", step=step)) as file:
+                assert scale == pytest.approx(32**0.5 / file.attrs["mean_norm"])
 
 
 def test_one_more_seed_trains_that_seed(experiment):

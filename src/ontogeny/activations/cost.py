@@ -19,9 +19,9 @@ def loading(sizes: Sizes) -> Terms:
 
 
 def extract(sizes: Sizes, shard: int) -> Job:
-    """One snapshot's rows of a shard; with the first also the held-out rows and the scale.
+    """One snapshot's rows of a shard; with the first also the held-out rows and the norms.
 
-    Where rows are streamed, the scale comes from the first window.
+    Where rows are streamed, the norms come from the first window.
     """
     model, settings, context = sizes.model, sizes.settings, sizes.context
     first = shard == 0
@@ -34,7 +34,8 @@ def extract(sizes: Sizes, shard: int) -> Job:
     host = loading(sizes)
     host["a snapshot as it loads"] -= 0 if sizes.gpu else sizes.truncated
     host["windows"] = window * model.width * sizes.item * sizes.places * (waiting + 2.0)
-    host["check of a window"] = window * model.width * (sizes.item + 2.0 + 4 * first)
+    norms = 16.0 * min(window, PIECE_ROWS) * model.width * first
+    host["check of a window"] = window * model.width * (sizes.item + 2.0) + norms
     host["order of the rows"] = 16.0 * blocks * context + 40.0 * window
     values = sizes.batch * model.width * sizes.places * (sizes.run_bytes + sizes.item)
     device: Terms = {

@@ -17,6 +17,7 @@ from ontogeny.activations import order as order_of
 from ontogeny.activations import store
 from ontogeny.activations.rows import read_ahead
 from ontogeny.activations.sites import folder_name, rows_path
+from ontogeny.activations.sizes import PIECE_ROWS
 from ontogeny.corpus.build import Tokens
 from ontogeny.files import InputError, whole
 from ontogeny.progress import bar
@@ -82,6 +83,19 @@ def check_finite(values: torch.Tensor, key: Key, step: int, dtype: str, first: i
         )
 
 
+def norms(rows: torch.Tensor) -> dict[str, float]:
+    """The mean norm of rows (R, D), and that of the rows less their mean: 0 if all are equal.
+
+    Sums are in float64, by piece, about the first row.
+    """
+    pieces, first = rows.split(PIECE_ROWS), rows[0].float()
+    total = sum((piece.float() - first).sum(0, dtype=torch.float64) for piece in pieces)
+    mean = (total / len(rows)).float()
+    plain = sum(piece.float().norm(dim=1).double().sum() for piece in pieces)
+    centred = sum((piece.float() - first - mean).norm(dim=1).double().sum() for piece in pieces)
+    return {"mean_norm": float(plain / len(rows)), "centred_norm": float(centred / len(rows))}
+
+
 def _window(
     snapshot: Snapshot, order: order_of.Order, window: int, a: Activations, progress: Any
 ) -> dict[Key, torch.Tensor]:
@@ -111,7 +125,7 @@ def _write_rows(
     files: dict[Key, h5py.File],
     group: str,
     progress: Any,
-) -> dict[Key, float]:
+) -> dict[Key, dict[str, float]]:
     """Write some windows' rows and positions; a thread computes one while another is written.
 
     Parameters
@@ -120,7 +134,7 @@ def _write_rows(
 
     Returns
     -------
-    The mean norm of the first window's rows, by site.
+    The `norms` of the first window's rows, by site.
     """
     rows = int(order.starts[windows.stop] - order.starts[windows.start])
     writers = {
@@ -131,16 +145,27 @@ def _write_rows(
     for file in files.values():
         file[f"{group}position"] = positions
 
-    norms: dict[Key, float] = {}
+    measured: dict[Key, dict[str, float]] = {}
     compute = functools.partial(_window, snapshot, order, a=a, progress=progress)
     jobs = ((window, functools.partial(compute, window)) for window in windows)
     for window, by_site in read_ahead(jobs, depth=1):
         for key, values in by_site.items():
             if window == windows.start:
-                norms[key] = float(values.float().norm(dim=1).double().mean())
+                measured[key] = norms(values)
             if key in writers:
                 writers[key].write(values.numpy())
-    return norms
+    return measured
+
+
+def check_varies(measured: dict[Key, dict[str, float]], step: int) -> None:
+    """Raise InputError if all rows of a site, by their `norms`, are equal."""
+    for (layer, stream), found in measured.items():
+        if not found["centred_norm"] > 0:
+            raise InputError(
+                f"activations: all rows of the {stream} of layer {layer} at step {step} are equal, "
+                "so that they have no scale and nothing to learn; leave that step out of "
+                "snapshots.steps, or the site out of activations.layers or activations.streams"
+            )
 
 
 def extract(
@@ -153,8 +178,8 @@ def extract(
 ) -> None:
     """Write a shard of a snapshot's training rows, and with the first its held-out rows (store.py).
 
-    The scale is that of the first window of training rows, however many shards there are, and also
-    where rows are streamed: then no training row is written.
+    The norms that scales come from are those of the first window of training rows, however many
+    shards there are, and also where rows are streamed: then no training row is written.
 
     Parameters
     ----------
@@ -163,7 +188,8 @@ def extract(
 
     Raises
     ------
-    InputError : damaged inputs, or a value that the stored type cannot hold.
+    InputError : damaged inputs, a value that the stored type cannot hold, or a site whose rows are
+        all equal.
     """
     section, text = settings.activations, Tokens(tokens)
     train = order_of.Order(text, "train", section)
@@ -189,12 +215,13 @@ def extract(
         files = [site_files(lambda path: rows_path(path, shard))] if cached else []
         progress = open_files.enter_context(bar(what, blocks * text.context, "tokens"))
         written = files[0] if cached else {}
-        norms = _write_rows(model, train, windows, section, written, "", progress)
+        measured = _write_rows(model, train, windows, section, written, "", progress)
         if shard == 0:
+            check_varies(measured, step)
             files.append(site_files(lambda path: path))
             every = range(len(held_out.windows))
             _write_rows(model, held_out, every, section, files[-1], "held_out/", progress)
-        for (layer, stream), norm in norms.items():
+        for (layer, stream), found in measured.items():
             facts = {
                 "model": str(model.model.config.model_type),
                 "step": step,
@@ -207,6 +234,6 @@ def extract(
                 "torch": torch.__version__.split("+")[0],
             }
             if shard == 0:
-                facts |= {"mean_norm": norm, "scale": float(np.sqrt(model.width) / norm)}
+                facts |= found
             for by_site in files:
                 store.describe(by_site[layer, stream], facts)

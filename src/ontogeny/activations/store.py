@@ -6,9 +6,11 @@
     {stream}.{layer}/step{S}.h5
         held_out/activations  (rows', d)    held-out rows, in text order
         held_out/position     (rows', 2)
+        attributes mean_norm, centred_norm: of the first window of training rows (extract.norms)
     {stream}.{layer}/stack.h5
         held_out/activations  virtual, (n, rows', d): all snapshots, no copy
         activations           the same of training rows, where they lie in one shard that is kept
+        attribute scales      (n,) √d over the norm that activations.scale names
 
 Every dataset of rows has Fletcher-32 checksums, for any reader of HDF5, and beside it
 `{name}_xxh3`, a digest of each chunk: with these ours reads chunks from where they lie in the file,
@@ -33,7 +35,8 @@ from ontogeny.activations.sizes import CHUNK_BYTES, FLETCHER_BYTES
 from ontogeny.files import InputError, whole
 from ontogeny.version import VERSION
 
-FORMAT = "ontogeny-activations-2"
+FORMAT = "ontogeny-activations-3"
+NORMS = {"centred": "centred_norm", "mean_norm": "mean_norm"}  # by activations.scale
 
 
 class Writer:
@@ -161,13 +164,20 @@ def describe(file: h5py.File, attributes: dict[str, Any]) -> None:
     file.attrs.update(versions | attributes)
 
 
-def stack(paths: list[Path], steps: list[int], output: str | Path, cached: bool = True) -> None:
+def stack(
+    paths: list[Path],
+    steps: list[int],
+    output: str | Path,
+    cached: bool = True,
+    scale: str = "centred",
+) -> None:
     """Write the virtual file that shows all snapshots of a (layer, stream) as (n, rows, d).
 
     Parameters
     ----------
     paths : the snapshots' files, step{S}.h5.
     cached : whether training rows are on disk; they are shown where they lie in one shard.
+    scale : as activations.scale, which of each file's norms becomes √d.
 
     Raises
     ------
@@ -181,7 +191,7 @@ def stack(paths: list[Path], steps: list[int], output: str | Path, cached: bool 
                 keys = ("layer", "stream", "dtype", "tokens", "seed", "shard_rows")
                 shared = {key: file.attrs[key] for key in keys}
                 held_out, width = file["held_out/activations"].shape
-            scales.append(float(file.attrs["scale"]))
+            scales.append(float(np.sqrt(width) / file.attrs[NORMS[scale]]))
     shown = {"held_out/activations": (held_out, width)}
     if len(shared["shard_rows"]) == 1 and cached:
         shown["activations"] = (int(shared["shard_rows"][0]), width)
@@ -197,7 +207,8 @@ def stack(paths: list[Path], steps: list[int], output: str | Path, cached: bool 
             file.create_virtual_dataset(name, layout)
         with h5py.File(paths[0]) as first:
             file["held_out/position"] = first["held_out/position"][:]
-        describe(file, shared | {"steps": steps, "scales": scales, "width": width})
+        facts = {"steps": steps, "scale": scale, "scales": scales, "width": width}
+        describe(file, shared | facts)
 
 
 class Stacks:
@@ -209,7 +220,8 @@ class Stacks:
 
     Attributes
     ----------
-    scales : (N,) √D / mean‖a‖ over the first window of training rows, by site.
+    scales : (N,) √D over the mean norm of the first window of training rows, as they are or less
+        their mean (activations.scale), by site.
     width : D. tokens : digest of the tokens that the models read.
     shard_rows : training rows by shard, whether or not they are still on disk.
     position : (rows', 2) block and offset of each held-out row.

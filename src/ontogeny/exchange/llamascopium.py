@@ -8,6 +8,7 @@ Its function, for a head θ and activations scaled by √d_model / dataset_avera
 
     h = Σ_θ (ã^θ W_E^θ + b_E^θ)    f^θ = φ(h·r^θ) / r^θ,  r^θ = ‖W_D^θ‖    â^θ = f^θ W_D^θ + b_D^θ
 
+That norm is written as √d_model over the site's scale, of whichever norm the scale was made.
 φ(z) = z·1[z > t] for jumprelu, t a feature's, the same for all heads: this is our gate a feature
 and snapshot, and nothing else. BatchTopK's threshold at inference becomes t of every feature.
 

@@ -43,7 +43,9 @@ def for_activations(trained: Crosscoder, activations: str | Path) -> tuple[Cross
     if moved > MOST:
         raise InputError(
             f"{activations}: scaled otherwise than the crosscoder's by up to {moved:.0%} between "
-            f"sites, which moves its gates as far (at most {MOST:.0%}); leave out --activations"
+            f"sites, which moves its gates as far (at most {MOST:.0%}); set activations.scale of "
+            "that experiment to what the crosscoder was trained with (mean_norm in llamascopium), "
+            "or leave out --activations"
         )
     return found, moved
 

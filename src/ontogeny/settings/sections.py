@@ -245,6 +245,12 @@ class Activations(Section):
         ge=1,
         description="Rows that are shuffled among each other; the scales come from the first.",
     )
+    scale: Literal["centred", "mean_norm"] = Field(
+        "centred",
+        description="What a site's constant brings to √d over the first window of rows: centred, "
+        "the mean norm of rows less their mean; mean_norm, that of rows as they are, as in the "
+        "paper, where a large mean at a snapshot lowers all strengths there.",
+    )
     leave_out: list[Literal["end_of_text", "first"]] = Field(
         ["end_of_text"],
         description="Positions without a row: the end-of-text token's, the first of each block.",

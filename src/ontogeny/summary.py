@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import pandas as pd
 
 from ontogeny import provenance, registry
@@ -82,12 +83,32 @@ def _histories(experiment: Experiment) -> dict[str, Any]:
             values |= {f"{key}_block_cosine{end}": about[key] for key in ("within", "between")}
     for kind in ("initialisation", "emergent", "transient"):
         values[f"{kind}_features"] = int(living[kind].sum())
-    return values | _dip(experiment, living)
-
-
-def _dip(experiment: Experiment, living: pd.DataFrame) -> dict[str, Any]:
-    """Mean normalised strength of the initialisation features: first, least and where, last."""
     strengths = experiment.table("strengths")
+    return values | _dip(strengths, living) | _medians(strengths, living)
+
+
+def _medians(strengths: pd.DataFrame, living: pd.DataFrame) -> dict[str, Any]:
+    """Median normalised strength of living features: least and where, deepest dip and where.
+
+    A dip is how far it lies below both its largest until then and its largest from then on.
+    """
+    own = strengths[strengths["feature"].isin(living["feature"])]
+    if own.empty:
+        return {}
+    by_step = own.groupby("step")["normalised_strength"].median()
+    steps, median = by_step.index.to_numpy(), by_step.to_numpy()
+    until, after = np.maximum.accumulate(median), np.maximum.accumulate(median[::-1])[::-1]
+    dip = np.minimum(until, after) - median
+    return {
+        "least_median_strength": float(median.min()),
+        "least_median_strength_step": int(steps[median.argmin()]),
+        "median_strength_dip": float(dip.max()),
+        "median_strength_dip_step": int(steps[dip.argmax()]),
+    }
+
+
+def _dip(strengths: pd.DataFrame, living: pd.DataFrame) -> dict[str, Any]:
+    """Mean normalised strength of the initialisation features: first, least and where, last."""
     own = strengths[strengths["feature"].isin(living.loc[living["initialisation"], "feature"])]
     if own.empty:
         return {}

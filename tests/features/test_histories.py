@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import tiny
 
-from ontogeny import settings
+from ontogeny import settings, summary
 from ontogeny.features import histories, matching
 
 STEPS = np.array([0, 1, 3, 7, 15, 31])
@@ -96,3 +97,22 @@ def test_matching_recovers_a_permutation():
 
 def test_snapshots_are_numbered_among_all_of_the_experiments():
     assert histories.snapshot_numbers(settings.load(tiny()), [2, 40]).tolist() == [2, 5]
+
+
+def test_a_snapshot_at_which_all_features_dip_is_named():
+    curves = {0: [0.2, 0.9, 0.4, 1.0], 1: [0.3, 1.0, 0.5, 0.8], 2: [0.1, 1.0, 0.3, 0.9]}
+    curves[3] = [0.0, 0.0, 0.0, 1.0]  # dead
+    table = pd.DataFrame(
+        [
+            {"feature": feature, "step": step, "normalised_strength": value}
+            for feature, curve in curves.items()
+            for step, value in zip([0, 1, 8, 20], curve, strict=True)
+        ]
+    )
+    found = summary._medians(table, pd.DataFrame({"feature": [0, 1, 2]}))
+    assert found == {
+        "least_median_strength": 0.2,
+        "least_median_strength_step": 0,
+        "median_strength_dip": pytest.approx(0.5),
+        "median_strength_dip_step": 8,
+    }

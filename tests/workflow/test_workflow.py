@@ -38,6 +38,7 @@ NUMBERS = """
     explained_variance_min l0_mean dead_fraction matched_feature_share pca_explained_variance
     loss_recovered_last turning_point_step turning_point_low turning_point_high
     within_block_cosine between_block_cosine initialisation_features emergent_features
+    least_median_strength least_median_strength_step median_strength_dip median_strength_dip_step
     transient_features wall_seconds wall_seconds_atlas peak_memory_bytes disk_bytes
 """.split()
 BEFORE_TRAINING = {

@@ -122,6 +122,7 @@ def plainly(monkeypatch):
     """Stages as torch's counter sees them: on one thread, and without the compiler."""
     from ontogeny import devices
     from ontogeny.activations import extract, feed, rows
+    from ontogeny.crosscoder import native
 
     def inline(jobs, depth=2):
         yield from ((key, function()) for key, function in jobs)
@@ -129,6 +130,7 @@ def plainly(monkeypatch):
     for module in (extract, feed, rows):
         monkeypatch.setattr(module, "read_ahead", inline)
     monkeypatch.setattr(devices, "compiler_missing", lambda: "no compiler")
+    monkeypatch.setattr(native, "library", lambda: None)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -402,7 +403,7 @@ def test_in_all_dimensions_the_basis_changes_nothing(activations, tmp_path):
     basis = built(activations, tmp_path, 1e-9)
     assert basis.dimensions == N * D
     U, mean = torch.from_numpy(basis.U), torch.from_numpy(basis.mean)
-    full = model.initial(N, N, 32, D, None, seed=3)
+    full = model.initial("full", N, N, 32, D, None, seed=3)
     generator = torch.Generator().manual_seed(1)
     full.W_dec = torch.randn(32, N * D, generator=generator)
     full.b_enc = torch.randn(32, generator=generator)
@@ -418,7 +419,9 @@ def test_in_all_dimensions_the_basis_changes_nothing(activations, tmp_path):
     rest = {"scales_in": torch.ones(N), "scales_out": torch.ones(N), "mean_in": mean}
     rest |= {"mean_out": mean, "silent_rows": torch.zeros(32)}
     plain = model.Crosscoder(about, full.named() | rest)
-    inside = model.Crosscoder(about, turned.named() | rest | {"basis": U})
+    inside = model.Crosscoder(
+        replace(about, basis="principal"), turned.named() | rest | {"basis": U}
+    )
     x = torch.from_numpy(Cached(activations, SITES).read(0, 200))
     assert 0 < (plain.encode(x) > 0).float().mean() < 1
     torch.testing.assert_close(
@@ -429,10 +432,10 @@ def test_in_all_dimensions_the_basis_changes_nothing(activations, tmp_path):
 def test_batches_run_around_the_data_and_depend_on_the_step_alone(activations):
     source = Cached(activations, SITES)
     data = source.read(0, 2000).reshape(2000, -1)
-    batches = [b.numpy() for b in feed.batches(source, 300, 0, 20, CPU)]
+    batches = [b.flatten(1).numpy() for (b,) in feed.batches([source], 300, 0, 20, CPU)]
     assert len(batches) == 20
     np.testing.assert_array_equal(np.concatenate(batches), np.concatenate([data] * 3))
-    later = [b.numpy() for b in feed.batches(source, 300, 13, 20, CPU)]
+    later = [b.flatten(1).numpy() for (b,) in feed.batches([source], 300, 13, 20, CPU)]
     np.testing.assert_array_equal(np.concatenate(later), np.concatenate(batches[13:]))
 
 

@@ -242,7 +242,7 @@ class Experiment:
     def basis_of(self, crosscoder: str) -> str | None:
         """Name of the basis that a crosscoder is trained in; None for all dimensions."""
         chosen = self.settings.all_crosscoders[crosscoder]
-        return basis_name(chosen.inputs) if chosen.basis == "principal" else None
+        return basis_name(chosen.inputs) if chosen.basis != "full" else None
 
     def bases(self, crosscoders: Iterable[str]) -> dict[str, str]:
         """The bases of some crosscoders, each with the first that is trained in it."""
@@ -265,7 +265,9 @@ class Experiment:
         if basis is not None:
             files["basis"] = [self.path("basis", sites=basis)]
         if basis is not None and self.cached:
-            return files | {"projected": self.projected(basis)}
+            files["projected"] = self.projected(basis)
+            if self.settings.all_crosscoders[crosscoder].basis == "principal":
+                return files
         return files | {"rows": self.training_rows(crosscoder)}
 
     def fidelity_sources(self, crosscoder: str) -> dict[str, list[Path]]:

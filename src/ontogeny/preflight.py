@@ -83,7 +83,7 @@ def _shape_faults(s: Settings, results: Path) -> Iterator[str]:
         )
     rows = min(s.corpus.train_blocks * s.corpus.context, s.basis.rows)
     for name, c in s.all_crosscoders.items():
-        if c.basis != "principal" or s.basis.dimensions is None:
+        if c.basis == "full" or s.basis.dimensions is None:
             continue
         sites = len(expand(c.inputs, s.snapshots.chosen))
         if s.basis.dimensions > min(sites * model.width, rows):
@@ -101,10 +101,11 @@ def _shard_faults(s: Settings, results: Path) -> Iterator[str]:
     shards = order.shards(s, sources.shape_of(s, results).width)
     if len(shards) == 1:
         return
-    whole = [s.key_of(n, "basis") for n, c in s.all_crosscoders.items() if c.basis == "full"]
-    for key in dict.fromkeys(whole):
+    every = s.all_crosscoders.items()
+    whole = {s.key_of(name, "basis"): c.basis for name, c in every if c.basis != "principal"}
+    for key, basis in whole.items():
         yield (
-            f"{key}: full needs all training rows at a time; set principal, "
+            f"{key}: {basis} needs all training rows at a time; set principal, "
             "or raise activations.budget, or set activations.mode: streamed"
         )
     blocks = s.corpus.train_blocks / order.number_of_windows(

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent
-DATA = (".mplstyle", ".yaml")  # files beside a module that are part of what it does
+DATA = (".cpp", ".mplstyle", ".yaml")  # files beside a module that are part of what it does
 WORDS = "columns.yaml"  # but for this one, which says what tables hold
 PACKAGES = (
     "torch",

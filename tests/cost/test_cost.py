@@ -21,7 +21,7 @@ from ontogeny.activations.sizes import FORWARD_TOKENS
 from ontogeny.cost import bill, scales, table
 from ontogeny.cost.sizes import Dictionary
 from ontogeny.crosscoder import cost as of_training
-from ontogeny.crosscoder import model, train
+from ontogeny.crosscoder import model, pairs, train
 from ontogeny.crosscoder.optimizer import Adam
 from ontogeny.crosscoder.sizes import PIECE_ENTRIES
 from ontogeny.features import held_out
@@ -60,7 +60,8 @@ def test_flops_of_the_stages(mode, tmp_path, plainly, monkeypatch):
             n, R = 4 * 16, 24
             planned -= of_rows.eigen_flops(n) + of_rows.qr_flops(n, R)
             assert planned > 2 * run.sizes.rows * n * n
-        assert got == pytest.approx(planned, rel=0.05), name
+        # Of a training, torch's counter leaves out the products that a sparse matrix samples.
+        assert got == pytest.approx(planned, rel=0.08 if name == "train" else 0.05), name
     if mode == "streamed":
         # 7,680 rows are two passes and a half of windows that are computed at each visit.
         sizes = run.sizes
@@ -111,50 +112,61 @@ def dictionary(sites: int = 4, width: int = 10, dimensions: int | None = None, *
 
 
 def weights_of(chosen, of, basis=None) -> tuple[model.Weights, model.Weights]:
-    W = model.initial(of.inputs, of.outputs, chosen.features, of.width, basis, 0)
+    W = model.initial(chosen.basis, of.inputs, of.outputs, chosen.features, of.width, basis, 0)
     return W, model.Weights(**{n: torch.zeros_like(t) for n, t in W.named().items()})
 
 
-def step_of(chosen, of, native: bool, aux: int):
+def step_of(chosen, of, aux: int):
     """One step's loss and gradients on random rows, and how many pairs act."""
     generator = torch.Generator().manual_seed(0)
     W, G = weights_of(chosen, of)
     x = torch.randn(chosen.batch_rows, of.I, generator=generator)
+    target = x.view(len(x), of.outputs, -1).transpose(0, 1)
     dead = torch.arange(aux)
     is_dead = torch.ones(aux, dtype=torch.bool)
     sample = torch.arange(max(1, round(chosen.batch_rows * chosen.threshold_share)))
-    compute = train.make_loss(chosen, of.outputs, native)
-    return compute(W, G, x, x, dead, is_dead, torch.tensor(0.1), sample)
+    compute = train.make_loss(chosen, of.outputs)
+    count = chosen.k * chosen.batch_rows * of.gates
+    return compute(W, G, x, target, dead, is_dead, torch.tensor(0.1), sample, count)
 
 
 @pytest.mark.parametrize(
-    ("kind", "native"),
+    "kind",
     [
-        ({}, True),
-        ({"gate": "snapshot", "aux_features": 0, "aux_k": 1}, True),
-        ({"activation": "jumprelu"}, True),
-        ({"activation": "jumprelu"}, False),
-        ({"activation": "jumprelu", "gate": "snapshot"}, True),
-        ({"activation": "relu"}, True),
+        {},
+        {"gate": "snapshot", "aux_features": 0, "aux_k": 1},
+        {"activation": "jumprelu"},
+        {"activation": "jumprelu", "gate": "snapshot"},
+        {"activation": "relu"},
     ],
 )
-def test_flops_of_a_step(kind, native):
+def test_flops_of_a_step(kind, monkeypatch):
     chosen, of = dictionary(**kind)
     known = known_operations()
-    aux = chosen.aux_features if chosen.activation == "batch_topk" else 0
+    made, candidates = pairs.Candidates.at.__func__, []
+
+    def noted(cls, position, *rest):
+        candidates.append(len(position))
+        return made(cls, position, *rest)
+
+    monkeypatch.setattr(pairs.Candidates, "at", classmethod(noted))
     losses = []
-    got = counted(lambda: losses.append(step_of(chosen, of, native, aux)), known)
-    pairs = None
-    if chosen.activation == "jumprelu" and of_training.pairs_of(of, not native):
-        pairs = float(losses[0].l0) * chosen.batch_rows * of.gates  # as many as do act
-        assert pairs > 100
-    dense, over = of_training.step_flops(of, not native, aux, pairs)
-    assert got == pytest.approx(dense + over, rel=0.05)
+    got = counted(lambda: losses.append(step_of(chosen, of, of.aux)), known)
+    acting = None
+    if of_training.pairs_of(of, False)[1]:
+        active = float(losses[0].l0) * chosen.batch_rows * of.gates
+        assert active > 100
+        # Decoding and the decoder's gradient are counted as if no gate were shut; torch's counter
+        # does not know the third product, of which a sparse matrix says where it is wanted.
+        acting = (2 / 3 * candidates[0] * of.gates, candidates[0])
+        assert of.gates > 1 or active == candidates[0]
+    dense, over = of_training.step_flops(of, False, of.aux, acting)
+    assert got == pytest.approx(dense + over, rel=0.1)  # sums over tokens are counted too
     # No part hides another.
     assert over == 0 or 0.1 < over / dense < 5
-    if aux:
-        without = counted(lambda: step_of(chosen, of, native, 0), known)
-        planned = sum(of_training.step_flops(of, False, aux))
+    if of.aux:
+        without = counted(lambda: step_of(chosen, of, 0), known)
+        planned = sum(of_training.step_flops(of, False, of.aux))
         planned -= sum(of_training.step_flops(of, False, 0))
         assert got - without == pytest.approx(planned, rel=0.05)
 

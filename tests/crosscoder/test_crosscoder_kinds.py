@@ -54,6 +54,27 @@ KINDS = {
         "activation": "relu",
         "sparsity": 0.5,
     },
+    "hybrid": {"inputs": sites([0], ["residual"], STEPS), "basis": "hybrid", "gate": "snapshot"},
+    "hybrid_falling_k": {
+        "inputs": sites([0], ["residual"], STEPS),
+        "basis": "hybrid",
+        "gate": "snapshot",
+        "k_start": 12,
+    },
+    "hybrid_jumprelu": {
+        "inputs": sites([0], ["residual"], STEPS),
+        "basis": "hybrid",
+        "activation": "jumprelu",
+        "gate": "snapshot",
+        "penalty": "per_snapshot",
+        "sparsity": 0.02,
+    },
+    "hybrid_auxk": {
+        "inputs": sites([0], ["residual"], STEPS),
+        "basis": "hybrid",
+        "aux_features": 16,
+        "aux_k": 4,
+    },
 }
 
 
@@ -79,7 +100,7 @@ def test_a_kind_trains_and_explains_its_outputs(kind, experiment, tmp_path, monk
     monkeypatch.setattr(train.devices, "compiled", lambda function, device: function)
     c = s.crosscoders[kind]
     paths = RowPaths(activations)
-    if c.basis == "principal":
+    if c.basis != "full":
         directions, projected = tmp_path / "basis.h5", tmp_path / "rows.h5"
         rows = Cached(activations, expand(c.inputs, STEPS))
         basis.build(s.basis, rows, directions, CPU)
@@ -109,6 +130,24 @@ def test_a_kind_trains_and_explains_its_outputs(kind, experiment, tmp_path, monk
     assert metrics["explained_variance"].iloc[-1] > metrics["explained_variance"].iloc[0]
 
 
+def test_sparsity_is_steered_to_a_wanted_l0(experiment, tmp_path, monkeypatch):
+    """To half of what λ alone leaves."""
+    s, activations = experiment
+    monkeypatch.setattr(train.devices, "compiled", lambda function, device: function)
+    kind, ends = "per_snapshot_jumprelu", []
+    own = s.crosscoders[kind].model_copy(update={"steps": 900, "penalty": "per_snapshot"})
+    for _ in range(2):
+        wanted = ends[0]["l0"] / 2 if ends else None
+        monkeypatch.setitem(s.crosscoders, kind, own.model_copy(update={"l0": wanted}))
+        folder = tmp_path / str(wanted)
+        train.train(s, kind, 0, RowPaths(activations), folder, folder / "state")
+        ends.append(pd.read_csv(folder / "metrics.csv").iloc[-4:].mean())
+    free, steered = ends
+    assert free["sparsity"] == pytest.approx(own.peak_sparsity)
+    assert steered["sparsity"] > free["sparsity"]
+    assert steered["l0"] == pytest.approx(free["l0"] / 2, rel=0.25)
+
+
 def test_at_full_rank_the_subspace_gives_the_full_dictionary(experiment, tmp_path):
     """With nothing left out, U only turns the space: reconstructions agree to rounding."""
     s, activations = experiment
@@ -130,6 +169,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(
 ):
     s, activations = experiment
     monkeypatch.setattr(train.devices, "compiled", lambda function, device: function)
+    monkeypatch.setattr(train.native, "library", lambda: None)
     monkeypatch.setattr(train, "SAVE_EVERY", 50)
     real = train.losses.batch_topk
 
@@ -157,7 +197,7 @@ def test_an_activation_that_is_not_finite_is_named(experiment, tmp_path, monkeyp
     def damaged(self, start, stop):
         rows = real(self, start, stop)
         if start <= 777 < stop:
-            rows.reshape(len(rows), -1)[777 - start, 40] = np.inf
+            rows[777 - start, 1, 8] = np.inf
         return rows
 
     monkeypatch.setattr(Cached, "read", damaged)
@@ -198,16 +238,22 @@ def test_compact_moments_train_as_well(experiment, tmp_path, monkeypatch):
     assert abs(gap) < 0.05
 
 
-def test_a_training_goes_on_from_its_state_to_the_same_bytes(experiment, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["sae", "per_snapshot_jumprelu"])
+@pytest.mark.parametrize("core", [True, False])
+def test_a_training_goes_on_from_its_state_to_the_same_bytes(
+    kind, core, experiment, tmp_path, monkeypatch
+):
     s, activations = experiment
     monkeypatch.setattr(train.devices, "compiled", lambda function, device: function)
+    if not core:
+        monkeypatch.setattr(train.native, "library", lambda: None)
     monkeypatch.setattr(train, "SAVE_EVERY", 50)
     state = tmp_path / "state"
-    train.train(s, "sae", 0, RowPaths(activations), tmp_path / "out", state)
+    train.train(s, kind, 0, RowPaths(activations), tmp_path / "out", state)
     with h5py.File(state / "state.h5") as file:
         assert file.attrs["step"] == 150
     again = tmp_path / "again"
-    train.train(s, "sae", 0, RowPaths(activations), again, state)
+    train.train(s, kind, 0, RowPaths(activations), again, state)
     one, other = (folder / "crosscoder.safetensors" for folder in (tmp_path / "out", again))
     assert one.read_bytes() == other.read_bytes()
 

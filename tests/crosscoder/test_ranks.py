@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 from ontogeny import devices, gpus, settings
 from ontogeny.activations.rows import RowPaths
-from ontogeny.crosscoder import launch, state, train
+from ontogeny.crosscoder import launch, native, pairs, state, train
 from ontogeny.crosscoder.ranks import Ranks
 from ontogeny.files import InputError
 
@@ -38,8 +38,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "batch_topk_per_site": PER_SITE,
     "transcoder": {"basis": "full", "inputs": {"layers": [0], "snapshots": [0, 40]},
                    "outputs": {"layers": [0], "snapshots": [8]}},
-    "jumprelu": {"activation": "jumprelu", "sparsity": 0.05},
-    "jumprelu_per_site": PER_SITE | {"activation": "jumprelu", "sparsity": 0.05},
+    "jumprelu": {"activation": "jumprelu", "sparsity": 0.05, "start_active": None},
+    "jumprelu_per_site": PER_SITE
+    | {"activation": "jumprelu", "sparsity": 0.05, "start_active": None},
     "relu": {"activation": "relu", "basis": "full", "sparsity": 0.5},
     "random_decoder": {"train_decoder": False, "basis": "full", "moments": "float32"},
     # Fewer on each of four ranks than k, and than aux_k.
@@ -49,7 +50,7 @@ KINDS: dict[str, dict[str, Any]] = {
     # Shapes and products as they are elsewhere than on a CPU.
     "plain": {},
     "plain_per_site": PER_SITE,
-    "plain_jumprelu": {"activation": "jumprelu", "sparsity": 0.05},
+    "plain_jumprelu": {"activation": "jumprelu", "sparsity": 0.05, "start_active": None},
     "resumed": {"steps": 80},
 }  # fmt: skip
 ON_FOUR = ["batch_topk", "jumprelu", "few_features", "plain", "resumed"]
@@ -71,11 +72,11 @@ def trained(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "LOG_EVERY", 5)
         patch.setattr(train, "SAVE_EVERY", SAVE_EVERY)
+        patch.setattr(native, "library", lambda: None)  # ranks have none of it
         if name != "compiled":
             patch.setattr(devices, "compiled", lambda function, device: function)
         if name.startswith("plain"):
-            make = train.make_loss
-            patch.setattr(train, "make_loss", lambda c, sites, _, r: make(c, sites, False, r))
+            patch.setattr(pairs, "of_any_size", lambda device: False)
         save = state.Progress.save
 
         def save_and_stop(now: state.Progress, place: Path) -> None:
@@ -231,16 +232,16 @@ from ontogeny.cli import main
 from ontogeny.crosscoder import train
 
 devices.compiled = lambda function, device: function
-real = train._advance
+real = train.Training.advance
 
 
-def advance(now, *rest):
+def advance(training, now, *rest):
     if now.step == 10:
         exec(os.environ["TROUBLE"], {"rank": now.ranks.rank, "os": os, "signal": signal})
-    return real(now, *rest)
+    return real(training, now, *rest)
 
 
-train._advance = advance
+train.Training.advance = advance
 if __name__ == "__main__":
     main()
 """

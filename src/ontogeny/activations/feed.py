@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -43,21 +43,22 @@ def mean_row(rows: Rows) -> np.ndarray:
 
 
 def batches(
-    rows: Rows, size: int, start: int, stop: int, device: torch.device
-) -> Iterator[torch.Tensor]:
-    """The batches of steps [start, stop), each (size, columns) float32 on the device.
+    sources: Sequence[Rows], size: int, start: int, stop: int, device: torch.device
+) -> Iterator[tuple[torch.Tensor, ...]]:
+    """The batches of steps [start, stop): of each source (size, *shape) float32 on the device.
 
     Step s has the rows from s·size on, counted around the end of the data: a function of the step
     alone, so that a resumed training sees what an unbroken one would.
     """
 
-    def read(step: int) -> torch.Tensor:
-        batch = torch.from_numpy(_read_around(rows, step * size, (step + 1) * size)).flatten(1)
-        return batch.pin_memory() if device.type == "cuda" else batch
+    def read(step: int) -> list[torch.Tensor]:
+        first, last = step * size, (step + 1) * size
+        parts = [torch.from_numpy(_read_around(s, first, last)) for s in sources]
+        return [part.pin_memory() if device.type == "cuda" else part for part in parts]
 
     jobs = ((step, lambda step=step: read(step)) for step in range(start, stop))
-    for _, batch in read_ahead(jobs):
-        yield batch.to(device, non_blocking=True)
+    for _, parts in read_ahead(jobs):
+        yield tuple(part.to(device, non_blocking=True) for part in parts)
 
 
 def _read_around(rows: Rows, start: int, stop: int) -> np.ndarray:

@@ -125,10 +125,11 @@ class HeldOut(Stacks):
 
 
 def _scaled(readers: list[Reader], scales: np.ndarray, start: int, stop: int) -> np.ndarray:
-    out = np.empty((stop - start, len(readers), readers[0].shape[1]), np.float32)
-    for i, (reader, scale) in enumerate(zip(readers, scales, strict=True)):
-        np.multiply(reader.read(start, stop), scale, out=out[:, i], dtype=np.float32)
-    return out
+    """In memory site by site, as they are read."""
+    out = np.empty((len(readers), stop - start, readers[0].shape[1]), np.float32)
+    for part, reader, scale in zip(out, readers, scales, strict=True):
+        np.multiply(reader.read(start, stop), scale, out=part, dtype=np.float32)
+    return out.transpose(1, 0, 2)
 
 
 def starts_of(sizes: Sequence[int]) -> list[int]:

@@ -36,7 +36,7 @@ class Dictionary:
     inputs, outputs : numbers of sites. snapshots : different ones among them.
     dimensions : R; None in all N·D dimensions. known : whether R is no bound.
     n_in, n_out : columns of its inputs and outputs in all dimensions, N·D.
-    I, O : columns that it reads and writes in training.
+    I, O : columns that it reads and writes in training. principal : whether both are R.
     columns : of a batch; both where they differ.
     gates : of a feature: one, or one per site. active : features on a token, wanted or assumed.
     aux : dead features that AuxK looks at, at most. full : bytes of the decoder in all dimensions.
@@ -70,10 +70,16 @@ class Dictionary:
 
     @property
     def O(self) -> int:  # noqa: E743
-        return self.dimensions or self.n_out
+        return self.I if self.principal else self.n_out
+
+    @property
+    def principal(self) -> bool:
+        return self.crosscoder.basis == "principal"
 
     @property
     def columns(self) -> int:
+        if self.crosscoder.basis == "hybrid":
+            return self.I + self.O
         same = self.crosscoder.outputs in (None, self.crosscoder.inputs)
         return self.I if same else self.I + self.O
 
@@ -83,14 +89,15 @@ class Dictionary:
 
     @property
     def active(self) -> float:
+        kind, start = self.crosscoder.activation, self.crosscoder.start_active
+        if kind == "jumprelu" and start is not None:
+            return min(start, self.F)
         shares = {"jumprelu": JUMPRELU_ACTIVE, "relu": RELU_ACTIVE}
-        kind = self.crosscoder.activation
         return shares[kind] * self.F if kind in shares else self.crosscoder.k
 
     @property
     def aux(self) -> int:
-        batch_topk = self.crosscoder.activation == "batch_topk"
-        return self.crosscoder.aux_features if batch_topk else 0
+        return self.crosscoder.aux
 
     @property
     def full(self) -> int:

@@ -6,20 +6,35 @@ import math
 from dataclasses import replace
 
 from ontogeny.activations import cost as of_rows
-from ontogeny.cost.sizes import JUMPRELU_ACTIVE, Dictionary, Sizes
+from ontogeny.cost.sizes import Dictionary, Sizes
 from ontogeny.cost.terms import Job, Terms, Work, base, job
-from ontogeny.crosscoder.sizes import LOG_EVERY, NORM_GRID
+from ontogeny.crosscoder.sizes import JUDGED_ROWS, LOG_EVERY, NORM_GRID, ROOM, SPREAD
 
 
-def pairs_of(dictionary: Dictionary, gpu: bool) -> float:
-    """P, the pairs of a batch that are multiplied one by one; 0 where all are, densely."""
+def pairs_of(dictionary: Dictionary, gpu: bool) -> tuple[float, float]:
+    """Active pairs of a batch, over all gates, and candidates: (0, 0) where all act, densely.
+
+    On a GPU, shut gates of candidates cost what open ones do.
+    """
     chosen, gates = dictionary.crosscoder, dictionary.gates
-    every = chosen.batch_rows * chosen.features * gates
-    if chosen.activation == "batch_topk":
-        return min(every, chosen.k * chosen.batch_rows * gates)
-    if chosen.activation == "jumprelu" and not (gpu and gates == 1):
-        return JUMPRELU_ACTIVE * every
-    return 0
+    if chosen.activation == "relu":
+        return 0.0, 0.0
+    every = chosen.batch_rows * chosen.features
+    active = min(every, dictionary.active * chosen.batch_rows)
+    if gpu:
+        known = chosen.activation == "batch_topk" and gates == 1
+        candidates = min(every, active * (1 if known else ROOM))
+        return candidates * gates, candidates
+    return active * gates, min(every, active * (SPREAD if gates > 1 else 1))
+
+
+def native(dictionary: Dictionary, gpu: bool) -> bool:
+    """Whether the training's pairs are the core's (native.py)."""
+    chosen = dictionary.crosscoder
+    sparse = chosen.activation == "jumprelu" or (
+        chosen.activation == "batch_topk" and not dictionary.aux
+    )
+    return sparse and not gpu and not dictionary.principal and chosen.devices == 1
 
 
 def moments(dictionary: Dictionary) -> int:
@@ -29,34 +44,37 @@ def moments(dictionary: Dictionary) -> int:
     vectors = F + dictionary.O + (F if chosen.activation == "jumprelu" else 0)
     if chosen.moments == "float32":
         return 8 * (F * sum(columns) + vectors)
-    return sum(2 * F * width + 4 * F for width in columns) + 8 * vectors
+    blocks = 1 if dictionary.principal or not chosen.train_decoder else dictionary.outputs
+    rows = F * (1 + blocks * chosen.train_decoder)  # each has one second moment
+    return sum(2 * F * width for width in columns) + 4 * rows + 8 * vectors
 
 
 def state(dictionary: Dictionary) -> int:
-    """Bytes of an unfinished training: weights, moments, silent rows, threshold."""
-    return dictionary.weights + moments(dictionary) + 8 * dictionary.F + 4
+    """Bytes of an unfinished training: weights, moments, silent rows, threshold, pressure, L0."""
+    return dictionary.weights + moments(dictionary) + 8 * dictionary.F + 12
 
 
 def step_flops(
-    dictionary: Dictionary, gpu: bool, aux: int, pairs: float | None = None
+    dictionary: Dictionary, gpu: bool, aux: int, pairs: tuple[float, float] | None = None
 ) -> tuple[float, float]:
     """Operations of one training step: (of dense products, over pairs).
 
     Parameters
     ----------
-    aux : dead features that AuxK looks at. pairs : P, if known; else what is wanted or assumed.
+    aux : dead features that AuxK looks at. pairs : active ones and candidates, if known; else what
+        is wanted or assumed.
     """
     chosen, F = dictionary.crosscoder, dictionary.F
     encoded, decoded = 2.0 * dictionary.I, 2.0 * dictionary.O  # a row and feature, or a pair
-    P = pairs_of(dictionary, gpu) if pairs is None else pairs
+    active, candidates = pairs_of(dictionary, gpu) if pairs is None else pairs
     dense = chosen.batch_rows * F * encoded
-    if not P:
+    if not candidates:
         dense += chosen.batch_rows * F * (3 * decoded + encoded)
     if chosen.activation == "batch_topk":
         dense += chosen.batch_rows * aux * (3 * decoded + encoded)
     if chosen.activation == "jumprelu":  # thresholds learn from a sample of the rows
         dense += max(1, round(chosen.batch_rows * chosen.threshold_share)) * F * decoded
-    return dense, P * (3 * decoded / dictionary.gates + encoded)
+    return dense, active * 3 * decoded / dictionary.gates + candidates * encoded
 
 
 def on_device(sizes: Sizes, dictionary: Dictionary) -> Terms:
@@ -65,30 +83,33 @@ def on_device(sizes: Sizes, dictionary: Dictionary) -> Terms:
         dictionary.crosscoder, dictionary.gates, dictionary.I, dictionary.O,
     )  # fmt: skip
     B, F = chosen.batch_rows, dictionary.F
-    P, A = pairs_of(dictionary, sizes.gpu), dictionary.aux
-    batch = dictionary.columns * (2 if dictionary.dimensions is None else 1) + 4 * written
-    if dictionary.dimensions is not None:  # explained variance by site, in all dimensions
+    C, A = pairs_of(dictionary, sizes.gpu)[1], dictionary.aux
+    batch = dictionary.columns * (1 if dictionary.principal else 2) + 4 * written
+    if dictionary.principal:  # explained variance by site, in all dimensions
         batch += 3 * dictionary.n_out
-    if chosen.activation == "relu" or (chosen.activation == "jumprelu" and not P):
-        copies = 5.0
-    elif not sizes.gpu:  # candidates of selection; with a gate per site, twice as large
-        copies = 1.25 if gates == 1 else 3
-    else:
-        copies = 2 if gates == 1 else 9
+    copies = 5.0
+    if C:
+        copies = 2 if sizes.gpu else 1.25
     activations = B * F * copies
+    sample = max(1, round(B * chosen.threshold_share))
+    core = native(dictionary, sizes.gpu)
     if chosen.activation == "jumprelu":
-        sample = max(1, round(B * chosen.threshold_share))
-        activations += sample * F * (1 + 4 * min(gates, B // sample))
-    fused = P * max(read, written) if sizes.gpu and gates == 1 else 0.0  # were the compiler not to
+        activations += sample * F * (1 if core else 1 + 4 * min(gates, B // sample))
+    blocks = dictionary.O // dictionary.width if not dictionary.principal else 1
+    if core:
+        pairs = C * (44.0 + 4 * blocks)
+    else:
+        pairs = 60.0 * C + 44.0 * C * gates + 8.0 * C * blocks
+    gradients = dictionary.weights - (4 * F * written if core else 0)
     terms: Terms = {
         "weights": dictionary.weights,
-        "gradients": dictionary.weights,
+        "gradients": gradients,
         "moments": moments(dictionary),
         "silent rows": 8.0 * F,
         "directions": 4.0 * dictionary.n_in * (dictionary.dimensions or 1),
         "batch": 4.0 * B * batch,
         "pre-activations": 4.0 * activations,
-        "pairs": 100.0 * P + 4.0 * fused,
+        "pairs": pairs,
     }
     if A:
         terms["AuxK"] = 4.0 * (4 * B * A + 2 * A * (read + written) + 3 * B * written)
@@ -101,11 +122,13 @@ def streamed_positions(sizes: Sizes, dictionary: Dictionary) -> float:
     A window is computed at each visit, unless it is still held: two of a subspace's rows are, one
     of all dimensions' rows. There the mean row costs a pass of its own.
     """
-    total, reduced, chosen = sizes.positions, dictionary.dimensions, dictionary.crosscoder
+    total, reduced, chosen = sizes.positions, dictionary.principal, dictionary.crosscoder
     if sizes.windows <= (2 if reduced else 1):
         return total
     visits = math.ceil(chosen.steps * chosen.batch_rows / max(1, sizes.rows) * sizes.windows)
-    return visits * total / sizes.windows + (total if reduced is None and chosen.center else 0)
+    return visits * total / sizes.windows + (
+        total if chosen.basis == "full" and chosen.center else 0
+    )
 
 
 def train(sizes: Sizes, dictionary: Dictionary) -> Job:
@@ -135,27 +158,39 @@ def _messages(dictionary: Dictionary) -> float:
     B, aux = chosen.batch_rows, dictionary.aux
     scores = 0.0
     if chosen.activation == "batch_topk":
-        count = B * gates * min(chosen.k, F) + B * min(chosen.aux_k, chosen.aux_features)
+        count = B * gates * min(chosen.k, F) + B * min(chosen.aux_k, chosen.aux)
         scores = 4.0 * chosen.devices * count
     return 3 * (4.0 * ((2 if aux else 1) * B * dictionary.O + F) + scores)
 
 
 def _train(sizes: Sizes, dictionary: Dictionary) -> Job:
     """The same on one device."""
-    chosen, F, R = dictionary.crosscoder, dictionary.F, dictionary.dimensions
+    chosen, F = dictionary.crosscoder, dictionary.F
     B, A, columns = chosen.batch_rows, dictionary.aux, dictionary.columns
     dense, over = step_flops(dictionary, sizes.gpu, A)
-    steps = chosen.steps + len(NORM_GRID)
-    # A step's elementwise parts: norms, gradients' zeros, Adam, selection.
-    moved = 6 * dictionary.weights + 2 * moments(dictionary) + 12.0 * B * F * dictionary.gates**0.5
-    logged = 4.0 * B * (R or 0) * dictionary.n_out * chosen.steps / LOG_EVERY
+    judged = len(NORM_GRID) * JUDGED_ROWS / B  # of a step, on a few rows
+    steps = chosen.steps + judged
+    # A step's elementwise parts: norms, gradients' zeros, Adam, selection. The core reads and
+    # writes the decoder and its moments once.
+    passes = 3 if native(dictionary, sizes.gpu) else 6
+    moved: float = passes * dictionary.weights + 2 * moments(dictionary)
+    moved += 12.0 * B * F * (1 if passes == 3 else dictionary.gates**0.5)
+    logged = 0.0
+    if dictionary.principal:
+        logged = 4.0 * B * dictionary.O * dictionary.n_out * chosen.steps / LOG_EVERY
     host: Terms = {"batches read ahead": of_rows.AHEAD * 4.0 * B * columns, "compiler": 0.5e9}
     begins = 6.0 * F * (dictionary.I + dictionary.O) * (1 if sizes.gpu else 0.5)
-    ends = float(dictionary.full if R else 0) + dictionary.tensors * (1 + sizes.gpu)
+    ends = float(dictionary.full) + dictionary.tensors * (1 + sizes.gpu)
     host["weights as they begin" if begins > ends else "full decoders, to save"] = max(begins, ends)
     device = on_device(sizes, dictionary)
-    rows = float(chosen.steps) * B * columns * (2 if R else sizes.item)
-    mean = 0.0 if R or not chosen.center else sizes.rows * dictionary.I * sizes.item
+    item = {"principal": 2 * columns, "full": sizes.item * columns}
+    rows = (
+        float(chosen.steps)
+        * B
+        * item.get(chosen.basis, 2 * dictionary.I + sizes.item * dictionary.n_in)
+    )
+    centred = chosen.basis == "full" and chosen.center
+    mean = float(sizes.rows * dictionary.I * sizes.item) if centred else 0.0
     work = Work(
         products=steps * dense + logged,
         pairs=steps * over,
@@ -167,15 +202,18 @@ def _train(sizes: Sizes, dictionary: Dictionary) -> Job:
     )
     if not sizes.streamed:
         return job(sizes.gpu, work, host, device)
-    n = dictionary.n_in if columns == dictionary.I else dictionary.n_in + dictionary.n_out
+    same = chosen.outputs in (None, chosen.inputs)
+    n = dictionary.n_in if same else dictionary.n_in + dictionary.n_out
+    R = dictionary.dimensions
     positions = streamed_positions(sizes, dictionary)
+    projected = positions if dictionary.principal else chosen.steps * B
     work = replace(
         work,
         forward=of_rows.streamed_flops(sizes, positions, dictionary.snapshots),
-        products=work.products + of_rows.project_flops(positions, n, R or 0),
+        products=work.products + of_rows.project_flops(projected, n, R or 0),
         read=dictionary.snapshots * sizes.model.parameters * sizes.file_bytes,
     )
-    if R is None:
+    if R is None or not dictionary.principal:
         host |= of_rows.window_buffers(sizes.window * n, sizes.item, 0)
     else:
         host |= of_rows.window_buffers(sizes.window * R, 2, min(sizes.windows, 2) - 1)
@@ -183,5 +221,6 @@ def _train(sizes: Sizes, dictionary: Dictionary) -> Job:
             device["directions"] *= 2
             host["directions"] = 4.0 * dictionary.n_in * R
     host |= of_rows.loading(sizes)
-    device |= of_rows.streams_memory(sizes, n, dictionary.snapshots, R)
+    held = R if dictionary.principal else None
+    device |= of_rows.streams_memory(sizes, n, dictionary.snapshots, held)
     return job(sizes.gpu, work, host, device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,7 @@ from ontogeny.activations.rows import RowPaths, Rows
 from ontogeny.activations.sites import Site
 from ontogeny.activations.store import Stacks
 from ontogeny.activations.subspace import Subspace
+from ontogeny.crosscoder.losses import Out
 from ontogeny.files import InputError, digest_value
 from ontogeny.settings import Crosscoder, Settings
 
@@ -19,8 +22,9 @@ class Data:
 
     Attributes
     ----------
-    source : the training rows: of the inputs, then, where they differ, of the outputs.
-    U : (N·D, R) principal directions on the device, or None in all dimensions.
+    sources : the training rows: coordinates in the subspace where there is one; activations of the
+        inputs, then, where they differ, of the outputs.
+    space : full, principal or hybrid. U : (N·D, R) principal directions on the device, or None.
     scales_in, scales_out : (N,) normalisation constants by site.
     width : D. tokens : digest of the tokens that the rows are of.
     """
@@ -38,31 +42,55 @@ class Data:
         self.device, self.width, self.tokens = device, stacks.width, stacks.tokens
         self.scales_in = torch.from_numpy(stacks.scales)
         self.scales_out = torch.from_numpy(Stacks(paths.activations, outputs).scales)
-        self.source: Rows
+        self.space = c.basis
+        self.sources: list[Rows] = []
         self.U: Tensor | None = None
         self._shift: Tensor | None = None
         self._same = inputs == outputs
         self._sites = inputs if self._same else inputs + outputs
         self._inputs, n_out = len(inputs) * self.width, len(outputs) * self.width
-        if c.basis == "principal":
-            assert paths.basis, "basis: principal needs --basis"
+        mean = torch.zeros(len(self._sites) * self.width)
+        if c.basis != "full":
+            assert paths.basis, f"basis: {c.basis} needs --basis"
             subspace = Subspace(paths.basis)
             subspace.check_sites(inputs)
-            self.source = feed.principal_rows(settings, inputs, subspace, paths, device)
             self.U = torch.from_numpy(subspace.U).to(device)
-            self._mean_in = self._mean_out = torch.from_numpy(subspace.mean)
-            return
-        self.source = feed.site_rows(settings, self._sites, paths, device)
-        mean = torch.zeros(len(self._sites) * self.width)
-        if c.center:
-            mean = torch.from_numpy(feed.mean_row(self.source))
-            if not torch.isfinite(mean).all():
-                steps = -(-self.source.rows // c.batch_rows)
-                every = feed.batches(self.source, c.batch_rows, 0, steps, torch.device("cpu"))
-                for step, batch in enumerate(every):
-                    self.check(batch, step * c.batch_rows)
-            self._shift = mean.to(device)
+            mean = torch.from_numpy(subspace.mean)
+            # Where rows are computed when they are wanted, they are projected here (split).
+            if c.basis == "principal" or settings.activations.mode == "cached":
+                self.sources = [feed.principal_rows(settings, inputs, subspace, paths, device)]
+        if c.basis != "principal":
+            rows = feed.site_rows(settings, self._sites, paths, device)
+            self.sources.append(rows)
+            if c.basis == "full" and c.center:
+                mean = self._mean_of(rows, c.batch_rows)
+            self._shift = mean.view(len(self._sites), -1).to(device)
         self._mean_in, self._mean_out = mean[: self._inputs], mean[-n_out:]
+
+    def _mean_of(self, rows: Rows, size: int) -> Tensor:
+        """The mean row. Raises InputError if one is not finite."""
+        mean = torch.from_numpy(feed.mean_row(rows))
+        if not torch.isfinite(mean).all():
+            steps = -(-rows.rows // size)
+            every = feed.batches([rows], size, 0, steps, torch.device("cpu"))
+            for step, (batch,) in enumerate(every):
+                self.check(batch.flatten(1), step * size)
+        return mean
+
+    def batches(self, size: int, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """(x, target) of steps [start, stop), on the device: (size, I), (S, size, D)."""
+        for parts in feed.batches(self.sources, size, start, stop, self.device):
+            yield self._split(parts)
+
+    def stored(self, size: int, step: int) -> Tensor:
+        """The step's rows as they are stored, (size, columns), in the host's memory."""
+        host = torch.device("cpu")
+        return next(feed.batches(self.sources[-1:], size, step, step + 1, host))[0].flatten(1)
+
+    @property
+    def rows(self) -> int:
+        """Number of training rows."""
+        return self.sources[0].rows
 
     @property
     def digest(self) -> str:
@@ -72,7 +100,7 @@ class Data:
 
     def name_of(self, column: int) -> str:
         """' of stream.layer/step' for a column of a batch; '' where columns mix the sites."""
-        return "" if self.U is not None else f" of {self._sites[column // self.width].name}"
+        return "" if self.space == "principal" else f" of {self._sites[column // self.width].name}"
 
     def check(self, batch: Tensor, first: int, where: str = "") -> None:
         """Raise InputError for a batch's first row, counted from `first`, that is not finite."""
@@ -81,25 +109,34 @@ class Data:
             row, column = (int(index) for index in wrong[0])
             raise InputError(
                 f"activations{self.name_of(column)}: not finite in row "
-                f"{(first + row) % self.source.rows}{where}; make these activations again"
+                f"{(first + row) % self.rows}{where}; make these activations again"
             )
 
-    def split(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        """(x, target) of a batch of rows: (B, I), (B, O)."""
+    def _split(self, parts: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """(x, target) of a batch of each source."""
+        if self.space == "principal":
+            return parts[0], parts[0][None]
+        rows = parts[-1]  # (B, N, D), in memory site by site
         if self._shift is not None:
-            batch = batch - self._shift
-        if self._same:
-            return batch, batch
-        return batch[:, : self._inputs].contiguous(), batch[:, self._inputs :].contiguous()
+            rows -= self._shift
+        blocks = rows.transpose(0, 1)
+        if self.space == "full":
+            n_in, n_out = len(self.scales_in), len(self.scales_out)
+            return blocks[:n_in].transpose(0, 1).flatten(1), blocks[-n_out:]
+        if len(parts) > 1:
+            return parts[0], blocks
+        assert self.U is not None
+        return (rows.flatten(1) @ self.U).half().float(), blocks  # as they would be stored
 
-    def explained_by_site(self, error: Tensor, target: Tensor) -> list[float]:
+    def explained_by_site(self, out: Out, target: Tensor) -> list[float]:
         """Explained variance of a batch by output site, within the training space."""
-        centred = target - target.mean(0)
-        if self.U is not None:
-            error, centred = error @ self.U.T, centred @ self.U.T
-        shape = (len(self.scales_out), -1)
-        lost, there = (t.unflatten(1, shape).square().sum((0, 2)) for t in (error, centred))
-        explained: list[float] = (1 - lost / there).tolist()
+        centred, lost = target - target.mean(1, keepdim=True), out.errors * target.shape[1]
+        if self.space == "principal":
+            assert out.residual is not None
+            assert self.U is not None
+            U = self.U.unflatten(0, (len(self.scales_out), -1)).transpose(1, 2)  # (N, R, D)
+            centred, lost = centred @ U, (out.residual @ U).square().sum((1, 2))
+        explained: list[float] = (1 - lost / centred.square().sum((1, 2))).tolist()
         return explained
 
     def constants(self) -> dict[str, Tensor]:

@@ -1,28 +1,30 @@
 """The training losses and their gradients, written out: one function of tensors each.
 
-    B tokens of a batch   N sites   D width   F features   K active   I, O columns of x and target
+    B tokens of a batch   F features   G gates of a feature: one, or one for each site   K active
+    N sites   S blocks of the decoder, D wide: the sites, or one for all in a principal subspace
 
 Every loss is the mean over tokens and sites of ‖ã − â‖², plus what makes it sparse:
 
-    batch_topk  keeps the B·K largest h·‖r‖/√N of a batch, or the B·K·N largest h·r
-                (Bussmann et al. 2024, arXiv 2412.06410), with AuxK (Gao et al. 2024, 2406.04093)
-    jumprelu    λ Σ_i ω_i (1 + ω_i/ω_0),  ω_i = mean over tokens and sites of tanh(4 f_i r_i)
-                (Ge et al. 2025, arXiv 2509.17196; Circuits Updates, January 2025)
+    batch_topk  keeps the B·K·G largest h·r of a batch (Bussmann et al. 2024, arXiv 2412.06410),
+                with AuxK (Gao et al. 2024, 2406.04093)
+    jumprelu    λ Σ_i ω_i (1 + ω_i/ω_0),  ω_i = mean over tokens and gates of tanh(4 f_i r_i)
+                (Ge et al. 2025, arXiv 2509.17196; Circuits Updates, January 2025); or the mean over
+                gates of the same with each gate's own ω_i
     relu        λ Σ_i of the mean of f_i r_i (Lindsey et al. 2024), which shrinks norms (Minder et
                 al. 2025, arXiv 2504.02922): a baseline
 
 With E = â − ã and c = 2/(B·N), the gradients that all share are, over the pairs that act alone:
 
     ∂L/∂W_dec = c fᵀ E      ∂L/∂b_dec = c Σ_b E      ∂L/∂f = c E W_decᵀ + (penalty's)
-    ∂L/∂W_enc = dhᵀ x       ∂L/∂b_enc = Σ_b dh       dh = ∂L/∂f · gate
+    ∂L/∂W_enc = dhᵀ x       ∂L/∂b_enc = Σ_b dh       dh = Σ over gates of ∂L/∂f · gate
 
 Each function is one graph for the compiler, without host syncs, and writes its gradients into
-buffers that live as long as the training. reference.py has the same again in float64. All take
+buffers that live as long as the training. reference.py has the same again in float64, core.cpp in
+C++ for a CPU. All take
 
     W, G        the weights (model.py), and buffers for their gradients
-    x, target   (B, I), (B, O)
+    x, target   (B, I), (S, B, D)
     sites       N. per_site : whether each site has its own gate
-    native      whether the CPU's own operators serve (pairs.py)
     ranks       this process among those that share the features (ranks.py). F is then its share,
                 but for `Out.fired`, and what is reported is of all
 """
@@ -36,10 +38,10 @@ import torch
 from torch import Tensor
 
 from ontogeny.crosscoder import pairs
-from ontogeny.crosscoder.model import Weights, decoder_norms, pre_activations
+from ontogeny.crosscoder.model import Weights, gate_norms, pre_activations
 from ontogeny.crosscoder.ranks import Ranks
 
-OMEGA_0 = 0.01
+OMEGA_0 = {"pooled": 0.01, "per_snapshot": 0.03}  # by the penalty
 TANH_SCALE = 4.0
 ALONE = Ranks()
 
@@ -48,55 +50,68 @@ class Out(NamedTuple):
     """What a step reports; all on the device."""
 
     loss: Tensor  # ()
-    error: Tensor  # () mean over tokens and sites of ‖ã − â‖²
+    errors: Tensor  # (S,) mean over tokens of a block's ‖ã − â‖²
     l0: Tensor  # () mean active features of a token at a site
     fired: Tensor  # (F,) whether active anywhere in the batch
     cut: Tensor  # () smallest kept score (batch_topk)
-    residual: Tensor  # (B, O) E = â − ã
-    full: Tensor | None = None  # () whether a rank may have had no room for all of its pairs
-
-
-def gate_norms(W_dec: Tensor, sites: int, per_site: bool) -> Tensor:
-    """What a gate multiplies h by: r, (F, N), or its root mean square over sites, (F, 1)."""
-    return decoder_norms(W_dec, sites) if per_site else decoder_norms(W_dec, 1) / sites**0.5
+    residual: Tensor | None = None  # (S, B, D) E = â − ã
+    full: Tensor | None = None  # () whether candidates may have been left out for want of room
 
 
 def _residual(
-    acting: pairs.Every | pairs.Kept,
-    f: Tensor,
+    decoded: Tensor,
+    active: Tensor,
     W: Weights,
     target: Tensor,
     sites: int,
     ranks: Ranks,
     more: Sequence[Tensor] = (),
-) -> tuple[Out, Sequence[Tensor]]:
-    """E and what is reported of it and of f; and `more`, summed over ranks in the same message."""
-    decoded = acting.decode(f, W.W_dec, len(target))
-    active = acting.sums((f > 0).to(f.dtype))  # (F, N), or (F, 1) for one gate per feature
+) -> tuple[Out, Tensor, Sequence[Tensor]]:
+    """E, what is reported of it and of f; and `more`, summed over ranks in the same message.
+
+    Parameters
+    ----------
+    decoded : (S, B, D). active : (F, G) active tokens of this rank's features.
+    """
+    blocks, tokens, width = decoded.shape
     gates = active.shape[1]
     decoded, active, more = ranks.summed(decoded, active, more)
-    E = decoded + W.b_dec - target
-    error = E.square().sum() / (len(target) * sites)
-    l0 = active.sum() / (len(target) * gates)
-    return Out(error, error, l0, active.sum(1) > 0, torch.zeros_like(error), E), more
+    E = decoded + (W.b_dec.view(blocks, 1, width) - target)
+    errors = E.square().sum((1, 2)) / tokens
+    loss = errors.sum() / sites
+    l0 = active.sum() / (tokens * gates)
+    out = Out(loss, errors, l0, active.sum(1) > 0, torch.zeros_like(loss), E)
+    return out, E, more
 
 
 def _gradients(
-    acting: pairs.Every | pairs.Kept,
+    acting: pairs.Candidates,
     G: Weights,
     x: Tensor,
     f: Tensor,
     df: Tensor,
     E: Tensor,
     sites: int,
+    refitted: Tensor | None = None,
 ) -> None:
-    """Set G's encoder, decoder and biases from ∂L/∂f, df."""
+    """Set G's encoder, decoder and biases from ∂L/∂f.
+
+    Parameters
+    ----------
+    f : (P, G). df : (P, G). refitted : (P, G) f, and h where a gate is shut that is to be refitted.
+    """
     c = 2 / (len(x) * sites)
-    dh = torch.where(f > 0, df, 0.0)
+    dh = torch.where(f > 0, df, 0.0).sum(1)
     acting.encoder_gradient(G.W_enc, dh, x)
-    G.b_enc.copy_(acting.sums(dh).sum(1))
-    acting.decoder_gradient(G.W_dec, c * f, E)
-    G.b_dec.copy_(c * E.sum(0))
+    G.b_enc.copy_(acting.sums(dh[:, None])[:, 0])
+    acting.decoder_gradient(G.W_dec, c * (f if refitted is None else refitted), E)
+    G.b_dec.copy_(c * E.sum(1).flatten())
+
+
+def _of_gates(acting: pairs.Candidates, E: Tensor, W_dec: Tensor, f: Tensor) -> Tensor:
+    """E W_decᵀ, (P, G): with one gate its sum over blocks."""
+    df = acting.gradient(E, W_dec, f)
+    return df if f.shape[1] > 1 else df.sum(1, keepdim=True)
 
 
 def batch_topk(
@@ -109,10 +124,9 @@ def batch_topk(
     *,
     sites: int,
     per_site: bool,
-    k: int,
+    count: int,
     aux_k: int,
     aux_weight: float,
-    native: bool,
     ranks: Ranks = ALONE,
 ) -> Out:
     """BatchTopK with AuxK.
@@ -121,7 +135,7 @@ def batch_topk(
     ----------
     dead : (A,) features longest silent, of this rank. is_dead : (A,) bool, those that count as
         dead. A = 0 leaves AuxK out.
-    k : K. aux_k : the most dead features of a token that AuxK trains.
+    count : scores to keep, B·K·G. aux_k : the most dead features of a token that AuxK trains.
     """
     c = 2 / (len(x) * sites)
     h = pre_activations(x, W.W_enc, W.b_enc)
@@ -130,27 +144,28 @@ def batch_topk(
     if len(dead):
         h_dead = torch.where(is_dead, h[:, dead], 0.0).relu()
         best = torch.topk(h_dead, min(aux_k, len(dead)), dim=1, sorted=False).values
-    kept, f, cut, best, full = ranks.largest(h, r, k * len(x) * r.shape[1], native, best)
+    kept, f, cut, best, full = ranks.largest(h, r, count, best)
+    decoded, active = kept.decode(f, W.W_dec), kept.sums((f > 0).to(f.dtype))
     if h_dead is None or best is None:
-        out, _ = _residual(kept, f, W, target, sites, ranks)
-        _gradients(kept, G, x, f, kept.gradient(out.residual, W.W_dec) * c, out.residual, sites)
+        out, E, _ = _residual(decoded, active, W, target, sites, ranks)
+        _gradients(kept, G, x, f, c * _of_gates(kept, E, W.W_dec, f), E, sites)
         return out._replace(cut=cut, full=full)
     # What the living leave over, from the dead alone: at most aux_k of them for each token.
     if best.shape[1] > aux_k:
         best = torch.topk(best, aux_k, dim=1, sorted=False).values
     f_dead = h_dead * (h_dead >= best.amin(1, keepdim=True))
     W_dead = W.W_dec[dead]
-    more = (f_dead @ W_dead, is_dead.sum().to(f.dtype))
-    out, (decoded, number) = _residual(kept, f, W, target, sites, ranks, more)
-    _gradients(kept, G, x, f, kept.gradient(out.residual, W.W_dec) * c, out.residual, sites)
-    E_dead = decoded + out.residual
+    more = (torch.einsum("ba,asd->sbd", f_dead, W_dead), is_dead.sum().to(f.dtype))
+    out, E, (decoded, number) = _residual(decoded, active, W, target, sites, ranks, more)
+    _gradients(kept, G, x, f, c * _of_gates(kept, E, W.W_dec, f), E, sites)
+    E_dead = decoded + E
     aux = E_dead.square().sum() / (len(x) * sites)
     dE_dead = E_dead * (aux_weight * 2 / (len(x) * sites))
-    dh_dead = torch.where(f_dead > 0, dE_dead @ W_dead.T, 0.0)
-    G.W_dec.index_add_(0, dead, f_dead.T @ dE_dead)
-    G.W_enc.index_add_(0, dead, dh_dead.T @ x)
-    G.b_enc.index_add_(0, dead, dh_dead.sum(0))
-    loss = out.error + aux_weight * torch.where(number > 0, aux, 0.0)
+    dh_dead = torch.where(f_dead > 0, torch.einsum("sbd,asd->ba", dE_dead, W_dead), 0.0)
+    G.W_dec[dead] += torch.einsum("ba,sbd->asd", f_dead, dE_dead)
+    G.W_enc[dead] += dh_dead.T @ x
+    G.b_enc[dead] += dh_dead.sum(0)
+    loss = out.loss + aux_weight * torch.where(number > 0, aux, 0.0)
     return out._replace(loss=loss, cut=cut, full=full)
 
 
@@ -164,8 +179,9 @@ def jumprelu(
     *,
     sites: int,
     per_site: bool,
+    penalty: str,
     bandwidth: float,
-    native: bool,
+    refit: bool,
     ranks: Ranks = ALONE,
 ) -> Out:
     """JumpReLU with the tanh-quad penalty.
@@ -175,51 +191,68 @@ def jumprelu(
 
     Parameters
     ----------
-    sparsity : () λ at this step. sample : (S,) tokens that the threshold's gradient is taken from.
-    bandwidth : ε.
+    sparsity : () λ at this step. sample : (M,) tokens that the threshold's gradient is taken from.
+    penalty : pooled [paper], or per_snapshot. bandwidth : ε.
+    refit : whether a decoder whose gate is shut at a site, while another of the feature is open,
+        learns from what the open ones' h would add there: c·h(E + h W_dec).
     """
-    c = 2 / (len(x) * sites)
+    tokens, c = len(x), 2 / (len(x) * sites)
     h = pre_activations(x, W.W_enc, W.b_enc)
-    r = gate_norms(W.W_dec, sites, per_site)
+    r = gate_norms(W.W_dec, sites, per_site)  # (F, G)
+    gates = r.shape[1]
     t = W.log_threshold.exp()
-    acting: pairs.Every | pairs.Kept
-    if native or per_site:
-        acting = pairs.Kept.at(pairs.above(h, r, t), len(t), r.shape[1], native)
-        f = acting.take(h)
-    else:
-        acting = pairs.Every()
-        f = h * (h * r.T > t)
-    tokens = len(x) * r.shape[1]
-    z = TANH_SCALE * f * acting.of_feature(r)
-    omega = acting.sums(torch.tanh(z)).sum(1) / tokens  # (F,)
-    penalty = (omega * (1 + omega / OMEGA_0)).sum()
-    out, (penalty,) = _residual(acting, f, W, target, sites, ranks, (penalty,))
+    acting = pairs.Candidates.at(pairs.above(h, r, t, ranks.room), *h.shape)
+    value, own = h.flatten()[acting.token * len(t) + acting.feature, None], r[acting.feature]
+    score = value * own
+    f = torch.where(score <= t[acting.feature, None], 0.0, value)  # (P, G)
+    squashed = torch.tanh(TANH_SCALE * f * own)
+    omega = acting.sums(squashed) / tokens  # (F, G)
+    if penalty == "pooled":
+        omega = omega.mean(1, keepdim=True)
+    omega_0 = OMEGA_0[penalty]
+    cost = (omega * (1 + omega / omega_0)).mean(1).sum()
+    active = acting.sums((f > 0).to(f.dtype))
+    decoded = acting.decode(f, W.W_dec)
+    out, E, (cost,) = _residual(decoded, active, W, target, sites, ranks, (cost,))
 
-    slope = sparsity * (1 + 2 * omega / OMEGA_0) * TANH_SCALE / tokens
-    slopes = slope[:, None].expand_as(r)
-    dz = acting.of_feature(slopes) * (1 - torch.tanh(z).square())
-    df = acting.gradient(out.residual, W.W_dec) * c + dz * acting.of_feature(r)
-    _gradients(acting, G, x, f, df, out.residual, sites)
-    dr = acting.sums(dz * f)  # (F, N) or (F, 1)
-    per_norm = dr / r if per_site else dr / (r * sites)
-    G.W_dec.view(*r.shape, -1).add_(per_norm[:, :, None] * W.W_dec.view(*r.shape, -1))
+    slope = sparsity * (1 + 2 * omega / omega_0) * TANH_SCALE / (tokens * gates)
+    slope = slope.expand_as(r)
+    dz = slope[acting.feature] * (1 - squashed.square())
+    df = c * _of_gates(acting, E, W.W_dec, f) + dz * own
+    refitted = None
+    per_norm = acting.sums(dz * f) / (r if per_site else r * sites)  # (F, G)
+    if refit:
+        shut = (f == 0) & (f > 0).any(1, keepdim=True)
+        refitted = torch.where(shut, value, f)
+        per_norm = per_norm + c * acting.sums(torch.where(shut, value.square(), 0.0))
+    _gradients(acting, G, x, f, df, E, sites, refitted)
+    G.W_dec.add_(per_norm[:, :, None] * W.W_dec)
 
-    # The threshold's gradient: dense over the sampled tokens, a few sites at a time.
-    E, W_dec = (
-        a.view(len(a), r.shape[1], -1).transpose(0, 1) for a in (out.residual[sample], W.W_dec)
-    )  # (N, S, D), (N, F, D)
-    h = h[sample]
+    # The threshold's gradient: dense over the sampled tokens, a few blocks at a time; but of the
+    # penalty's slope, 1 − tanh² where a gate is open and 1 elsewhere, the tanh is the candidates'.
+    chosen = torch.zeros_like(x[:, 0]).index_fill(0, sample, 1.0)[acting.token, None]
+    near = _near(score, t[acting.feature, None], bandwidth)
+    opened = acting.sums(chosen * near * squashed.square())  # (F, G)
+    E, W_dec, h = E[:, sample], W.W_dec.transpose(0, 1), h[sample]  # (S, M, D), (S, F, D), (M, F)
     total = torch.zeros_like(t)
-    at_once = max(1, len(x) // len(sample))
-    for n in range(0, r.shape[1], at_once):
-        norm = r.T[n : n + at_once, None]  # (sites, 1, F)
-        score = h * norm
-        near = ((score - t).abs() < bandwidth / 2) & (score > 0)
-        df = torch.bmm(E[n : n + at_once], W_dec[n : n + at_once].transpose(1, 2)) * c
-        df += slope * (1 - torch.tanh(TANH_SCALE * score * (score > t)).square()) * norm
-        total += (df * near).sum((0, 1))
-    G.log_threshold.copy_(-(t / bandwidth) * total * (len(x) / len(sample)))
-    return out._replace(loss=out.error + sparsity * penalty)
+    close = torch.zeros_like(r)
+    at_once = max(1, tokens // len(sample))
+    for s in range(0, len(E), at_once):
+        part = slice(s, s + at_once) if per_site else slice(None)
+        near = _near(h * r.T[part, None], t, bandwidth)  # (blocks or 1, M, F)
+        close[:, part] = near.sum(1).T.to(t.dtype)
+        df = torch.bmm(E[s : s + at_once], W_dec[s : s + at_once].transpose(1, 2))
+        total += c * (df * near).sum((0, 1))
+    total += (slope * r * (close - opened)).sum(1)
+    G.log_threshold.copy_(-(t / bandwidth) * total * (tokens / len(sample)))
+    full = None
+    if not pairs.of_any_size(h.device):
+        full = (value[:, 0] * own.amax(1) > t[acting.feature]).all()
+    return out._replace(loss=out.loss + sparsity * cost, full=full)
+
+
+def _near(score: Tensor, t: Tensor, bandwidth: float) -> Tensor:
+    return ((score - t).abs() < bandwidth / 2) & (score > 0)
 
 
 def relu(
@@ -233,14 +266,19 @@ def relu(
     ranks: Ranks = ALONE,
 ) -> Out:
     """ReLU with L1 on f·r. Dense: most features act. sparsity : () λ at this step."""
-    acting = pairs.Every()
-    f = pre_activations(x, W.W_enc, W.b_enc).relu()
-    r = decoder_norms(W.W_dec, sites)
-    mean_f, mean_r = f.mean(0), r.mean(1)
-    out, (penalty,) = _residual(acting, f, W, target, sites, ranks, ((mean_f * mean_r).sum(),))
     c = 2 / (len(x) * sites)
-    df = acting.gradient(out.residual, W.W_dec) * c + sparsity * mean_r / len(x)
-    _gradients(acting, G, x, f, df, out.residual, sites)
+    f = pre_activations(x, W.W_enc, W.b_enc).relu()
+    r = gate_norms(W.W_dec, sites, per_site=True)
+    mean_f, mean_r = f.mean(0), r.mean(1)
+    active = (f > 0).to(f.dtype).sum(0)[:, None]
+    decoded = torch.einsum("bf,fsd->sbd", f, W.W_dec)
+    more = ((mean_f * mean_r).sum(),)
+    out, E, (cost,) = _residual(decoded, active, W, target, sites, ranks, more)
+    df = c * torch.einsum("sbd,fsd->bf", E, W.W_dec) + sparsity * mean_r / len(x)
+    dh = torch.where(f > 0, df, 0.0)
+    torch.mm(dh.T, x, out=G.W_enc)
+    G.b_enc.copy_(dh.sum(0))
+    G.b_dec.copy_(c * E.sum(1).flatten())
     per_norm = sparsity * mean_f[:, None] / (sites * r)
-    G.W_dec.view(*r.shape, -1).add_(per_norm[:, :, None] * W.W_dec.view(*r.shape, -1))
-    return out._replace(loss=out.error + sparsity * penalty)
+    G.W_dec.copy_(torch.einsum("bf,sbd->fsd", c * f, E) + per_norm[:, :, None] * W.W_dec)
+    return out._replace(loss=out.loss + sparsity * cost)

@@ -3,9 +3,10 @@
 Legend of tensor letters, here and in losses.py:
 
     B tokens of a batch   N sites   D width   F features   K active
+    G gates of a feature: one, or one for each site
     R dimensions of a principal subspace
     I columns of an input: N·D of the input sites, or R
-    O columns of an output: N·D of the output sites, or R
+    S blocks of an output, its sites, or one of R columns
 
 The equations (method.md 3; Ge et al. 2025, arXiv 2509.17196), for normalised activations ã:
 
@@ -14,8 +15,12 @@ The equations (method.md 3; Ge et al. 2025, arXiv 2509.17196), for normalised ac
     f = h · 1[h·r > t]                  (B, F, N)   gate per site; per feature: (B, F), r over all
     â = Σ_i f_i W_dec,i + b_dec         (B, N, D)
 
-In the principal subspace the crosscoder sees y = (ã − μ)U instead of ã, and its decoder in all N·D
-dimensions is W_dec Uᵀ, its bias μ + b_dec Uᵀ.
+A crosscoder is trained in one of three spaces (`basis`):
+
+    full       it sees ã − μ and reconstructs it: I = N·D, S = N
+    principal  it sees y = (ã − μ)U and reconstructs that: I = R, S = 1. Its decoder in all N·D
+               dimensions is W_dec Uᵀ, its bias μ + b_dec Uᵀ
+    hybrid     it sees y and reconstructs ã − μ: I = R, S = N
 """
 
 from __future__ import annotations
@@ -42,8 +47,8 @@ class Weights:
 
     W_enc: Tensor  # (F, I), features first as in the decoder
     b_enc: Tensor  # (F,)
-    W_dec: Tensor  # (F, O)
-    b_dec: Tensor  # (O,)
+    W_dec: Tensor  # (F, S, D), in memory block by block: a step goes through them in turn
+    b_dec: Tensor  # (S·D,)
     log_threshold: Tensor  # (F,) τ = log t; trained by jumprelu alone
 
     def named(self) -> dict[str, Tensor]:
@@ -56,12 +61,25 @@ def pre_activations(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> Tensor:
     return torch.addmm(b_enc, x, W_enc.T)
 
 
-def decoder_norms(W_dec: Tensor, sites: int) -> Tensor:
-    """r = ‖W_dec‖₂ per site: (F, N·D) → (F, N). One "site" gives the norm over all, (F, 1)."""
-    return torch.linalg.vector_norm(W_dec.unflatten(1, (sites, -1)), dim=2)
+def gate_norms(W_dec: Tensor, sites: int, per_site: bool) -> Tensor:
+    """What a gate multiplies h by: r, (F, N), or its root mean square over sites, (F, 1).
+
+    Parameters
+    ----------
+    W_dec : (F, S, D). sites : N.
+    """
+    if per_site:
+        return torch.linalg.vector_norm(W_dec, dim=2)
+    return torch.linalg.vector_norm(W_dec, dim=(1, 2))[:, None] / sites**0.5
+
+
+def by_block(W_dec: Tensor) -> Tensor:
+    """The same (F, S, D), in memory block by block."""
+    return W_dec.transpose(0, 1).clone(memory_format=torch.contiguous_format).transpose(0, 1)
 
 
 def initial(
+    space: str,
     inputs: int,
     outputs: int,
     features: int,
@@ -76,7 +94,7 @@ def initial(
 
     Parameters
     ----------
-    inputs, outputs : numbers of sites.
+    space : full, principal or hybrid. inputs, outputs : numbers of sites.
     basis : (N·D, R) principal directions, or None for all dimensions.
     share : which of the features to return.
     """
@@ -85,14 +103,15 @@ def initial(
     unit /= unit.norm(dim=1, keepdim=True)
     unit = unit[share]
     if basis is None:
-        W_dec, W_in = unit.repeat(1, outputs), unit.repeat(1, inputs)
+        W_in = unit.repeat(1, inputs)
     else:  # the repeated rows times the basis, without the repeated rows
-        W_dec = W_in = unit @ basis.unflatten(0, (outputs, width)).sum(0).cpu()
+        W_in = unit @ basis.unflatten(0, (inputs, width)).sum(0).cpu()
+    W_dec = W_in[:, None] if space == "principal" else unit[:, None].expand(-1, outputs, -1)
     return Weights(
-        W_enc=W_in.clone(),
+        W_enc=W_in,
         b_enc=torch.zeros(len(unit)),
-        W_dec=W_dec.clone(),
-        b_dec=torch.zeros(W_dec.shape[1]),
+        W_dec=by_block(W_dec),
+        b_dec=torch.zeros(W_dec[0].numel()),
         log_threshold=torch.full((len(unit),), float(np.log(0.1))),
     )
 
@@ -107,11 +126,12 @@ def random_directions(
     weights : of a share of the features. features : F. norm : of the decoders of all of them.
     """
     generator = torch.Generator().manual_seed(seed)
-    W_dec = torch.randn(features, weights.W_dec.shape[1], generator=generator)
+    shape = weights.W_dec.shape
+    W_dec = torch.randn(features, shape[1] * shape[2], generator=generator)
     W_dec *= norm / W_dec.norm()
     W_dec = W_dec[share]
     W_enc = W_dec.clone() if weights.W_enc.shape == W_dec.shape else weights.W_enc
-    return replace(weights, W_enc=W_enc, W_dec=W_dec)
+    return replace(weights, W_enc=W_enc, W_dec=by_block(W_dec.view(-1, *shape[1:])))
 
 
 @dataclass(frozen=True)
@@ -126,6 +146,7 @@ class Description:
     """(snapshot, layer, stream) of each input site."""
     outputs: list[tuple[int, int, str]]
     basis: str
+    """full, principal or hybrid."""
     threshold: float
     """batch_topk's gate at inference; 0 for the others."""
     seed: int
@@ -142,9 +163,10 @@ class Crosscoder:
 
     Attributes
     ----------
-    about : the description.
+    about : the description. weights : those that were trained, W_dec as (F, S·D).
     W_dec : (F, N, D) full decoders. b_dec : (N, D). Both in normalised units.
-    scales : (N_in,) and (N_out,) dataset-wise normalisation constants, √D / mean‖a‖.
+    scales : (N_in,) and (N_out,) dataset-wise normalisation constants: √D over the mean norm of
+        rows, less their mean or as they are (activations.scale).
     """
 
     def __init__(self, about: Description, tensors: dict[str, Tensor]) -> None:
@@ -155,7 +177,7 @@ class Crosscoder:
         self._mean = tensors["mean_in"]  # (I,) before any basis
         self._basis = tensors.get("basis")  # (N·D, R)
         W, b = self.weights.W_dec, self.weights.b_dec
-        if self._basis is not None:
+        if about.basis == "principal" and self._basis is not None:
             W, b = W @ self._basis.T, b @ self._basis.T
         shape = (len(about.outputs), about.width)
         self.W_dec = W.unflatten(1, shape)

@@ -5,8 +5,8 @@
 
 moments: float32    m and v in float32: plain Adam, 8 bytes a weight
          compact    m in bfloat16, and of a matrix one v a row, the mean of g² over it (Adam-mini,
-                    arXiv 2406.16793): 2 bytes a weight. A row is a feature here, so that its
-                    step does not depend on the axes of the space it is in
+               arXiv 2406.16793): 2 bytes a weight. A row is a feature here, of the decoder a
+               feature at a site, so that its step does not depend on the axes of the space it is in
 
 Weights are float32 always.
 """
@@ -41,7 +41,7 @@ def _update(
         fresh = torch.lerp(g, m.to(g.dtype), BETAS[0])
         squared = g.square()
         if v.shape != g.shape:
-            squared = squared.mean(1, keepdim=True)
+            squared = squared.mean(-1, keepdim=True)
         v.copy_(torch.lerp(squared, v, BETAS[1]))
         length = rate * share / ((v * correction).sqrt() + EPSILON)
         w.sub_(length * fresh)
@@ -54,7 +54,7 @@ class Adam:
     Parameters
     ----------
     weights, gradients : tensors of the same shapes. shares : of the rate, for each.
-    moments : float32 or compact.
+    moments : float32 or compact. apart : a weight that another than `step` moves, or None.
 
     Attributes
     ----------
@@ -69,6 +69,7 @@ class Adam:
         shares: list[float],
         moments: str,
         device: torch.device,
+        apart: Tensor | None = None,
     ) -> None:
         compact = [moments == "compact" and w.ndim > 1 for w in weights]
         self.first = [
@@ -76,21 +77,33 @@ class Adam:
             for w, small in zip(weights, compact, strict=True)
         ]
         self.second = [
-            torch.zeros_like(w[:, :1] if small else w)
+            torch.zeros_like(w[..., :1] if small else w)
             for w, small in zip(weights, compact, strict=True)
         ]
-        self.weights, self._gradients, self._shares = weights, gradients, shares
+        self.weights = weights
         self._device = device
+        own = [i for i, w in enumerate(weights) if w is not apart]
+        lists = (weights, gradients, self.first, self.second, shares)
+        self._moved = [[every[i] for i in own] for every in lists]
         self._compute: Callable[..., None] = devices.compiled(_update, device)
         tensors = [*weights, *gradients, *self.first, *self.second]
         parameters = sum(w.numel() for w in weights)
         self.bytes_per_parameter = sum(t.numel() * t.element_size() for t in tensors) / parameters
 
+    def of(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The moments of one of the weights."""
+        at = next(i for i, w in enumerate(self.weights) if w is weight)
+        return self.first[at], self.second[at]
+
     def step(self, step: int, rate: float) -> None:
         """Update the weights. step : from 1. rate : the learning rate."""
-        at = torch.tensor([rate / (1 - BETAS[0] ** step), 1 / (1 - BETAS[1] ** step)])
+        at = torch.tensor(corrected(step, rate))
         if self._device.type == "cuda":
             at = at.pin_memory().to(self._device, non_blocking=True)
-        self._compute(
-            self.weights, self._gradients, self.first, self.second, at[0], at[1], self._shares
-        )
+        weights, gradients, first, second, shares = self._moved
+        self._compute(weights, gradients, first, second, at[0], at[1], shares)
+
+
+def corrected(step: int, rate: float) -> tuple[float, float]:
+    """η / (1 − β₁ᵗ) and 1 / (1 − β₂ᵗ) at step t, from 1."""
+    return rate / (1 - BETAS[0] ** step), 1 / (1 - BETAS[1] ** step)

@@ -1,18 +1,18 @@
-"""The pairs of a batch at which a feature acts, and the products of a step over them.
+"""The candidates of a batch, pairs of a token and a feature, and the products of a step over them.
 
-A step multiplies the feature activations f (B, F) with matrices four times: f W_dec decodes,
-dE W_decᵀ is the gradient of f, fᵀ dE and dhᵀ x are the gradients of decoder and encoder. Two
-classes say the same of them:
+A candidate is a pair at which some gate of the feature is open; with G gates a feature its
+activations there are f (G,), of which some are 0. A step needs four products over candidates:
 
-    Every   all B·F pairs: values are (B, F), each product is one of dense matrices
-    Kept    P selected pairs: values are (P,), each product touches P rows alone
+    decode            f W_dec          for each block of the decoder, (S, B, D)
+    gradient          E W_decᵀ         the gradient of f
+    decoder_gradient  fᵀ E
+    encoder_gradient  dhᵀ x            dh is summed over gates first: one value a candidate
 
-With a gate per site a feature acts at (token, feature, site): then a row of the decoder's products
-is a (token, site), a column a (feature, site), and D wide; no (B, F, N) tensor ever exists.
-
-On a CPU, Kept's weight gradients are products of a sparse (CSR) and a dense matrix, and selection a
-partial sort: operators of their own that the compiler calls as they are. Elsewhere (`native=False`)
-both are plain torch, which the compiler turns into Triton. Letters as in model.py.
+Each is a sum of rows of a matrix over the candidates of a token or of a feature, which are sorted
+for it; so no product needs atomic additions, and no tensor of tokens × features × sites exists. On
+a CPU the number of candidates is that of the batch, and scipy and NumPy serve where they are
+faster. Elsewhere shapes are fixed: `room` candidates are looked at, open or not, and the host never
+waits for the device. Letters as in model.py.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import numpy as np
 import scipy.sparse
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 with warnings.catch_warnings():
     # The first CSR tensor of a process makes torch say that they are in beta; no user's business.
@@ -31,118 +32,86 @@ with warnings.catch_warnings():
     torch.sparse_csr_tensor([0, 0], [], torch.zeros(0), (1, 1), check_invariants=False)
 
 
-@dataclass
-class Every:
-    """All pairs of B tokens and F features, one gate a feature."""
-
-    def of_feature(self, features: Tensor) -> Tensor:
-        """Each pair's entry of (F, 1)."""
-        return features.T
-
-    def decode(self, f: Tensor, W_dec: Tensor, tokens: int) -> Tensor:
-        """f W_dec, (B, O)."""
-        return f @ W_dec
-
-    def gradient(self, dE: Tensor, W_dec: Tensor) -> Tensor:
-        """Gradient of f, dE W_decᵀ."""
-        return dE @ W_dec.T
-
-    def decoder_gradient(self, out: Tensor, f: Tensor, dE: Tensor) -> None:
-        """Set `out`, (F, O), to fᵀ dE."""
-        torch.mm(f.T, dE, out=out)
-
-    def encoder_gradient(self, out: Tensor, dh: Tensor, x: Tensor) -> None:
-        """Set `out`, (F, I), to dhᵀ x."""
-        torch.mm(dh.T, x, out=out)
-
-    def sums(self, values: Tensor) -> Tensor:
-        """(F, 1): sums over tokens."""
-        return values.sum(0)[:, None]
+def of_any_size(device: torch.device) -> bool:
+    """Whether the number of candidates may be the batch's own: where the host need not wait."""
+    return device.type == "cpu"
 
 
 @dataclass
-class Kept:
-    """P pairs, in the order of (token, site, feature).
+class Candidates:
+    """P candidates, by token and then by feature.
 
     Attributes
     ----------
-    token, feature : (P,). row, column : (P,) token·N + site and feature·N + site.
-    order : (P,) the pairs by (feature, site). features, sites : F and N (1: one gate for all).
-    native : whether the CPU's own operators serve.
+    token, feature : (P,). order : (P,) the candidates by feature and then by token.
+    starts : (B + 1,) where each token's begin. starts_by_feature : (F + 1,) where, in `order`,
+        each feature's do.
     """
 
     token: Tensor
     feature: Tensor
-    row: Tensor
-    column: Tensor
     order: Tensor
-    features: int
-    sites: int
-    native: bool
+    starts: Tensor
+    starts_by_feature: Tensor
 
     @classmethod
-    def at(cls, position: Tensor, features: int, sites: int, native: bool) -> Kept:
-        """The pairs at ascending positions (P,) of a flattened (B, N, F)."""
-        row, feature = position // features, position % features
-        column = feature * sites + row % sites
-        if native:
-            order = torch.ops.ontogeny.stable_order(column, features * sites)
+    def at(cls, position: Tensor, tokens: int, features: int) -> Candidates:
+        """The candidates at ascending positions (P,) of a flattened (B, F)."""
+        token, feature = position // features, position % features
+        if of_any_size(position.device):
+            order = torch.ops.ontogeny.stable_order(feature, features)
         else:
-            order = torch.argsort(column, stable=True)
-        return cls(row // sites, feature, row, column, order, features, sites, native)
+            order = torch.argsort(feature, stable=True)
+        starts, by_feature = _starts(token, tokens), _starts(feature[order], features)
+        return cls(token, feature, order, starts, by_feature)
 
-    def take(self, h: Tensor) -> Tensor:
-        """Values of (B, F) at the pairs."""
-        return h.flatten()[self.token * self.features + self.feature]
+    def decode(self, f: Tensor, W_dec: Tensor) -> Tensor:
+        """f (P, G) times W_dec (F, S, D) for each block, (S, B, D)."""
+        return _sums_of_rows(self.starts, self.feature, f, W_dec.transpose(0, 1))
 
-    def of_feature(self, features: Tensor) -> Tensor:
-        """Each pair's entry of (F, N)."""
-        return features.flatten()[self.column]
+    def gradient(self, E: Tensor, W_dec: Tensor, f: Tensor) -> Tensor:
+        """Gradient of f (P, G) at each block, (P, S), from E (S, B, D).
 
-    def decode(self, f: Tensor, W_dec: Tensor, tokens: int) -> Tensor:
-        """f W_dec, (B, O)."""
-        W = W_dec.view(self.features * self.sites, -1)
-        start = _starts(self.row, tokens * self.sites)[:-1]
-        rows = torch.nn.functional.embedding_bag(
-            self.column, W, start, mode="sum", per_sample_weights=f
-        )
-        return rows.view(tokens, -1)
-
-    def gradient(self, dE: Tensor, W_dec: Tensor) -> Tensor:
-        """Gradient of f, dE W_decᵀ. Compiled, no (P, D) tensor exists.
-
-        Feature by feature: W_dec, the larger of the two, is then read once.
+        Compiled, no (P, D) exists, and feature by feature W_dec, the larger of the two, is read
+        once. Eager, a block's open gates alone are looked at; others get 0.
         """
-        W = W_dec.view(self.features * self.sites, -1)
-        row, column = self.row[self.order], self.column[self.order]
-        df = (dE.reshape(-1, W.shape[1])[row] * W[column]).sum(1)
-        return torch.empty_like(df).scatter(0, self.order, df)
+        if torch.compiler.is_compiling() or not of_any_size(E.device):
+            token, feature = self.token[self.order], self.feature[self.order]
+            df = (E[:, token] * W_dec.transpose(0, 1)[:, feature]).sum(2).T
+            return torch.empty_like(df).index_copy(0, self.order, df)
+        df = E.new_zeros(len(E), len(f))
+        size = (E.shape[1], len(W_dec))
+        for s in range(len(E)):
+            open_here = f[:, s if f.shape[1] > 1 else 0] != 0
+            begin = torch.nn.functional.pad(open_here.cumsum(0), (1, 0))[self.starts]
+            wanted = self.feature[open_here].int()
+            values = torch.zeros(len(wanted), dtype=E.dtype)
+            where = torch.sparse_csr_tensor(
+                begin.int(), wanted, values, size, check_invariants=False
+            )
+            products = torch.sparse.sampled_addmm(where, E[s], W_dec[:, s].T, beta=0)
+            df[s, open_here] = products.values()
+        return df.T
 
-    def decoder_gradient(self, out: Tensor, f: Tensor, dE: Tensor) -> None:
-        """Set `out`, (F, O), to fᵀ dE."""
-        rows = out.view(self.features * self.sites, -1)
-        self._spread(rows, self.column, self.row, f, dE.reshape(-1, rows.shape[1]))
+    def decoder_gradient(self, out: Tensor, f: Tensor, E: Tensor) -> None:
+        """Set `out`, (F, S, D), to fᵀ E for each block."""
+        _sums_of_rows(
+            self.starts_by_feature,
+            self.token[self.order],
+            f[self.order],
+            E,
+            out.transpose(0, 1),
+        )
 
     def encoder_gradient(self, out: Tensor, dh: Tensor, x: Tensor) -> None:
-        """Set `out`, (F, I), to dhᵀ x."""
-        self._spread(out, self.feature, self.token, dh, x)
+        """Set `out`, (F, I), to dhᵀ x, from dh (P,)."""
+        ordered = dh[self.order, None]
+        _sums_of_rows(self.starts_by_feature, self.token[self.order], ordered, x[None], out[None])
 
     def sums(self, values: Tensor) -> Tensor:
-        """(F, N): sums over tokens."""
-        size = self.features * self.sites
-        if self.native:
-            total = torch.ops.ontogeny.sums(self.column, values, size)
-        else:
-            total = values.new_zeros(size).index_add(0, self.column, values)
-        return total.view(self.features, self.sites)
-
-    def _spread(self, out: Tensor, into: Tensor, source: Tensor, values: Tensor, X: Tensor) -> None:
-        """Set each row i of `out` to Σ values·X[source] over the pairs with into = i."""
-        if self.native:
-            start = _starts(into[self.order], len(out))
-            torch.ops.ontogeny.segment_sums(out, start, source[self.order], values[self.order], X)
-        else:
-            out.zero_().index_add_(0, into, values[:, None] * X[source])
+        """(F, G): sums over tokens of values (P, G)."""
+        starts = self.starts_by_feature
+        return embedding_bag(self.order, values, starts, mode="sum", include_last_offset=True)
 
 
 def _starts(ascending: Tensor, size: int) -> Tensor:
@@ -151,81 +120,119 @@ def _starts(ascending: Tensor, size: int) -> Tensor:
     return torch.searchsorted(ascending, bounds)
 
 
-def largest(h: Tensor, r: Tensor, count: int, native: bool) -> tuple[Tensor, Tensor]:
-    """The `count` largest h·r of a batch.
+def _sums_of_rows(
+    starts: Tensor, rows: Tensor, by: Tensor, table: Tensor, out: Tensor | None = None
+) -> Tensor:
+    """Row i of block s: Σ_k by[k, s] · table[s, rows[k]] over k from starts[i] to starts[i + 1].
 
     Parameters
     ----------
-    h : (B, F). r : (F, N), or (F, 1) for one gate a feature.
+    starts : (M + 1,). rows : (P,). by : (P, S), or (P, 1) for all blocks. table : (S, K, D).
+    out : (S, M, D) to write to, or None.
+    """
+    S, K, D = table.shape
+    M, P = len(starts) - 1, len(rows)
+    if of_any_size(table.device):
+        into = table.new_empty(S, M, D) if out is None else out
+        torch.ops.ontogeny.sums_of_rows(into, starts, rows, by.T.contiguous(), table)
+        return into
+    blocks = torch.arange(S, device=rows.device)[:, None]
+    sums = embedding_bag(
+        (rows + blocks * K).flatten(),
+        table.reshape(S * K, D),
+        (starts[:-1] + blocks * P).flatten(),
+        mode="sum",
+        per_sample_weights=by.T.expand(S, P).flatten(),
+    ).view(S, M, D)
+    if out is not None:
+        out.copy_(sums)
+    return sums
+
+
+def largest(h: Tensor, r: Tensor, count: int, room: int) -> tuple[Tensor, Tensor]:
+    """Where the `count` largest h·r of a batch are.
+
+    Parameters
+    ----------
+    h : (B, F). r : (F, G). room : candidates to look at elsewhere than on a CPU.
 
     Returns
     -------
-    (count,) ascending positions in a flattened (B, N, F), and () the smallest of these scores.
+    (P,) ascending positions in a flattened (B, F), and () the smallest of these scores. Elsewhere
+    than on a CPU the positions of the `room` largest, and the `count`-th of the scores there.
     """
-    if native and r.shape[1] == 1:
+    if of_any_size(h.device):
         return torch.ops.ontogeny.largest(h, r, count)
-    if native:
-        return torch.ops.ontogeny.largest_of_sites(h, r, count)
-    B, F = h.shape
-    best, position = torch.topk((h * r[:, 0]).flatten(), min(count, B * F), sorted=False)
-    N = r.shape[1]
-    position = position // F * (N * F) + position % F
-    within = torch.arange(B, device=h.device)[:, None] * (N * F) + torch.arange(F, device=h.device)
-    for site in range(1, N):  # a site at a time: no (B, F, N)
-        best = torch.cat([best, (h * r[:, site]).flatten()])
-        position = torch.cat([position, (within + site * F).flatten()])
-        best, chosen = torch.topk(best, min(count, len(best)), sorted=False)
-        position = position[chosen]
-    return position.sort().values, best.min()
+    position = torch.topk((h * r.amax(1)).flatten(), min(room, h.numel()), sorted=False).indices
+    position = position.sort().values
+    scores = (h.flatten()[position, None] * r[position % len(r)]).flatten()
+    best = torch.topk(scores, min(count, len(scores)), sorted=False).values
+    return position, best.amin()
 
+
+def above(h: Tensor, r: Tensor, t: Tensor, room: int) -> Tensor:
+    """(P,) ascending positions in a flattened (B, F) at which h·r > t for some gate.
+
+    Parameters
+    ----------
+    h : (B, F). r : (F, G). t : (F,). room : elsewhere than on a CPU so many, open or not.
+    """
+    if of_any_size(h.device):
+        return torch.ops.ontogeny.above(h, r, t)
+    ratio = (h * (r.amax(1) / t)).flatten()
+    return torch.topk(ratio, min(room, h.numel()), sorted=False).indices.sort().values
+
+
+# ---- The CPU's operators. A batch's number of candidates is at most a few per cent of B·F.
 
 PASS_ENTRIES = 1 << 16  # of (B, F), that a pass of selection has in the cache at a time
-
-# ---- The CPU's operators. A batch's number of active pairs is at most a few per cent of B·F.
 
 
 @torch.library.custom_op("ontogeny::largest", mutates_args=())
 def _largest(h: Tensor, r: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Ascending positions of the `count` largest of h (B, F) times r (F, 1), and the smallest.
+    """As `largest`. Scores that tie with the smallest are all kept, and those that are no number.
 
-    A sample bounds the cut from below, so that one pass, some rows at a time, leaves a few
-    candidates, and no second (B, F) exists.
+    A lower bound on the cut, some rows at a time, leaves a few candidates, and no second (B, F)
+    exists. With one gate the bound comes from a sample. With several, P pairs whose m-th largest
+    norm takes them above a value make m·P scores above it.
     """
-    hs, norms = h.numpy(), r.numpy().ravel()
-    size, features = hs.size, len(norms)
-    every = max(1, size // 16384) | 1
-    sample = hs.ravel()[::every] * norms[np.arange(0, size, every) % features]
-    rank = int(1.2 * count * sample.size / size + 50)
-    bound = largest_but(sample, rank) if rank < sample.size else -np.inf
-    position, values = _at_least(bound, hs, norms)
-    if position.size < count:  # a sample unlike the whole, or values that are not finite
-        position, values = np.arange(size), (hs * norms).ravel()
-    chosen, cut = _select(values, count)
-    return torch.from_numpy(position[chosen]), torch.from_numpy(np.array(cut))
+    hs, rs = h.numpy(), r.numpy()
+    F, G = rs.shape
+    norms = rs.max(1)
+    bound: np.floating | float = -np.inf
+    if G == 1:
+        every = max(1, hs.size // 16384) | 1
+        sample = hs.ravel()[::every] * norms[np.arange(0, hs.size, every) % F]
+        rank = int(1.2 * count * sample.size / hs.size + 50)
+        bound = largest_but(sample, rank) if rank < sample.size else -np.inf
+    else:
+        ranked = -np.sort(-rs, axis=1)
+        for m in {max(1, G // 8), max(1, G // 4), max(1, G // 2), G}:
+            pairs = -(-count // m)
+            if pairs <= hs.size:
+                bound = np.maximum(bound, largest_but((hs * ranked[:, m - 1]).ravel(), pairs - 1))
+    position = _reaching(bound, hs, norms)
+    scores = hs.ravel()[position, None] * rs[position % F]
+    if scores.size < count:  # a sample unlike the whole, or values that are not finite
+        position = np.arange(hs.size)
+        scores = hs.ravel()[:, None] * rs[position % F]
+    cut = largest_but(scores.ravel(), min(count, scores.size) - 1)
+    if np.isnan(cut):
+        position = np.flatnonzero(~np.isfinite(hs))[:count]
+    else:
+        position = position[scores.max(1) >= cut]
+    return torch.from_numpy(position), torch.from_numpy(np.array(cut))
 
 
-def _at_least(
-    bound: float | np.floating, hs: np.ndarray, norms: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Flat positions at which h·r reaches a bound, and these scores."""
+def _reaching(bound: np.floating | float, hs: np.ndarray, norms: np.ndarray) -> np.ndarray:
+    """Flat positions at which h·r reaches a bound."""
     rows = max(1, PASS_ENTRIES // len(norms))
     score = np.empty((min(rows, len(hs)), len(norms)), hs.dtype)
-    positions, values = [], []
+    found = []
     for start in range(0, len(hs), rows):
         part = np.multiply(hs[start : start + rows], norms, out=score[: len(hs) - start]).ravel()
-        found = np.flatnonzero(part >= bound)
-        positions.append(found + start * len(norms))
-        values.append(part[found])
-    return np.concatenate(positions), np.concatenate(values)
-
-
-def _select(values: np.ndarray, count: int) -> tuple[np.ndarray, np.floating]:
-    """Ascending indices of the `count` largest of (P,) values, and the smallest of these."""
-    cut = largest_but(values, count - 1)
-    chosen = np.flatnonzero(values >= cut)
-    if chosen.size != count:  # ties at the cut, or values that are not finite
-        chosen = np.sort(np.argpartition(values, values.size - count)[-count:])
-    return chosen, cut
+        found.append(np.flatnonzero(part >= bound) + start * len(norms))
+    return np.concatenate(found)
 
 
 def largest_but(values: np.ndarray, rank: int) -> np.floating:
@@ -233,53 +240,20 @@ def largest_but(values: np.ndarray, rank: int) -> np.floating:
     return np.partition(values, values.size - 1 - rank)[values.size - 1 - rank]
 
 
-@torch.library.custom_op("ontogeny::largest_of_sites", mutates_args=())
-def _largest_of_sites(h: Tensor, r: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The same over h (B, F) times r (F, N), of candidates that a lower bound on the cut leaves."""
-    F, N = r.shape
-    hs, rs = h.numpy(), r.numpy()
-    ranked = -np.sort(-rs, axis=1)
-    # With the m-th largest norm of each feature, P pairs above a value make m·P scores above it.
-    bound: float | np.floating = -np.inf
-    for m in {max(1, N // 8), max(1, N // 4), max(1, N // 2), N}:
-        pairs = -(-count // m)
-        if pairs <= hs.size:
-            reached = (hs * ranked[:, m - 1]).ravel()
-            bound = np.maximum(bound, largest_but(reached, pairs - 1))
-    token, feature = np.nonzero(hs * ranked[:, 0] >= bound)
-    score = hs[token, feature][:, None] * rs[feature]  # (candidates, N)
-    position = (token[:, None] * N + np.arange(N)) * F + feature[:, None]
-    if score.size < count:  # values that are not finite
-        score, position = np.zeros((count, 1), hs.dtype), np.arange(count)[:, None]
-    chosen, cut = _select(score.ravel(), count)
-    return torch.from_numpy(np.sort(position.ravel()[chosen])), torch.from_numpy(np.array(cut))
-
-
 @_largest.register_fake
-@_largest_of_sites.register_fake
 def _(h: Tensor, r: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    return h.new_empty(count, dtype=torch.long), h.new_empty(())
+    number = torch.library.get_ctx().new_dynamic_size()
+    return h.new_empty(number, dtype=torch.long), h.new_empty(())
 
 
 @torch.library.custom_op("ontogeny::above", mutates_args=())
-def above(h: Tensor, r: Tensor, t: Tensor) -> Tensor:
-    """Ascending positions in a flattened (B, N, F) at which h·r > t.
-
-    Of any device, though elsewhere than on a CPU the host waits for the number.
-
-    Parameters
-    ----------
-    h : (B, F). r : (F, N). t : (F,).
-    """
-    F, N = r.shape
-    token, feature = torch.nonzero(h * r.amax(1) > t, as_tuple=True)
-    passed = h[token, feature][:, None] * r[feature] > t[feature][:, None]
-    pair, site = torch.nonzero(passed, as_tuple=True)
-    position = (token[pair] * N + site) * F + feature[pair]
-    return position if N == 1 else position.sort().values
+def _above(h: Tensor, r: Tensor, t: Tensor) -> Tensor:
+    """As `above`; a score that is no number is kept, so that the loss tells."""
+    below = h.numpy() * r.numpy().max(1) <= t.numpy()
+    return torch.from_numpy(np.flatnonzero(~below))
 
 
-@above.register_fake
+@_above.register_fake
 def _(h: Tensor, r: Tensor, t: Tensor) -> Tensor:
     number = torch.library.get_ctx().new_dynamic_size()
     return h.new_empty(number, dtype=torch.long)
@@ -300,24 +274,23 @@ def _(index: Tensor, size: int) -> Tensor:
     return torch.empty_like(index)
 
 
-@torch.library.custom_op("ontogeny::segment_sums", mutates_args=("out",))
-def _segment_sums(out: Tensor, start: Tensor, source: Tensor, values: Tensor, X: Tensor) -> None:
-    """Set row i of `out` to Σ values·X[source] over the pairs from start_i to start_i+1.
+@torch.library.custom_op("ontogeny::sums_of_rows", mutates_args=("out",))
+def _sums_of_rows_on_cpu(
+    out: Tensor, starts: Tensor, rows: Tensor, by: Tensor, table: Tensor
+) -> None:
+    """As `_sums_of_rows`, with `by` (S, P) or (1, P): products of sparse and dense matrices.
 
-    Into memory that is there: fresh pages for a gradient would cost more than its sums.
+    Into memory that is there: fresh pages for a gradient would cost more than its sums. Shut gates
+    are left out of the sums.
     """
-    size = (len(out), len(X))
-    sums = torch.sparse_csr_tensor(start.int(), source.int(), values, size, check_invariants=False)
-    torch.addmm(out, sums, X, beta=0, out=out)
-
-
-@torch.library.custom_op("ontogeny::sums", mutates_args=())
-def _sums(index: Tensor, values: Tensor, size: int) -> Tensor:
-    """(size,): sums of values by index, always in the same order."""
-    total = np.bincount(index.numpy(), values.numpy(), size)
-    return torch.from_numpy(total).to(values.dtype)
-
-
-@_sums.register_fake
-def _(index: Tensor, values: Tensor, size: int) -> Tensor:
-    return values.new_empty(size)
+    size = (len(starts) - 1, table.shape[1])
+    for s in range(len(table)):
+        values, source, begin = by[s if len(by) > 1 else 0], rows, starts
+        if len(by) > 1:
+            kept = values != 0
+            before = torch.nn.functional.pad(kept.cumsum(0), (1, 0))
+            values, source, begin = values[kept], rows[kept], before[starts]
+        sums = torch.sparse_csr_tensor(
+            begin.int(), source.int(), values, size, check_invariants=False
+        )
+        torch.addmm(out[s], sums, table[s], beta=0, out=out[s])

@@ -40,9 +40,8 @@ class Ranks:
     Attributes
     ----------
     rank, size : number of this one, from 0, and how many there are, R.
-    room : pairs that a rank sends scores of; 0 for as many as a batch may keep. Elsewhere than on a
-        CPU shapes are fixed, and a rank with more of a batch's largest than it has room for leaves
-        some out.
+    room : candidates that a rank looks at elsewhere than on a CPU, where shapes are fixed; what a
+        batch has beyond them is left out.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, room: int = 0) -> None:
@@ -76,45 +75,44 @@ class Ranks:
         return chosen, own[chosen]
 
     def largest(
-        self, h: Tensor, r: Tensor, count: int, native: bool, best: Tensor | None
-    ) -> tuple[pairs.Kept, Tensor, Tensor, Tensor | None, Tensor | None]:
+        self, h: Tensor, r: Tensor, count: int, best: Tensor | None
+    ) -> tuple[pairs.Candidates, Tensor, Tensor, Tensor | None, Tensor | None]:
         """This rank's pairs among the `count` largest h·r of all ranks, and what else is gathered.
 
-        Scores of several ranks that tie at the cut are all kept. A score that is no number is too:
-        the loss then tells.
+        Scores that tie at the cut are all kept. A score that is no number is too: the loss then
+        tells.
 
         Parameters
         ----------
-        h : (B, F/R). r : (F/R, N), or (F/R, 1). best : (B, A) AuxK's largest of this rank, or None.
+        h : (B, F/R). r : (F/R, G). best : (B, A) AuxK's largest of this rank, or None.
 
         Returns
         -------
-        The pairs; their f, 0 where there was room for more than are kept; () the smallest score
-        that is kept; (B, R·A) AuxK's largest of all ranks; () whether this rank may have left some
-        out, or None where it cannot.
+        The candidates; their f, (P, G), 0 where a gate is shut; () the smallest score that is kept;
+        (B, R·A) AuxK's largest of all ranks; () whether this rank may have left some out, or None
+        where it cannot.
         """
-        F, N = r.shape
-        if self.size == 1:
-            position, cut = pairs.largest(h, r, count, native)
-            kept = pairs.Kept.at(position, F, N, native)
-            return kept, kept.take(h).relu(), cut, best, None
-        room = min(self.room or count, h.numel() * N)
-        position, _ = pairs.largest(h, r, room, native)
-        row, feature = position // F, position % F
-        score = h.flatten()[row // N * F + feature] * r.flatten()[feature * N + row % N]
-        sent = score if best is None else torch.cat([score, best.flatten()])
-        received = torch.ops.ontogeny.gather(sent, self.size)
-        scores = received[:, :room].flatten()
-        if best is not None:
-            best = received[:, room:].unflatten(1, best.shape).transpose(0, 1).flatten(1)
-        if native:
-            position, cut = torch.ops.ontogeny.reaching(position, score, scores, count)
-            kept = pairs.Kept.at(position, F, N, native)
-            return kept, kept.take(h).relu(), cut, best, None
-        cut = torch.topk(scores, count, sorted=False).values.amin()
-        kept = pairs.Kept.at(position, F, N, native)
-        f = torch.where(score < cut, 0.0, kept.take(h).relu())
-        return kept, f, cut, best, score.amin() >= cut if room < count else None
+        B, F = h.shape
+        position, cut = pairs.largest(h, r, min(count, h.numel() * r.shape[1]), self.room)
+        kept = pairs.Candidates.at(position, B, F)
+        value = h.flatten()[position, None]
+        score = value * r[kept.feature]
+        if self.size > 1:
+            sent = torch.ops.ontogeny.top(score.flatten(), count)
+            if best is not None:
+                sent = torch.cat([sent, best.flatten()])
+            received = torch.ops.ontogeny.gather(sent, self.size)
+            scores = received[:, :count].flatten()
+            cut = torch.topk(scores, count, sorted=False).values.amin()
+            if best is not None:
+                best = received[:, count:].unflatten(1, best.shape).transpose(0, 1).flatten(1)
+        f = torch.where(score < cut, 0.0, value.relu())
+        full = (
+            None
+            if pairs.of_any_size(h.device)
+            else (value[:, 0] * r.amax(1)[kept.feature]).amin() > cut
+        )
+        return kept, f, cut, best, full
 
     def summed(
         self, decoded: Tensor, active: Tensor, more: Sequence[Tensor]
@@ -158,7 +156,7 @@ class Ranks:
             if self.rank:
                 dist.send(own.contiguous(), 0)
             for other in range(1, 1 if self.rank else self.size):
-                received = torch.empty_like(own)
+                received = own.new_empty(own.shape)
                 dist.recv(received, other)
                 parts.append(received.cpu())
         return parts[0] if self.size == 1 else torch.cat(parts)
@@ -207,15 +205,13 @@ def _(values: Tensor, size: int) -> Tensor:
     return values.new_empty(size, len(values))
 
 
-@torch.library.custom_op("ontogeny::reaching", mutates_args=())
-def _reaching(position: Tensor, score: Tensor, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The positions whose score is among the `count` largest scores, and the smallest of these."""
-    cut = pairs.largest_but(scores.numpy(), count - 1)
-    chosen = ~(score.numpy() < cut)
-    return torch.from_numpy(position.numpy()[chosen]), torch.tensor(cut, dtype=score.dtype)
+@torch.library.custom_op("ontogeny::top", mutates_args=())
+def _top(values: Tensor, count: int) -> Tensor:
+    """(count,): the largest of (P,) values, −∞ where there are fewer."""
+    largest = torch.topk(values, min(count, len(values)), sorted=False).values
+    return torch.nn.functional.pad(largest, (0, count - len(largest)), value=-torch.inf)
 
 
-@_reaching.register_fake
-def _(position: Tensor, score: Tensor, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    size = torch.library.get_ctx().new_dynamic_size()
-    return position.new_empty(size), score.new_empty(())
+@_top.register_fake
+def _(values: Tensor, count: int) -> Tensor:
+    return values.new_empty(count)

@@ -22,6 +22,8 @@ def step(
     per_site: bool,
     k: int = 1,
     sparsity: float = 0.0,
+    penalty: str = "pooled",
+    refit: bool = False,
     bandwidth: float = 4.0,
     dead: NDArray[np.int64] | None = None,
     aux_k: int = 0,
@@ -33,6 +35,7 @@ def step(
     ----------
     W : W_enc (F, I), b_enc (F,), W_dec (F, N, D), b_dec (N, D), log_threshold (F,).
     activation : batch_topk, jumprelu or relu. per_site : whether each site has its own gate.
+    penalty : pooled or per_snapshot. refit : whether decoders at shut gates learn (jumprelu).
     dead : features that AuxK trains, or None.
 
     Returns
@@ -69,16 +72,23 @@ def step(
     if activation == "jumprelu":
         # One gate a feature has one f and one norm; Σ over its N equal copies is that one's.
         z = f * gate_norm[None]
-        omega = np.tanh(4 * z).mean((0, 2))
-        loss += sparsity * (omega * (1 + omega / 0.01)).sum()
-        slope = sparsity * (1 + 2 * omega / 0.01)
-        dz = slope[None, :, None] * 4 * (1 - np.tanh(4 * z) ** 2) / (B * N)
+        omega = np.tanh(4 * z).mean(0)  # (F, N)
+        omega_0 = 0.03
+        if penalty == "pooled":
+            omega, omega_0 = np.repeat(omega.mean(1, keepdims=True), N, 1), 0.01
+        loss += sparsity * (omega * (1 + omega / omega_0)).mean(1).sum()
+        slope = sparsity * (1 + 2 * omega / omega_0)  # (F, N)
+        dz = slope[None] * 4 * (1 - np.tanh(4 * z) ** 2) / (B * N)
         df += dz * gate_norm[None]
         dr = (dz * f).sum(0)  # (F, N)
         if per_site:
             grad["W_dec"] += dr[:, :, None] * W["W_dec"] / r[:, :, None]
         else:
             grad["W_dec"] += (dr.sum(1) / (N * rms))[:, None, None] * W["W_dec"]
+        if refit:  # h W_dec at a shut gate, of a feature that is open elsewhere, is added to E
+            shut = h[:, :, None] * (~gate & gate.any(2, keepdims=True))
+            grad["W_dec"] += np.einsum("bfn,bnd->fnd", shut, dE)
+            grad["W_dec"] += 2 / (B * N) * (shut**2).sum(0)[:, :, None] * W["W_dec"]
         near = (np.abs(score - t) < bandwidth / 2) & (score > 0)
         grad["log_threshold"] = -(t[0, :, 0] / bandwidth) * (df * near).sum((0, 2))
     elif activation == "relu":

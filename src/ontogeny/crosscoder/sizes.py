@@ -3,6 +3,9 @@
 LOG_EVERY = 50  # steps from one look at the losses, the dead and the weights to the next
 SAVE_EVERY = 250  # steps from one state to the next
 NORM_GRID = [round(10 ** (e / 8), 4) for e in range(-20, 5)]  # decoder norms to begin with, by √N
+JUDGED_ROWS = 128  # that the norm to begin with is chosen on
+ROOM = 3  # candidates that a GPU looks at, for each active feature of a token
+SPREAD = 2.0  # assumed: features with a gate open somewhere, for each that is active at a site
 
 PIECE_ROWS = 2048  # held-out rows that fidelity has in memory at a time
 PIECE_ENTRIES = 1 << 27  # of their feature activations, at most

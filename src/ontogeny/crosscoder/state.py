@@ -25,6 +25,8 @@ class Progress:
     ----------
     silent : (F,) rows since each feature was last active.
     threshold : () running mean of BatchTopK's smallest kept score; −1 before the first.
+    pressure : () what λ is multiplied with, to reach a wanted L0. l0 : () running mean of L0; −1
+        before the first.
     failed : () first step whose loss was not finite; −1 while there is none.
     aux : how many features AuxK looks at, by how many were dead when last counted; 0 is none.
     data : digest of what the rows are; training never resumes from a state of other rows.
@@ -38,6 +40,8 @@ class Progress:
     optimizer: Adam
     silent: Tensor
     threshold: Tensor
+    pressure: Tensor
+    l0: Tensor
     failed: Tensor
     data: str
     aux: int = 0
@@ -49,6 +53,7 @@ class Progress:
     def tensors(self) -> dict[str, Tensor]:
         """All that a state holds of tensors, by name."""
         tensors = self.weights.named() | {"silent": self.silent, "threshold": self.threshold}
+        tensors |= {"pressure": self.pressure, "l0": self.l0}
         for i, (m, v) in enumerate(zip(self.optimizer.first, self.optimizer.second, strict=True)):
             tensors |= {f"first.{i}": m, f"second.{i}": v}
         return tensors

@@ -1,9 +1,10 @@
 """The crosscoder stage: one training, from shuffled rows to a crosscoder folder.
 
-A step is two compiled graphs: a loss of losses.py with its gradients, and Adam. The model, the
-losses and the step know nothing of each other's inside. On a CPU a training resumes from its own
-state folder and ends bit for bit where an unbroken one ends. Several processes may share one
-training (ranks.py): each then runs `train`, and rank 0 writes what comes out.
+A step is a loss of losses.py with its gradients, and Adam: two compiled graphs, or on a CPU the
+core in C++ (native.py), which moves the decoder as it goes, and Adam of the rest. On a CPU a
+training resumes from its own state folder and ends bit for bit where an unbroken one ends. Several
+processes may share one training (ranks.py): each then runs `train`, and rank 0 writes what comes
+out.
 """
 
 from __future__ import annotations
@@ -19,14 +20,13 @@ import torch
 from torch import Tensor
 
 from ontogeny import devices
-from ontogeny.activations import feed
 from ontogeny.activations.rows import RowPaths
 from ontogeny.activations.sites import expand
-from ontogeny.crosscoder import losses, model
+from ontogeny.crosscoder import losses, model, native, pairs
 from ontogeny.crosscoder.data import Data
-from ontogeny.crosscoder.optimizer import Adam
+from ontogeny.crosscoder.optimizer import Adam, corrected
 from ontogeny.crosscoder.ranks import Ranks
-from ontogeny.crosscoder.sizes import LOG_EVERY, NORM_GRID, SAVE_EVERY
+from ontogeny.crosscoder.sizes import JUDGED_ROWS, LOG_EVERY, NORM_GRID, ROOM, SAVE_EVERY
 from ontogeny.crosscoder.state import Progress, kept
 from ontogeny.files import InputError, write_table
 from ontogeny.progress import bar
@@ -34,6 +34,9 @@ from ontogeny.settings import Crosscoder, Settings
 from ontogeny.version import VERSION
 
 THRESHOLD_MEMORY = 0.99
+LEAST_THRESHOLD = 1e-3  # that a jumprelu begins with
+L0_MEMORY = 0.9
+STEERING = 0.01  # of λ's logarithm a step, for each unit of log(L0 / wanted)
 
 Loss = Callable[..., losses.Out]
 
@@ -47,15 +50,27 @@ def schedule(step: int, c: Crosscoder) -> float:
 
 
 def sparsity_at(step: int, c: Crosscoder) -> float:
-    """λ after its linear warm-up over the first 10% of the steps."""
-    return c.sparsity * min(1.0, (step + 1) / max(1.0, 0.1 * c.steps))
+    """λ with its linear warm-up over the first 10% of the steps."""
+    return c.peak_sparsity * min(1.0, (step + 1) / max(1.0, 0.1 * c.steps))
 
 
-def make_loss(c: Crosscoder, sites: int, native: bool, ranks: Ranks = losses.ALONE) -> Loss:
-    """The settings' loss as a function of (W, G, x, target, dead, is_dead, λ, sample)."""
-    options: dict[str, Any] = {"sites": sites, "ranks": ranks}
-    gates = options | {"per_site": c.gate == "snapshot", "native": native}
-    aux: dict[str, Any] = {"aux_k": c.aux_k, "aux_weight": c.aux_weight}
+def steered(now: Progress, c: Crosscoder) -> Tensor:
+    """() λ at this step, steered to a wanted L0: in proportion to L0 now, and to its past."""
+    sparsity = now.pressure * sparsity_at(now.step, c)
+    if c.l0 is None or now.step < 0.1 * c.steps:
+        return sparsity
+    return sparsity * (now.l0 / c.l0)
+
+
+def k_at(step: int, c: Crosscoder) -> float:
+    """K, which falls from k_start to k over the first 40% of the steps."""
+    if c.k_start is None:
+        return c.k
+    return c.k_start + (c.k - c.k_start) * min(1.0, step / max(1.0, 0.4 * c.steps))
+
+
+def make_loss(c: Crosscoder, sites: int, ranks: Ranks = losses.ALONE) -> Loss:
+    """The settings' loss as a function of (W, G, x, target, dead, is_dead, λ, sample, count)."""
 
     def loss(
         W: model.Weights,
@@ -66,55 +81,174 @@ def make_loss(c: Crosscoder, sites: int, native: bool, ranks: Ranks = losses.ALO
         is_dead: Tensor,
         sparsity: Tensor,
         sample: Tensor,
+        count: int,
     ) -> losses.Out:
+        shared: dict[str, Any] = {"sites": sites, "ranks": ranks}
+        if c.activation == "relu":
+            return losses.relu(W, G, x, target, sparsity, **shared)
+        shared["per_site"] = c.gate == "snapshot"
         if c.activation == "batch_topk":
-            return losses.batch_topk(W, G, x, target, dead, is_dead, k=c.k, **aux, **gates)
-        if c.activation == "jumprelu":
-            width = c.bandwidth
-            return losses.jumprelu(W, G, x, target, sparsity, sample, bandwidth=width, **gates)
-        return losses.relu(W, G, x, target, sparsity, **options)
+            aux: dict[str, Any] = {"aux_k": c.aux_k, "aux_weight": c.aux_weight}
+            return losses.batch_topk(W, G, x, target, dead, is_dead, count=count, **aux, **shared)
+        own: dict[str, Any] = {"penalty": c.penalty, "bandwidth": c.bandwidth, "refit": c.refit}
+        return losses.jumprelu(W, G, x, target, sparsity, sample, **own, **shared)
 
     return loss
 
 
-def _begin(
-    c: Crosscoder, data: Data, compute: Loss, sites: int, seed: int, ranks: Ranks = losses.ALONE
-) -> Progress:
-    """Weights with the norm of the grid that gives the least error, and all else at zero."""
-    share = ranks.share(c.features)
-    weights = model.initial(len(data.scales_in), sites, c.features, data.width, data.U, seed, share)
-    if not c.train_decoder:
-        norm = ranks.norm(weights.W_dec)
-        weights = model.random_directions(weights, seed, c.features, norm, share)
-    W = model.Weights(**{n: t.to(data.device) for n, t in weights.named().items()})
-    G = model.Weights(**{n: torch.zeros_like(t) for n, t in W.named().items()})
-    rates = {"W_enc": 1.0, "b_enc": 1.0, "W_dec": 1.0, "b_dec": 1.0}
-    if not c.train_decoder:
-        del rates["W_dec"]
-    if c.activation == "jumprelu":
-        rates["log_threshold"] = 0.1
-    trained, gradients = ([tensors.named()[n] for n in rates] for tensors in (W, G))
-    now = Progress(
-        W,
-        G,
-        Adam(trained, gradients, list(rates.values()), c.moments, data.device),
-        silent=torch.zeros(c.features, dtype=torch.long, device=data.device),
-        threshold=torch.full((), -1.0, device=data.device),
-        failed=torch.full((), -1, dtype=torch.long, device=data.device),
-        data=data.digest,
-        ranks=ranks,
-    )
-    x, target = data.split(next(feed.batches(data.source, c.batch_rows, 0, 1, data.device)))
-    errors, scaled = [], 1.0
-    for factor in NORM_GRID:
-        for tensor in (W.W_enc, W.W_dec):
-            tensor *= factor / scaled
-        scaled = factor
-        errors.append(_loss(now, c, compute, x, target).error)
-    best = NORM_GRID[int(torch.stack(errors).argmin())]
-    for tensor in (W.W_enc, W.W_dec):
-        tensor *= best / scaled
-    return now
+class Training:
+    """What computes the steps of one training.
+
+    Parameters
+    ----------
+    sites : N of its outputs. ranks : this process among those that share the training.
+    """
+
+    def __init__(self, c: Crosscoder, data: Data, sites: int, ranks: Ranks) -> None:
+        self.c, self.data, self.sites, self.ranks = c, data, sites, ranks
+        self.gates = sites if c.gate == "snapshot" else 1
+        operators = native.library() if native.serves(c, data.device, ranks.size) else None
+        self._core = None if operators is None else native.Core(operators, c, sites)
+        self._eager = make_loss(c, sites, ranks)
+        self._loss = self._eager if operators else devices.compiled(self._eager, data.device)
+        if not ranks.room and not pairs.of_any_size(data.device):
+            active, known = c.start_active or 32, False
+            if c.activation == "batch_topk":
+                active, known = max(c.k, c.k_start or 0), self.gates == 1
+            slack = (1 if known else ROOM) * (1 if ranks.size == 1 else 2)
+            ranks.room = -(-slack * round(active) * c.batch_rows // ranks.size)
+
+    def begin(self, seed: int) -> Progress:
+        """Weights with the norm of the grid that gives the least error, and all else at zero."""
+        c, data, ranks = self.c, self.data, self.ranks
+        share, inputs = ranks.share(c.features), len(data.scales_in)
+        weights = model.initial(
+            c.basis, inputs, self.sites, c.features, data.width, data.U, seed, share
+        )
+        if not c.train_decoder:
+            norm = ranks.norm(weights.W_dec)
+            weights = model.random_directions(weights, seed, c.features, norm, share)
+        W = model.Weights(**{n: t.to(data.device) for n, t in weights.named().items()})
+        # The core moves the decoder row by row: no gradient of all of it exists.
+        none = {"W_dec"} if self._core else set()
+        buffers = {n: t[:0] if n in none else t for n, t in W.named().items()}
+        G = model.Weights(**{n: torch.zeros_like(t) for n, t in buffers.items()})
+        rates = {"W_enc": 1.0, "b_enc": 1.0, "W_dec": 1.0, "b_dec": 1.0}
+        if c.basis == "hybrid":
+            rates["W_enc"] = rates["b_enc"] = self._longer(W.W_enc.shape[1])
+        if not c.train_decoder:
+            del rates["W_dec"]
+        if c.activation == "jumprelu":
+            rates["log_threshold"] = 0.1
+        trained, gradients = ([tensors.named()[n] for n in rates] for tensors in (W, G))
+        apart = W.W_dec if self._core else None
+        now = Progress(
+            W,
+            G,
+            Adam(trained, gradients, list(rates.values()), c.moments, data.device, apart),
+            silent=torch.zeros(c.features, dtype=torch.long, device=data.device),
+            threshold=torch.full((), -1.0, device=data.device),
+            pressure=torch.ones((), device=data.device),
+            l0=torch.full((), -1.0, device=data.device),
+            failed=torch.full((), -1, dtype=torch.long, device=data.device),
+            data=data.digest,
+            ranks=ranks,
+        )
+        self._scale(now, *next(data.batches(c.batch_rows, 0, 1)))
+        return now
+
+    def _longer(self, columns: int) -> float:
+        """How much longer Adam's steps are where a row has so many columns, and not all N·D.
+
+        A step of the same length then moves it as far (method.md 3).
+        """
+        return math.sqrt(self.sites * self.data.width / columns)
+
+    def _scale(self, now: Progress, x: Tensor, target: Tensor) -> None:
+        """Give encoder and decoder the best norm of the grid, and a jumprelu its thresholds.
+
+        The error is that of a few rows. A threshold begins at the quantile of the batch's largest
+        h·r that leaves its feature active on `start_active` / F of the rows.
+        """
+        c, W = self.c, now.weights
+        quantile = None
+        if c.activation == "jumprelu" and c.start_active is not None:
+            r = model.gate_norms(W.W_dec, self.sites, self.gates > 1).amax(1)
+            score = model.pre_activations(x, W.W_enc, W.b_enc) * r
+            rank = max(1, round(len(x) * c.start_active / c.features))
+            # Between two scores: rounding then opens no gate and shuts none.
+            quantile = torch.topk(score, min(len(x), rank + 1), dim=0).values[-2:].mean(0)
+        x, target = x[:JUDGED_ROWS], target[:, :JUDGED_ROWS]
+
+        def scale(by: float) -> None:
+            for tensor in (W.W_enc, W.W_dec):
+                tensor *= by
+
+        errors, scaled = [], 1.0
+        for factor in NORM_GRID:
+            scale(factor / scaled)
+            scaled = factor
+            if quantile is not None:
+                W.log_threshold.copy_((quantile * factor**2).clamp(min=LEAST_THRESHOLD).log())
+            errors.append(self._gradients(now, x, target, judged=True).errors.sum())
+        best = NORM_GRID[int(torch.stack(errors).argmin())]
+        scale(best / scaled)
+        if quantile is not None:
+            W.log_threshold.copy_((quantile * best**2).clamp(min=LEAST_THRESHOLD).log())
+
+    def _gradients(
+        self, now: Progress, x: Tensor, target: Tensor, rate: float = 0.0, judged: bool = False
+    ) -> losses.Out:
+        """The step's loss; its gradients go into the buffers. The core moves the decoder at once.
+
+        judged : the error alone is wanted.
+        """
+        c, tokens = self.c, len(x)
+        dead = torch.topk(now.silent, now.aux, sorted=False).indices
+        is_dead = now.silent[dead] >= c.dead_after_rows
+        dead, is_dead = now.ranks.mine(dead, is_dead, c.features, now.slots)
+        sparsity = steered(now, c)
+        chosen = torch.Generator().manual_seed(now.step)
+        sample = torch.randperm(tokens, generator=chosen)[
+            : max(1, round(tokens * c.threshold_share))
+        ]
+        sample = sample.to(x.device, non_blocking=True)
+        count = max(1, round(k_at(now.step, c) * tokens * self.gates))
+        W, G = now.weights, now.gradients
+        if self._core is None:
+            loss = self._eager if judged else self._loss
+            return loss(W, G, x, target, dead, is_dead, sparsity, sample, count)
+        moments = rates = None
+        if c.train_decoder and not judged:
+            moments = now.optimizer.of(W.W_dec)
+            rates = corrected(now.step + 1, rate)
+        return self._core(
+            W, G, x, target, sparsity.item(), sample, count, not judged, moments, rates
+        )
+
+    def advance(self, now: Progress, x: Tensor, target: Tensor, rate: float) -> losses.Out:
+        """One step: loss, gradients, Adam, and the counts that AuxK, threshold and λ live on."""
+        c = self.c
+        out = self._gradients(now, x, target, rate)
+        now.optimizer.step(now.step + 1, rate)
+        now.silent += len(x)
+        now.silent.masked_fill_(out.fired, 0)
+        blended = torch.lerp(out.cut, now.threshold, THRESHOLD_MEMORY)
+        now.threshold.copy_(torch.where(now.threshold < 0, out.cut, blended))
+        now.l0.copy_(torch.where(now.l0 < 0, out.l0, torch.lerp(out.l0, now.l0, L0_MEMORY)))
+        if c.l0 is not None and now.step >= 0.1 * c.steps:
+            now.pressure *= (now.l0 / c.l0) ** STEERING
+        now.step += 1
+        bad = (now.failed < 0) & ~torch.isfinite(out.loss)
+        now.failed.masked_fill_(bad, now.step)
+        now.ranks.note(out.full)
+        return out
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        c, space = self.c, self.data.U
+        longer = self._longer(space.shape[1]) if c.basis == "principal" and space is not None else 1
+        return c.learning_rate * longer * schedule(step, c)
 
 
 def aux_size(silent: Tensor, c: Crosscoder) -> int:
@@ -122,15 +256,15 @@ def aux_size(silent: Tensor, c: Crosscoder) -> int:
 
     A quarter, half, or all. Its cost grows with their number, and each size is a graph of its own.
     """
-    if c.activation != "batch_topk" or not c.aux_features:
+    if not c.aux:
         return 0
     dead = int((silent >= c.dead_after_rows).sum())
     return _room_for(dead, c) if dead else 0
 
 
 def _room_for(dead: int, c: Crosscoder) -> int:
-    sizes = (max(c.aux_k, c.aux_features // share) for share in (4, 2))
-    return next((size for size in sizes if dead <= size), c.aux_features)
+    sizes = (min(c.aux, max(c.aux_k, c.aux // share)) for share in (4, 2))
+    return next((size for size in sizes if dead <= size), c.aux)
 
 
 def aux_slots(silent: Tensor, c: Crosscoder, ranks: int) -> int:
@@ -145,35 +279,6 @@ def aux_slots(silent: Tensor, c: Crosscoder, ranks: int) -> int:
     return min(_room_for(most, c), c.features // ranks)
 
 
-def _loss(now: Progress, c: Crosscoder, compute: Loss, x: Any, target: Any) -> losses.Out:
-    """The step's loss; its gradients go into the buffers."""
-    dead = torch.topk(now.silent, now.aux, sorted=False).indices
-    is_dead = now.silent[dead] >= c.dead_after_rows
-    dead, is_dead = now.ranks.mine(dead, is_dead, c.features, now.slots)
-    sparsity = torch.full((), sparsity_at(now.step, c), device=x.device)
-    chosen = torch.Generator().manual_seed(now.step)
-    sample = torch.randperm(len(x), generator=chosen)[: max(1, round(len(x) * c.threshold_share))]
-    sample = sample.to(x.device, non_blocking=True)
-    return compute(now.weights, now.gradients, x, target, dead, is_dead, sparsity, sample)
-
-
-def _advance(
-    now: Progress, c: Crosscoder, compute: Loss, x: Any, target: Any, rate: float
-) -> losses.Out:
-    """One step: loss, gradients, Adam, and the counts that AuxK and the threshold live on."""
-    out = _loss(now, c, compute, x, target)
-    now.optimizer.step(now.step + 1, rate)
-    now.silent += len(x)
-    now.silent.masked_fill_(out.fired, 0)
-    blended = torch.lerp(out.cut, now.threshold, THRESHOLD_MEMORY)
-    now.threshold.copy_(torch.where(now.threshold < 0, out.cut, blended))
-    now.step += 1
-    bad = (now.failed < 0) & ~torch.isfinite(out.loss)
-    now.failed.masked_fill_(bad, now.step)
-    now.ranks.note(out.full)
-    return out
-
-
 def _look(now: Progress, c: Crosscoder) -> None:
     """Choose the sizes that hold until the next look: AuxK's, and each rank's room for pairs."""
     now.aux = aux_size(now.silent, c)
@@ -184,8 +289,7 @@ def _look(now: Progress, c: Crosscoder) -> None:
 def _fault(key: str, now: Progress, c: Crosscoder, data: Data, state: Path) -> InputError:
     """What to tell of a loss or weight that is not finite: step, rows, snapshot, mend."""
     step = int(now.failed) if int(now.failed) > 0 else now.step
-    batch = next(feed.batches(data.source, c.batch_rows, step - 1, step, torch.device("cpu")))
-    rows = data.source.rows
+    batch, rows = data.stored(c.batch_rows, step - 1), data.rows
     first = (step - 1) * c.batch_rows % rows
     data.check(batch, first, f", at step {step}")
     stays = f"; the last good state stays in {state}" if kept(state) else ""
@@ -214,8 +318,8 @@ def train(
     paths : where its rows lie.
     output : folder to write: crosscoder.safetensors, config.json, metrics.csv (one row each 50
         steps: step, rows, loss, explained_variance of the batch in the training space, l0,
-        dead_fraction, threshold, explained_variance_{site number from 1}, learning_rate,
-        rows_per_second, bytes_per_parameter).
+        dead_fraction, threshold, sparsity (λ, but for batch_topk), explained_variance_{site number
+        from 1}, learning_rate, rows_per_second, bytes_per_parameter).
     state : folder for resuming.
     ranks : this process among those that share the training.
 
@@ -231,28 +335,21 @@ def train(
     if device.type == "cuda":
         torch.set_float32_matmul_precision(c.precision)
     data = Data(settings, c, inputs, outputs, paths, device)
-    native = device.type == "cpu"
     ranks = ranks or Ranks()
-    if not native and c.activation == "batch_topk":
-        gates = len(outputs) if c.gate == "snapshot" else 1
-        ranks.room = -(-2 * c.k * c.batch_rows * gates // ranks.size)
-    compute = devices.compiled(make_loss(c, len(outputs), native, ranks), device)
-    now = _begin(c, data, compute, len(outputs), seed, ranks)
+    training = Training(c, data, len(outputs), ranks)
+    now = training.begin(seed)
     state = Path(state)
     now.resume(state)
     _look(now, c)
-    # A step of the same length moves weights as far in R dimensions as in all N·D (method.md 3).
-    peak = c.learning_rate * math.sqrt(len(outputs) * data.width / now.weights.W_dec.shape[1])
 
     began, began_at = time.monotonic(), now.step
     first_row, all_rows = now.step * c.batch_rows, c.steps * c.batch_rows
     what = f"train {name} seed {seed}"
     with bar(what, all_rows, "rows", initial=first_row, hidden=ranks.rank > 0) as shown:
-        for batch in feed.batches(data.source, c.batch_rows, now.step, c.steps, device):
-            x, target = data.split(batch)
-            rate = peak * schedule(now.step, c)
-            out = _advance(now, c, compute, x, target, rate)
-            shown.update(len(batch))
+        for x, target in data.batches(c.batch_rows, now.step, c.steps):
+            rate = training.rate(now.step)
+            out = training.advance(now, x, target, rate)
+            shown.update(len(x))
             if now.step % LOG_EVERY and now.step < c.steps:
                 continue
             if not now.finite:
@@ -290,6 +387,7 @@ def train(
         ontogeny=VERSION,
         torch=torch.__version__.split("+")[0],
     )
+    weights["W_dec"] = weights["W_dec"].flatten(1)
     tensors = weights | {"silent_rows": now.silent.cpu()} | data.constants()
     model.Crosscoder(about, tensors).save(output)
     write_table(Path(output) / "metrics.csv", pd.DataFrame(now.log))
@@ -299,15 +397,17 @@ def _report(
     now: Progress, c: Crosscoder, data: Data, out: losses.Out, target: Tensor
 ) -> dict[str, float]:
     """A row of metrics.csv, on the step's own batch."""
-    variance = (target - target.mean(0)).square().sum() / (len(target) * len(data.scales_out))
+    variance = (target - target.mean(1, keepdim=True)).square().sum() / target.shape[1]
     row = {
         "step": now.step,
         "rows": now.step * c.batch_rows,
         "loss": out.loss.item(),
-        "explained_variance": 1 - (out.error / variance).item(),
+        "explained_variance": 1 - (out.errors.sum() / variance).item(),
         "l0": out.l0.item(),
         "dead_fraction": (now.silent >= c.dead_after_rows).float().mean().item(),
         "threshold": now.threshold.item(),
     }
-    per_site = data.explained_by_site(out.residual, target)
+    if c.activation != "batch_topk":
+        row["sparsity"] = steered(now, c).item()
+    per_site = data.explained_by_site(out, target)
     return row | {f"explained_variance_{n}": v for n, v in enumerate(per_site, start=1)}

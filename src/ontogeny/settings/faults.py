@@ -82,22 +82,29 @@ def faults(s: Settings) -> Iterator[str]:
                 if absent:
                     where = "snapshots.steps" if field == "snapshots" else f"activations.{field}"
                     yield f"{key}.{end}.{field}: {absent[0]} is not in {where}; add it there"
-        if c.basis == "principal" and c.outputs is not None:
+        yield from _unused(key, c)
+        if c.basis != "full" and c.outputs is not None:
             yield f"{key}.outputs: other outputs than inputs need basis: full; set it"
         if c.gate == "snapshot" and c.basis == "principal":
-            yield f"{key}.gate: a gate per snapshot needs basis: full; set it, or gate: feature"
+            yield f"{key}.gate: a gate per snapshot needs basis: hybrid or full; set it"
         if c.activation == "relu" and c.basis == "principal":
-            yield f"{key}.basis: relu's L1 sees each site's norm and needs basis: full; set it"
+            yield f"{key}.basis: relu's L1 sees each site's norm; set basis: hybrid or full"
         if c.gate == "snapshot" and c.activation == "relu":
             yield f"{key}.gate: relu has no gate per snapshot; set gate: feature"
-        if c.gate == "snapshot" and c.aux_features and c.activation == "batch_topk":
-            yield f"{key}.aux_features: AuxK needs gate: feature; set aux_features: 0 or that gate"
-        if c.activation == "batch_topk" and c.k > c.features:
-            yield f"{key}.k: {c.k} exceeds the {c.features} features; lower k or raise features"
-        if c.aux_features > c.features:
-            yield f"{key}.aux_features: {c.aux_features} exceeds features {c.features}; lower it"
-        if c.aux_features and c.aux_k > c.aux_features:
-            yield f"{key}.aux_k: {c.aux_k} exceeds aux_features {c.aux_features}; lower it"
+        if c.activation == "batch_topk" and max(c.k, c.k_start or 0) > c.features:
+            which, value = ("k", c.k) if c.k > c.features else ("k_start", c.k_start)
+            yield (
+                f"{key}.{which}: {value} exceeds the {c.features} features; lower {which} or raise "
+                "features"
+            )
+        if c.k_start is not None and c.k_start < c.k:
+            yield f"{key}.k_start: {c.k_start} is below k, {c.k}, to which it falls; raise it"
+        if c.l0 is not None and c.l0 > c.features:
+            yield f"{key}.l0: {c.l0:g} exceeds the {c.features} features; lower it"
+        if c.aux > c.features:
+            yield f"{key}.aux_features: {c.aux} exceeds features {c.features}; lower it"
+        if c.aux and c.aux_k > c.aux and c.aux_k != type(c).model_fields["aux_k"].default:
+            yield f"{key}.aux_k: {c.aux_k} exceeds aux_features {c.aux}; lower it"
         if c.batch_rows > all_rows:
             yield (
                 f"{key}.batch_rows: {c.batch_rows} exceeds the {all_rows} training rows; "
@@ -108,6 +115,25 @@ def faults(s: Settings) -> Iterator[str]:
         if c.devices > 1:
             yield from _device_faults(s, key, c)
     yield from _analysis_faults(s)
+
+
+ONLY = {  # keys of a crosscoder that are for one activation
+    "k_start": "batch_topk",
+    "penalty": "jumprelu",
+    "l0": "jumprelu",
+    "start_active": "jumprelu",
+    "refit": "jumprelu",
+}
+
+
+def _unused(key: str, c: Crosscoder) -> Iterator[str]:
+    """Lines for keys that are written and have no meaning beside the others."""
+    for name, activation in ONLY.items():
+        # A refit under batch_topk gives each stretch of training features of its own.
+        if c.activation != activation and getattr(c, name) != type(c).model_fields[name].default:
+            yield f"{key}.{name}: is for activation: {activation}; remove it"
+    if c.activation == "batch_topk" and c.gate == "snapshot" and c.aux_features:
+        yield f"{key}.aux_features: AuxK needs gate: feature; set aux_features: 0 or that gate"
 
 
 def _device_faults(s: Settings, key: str, c: Crosscoder) -> Iterator[str]:

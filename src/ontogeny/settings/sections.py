@@ -296,8 +296,11 @@ class Crosscoder(Section):
     outputs: Sites | None = Field(
         None, description="Sites that are reconstructed; the inputs when left out."
     )
-    basis: Literal["principal", "full"] = Field(
-        "principal", description="Train in the principal subspace, or in all n·d dimensions."
+    basis: Literal["principal", "hybrid", "full"] = Field(
+        "principal",
+        description="Space of the training: principal has encoder and decoder in the principal "
+        "subspace, full both in all n·d dimensions, hybrid the encoder in the subspace and the "
+        "decoder in all dimensions, whose gates and penalties are then each snapshot's own.",
     )
     features: int = Field(..., ge=1, description="Features of the dictionary, F.")
     activation: Literal["batch_topk", "jumprelu", "relu"] = Field(
@@ -307,7 +310,41 @@ class Crosscoder(Section):
         "feature", description="One gate a feature, or one a feature and site."
     )
     k: int = Field(8, ge=1, description="batch_topk: mean active features a token and site.")
-    sparsity: float = Field(0.3, ge=0, description="Weight of the sparsity penalty, λ.")
+    k_start: int | None = Field(
+        None,
+        ge=1,
+        description="batch_topk: k of the first step, which falls to `k` over the first 40% of the "
+        "steps; null keeps k.",
+    )
+    sparsity: float | None = Field(
+        None,
+        ge=0,
+        description="Weight of the sparsity penalty, λ. Left out: 0.3, and 0.12 where the penalty "
+        "is per_snapshot.",
+    )
+    penalty: Literal["pooled", "per_snapshot"] = Field(
+        "pooled",
+        description="jumprelu: pooled penalises how often a feature is active over all snapshots "
+        "together, squared (the paper's); per_snapshot at each by itself, so that a life cut in "
+        "two costs no less.",
+    )
+    l0: float | None = Field(
+        None,
+        gt=0,
+        description="jumprelu: active features a token and site that λ is steered to, once it has "
+        "warmed up; null keeps λ.",
+    )
+    start_active: float | None = Field(
+        32,
+        gt=0,
+        description="jumprelu: features a token has active at first: each threshold begins at the "
+        "quantile that leaves its share. null begins all at 0.1.",
+    )
+    refit: bool = Field(
+        False,
+        description="jumprelu: decoders whose gate is shut, while another of the feature is open, "
+        "learn from what is left over there.",
+    )
     bandwidth: float = Field(4.0, gt=0, description="jumprelu: ε of the straight-through estimate.")
     threshold_share: float = Field(
         0.125, gt=0, le=1, description="jumprelu: share of a batch that thresholds learn from."
@@ -315,8 +352,11 @@ class Crosscoder(Section):
     dead_after_rows: int = Field(
         100_000, ge=1, description="A feature silent for so many rows counts as dead."
     )
-    aux_features: int = Field(
-        128, ge=0, description="batch_topk: dead features that AuxK trains at a time; 0 is none."
+    aux_features: int | None = Field(
+        None,
+        ge=0,
+        description="batch_topk, gate: feature: dead features that AuxK trains at a time; 0 is "
+        "none. Left out: 128, or all where there are fewer.",
     )
     aux_k: int = Field(16, ge=1, description="batch_topk: dead features that a token may use.")
     aux_weight: float = Field(1 / 32, ge=0, description="batch_topk: weight of the AuxK loss.")
@@ -347,6 +387,20 @@ class Crosscoder(Section):
         description="Processes that share one training, a GPU each where there are GPUs; each has "
         "its share of the features. No result depends on it but for rounding.",
     )
+
+    @property
+    def aux(self) -> int:
+        """How many dead features AuxK trains at a time."""
+        if self.activation != "batch_topk" or self.gate == "snapshot":
+            return 0
+        return min(128, self.features) if self.aux_features is None else self.aux_features
+
+    @property
+    def peak_sparsity(self) -> float:
+        """λ after its warm-up."""
+        if self.sparsity is not None:
+            return self.sparsity
+        return 0.12 if self.activation == "jumprelu" and self.penalty == "per_snapshot" else 0.3
 
 
 class Analysis(Section):

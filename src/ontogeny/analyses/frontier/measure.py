@@ -113,7 +113,9 @@ def points(
             "dictionary": name,
             "kind": "crosscoder" if name.startswith(FRONTIER) else "sae",
             "features": chosen.features,
-            "sparsity": float(chosen.k) if chosen.activation == "batch_topk" else chosen.sparsity,
+            "sparsity": float(chosen.k)
+            if chosen.activation == "batch_topk"
+            else chosen.peak_sparsity,
         }
         for seed, fidelity, density in zip(chosen.seeds, paths, densities[name], strict=True):
             for path in (fidelity, density):

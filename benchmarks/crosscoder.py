@@ -38,6 +38,7 @@ HERE = Path(__file__).parent
 WORK = Path("results/benchmarks")
 ROWS = HERE / "results" / "crosscoder.json"
 PEERS = ("llamascopium", "sparsify")
+SPACES = ("full", "hybrid", "principal")
 TRAIN_ROWS, HELD_OUT_ROWS = 131_072, 4_096
 PARTNER = 0.7
 PLACES = [(layer, stream) for layer in (0, 1) for stream in ("residual", "mlp_in", "mlp_out")]
@@ -171,7 +172,7 @@ def measure(case: Case) -> dict[str, Any]:
     worker = case.path
     if case.path in PEERS:
         worker = f"{case.path}_peer"  # not the library's own name
-    elif case.path in ("full", "principal"):
+    elif case.path in SPACES:
         worker = "ours"
     elif case.path == "bound_principal":
         worker = "bound"

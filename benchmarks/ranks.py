@@ -2,8 +2,8 @@
 
     python -m benchmarks.ranks                         (4 minutes on 2 idle cores)
 
-Takes the trainer's own compiled steps (BatchTopK, compact moments, rows of random numbers) with one
-process of one thread and with two of one thread each, in turn, and writes
+Takes the trainer's own compiled steps (BatchTopK in a principal subspace, compact moments, rows of
+random numbers) with one process of one thread and with two of one thread each, in turn, and writes
 benchmarks/results/ranks.json. Of each size:
 
     efficiency          seconds of one process / (2 · seconds of two)
@@ -21,6 +21,7 @@ import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +51,13 @@ class Data:
         self.width, self.device, self.digest = DIMENSIONS, torch.device("cpu"), ""
         self.scales_in, self.U = torch.ones(1), None
         rng = np.random.default_rng(0)
-        self._rows = rng.standard_normal((batch, DIMENSIONS), np.float32)
-        self.source, self.rows = self, batch
+        self.x = torch.from_numpy(rng.standard_normal((batch, DIMENSIONS), np.float32))
 
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Rows [start, stop), (rows, I)."""
-        return self._rows[start:stop]
-
-    def split(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(x, target)."""
-        return batch, batch
+    def batches(
+        self, size: int, start: int, stop: int
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """(x, target) of steps [start, stop): (B, I), (1, B, I)."""
+        return ((self.x, self.x[None]) for _ in range(start, stop))
 
 
 def timed(function: Any, spent: dict[str, float]) -> Any:
@@ -90,18 +88,18 @@ def rank_main(rank: int, size: int, shape: tuple[int, int, int], folder: str) ->
         ranks = Ranks(rank, size)
     c = Crosscoder(inputs={"layers": [0]}, features=features, k=K, batch_rows=batch, steps=10_000)
     data = Data(batch)
-    compute = devices.compiled(train.make_loss(c, 1, True, ranks), data.device)
+    training = train.Training(c, data, 1, ranks)
     grid, train.NORM_GRID = train.NORM_GRID, [0.1]
-    now = train._begin(c, data, compute, 1, 0, ranks)
+    now = training.begin(0)
     train.NORM_GRID = grid
-    x = torch.from_numpy(data.read(0, batch))
+    x, target = next(data.batches(batch, 0, 1))
     spent = {"waiting": 0.0, "messages": 0.0}
 
     def take(count: int) -> list[float]:
         found = []
         for _ in range(count):
             began = time.perf_counter()
-            train._advance(now, c, compute, x, x, 1e-3)
+            training.advance(now, x, target, 1e-3)
             found.append(time.perf_counter() - began)
         return found
 

@@ -6,7 +6,9 @@ A path gives `make(spec, rows) -> path`, where path has
     reconstruct(batch)      ((B, n·d) reconstruction, mean active features a token)
     dead(seen)              share of features silent over the last `seen` rows, or None
     r, sites, versions      dimensions trained in; n; versions of what ran
-    rows                    where there is such: what batches are taken from instead (as Rows)
+    take(step)              where there is such: the batch of a step, in place of (B, n·d) rows
+    spent(seconds)          where there is such: told after each step what the steps took so far
+    parameters              where there is such: number of trained weights
 """
 
 from __future__ import annotations
@@ -41,8 +43,8 @@ def forget_peak() -> None:
 class Rows:
     """Rows of a .npy file, (rows, n·d), read where they are asked for: a memory map would count."""
 
-    def __init__(self, path: str) -> None:
-        mapped = np.load(path, mmap_mode="r")
+    def __init__(self, path: str, most: int | None = None) -> None:
+        mapped = np.load(path, mmap_mode="r")[:most]
         self.shape, self._dtype, self._offset = mapped.shape, mapped.dtype, mapped.offset
         self._path = path
 
@@ -90,16 +92,18 @@ def run(make: Any) -> None:
     spec = json.loads(Path(sys.argv[1]).read_text())
     torch.set_num_threads(spec["threads"])
     torch.manual_seed(spec["seed"])
-    given, test = Rows(spec["data"]), Rows(spec["held_out"])
+    given, test = Rows(spec["data"]), Rows(spec["held_out"], spec.get("held_out_rows"))
     base = memory("VmRSS")
     path = make(spec, given)
     base = getattr(path, "base", base)
-    rows, batch = getattr(path, "rows", given), spec["batch"]
+    batch = spec["batch"]
 
-    def take(step: int) -> torch.Tensor:
-        start = step % (rows.shape[0] // batch) * batch
-        return torch.from_numpy(rows.read(start, start + batch))
+    def plain(step: int) -> torch.Tensor:
+        start = step % (given.shape[0] // batch) * batch
+        return torch.from_numpy(given.read(start, start + batch))
 
+    take = getattr(path, "take", plain)
+    spent = getattr(path, "spent", lambda _: None)
     began = time.perf_counter()
     for step in range(spec["warm"]):
         path.step(take(step))
@@ -108,23 +112,28 @@ def run(make: Any) -> None:
     seconds: list[float] = []
     curve: list[dict[str, Any]] = []
     peak = 0  # up to the first look at held-out rows, whose memory is not training's
-    evaluate = set(spec["evaluate_at"])
-    step = spec["warm"]
+    evaluate, marks = set(spec["evaluate_at"]), sorted(spec.get("evaluate_at_seconds", []))
+    step, total = spec["warm"], 0.0
     while True:
         x = take(step)
         start = time.perf_counter()
         path.step(x)
         seconds.append(time.perf_counter() - start)
+        total += seconds[-1]
+        spent(total)
         step += 1
         del x
         last = step >= spec["steps"] or (
-            sum(seconds) > spec["seconds"] and len(seconds) >= spec["at_least"]
+            total > spec["seconds"] and len(seconds) >= spec["at_least"]
         )
-        if step in evaluate or last:
+        marked = bool(marks) and total >= marks[0]
+        if marked:
+            marks = [mark for mark in marks if mark > total]
+        if step in evaluate or marked or last:
             peak = peak or memory("VmHWM")
             if hasattr(path, "reconstruct"):
                 found = held_out(path, test, min(batch, test.shape[0]))
-                curve.append({"tokens": step * batch, "seconds": sum(seconds)} | found)
+                curve.append({"tokens": step * batch, "seconds": total} | found)
         if last:
             break
     result = {
@@ -139,6 +148,7 @@ def run(make: Any) -> None:
         "note": getattr(path, "note", ""),
         "bytes_per_parameter": getattr(path, "bytes_per_parameter", None),
         "state_bytes": getattr(path, "state_bytes", None),
+        "parameters": getattr(path, "parameters", None),
     }
     if spec.get("keep") and hasattr(path, "decoders"):
         np.save(spec["keep"], path.decoders().numpy())

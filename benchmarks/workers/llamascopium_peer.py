@@ -3,7 +3,11 @@
 The sparsity loss is `tanh`: `tanh-quad`, which the paper names, raises for crosscoders in this
 release (its loss has lost the axis of heads that the token mask asks for). Initialised as its
 defaults are for crosscoders, the encoder as the decoder's transpose. It has no centring; the rows
-it is given have each site's mean taken off.
+it is given have each site's mean taken off. A spec may also say
+
+    active      features that a token has active at first: all thresholds begin where they leave so
+                many, in place of 0.1
+    hold        true: a learning rate of 0, so that L0 stays as it is
 """
 
 from __future__ import annotations
@@ -15,6 +19,9 @@ import numpy as np
 import torch
 from common import Rows, run
 from llamascopium.models.crosscoder import Crosscoder, CrosscoderConfig
+
+JUDGED_ROWS = 64  # that thresholds are chosen on
+HALVINGS = 14
 
 
 class Llamascopium:
@@ -43,12 +50,26 @@ class Llamascopium:
         )
         self.coder.set_decoder_to_fixed_norm(spec["decoder_norm"], force_exact=True)
         self.coder.init_encoder_with_decoder_transpose()
+        if spec.get("active"):
+            self._begin_with(spec["active"], torch.from_numpy(rows.read(0, JUDGED_ROWS)))
+        rate = 0.0 if spec.get("hold") else spec["learning_rate"]
         groups = [
-            group | ({"lr": 0.1 * spec["learning_rate"]} if group["name"] == "jumprelu" else {})
+            group | ({"lr": 0.1 * rate} if group["name"] == "jumprelu" else {})
             for group in self.coder.get_parameters()
         ]
-        self.optimizer = torch.optim.Adam(groups, lr=spec["learning_rate"])
+        self.optimizer = torch.optim.Adam(groups, lr=rate)
         self.sparsity, self.steps = spec["sparsity"], 0
+
+    def _begin_with(self, active: float, x: torch.Tensor) -> None:
+        """Choose the one threshold that leaves so many features active, by halving."""
+        log_threshold = self.coder.activation_function.log_jumprelu_threshold
+        low, high = -5.0, 10.0
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            log_threshold.data.fill_(middle)
+            with torch.no_grad():
+                more = self.reconstruct(x)[1] > active
+            low, high = (middle, high) if more else (low, middle)
 
     def _batch(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         parts = (x - self.mean).view(len(x), *self.shape).unbind(1)

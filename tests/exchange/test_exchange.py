@@ -26,7 +26,8 @@ from ontogeny import registry, settings
 from ontogeny.activations.rows import Cached, HeldOut
 from ontogeny.activations.sites import Site
 from ontogeny.cli import main
-from ontogeny.crosscoder.model import Crosscoder, Description
+from ontogeny.crosscoder import losses
+from ontogeny.crosscoder.model import Crosscoder, Description, Weights, by_block
 from ontogeny.crosscoder.readout import Readout
 from ontogeny.exchange import card, hub, llamascopium, plain, saelens, scales
 from ontogeny.experiment import Experiment
@@ -37,16 +38,20 @@ F, N, D, B = 40, 5, 6, 200
 STEPS = [0, 4, 16, 64, 256]
 PEERS = ROOT / "tests" / "peers"
 KINDS = [
-    ("batch_topk", "feature", True),
-    ("batch_topk", "snapshot", True),
-    ("jumprelu", "feature", False),
-    ("jumprelu", "snapshot", False),
-    ("relu", "feature", True),
+    ("batch_topk", "feature", "principal"),
+    ("batch_topk", "snapshot", "hybrid"),
+    ("jumprelu", "feature", "full"),
+    ("jumprelu", "snapshot", "full"),
+    ("jumprelu", "snapshot", "hybrid"),
+    ("relu", "feature", "principal"),
 ]
 
 
 def crosscoder(
-    activation: str = "batch_topk", gate: str = "feature", basis: bool = True, sites: int = N
+    activation: str = "batch_topk",
+    gate: str = "feature",
+    basis: str = "principal",
+    sites: int = N,
 ) -> Crosscoder:
     """One with everything that has to be folded or carried; a decoder is 0, a feature is dead."""
     rng = torch.Generator().manual_seed(3)
@@ -55,26 +60,27 @@ def crosscoder(
         return torch.randn(*shape, generator=rng)
 
     size = sites * D
-    R = size - 2 if basis else size
+    R = size if basis == "full" else size - 2
+    written = R if basis == "principal" else size
     tensors = {
         "W_enc": normal(F, R) / R**0.5,
         "b_enc": normal(F) / 4,
-        "W_dec": normal(F, R) / R**0.5 * torch.linspace(0.3, 2, F)[:, None],
-        "b_dec": normal(R),
+        "W_dec": normal(F, written) / R**0.5 * torch.linspace(0.3, 2, F)[:, None],
+        "b_dec": normal(written),
         "log_threshold": normal(F) / 2 - 1,
         "silent_rows": torch.tensor([0, 0, 100] + [0] * (F - 3)),
         "scales_in": torch.linspace(0.5, 3, sites),
         "scales_out": torch.linspace(0.5, 3, sites),
         "mean_in": normal(size),
     }
-    if basis:
+    if basis != "full":
         tensors["basis"] = torch.linalg.qr(normal(size, R))[0].contiguous()
-    elif sites > 1:
+    if basis != "principal" and sites > 1:
         tensors["W_dec"][7, D : 2 * D] = 0  # absent at the second snapshot
     tensors["mean_out"] = tensors["mean_in"].clone()
     places = [(step, 3, "residual") for step in STEPS[:sites]]
     about = Description(activation, gate, F, D, places, list(places),
-                        "principal" if basis else "full",
+                        basis,
                         0.4 if activation == "batch_topk" else 0.0,
                         5, {"dead_after_rows": 100}, "digest", "0.1.0", "2.13.0")  # fmt: skip
     return Crosscoder(about, tensors)
@@ -513,12 +519,47 @@ def test_llamascopium_itself_reconstructs_the_same(tmp_path):
         agree(trained, *ours(back, x), x)
 
 
+def test_llamascopium_itself_has_the_same_loss(tmp_path):
+    """And gradients, on the same weights and rows: a step of either is a step of one training."""
+    trained, sparsity = crosscoder("jumprelu", "snapshot", basis=False), 0.3
+    folder = tmp_path / "made"
+    llamascopium.write(trained, folder)
+    x = rows(trained)
+    np.save(folder / "raw.npy", (x / trained.scales_in[:, None]).numpy())
+    np.save(folder / "sparsity.npy", np.array(sparsity))
+    reads("llamascopium", [folder])
+    theirs = np.load(folder / "loss.npz")
+    held = plain.plain(trained)
+    W = Weights(
+        held.E.flatten(0, 1).T.contiguous(), held.b, by_block(held.W_dec), held.b_dec.flatten(),
+        trained.weights.log_threshold,
+    )  # fmt: skip
+    G = Weights(**{name: torch.zeros_like(t) for name, t in W.named().items()})
+    out = losses.jumprelu(
+        W, G, x.flatten(1), x.transpose(0, 1), torch.tensor(sparsity), torch.arange(B), sites=N,
+        per_site=True, penalty="pooled", bandwidth=2.0, refit=False,
+    )  # fmt: skip
+    assert theirs["tanh-quad loss"] == pytest.approx(out.loss.item(), rel=1e-5)
+    wanted = {
+        "W_E": G.W_enc.T.unflatten(0, (N, D)),
+        "W_D": G.W_dec.transpose(0, 1),
+        "b_D": G.b_dec.unflatten(0, (N, D)),
+    }
+    for name, gradient in wanted.items():
+        found = theirs[f"tanh-quad {name}"]
+        living = held.W_dec.norm(dim=2).T > 0  # (N, F); their gradient of no decoder divides by 0
+        if name == "W_D":
+            found, gradient = found[living], gradient[living]
+        gap = np.abs(found - gradient.numpy()).max()
+        assert gap < 2e-5 * gradient.abs().max(), name
+
+
 def test_saelens_itself_reconstructs_the_same(tmp_path):
     cases = []
     for activation, gate, basis in KINDS:
         for sites in (1, N):
             trained = crosscoder(activation, gate, basis, sites)
-            folder = tmp_path / f"{activation}-{gate}-{sites}"
+            folder = tmp_path / f"{activation}-{gate}-{basis}-{sites}"
             site = min(1, sites - 1)
             saelens.write(trained, folder, STEPS[site])
             x = rows(trained)
@@ -613,7 +654,7 @@ def test_names_in_a_card_are_no_markup(tmp_path):
 
 
 def test_the_hubs_folder_is_checked_on_the_way_back(tmp_path):
-    trained = crosscoder(basis=False)
+    trained = crosscoder(basis="full")
     trained.save(tmp_path / "made")
     with pytest.raises(InputError, match=r"config.json: not there; name a folder of this format"):
         hub.read(tmp_path, tmp_path / "back")

@@ -153,8 +153,9 @@ def agree(one: Path, other: Path) -> pd.DataFrame:
     assert list(a["step"]) == list(range(5, len(a) * 5 + 1, 5))
     for column in ("step", "loss", "explained_variance", "l0", "dead_fraction", "threshold",
                    "explained_variance_1"):  # fmt: skip
-        # A single pair more or less of relu's, at 0, is no matter to its loss.
-        nearly = 2e-4 if column == "l0" else 1e-5
+        # A single pair more or less of relu's, at 0, is no matter to its loss. A jumprelu's gate
+        # that rounding opens on one number of ranks alone moves the losses that follow a little.
+        nearly = 2e-4 if column == "l0" or "jumprelu" in one.name else 1e-5
         pd.testing.assert_series_equal(a[column], b[column], rtol=nearly, atol=1e-5)
     mine, theirs = (load_file(folder / "crosscoder.safetensors") for folder in (one, other))
     assert mine.keys() == theirs.keys()

@@ -425,8 +425,9 @@ void penalise(Candidates& c, const Penalty& p, int64_t i, int64_t B, int64_t F, 
 // Error by site, and the gradients of all weights but, where moments are given, the decoder's: its
 // rows are then moved by Adam at once.
 //
-// target: (S, B, D), its rows anywhere. W: (S, F, D). r: (S, F) its rows' norms, kept up to date. gates: (G, F) what
-// gates multiply h by. t: (F,). share: of dr that the decoder's gradient has, 1/sites for one gate.
+// target: (S, B, D), its rows anywhere. W: (S, F, D). r: (S, F) its rows' norms, kept up to date.
+// gates: (G, F) what gates multiply h by. t: (F,). share: of dr that the decoder's gradient has,
+// 1/sites for one gate.
 // c: 2/(B·sites). sample: tokens that the thresholds learn from; penalty: (λ, ω_0, ε, per snapshot).
 // Returns the error by block (S,), the penalty, open gates (S, F), and candidates.
 std::tuple<Tensor, Tensor, Tensor, int64_t> step(

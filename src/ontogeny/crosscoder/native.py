@@ -5,10 +5,9 @@ torch's cache of extensions under a digest of its source, of the compiler's flag
 versions that it was built with. Where that cannot be, a line says so once and the same losses run
 in PyTorch (losses.py).
 
-It serves a training that one process has on a CPU, in the full or the hybrid space, of batch_topk
-without AuxK or of jumprelu. The
-decoder's rows are moved by Adam as soon as their gradient is there, so that a gradient of the whole
-decoder never exists, and no row is read twice.
+It serves a training of one process on a CPU, in the full or the hybrid space, of jumprelu or of
+batch_topk without AuxK. Adam moves each row of the decoder as soon as its gradient is known, while
+the row is still in the cache, so that a gradient of the whole decoder never exists.
 """
 
 from __future__ import annotations
@@ -103,7 +102,8 @@ def _build(kept: Path, flags: list[str]) -> None:
             build_directory=folder,
             is_python_module=False,
         )
-        (Path(folder) / kept.name).replace(kept)
+        # torch adds a number to a name that this process has tried to build before.
+        next(Path(folder).glob("*.so")).replace(kept)
 
 
 def serves(c: Crosscoder, device: torch.device, ranks: int) -> bool:

@@ -130,19 +130,21 @@ def test_a_kind_trains_and_explains_its_outputs(kind, experiment, tmp_path, monk
     assert metrics["explained_variance"].iloc[-1] > metrics["explained_variance"].iloc[0]
 
 
-def test_sparsity_is_steered_to_a_wanted_l0(experiment, tmp_path, monkeypatch):
-    """To half of what λ alone leaves."""
+def test_sparsity_is_steered_to_a_wanted_l0(experiment, tmp_path, monkeypatch, capsys):
+    """To half of what λ alone leaves. More than it begins with is not reached, and that is told."""
     s, activations = experiment
     monkeypatch.setattr(train.devices, "compiled", lambda function, device: function)
     kind, ends = "per_snapshot_jumprelu", []
     own = s.crosscoders[kind].model_copy(update={"steps": 900, "penalty": "per_snapshot"})
-    for _ in range(2):
-        wanted = ends[0]["l0"] / 2 if ends else None
+    for case in ("free", "half", "most"):
+        wanted = {"free": None, "half": ends[0]["l0"] / 2 if ends else 0, "most": 60.0}[case]
         monkeypatch.setitem(s.crosscoders, kind, own.model_copy(update={"l0": wanted}))
         folder = tmp_path / str(wanted)
         train.train(s, kind, 0, RowPaths(activations), folder, folder / "state")
         ends.append(pd.read_csv(folder / "metrics.csv").iloc[-4:].mean())
-    free, steered = ends
+        told = f"crosscoders.{kind}.l0: L0 ended at" in capsys.readouterr().err
+        assert told == (case == "most")
+    free, steered, _ = ends
     assert free["sparsity"] == pytest.approx(own.peak_sparsity)
     assert steered["sparsity"] > free["sparsity"]
     assert steered["l0"] == pytest.approx(free["l0"] / 2, rel=0.25)

@@ -10,6 +10,7 @@ out.
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +37,7 @@ from ontogeny.version import VERSION
 THRESHOLD_MEMORY = 0.99
 LEAST_THRESHOLD = 1e-3  # that a jumprelu begins with
 L0_MEMORY = 0.9
+L0_MISSED = 0.25  # share of a wanted L0 by which it is missed, to be told
 STEERING = 0.01  # of λ's logarithm a step, for each unit of log(L0 / wanted)
 
 Loss = Callable[..., losses.Out]
@@ -292,6 +294,14 @@ def _fault(key: str, now: Progress, c: Crosscoder, data: Data, state: Path) -> I
     batch, rows = data.stored(c.batch_rows, step - 1), data.rows
     first = (step - 1) * c.batch_rows % rows
     data.check(batch, first, f", at step {step}")
+    x, _ = next(data.batches(c.batch_rows, step - 1, step))
+    wrong = (~torch.isfinite(x)).any(1).nonzero()
+    if len(wrong):
+        row = (first + int(wrong[0])) % rows
+        return InputError(
+            f"activations: training row {row} has a principal coordinate that float16 cannot hold; "
+            "look for an outlier there, or set basis: full"
+        )
     stays = f"; the last good state stays in {state}" if kept(state) else ""
     row, column = divmod(int(batch.abs().argmax()), batch.shape[1])
     return InputError(
@@ -372,6 +382,13 @@ def train(
     weights = now.whole_weights()
     if ranks.rank > 0:
         return
+    ended = now.l0.item()
+    if c.l0 is not None and abs(ended / c.l0 - 1) > L0_MISSED:
+        print(
+            f"{settings.key_of(name, 'l0')}: L0 ended at {ended:.1f}, {c.l0:g} was wanted; "
+            "a penalty lowers L0 and cannot raise it: ask for less, or train for longer",
+            file=sys.stderr,
+        )
     about = model.Description(
         activation=c.activation,
         gate=c.gate,

@@ -90,8 +90,8 @@ class Settings(Section):
         derived = self._derived(self.analyses)
         return self.crosscoders | {name: chosen for name, (chosen, _) in derived.items()}
 
-    def key_of(self, crosscoder: str, key: Literal["basis", "learning_rate"]) -> str:
-        """Where a dictionary's `basis` or `learning_rate` is set, for messages."""
+    def key_of(self, crosscoder: str, key: Literal["basis", "l0", "learning_rate"]) -> str:
+        """Where one of a dictionary's keys is set, for messages."""
         if crosscoder in self.crosscoders:
             return f"crosscoders.{crosscoder}.{key}"
         _, keys = self._derived(registry.all_analyses())[crosscoder]

@@ -26,7 +26,7 @@ from ontogeny.analyses.dimensionality.measure import of_decoders
 from ontogeny.corpus.pieces import visible
 from ontogeny.experiment import Experiment
 from ontogeny.features.contexts import Context, Lens
-from ontogeny.features.described import CLASSES, nearest
+from ontogeny.features.described import CLASSES, DOUBTS, nearest
 from ontogeny.files import InputError
 
 PROMOTED = 8  # tokens of a snapshot
@@ -160,9 +160,12 @@ def _facts(subject: Subject, row: pd.Series, snapshots: int) -> list[Line]:
         _fact("class", ", ".join(word for word in CLASSES if row[word])),
         _fact("peak", f"step {row['peak_step']} ({where}), norm {row['peak_strength']:.4g}"),
         _fact("onset", f"step {row['onset_step']:.4g}"),
+        _fact("settled", f"direction kept from step {row['settled_step']:.4g}"),
         _fact("lifetime", f"{row['lifetime']:.0%} of the snapshots"),
         _fact("density", f"{row['density']:.3%} of held-out tokens"),
     ]
+    for trust in subject.rows("trust").to_dict("records"):
+        lines += [_fact("doubtful", why) for name, why in DOUBTS.items() if trust[name]]
     for kind in subject.rows("kinds").to_dict("records"):
         lines.append(_fact("kind", kind["kind"].replace("_", " ")))
     for span in subject.rows("span").to_dict("records"):

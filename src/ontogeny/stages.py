@@ -118,6 +118,8 @@ STAGES = [
         },
         settings=(
             "analysis.presence",
+            "analysis.absence",
+            "analysis.settled_cosine",
             "analysis.direction_floor",
             "analysis.matched_cosine",
             "analysis.bootstrap",

@@ -32,7 +32,7 @@ def test_classes_of_dimensionality_overlap_in_no_feature():
     decoders = np.random.default_rng(0).normal(size=(40, 6, 24))
     decoders[:10, :2] *= 0.01
     decoders[5:20, -1] *= 0.01
-    of_class = measure.by_class(decoders, 0.5)
+    of_class = measure.by_class(decoders, 0.5, 0.35)
     assert (sum(of_class.values()) == 1).all()
     assert of_class["transient"][5:20].all()
     assert of_class["emergent"][:5].all()

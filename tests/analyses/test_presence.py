@@ -13,6 +13,7 @@ from scipy import sparse, stats
 from ontogeny.analyses.presence import figure, measure, probes, scaling, verdicts
 from ontogeny.analyses.presence.settings import Presence
 from ontogeny.crosscoder.model import Crosscoder, Description
+from ontogeny.features.held_out import own_activations
 from ontogeny.figures import style
 from ontogeny.files import InputError
 
@@ -220,7 +221,7 @@ def test_own_activations_are_the_gate_of_each_site(activation):
     assert 0 < (f > 0).float().mean() < 0.9
     at_peak = sparse.csr_array(f.amax(2).numpy())
     for site in range(4):
-        own = scaling.own_activations(trained, at_peak, site).toarray()
+        own = own_activations(trained, at_peak, site).toarray()
         assert np.array_equal(own, f[:, :, site].numpy())
 
 

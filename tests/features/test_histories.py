@@ -30,13 +30,44 @@ def test_planted_histories_are_read_back():
     assert onset == pytest.approx([3, 0, half, 0])
     # 0.4 lies 0.6 of the way from 0.25 at step 1 to 0.5 at step 3.
     assert histories.onset(normalised, STEPS, 0.4)[0] == pytest.approx(2 * 2**0.6 - 1)
-    assert histories.lifetime(normalised, 0.5) == pytest.approx([4 / 6, 2 / 6, 1 / 6, 1])
-    initial, transient = histories.classes(normalised, 0.5)
+    present = histories.lives(normalised, 0.5, 0.35)
+    assert present.sum(1).tolist() == [4, 2, 1, 6]
+    initial, transient = histories.classes(present)
     assert initial.tolist() == [False, True, False, True]
     assert transient.tolist() == [False, True, True, False]
-    sweep = histories.class_sweep(normalised).set_index("presence")
+    sweep = histories.class_sweep(normalised, 0.7).set_index("presence")
     assert sweep.loc[0.5, ["initialisation", "emergent", "transient"]].tolist() == [2, 2, 2]
     assert (sweep["initialisation"] + sweep["emergent"] == 4).all()
+
+
+def test_a_dip_between_the_cuts_is_no_death():
+    normalised = np.array(
+        [
+            [0.4, 0.6, 0.4, 1.0, 0.45, 0.4],  # wavers between the cuts, stays
+            [1.0, 0.3, 0.4, 0.4, 0.6, 0.2],  # two lives: 0.4 is no birth
+            [0.1, 0.2, 0.3, 1.0, 0.3, 1.0],  # comes, goes, comes again
+        ]
+    )
+    present = histories.lives(normalised, 0.5, 0.35)
+    assert present.tolist() == [
+        [False, True, True, True, True, True],
+        [True, False, False, False, True, False],
+        [False, False, False, True, False, True],
+    ]
+    assert np.argwhere(histories.births(present)).tolist() == [[0, 1], [1, 4], [2, 3], [2, 5]]
+    assert np.argwhere(histories.deaths(present)).tolist() == [[1, 1], [1, 5], [2, 4]]
+
+
+def test_a_feature_settles_when_it_stops_turning():
+    rng = np.random.default_rng(0)
+    first, second = np.linalg.qr(rng.normal(size=(8, 2)))[0].T
+    decoders = np.stack([[first] * 3 + [second] * 3, [first] * 6, [second, *[first] * 5]])
+    present = np.ones((3, 6), bool)
+    # the third is gone when it turns for the last time: what it then has is no direction of its own
+    decoders[2, 4:] = -first
+    present[2, 4:] = False
+    assert histories.settled_step(decoders, present, STEPS, 0.7).tolist() == [7, 0, 1]
+    assert np.isnan(histories.settled_step(decoders, present & False, STEPS, 0.7)).all()
 
 
 def turning(features: int, at: int, noise: float, seed: int = 0) -> np.ndarray:

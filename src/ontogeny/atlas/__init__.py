@@ -28,13 +28,15 @@ experiment
     presence (thresholds); curve {step, loss} of held-out text, log {step, loss} of batches or null;
     levels (levels.json), turning (turning_point.json's group `all`) or null; kinds, tasks (names,
     and what the model does with each), sites (of the lens), matrix (m indices of snapshots),
-    colours; shard, text_features, near; contexts {top, quantiles, near_misses, window} or null;
+    classes, doubts (why a feature's
+    births and deaths are doubtful); colours; shard, text_features, near; contexts {top, quantiles,
+    near_misses, window} or null;
     missing {ANALYSIS: why it is not there}; command; version
 features, (L,) each; float32 as in the tables, NaN where not known
-    feature u4, peak u2 (index from 1), onset f4 (step), lifetime f4, strength f4 (at the peak),
-    density f4, class u1 (1 initialisation, 2 emergent, 4 transient, added up), cosine f4 (matched),
-    kind u1 (of `kinds`), complexity f4 (context span, tokens before it
-    replaced)
+    feature u4, peak u2 (index from 1), onset f4 (step), settled f4 (step), lifetime f4, strength f4
+    (at the peak), density f4, class u1 (a bit for each of `classes`), doubts u1 (a bit for each of
+    `doubts`), cosine f4 (matched), kind u1 (of `kinds`), complexity f4 (context span, tokens before
+    it replaced)
 tasks
     by name: place u4, value f4 (attribution at the snapshot where it is largest in size), at u2
     (that snapshot, from 0)

@@ -15,7 +15,7 @@ from ontogeny.atlas.gather import Contents, gather
 from ontogeny.corpus.pieces import visible
 from ontogeny.experiment import Experiment
 from ontogeny.features.contexts import Context, Feature, Store
-from ontogeny.features.described import CLASSES, nearest
+from ontogeny.features.described import DOUBTS, nearest
 from ontogeny.features.histories import decoder_norms, direction_cosines
 from ontogeny.files import whole
 from ontogeny.progress import bar
@@ -93,15 +93,20 @@ def write(contents: Contents, output: str | Path) -> None:
 def _columns(contents: Contents) -> dict[str, Any]:
     """The numbers that map and table need, of all features."""
     table = contents.table
-    flags = np.sum([table[name] * (1 << bit) for bit, name in enumerate(CLASSES)], axis=0)
+    names = contents.about["classes"]
+    flags = np.sum([table[name] * (1 << bit) for bit, name in enumerate(names)], axis=0)
     columns = {
         "feature": pack.array(table["feature"], "u4"),
         "peak": pack.array(table["peak_snapshot_index"], "u2"),
         "class": pack.array(flags, "u1"),
     }
     floats = {"onset": "onset_step", "lifetime": "lifetime", "strength": "peak_strength"}
+    floats["settled"] = "settled_step"
     floats |= {"density": "density", "cosine": "matched_cosine", "complexity": "span"}
     columns |= {key: pack.array(table[name], "f4") for key, name in floats.items() if name in table}
+    if "doubtful" in table:
+        doubts = np.sum([table[name] * (1 << bit) for bit, name in enumerate(DOUBTS)], axis=0)
+        columns["doubts"] = pack.array(doubts, "u1")
     if "kind" in table:
         kinds = contents.about["kinds"]
         columns["kind"] = pack.array([kinds.index(kind) for kind in table["kind"]], "u1")

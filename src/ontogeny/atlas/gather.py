@@ -15,7 +15,7 @@ from ontogeny.analyses.kinds.measure import KINDS
 from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.experiment import Experiment
 from ontogeny.features.contexts import LISTS, Store
-from ontogeny.features.described import CLASSES
+from ontogeny.features.described import CLASSES, DOUBTS
 from ontogeny.figures.style import COLOURS
 from ontogeny.files import InputError
 from ontogeny.version import VERSION
@@ -40,8 +40,8 @@ class Contents:
     ----------
     about : of `experiment` in the package's docstring, what is not counted from the rest.
     table : one row per living feature, ascending: feature, peak_snapshot_index, onset_step,
-        lifetime, peak_strength, density, initialisation, emergent, transient, matched_cosine; kind
-        and span where there are.
+        settled_step, lifetime, peak_strength, density, the classes, matched_cosine; kind, span,
+        and what DOUBTS names, where there are.
     decoders : (L, n, D). stacked : (L, R) with the inner products of the stacked decoders (L, n·D),
         in as few dimensions as they need.
     others : strengths in the other seeds, (L, S − 1, n), NaN where a feature is not matched.
@@ -91,6 +91,11 @@ def gather(experiment: Experiment) -> Contents:
         span = experiment.table("span")
         span = span.loc[span["run"] == "replaced", ["feature", "span"]]
         table = table.merge(span, on="feature", how="left")
+    if has("trust"):
+        trust = experiment.table("trust")[["feature", *DOUBTS]]
+        table = table.merge(trust, on="feature", how="left")
+        table = table.assign(doubtful=table[list(DOUBTS)].any(axis=1))
+        about["classes"].append("doubtful")
     store = experiment.contexts() if has("contexts") else None
     if store is not None:
         if not np.isin(living, store.features).all():
@@ -164,7 +169,7 @@ def _about(experiment: Experiment, first: Crosscoder, steps: list[int]) -> dict[
     with h5py.File(experiment.path("stack", site=folder_name(layer, stream))) as file:
         held_out = int(file["held_out/position"].shape[0])
         rows = int(sum(file.attrs["shard_rows"]))
-    drawn = (*KINDS, "unigram", "bigram", "batch", *CLASSES)
+    drawn = (*KINDS, "unigram", "bigram", "batch", *CLASSES, "doubtful")
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -190,6 +195,8 @@ def _about(experiment: Experiment, first: Crosscoder, steps: list[int]) -> dict[
         "levels": experiment.json("levels"),
         "turning": experiment.json("turning_point").get("all"),
         "kinds": [*KINDS, "none"],
+        "classes": [*CLASSES],
+        "doubts": list(DOUBTS.values()),
         "colours": {**{name: COLOURS[name] for name in drawn}, "none": COLOURS["unsure"]},
         "contexts": None,
         "tasks": [],

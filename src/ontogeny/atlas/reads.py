@@ -20,7 +20,7 @@ def files(experiment: Experiment) -> dict[str, list[Path]]:
     files["stacks"] = experiment.stacks(primary)
     for name in ("features", "matches", "turning_point", "phases", "levels"):
         files[name] = [experiment.path(name)]
-    for name in ("log", "kinds", "contexts", "span", "attribution", "behaviour"):
+    for name in ("log", "kinds", "trust", "contexts", "span", "attribution", "behaviour"):
         if experiment.has(name):
             files[name] = [experiment.path(name)]
     return files
@@ -29,7 +29,7 @@ def files(experiment: Experiment) -> dict[str, list[Path]]:
 def parameters(experiment: Experiment) -> list[Any]:
     """What else the site shows: settings, and the page that it is shown on."""
     settings = experiment.settings
-    keys = ["matched_cosine", "direction_floor", "presence"]
+    keys = ["matched_cosine", "direction_floor", "presence", "absence"]
     shown = [experiment.value(f"analysis.{key}") for key in keys]
     if experiment.has("contexts"):
         shown.append(experiment.value("contexts"))

@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-CLASSES = ("initialisation", "emergent", "transient")
+CLASSES = ("initialisation", "emergent", "transient", "reappearing")
+DOUBTS = {
+    "relay": "in a relay: another feature carries the same concept before or after it",
+    "silent_birth": "its birth is silent: its activation can be read before it",
+    "silent_death": "its death is silent: its activation can still be read after it",
+}
+"""By column of the trust table: why a feature's births and deaths are doubtful."""
 NEAR_ENTRIES = 1 << 24  # cosines in memory at a time
 
 

@@ -55,6 +55,23 @@ def held_out(
     return sparse.vstack(parts, format="csr"), inputs.position[:MOST_POSITIONS]
 
 
+def own_activations(crosscoder: Crosscoder, f: sparse.csr_array, site: int) -> sparse.csr_array:
+    """Activations at a site, (N, F), from those at each feature's peak.
+
+    One gate serves all sites, or each lets through what passes its threshold there; the peak's
+    norm is the largest, so that it lets through whatever any does.
+    """
+    if crosscoder.about.gate == "feature":
+        return f
+    r = crosscoder.strength[:, site].cpu().numpy()
+    if crosscoder.about.activation == "jumprelu":
+        t = crosscoder.weights.log_threshold.exp().cpu().numpy()
+    else:
+        t = np.full_like(r, crosscoder.about.threshold)
+    there = f.data * r[f.indices] > t[f.indices]
+    return sparse.csr_array((f.data * there, f.indices, f.indptr), f.shape)
+
+
 def membership(groups: np.ndarray) -> sparse.csr_array:
     """(G, N) with a 1 where a position is of a group."""
     N = len(groups)

@@ -55,17 +55,58 @@ def onset(normalised: np.ndarray, steps: np.ndarray, presence: float) -> np.ndar
     return np.exp(log_step[before] + share * (log_step[first] - log_step[before])) - 1
 
 
-def lifetime(normalised: np.ndarray, presence: float) -> np.ndarray:
-    """Share of the snapshots at which normalised strength is at least `presence`, (F,)."""
-    return (normalised >= presence).mean(1)
+def lives(normalised: np.ndarray, presence: float, absence: float) -> np.ndarray:
+    """Whether each feature is present at each snapshot, (F, n) bool.
+
+    A feature is present from the snapshot at which its normalised strength reaches `presence` until
+    the one at which it falls below `absence`, the lower of the two, so that a strength that wavers
+    about one threshold does not count as one death and birth after another.
+    """
+    present = np.empty(normalised.shape, bool)
+    now = np.zeros(len(normalised), bool)
+    for t, strength in enumerate(normalised.T):
+        now = np.where(now, strength >= absence, strength >= presence)
+        present[:, t] = now
+    return present
 
 
-def classes(normalised: np.ndarray, presence: float) -> tuple[np.ndarray, np.ndarray]:
+def births(present: np.ndarray) -> np.ndarray:
+    """(F, n) bool: snapshots at which a feature comes, none of those present at the first."""
+    return present & ~np.pad(present, ((0, 0), (1, 0)), mode="edge")[:, :-1]
+
+
+def deaths(present: np.ndarray) -> np.ndarray:
+    """(F, n) bool: snapshots at which a feature is gone for the first time after a life."""
+    return births(~present)
+
+
+def classes(present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Whether each feature is an initialisation feature (else emergent), and whether transient.
 
     Initialisation: present at the first snapshot. Transient: no longer present at the last.
     """
-    return normalised[:, 0] >= presence, normalised[:, -1] < presence
+    return present[:, 0], ~present[:, -1]
+
+
+def settled_step(
+    decoders: np.ndarray, present: np.ndarray, steps: np.ndarray, least: float
+) -> np.ndarray:
+    """The first step from which a feature keeps the direction that it ends with, (F,).
+
+    The direction that counts is that of the last snapshot at which the feature is present; it is
+    kept as long as the cosine with it is at least `least`. NaN for a feature without a life.
+
+    Parameters
+    ----------
+    decoders : (F, n, d). present : (F, n) of `lives`.
+    """
+    F, n = present.shape
+    unit = decoders / np.maximum(decoder_norms(decoders), 1e-12)[:, :, None]
+    last = n - 1 - present[:, ::-1].argmax(1)
+    cosine = np.einsum("fnd,fd->fn", unit, unit[np.arange(F), last])
+    turned = (cosine < least) & (np.arange(n) < last[:, None])
+    first = np.where(turned.any(1), n - turned[:, ::-1].argmax(1), 0)
+    return np.where(present.any(1), np.asarray(steps, float)[first], np.nan)
 
 
 def direction_cosines(decoders: np.ndarray, floor: float) -> np.ndarray:
@@ -157,11 +198,11 @@ def turning_point(
     }
 
 
-def class_sweep(normalised: np.ndarray) -> pd.DataFrame:
-    """How the classes' counts move with the presence threshold."""
+def class_sweep(normalised: np.ndarray, ratio: float) -> pd.DataFrame:
+    """How the classes' counts move with the presence threshold; that of absence is its `ratio`."""
     rows = []
     for presence in SWEEP:
-        initial, transient = classes(normalised, presence)
+        initial, transient = classes(lives(normalised, presence, ratio * presence))
         rows.append((presence, initial.sum(), (~initial).sum(), transient.sum()))
     return pd.DataFrame(rows, columns=["presence", "initialisation", "emergent", "transient"])
 
@@ -201,10 +242,14 @@ def describe(
     of_seeds = [pd.read_parquet(path) for path in densities]
     decoders = trained[0].W_dec.numpy()
     strength = decoder_norms(decoders)
-    table = _histories(strength, of_seeds[0], steps, numbers, settings.analysis.presence)
+    analysis = settings.analysis
+    normalised = normalise(strength)
+    present = lives(normalised, analysis.presence, analysis.absence)
+    table = _histories(strength, of_seeds[0], steps, numbers, analysis.presence, present)
+    table["settled_step"] = settled_step(decoders, present, steps, analysis.settled_cosine)
     pairs = _pairs(trained, of_seeds, numbers, table)
-    table = _with_partners(table, pairs, settings.analysis.matched_cosine)
-    alive, normalised = table["alive"].to_numpy(), normalise(strength)
+    table = _with_partners(table, pairs, analysis.matched_cosine)
+    alive = table["alive"].to_numpy()
     write_table(features, table)
     histories = {
         "feature": np.repeat(table["feature"], len(steps)),
@@ -212,12 +257,13 @@ def describe(
         "step": np.tile(steps, len(table)),
         "strength": strength.ravel(),
         "normalised_strength": normalised.ravel(),
+        "present": present.ravel(),
     }
     write_table(strengths, pd.DataFrame(histories))
     write_table(matches, pairs)
-    write_table(classes, class_sweep(normalised[alive]))
+    write_table(classes, class_sweep(normalised[alive], analysis.absence / analysis.presence))
     groups = {"all": alive, "matched": table["matched"].to_numpy()}
-    cosines = direction_cosines(decoders, settings.analysis.direction_floor)
+    cosines = direction_cosines(decoders, analysis.direction_floor)
     matrices, turning = [], {}
     for group, chosen in groups.items():
         if chosen.any():
@@ -232,11 +278,13 @@ def _histories(
     density: pd.DataFrame,
     steps: np.ndarray,
     numbers: np.ndarray,
-    least: float,
+    presence: float,
+    present: np.ndarray,
 ) -> pd.DataFrame:
-    """What one seed's strengths (F, n) say of its features; `least` of them is presence."""
-    alive, normalised = ~density["dead"].to_numpy(), normalise(strength)
-    initial, transient = classes(normalised, least)
+    """What one seed's strengths and lives, (F, n) each, say of its features."""
+    alive = ~density["dead"].to_numpy()
+    initial, transient = classes(present)
+    born = births(present).sum(1)
     return pd.DataFrame(
         {
             "feature": np.arange(len(strength)),
@@ -245,11 +293,12 @@ def _histories(
             "peak_snapshot_index": peak_snapshot_index(strength, numbers),
             "peak_step": steps[strength.argmax(1)],
             "peak_strength": strength.max(1),
-            "onset_step": onset(normalised, steps, least),
-            "lifetime": lifetime(normalised, least),
+            "onset_step": onset(normalise(strength), steps, presence),
+            "lifetime": present.mean(1),
             "initialisation": initial & alive,
             "emergent": ~initial & alive,
             "transient": transient & alive,
+            "reappearing": (born + initial > 1) & alive,
         }
     )
 

@@ -32,6 +32,8 @@ COLOURS = {
     "initialisation": "#0072B2",
     "emergent": "#D55E00",
     "transient": "#CC79A7",
+    "reappearing": "#56B4E9",
+    "doubtful": "#7F7F7F",
     "held_out": "#000000",
     "batch": "#BBBBBB",
     "unigram": "#D55E00",

@@ -53,6 +53,11 @@ def faults(s: Settings) -> Iterator[str]:
             f"snapshots.hub.revision: {hub.revision} has no {{step}}; put it where the step stands "
             "in the revisions' names"
         )
+    if s.analysis.absence > s.analysis.presence:
+        yield (
+            f"analysis.absence: {s.analysis.absence:g} exceeds analysis.presence, "
+            f"{s.analysis.presence:g}; lower it to that or less"
+        )
     if len(set(a.layers)) < len(a.layers) or len(set(a.streams)) < len(a.streams):
         yield "activations: layers and streams must not repeat; remove the repeats"
     if min(a.layers) < 0:

@@ -407,7 +407,20 @@ class Analysis(Section):
     """Thresholds of the feature tables."""
 
     presence: float = Field(
-        0.5, gt=0, lt=1, description="Normalised strength at which a feature counts as present."
+        0.5, gt=0, lt=1, description="Normalised strength from which a feature is present."
+    )
+    absence: float = Field(
+        0.35,
+        gt=0,
+        lt=1,
+        description="Normalised strength below which a feature that was present is gone; no larger "
+        "than `presence`.",
+    )
+    settled_cosine: float = Field(
+        0.7,
+        gt=0,
+        lt=1,
+        description="Cosine with the direction that a feature ends with, from which it is settled.",
     )
     direction_floor: float = Field(
         0.1, gt=0, lt=1, description="Normalised strength below which a direction is not compared."

@@ -9,7 +9,7 @@ DIMENSIONALITY = Stage(
     about="Measure how many dimensions the features take up, by snapshot and class.",
     reads={"crosscoders": "crosscoders", "densities": "densities", "features": "features"},
     makes={"dimensionality": "dimensionality"},
-    settings=("analysis.presence",),
+    settings=("analysis.presence", "analysis.absence"),
     gpu=False,
     # Decoder entries of all seeds, each multiplied with as many as the model's width.
     cost=Cost(

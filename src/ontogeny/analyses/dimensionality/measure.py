@@ -18,7 +18,13 @@ import numpy as np
 import pandas as pd
 
 from ontogeny.crosscoder.model import Crosscoder
-from ontogeny.features.histories import classes, decoder_norms, normalise, snapshot_numbers
+from ontogeny.features.histories import (
+    classes,
+    decoder_norms,
+    lives,
+    normalise,
+    snapshot_numbers,
+)
 from ontogeny.files import InputError, write_table
 from ontogeny.settings import Settings
 
@@ -41,12 +47,12 @@ def of_decoders(decoders: np.ndarray) -> np.ndarray:
     return D
 
 
-def by_class(decoders: np.ndarray, presence: float) -> dict[str, np.ndarray]:
+def by_class(decoders: np.ndarray, presence: float, absence: float) -> dict[str, np.ndarray]:
     """Which living features are of each class, (F,) bool; the classes overlap in no feature.
 
     Transient features are a class of their own here; the others stand at the last snapshot.
     """
-    initial, transient = classes(normalise(decoder_norms(decoders)), presence)
+    initial, transient = classes(lives(normalise(decoder_norms(decoders)), presence, absence))
     return {
         "initialisation": initial & ~transient,
         "emergent": ~initial & ~transient,
@@ -87,7 +93,9 @@ def measure(
         living = ~pd.read_parquet(density)["dead"].to_numpy()
         decoders = trained.W_dec.numpy()[living]
         D = of_decoders(decoders)
-        groups = {"all": np.ones(len(D), bool)} | by_class(decoders, settings.analysis.presence)
+        groups = {"all": np.ones(len(D), bool)} | by_class(
+            decoders, settings.analysis.presence, settings.analysis.absence
+        )
         if not parts:
             groups["matched"] = matched[living]
         for group, chosen in groups.items():

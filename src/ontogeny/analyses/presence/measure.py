@@ -20,12 +20,12 @@ from ontogeny import devices
 from ontogeny.activations.rows import HeldOut
 from ontogeny.activations.sites import Site
 from ontogeny.analyses.presence.probes import Probes, control_task, stratified
-from ontogeny.analyses.presence.scaling import Bags, Regressor, fold_order, own_activations
+from ontogeny.analyses.presence.scaling import Bags, Regressor, fold_order
 from ontogeny.analyses.presence.settings import Presence
 from ontogeny.analyses.presence.verdicts import COLUMNS, Resampled, correlations, find_verdicts
 from ontogeny.corpus.build import Tokens
 from ontogeny.crosscoder.model import Crosscoder
-from ontogeny.features.held_out import explained, held_out
+from ontogeny.features.held_out import explained, held_out, own_activations
 from ontogeny.features.histories import normalise, snapshot_numbers
 from ontogeny.files import InputError, write_table
 from ontogeny.progress import bar

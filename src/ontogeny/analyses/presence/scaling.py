@@ -35,8 +35,6 @@ import torch
 from scipy import sparse
 from torch.nn.functional import embedding_bag
 
-from ontogeny.crosscoder.model import Crosscoder
-
 BLOCK_ENTRIES = 1 << 26  # of Σ f y in memory at a time
 
 
@@ -131,20 +129,3 @@ def fold_order(
     folds = min(folds, len(numbers))
     fold = rng.permutation(np.arange(len(numbers)) % folds)[of]
     return np.argsort(fold, kind="stable"), np.r_[0, np.cumsum(np.bincount(fold))]
-
-
-def own_activations(crosscoder: Crosscoder, f: sparse.csr_array, site: int) -> sparse.csr_array:
-    """Activations at a site, (N, F), from those at each feature's peak.
-
-    One gate serves all sites, or each lets through what passes its threshold there; the peak's
-    norm is the largest, so that it lets through whatever any does.
-    """
-    if crosscoder.about.gate == "feature":
-        return f
-    r = crosscoder.strength[:, site].cpu().numpy()
-    if crosscoder.about.activation == "jumprelu":
-        t = crosscoder.weights.log_threshold.exp().cpu().numpy()
-    else:
-        t = np.full_like(r, crosscoder.about.threshold)
-    there = f.data * r[f.indices] > t[f.indices]
-    return sparse.csr_array((f.data * there, f.indices, f.indptr), f.shape)

@@ -14,7 +14,9 @@ function featureFacts(one) {
   const rows = [
     kind && ["kind", [h("span", { class: "swatch", "aria-hidden": "true", vars: { "--c": colour(about.colours[kind]) } }), format.name(kind)]],
     ["class", classOf(site, place).join(", ") || "–"],
+    c.doubts && c.doubts[place] && ["doubtful", about.doubts.filter((_, i) => c.doubts[place] & (1 << i)).join("; ")],
     ["onset", `step ${format.step(c.onset[place])}`],
+    ["direction", `settled from step ${format.step(c.settled[place])}`],
     ["peak", `snapshot ${c.peak[place]}, step ${format.step(stepOfPeak(site, place))}`],
     ["lifetime", `${format.fixed(c.lifetime[place])} of the snapshots`],
     ["largest norm", format.number(c.strength[place])],

@@ -1,7 +1,6 @@
 // The list of features that the address describes: what is filtered, and in which order.
 "use strict";
 
-const CLASSES = { initialisation: 1, emergent: 2, transient: 4 };
 // Numbers of a feature: how each is called, shown and drawn.
 const NUMBERS = {
   feature: { label: "feature", show: (x) => String(x) },
@@ -61,7 +60,7 @@ async function listed(site, params) {
     const values = numbers(site, name);
     if (bounds && values) tests.push((p) => values[p] >= bounds[0] && values[p] <= bounds[1]);
   }
-  const classes = chosen(params, "class").reduce((all, name) => all | (CLASSES[name] || 0), 0);
+  const classes = chosen(params, "class").reduce((all, name) => all | classBit(site, name), 0);
   if (classes) tests.push((p) => site.columns.class[p] & classes);
   const kinds = chosen(params, "kind").map((name) => site.about.kinds.indexOf(name));
   if (kinds.length && site.columns.kind) tests.push((p) => kinds.includes(site.columns.kind[p]));
@@ -129,9 +128,15 @@ function chips(path, params) {
 }
 
 /** Classes of a feature in words. */
+/** The bit of a class in the column of classes; 0 of one that this experiment does not have. */
+function classBit(site, name) {
+  const at = site.about.classes.indexOf(name);
+  return at < 0 ? 0 : 1 << at;
+}
+
 function classOf(site, place) {
   const flags = site.columns.class[place];
-  return Object.keys(CLASSES).filter((name) => flags & CLASSES[name]);
+  return site.about.classes.filter((name) => flags & classBit(site, name));
 }
 
 function kindOf(site, place) {
@@ -142,7 +147,7 @@ function kindOf(site, place) {
 function groups(site, by) {
   if (by === "kind" && site.columns.kind)
     return { names: site.about.kinds, of: site.columns.kind };
-  const names = Object.keys(CLASSES);
+  const names = ["initialisation", "emergent", "transient"];
   const of = new Uint8Array(site.count);
   for (let p = 0; p < site.count; p++) {
     const flags = site.columns.class[p];

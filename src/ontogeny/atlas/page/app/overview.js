@@ -81,14 +81,14 @@ function crossings(about) {
 
 /** How many features there are of each kind and class; each is a filter. */
 function census(site, params) {
-  const parts = [["kind", site.about.kinds], ["class", Object.keys(CLASSES)]];
+  const parts = [["kind", site.about.kinds], ["class", site.about.classes]];
   return parts.map(([by, names]) => {
     if (by === "kind" && !site.columns.kind)
       return h("p", { class: "missing" }, site.about.missing.kinds);
     const count = names.map((name, i) => {
       let found = 0;
       for (let p = 0; p < site.count; p++)
-        found += by === "kind" ? site.columns.kind[p] === i : Boolean(site.columns.class[p] & CLASSES[name]);
+        found += by === "kind" ? site.columns.kind[p] === i : Boolean(site.columns.class[p] & classBit(site, name));
       return found;
     });
     const most = Math.max(1, ...count);

@@ -92,7 +92,7 @@ function table(site) {
     if (document.activeElement !== search) search.value = params.get("q") || "";
     fill(filtersPlace,
       site.columns.kind && toggles("kind", about.kinds, params),
-      toggles("class", Object.keys(CLASSES), params),
+      toggles("class", site.about.classes, params),
       about.tasks.length > 0 && select("attribution to", [["", "any task or none"], ...about.tasks.map(({ name }) => [name, format.name(name)])], params.get("task") || "",
         (name) => change({ task: name, sort: name ? "-attribution" : "", least: "", page: "" }), { id: "task" }),
       params.get("task") && h("label", { class: "field" }, h("span", {}, "at least"),

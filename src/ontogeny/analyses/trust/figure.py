@@ -1,0 +1,174 @@
+"""How far births and deaths can be trusted, crosscoder beside crosscoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from ontogeny.analyses.trust.readability import AROUND
+from ontogeny.figures import style
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
+MARKERS = "osD^vP*"
+MEASURES = {
+    "silent_births": "silent\nbirths",
+    "silent_deaths": "silent\ndeaths",
+    "relays": "features\nin relays",
+}
+LEAST = 5  # events that a median is drawn of
+
+
+def draw(
+    names: list[str],
+    strengths: list[Path],
+    trust: list[Path],
+    events: list[Path],
+    relays: list[Path],
+    by_snapshot: list[Path],
+    verdicts: list[Path],
+    output: Path,
+) -> None:
+    """The shares that are doubtful, read-outs around births and deaths, and both signs.
+
+    Parameters
+    ----------
+    names : of the crosscoders; the others are a table each of every crosscoder.
+    output : path without ending. Its CSV has crosscoder, panel ('share', 'birth', 'death',
+        'strength', 'signs', 'relay'), group, x, low, value, high.
+    """
+    drawn: list[pd.DataFrame] = []
+    tables = [pd.read_csv(path) for path in verdicts]
+    with style.paper():
+        figure = style.new_figure(180, 118)
+        (a, b, c), (d, e, f) = figure.subplots(2, 3)
+        for i, name in enumerate(names):
+            _shares(a, tables[i], len(names), name, i, drawn)
+            table = pd.read_csv(events[i])
+            _around(b, table, "birth", name, i, drawn)
+            _around(c, table, "death", name, i, drawn)
+            _snapshots(d, e, pd.read_csv(by_snapshot[i]), name, i, drawn)
+        _relay(f, names, strengths, relays, drawn)
+        a.set_xticks(range(len(MEASURES)), list(MEASURES.values()))
+        a.set(ylim=(0, None), ylabel="share")
+        for axis, event in ((b, "birth"), (c, "death")):
+            axis.axvline(-0.5, color="0.6", linewidth=0.6)
+            axis.set(ylim=(-0.05, 1.05), xlabel=f"snapshots after the {event}")
+        b.set_ylabel("R² / best in life")
+        last = max(pd.read_csv(path)["step"].max() for path in by_snapshot)
+        for axis in (d, e):
+            style.step_axis(axis, last, "log")
+            axis.set_ylim(0, 1.02)
+        d.set_ylabel("normalised strength")
+        e.set_ylabel("share of features")
+        if all(pd.read_csv(path)["signs_agree"].isna().all() for path in by_snapshot):
+            style.empty(e, "one gate serves all snapshots:\nno second sign")
+        titles = ["not to be trusted", "read-out around births", "read-out around deaths"]
+        titles += ["median strength, quartiles", "norm and gate agree", "the closest relay"]
+        for letter, axis, text in zip("abcdef", (a, b, c, d, e, f), titles, strict=True):
+            style.title(axis, letter, text)
+        figure.suptitle(_finding(names[0], tables[0]), x=0.01, ha="left")
+        style.legend(figure, [a], loc="outside lower center", ncols=min(len(names), 6))
+        order = ["crosscoder", "panel", "group", "x", "low", "value", "high"]
+        style.save(figure, pd.concat(drawn, ignore_index=True).reindex(columns=order), output)
+
+
+def _finding(name: str, verdicts: pd.DataFrame) -> str:
+    """What the first crosscoder's numbers say of its frequent features, as a sentence."""
+    own = verdicts[verdicts["group"] == "frequent"].set_index("measure")
+    if not own.loc["relays", "count"]:
+        return f"{name}: no feature is frequent enough to judge"
+    parts = []
+    for event in ("births", "deaths"):
+        row = own.loc[f"silent_{event}"]
+        if row["count"]:
+            parts.append(f"{row['value']:.1%} of {row['count']:.0f} {event} are silent")
+    row = own.loc["relays"]
+    parts.append(f"{row['value']:.1%} of {row['count']:.0f} features are in relays")
+    return f"{name}, frequent features:\n" + ", ".join(parts)
+
+
+def _shares(
+    axis: Axes, verdicts: pd.DataFrame, count: int, name: str, i: int, drawn: list[pd.DataFrame]
+) -> None:
+    shift = (i - (count - 1) / 2) * 0.7 / max(1, count)
+    for group, fill, aside in (("frequent", True, -0.04), ("all", False, 0.04)):
+        own = verdicts[verdicts["group"] == group].set_index("measure").loc[list(MEASURES)]
+        x = np.arange(len(MEASURES)) + shift + aside
+        ends = [own["value"] - own["low"], own["high"] - own["value"]]
+        axis.errorbar(
+            x,
+            own["value"],
+            np.clip(np.array(ends), 0, None),
+            fmt=MARKERS[i % len(MARKERS)],
+            color=COLOURS[i % len(COLOURS)],
+            markerfacecolor=None if fill else "white",
+            markersize=4,
+            elinewidth=0.8,
+            label=name if fill else None,
+        )
+        columns = own.reset_index()[["low", "value", "high"]]
+        drawn.append(columns.assign(crosscoder=name, panel="share", group=group, x=list(MEASURES)))
+
+
+def _around(
+    axis: Axes, events: pd.DataFrame, event: str, name: str, i: int, drawn: list[pd.DataFrame]
+) -> None:
+    """Median and quartiles of R² over the best in life, by distance from the event."""
+    own = events[(events["event"] == event) & events["judged"]]
+    rows = []
+    for offset in AROUND:
+        values = (own[f"r2_{offset:+d}"] / own["best"]).dropna()
+        if len(values) >= LEAST:
+            rows.append((offset, *np.quantile(values, [0.25, 0.5, 0.75])))
+    table = pd.DataFrame(rows, columns=["x", "low", "value", "high"])
+    colour = COLOURS[i % len(COLOURS)]
+    axis.fill_between(table["x"], table["low"], table["high"], color=colour, alpha=0.12, lw=0)
+    axis.plot(table["x"], table["value"], f"{MARKERS[i % len(MARKERS)]}-", color=colour,
+              markersize=3)  # fmt: skip
+    drawn.append(table.assign(crosscoder=name, panel=event, group="all"))
+
+
+def _snapshots(
+    strength: Axes, signs: Axes, table: pd.DataFrame, name: str, i: int, drawn: list[pd.DataFrame]
+) -> None:
+    colour, marker = COLOURS[i % len(COLOURS)], f"{MARKERS[i % len(MARKERS)]}-"
+    low, middle, high = (table[f"strength_{q}"] for q in ("q25", "median", "q75"))
+    strength.fill_between(table["step"], low, high, color=colour, alpha=0.1, lw=0)
+    strength.plot(table["step"], middle, marker, color=colour, markersize=2.5)
+    frame = pd.DataFrame({"x": table["step"], "low": low, "value": middle, "high": high})
+    drawn.append(frame.assign(crosscoder=name, panel="strength", group="all"))
+    if table["signs_agree"].notna().any():
+        signs.plot(table["step"], table["signs_agree"], marker, color=colour, markersize=2.5)
+        frame = pd.DataFrame({"x": table["step"], "value": table["signs_agree"]})
+        drawn.append(frame.assign(crosscoder=name, panel="signs", group="all"))
+
+
+def _relay(
+    axis: Axes,
+    names: list[str],
+    strengths: list[Path],
+    relays: list[Path],
+    drawn: list[pd.DataFrame],
+) -> None:
+    """Normalised strengths of the two features of the relay with the largest overlap of all."""
+    found = [pd.read_csv(path).assign(crosscoder=i) for i, path in enumerate(relays)]
+    every = pd.concat([table for table in found if len(table)] or found[:1])
+    if every.empty:
+        style.empty(axis, "no relay was found")
+        return
+    most = every.sort_values("overlap", kind="stable").iloc[-1]
+    i = int(most["crosscoder"])
+    table = pd.read_parquet(strengths[i])
+    for column, line in (("falling", "-"), ("rising", "--")):
+        own = table[table["feature"] == most[column]]
+        axis.plot(own["step"], own["normalised_strength"], line, color=COLOURS[i % len(COLOURS)],
+                  label=f"feature {int(most[column])}")  # fmt: skip
+        frame = pd.DataFrame({"x": own["step"], "value": own["normalised_strength"]})
+        drawn.append(frame.assign(crosscoder=names[i], panel="relay", group=column))
+    style.step_axis(axis, table["step"].max(), "log")
+    axis.set_ylim(0, 1.02)
+    text = f"{names[i]}, cosine {most['cosine']:.2f}\nactivations correlate {most['overlap']:.2f}"
+    axis.legend(title=text, title_fontsize=6, loc="lower right")

@@ -35,6 +35,7 @@ from ontogeny.analyses.kinds.measure import KINDS
 from ontogeny.atlas import build
 from ontogeny.atlas.gather import FORMAT, Contents
 from ontogeny.features import contexts
+from ontogeny.features.described import CLASSES
 from ontogeny.figures.style import COLOURS
 from ontogeny.files import write_json
 
@@ -125,12 +126,14 @@ def synthetic(features: int, work: Path) -> Contents:
             "feature": np.arange(features),
             "peak_snapshot_index": strength.argmax(1) + 1,
             "onset_step": np.expm1(onset.clip(0)),
+            "settled_step": np.expm1(onset.clip(0)),
             "lifetime": (strength >= 0.5 * strength.max(1, keepdims=True)).mean(1),
             "peak_strength": strength.max(1),
             "density": 10 ** rng.uniform(-5, -1, features),
             "initialisation": initial,
             "emergent": ~initial,
             "transient": rng.random(features) < 0.1,
+            "reappearing": rng.random(features) < 0.02,
             "matched_cosine": rng.uniform(0.3, 1, features),
             "kind": rng.choice(kinds, features),
             "span": np.exp(rng.uniform(0, 3, features)),
@@ -147,7 +150,8 @@ def synthetic(features: int, work: Path) -> Contents:
         "seeds": [0, 1], "steps": STEPS, "numbers": list(range(1, n + 1)), "tokens": 10**8,
         "held_out": 10**6, "features": features, "explained_variance": 0.9, "l0": 40.0, "dead": 0.0,
         "matched_cosine": 0.7, "presence": 0.5, "curve": {"step": STEPS, "loss": loss},
-        "log": None, "kinds": kinds, "missing": {}, "command": "python -m benchmarks.atlas",
+        "log": None, "kinds": kinds, "classes": [*CLASSES], "doubts": [], "missing": {},
+        "command": "python -m benchmarks.atlas",
         "levels": {"unigram_cross_entropy": 7.0, "unigram_crossing_step": 20.0,
                    "bigram_cross_entropy": 5.0, "bigram_crossing_step": 100.0},
         "turning": {"step": 90.0, "low": 64.0, "high": 128.0, "within": 0.8, "between": 0.1},

@@ -273,18 +273,18 @@ def test_histories_rows_and_examples(drawn):
 def test_peaks_numbers(drawn):
     table = csv(drawn, peaks)
     assert list(table["step"]) == STEPS
-    assert list(table["all"]) == [2, 1, 2, 2, 1, 3]
     assert list(table["matched"]) == [0, 0, 0, 0, 1, 3]
+    assert list(table["unmatched"]) == [2, 1, 2, 2, 0, 0]
 
 
 def test_lifetimes_numbers(drawn):
     table = csv(drawn, lifetimes)
     counts = table[table["panel"] == "lifetime"].groupby(["group", "class"])["value"].sum()
-    assert counts["all", "transient"] == 3
+    assert counts[:, "transient"].sum() == 3
     assert counts["matched", "emergent"] == 4
     for kind in style.KINDS:  # every onset is in a bin, the last one's edge included
         binned = table[table["panel"] == f"onset_{kind}"].groupby("group")["value"].sum()
-        assert dict(binned) == {"all": 8, "matched": 4}
+        assert dict(binned) == {"matched": 4, "unmatched": 4}
     sweep = table[(table["panel"] == "sweep") & (table["class"] == "transient")]
     assert list(sweep["value"]) == [1, 3, 5]
 
@@ -314,11 +314,12 @@ def test_kinds_numbers(drawn):
         "current_token": 3, "previous_token": 3, "induction": 0, "context": 2, "none": 3,
     }  # fmt: skip
     assert counts.loc["context", "permuted"] == 1
-    strength = table[(table["panel"] == "strength") & (table["group"] == "all")]
+    strength = table[table["panel"] == "strength"]
     assert set(strength["kind"]) == {"current_token", "previous_token", "context"}
+    assert set(strength["group"]) == {"matched", "unmatched"}
     assert (strength["low"] <= strength["high"]).all()
-    onset = table[(table["panel"] == "onset") & (table["group"] == "all")]
-    assert (onset.groupby("kind")["value"].max() == 1).all()
+    onset = table[table["panel"] == "onset"]
+    assert (onset.groupby(["kind", "group"])["value"].max() == 1).all()
 
 
 def test_stability_numbers(drawn):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,27 +24,27 @@ def draw(features: Path, classes: Path, output: Path) -> None:
     Parameters
     ----------
     output : path without ending. Its CSV has panel ('lifetime', 'onset_log', 'onset_linear',
-        'onset_cumulative', 'sweep'), group ('all', 'matched'), class, low, high, value: a count
-        in the bin [low, high), the last bin closed; for 'onset_cumulative' the number of features
-        with onset at or before low; for 'sweep' the count at threshold low.
+        'onset_cumulative', 'sweep'), group ('matched', 'unmatched'; of 'sweep' 'all'), class, low,
+        high, value: a count in the bin [low, high), the last bin closed; for 'onset_cumulative' the
+        number of features with onset at or before low; for 'sweep' the count at threshold low.
     """
     living = style.read_living(features, ["lifetime", "onset_step", *CLASSES])
     sweep = style.read(classes, ["presence", *CLASSES])
     emergent = living[living["emergent"]]
-    groups = {"all": emergent, "matched": emergent[emergent["matched"]]}
-    onsets = {group: own["onset_step"].to_numpy() for group, own in groups.items()}
+    groups = style.by_match(living)
+    onsets = {g: e["onset_step"].to_numpy() for g, e in style.by_match(emergent).items()}
     last = max(1.0, emergent["onset_step"].max()) if len(emergent) else 1.0
     drawn: list[pd.DataFrame] = []
     with style.paper():
         figure = style.new_figure(180, 125)
         grid = figure.subplots(2, 3)
-        _lifetimes(grid[0, 0], living, "all", drawn)
-        _lifetimes(grid[0, 1], living[living["matched"]], "matched", drawn)
+        for axis, (group, own) in zip(grid[0], groups.items(), strict=False):
+            _lifetimes(axis, own, group, drawn)
         _sweep(grid[0, 2], sweep, drawn)
         for axis, kind in zip(grid[1], style.KINDS, strict=False):
             _onsets(axis, onsets, last, kind, drawn)
         _cumulative(grid[1, 2], onsets, last, drawn)
-        texts = [f"all living ({len(living):,})", f"matched alone ({living['matched'].sum():,})"]
+        texts = [f"{group} ({len(own):,})" for group, own in groups.items()]
         texts += ["classes by threshold, all living"]
         texts += [f"onsets, emergent ({len(emergent):,})"] * 2 + ["onsets up to a step"]
         for letter, axis, text in zip("abcdef", grid.flat, texts, strict=True):
@@ -108,7 +109,9 @@ def _onsets(
         edges = np.expm1(np.linspace(0, np.log1p(last), ONSET_BINS + 1))
     for group, steps in onsets.items():
         colour = style.COLOURS[group]
-        counts = style.histogram(axis, steps, edges, fill=True, color=colour, label=group)
+        fill, over = group == "matched", 1 if group == "matched" else 2
+        look: dict[str, Any] = {"fill": fill, "color": colour, "zorder": over}
+        counts = style.histogram(axis, steps, edges, label=group, **look)
         drawn.append(_rows(f"onset_{kind}", group, "emergent", edges[:-1], edges[1:], counts))
     style.step_axis(axis, last, kind)
     label = "onset, training step" + (" (log axis)" if kind == "log" else "")
@@ -123,7 +126,7 @@ def _cumulative(
     for group, steps in onsets.items():
         x = np.r_[0, np.sort(steps), last]
         counts = np.r_[0 : len(steps) + 1, len(steps)]
-        colour = "0.35" if group == "all" else style.COLOURS[group]
+        colour = style.COLOURS[group]
         axis.step(x, counts, where="post", color=colour, label=f"{group} ({len(steps):,})")
         drawn.append(_rows("onset_cumulative", group, "emergent", x, x, counts))
     style.step_axis(axis, last, "log")

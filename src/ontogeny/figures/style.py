@@ -29,6 +29,7 @@ KINDS: tuple[Kind, Kind] = ("log", "linear")
 COLOURS = {
     "all": "#B5B5B5",
     "matched": "#009E73",
+    "unmatched": "#B5B5B5",
     "initialisation": "#0072B2",
     "emergent": "#D55E00",
     "transient": "#CC79A7",
@@ -125,6 +126,11 @@ def by_class(living: pd.DataFrame) -> dict[str, pd.DataFrame]:
         "emergent": kept[kept["emergent"]],
         "transient": living[living["transient"]],
     }
+
+
+def by_match(living: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The features that come again in another seed, of which "when" may be said, and the rest."""
+    return {"matched": living[living["matched"]], "unmatched": living[~living["matched"]]}
 
 
 def matched_note(living: pd.DataFrame) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,9 +24,9 @@ def draw(features: Path, strengths: Path, kinds: Path, control: Path, output: Pa
     kinds : the kinds table; feature, kind.
     control : the control's table; kind, features, permuted.
     output : path without ending. Its CSV has panel ('strength', 'onset', 'count'), kind, group
-        ('all', 'matched', 'permuted'), snapshot_index, step, low, high, value: for 'strength' the
-        mean and quartiles; for 'onset' the share of the kind's features with onset at or before
-        the step; for 'count' the number of features.
+        ('matched', 'unmatched'; of 'count' 'all', 'matched', 'permuted'), snapshot_index, step,
+        low, high, value: for 'strength' the mean and quartiles; for 'onset' the share of the kind's
+        features with onset at or before the step; for 'count' the number of features.
 
     References
     ----------
@@ -53,20 +54,23 @@ def draw(features: Path, strengths: Path, kinds: Path, control: Path, output: Pa
                 if not count:
                     continue
                 colour = style.COLOURS[name]
-                for group, part in (("all", some), ("matched", some[some["matched"]])):
+                label = f"{name.replace('_', '-').replace('-token', ' token')} ({count:,})"
+                axis.plot([], [], marker + "-", color=colour, label=label)
+                for group, part in style.by_match(some).items():
+                    if part.empty:
+                        continue
                     curve = _curve(part, name, group)
-                    if group == "all":
+                    if group == "matched":
                         axis.fill_between(
                             curve["step"], curve["low"], curve["high"], color=colour, alpha=0.13,
                             linewidth=0,
                         )  # fmt: skip
-                    label = f"{name.replace('_', '-').replace('-token', ' token')} ({count:,})"
                     axis.plot(
                         curve["step"],
                         curve["value"],
-                        marker + "-" if group == "all" else "--",
+                        marker + "-" if group == "matched" else ":",
                         color=colour,
-                        label=label if group == "all" else None,
+                        alpha=1 if group == "matched" else 0.6,
                     )
                     if kind == "log":
                         drawn.append(curve)
@@ -99,14 +103,16 @@ def _onsets(axis: Axes, living: pd.DataFrame, last: float, drawn: list[pd.DataFr
     """Share of each kind's features that have appeared, over steps."""
     for name in KINDS:
         some = living[living["kind"] == name]
-        for group, part in (("all", some), ("matched", some[some["matched"]])):
+        for group, part in style.by_match(some).items():
             if part.empty:
                 continue
             x = np.sort(part["onset_step"].to_numpy())
             steps = np.r_[0, x, last]
             share = np.r_[0, np.arange(1, len(x) + 1), len(x)] / len(x)
-            line = "-" if group == "all" else "--"
-            axis.step(steps, share, line, where="post", color=style.COLOURS[name])
+            look: dict[str, Any] = {"linestyle": "-"}
+            if group == "unmatched":
+                look = {"linestyle": ":", "alpha": 0.6}
+            axis.step(steps, share, where="post", color=style.COLOURS[name], **look)
             drawn.append(
                 pd.DataFrame({"step": steps, "value": share}).assign(
                     panel="onset", kind=name, group=group

@@ -232,13 +232,13 @@ def analysed(finished, tmp_path_factory):
     given = yaml.safe_load((folder / "config.yaml").read_text())
     given |= {
         "name": "hostile",
-        "analyses": ["dimensionality", "kinds", "contexts", "complexity", "circuits"],
+        "analyses": ["dimensionality", "kinds", "contexts", "complexity", "trust", "circuits"],
         "circuits": {"tasks": ["induction"], "pairs": 16, "path_steps": 2},
         "complexity": {"longest": 4, "contexts": 1},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(given))
     experiment = Experiment(folder, settings.load(given))
-    for name in ("tasks", "attribution", "span"):
+    for name in ("tasks", "attribution", "span", "trust"):
         running.call(experiment, registry.stages()[name])
 
     data, tokenizer = experiment.tokens(), experiment.path("tokenizer")

@@ -19,6 +19,7 @@ from ontogeny.analyses.dimensionality.measure import of_decoders
 from ontogeny.atlas import build, gather, pack, reads
 from ontogeny.corpus.pieces import visible
 from ontogeny.experiment import Experiment
+from ontogeny.features.described import CLASSES, DOUBTS
 from ontogeny.features.histories import direction_cosines
 from ontogeny.files import InputError
 
@@ -60,12 +61,17 @@ def test_columns_are_the_tables(site, table, analysed):
     assert found["feature"].tolist() == table["feature"].tolist()
     assert found["peak"].tolist() == table["peak_snapshot_index"].tolist()
     names = {"onset": "onset_step", "lifetime": "lifetime", "strength": "peak_strength"}
-    names |= {"density": "density", "cosine": "matched_cosine"}
+    names |= {"density": "density", "cosine": "matched_cosine", "settled": "settled_step"}
     for ours, theirs in names.items():
         np.testing.assert_array_equal(found[ours], table[theirs].to_numpy(np.float32), ours)
-    flags = found["class"]
-    for bit, name in ((1, "initialisation"), (2, "emergent"), (4, "transient")):
-        assert ((flags & bit) > 0).tolist() == table[name].tolist()
+    classes = read(site, "experiment")["classes"]
+    assert classes == [*CLASSES, "doubtful"]
+    trust = analysed.table("trust").set_index("feature").loc[table["feature"], list(DOUBTS)]
+    of_class = table.assign(doubtful=trust.any(axis=1).to_numpy())
+    for bit, name in enumerate(classes):
+        assert ((found["class"] & 1 << bit) > 0).tolist() == of_class[name].tolist()
+    for bit, name in enumerate(DOUBTS):
+        assert ((found["doubts"] & 1 << bit) > 0).tolist() == trust[name].tolist()
     kinds = analysed.table("kinds").set_index("feature")["kind"]
     about = read(site, "experiment")
     for feature, kind in zip(table["feature"], found["kind"], strict=True):

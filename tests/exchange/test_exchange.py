@@ -260,8 +260,7 @@ def test_what_is_imported_goes_on_to_histories_and_single_features(tmp_path):
     readout = Readout(loaded, which)
     sums = torch.zeros(B, 2)
     for site in range(N):
-        E, mean = readout.weights(site)
-        sums += (x[:, site] - mean) @ E.T
+        sums += (x[:, site] - readout.centre(site)) @ readout.weights(site).T
     found = readout.activations(sums, torch.arange(2))
     torch.testing.assert_close(found, loaded.encode(x).amax(2)[:, which], atol=1e-5, rtol=1e-5)
 

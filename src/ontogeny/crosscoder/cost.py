@@ -182,6 +182,7 @@ def _train(sizes: Sizes, dictionary: Dictionary) -> Job:
     begins = 6.0 * F * (dictionary.I + dictionary.O) * (1 if sizes.gpu else 0.5)
     ends = float(dictionary.full) + dictionary.tensors * (1 + sizes.gpu)
     host["weights as they begin" if begins > ends else "full decoders, to save"] = max(begins, ends)
+    host |= of_rows.table(dictionary)
     device = on_device(sizes, dictionary)
     item = {"principal": 2 * columns, "full": sizes.item * columns}
     rows = (

@@ -26,7 +26,13 @@ from ontogeny import devices
 from ontogeny.activations import feed
 from ontogeny.activations.rows import Cached, HeldOut, RowPaths, SiteRows, pieces
 from ontogeny.activations.sites import Site, folder_name
-from ontogeny.activations.sizes import FULL_TABLE, LARGEST_TABLE, PIECE_ROWS, STREAMED_ROWS
+from ontogeny.activations.sizes import (
+    FULL_TABLE,
+    LARGEST_TABLE,
+    LEAST_COUNT,
+    PIECE_ROWS,
+    STREAMED_ROWS,
+)
 from ontogeny.activations.table import FORMAT, lookup
 from ontogeny.corpus.build import Tokens
 from ontogeny.files import whole
@@ -34,7 +40,6 @@ from ontogeny.progress import bar
 from ontogeny.settings import Settings
 
 SHRINKAGE = 5.0  # rows that the mean of all counts for beside a token's own
-LEAST_COUNT = 20  # rows of a token that has an entry in a table which cannot have all
 PAIR_ROWS = 1 << 16  # held-out rows that the pair table is measured on, the first
 TOKENS = 1 << 20  # that are counted at a time
 Grouping = Callable[[np.ndarray], np.ndarray]  # (B, 2) tokens of rows → (B,) numbers of groups

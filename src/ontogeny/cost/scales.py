@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import reduce
 from typing import Any, cast
 
+from ontogeny.activations.sizes import COMPARED_TOKENS
 from ontogeny.cost import machines
 from ontogeny.cost.sizes import Dictionary, Sizes
 from ontogeny.cost.terms import Job, Work, base
@@ -78,6 +79,7 @@ SCALES: dict[str, Callable[[Sizes, Dictionary], float]] = {
     "held-out rows": lambda z, d: z.held_out_rows,
     "all sites": lambda z, d: z.places * z.snapshots,
     "table rows": lambda z, d: z.table_rows,
+    "compared tokens": lambda z, d: min(COMPARED_TOKENS, z.model.vocabulary),
     "streamed table rows": lambda z, d: z.table_rows * z.streamed,
     "active features": _active,
     # Operations: of a token's forward pass; of the held-out rows encoded, and decoded

@@ -6,8 +6,9 @@ tokens share the last one, the overall mean. Nothing here imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -35,21 +36,20 @@ def open_tables(path: str | Path) -> h5py.File:
     return file
 
 
-def of_sites(path: str | Path, sites: Sequence[Site], name: str) -> np.ndarray:
-    """What the tables say of each of some sites under a name, (N, …).
+def of_sites(path: str | Path, sites: Sequence[Site], name: str) -> Iterator[Any]:
+    """What the tables have of each of some sites under a name, one after another.
 
     Raises
     ------
     InputError : a site is not there, or as `open_tables`.
     """
     with open_tables(path) as file:
-        steps, found = list(file.attrs["steps"]), []
+        steps = list(file.attrs["steps"])
         for site in sites:
             place = folder_name(site.layer, site.stream)
             if place not in file or site.snapshot not in steps:
                 raise InputError(f"{path}: holds no {site.name}; delete it to make it again")
-            found.append(file[f"{place}/{name}"][steps.index(site.snapshot)])
-    return np.stack(found)
+            yield file[f"{place}/{name}"][steps.index(site.snapshot)]
 
 
 class Table:
@@ -76,19 +76,22 @@ class Table:
     ) -> None:
         with open_tables(path) as file:
             self.token: np.ndarray = file["token"][:]
-        raw = of_sites(path, sites, "table")
+            width = int(file.attrs["width"])
         if scales is None:
-            left = of_sites(path, sites, "left_norm")
+            left = np.array(list(of_sites(path, sites, "left_norm")))
             if not left.all():
                 site = sites[int((left == 0).argmax())]
                 raise InputError(
                     f"{site.name}: the token alone gives every row, so that the token table leaves "
                     "nothing to learn; set token_table: false, or leave the site out of inputs"
                 )
-            scales = (raw.shape[2] ** 0.5 / left).astype(np.float32)
+            scales = (width**0.5 / left).astype(np.float32)
         self.scales = scales
-        scaled = (raw * scales[:, None, None]).clip(-HALF, HALF)
-        self.values = scaled.astype(np.float16).astype(np.float32)
+        self.values = np.empty((len(sites), len(self.token) + 1, width), np.float32)
+        for own, raw, scale in zip(
+            self.values, of_sites(path, sites, "table"), scales, strict=True
+        ):
+            own[:] = (raw * scale).clip(-HALF, HALF).astype(np.float16)
         self._entry = lookup(self.token)
 
     def entry(self, ids: np.ndarray) -> np.ndarray:

@@ -163,8 +163,8 @@ def measure(settings: Settings, rows: RowPaths, token_tables: Path) -> None:
     ----------
     rows : where the rows lie, and the tokens.
     token_tables : HDF5; `token` (M,) ids with an entry, `count` (M,) rows of each; attributes
-        tokens, steps, rows (that the tables come from), covered (share of these whose token has an
-        entry); for each layer and stream a group `STREAM.LAYER` with, by snapshot,
+        tokens, steps, width, rows (that the tables come from), covered (share of these whose token
+        has an entry); for each layer and stream a group `STREAM.LAYER` with, by snapshot,
             table               (n, M + 1, D) float32, in raw units; the last entry is the mean
             left_norm           (n,) mean norm of the first activations.window rows less it
             explained           (n,) share of the held-out rows' variance that it explains
@@ -199,6 +199,7 @@ def measure(settings: Settings, rows: RowPaths, token_tables: Path) -> None:
                 counts = [count.to(device) for count in _counts(train, limit, both, sizes)]
                 file["token"], file["count"] = token, every.numpy()[token]
                 facts = {"format": FORMAT, "tokens": train.tokens, "steps": steps, "rows": limit}
+                facts["width"] = train.width
                 file.attrs.update(facts | {"covered": float(every[token].sum() / limit)})
             by_token, by_pair = _sums(train, limit, both, sizes, device)
             mean = by_token.sum(0) / limit

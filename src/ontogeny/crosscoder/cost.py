@@ -224,4 +224,6 @@ def _train(sizes: Sizes, dictionary: Dictionary) -> Job:
     host |= of_rows.loading(sizes)
     held = R if dictionary.principal else None
     device |= of_rows.streams_memory(sizes, n, dictionary.snapshots, held)
+    if held and dictionary.table:
+        device["token table"] = dictionary.table / 2
     return job(sizes.gpu, work, host, device)

@@ -253,7 +253,8 @@ def measure(
     count = max(1, round(float(by_site["l0"].mean())))
     by_site.insert(1, "pca_explained_variance", pca(settings, trained, paths, count))
     by_token, by_pair = (
-        of_sites(paths.tables, outputs.sites, name) for name in ("explained", "explained_by_pairs")
+        np.array(list(of_sites(paths.tables, outputs.sites, name)))
+        for name in ("explained", "explained_by_pairs")
     )
     beyond = 1 - (1 - by_site["explained_variance"]) / (1 - by_token)
     by_site.insert(1, "explained_variance_beyond", beyond)

@@ -252,7 +252,9 @@ class Crosscoder:
     @torch.no_grad()
     def pre_activations(self, activations: Tensor, ids: Ids = None) -> Tensor:
         """h, (B, F), from normalised activations (B, N_in, D); ids as for `encode`."""
-        x = projected(activations - self.table(ids), self._mean, self._basis)
+        if self.about.token_table:
+            activations = activations - self.table(ids)
+        x = projected(activations, self._mean, self._basis)
         return pre_activations(x, self.weights.W_enc, self.weights.b_enc)
 
     @torch.no_grad()

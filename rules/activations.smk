@@ -86,6 +86,7 @@ rule stack:
 
 rule basis:
     input:
+        unpack(basis_tables),
         stacks=basis_stacks,
         rows=basis_rows,
     output:
@@ -104,7 +105,7 @@ rule basis:
         activations=ROWS,
         code=code("ontogeny.activations.basis"),
         experiment=experiment,
-        reads=reads(basis_stacks, basis_rows),
+        reads=reads(basis_tables, basis_stacks, basis_rows),
     message:
         "Principal subspace of {wildcards.sites}"
     shell:
@@ -113,6 +114,7 @@ rule basis:
 
 rule project:
     input:
+        unpack(basis_tables),
         stacks=basis_stacks,
         rows=basis_rows,
         basis=at("basis"),
@@ -130,7 +132,7 @@ rule project:
     params:
         code=code("ontogeny.activations.subspace"),
         experiment=experiment,
-        reads=reads(basis_stacks, basis_rows),
+        reads=reads(basis_tables, basis_stacks, basis_rows),
     message:
         "Projecting shard {wildcards.shard} of {wildcards.sites}"
     shell:

@@ -224,8 +224,11 @@ def extracted(step, shard):
 def projected_before(wildcards):
     """What has to be projected before a later shard is extracted: the last shard but one."""
     before = int(wildcards.shard) - 2
+    if before < 0:
+        return []
     bases = E.bases(S.crosscoders_to_train)
-    return [ancient(str(E.projected(sites)[before])) for sites in bases if before >= 0]
+    projected = [E.projected(sites)[before] for sites in bases]
+    return [ancient(str(path)) for path in [E.path("token_tables"), *projected]]
 
 
 def stacked(wildcards):
@@ -238,6 +241,11 @@ def stacked(wildcards):
 def basis_rows(wildcards):
     """The training rows of a basis, of a shard, or what they are streamed from."""
     return strings(E.training_rows(BASES[wildcards.sites], wildcards.get("shard", 0)))
+
+
+def basis_tables(wildcards):
+    """The token tables, where one is taken off the rows of a basis."""
+    return {name: strings(files) for name, files in E.tables_of(BASES[wildcards.sites]).items()}
 
 
 def basis_stacks(wildcards):

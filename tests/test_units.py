@@ -289,6 +289,7 @@ def activations(tmp_path_factory):
             store.Writer(train, "activations", 2000, D, "float32").write(values)
             store.Writer(file, "held_out/activations", 2000, D, "float32").write(values)
             file["held_out/position"] = np.zeros((2000, 2), np.uint32)
+            file["held_out/token"] = np.zeros((2000, 2), np.int32)
             norms = extract.norms(torch.from_numpy(values))
             facts = {"layer": 0, "stream": "residual", "dtype": "float32", "tokens": "t"}
             facts |= {"shard_rows": [2000], "seed": 0, "step": step}

@@ -295,8 +295,10 @@ def basis(experiment: Experiment, sites: str) -> None:
 
     settings, name = experiment.settings, _of_basis(experiment, sites)
     device = devices.choose(settings.device)
-    chosen = expand(settings.all_crosscoders[name].inputs, experiment.steps)
-    rows = feed.site_rows(settings, chosen, experiment.row_paths(name), device)
+    crosscoder, where = settings.all_crosscoders[name], experiment.row_paths(name)
+    chosen = expand(crosscoder.inputs, experiment.steps)
+    table = feed.table_of(crosscoder, chosen, where)
+    rows = feed.site_rows(settings, chosen, where, device, table)
     stage.build(settings.basis, rows, experiment.path("basis", sites=sites), device)
 
 
@@ -308,13 +310,15 @@ def basis(experiment: Experiment, sites: str) -> None:
 def project(experiment: Experiment, sites: str, shard: int) -> None:
     """Write a SHARD of the training rows in the principal subspace of SITES."""
     from ontogeny import devices
-    from ontogeny.activations import subspace
+    from ontogeny.activations import feed, subspace
     from ontogeny.activations.rows import Cached
     from ontogeny.activations.sites import expand
 
     settings, name = experiment.settings, _of_basis(experiment, sites)
-    chosen = expand(settings.all_crosscoders[name].inputs, experiment.steps)
-    rows = Cached(experiment.path("activations"), chosen)
+    crosscoder = settings.all_crosscoders[name]
+    chosen = expand(crosscoder.inputs, experiment.steps)
+    table = feed.table_of(crosscoder, chosen, experiment.row_paths(name))
+    rows = Cached(experiment.path("activations"), chosen, table)
     basis = experiment.path("basis", sites=sites)
     output = experiment.path("projected", sites=sites, shard=shard)
     subspace.project(basis, rows, shard, output, devices.choose(settings.device))

@@ -226,6 +226,17 @@ class Experiment:
         """Whether training rows lie on disk, not computed when they are wanted."""
         return self.settings.activations.mode == "cached"
 
+    def all_rows(self) -> Source:
+        """The training rows of all sites, of the first shard, or what they are streamed from."""
+        from ontogeny.activations.rows import RowPaths
+
+        snapshots, tokens = self.path("snapshots"), self.path("tokens")
+        files = [self.path("stack", site=site) for site in self.sites] + [tokens]
+        files += [path for step in self.steps for path in self.rows_of(step, 0, self.sites)]
+        files += [] if self.cached else self.source("snapshots").files
+        where = RowPaths(self.path("activations"), snapshots=snapshots, tokens=tokens)
+        return Source(files, where)
+
     def rows_of(self, step: Any, shard: Any, sites: Iterable[str]) -> list[Path]:
         """Files of a snapshot's training rows, of one shard, where they are on disk at all."""
         if not self.cached:
@@ -242,7 +253,7 @@ class Experiment:
     def basis_of(self, crosscoder: str) -> str | None:
         """Name of the basis that a crosscoder is trained in; None for all dimensions."""
         chosen = self.settings.all_crosscoders[crosscoder]
-        return basis_name(chosen.inputs) if chosen.basis != "full" else None
+        return basis_name(chosen) if chosen.basis != "full" else None
 
     def bases(self, crosscoders: Iterable[str]) -> dict[str, str]:
         """The bases of some crosscoders, each with the first that is trained in it."""
@@ -260,21 +271,27 @@ class Experiment:
 
     def training_sources(self, crosscoder: str) -> dict[str, list[Path]]:
         """What a crosscoder is trained on, and the stacks that the scales come from."""
-        basis = self.basis_of(crosscoder)
-        files = {"stacks": self.stacks(crosscoder)}
+        basis, chosen = self.basis_of(crosscoder), self.settings.all_crosscoders[crosscoder]
+        files = {"stacks": self.stacks(crosscoder)} | self.tables_of(crosscoder)
         if basis is not None:
             files["basis"] = [self.path("basis", sites=basis)]
         if basis is not None and self.cached:
             files["projected"] = self.projected(basis)
-            if self.settings.all_crosscoders[crosscoder].basis == "principal":
+            if chosen.basis == "principal":
                 return files
         return files | {"rows": self.training_rows(crosscoder)}
+
+    def tables_of(self, crosscoder: str) -> dict[str, list[Path]]:
+        """The token tables, where the crosscoder has one taken off its rows."""
+        has = self.settings.all_crosscoders[crosscoder].token_table
+        return {"tables": [self.path("token_tables")]} if has else {}
 
     def fidelity_sources(self, crosscoder: str) -> dict[str, list[Path]]:
         """What a crosscoder's fidelity is measured with: the rows, for PCA, and all snapshots."""
         basis = self.basis_of(crosscoder)
         files = {"stacks": self.stacks(crosscoder), "tokens": [self.path("tokens")]}
-        files["snapshots"] = self.source("snapshots").files
+        files |= {"snapshots": self.source("snapshots").files}
+        files |= {"tables": [self.path("token_tables")]}
         if basis is not None:
             return files | {"basis": [self.path("basis", sites=basis)]}
         return files | {"rows": self.training_rows(crosscoder)}
@@ -290,6 +307,7 @@ class Experiment:
             () if basis is None else tuple(self.projected(basis)),
             self.path("snapshots"),
             self.path("tokens"),
+            self.path("token_tables"),
         )
 
     @property

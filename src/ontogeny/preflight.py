@@ -23,11 +23,12 @@ from ontogeny.snapshots import sources
 # Datasets that a product's HDF5 files hold; the first whose pattern fits counts.
 CONTENTS = {
     "tokens": ("tokens",),
-    "rows": ("activations", "position"),
+    "rows": ("activations", "position", "token"),
     "held_out": ("held_out",),
     "stack": ("held_out",),
     "projected": ("projected",),
     "basis": ("basis", "turn", "mean"),
+    "token_tables": ("token", "count"),
 }
 
 

@@ -45,9 +45,12 @@ def fidelity_numbers(experiment: Experiment, crosscoder: str) -> dict[str, Any]:
     return {
         "explained_variance_mean": float(sites["explained_variance"].mean()),
         "explained_variance_min": float(sites["explained_variance"].min()),
+        "explained_variance_beyond_mean": float(sites["explained_variance_beyond"].mean()),
         "l0_mean": float(sites["l0"].mean()),
         "dead_fraction": float(pd.concat(dead).mean()),
         "pca_explained_variance": float(sites["pca_explained_variance"].mean()),
+        "token_explained_variance": float(sites["token_explained_variance"].mean()),
+        "pair_explained_variance": float(sites["pair_explained_variance"].mean()),
         "loss_recovered_last": float(last["loss_recovered"].mean()),
     }
 

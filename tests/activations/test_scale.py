@@ -42,6 +42,7 @@ def folder(tmp_path_factory) -> Path:
             store.Writer(train, "activations", ROWS, D, "float16").write(values)
             store.Writer(file, "held_out/activations", ROWS, D, "float16").write(values)
             file["held_out/position"] = np.zeros((ROWS, 2), np.uint32)
+            file["held_out/token"] = np.zeros((ROWS, 2), np.int32)
             store.describe(train, facts)
             store.describe(file, facts)
     return place.parent

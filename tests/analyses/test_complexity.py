@@ -95,8 +95,7 @@ def test_a_readout_of_single_sites_is_the_crosscoder(kind):
     assert readout.scales.tolist() == made.scales_in.tolist()
     sums = torch.zeros(40, 3)
     for n in range(len(STEPS)):
-        E, mean = readout.weights(n)
-        sums += (x[:, n] - mean) @ E.T
+        sums += (x[:, n] - readout.centre(n)) @ readout.weights(n).T
     found = readout.activations(sums, torch.arange(3))
     torch.testing.assert_close(found, full[:, chosen], atol=1e-5, rtol=1e-4)
 

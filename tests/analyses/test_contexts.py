@@ -404,6 +404,7 @@ def experiment(tmp_path_factory):
         with h5py.File(place / f"step{step}.h5", "w") as file:
             store.Writer(file, "held_out/activations", *one.shape, "float16").write(one)
             file["held_out/position"] = position
+            file["held_out/token"] = np.stack([ids[block + 2, offset]] * 2, 1).astype(np.int32)
             more = {"layer": 0, "stream": "residual", "dtype": "float16", "tokens": "digest"}
             more |= {"seed": 0, "shard_rows": [0], "step": step, "centred_norm": 6**0.5}
             store.describe(file, more)
@@ -430,7 +431,8 @@ def experiment(tmp_path_factory):
     names = ("crosscoder", "activations", "snapshots", "tokens.h5", "tokenizer.json")
     paths = [folder / name for name in names]
     measure.measure(s, *paths, folder / "contexts.h5", folder / "contexts.parquet")
-    f = c.encode(torch.from_numpy(values.transpose(1, 0, 2).astype(np.float32))).numpy()
+    x = torch.from_numpy(values.transpose(1, 0, 2).astype(np.float32))
+    f = c.encode(x * c.scales_in[:, None]).numpy()
     return s, paths, folder, c, ids, position.astype(int), f
 
 

@@ -102,7 +102,7 @@ def test_rows_that_no_disk_holds_are_refused(shapes, monkeypatch):
     assert limits.faults(settings.load(given), shapes) == []
     given["activations"]["mode"] = "cached"
     (said,) = limits.faults(settings.load(given), shapes)
-    assert said.startswith("activations.budget: the training rows need 39.5 TB more on disk")
+    assert said.startswith("activations.budget: the training rows need 39.7 TB more on disk")
     assert "has 1.2 TB free; set activations.mode: streamed, or lower activations.budget" in said
     assert "\n" not in said
 

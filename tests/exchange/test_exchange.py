@@ -110,6 +110,39 @@ def agree(trained: Crosscoder, f: np.ndarray, reconstruction: np.ndarray, x: tor
     np.testing.assert_allclose(reconstruction, wanted, atol=3e-5)
 
 
+def tabled(folder: Path) -> Crosscoder:
+    """One with a token table, saved and loaded."""
+    without = crosscoder("batch_topk", "snapshot", "full")
+    about = replace(without.about, token_table=True)
+    rng = torch.Generator().manual_seed(6)
+    table = {"token": torch.tensor([0, 2, 5]), "token_table": torch.randn(N, 4, D, generator=rng)}
+    table["token_table"] = table["token_table"].half()
+    Crosscoder(about, without._tensors | table).save(folder)
+    return Crosscoder.load(folder)
+
+
+def test_a_token_table_goes_along_or_is_refused(tmp_path):
+    made, without = tabled(tmp_path / "seed0"), crosscoder("batch_topk", "snapshot", "full")
+    x, ids = rows(made), torch.arange(B) % 7
+    T = made._tensors["token_table"].float()[:, [0, 3, 1, 3, 3, 2, 3]][:, ids].transpose(0, 1)
+    f = made.encode(x + T, ids)
+    torch.testing.assert_close(f, without.encode(x), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(made.decode(f, ids), without.decode(f) + T, atol=1e-5, rtol=1e-5)
+    hub.write(tmp_path / "seed0", tmp_path / "hub", None)
+    hub.read(tmp_path / "hub", tmp_path / "back")
+    assert torch.equal(Crosscoder.load(tmp_path / "back").encode(x, ids), made.encode(x, ids))
+    card = (tmp_path / "hub/README.md").read_text()
+    assert "crosscoder.decode(f, ids)" in card
+    for write, site in ((llamascopium.write, {}), (saelens.write, {"step": 4})):
+        with pytest.raises(InputError, match="token table, for which the format has no place"):
+            write(made, tmp_path / "other", **site)
+    file = tmp_path / "hub/crosscoder.safetensors"
+    tensors = load_file(file)
+    save_file(tensors | {"token_table": tensors["token_table"][1:]}, file)
+    with pytest.raises(InputError, match="token tables are"):
+        hub.read(tmp_path / "hub", tmp_path / "again")
+
+
 # llamascopium
 
 
@@ -260,8 +293,7 @@ def test_what_is_imported_goes_on_to_histories_and_single_features(tmp_path):
     readout = Readout(loaded, which)
     sums = torch.zeros(B, 2)
     for site in range(N):
-        E, mean = readout.weights(site)
-        sums += (x[:, site] - mean) @ E.T
+        sums += (x[:, site] - readout.centre(site)) @ readout.weights(site).T
     found = readout.activations(sums, torch.arange(2))
     torch.testing.assert_close(found, loaded.encode(x).amax(2)[:, which], atol=1e-5, rtol=1e-5)
 

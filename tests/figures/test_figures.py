@@ -13,6 +13,7 @@ from conftest import tiny
 from ontogeny import settings
 from ontogeny.analyses.dimensionality import figure as dimensionality
 from ontogeny.analyses.kinds import figure as kinds
+from ontogeny.analyses.tokens import figure as tokens
 from ontogeny.figures import (
     directions,
     divergence,
@@ -101,6 +102,7 @@ def write_tables(folder, matching: str = "some"):
         site["stream"] = "residual"
         site["explained_variance"] = 0.9 - 0.1 * seed
         site["pca_explained_variance"] = 0.5
+        site["token_explained_variance"], site["pair_explained_variance"] = 0.8, 0.85
         site["l0"], site["l0_present"] = 8.0, 7.0
         site["loss"] = 3.0
         site["loss_ablated"] = 3.0 + np.array([0, 0.01, 0.04, 1, 2, 3])
@@ -164,6 +166,12 @@ def write_tables(folder, matching: str = "some"):
         size = size[size["seed"] == 0]
     size.to_csv(folder / "dimensionality.csv", index=False)
 
+    means = {"layer": 0, "stream": "residual", "snapshot_index": numbers, "step": STEPS}
+    means |= dict.fromkeys(("explained", "explained_by_pairs", "cosine_last", "distinct"), 0.8)
+    pd.DataFrame(means | {"norm": 2.0, "left_norm": 1.0}).to_csv(
+        folder / "token_means.csv", index=False
+    )
+
     of_kind = ["current_token"] * 3 + ["previous_token"] * 3 + ["context"] * 2 + ["none"]
     pd.DataFrame({"feature": living["feature"][:9], "kind": of_kind}).to_parquet(
         folder / "kinds.parquet"
@@ -190,11 +198,12 @@ def write_tables(folder, matching: str = "some"):
         dimensionality: (f, folder / "dimensionality.csv"),
         kinds: (f, s, folder / "kinds.parquet", folder / "control.csv"),
         stability: (settings.load(tiny()), folder / "matches.csv", s),
+        tokens: (settings.load(tiny()), folder / "token_means.csv"),
     }
 
 
 FIGURES = [training, divergence, fidelity, histories, peaks, lifetimes, directions]
-FIGURES += [dimensionality, kinds, stability]
+FIGURES += [dimensionality, kinds, stability, tokens]
 OF_FEATURES = [histories, peaks, lifetimes, directions, dimensionality, kinds, stability]
 
 
@@ -256,6 +265,8 @@ def test_fidelity_tells_meaningless_ratios(drawn):
     variance = table[table["measure"] == "explained_variance"].groupby("series")["value"].mean()
     assert variance["random directions"] == pytest.approx(0.7)
     assert variance["PCA, as many coefficients"] == 0.5
+    assert variance["token table"] == pytest.approx(0.8)
+    assert variance["token pair table"] == pytest.approx(0.85)
 
 
 def test_histories_rows_and_examples(drawn):
@@ -395,6 +406,7 @@ def test_same_bytes_again(drawn, tmp_path):
         (dimensionality, "dimensionality.csv", "share"),
         (kinds, "control.csv", "permuted"),
         (stability, "matches.csv", "partner"),
+        (tokens, "token_means.csv", "distinct"),
     ],
     ids=lambda value: value if isinstance(value, str) else name_of(value),
 )

@@ -38,6 +38,7 @@ NUMBERS = """
     explained_variance_min l0_mean dead_fraction matched_feature_share pca_explained_variance
     loss_recovered_last turning_point_step turning_point_low turning_point_high
     within_block_cosine between_block_cosine initialisation_features emergent_features
+    explained_variance_beyond_mean token_explained_variance pair_explained_variance
     least_median_strength least_median_strength_step median_strength_dip median_strength_dip_step
     transient_features wall_seconds wall_seconds_atlas peak_memory_bytes disk_bytes
 """.split()
@@ -48,6 +49,7 @@ BEFORE_TRAINING = {
     "snapshot",
     "extract",
     "stack",
+    "token_tables",
     "basis",
     "project",
     "phases",
@@ -153,9 +155,9 @@ def test_another_scale_stacks_anew_and_extracts_nothing(experiment):
     before = lineage.training(Experiment.open(experiment / RESULTS), "batchtopk")
     experiment.configure({"activations.scale": "mean_norm"})
     jobs = experiment.would_run()
-    counts = [jobs[rule] for rule in ("stack", "basis", "project", "train", "features")]
-    assert counts == [1, 1, 1, 2, 1]
-    assert not set(jobs) & (BEFORE_TRAINING - {"stack", "basis", "project"})
+    after_extraction = ["stack", "token_tables", "basis", "project"]
+    assert [jobs[rule] for rule in (*after_extraction, "train", "features")] == [1, 1, 1, 1, 2, 1]
+    assert not set(jobs) & (BEFORE_TRAINING - set(after_extraction))
     experiment.snakemake(f"{RESULTS}/activations/residual.0/stack.h5")
     after = Experiment.open(experiment / RESULTS)
     assert lineage.training(after, "batchtopk") != before
@@ -163,6 +165,25 @@ def test_another_scale_stacks_anew_and_extracts_nothing(experiment):
         for step, scale in zip(stack.attrs["steps"], stack.attrs["scales"], strict=True):
             with h5py.File(after.path("held_out", site="residual.0", step=step)) as file:
                 assert scale == pytest.approx(32**0.5 / file.attrs["mean_norm"])
+
+
+def test_a_token_table_makes_other_rows_and_all_that_follows(experiment):
+    experiment.configure({"crosscoders.batchtopk.token_table": True, "analyses": ["tokens"]})
+    jobs = experiment.would_run()
+    assert (jobs["basis"], jobs["project"], jobs["train"], jobs["fidelity"]) == (1, 1, 2, 2)
+    assert not set(jobs) & (BEFORE_TRAINING - {"basis", "project"})
+    experiment.snakemake()
+    assert experiment.would_run() == {}
+    done = Experiment.open(experiment / RESULTS)
+    numbers = done.json("summary")
+    explained = numbers["token_explained_variance"], numbers["explained_variance_mean"]
+    assert 0.5 < explained[0] < explained[1] < 1
+    assert numbers["explained_variance_beyond_mean"] > 0.2
+    assert numbers["token_table_last"] == pytest.approx(
+        done.table("fidelity")["token_explained_variance"].iloc[-1]
+    )
+    assert done.crosscoder().about.token_table
+    assert (done.path("atlas") / "index.html").exists()
 
 
 def test_one_more_seed_trains_that_seed(experiment):

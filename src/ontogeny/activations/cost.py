@@ -80,6 +80,11 @@ def streams_memory(sizes: Sizes, columns: int, snapshots: int, dimensions: int |
     }
 
 
+def table(dictionary: Dictionary) -> Terms:
+    """A token table that is taken off rows, and what a crosscoder keeps of it."""
+    return {"token table": 1.6 * dictionary.table} if dictionary.table else {}
+
+
 # The principal subspace
 
 
@@ -128,6 +133,7 @@ def basis(sizes: Sizes, dictionary: Dictionary) -> Job:
         moved = 3 * 8.0 * n * width * pieces
     flops += 4.0 * n * R * R + qr_flops(n, R)
     host: Terms = {"pieces read ahead": AHEAD * piece, "directions": 8.0 * (n * R + R * R)}
+    host |= table(dictionary)
     written = basis_size(sizes, dictionary)
     work = Work(products32=flops, moved=moved, written=written, starts=0.5)
     if not sizes.streamed:
@@ -148,6 +154,7 @@ def project(sizes: Sizes, dictionary: Dictionary, shard: int) -> Job:
     n, R, rows = dictionary.n_in, dictionary.dimensions or 0, sizes.shard_rows[shard]
     piece = PIECE_ROWS * n * 4.0
     host: Terms = {"pieces read ahead": AHEAD * piece, "directions": 4.0 * n * R * (1 + sizes.gpu)}
+    host |= table(dictionary)
     device: Terms = {"rows of a piece": 2 * piece + PIECE_ROWS * R * 6.0}
     if sizes.gpu:
         device["directions"] = 4.0 * n * R

@@ -126,7 +126,7 @@ def _write_rows(
     group: str,
     progress: Any,
 ) -> dict[Key, dict[str, float]]:
-    """Write some windows' rows and positions; a thread computes one while another is written.
+    """Write some windows' rows and what they are of; a thread computes one as another is written.
 
     Parameters
     ----------
@@ -142,8 +142,10 @@ def _write_rows(
         for key, file in files.items()
     }
     positions = np.concatenate([order.position(window) for window in windows])
+    tokens = np.concatenate([order.token(window) for window in windows])
     for file in files.values():
         file[f"{group}position"] = positions
+        store.Writer(file, f"{group}token", rows, 2, "int32").write(tokens)
 
     measured: dict[Key, dict[str, float]] = {}
     compute = functools.partial(_window, snapshot, order, a=a, progress=progress)

@@ -10,27 +10,52 @@ import torch
 from ontogeny.activations.rows import Cached, RowPaths, Rows, pieces, read_ahead
 from ontogeny.activations.sites import Site
 from ontogeny.activations.sizes import PIECE_ROWS
+from ontogeny.activations.store import Stacks
 from ontogeny.activations.streamed import Streamed
 from ontogeny.activations.subspace import Projected, Subspace
-from ontogeny.settings import Settings
+from ontogeny.activations.table import Table
+from ontogeny.settings import Crosscoder, Settings
 
 
 def site_rows(
-    settings: Settings, sites: list[Site], paths: RowPaths, device: torch.device
+    settings: Settings,
+    sites: list[Site],
+    paths: RowPaths,
+    device: torch.device,
+    table: Table | None = None,
 ) -> Cached | Streamed:
-    """Training rows of the sites in all dimensions, as activations.mode has them."""
+    """Training rows of the sites in all dimensions, as activations.mode has them, less a table."""
     if settings.activations.mode == "cached":
-        return Cached(paths.activations, sites)
-    return Streamed(settings, sites, paths, device)
+        return Cached(paths.activations, sites, table)
+    return Streamed(settings, sites, paths, device, table=table)
 
 
 def principal_rows(
-    settings: Settings, sites: list[Site], subspace: Subspace, paths: RowPaths, device: torch.device
+    settings: Settings,
+    sites: list[Site],
+    subspace: Subspace,
+    paths: RowPaths,
+    device: torch.device,
+    table: Table | None = None,
 ) -> Projected | Streamed:
-    """Training rows of the sites in their principal subspace, as activations.mode has them."""
+    """Training rows of the sites in their principal subspace, as activations.mode has them.
+
+    Parameters
+    ----------
+    table : taken off first; rows on disk were projected without it.
+    """
     if settings.activations.mode == "cached":
         return Projected(paths.projected)
-    return Streamed(settings, sites, paths, device, subspace)
+    return Streamed(settings, sites, paths, device, subspace, table)
+
+
+def table_of(c: Crosscoder, sites: list[Site], paths: RowPaths) -> Table | None:
+    """The token table that a crosscoder has, with its scales; None where it has none."""
+    if not c.token_table:
+        return None
+    assert paths.tables is not None, "token_table: true needs the token tables"
+    own = None if c.scale == "residual" else Stacks(paths.activations, sites).scales
+    return Table(paths.tables, sites, own)
 
 
 def mean_row(rows: Rows) -> np.ndarray:

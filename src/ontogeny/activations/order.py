@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ontogeny.activations.sizes import FORWARD_TOKENS, POSITION_BYTES
+from ontogeny.activations.sizes import FORWARD_TOKENS, PLACE_BYTES
 from ontogeny.corpus.build import Tokens
 from ontogeny.files import InputError
 from ontogeny.settings import Activations, Settings
@@ -78,6 +78,15 @@ class Order:
         chosen = self.windows[window][slots // context]
         return np.stack([chosen, slots % context], 1).astype(np.uint32)
 
+    def token(self, window: int) -> np.ndarray:
+        """(R, 2) int32: ids of the previous and the current token of each of the window's rows.
+
+        The previous one is −1 at the start of a block.
+        """
+        ids = self.tokens.take(self.windows[window]).astype(np.int32)
+        before = np.pad(ids[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+        return np.stack([before.ravel(), ids.ravel()], 1)[self.slots(window)]
+
 
 def batches(numbers: np.ndarray, context: int) -> Iterator[np.ndarray]:
     """A window's blocks, some at a time: about FORWARD_TOKENS positions, at least one block."""
@@ -87,8 +96,8 @@ def batches(numbers: np.ndarray, context: int) -> Iterator[np.ndarray]:
 
 
 def row_bytes(a: Activations, width: int) -> int:
-    """Bytes of a training row of one site on disk, its position included."""
-    return width * (2 if a.dtype == "float16" else 4) + POSITION_BYTES
+    """Bytes of a training row of one site on disk, its position and tokens included."""
+    return width * (2 if a.dtype == "float16" else 4) + PLACE_BYTES
 
 
 def shards(s: Settings, width: int) -> list[range]:

@@ -24,6 +24,7 @@ import numpy as np
 from ontogeny.activations.sites import Site, rows_path
 from ontogeny.activations.sizes import READ_AHEAD
 from ontogeny.activations.store import Reader, Stacks, open_checked
+from ontogeny.activations.table import Table
 from ontogeny.files import InputError
 
 
@@ -47,6 +48,10 @@ class SiteRows(Rows, Protocol):
 
     sites: list[Site]
     tokens: str
+    scales: np.ndarray
+
+    def tokens_at(self, start: int, stop: int) -> np.ndarray:
+        """Previous and current token of rows [start, stop), (stop − start, 2); −1 is none."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ class RowPaths:
     ----------
     activations : folder of the activations; its stacks hold the scales in either mode.
     basis : basis file. projected : files of projected rows, in the shards' order.
+    tables : the token tables (tables.py).
     snapshots, tokens : folder of snapshots and tokens.h5, where rows are streamed.
     """
 
@@ -65,53 +71,83 @@ class RowPaths:
     projected: tuple[Path, ...] = ()
     snapshots: Path | None = None
     tokens: Path | None = None
+    tables: Path | None = None
 
 
 class Cached(Stacks):
     """Training rows of some sites, each site times its scale, as the shards' files have them.
+
+    Parameters
+    ----------
+    table : taken off the rows, whose scale is then the table's.
 
     Raises
     ------
     InputError : as Stacks; from `read`, a file is gone, or a chunk is not what was written.
     """
 
-    def __init__(self, folder: str | Path, sites: list[Site]) -> None:
-        super().__init__(folder, sites)
+    def __init__(self, folder: str | Path, sites: list[Site], table: Table | None = None) -> None:
+        super().__init__(folder, sites, None if table is None else table.scales)
+        self._table = table
         self.starts = starts_of(self.shard_rows)
         self.rows = self.starts[-1]
         self.shape: tuple[int, ...] = (len(sites), self.width)
         self._readers: dict[int, list[Reader]] = {}  # of one shard: files stay open as they do
+        self._token_readers: dict[int, Reader] = {}
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop), (stop − start, N, D) float32."""
-        return across(self.starts, start, stop, self._read)
+        rows = across(self.starts, start, stop, self._read)
+        return (
+            rows
+            if self._table is None
+            else self._table.off(rows, self.tokens_at(start, stop)[:, 1])
+        )
+
+    def tokens_at(self, start: int, stop: int) -> np.ndarray:
+        """Previous and current token of rows [start, stop), (stop − start, 2); −1 is none."""
+        return across(self.starts, start, stop, self._read_tokens)
+
+    def _read_tokens(self, shard: int, start: int, stop: int) -> np.ndarray:
+        if shard not in self._token_readers:
+            self._token_readers.clear()
+            self._token_readers[shard] = self._open(rows_path(self.paths[0], shard), "token")
+        return self._token_readers[shard].read(start, stop)
 
     def _read(self, shard: int, start: int, stop: int) -> np.ndarray:
         if shard not in self._readers:
             self._readers.clear()
-            self._readers[shard] = [self._open(rows_path(path, shard)) for path in self.paths]
+            self._readers[shard] = [
+                self._open(rows_path(path, shard), "activations") for path in self.paths
+            ]
         return _scaled(self._readers[shard], self.scales, start, stop)
 
-    def _open(self, path: Path) -> Reader:
+    def _open(self, path: Path, name: str) -> Reader:
         if not path.exists():
             raise InputError(
                 f"{path}: these training rows are gone; make them again, with "
                 "activations.keep: true to keep them"
             )
         open_checked(path).close()
-        return Reader(path, "activations")
+        return Reader(path, name)
 
 
 class HeldOut(Stacks):
     """Held-out rows of some sites in text order, each site times its scale.
+
+    Parameters
+    ----------
+    scales : (N,) a crosscoder's, in place of the stacks'.
 
     Raises
     ------
     InputError : as Stacks; from `read`, a chunk is not what was written.
     """
 
-    def __init__(self, folder: str | Path, sites: list[Site]) -> None:
-        super().__init__(folder, sites)
+    def __init__(
+        self, folder: str | Path, sites: list[Site], scales: np.ndarray | None = None
+    ) -> None:
+        super().__init__(folder, sites, scales)
         self.rows = len(self.position)
         self.shape: tuple[int, ...] = (len(sites), self.width)
 
@@ -122,6 +158,10 @@ class HeldOut(Stacks):
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop), (stop − start, N, D) float32."""
         return _scaled(self._readers, self.scales, start, stop)
+
+    def tokens_at(self, start: int, stop: int) -> np.ndarray:
+        """Previous and current token of rows [start, stop), (stop − start, 2); −1 is none."""
+        return self.token[start:stop]
 
 
 def _scaled(readers: list[Reader], scales: np.ndarray, start: int, stop: int) -> np.ndarray:

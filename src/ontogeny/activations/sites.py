@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ontogeny.files import digest_value
-from ontogeny.settings.sections import Sites
+from ontogeny.settings.sections import Crosscoder, Sites
 
 STACK = "stack.h5"  # in the folder of a layer's stream
 
@@ -42,11 +42,13 @@ def folder_name(layer: int, stream: str) -> str:
     return f"{stream}.{layer}"
 
 
-def basis_name(sites: Sites) -> str:
-    """Name of the basis that crosscoders with these input sites share."""
+def basis_name(c: Crosscoder) -> str:
+    """Name of the basis that crosscoders share which read the same rows: sites, token table."""
+    sites = c.inputs
     streams = [folder_name(layer, stream) for layer in sites.layers for stream in sites.streams]
     chosen = "" if sites.snapshots == "all" else f".{digest_value(sites.snapshots)[:8]}"
-    return "-".join(streams) + chosen
+    table = "" if not c.token_table else f"-table-{c.scale}"
+    return "-".join(streams) + chosen + table
 
 
 def rows_path(path: str | Path, shard: int) -> Path:

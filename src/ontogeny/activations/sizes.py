@@ -5,7 +5,12 @@ A cost is then reckoned with the very numbers that the stage uses.
 
 CHUNK_BYTES = 1 << 18  # of a checksummed chunk of rows on disk, at most
 FLETCHER_BYTES = 4  # that HDF5 adds to a chunk for its checksum
-POSITION_BYTES = 8  # of a row's (block, offset), uint32 each
+PLACE_BYTES = 16  # of a row's (block, offset) and (previous, current) token, 4 bytes each
 FORWARD_TOKENS = 4096  # positions that a language model runs on at a time, about
 PIECE_ROWS = 4096  # rows that the basis and the projection take at a time
+LEAST_COUNT = 20  # rows of a token whose mean is known well
+COMPARED_TOKENS = 4096  # whose means are held against each other, at most
+FULL_TABLE = 300_000_000  # bytes up to which a token table has an entry for every token seen
+LARGEST_TABLE = 2_000_000_000  # bytes that one has at most
+STREAMED_ROWS = 2_000_000  # rows that the token tables come from, where rows are streamed
 READ_AHEAD = 2  # pieces or batches that are ready before they are used

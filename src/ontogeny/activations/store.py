@@ -3,9 +3,11 @@
     {stream}.{layer}/step{S}.rows{K}.h5
         activations           (rows, d)     training rows of shard K, in the one order (order.py)
         position              (rows, 2)     (block, offset) of each
+        token                 (rows, 2)     (previous, current) token; −1 where a block begins
     {stream}.{layer}/step{S}.h5
         held_out/activations  (rows', d)    held-out rows, in text order
         held_out/position     (rows', 2)
+        held_out/token        (rows', 2)
         attributes mean_norm, centred_norm: of the first window of training rows (extract.norms)
     {stream}.{layer}/stack.h5
         held_out/activations  virtual, (n, rows', d): all snapshots, no copy
@@ -35,7 +37,7 @@ from ontogeny.activations.sizes import CHUNK_BYTES, FLETCHER_BYTES
 from ontogeny.files import InputError, whole
 from ontogeny.version import VERSION
 
-FORMAT = "ontogeny-activations-3"
+FORMAT = "ontogeny-activations-4"
 NORMS = {"centred": "centred_norm", "mean_norm": "mean_norm"}  # by activations.scale
 
 
@@ -206,7 +208,8 @@ def stack(
                 layout[i] = h5py.VirtualSource(str(source), name, shape)
             file.create_virtual_dataset(name, layout)
         with h5py.File(paths[0]) as first:
-            file["held_out/position"] = first["held_out/position"][:]
+            for name in ("held_out/position", "held_out/token"):
+                file[name] = first[name][:]
         facts = {"steps": steps, "scale": scale, "scales": scales, "width": width}
         describe(file, shared | facts)
 
@@ -217,14 +220,16 @@ class Stacks:
     Parameters
     ----------
     folder : the experiment's activations folder. sites : N sites in the order wanted.
+    scales : (N,) constants to use in place of the stacks' own.
 
     Attributes
     ----------
     scales : (N,) √D over the mean norm of the first window of training rows, as they are or less
-        their mean (activations.scale), by site.
+        their mean (activations.scale), by site; or those that were given.
     width : D. tokens : digest of the tokens that the models read.
     shard_rows : training rows by shard, whether or not they are still on disk.
     position : (rows', 2) block and offset of each held-out row.
+    token : (rows', 2) previous and current token of each held-out row; −1 where a block begins.
     paths : of each site's file.
 
     Raises
@@ -232,16 +237,18 @@ class Stacks:
     InputError : a file is damaged, or a stack lacks a snapshot.
     """
 
-    def __init__(self, folder: str | Path, sites: list[Site]) -> None:
+    def __init__(
+        self, folder: str | Path, sites: list[Site], scales: np.ndarray | None = None
+    ) -> None:
         self.sites = sites
-        scales: dict[Site, float] = {}
+        own: dict[Site, float] = {}
         for layer, stream in dict.fromkeys((site.layer, site.stream) for site in sites):
             path = Path(folder) / folder_name(layer, stream) / STACK
             with open_checked(path) as file:
                 for step, scale in zip(file.attrs["steps"], file.attrs["scales"], strict=True):
-                    scales[Site(int(step), layer, stream)] = float(scale)
+                    own[Site(int(step), layer, stream)] = float(scale)
                 for site in sites:
-                    if (site.layer, site.stream) == (layer, stream) and site not in scales:
+                    if (site.layer, site.stream) == (layer, stream) and site not in own:
                         raise InputError(
                             f"{path}: holds no snapshot of step {site.snapshot}; make it again"
                         )
@@ -249,7 +256,10 @@ class Stacks:
                 self.shard_rows = [int(rows) for rows in file.attrs["shard_rows"]]
                 self.tokens = str(file.attrs["tokens"])
                 self.position: np.ndarray = file["held_out/position"][:]
-        self.scales = np.array([scales[site] for site in sites], np.float32)
+                self.token: np.ndarray = file["held_out/token"][:]
+        if scales is None:
+            scales = np.array([own[site] for site in sites], np.float32)
+        self.scales = scales
         self.paths = [Path(folder) / f"{site.name}.h5" for site in sites]
         for path in self.paths:
             open_checked(path).close()

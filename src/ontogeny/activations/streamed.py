@@ -15,6 +15,7 @@ from ontogeny.activations.rows import RowPaths, across
 from ontogeny.activations.sites import Site
 from ontogeny.activations.store import Stacks
 from ontogeny.activations.subspace import Subspace
+from ontogeny.activations.table import Table
 from ontogeny.corpus.build import Tokens
 from ontogeny.files import InputError
 from ontogeny.progress import bar
@@ -29,6 +30,7 @@ class Streamed(Stacks):
     settings : activations is used. sites : N sites in the order wanted.
     paths : activations (for the scales), snapshots and tokens.
     subspace : rows are projected onto it, if it is given.
+    table : taken off the rows, whose scale is then the table's.
 
     Raises
     ------
@@ -43,10 +45,11 @@ class Streamed(Stacks):
         paths: RowPaths,
         device: torch.device,
         subspace: Subspace | None = None,
+        table: Table | None = None,
     ) -> None:
         assert paths.snapshots is not None, "streamed rows need --snapshots"
         assert paths.tokens is not None, "streamed rows need --tokens"
-        super().__init__(paths.activations, sites)
+        super().__init__(paths.activations, sites, None if table is None else table.scales)
         self._section, self._device, self._text = settings.activations, device, Tokens(paths.tokens)
         if self._text.digest != self.tokens:
             raise InputError(
@@ -59,12 +62,16 @@ class Streamed(Stacks):
         self._stored = self._dtype = getattr(torch, settings.activations.dtype)
         self._windows: dict[int, torch.Tensor] = {}
         self._most = 1  # windows in memory
+        self._tokens: tuple[int, np.ndarray] = -1, np.zeros(0)  # of one window
+        self._table = table
         self._project = None
         if subspace is not None:
             self.shape, self._dtype = (subspace.dimensions,), torch.float16
             self._most = 2  # a batch may lie in two
             self._project = subspace.projection(device)
             self._scales = torch.from_numpy(self.scales).to(device)[:, None]
+            if table is not None:
+                self._values = torch.from_numpy(table.values).to(device, torch.float16)
         steps = list(dict.fromkeys(site.snapshot for site in sites))
         self._models = []
         with bar("snapshots onto the device", len(steps), "snapshots") as progress:
@@ -75,7 +82,19 @@ class Streamed(Stacks):
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop), (stop − start, *shape) float32."""
-        return across(self.order.starts, start, stop, self._read)
+        rows = across(self.order.starts, start, stop, self._read)
+        if self._table is None or self._project is not None:
+            return rows
+        return self._table.off(rows, self.tokens_at(start, stop)[:, 1])
+
+    def tokens_at(self, start: int, stop: int) -> np.ndarray:
+        """Previous and current token of rows [start, stop), (stop − start, 2); −1 is none."""
+        return across(self.order.starts, start, stop, self._read_tokens)
+
+    def _read_tokens(self, window: int, start: int, stop: int) -> np.ndarray:
+        if self._tokens[0] != window:
+            self._tokens = window, self.order.token(window)
+        return self._tokens[1][start:stop]
 
     def _read(self, window: int, start: int, stop: int) -> np.ndarray:
         if window not in self._windows:
@@ -93,9 +112,14 @@ class Streamed(Stacks):
         held = torch.empty(len(numbers) * context, *self.shape, dtype=self._dtype)
         first = 0
         for blocks in order.batches(numbers, context):
-            x = self._run(self._text.take(blocks))
+            ids = self._text.take(blocks)
+            x = self._run(ids)
             if self._project is not None:
-                x = self._project(x.float() * self._scales)
+                x = x.float() * self._scales
+                if self._table is not None:
+                    entry = torch.from_numpy(self._table.entry(ids.ravel())).to(self._device)
+                    x -= self._values[:, entry].transpose(0, 1)
+                x = self._project(x)
             held[first : first + len(x)] = x
             first += len(x)
         rows = held[torch.from_numpy(self.order.slots(window))]

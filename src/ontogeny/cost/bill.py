@@ -16,7 +16,7 @@ from typing import Any
 
 from ontogeny import lineage, registry, running
 from ontogeny.activations import cost as of_rows
-from ontogeny.activations.sizes import POSITION_BYTES
+from ontogeny.activations.sizes import PLACE_BYTES
 from ontogeny.corpus.sizes import chunk_blocks
 from ontogeny.cost import machines, scales
 from ontogeny.cost.machines import Machine, Rates
@@ -166,6 +166,8 @@ class _Pass:
         yield self.snapshots()
         yield self.extract()
         yield self.costed("stack", [[path("stack", site=site)] for site in self.map.sites])
+        tables = registry.stages()["token_tables"]
+        yield self.costed(tables.name, [[path("token_tables")]], "", tables.gpu, tables.cost)
         for sites, name in self.map.bases(self.of).items():
             yield from self.basis(sites, self.of[name])
         for name in self.of:
@@ -204,6 +206,8 @@ class _Pass:
         for name in self.map.figures():
             ask(registry.figures()[name], [self.map.primary])
         for stage in registry.stages().values():
+            if stage.name == "token_tables":  # before the trainings
+                continue
             names = asked.get(stage.name, {})
             if self.everything and running.exists(self.map, stage):
                 every = {self.map.primary: None} | dict.fromkeys(self.map.with_histories)
@@ -300,6 +304,8 @@ class _Pass:
 
     def _unread(self, shard: int) -> bool:
         """Whether something has yet to read a shard's training rows."""
+        if shard == 0 and not self.map.path("token_tables").exists():
+            return True
         for name in self.of:
             basis = self.map.basis_of(name)
             readers = self.map.seeds_of("fidelity", name)
@@ -316,7 +322,7 @@ class _Pass:
         shards = [] if sizes.streamed else list(range(len(sizes.shards)))
         unread = {shard: self._unread(shard) for shard in shards}
         costs = {shard: of_rows.extract(sizes, shard) for shard in (shards or [0])}
-        row = sizes.model.width * sizes.item + POSITION_BYTES
+        row = sizes.model.width * sizes.item + PLACE_BYTES
         files: list[File] = []
         jobs: list[tuple[Job, bool]] = []
         for step in self.map.steps:
@@ -337,7 +343,8 @@ class _Pass:
                 else:
                     jobs.append((costs[shard], done))
         for site in self.map.sites:
-            files.append(file("held-out rows", path("stack", site=site), 8 * sizes.held_out_rows))
+            size = PLACE_BYTES * sizes.held_out_rows
+            files.append(file("held-out rows", path("stack", site=site), size))
         return self.line("extract", jobs, files, at_most=not sizes.exact)
 
     def basis(self, sites: str, of: Dictionary) -> Iterator[Line]:

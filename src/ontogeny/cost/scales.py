@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import reduce
 from typing import Any, cast
 
+from ontogeny.activations.sizes import COMPARED_TOKENS
 from ontogeny.cost import machines
 from ontogeny.cost.sizes import Dictionary, Sizes
 from ontogeny.cost.terms import Job, Work, base
@@ -76,6 +77,10 @@ SCALES: dict[str, Callable[[Sizes, Dictionary], float]] = {
     "text": lambda z, d: z.text_blocks * z.context,
     "n-grams": lambda z, d: min(NGRAM_TOKENS, z.text_blocks * z.context),
     "held-out rows": lambda z, d: z.held_out_rows,
+    "all sites": lambda z, d: z.places * z.snapshots,
+    "table rows": lambda z, d: z.table_rows,
+    "compared tokens": lambda z, d: min(COMPARED_TOKENS, z.model.vocabulary),
+    "streamed table rows": lambda z, d: z.table_rows * z.streamed,
     "active features": _active,
     # Operations: of a token's forward pass; of the held-out rows encoded, and decoded
     "forward": lambda z, d: z.model.flops_per_token(z.context),
@@ -91,6 +96,9 @@ SCALES: dict[str, Callable[[Sizes, Dictionary], float]] = {
     "gradients": _gradients,
     "attention": _attention,
     "keys and values": lambda z, d: 4.0 * z.batch * z.model.key_value_width * (z.last + 1),
+    "token tables": lambda z, d: z.places * z.table,
+    "token table of a site": lambda z, d: z.table / z.snapshots,
+    "pair table of a site": lambda z, d: 4.0 * min(z.held_out_rows, MOST_POSITIONS) * d.width,
     "crosscoder": lambda z, d: d.tensors,
     "full decoders": lambda z, d: d.full,
     "crosscoder in use": _in_use,

@@ -12,7 +12,12 @@ from dataclasses import dataclass, replace
 import h5py
 
 from ontogeny.activations import order
-from ontogeny.activations.sizes import FORWARD_TOKENS
+from ontogeny.activations.sizes import (
+    FORWARD_TOKENS,
+    FULL_TABLE,
+    LARGEST_TABLE,
+    STREAMED_ROWS,
+)
 from ontogeny.corpus.build import Tokens
 from ontogeny.corpus.wheels import most_tokens
 from ontogeny.cost.machines import Machine
@@ -41,7 +46,8 @@ class Dictionary:
     gates : of a feature: one, or one per site. active : features on a token, wanted or assumed.
     aux : dead features that AuxK looks at, at most. full : bytes of the decoder in all dimensions.
     weights : bytes of encoder, decoder, biases and thresholds, and of their gradients.
-    tensors : bytes of its file: weights, silent rows, scales, means, directions.
+    table : bytes of its token table in use, at most. tensors : bytes of its file: weights, silent
+        rows, scales, means, directions, the table in half of its bytes.
     """
 
     crosscoder: Crosscoder
@@ -51,6 +57,7 @@ class Dictionary:
     dimensions: int | None
     snapshots: int
     known: bool = True
+    table: int = 0
 
     @property
     def F(self) -> int:
@@ -110,7 +117,7 @@ class Dictionary:
     @property
     def tensors(self) -> int:
         size = self.weights + 8 * self.F + 4 * (self.inputs + self.outputs) * (1 + self.width)
-        return size + 4 * self.n_in * (self.dimensions or 0)
+        return size + 4 * self.n_in * (self.dimensions or 0) + self.table // 2
 
 
 @dataclass(frozen=True)
@@ -202,6 +209,17 @@ class Sizes:
             len(shard) * least + max(0, min(shard.stop, more) - min(shard.start, more))
             for shard in self.shards
         ]
+
+    @property
+    def table_rows(self) -> int:
+        """Rows that the token tables come from."""
+        return min(self.rows, STREAMED_ROWS) if self.streamed else self.shard_rows[0]
+
+    @property
+    def table(self) -> int:
+        """Bytes of one layer and stream's token table, at most."""
+        size = 4 * self.snapshots * self.model.width * (self.model.vocabulary + 1)
+        return size if size <= FULL_TABLE else min(size, LARGEST_TABLE)
 
     def forward_memory(self, tokens: int, item: int) -> float:
         """Bytes of a forward pass' values at its largest block, `item` each."""
@@ -313,6 +331,6 @@ def dictionary(experiment: Experiment, sizes: Sizes, name: str) -> Dictionary:
             rows, known = min(settings.basis.rows, sizes.rows), False
             dimensions = min(count(chosen.inputs) * width, settings.basis.largest, rows)
     snapshots = len({*steps(chosen.inputs), *steps(outputs)})
-    return Dictionary(
-        chosen, count(chosen.inputs), count(outputs), width, dimensions, snapshots, known
-    )
+    inputs = count(chosen.inputs)
+    table = inputs * sizes.table // sizes.snapshots if chosen.token_table else 0
+    return Dictionary(chosen, inputs, count(outputs), width, dimensions, snapshots, known, table)

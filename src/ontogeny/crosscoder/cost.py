@@ -182,6 +182,7 @@ def _train(sizes: Sizes, dictionary: Dictionary) -> Job:
     begins = 6.0 * F * (dictionary.I + dictionary.O) * (1 if sizes.gpu else 0.5)
     ends = float(dictionary.full) + dictionary.tensors * (1 + sizes.gpu)
     host["weights as they begin" if begins > ends else "full decoders, to save"] = max(begins, ends)
+    host |= of_rows.table(dictionary)
     device = on_device(sizes, dictionary)
     item = {"principal": 2 * columns, "full": sizes.item * columns}
     rows = (
@@ -223,4 +224,6 @@ def _train(sizes: Sizes, dictionary: Dictionary) -> Job:
     host |= of_rows.loading(sizes)
     held = R if dictionary.principal else None
     device |= of_rows.streams_memory(sizes, n, dictionary.snapshots, held)
+    if held and dictionary.table:
+        device["token table"] = dictionary.table / 2
     return job(sizes.gpu, work, host, device)

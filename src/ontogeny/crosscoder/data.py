@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+import xxhash
 from torch import Tensor
 
 from ontogeny.activations import feed
@@ -22,8 +23,9 @@ class Data:
 
     Attributes
     ----------
-    sources : the training rows: coordinates in the subspace where there is one; activations of the
-        inputs, then, where they differ, of the outputs.
+    sources : the training rows, less the token table where the crosscoder has one: coordinates in
+        the subspace where there is one; activations of the inputs, then, where they differ, of the
+        outputs.
     space : full, principal or hybrid. U : (N·D, R) principal directions on the device, or None.
     scales_in, scales_out : (N,) normalisation constants by site.
     width : D. tokens : digest of the tokens that the rows are of.
@@ -40,8 +42,11 @@ class Data:
     ) -> None:
         stacks = Stacks(paths.activations, inputs)
         self.device, self.width, self.tokens = device, stacks.width, stacks.tokens
-        self.scales_in = torch.from_numpy(stacks.scales)
-        self.scales_out = torch.from_numpy(Stacks(paths.activations, outputs).scales)
+        self._table = table = feed.table_of(c, inputs, paths)
+        self.scales_in = torch.from_numpy(table.scales if table else stacks.scales)
+        self.scales_out = self.scales_in.clone()
+        if inputs != outputs:
+            self.scales_out = torch.from_numpy(Stacks(paths.activations, outputs).scales)
         self.space = c.basis
         self.sources: list[Rows] = []
         self.U: Tensor | None = None
@@ -58,9 +63,11 @@ class Data:
             mean = torch.from_numpy(subspace.mean)
             # Where rows are computed when they are wanted, they are projected here (split).
             if c.basis == "principal" or settings.activations.mode == "cached":
-                self.sources = [feed.principal_rows(settings, inputs, subspace, paths, device)]
+                self.sources = [
+                    feed.principal_rows(settings, inputs, subspace, paths, device, table)
+                ]
         if c.basis != "principal":
-            rows = feed.site_rows(settings, self._sites, paths, device)
+            rows = feed.site_rows(settings, self._sites, paths, device, table)
             self.sources.append(rows)
             if c.basis == "full" and c.center:
                 mean = self._mean_of(rows, c.batch_rows)
@@ -94,9 +101,10 @@ class Data:
 
     @property
     def digest(self) -> str:
-        """Of the tokens, and of the scales and means that their activations have."""
+        """Of the tokens, and of the scales, means and token table that their activations have."""
         tensors = (self.scales_in, self.scales_out, self._mean_in, self._mean_out)
-        return digest_value([self.tokens, *(t.tolist() for t in tensors)])
+        table = self._table and xxhash.xxh3_64_hexdigest(self._table.values.data)
+        return digest_value([self.tokens, *(t.tolist() for t in tensors), table])
 
     def name_of(self, column: int) -> str:
         """' of stream.layer/step' for a column of a batch; '' where columns mix the sites."""
@@ -140,7 +148,12 @@ class Data:
         return explained
 
     def constants(self) -> dict[str, Tensor]:
-        """What a crosscoder needs of its data to be used: scales, means, principal directions."""
+        """What a crosscoder needs of its data to be used: scales, means, directions, its table."""
         tensors = {"scales_in": self.scales_in, "scales_out": self.scales_out}
         tensors |= {"mean_in": self._mean_in.clone(), "mean_out": self._mean_out.clone()}
-        return tensors if self.U is None else tensors | {"basis": self.U.cpu()}
+        if self.U is not None:
+            tensors["basis"] = self.U.cpu()
+        if self._table is not None:
+            tensors["token"] = torch.from_numpy(self._table.token)
+            tensors["token_table"] = torch.from_numpy(self._table.values).half()
+        return tensors

@@ -3,7 +3,8 @@
     EV^θ = 1 − Σ‖ã − â‖² / Σ‖ã − mean ã‖²
     loss recovered = 1 − (CE with â spliced in − CE) / (CE with the site mean-ablated − CE)
 
-and beside EV what PCA with as many coefficients reaches.
+and beside EV what PCA with as many coefficients reaches, the token table, and the token pair table.
+With a token table of its own a crosscoder reconstructs T[x] and what that leaves, and so does PCA.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from ontogeny.activations import feed
 from ontogeny.activations.rows import HeldOut, RowPaths, pieces
 from ontogeny.activations.sites import Site
 from ontogeny.activations.subspace import Subspace
+from ontogeny.activations.table import Table, of_sites
 from ontogeny.corpus.build import Tokens
 from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.crosscoder.sizes import BATCH_TOKENS, PCA_ROWS, PIECE_ENTRIES, PIECE_ROWS
-from ontogeny.files import InputError, write_table
+from ontogeny.features.held_out import inputs_of
+from ontogeny.files import write_table
 from ontogeny.progress import bar
 from ontogeny.settings import Settings
 from ontogeny.snapshots import sites as model_sites
@@ -32,14 +35,12 @@ from ontogeny.snapshots import sites as model_sites
 
 def _held_out(crosscoder: Crosscoder, activations: str | Path) -> tuple[HeldOut, HeldOut]:
     """Held-out rows of the crosscoder's inputs and outputs."""
-    inputs = HeldOut(activations, [Site(*site) for site in crosscoder.about.inputs])
-    outputs = HeldOut(activations, [Site(*site) for site in crosscoder.about.outputs])
-    if inputs.tokens != crosscoder.about.tokens:
-        raise InputError(
-            f"{activations}: activations of other tokens than the crosscoder was trained on; "
-            "train it again"
-        )
-    return inputs, outputs
+    inputs, scales = inputs_of(crosscoder, activations), crosscoder.scales_out.cpu().numpy()
+    return inputs, HeldOut(activations, _outputs(crosscoder), scales)
+
+
+def _outputs(crosscoder: Crosscoder) -> list[Site]:
+    return [Site(*site) for site in crosscoder.about.outputs]
 
 
 def _mean(rows: HeldOut) -> Tensor:
@@ -81,11 +82,12 @@ def explained(
     both = zip(pieces(inputs, step), pieces(outputs, step), strict=True)
     for (start, x), (_, y) in both:
         a, target = torch.from_numpy(x).to(device), torch.from_numpy(y).to(device)
-        f = crosscoder.encode(a)
+        ids = inputs.tokens_at(start, start + len(x))[:, 1]
+        f = crosscoder.encode(a, ids)
         for n in range(gates) if start < keep_rows else ():
             each = (f if gates == 1 else f[:, :, n])[: keep_rows - start]
             kept[n].append(each.cpu().to_sparse())
-        lost += (target - crosscoder.decode(f)).square().sum((0, 2))
+        lost += (target - crosscoder.decode(f, ids)).square().sum((0, 2))
         there += (target - mean).square().sum((0, 2))
         on = (f > 0).float()
         active += on.sum((0, 1)) if on.ndim == 3 else on.sum()
@@ -108,7 +110,7 @@ def pca(settings: Settings, crosscoder: Crosscoder, paths: RowPaths, count: int)
     """Explained variance of the held-out rows by site, (N,), of PCA with `count` components.
 
     Fitted to training rows: the basis file's leading directions where there is such a file, else
-    to the first rows (they are shuffled).
+    to the first rows (they are shuffled); of a crosscoder with a token table to what that leaves.
     """
     device = crosscoder.W_dec.device
     _, outputs = _held_out(crosscoder, paths.activations)
@@ -117,16 +119,21 @@ def pca(settings: Settings, crosscoder: Crosscoder, paths: RowPaths, count: int)
         centre = torch.from_numpy(subspace.mean)
         V = torch.from_numpy(subspace.leading(min(count, subspace.dimensions)))
     else:
-        rows = feed.site_rows(settings, outputs.sites, paths, device)
+        table = None
+        if crosscoder.about.token_table:
+            assert paths.tables is not None, "a token table needs the token tables"
+            table = Table(paths.tables, outputs.sites, outputs.scales)
+        rows = feed.site_rows(settings, outputs.sites, paths, device, table)
         x = torch.from_numpy(rows.read(0, min(PCA_ROWS, rows.rows))).flatten(1)
         centre = x.mean(0)
         torch.manual_seed(0)
         V = torch.svd_lowrank(x - centre, q=min(count + 8, *x.shape), niter=4)[2][:, :count]
     centre, V, mean = centre.to(device), V.to(device), _mean(outputs).to(device)
     lost, there = (torch.zeros(len(outputs.sites), device=device) for _ in range(2))
-    for _, piece in pieces(outputs, PIECE_ROWS):
+    for start, piece in pieces(outputs, PIECE_ROWS):
         x = torch.from_numpy(piece).to(device)
-        y = x.flatten(1) - centre
+        ids = outputs.tokens_at(start, start + len(x))[:, 1]
+        y = (x - crosscoder.table(ids)).flatten(1) - centre
         lost += (y - y @ V @ V.T).unflatten(1, mean.shape).square().sum((0, 2))
         there += (x - mean).square().sum((0, 2))
     return (1 - lost / there).cpu().numpy()
@@ -180,12 +187,13 @@ def spliced_losses(
                 remote = settings.snapshots.remote_code
                 model = model_sites.load_model(folder, device, torch.float32, remote)
                 loaded = site.snapshot
-            own_rows = HeldOut(activations, [site])
+            own_rows = HeldOut(activations, [site], outputs.scales[n : n + 1])
             scale = float(own_rows.scales[0])
             own = torch.from_numpy(own_rows.read(0, rows))[:, 0]
             each = f[0] if len(f) == 1 else f[n]
             W, b = crosscoder.W_dec[:, n].cpu(), crosscoder.b_dec[n].cpu()
-            rebuilt = ((torch.sparse.mm(each, W) + b) / scale).to(device)
+            rebuilt = (torch.sparse.mm(each, W) + b).to(device)
+            rebuilt = (rebuilt + crosscoder.table.at(n, outputs.tokens_at(0, rows)[:, 1])) / scale
             mean = (own.mean(0) / scale).to(device).expand_as(rebuilt)
             values = {"loss": None, "loss_spliced": rebuilt, "loss_ablated": mean}
             row = {}
@@ -236,6 +244,7 @@ def measure(
     trained = Crosscoder.load(crosscoder, device)
     assert paths.snapshots is not None, "fidelity needs --snapshots"
     assert paths.tokens is not None, "fidelity needs --tokens"
+    assert paths.tables is not None, "fidelity needs the token tables"
     activations, tokens = paths.activations, paths.tokens
     _, outputs = _held_out(trained, activations)
     _, rows = spliced_rows(settings, Tokens(tokens), outputs)
@@ -243,6 +252,14 @@ def measure(
     by_site, by_feature, f = explained(trained, activations, floor, rows)
     count = max(1, round(float(by_site["l0"].mean())))
     by_site.insert(1, "pca_explained_variance", pca(settings, trained, paths, count))
+    by_token, by_pair = (
+        np.array(list(of_sites(paths.tables, outputs.sites, name)))
+        for name in ("explained", "explained_by_pairs")
+    )
+    beyond = 1 - (1 - by_site["explained_variance"]) / (1 - by_token)
+    by_site.insert(1, "explained_variance_beyond", beyond)
+    by_site.insert(3, "token_explained_variance", by_token)
+    by_site.insert(4, "pair_explained_variance", by_pair)
     losses = spliced_losses(trained, f, settings, activations, paths.snapshots, tokens, device)
     where = pd.DataFrame(
         {

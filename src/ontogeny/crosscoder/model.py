@@ -15,6 +15,9 @@ The equations (method.md 3; Ge et al. 2025, arXiv 2509.17196), for normalised ac
     f = h · 1[h·r > t]                  (B, F, N)   gate per site; per feature: (B, F), r over all
     â = Σ_i f_i W_dec,i + b_dec         (B, N, D)
 
+With a token table T, (N, M + 1, D), of M tokens and all others, ã − T[x] takes the place of ã in h,
+and T[x] is added to â.
+
 A crosscoder is trained in one of three spaces (`basis`):
 
     full       it sees ã − μ and reconstructs it: I = N·D, S = N
@@ -36,9 +39,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ontogeny.activations.projection import projected
+from ontogeny.activations.table import lookup
 from ontogeny.files import InputError, whole, write_json
 
-EVERY = slice(None)  # all features
+EVERY = slice(None)  # all features, or sites
+Ids = Tensor | np.ndarray | None  # the token of each row
 
 
 @dataclass
@@ -156,6 +161,46 @@ class Description:
     """Digest of the tokens whose activations trained it."""
     ontogeny: str
     torch: str
+    token_table: bool = False
+    """Whether it has a token table: its features are of what that leaves."""
+
+
+class TokenTable:
+    """T[x] of a crosscoder's sites in normalised units, or 0 where it has no token table.
+
+    Parameters
+    ----------
+    token : (M,) ids with an entry, or None. values : (N, M + 1, D); the last is all others'.
+    """
+
+    def __init__(self, token: Tensor | None, values: Tensor | None) -> None:
+        self._values, self._entry = values, None
+        if token is not None:
+            self._entry = torch.from_numpy(lookup(token.cpu().numpy())).to(token.device)
+
+    def __call__(self, ids: Ids) -> Tensor | float:
+        """T[x] of tokens (B,) at every site, (B, N, D) float32.
+
+        Raises
+        ------
+        ValueError : there is a table, and no ids.
+        """
+        if self._entry is None or self._values is None:
+            return 0.0
+        return self._values[:, self._of(ids)].transpose(0, 1).float()
+
+    def at(self, site: int, ids: Ids) -> Tensor | float:
+        """The same at one site, (B, D)."""
+        if self._entry is None or self._values is None:
+            return 0.0
+        return self._values[site, self._of(ids)].float()
+
+    def _of(self, ids: Ids) -> Tensor:
+        assert self._entry is not None
+        if ids is None:
+            raise ValueError("this crosscoder has a token table; give the token of each row as ids")
+        known = torch.as_tensor(ids).to(self._entry.device).clamp(max=len(self._entry) - 1)
+        return self._entry[known.long()]
 
 
 class Crosscoder:
@@ -165,8 +210,9 @@ class Crosscoder:
     ----------
     about : the description. weights : those that were trained, W_dec as (F, S·D).
     W_dec : (F, N, D) full decoders. b_dec : (N, D). Both in normalised units.
+    table : T[x] of tokens, 0 where there is no token table.
     scales : (N_in,) and (N_out,) dataset-wise normalisation constants: √D over the mean norm of
-        rows, less their mean or as they are (activations.scale).
+        rows, less their mean or as they are (activations.scale), or less the token table.
     """
 
     def __init__(self, about: Description, tensors: dict[str, Tensor]) -> None:
@@ -183,6 +229,8 @@ class Crosscoder:
         self.W_dec = W.unflatten(1, shape)
         self.b_dec = (b + tensors["mean_out"]).unflatten(0, shape)
         self._tensors = tensors
+        table = (tensors["token"], tensors["token_table"]) if about.token_table else (None, None)
+        self.table = TokenTable(*table)
 
     @property
     def dead(self) -> Tensor:
@@ -202,20 +250,26 @@ class Crosscoder:
         return W.norm(dim=1, keepdim=True) / len(self.about.outputs) ** 0.5
 
     @torch.no_grad()
-    def pre_activations(self, activations: Tensor) -> Tensor:
-        """h, (B, F), from normalised activations (B, N_in, D)."""
+    def pre_activations(self, activations: Tensor, ids: Ids = None) -> Tensor:
+        """h, (B, F), from normalised activations (B, N_in, D); ids as for `encode`."""
+        if self.about.token_table:
+            activations = activations - self.table(ids)
         x = projected(activations, self._mean, self._basis)
         return pre_activations(x, self.weights.W_enc, self.weights.b_enc)
 
     @torch.no_grad()
-    def encode(self, activations: Tensor) -> Tensor:
+    def encode(self, activations: Tensor, ids: Ids = None) -> Tensor:
         """Feature activations f from normalised activations (B, N_in, D).
+
+        Parameters
+        ----------
+        ids : (B,) the token of each row; needed with a token table, else without meaning.
 
         Returns
         -------
         (B, F) where one gate serves all sites, (B, F, N_out) where each site has its own.
         """
-        h = self.pre_activations(activations)
+        h = self.pre_activations(activations, ids)
         if self.about.activation == "relu":
             return h.relu()
         r = self._gate_norms()
@@ -228,11 +282,17 @@ class Crosscoder:
         return f if self.about.gate == "snapshot" else f[:, :, 0]
 
     @torch.no_grad()
-    def decode(self, f: Tensor) -> Tensor:
-        """Normalised reconstructions (B, N_out, D) from f (B, F) or (B, F, N_out)."""
+    def decode(self, f: Tensor, ids: Ids = None) -> Tensor:
+        """Normalised reconstructions (B, N_out, D) from f (B, F) or (B, F, N_out).
+
+        Parameters
+        ----------
+        ids : as for `encode`.
+        """
+        rest = self.b_dec + self.table(ids)
         if f.ndim == 2:
-            return (f @ self.W_dec.flatten(1)).unflatten(1, self.W_dec.shape[1:]) + self.b_dec
-        return torch.einsum("bfn,fnd->bnd", f, self.W_dec) + self.b_dec
+            return (f @ self.W_dec.flatten(1)).unflatten(1, self.W_dec.shape[1:]) + rest
+        return torch.einsum("bfn,fnd->bnd", f, self.W_dec) + rest
 
     def save(self, folder: str | Path) -> None:
         """Write config.json and crosscoder.safetensors, each whole or not at all."""

@@ -1,10 +1,11 @@
 """Single features read from single sites, for what cannot hold all sites' activations at once.
 
-A pre-activation is a sum over input sites, and a centre taken off (model.py):
+A pre-activation is a sum over input sites, with a centre and any token table taken off (model.py):
 
-    h_i = Σ_θ (ã^θ − μ^θ) · E_i^θ + b_enc,i,    E = W_enc, or W_enc Uᵀ in a principal subspace
+    h_i = Σ_θ (ã^θ − T^θ[x] − μ^θ) · E_i^θ + b_enc,i
 
-so that snapshots can be run one after another, and only h is kept.
+with E = W_enc, or W_enc Uᵀ in a principal subspace, so that snapshots can be run one after another,
+and only h is kept.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ontogeny.crosscoder.model import Crosscoder
+from ontogeny.crosscoder.model import Crosscoder, Ids
 
 
 class Readout:
@@ -36,6 +37,7 @@ class Readout:
         self._W = weights.W_enc[features]  # (S, I)
         self._b = weights.b_enc[features]
         self._mean = crosscoder._mean.unflatten(0, shape)
+        self._table = crosscoder.table
         basis = crosscoder._basis
         self._basis = None if basis is None else basis.unflatten(0, shape)  # (N_in, D, R)
         self.scales = crosscoder.scales_in
@@ -49,19 +51,28 @@ class Readout:
             gate = about.threshold if about.activation == "batch_topk" else 0.0
             self._t = torch.full_like(self._r, gate)
 
-    def weights(self, site: int) -> tuple[Tensor, Tensor]:
-        """E of an input site, (S, D), and its centre, (D,)."""
+    def weights(self, site: int) -> Tensor:
+        """E of an input site, (S, D)."""
         D = self._mean.shape[1]
         if self._basis is None:
-            return self._W[:, site * D : (site + 1) * D], self._mean[site]
-        return self._W @ self._basis[site].T, self._mean[site]
+            return self._W[:, site * D : (site + 1) * D]
+        return self._W @ self._basis[site].T
+
+    def centre(self, site: int, ids: Ids = None) -> Tensor:
+        """What E's rows have taken off at an input site: (D,), or with a token table (B, D).
+
+        Parameters
+        ----------
+        ids : (B,) the token of each row, as for `Crosscoder.encode`.
+        """
+        return self._mean[site] + self._table.at(site, ids)
 
     def activations(self, sums: Tensor, which: Tensor) -> Tensor:
         """Feature activations, (…, P): the largest over snapshots where each has its own gate.
 
         Parameters
         ----------
-        sums : (…, P) of (ã^θ − μ^θ)·E^θ over all input sites.
+        sums : (…, P) of (ã^θ − T^θ[x] − μ^θ)·E^θ over all input sites.
         which : (P,) index of the feature of each, into those of this object.
         """
         h = sums + self._b[which]

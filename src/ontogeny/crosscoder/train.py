@@ -403,6 +403,7 @@ def train(
         tokens=data.tokens,
         ontogeny=VERSION,
         torch=torch.__version__.split("+")[0],
+        token_table=c.token_table,
     )
     weights["W_dec"] = weights["W_dec"].flatten(1)
     tensors = weights | {"silent_rows": now.silent.cpu()} | data.constants()

@@ -61,11 +61,14 @@ def read(folder: Path, output: Path) -> None:
     read_config(part(folder, "about"), KEYS)
     trained = Crosscoder.load(folder)
     about, weights = trained.about, trained.weights
+    places = len(about.inputs), about.width
+    table = trained._tensors["token_table"].shape[::2] if about.token_table else places
     for what, shape, wanted in (
         ("decoders", trained.W_dec.shape, (about.features, len(about.outputs), about.width)),
         ("encoders", weights.W_enc.shape[:1], (about.features,)),
         ("encoder's biases", weights.b_enc.shape, (about.features,)),
         ("scales", trained.scales_in.shape, (len(about.inputs),)),
+        ("token tables", table, places),
     ):
         if tuple(shape) != wanted:
             raise InputError(f"{folder}: {what} are {tuple(shape)}, its config says {wanted}")

@@ -49,7 +49,17 @@ class Plain:
 
 
 def plain(trained: Crosscoder) -> Plain:
-    """The function of a crosscoder, its subspace and centre folded into its weights."""
+    """The function of a crosscoder, its subspace and centre folded into its weights.
+
+    Raises
+    ------
+    InputError : it has a token table, which no weights hold.
+    """
+    if trained.about.token_table:
+        raise InputError(
+            "this crosscoder has a token table, for which the format has no place; export it as a "
+            "hub folder"
+        )
     about, W = trained.about, trained.weights
     shape = (len(about.inputs), about.width)
     W_enc, mean = W.W_enc.double(), trained._mean.double()

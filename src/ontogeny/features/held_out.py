@@ -27,7 +27,8 @@ def inputs_of(crosscoder: Crosscoder, activations: str | Path) -> HeldOut:
     ------
     InputError : they are of other tokens than it was trained on.
     """
-    inputs = HeldOut(activations, [Site(*site) for site in crosscoder.about.inputs])
+    scales = crosscoder.scales_in.cpu().numpy()
+    inputs = HeldOut(activations, [Site(*site) for site in crosscoder.about.inputs], scales)
     if inputs.tokens != crosscoder.about.tokens:
         raise InputError(
             f"{activations}: activations of other tokens than the crosscoder was trained on; "
@@ -48,8 +49,9 @@ def held_out(
     step = max(1, min(2048, PIECE_ENTRIES // (about.features * gates)))
     device = crosscoder.W_dec.device
     parts = []
-    for _, piece in pieces(inputs, step, stop=MOST_POSITIONS):
-        f = crosscoder.encode(torch.from_numpy(piece).to(device))
+    for start, piece in pieces(inputs, step, stop=MOST_POSITIONS):
+        ids = inputs.tokens_at(start, start + len(piece))[:, 1]
+        f = crosscoder.encode(torch.from_numpy(piece).to(device), ids)
         f = f if f.ndim == 2 else f.amax(2)
         parts.append(sparse.csr_array(f.cpu().numpy()))
     return sparse.vstack(parts, format="csr"), inputs.position[:MOST_POSITIONS]

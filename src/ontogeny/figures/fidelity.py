@@ -18,7 +18,13 @@ MEASURES = {
     "loss_recovered": "loss recovered",
 }
 NEEDED = ["snapshot_index", "step", "layer", "stream", "explained_variance"]
-NEEDED += ["pca_explained_variance", "l0", "l0_present", "loss", "loss_ablated", "loss_recovered"]
+BASELINES = {  # of explained variance: column and line
+    "PCA, as many coefficients": ("pca", "-."),
+    "token table": ("token", ":"),
+    "token pair table": ("pair", "--"),
+}
+NEEDED += [f"{name}_explained_variance" for name, _ in BASELINES.values()]
+NEEDED += ["l0", "l0_present", "loss", "loss_ablated", "loss_recovered"]
 HOLLOW = f"mean-ablation costs < {LEAST_DAMAGE} nats"
 LINES = ("-", "--", "-.", ":")
 SEEDS = ("#0072B2", "#000000", "#7A7A7A", "#D55E00")
@@ -54,9 +60,10 @@ def draw(fidelity: list[Path], seeds: list[int], random: list[Path], output: Pat
         else:
             line = LINES[(i - len(mains)) % len(LINES)]
             looks[name] = style.COLOURS["random_dictionary"], line
-    first, pca = tables[mains[0]], "PCA, as many coefficients"
-    looks[pca] = style.COLOURS["pca"], "-."
-    parts.append(_series(first, "explained_variance", "pca_explained_variance", pca))
+    first = tables[mains[0]]
+    for name, (column, line) in BASELINES.items():
+        looks[name] = style.COLOURS[column], line
+        parts.append(_series(first, "explained_variance", f"{column}_explained_variance", name))
     drawn = pd.concat(parts, ignore_index=True)
 
     with style.paper():
@@ -71,8 +78,8 @@ def draw(fidelity: list[Path], seeds: list[int], random: list[Path], output: Pat
             row[0].set(ylabel=label, ylim=(bottom, top))
             row[0].set_title(hidden, loc="right", fontsize=6.5, color="0.35")
         style.over_training(grid, drawn["step"].max(), style.snapshots(first))
-        presents = [name for name in looks if name not in (*tables, pca)]
-        order = [*mains, HOLLOW, *presents, *list(tables)[len(mains) :], pca]
+        presents = [name for name in looks if name not in (*tables, *BASELINES)]
+        order = [*mains, HOLLOW, *presents, *list(tables)[len(mains) :], *BASELINES]
         style.legend(
             figure, grid[:, 0], order, loc="outside upper center", ncols=3, handlelength=2.6
         )

@@ -45,6 +45,8 @@ COLOURS = {
     "random_tokens": "#E69F00",
     "crosscoder": "#0072B2",
     "pca": "#009E73",
+    "token": "#A65628",
+    "pair": "#5D3A9B",
     "random_dictionary": "#E69F00",
     "unsure": "#999999",
     "current_token": "#0072B2",

@@ -90,6 +90,8 @@ def faults(s: Settings) -> Iterator[str]:
         yield from _unused(key, c)
         if c.basis != "full" and c.outputs is not None:
             yield f"{key}.outputs: other outputs than inputs need basis: full; set it"
+        if c.token_table and c.outputs not in (None, c.inputs):
+            yield f"{key}.token_table: needs outputs that are the inputs; remove one of the two"
         if c.gate == "snapshot" and c.basis == "principal":
             yield f"{key}.gate: a gate per snapshot needs basis: hybrid or full; set it"
         if c.activation == "relu" and c.basis == "principal":
@@ -137,6 +139,8 @@ def _unused(key: str, c: Crosscoder) -> Iterator[str]:
         # A refit under batch_topk gives each stretch of training features of its own.
         if c.activation != activation and getattr(c, name) != type(c).model_fields[name].default:
             yield f"{key}.{name}: is for activation: {activation}; remove it"
+    if c.scale != "residual" and not c.token_table:
+        yield f"{key}.scale: applies only with token_table: true; set that, or remove it"
     if c.activation == "batch_topk" and c.gate == "snapshot" and c.aux_features:
         yield f"{key}.aux_features: AuxK needs gate: feature; set aux_features: 0 or that gate"
 

@@ -302,6 +302,16 @@ class Crosscoder(Section):
         "subspace, full both in all n·d dimensions, hybrid the encoder in the subspace and the "
         "decoder in all dimensions, whose gates and penalties are then each snapshot's own.",
     )
+    token_table: bool = Field(
+        False,
+        description="Take the mean activation of the current token off each row first, and add it "
+        "in the reconstruction: the dictionary explains what the token alone does not.",
+    )
+    scale: Literal["residual", "activations"] = Field(
+        "residual",
+        description="token_table: what a site's constant is. residual: it brings the mean norm of "
+        "what the table leaves to √d; activations: that of activations.scale.",
+    )
     features: int = Field(..., ge=1, description="Features of the dictionary, F.")
     activation: Literal["batch_topk", "jumprelu", "relu"] = Field(
         "batch_topk", description="batch_topk (with AuxK), jumprelu (tanh-quad), relu (L1)."

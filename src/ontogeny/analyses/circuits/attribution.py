@@ -131,7 +131,13 @@ def find_differences(
                         filled = values[which, bounds[i] : bounds[i + 1]]
                         _read_rows(model, ids, rows[i], inputs, scales, filled)
                 progress.update()
-        row, feature, value = _encoded(crosscoder, values)
+        ids = np.stack(
+            [
+                np.concatenate([getattr(t, kind)[at] for t, at in zip(tasks, rows, strict=True)])
+                for kind in ("clean", "corrupted")
+            ]
+        )
+        row, feature, value = _encoded(crosscoder, values, ids)
         del values, filled
     by_task = {}
     for task, (pair, position), start in zip(tasks, rows, bounds, strict=False):
@@ -170,17 +176,23 @@ def _read_rows(
 
 
 def _encoded(
-    crosscoder: Crosscoder, values: np.ndarray
+    crosscoder: Crosscoder, values: np.ndarray, ids: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row, feature and value of f − f̃ where it is not 0, from values (2, rows, N, d)."""
+    """Row, feature and value of f − f̃ where it is not 0.
+
+    Parameters
+    ----------
+    values : (2, rows, N, d), of clean and of corrupted prompts. ids : (2, rows) their tokens.
+    """
     about, device = crosscoder.about, crosscoder.W_dec.device
     gates = len(about.outputs) if about.gate == "snapshot" else 1
     width = max(about.features * gates, values.shape[2] * values.shape[3])
     step = max(1, PIECE_ENTRIES // width)
     parts: list[tuple[np.ndarray, ...]] = []
     for start in range(0, values.shape[1], step):
+        here = slice(start, start + step)
         clean, corrupted = (
-            crosscoder.encode(torch.from_numpy(values[i, start : start + step]).to(device))
+            crosscoder.encode(torch.from_numpy(values[i, here]).to(device), ids[i, here])
             for i in range(2)
         )
         change = (clean - corrupted).view(len(clean), about.features, gates)

@@ -277,7 +277,7 @@ def on_suffixes(
     tokens = sum(batch.ids.numel() for batch in batches) * len(by_snapshot)
     with bar("span: suffixes", tokens, "tokens") as progress:
         for step, numbers in by_snapshot.items():
-            wanted = {(inputs[n][1], inputs[n][2]): (n, *readout.weights(n)) for n in numbers}
+            wanted = {(inputs[n][1], inputs[n][2]): (n, readout.weights(n)) for n in numbers}
             keys = list(wanted)
             model = sites.load_model(
                 snapshots / f"step{step}",
@@ -297,8 +297,9 @@ def on_suffixes(
                             ids = _joined(texts[number], ids)
                         values = sites.read(model, ids, keys)
                         into, ends = batch.into.to(device), batch.ends.to(device)
-                        for key, (n, E, mean) in wanted.items():
-                            x = values[key][:, -1].to(stored).float() * readout.scales[n] - mean
+                        for key, (n, E) in wanted.items():
+                            x = values[key][:, -1].to(stored).float() * readout.scales[n]
+                            x -= readout.centre(n, ids[:, -1])
                             sums[batch.run, batch.length, into] += (x[ends] * E[of_pair[into]]).sum(
                                 1
                             )

@@ -161,7 +161,8 @@ def collect(
     )
     with bar("contexts: held-out rows", len(position), "rows") as progress:
         for low, rows in pieces:
-            h = crosscoder.pre_activations(torch.from_numpy(rows).to(device))
+            ids = inputs.tokens_at(low, low + len(rows))[:, 1]
+            h = crosscoder.pre_activations(torch.from_numpy(rows).to(device), ids)
             block, offset = position[low : low + len(rows)].astype(np.int64).T
             collector.add(h if whole_dictionary else h[:, chosen], block, offset)
             progress.update(len(rows))

@@ -102,6 +102,7 @@ def run_tests(
             own = own_activations(crosscoder, f, n)
             W = crosscoder.W_dec[:, n].contiguous()
             error = a - Bags(own, device).times(W) - crosscoder.b_dec[n]
+            error -= crosscoder.table.at(n, tokens)
             real, chance = overlaps or (regressor.overlap(own), twin.overlap(own))
             values = (
                 *regressor.scalings(error, real, W, peak),
@@ -171,8 +172,11 @@ def measure(
     blocks, row = np.unique(position[:, 0], return_inverse=True)
     ids = Tokens(tokens).take(blocks)[row, position[:, 1]].astype(np.int64)
 
+    scales = trained.scales_out.cpu().numpy()
+
     def read(n: int) -> np.ndarray:
-        return HeldOut(activations, [sites[n]]).read(0, len(position))[:, 0]
+        own = HeldOut(activations, [sites[n]], scales[n : n + 1])
+        return own.read(0, len(position))[:, 0]
 
     section, analysis = settings.section(Presence), settings.analysis
     about = pd.read_parquet(features)

@@ -123,12 +123,18 @@ def measure(
     normalised = normalise(np.linalg.norm(decoders, axis=2))
     present = lives(normalised, analysis.presence, analysis.absence)
 
+    scales = trained.scales_out.cpu().numpy()
     _, block = np.unique(position[:, 0], return_inverse=True)
     with bar("trust", len(sites), "snapshots") as progress:
 
         def read(site: int) -> np.ndarray:
+            """What the dictionary sees of a site: its activations, less the token table if any."""
             progress.update()
-            return HeldOut(activations, [sites[site]]).read(0, len(position))[:, 0]
+            rows = HeldOut(activations, [sites[site]], scales[site : site + 1])
+            ids = rows.tokens_at(0, len(position))[:, 1]
+            table = trained.table.at(site, ids)
+            a = rows.read(0, len(position))[:, 0]
+            return a if isinstance(table, float) else a - table.cpu().numpy()
 
         explained = read_out(f, read, len(sites), block % 2 == 0)
     found = find_relays(decoders, present, f.tocsc(), section.relay_cosine, section.relay_overlap)

@@ -1,0 +1,114 @@
+"""The token table in use: T^θ[x], the mean activation of token x at site θ (method.md 3).
+
+token_table.py finds it. Letters: N sites, D width, M tokens with an entry of their own; all other
+tokens share the last one, the overall mean. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from ontogeny.activations.sites import Site, folder_name
+from ontogeny.files import InputError
+
+FORMAT = "ontogeny-token-table-1"
+HALF = 65504.0  # the largest float16
+
+
+def open_tables(path: str | Path) -> h5py.File:
+    """Open the experiment's token tables.
+
+    Raises
+    ------
+    InputError : truncated or foreign.
+    """
+    try:
+        file = h5py.File(path, "r")
+    except OSError:
+        raise InputError(f"{path}: truncated or not HDF5; delete it to make it again") from None
+    if file.attrs.get("format") != FORMAT:
+        raise InputError(f"{path}: not token tables of this version; delete it")
+    return file
+
+
+def of_sites(path: str | Path, sites: Sequence[Site], name: str) -> Iterator[Any]:
+    """What the tables have of each of some sites under a name, one after another.
+
+    Raises
+    ------
+    InputError : a site is not there, or as `open_tables`.
+    """
+    with open_tables(path) as file:
+        steps = list(file.attrs["steps"])
+        for site in sites:
+            place = folder_name(site.layer, site.stream)
+            if place not in file or site.snapshot not in steps:
+                raise InputError(f"{path}: holds no {site.name}; delete it to make it again")
+            yield file[f"{place}/{name}"][steps.index(site.snapshot)]
+
+
+class Table:
+    """The token table of N sites, in the normalised units that its own scales give.
+
+    Parameters
+    ----------
+    path : the experiment's token tables. sites : N sites in the order wanted.
+    scales : (N,) constants of the sites; None for those that bring the mean norm of what the table
+        leaves to √D.
+
+    Attributes
+    ----------
+    scales : (N,) float32. token : (M,) ids with an entry, ascending.
+    values : (N, M + 1, D) float32, each a float16: a saved crosscoder has the very same.
+
+    Raises
+    ------
+    InputError : the file is damaged or lacks a site, or nothing is left at a site.
+    """
+
+    def __init__(
+        self, path: str | Path, sites: Sequence[Site], scales: np.ndarray | None = None
+    ) -> None:
+        with open_tables(path) as file:
+            self.token: np.ndarray = file["token"][:]
+            width = int(file.attrs["width"])
+        if scales is None:
+            left = np.array(list(of_sites(path, sites, "left_norm")))
+            if not left.all():
+                site = sites[int((left == 0).argmax())]
+                raise InputError(
+                    f"{site.name}: the token alone gives every row, so that the token table leaves "
+                    "nothing to learn; set token_table: false, or leave the site out of inputs"
+                )
+            scales = (width**0.5 / left).astype(np.float32)
+        self.scales = scales
+        self.values = np.empty((len(sites), len(self.token) + 1, width), np.float32)
+        for own, raw, scale in zip(
+            self.values, of_sites(path, sites, "table"), scales, strict=True
+        ):
+            own[:] = (raw * scale).clip(-HALF, HALF).astype(np.float16)
+        self._entry = lookup(self.token)
+
+    def entry(self, ids: np.ndarray) -> np.ndarray:
+        """The number of each token's entry, in the shape of the ids."""
+        return np.asarray(self._entry[np.minimum(ids, len(self._entry) - 1)])
+
+    def off(self, rows: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        """Normalised rows (B, N, D), less what the table says of their tokens (B,), in place."""
+        entry = self.entry(ids)
+        for n, values in enumerate(self.values):
+            rows[:, n] -= values[entry]
+        return rows
+
+
+def lookup(token: np.ndarray) -> np.ndarray:
+    """The number of the entry of each token id, and of all that are larger."""
+    M = len(token)
+    entry = np.full(int(token.max(initial=-1)) + 2, M)
+    entry[token] = np.arange(M)
+    return entry

@@ -1,0 +1,1 @@
+"""What the current token alone says of the activations, snapshot by snapshot."""

@@ -1,0 +1,73 @@
+"""What the current token alone explains, and how the tokens' means turn (docs/method.md 3)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from ontogeny.analyses.tokens.numbers import SETTLED, of_place
+from ontogeny.figures import style
+from ontogeny.settings import Settings
+
+PANELS = {  # by panel: the label of its axis, and of each line its name, colour and line
+    "share of variance": {
+        "explained": ("token table", style.COLOURS["token"], "o-"),
+        "explained_by_pairs": ("token pair table", style.COLOURS["pair"], "--"),
+    },
+    "cosine, share": {
+        "cosine_last": ("cosine with the last snapshot's means", style.COLOURS["emergent"], "o-"),
+        "distinct": ("share of tokens that are distinct", style.COLOURS["matched"], "--"),
+    },
+    "norm, model's units": {
+        "norm": ("of a token's mean, less the overall mean", style.COLOURS["token"], "o-"),
+        "left_norm": ("of what the token table leaves", style.COLOURS["unsure"], "--"),
+    },
+}
+
+
+def title(table: pd.DataFrame) -> str:
+    """The finding in words, from the table of one layer and stream."""
+    found = of_place(table)
+    first, last = table["step"].min(), table["step"].max()
+    settled = found["token_means_settled_step"]
+    return (
+        f"The token alone explains {found['token_table_first']:.0%} of the variance at step "
+        f"{first:,}, {found['token_table_least']:.0%} at step "
+        f"{found['token_table_least_step']:,} and {found['token_table_last']:.0%} at step "
+        f"{last:,};\nfrom step {settled:,} on, tokens' means keep a cosine of {SETTLED:g} or more "
+        "with their last ones"
+    )
+
+
+def draw(settings: Settings, token_means: Path, output: Path) -> None:
+    """Share of variance, turning and norms of the token means at the primary crosscoder's site.
+
+    Parameters
+    ----------
+    token_means : the table of measure.py. output : path without ending. Its CSV has series,
+        snapshot_index, step, value.
+    """
+    names = [name for lines in PANELS.values() for name in lines]
+    where = ["layer", "stream", "snapshot_index", "step"]
+    table = style.read(token_means, [*where, *names])
+    inputs = settings.crosscoders[settings.primary].inputs
+    own = (table["layer"] == inputs.layers[0]) & (table["stream"] == inputs.streams[0])
+    table = table[own].sort_values("step")
+    with style.paper():
+        figure = style.new_figure(180, 150)
+        grid = figure.subplots(len(PANELS), 2, sharey="row")
+        for row, (label, lines) in zip(grid, PANELS.items(), strict=True):
+            for axis in row:
+                for name, (text, colour, line) in lines.items():
+                    axis.plot(
+                        table["step"], table[name], line, color=colour, markersize=2.2, label=text
+                    )
+                most = axis.get_ylim()[1] if label.startswith("norm") else 1.03
+                axis.set_ylim(min(0, table[list(lines)].min().min()), most)
+            row[0].set_ylabel(label)
+            row[1].legend(loc="best")
+        style.over_training(grid, table["step"].max(), style.snapshots(table))
+        figure.suptitle(title(table), x=0.01, ha="left")
+        drawn = table.melt(["snapshot_index", "step"], names, var_name="series")
+        style.save(figure, drawn, output)

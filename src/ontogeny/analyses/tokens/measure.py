@@ -1,0 +1,83 @@
+"""How the mean activations of tokens change while a model trains (docs/method.md 3).
+
+Of T^θ[x], the mean activation of token x at snapshot θ, less the mean of all rows v̄^θ, δ^θ[x]:
+
+    norm         mean of ‖δ^θ[x]‖
+    cosine_last  mean of cos(δ^θ[x], δ^last[x])
+    distinct     share of tokens with max_{y ≠ x} cos(δ^θ[x], δ^θ[y]) < 0.9
+
+The first two are means over rows: a token counts as often as it stands in the text. The last is
+over tokens of at least 20 rows, whose mean is known well, and of these over the most frequent.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ontogeny.activations.sites import folder_name
+from ontogeny.activations.sizes import COMPARED_TOKENS, LEAST_COUNT
+from ontogeny.activations.table import open_tables
+from ontogeny.files import write_table
+from ontogeny.settings import Settings
+
+ALIKE = 0.9  # cosine from which two tokens' means are not told apart
+
+
+def directions(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Norms (M,) of token means less the overall one, and the unit vectors (M, D) along them.
+
+    Parameters
+    ----------
+    table : (M + 1, D), the overall mean last.
+    """
+    apart = table[:-1].astype(np.float64) - table[-1]
+    norm = np.linalg.norm(apart, axis=1)
+    return norm, apart / np.maximum(norm, 1e-30)[:, None]
+
+
+def nearest(units: np.ndarray) -> np.ndarray:
+    """The cosine of each unit vector (M, D) with the most similar other one, (M,)."""
+    cosine = units @ units.T
+    np.fill_diagonal(cosine, -1)
+    return np.asarray(cosine.max(1))
+
+
+def compared(count: np.ndarray) -> np.ndarray:
+    """Numbers of the tokens that are compared: the most frequent, of LEAST_COUNT rows at least."""
+    frequent = np.argsort(-count, kind="stable")[:COMPARED_TOKENS]
+    return frequent[count[frequent] >= LEAST_COUNT]
+
+
+def measure(settings: Settings, token_tables: Path, token_means: Path) -> None:
+    """Write how the token means change, one row per layer, stream and snapshot.
+
+    Parameters
+    ----------
+    token_tables : HDF5 of activations/token_table.py. token_means : CSV; its columns are in
+        columns.yaml.
+    """
+    a, rows = settings.activations, []
+    with open_tables(token_tables) as file:
+        count, steps = file["count"][:], file.attrs["steps"]
+        chosen = compared(count)
+        for layer, stream in [(layer, stream) for layer in a.layers for stream in a.streams]:
+            group = file[folder_name(layer, stream)]
+            _, last = directions(group["table"][-1])
+            for i, step in enumerate(steps):
+                norm, units = directions(group["table"][i])
+                closest = nearest(units[chosen]) if len(chosen) > 1 else np.full(1, np.nan)
+                row: dict[str, object] = {"layer": layer, "stream": stream}
+                row |= {"snapshot_index": settings.snapshots.number(int(step)), "step": int(step)}
+                row |= {name: float(group[name][i]) for name in ("explained", "explained_by_pairs")}
+                row |= {
+                    "norm": float(np.average(norm, weights=count)),
+                    "left_norm": float(group["left_norm"][i]),
+                    "cosine_last": float(np.average((units * last).sum(1), weights=count)),
+                    "nearest_cosine": float(np.median(closest)),
+                    "distinct": float((closest < ALIKE).mean()) if len(chosen) > 1 else np.nan,
+                }
+                rows.append(row)
+    write_table(token_means, pd.DataFrame(rows))

@@ -62,6 +62,7 @@ PRODUCTS = [
         f"{TABLES}/matches.csv",
         "each living feature's partner in every other seed",
     ),
+    Product("baselines", f"{TABLES}/baselines.parquet", "what matches features without training"),
     Product("turning_point", f"{TABLES}/turning_point.json", "step, interval, cosines around it"),
     Product(
         "phases",
@@ -175,6 +176,26 @@ STAGES = [
         ),
     ),
     Stage(
+        "baselines",
+        run="ontogeny.features.baselines:measure",
+        about="Match features with tokens' means and with random rows, which need no training.",
+        reads={
+            "crosscoder": "crosscoder",
+            "activations": "activations",
+            "token_tables": "token_tables",
+            "features": "features",
+        },
+        makes={"baselines": "baselines"},
+        settings=("analysis.seed",),
+        gpu=False,
+        core=True,
+        cost=Cost(
+            {"similarities": 2e-11, "features * features": 4e-8},
+            {"full decoders": 4, "crosscoder": 1, "token tables": 3, "features * features": 30},
+            {"one": 10000, "features": 40},
+        ),
+    ),
+    Stage(
         "compare",
         run="ontogeny.replicates:compare",
         about="Compare a finished experiment with its replicates.",
@@ -242,7 +263,7 @@ FIGURES = [
         "ontogeny.figures.stability:draw",
         FIDELITY,
         "Stability across seeds",
-        {"matches": "matches", "strengths": "strengths"},
+        {"matches": "matches", "strengths": "strengths", "baselines": "baselines"},
         settings=("analysis.matched_cosine",),
     ),
     Figure(

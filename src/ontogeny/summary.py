@@ -13,6 +13,7 @@ import pandas as pd
 from ontogeny import provenance, registry
 from ontogeny.declarations import function
 from ontogeny.experiment import Experiment
+from ontogeny.features.matching import shares
 from ontogeny.files import digest_value, write_json
 from ontogeny.scratch import below
 
@@ -70,7 +71,21 @@ def _stability(experiment: Experiment, crosscoder: str) -> dict[str, Any]:
         "matched_feature_share_frequent_200": float((frequent["cosine"] >= threshold).mean()),
         **{f"matched_cosine_q{q:.0%}".rstrip("%"): float(v) for q, v in quantiles.items()},
         "matched_peaks_within_two": float((apart <= 2).mean()) if len(matched) else None,
+        **_without_training(experiment, crosscoder),
     }
+
+
+def _without_training(experiment: Experiment, crosscoder: str) -> dict[str, Any]:
+    """What shares token means and random rows match, and what share other seeds beyond the first.
+
+    Empty where they were not measured: the figure of the primary crosscoder's stability asks.
+    """
+    if not experiment.path("baselines", crosscoder=crosscoder).exists():
+        return {}
+    table = experiment.table("baselines", crosscoder)
+    matches = experiment.table("matches", crosscoder)
+    found = shares(table, matches, experiment.settings.analysis.matched_cosine)
+    return {f"matched_feature_share_{name}": value for name, value in found.items()}
 
 
 def _histories(experiment: Experiment) -> dict[str, Any]:

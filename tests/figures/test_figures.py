@@ -125,6 +125,10 @@ def write_tables(folder, matching: str = "some"):
     if matching == "one seed":
         matches = matches.iloc[:0]
     matches.to_csv(folder / "matches.csv", index=False)
+    token_cosine = np.linspace(0.2, 0.9, len(living))
+    baselines = {"token_cosine": token_cosine, "token_matched_cosine": token_cosine - 0.05}
+    baselines = pd.DataFrame({"feature": living["feature"], **baselines, "row_matched_cosine": 0.4})
+    baselines.to_parquet(folder / "baselines.parquet")
 
     sweep = pd.DataFrame({"presence": [0.3, 0.5, 0.7]})
     sweep["initialisation"], sweep["emergent"], sweep["transient"] = [4, 3, 2], [7, 8, 9], [1, 3, 5]
@@ -197,7 +201,12 @@ def write_tables(folder, matching: str = "some"):
         directions: (f, folder / "directions.csv", folder / "turning_point.json"),
         dimensionality: (f, folder / "dimensionality.csv"),
         kinds: (f, s, folder / "kinds.parquet", folder / "control.csv"),
-        stability: (settings.load(tiny()), folder / "matches.csv", s),
+        stability: (
+            settings.load(tiny()),
+            folder / "matches.csv",
+            s,
+            folder / "baselines.parquet",
+        ),
         tokens: (settings.load(tiny()), folder / "token_means.csv"),
     }
 
@@ -338,6 +347,7 @@ def test_stability_numbers(drawn):
     assert 0 not in set(table["feature"])  # it has no partner
     assert table["matched"].sum() == 4
     assert table["among_most_frequent"].all()
+    assert (table["row_matched_cosine"] == 0.4).all()
 
 
 def test_every_figure_of_features_names_the_matched_share(drawn, tmp_path, monkeypatch):

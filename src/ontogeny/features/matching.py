@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 from scipy.optimize import linear_sum_assignment
 
 
@@ -41,3 +42,27 @@ def assign(similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     partner[rows] = columns
     value[rows] = similarity[rows, columns]
     return partner, value
+
+
+def shares(baselines: pd.DataFrame, matches: pd.DataFrame, threshold: float) -> dict[str, float]:
+    """Shares of the living features that match, by what they are matched with.
+
+    Parameters
+    ----------
+    baselines : the table of features/baselines.py. matches : the matches table of the same crosscoder, empty of one seed.
+    threshold : least cosine of a match.
+
+    Returns
+    -------
+    token_means, random_rows; with several seeds beyond_token_means, the share matched in another
+    seed of the features whose cosine with any token's mean is below the threshold.
+    """
+    values = {
+        "token_means": float((baselines["token_matched_cosine"] >= threshold).mean()),
+        "random_rows": float((baselines["row_matched_cosine"] >= threshold).mean()),
+    }
+    beyond = baselines.loc[baselines["token_cosine"] < threshold, "feature"]
+    own = matches[matches["feature"].isin(beyond)]
+    if len(own):
+        values["beyond_token_means"] = float((own["cosine"] >= threshold).mean())
+    return values

@@ -11,28 +11,34 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
+from ontogeny.features.matching import shares
 from ontogeny.figures import style
 from ontogeny.settings import Settings
 
 COLUMNS = ["other_seed", "feature", "cosine", "density"]
 COLUMNS += ["peak_snapshot_index", "partner_peak_index"]
+WITHOUT = ["token_cosine", "token_matched_cosine", "row_matched_cosine"]  # training
 FREQUENT = 200  # features
 NEAR = 2  # snapshots
 BINS = np.linspace(0, 1, 41)
 
 
-def draw(settings: Settings, matches: Path, strengths: Path, output: Path) -> None:
+def draw(settings: Settings, matches: Path, strengths: Path, baselines: Path, output: Path) -> None:
     """Matched cosines, cosine against density, and agreement of the matched features' peaks.
 
     Parameters
     ----------
     output : path without ending. Its CSV has other_seed, feature, cosine, density,
-        peak_snapshot_index, partner_peak_index, matched, among_most_frequent: one row per point.
+        peak_snapshot_index, partner_peak_index, matched, among_most_frequent: one row per point;
+        and for each feature token_cosine, token_matched_cosine, row_matched_cosine.
     """
     threshold = settings.analysis.matched_cosine
     table = style.read(matches, [*COLUMNS[:2], "partner", *COLUMNS[2:]])
     snapshots = style.snapshots(style.read(strengths, ["snapshot_index", "step"]))
+    without = style.read(baselines, ["feature", *WITHOUT])
+    known = shares(without, table, threshold)
     table = table[table["partner"] >= 0].reset_index(drop=True)
+    table = table.merge(without[["feature", *WITHOUT]], on="feature", how="left")
     table["matched"] = table["cosine"] >= threshold
     rank = table.groupby("other_seed")["density"].rank(method="first", ascending=False)
     table["among_most_frequent"] = rank <= FREQUENT
@@ -44,7 +50,7 @@ def draw(settings: Settings, matches: Path, strengths: Path, output: Path) -> No
             for axis in axes:
                 style.empty(axis, "one seed: nothing to match")
         else:
-            _cosines(axes[0], table, threshold)
+            _cosines(axes[0], table, threshold, known)
             _densities(axes[1], table, threshold)
             near = _peaks(figure, axes[2], axes[3], table[table["matched"]], snapshots)
             if near is not None:
@@ -53,10 +59,16 @@ def draw(settings: Settings, matches: Path, strengths: Path, output: Path) -> No
         texts += [f"peaks of the matched features ({table['matched'].sum():,})", apart]
         for letter, axis, text in zip("abcd", axes, texts, strict=True):
             style.title(axis, letter, text)
-        style.save(figure, table[[*COLUMNS, "matched", "among_most_frequent"]], output)
+            words = f"{table['matched'].mean():.0%} of the features come again in another seed"
+            if "beyond_token_means" in known:
+                words += f"; beyond token means {known['beyond_token_means']:.0%}"
+            figure.suptitle(words, x=0.01, ha="left")
+        columns = [*COLUMNS, "matched", "among_most_frequent", *WITHOUT]
+        style.save(figure, table[columns], output)
 
 
-def _cosines(axis: Axes, table: pd.DataFrame, threshold: float) -> None:
+def _cosines(axis: Axes, table: pd.DataFrame, threshold: float, known: dict[str, float]) -> None:
+    """Cosines with the partner, and with what needs no training: token means and random rows."""
     shades = ("0.72", "#0072B2", "#E69F00", "#CC79A7")
     for i, (seed, own) in enumerate(table.groupby("other_seed")):
         label = f"all, seed {seed}: {own['matched'].mean():.0%} ≥ {threshold:g}"
@@ -66,6 +78,13 @@ def _cosines(axis: Axes, table: pd.DataFrame, threshold: float) -> None:
         label = f"{len(often)} most frequent: {often['matched'].mean():.0%}"
         look: dict[str, Any] = {"color": colour, "linestyle": ":"} if i else {"color": "black"}
         style.histogram(axis, often["cosine"], BINS, linewidth=1, label=label, **look)
+    own = table.drop_duplicates("feature")
+    for column, name, key in (
+        ("token_matched_cosine", "token means", "token_means"),
+        ("row_matched_cosine", "random rows", "random_rows"),
+    ):
+        look = {"color": style.COLOURS[key], "linewidth": 1}
+        style.histogram(axis, own[column].dropna(), BINS, label=f"{name}: {known[key]:.0%}", **look)
     axis.axvline(threshold, color="black", linestyle="--", linewidth=0.8)
     axis.set(xlim=(0, 1), ylim=(0, 1.35 * axis.get_ylim()[1]))
     axis.set(xlabel="cosine of stacked decoders", ylabel="features")

@@ -49,6 +49,8 @@ COLOURS = {
     "pair": "#5D3A9B",
     "random_dictionary": "#E69F00",
     "unsure": "#999999",
+    "token_means": "#D55E00",
+    "random_rows": "#CC79A7",
     "current_token": "#0072B2",
     "previous_token": "#E69F00",
     "induction": "#CC79A7",

@@ -1,0 +1,89 @@
+"""What matches a dictionary's features without any training: the baselines of stability.
+
+Two seeds share many features that need no dictionary to be found: the mean activation of a token,
+and any direction in which rows of activations lie (docs/method.md 8). So beside the features
+matched in another seed stand those that match a token's mean, and those that match one of as many
+random held-out rows; and the share matched is also given of the features beyond token means.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ontogeny.activations.rows import HeldOut
+from ontogeny.activations.sites import Site
+from ontogeny.activations.table import of_sites, open_tables
+from ontogeny.crosscoder.model import Crosscoder
+from ontogeny.features.matching import assign
+from ontogeny.files import write_table
+from ontogeny.settings import Settings
+
+
+def unit(stacked: np.ndarray) -> np.ndarray:
+    """(M, N·D) rows of unit length from (M, N, D)."""
+    flat = stacked.reshape(len(stacked), -1)
+    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-30)
+
+
+def token_means(path: Path, sites: list[Site], scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of tokens (M,), and the normalised mean of each less the mean of all, (M, N, D).
+
+    Parameters
+    ----------
+    path : the token tables. scales : (N,) constants of the sites.
+    """
+    with open_tables(path) as file:
+        token = file["token"][:]
+    means = [
+        (table[:-1] - table[-1]) * scale
+        for table, scale in zip(of_sites(path, sites, "table"), scales, strict=True)
+    ]
+    return token, np.stack(means, 1)
+
+
+def random_rows(crosscoder: Crosscoder, activations: Path, count: int, seed: int) -> np.ndarray:
+    """(count, N, D) random held-out rows as the dictionary sees them, less their mean."""
+    sites = [Site(*site) for site in crosscoder.about.outputs]
+    rows = HeldOut(activations, sites, crosscoder.scales_out.cpu().numpy())
+    chosen = np.sort(np.random.default_rng(seed).choice(rows.rows, min(count, rows.rows), False))
+    drawn = np.concatenate([rows.read(row, row + 1) for row in chosen])
+    table = crosscoder.table(rows.token[chosen, 1])
+    drawn -= table if isinstance(table, float) else table.cpu().numpy()
+    return np.asarray(drawn - drawn.mean(0))
+
+
+def measure(
+    settings: Settings,
+    crosscoder: Path,
+    activations: Path,
+    token_tables: Path,
+    features: Path,
+    baselines: Path,
+) -> None:
+    """Write how well each living feature matches a token's mean and a random row.
+
+    Parameters
+    ----------
+    crosscoder : folder of the seed that the features table is of. activations : the experiment's
+        folder. token_tables : HDF5. features : the features table.
+    baselines : Parquet; the columns are in columns.yaml.
+    """
+    trained = Crosscoder.load(crosscoder)
+    table = pd.read_parquet(features)
+    living = table.loc[table["alive"], "feature"].to_numpy()
+    sites = [Site(*site) for site in trained.about.outputs]
+    decoders = unit(trained.W_dec.numpy()[living])
+    token, means = token_means(token_tables, sites, trained.scales_out.numpy())
+    cosine = decoders @ unit(means).T
+    drawn = random_rows(trained, activations, len(living), settings.analysis.seed)
+    columns = {
+        "feature": living,
+        "token": token[cosine.argmax(1)],
+        "token_cosine": cosine.max(1),
+        "token_matched_cosine": assign(cosine)[1],
+        "row_matched_cosine": assign(decoders @ unit(drawn).T)[1],
+    }
+    write_table(baselines, pd.DataFrame(columns))

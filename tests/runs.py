@@ -50,7 +50,8 @@ def small(text: Path, changes: dict[str, Any] | None = None) -> Settings:
         "basis": {"dimensions": 24},
         "crosscoders": {
             "topk": {"inputs": {"layers": [1]}, "features": 48, "k": 6, "batch_rows": 256,
-                     "steps": 20, "aux_features": 0, "seeds": [0]},
+                     "steps": 20, "aux_features": 0, "seeds": [0],
+                     "basis": "principal"},
         },
         "primary": "topk",
         "analysis": {"spliced_blocks": 4, "copying_blocks": 4},

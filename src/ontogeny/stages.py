@@ -190,9 +190,18 @@ STAGES = [
         gpu=False,
         core=True,
         cost=Cost(
-            {"similarities": 2e-11, "features * features": 4e-8},
-            {"full decoders": 4, "crosscoder": 1, "token tables": 3, "features * features": 30},
-            {"one": 10000, "features": 40},
+            {
+                "baseline features * baseline tokens * sites * width": 1e-10,
+                "baseline features * baseline tokens": 1e-7,
+            },
+            {
+                "full decoders": 1,
+                "crosscoder": 1,
+                "baseline features * sites * width": 12,
+                "baseline tokens * sites * width": 12,
+                "baseline features * baseline tokens": 20,
+            },
+            {"one": 10000, "baseline features": 40},
         ),
     ),
     Stage(

@@ -36,10 +36,10 @@ SPLITS = {"held_out": (0, 6), "train": (6, 46), "pretrain": (46, 46)}
 COMMON = {"inputs": {"layers": [1]}, "features": 40, "k": 4, "steps": 120, "batch_rows": 64,
           "aux_features": 0, "seeds": [0], "learning_rate": 3e-3, "token_table": True}  # fmt: skip
 KINDS: dict[str, dict[str, Any]] = {
-    "principal": {},
+    "principal": {"basis": "principal"},
     "hybrid": {"basis": "hybrid", "gate": "snapshot"},
     "full": {"basis": "full", "gate": "snapshot", "scale": "activations"},
-    "plain": {"token_table": False},
+    "plain": {"basis": "principal", "token_table": False},
 }
 
 

@@ -366,7 +366,7 @@ def small_settings(**circuits) -> settings.Settings:
                                                        "warmup_steps": 1}},
             "activations": {"layers": [0, 1]},
             "crosscoders": {"a": {"inputs": {"layers": [0]}, "features": 64, "k": 4, "steps": 1,
-                                  "aux_features": 0, "basis": "full"}},
+                                  "aux_features": 0, "basis": "full", "gate": "feature"}},
             "primary": "a",
             "analyses": ["circuits"],
             "analysis": {"bootstrap": 50},

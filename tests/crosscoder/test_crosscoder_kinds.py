@@ -24,6 +24,7 @@ CPU = torch.device("cpu")
 STEPS = [0, 40]
 ALL = {"layers": [0, 1], "streams": ["residual", "mlp_in", "mlp_out"]}
 COMMON = {"features": 64, "k": 6, "steps": 200, "batch_rows": 256, "aux_features": 0, "seeds": [0]}
+COMMON["gate"] = "feature"
 COMMON |= {"learning_rate": 3e-3, "dead_after_rows": 20_000}
 
 
@@ -40,7 +41,7 @@ KINDS = {
         "basis": "full",
     },
     "cross_layer": {"inputs": sites([0, 1], ["residual"], LAST), "basis": "full"},
-    "cross_snapshot": {"inputs": sites([0], ["residual"], STEPS)},
+    "cross_snapshot": {"inputs": sites([0], ["residual"], STEPS), "basis": "principal"},
     "per_snapshot_jumprelu": {
         "inputs": sites([0], ["residual"], STEPS),
         "basis": "full",

@@ -86,3 +86,22 @@ def test_no_key_stands_twice(text, tmp_path):
     file.write_text(text)
     with pytest.raises(settings.SettingsError, match=r"^a: stands twice in .*twice\.yaml"):
         settings.read(file)
+
+
+@pytest.mark.parametrize(
+    ("given", "chosen"),
+    [
+        ({}, ("hybrid", "snapshot")),
+        ({"activation": "jumprelu"}, ("hybrid", "snapshot")),
+        ({"activation": "relu"}, ("hybrid", "feature")),
+        ({"basis": "principal"}, ("principal", "feature")),
+        ({"aux_features": 16}, ("hybrid", "feature")),
+        ({"aux_features": 0}, ("hybrid", "snapshot")),
+        ({"outputs": {"layers": [1]}}, ("full", "snapshot")),
+        ({"basis": "full", "gate": "feature"}, ("full", "feature")),
+    ],
+)
+def test_a_new_crosscoder_has_one_gate_per_snapshot_where_that_is_possible(given, chosen):
+    c = settings.Crosscoder(inputs={"layers": [0]}, features=64, **given)
+    assert (c.basis, c.gate) == chosen
+    assert type(c).model_validate(c.model_dump()) == c

@@ -42,6 +42,7 @@ SMALL = {
 }
 SMALL_CROSSCODER = {
     "inputs": {"layers": [1]},
+    "basis": "principal",
     "features": 48,
     "k": 4,
     "batch_rows": 256,

@@ -19,6 +19,7 @@ from ontogeny.cost.sizes import Dictionary, Sizes
 from ontogeny.cost.terms import Job, Work, base
 from ontogeny.crosscoder.sizes import PCA_ROWS, PIECE_ENTRIES, PIECE_ROWS
 from ontogeny.declarations import Cost
+from ontogeny.features.sizes import BASELINE_FEATURES, BASELINE_TOKENS
 
 MOST_POSITIONS = 1 << 16  # of the held-out text, that analyses look at
 NGRAM_TOKENS = 50_000_000  # that n-gram models are estimated from, at most
@@ -81,6 +82,8 @@ SCALES: dict[str, Callable[[Sizes, Dictionary], float]] = {
     "table rows": lambda z, d: z.table_rows,
     "compared tokens": lambda z, d: min(COMPARED_TOKENS, z.model.vocabulary),
     "streamed table rows": lambda z, d: z.table_rows * z.streamed,
+    "baseline features": lambda z, d: min(BASELINE_FEATURES, d.F),
+    "baseline tokens": lambda z, d: min(BASELINE_TOKENS, z.model.vocabulary),
     "active features": _active,
     # Operations: of a token's forward pass; of the held-out rows encoded, and decoded
     "forward": lambda z, d: z.model.flops_per_token(z.context),

@@ -18,6 +18,7 @@ from ontogeny.activations.sites import Site
 from ontogeny.activations.table import of_sites, open_tables
 from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.features.matching import assign
+from ontogeny.features.sizes import BASELINE_FEATURES, BASELINE_TOKENS
 from ontogeny.files import write_table
 from ontogeny.settings import Settings
 
@@ -29,19 +30,20 @@ def unit(stacked: np.ndarray) -> np.ndarray:
 
 
 def token_means(path: Path, sites: list[Site], scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ids of tokens (M,), and the normalised mean of each less the mean of all, (M, N, D).
+    """Ids of the most frequent tokens (M,), and the mean of each less that of all, (M, N, D).
 
     Parameters
     ----------
-    path : the token tables. scales : (N,) constants of the sites.
+    path : the token tables. scales : (N,) constants of the sites, which multiply the means.
     """
     with open_tables(path) as file:
         token = file["token"][:]
+        often = np.sort(np.argsort(-file["count"][:], kind="stable")[:BASELINE_TOKENS])
     means = [
-        (table[:-1] - table[-1]) * scale
+        (table[often] - table[-1]) * scale
         for table, scale in zip(of_sites(path, sites, "table"), scales, strict=True)
     ]
-    return token, np.stack(means, 1)
+    return token[often], np.stack(means, 1)
 
 
 def random_rows(crosscoder: Crosscoder, activations: Path, count: int, seed: int) -> np.ndarray:
@@ -63,7 +65,9 @@ def measure(
     features: Path,
     baselines: Path,
 ) -> None:
-    """Write how well each living feature matches a token's mean and a random row.
+    """Write how well living features match a token's mean and a random row.
+
+    Of more than BASELINE_FEATURES a random sample of so many, since matching grows with the cube.
 
     Parameters
     ----------
@@ -74,6 +78,9 @@ def measure(
     trained = Crosscoder.load(crosscoder)
     table = pd.read_parquet(features)
     living = table.loc[table["alive"], "feature"].to_numpy()
+    if len(living) > BASELINE_FEATURES:
+        rng = np.random.default_rng(settings.analysis.seed)
+        living = np.sort(rng.choice(living, BASELINE_FEATURES, replace=False))
     sites = [Site(*site) for site in trained.about.outputs]
     decoders = unit(trained.W_dec.numpy()[living])
     token, means = token_means(token_tables, sites, trained.scales_out.numpy())

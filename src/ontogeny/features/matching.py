@@ -49,7 +49,8 @@ def shares(baselines: pd.DataFrame, matches: pd.DataFrame, threshold: float) -> 
 
     Parameters
     ----------
-    baselines : the table of features/baselines.py. matches : the matches table of the same crosscoder, empty of one seed.
+    baselines : the table of features/baselines.py. matches : that of the same crosscoder, empty of
+        one seed.
     threshold : least cosine of a match.
 
     Returns

@@ -297,10 +297,11 @@ class Crosscoder(Section):
         None, description="Sites that are reconstructed; the inputs when left out."
     )
     basis: Literal["principal", "hybrid", "full"] = Field(
-        "principal",
-        description="Space of the training: principal has encoder and decoder in the principal "
-        "subspace, full both in all n·d dimensions, hybrid the encoder in the subspace and the "
-        "decoder in all dimensions, whose gates and penalties are then each snapshot's own.",
+        "hybrid",
+        description="Space of the training: hybrid has the encoder in the principal subspace and "
+        "the decoder in all n·d dimensions, with gates and penalties of each snapshot; full has "
+        "both in all dimensions, principal both in the subspace. Left out where there are "
+        "`outputs`: full.",
     )
     token_table: bool = Field(
         False,
@@ -317,7 +318,10 @@ class Crosscoder(Section):
         "batch_topk", description="batch_topk (with AuxK), jumprelu (tanh-quad), relu (L1)."
     )
     gate: Literal["feature", "snapshot"] = Field(
-        "feature", description="One gate a feature, or one a feature and site."
+        "snapshot",
+        description="snapshot: each feature has a gate at each site. feature: it has one for all, "
+        "which cannot tell when it appears. Left out, feature where nothing else is possible: with "
+        "relu, with basis: principal, with AuxK.",
     )
     k: int = Field(8, ge=1, description="batch_topk: mean active features a token and site.")
     k_start: int | None = Field(
@@ -397,6 +401,20 @@ class Crosscoder(Section):
         description="Processes that share one training, a GPU each where there are GPUs; each has "
         "its share of the features. No result depends on it but for rounding.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _possible(cls, given: Any) -> Any:
+        """The defaults of basis and gate, where other keys rule them out."""
+        if not isinstance(given, dict):
+            return given
+        filled = dict(given)
+        if given.get("outputs") is not None:
+            filled.setdefault("basis", "full")
+        one = given.get("activation") == "relu" or given.get("basis") == "principal"
+        if one or given.get("aux_features"):
+            filled.setdefault("gate", "feature")
+        return filled
 
     @property
     def aux(self) -> int:

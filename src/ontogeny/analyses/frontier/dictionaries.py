@@ -47,9 +47,10 @@ def crosscoders(settings: Settings) -> dict[str, tuple[Crosscoder, dict[str, str
         names = ("basis", "learning_rate") if kind.startswith(SAE) else ()
         keys = {key: f"frontier.sae_{key}" for key in names}
         for features in section.features:
-            aux = min(primary.aux, features)
-            sizes = {"features": features, "aux_features": aux}
-            sizes["aux_k"] = max(1, min(primary.aux_k, aux))
+            sizes = {"features": features}
+            if primary.aux:
+                aux = min(primary.aux, features)
+                sizes |= {"aux_features": aux, "aux_k": max(1, min(primary.aux_k, aux))}
             for name, sparsity in sparsities:
                 changed = shared | own | sizes | sparsity
                 made[f"{kind}F{features}-{name}"] = primary.model_copy(update=changed), keys

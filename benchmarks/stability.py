@@ -1,10 +1,11 @@
 """What moves the stability of a dictionary: features matched across two seeds, trial by trial.
 
-    snakemake --cores 2 stack_activations basis     (of an experiment, or run it whole)
+    snakemake --cores 2
     python -m benchmarks.stability results/default [TRIAL ...]
 
 A trial is BatchTopK with one gate per snapshot, `BASE`, with some keys changed, trained twice on
-the experiment's own rows and measured on its held-out text. Each trial is written to
+the experiment's own rows and measured on its held-out text; a basis that the experiment does not
+have, as that of a token table, is made beside its own. Each trial is written to
 benchmarks/results/stability.json as it ends, and one that stands there is not run again. Beside
 every share stand two baselines that need no training: how many features match a token's mean
 activation (`token_means`), and how many a dictionary of random held-out rows (`random_rows`).
@@ -23,13 +24,17 @@ import numpy as np
 import torch
 
 from ontogeny import devices
-from ontogeny.activations.rows import HeldOut
-from ontogeny.activations.sites import Site
+from ontogeny.activations import basis, feed, subspace
+from ontogeny.activations.rows import Cached
+from ontogeny.activations.sites import expand
 from ontogeny.crosscoder import fidelity, train
 from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.experiment import Experiment
-from ontogeny.features.matching import match
+from ontogeny.features import baselines
+from ontogeny.features.histories import decoder_norms, normalise
+from ontogeny.features.matching import match, shares
 from ontogeny.files import write_json
+from ontogeny.settings import Settings
 
 RESULTS = Path(__file__).parent / "results" / "stability.json"
 MATCHED = 0.7
@@ -46,49 +51,47 @@ BASE: dict[str, Any] = {
     "decay": 0.4,
     "seeds": [0, 1],
 }
+TABLE = {"token_table": True}
+LONG = {"decay": 0.2, "steps": 4000}
 TRIALS: dict[str, dict[str, Any]] = {
     "base": {},
     "rate 1e-3": {"learning_rate": 1e-3},
     "rate 6e-3": {"learning_rate": 6e-3},
     "rate 1e-2": {"learning_rate": 1e-2},
     "decay 0.2": {"decay": 0.2},
+    "decay 0.1": {"decay": 0.1},
     "decay 0.8": {"decay": 0.8},
-    "steps 4500": {"steps": 4500},
+    "decay 0.2, 4000 steps": LONG,
     "batch 512, 4000 steps": {"batch_rows": 512, "steps": 4000},
-    "batch 2048": {"batch_rows": 2048},
+    "batch 2048, 1000 steps": {"batch_rows": 2048, "steps": 1000},
     "F 512": {"features": 512},
     "F 2048": {"features": 2048},
     "k 8": {"k": 8},
     "k 16": {"k": 16},
-    "k 33 to 11": {"k_start": 33},
+    "k from 33 to 11": {"k_start": 33},
     "gate per feature": {"gate": "feature"},
     "gate per feature, no AuxK": {"gate": "feature", "aux_features": 0},
+    "token table": TABLE,
+    "token table, decay 0.2, 4000 steps": TABLE | LONG,
+    "token table, F 512, decay 0.2, 4000 steps": TABLE | LONG | {"features": 512},
+    "token table, not scaled by what it leaves": TABLE | {"scale": "activations"},
 }
 
 
-def token_means(experiment: Experiment, sites: list[Site], least: int = 5) -> np.ndarray:
-    """(T, N·D) unit vectors: means of the tokens seen at least so often in the held-out rows."""
-    rows = HeldOut(experiment.path("activations"), sites)
-    tokens = experiment.tokens()
-    block, offset = rows.position.T.astype(np.int64)
-    numbers, at = np.unique(block, return_inverse=True)
-    ids = tokens.take(numbers)[at, offset]
-    flat = rows.read(0, rows.rows).reshape(rows.rows, -1)
-    flat -= flat.mean(0)
-    seen, group = np.unique(ids, return_inverse=True)
-    sums = np.stack([flat[group == g].sum(0) for g in range(len(seen))])
-    counts = np.bincount(group)
-    means = (sums / counts[:, None])[counts >= least]
-    return means / np.linalg.norm(means, axis=1, keepdims=True)
-
-
-def random_rows(experiment: Experiment, sites: list[Site], count: int) -> np.ndarray:
-    """(count, N·D) unit vectors: random held-out rows less their mean."""
-    rows = HeldOut(experiment.path("activations"), sites)
-    flat = rows.read(0, rows.rows).reshape(rows.rows, -1)
-    chosen = np.random.default_rng(0).choice(len(flat), count, replace=False)
-    drawn = flat[chosen] - flat.mean(0)
-    return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+def prepare(trial: Experiment, settings: Settings) -> None:
+    """Make the basis of the trial's crosscoder, and the rows in it, if they are not there."""
+    name = trial.primary
+    sites = trial.basis_of(name)
+    if sites is None or trial.path("basis", sites=sites).exists():
+        return
+    device, paths = devices.choose(settings.device), trial.row_paths(name)
+    chosen = expand(settings.crosscoders[name].inputs, trial.steps)
+    table = feed.table_of(settings.crosscoders[name], chosen, paths)
+    rows = Cached(paths.activations, chosen, table)
+    output = trial.path("basis", sites=sites)
+    basis.build(settings.basis, rows, output, device)
+    for shard, projected in enumerate(trial.projected(sites)):
+        subspace.project(output, rows, shard, projected, device)
 
 
 def run(experiment: Experiment, changed: dict[str, Any], threads: int) -> dict[str, Any]:
@@ -104,38 +107,39 @@ def run(experiment: Experiment, changed: dict[str, Any], threads: int) -> dict[s
     paths = trial.row_paths(experiment.primary)
     devices.use_threads(threads)
     devices.keep_memory()
-    trained, densities, quality, seconds = [], [], [], 0.0
-    for seed in c.seeds:
-        with tempfile.TemporaryDirectory() as folder:
+    prepare(trial, settings)
+    trained, living, quality, seconds = [], [], [], 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in c.seeds:
+            own = Path(folder) / str(seed)
             began = time.monotonic()
-            train.train(settings, experiment.primary, seed, paths, folder, Path(folder) / "state")
+            train.train(settings, experiment.primary, seed, paths, own, own / "state")
             seconds += time.monotonic() - began
-            crosscoder = Crosscoder.load(folder)
-        by_site, by_feature, _ = fidelity.explained(crosscoder, paths.activations, 0.1)
-        living = ~by_feature["dead"].to_numpy()
-        trained.append(crosscoder.W_dec.numpy()[living])
-        densities.append(by_feature["density"].to_numpy()[living])
-        quality.append({**by_site.mean(), "least": by_site["explained_variance"].min()})
-    _, cosine = match(*trained)
-    ok = np.nan_to_num(cosine, nan=-1) >= MATCHED
-    sites = [Site(*site) for site in crosscoder.about.inputs]
-    flat = trained[0].reshape(len(trained[0]), -1)
-    unit = flat / np.linalg.norm(flat, axis=1, keepdims=True)
-    token = (unit @ token_means(trial, sites).T).max(1) >= MATCHED
-    rows = random_rows(trial, sites, len(unit)).reshape(trained[0].shape)
-    _, by_rows = match(trained[0], rows)
-    frequent = densities[0] >= FREQUENT
+            crosscoder = Crosscoder.load(own)
+            by_site, by_feature, _ = fidelity.explained(crosscoder, paths.activations, 0.1)
+            by_feature.insert(0, "feature", range(len(by_feature)))
+            trained.append(crosscoder)
+            living.append(by_feature[~by_feature["dead"]].reset_index(drop=True))
+            quality.append({**by_site.mean(), "least": by_site["explained_variance"].min()})
+    first = living[0]
+    decoders = [t.W_dec.numpy()[own["feature"]] for t, own in zip(trained, living, strict=True)]
+    matches = first[["feature", "density"]].assign(cosine=match(*decoders)[1])
+    without = baselines.match_without_training(
+        trained[0], first["feature"].to_numpy(), paths.activations, trial.path("token_tables"), 0
+    )
+    strength = normalise(decoder_norms(decoders[0]))
+    matched = matches["cosine"].fillna(-1) >= MATCHED
+    frequent = matches["density"] >= FREQUENT
     return {
         "explained_variance": float(np.mean([q["explained_variance"] for q in quality])),
         "explained_variance_least": float(np.mean([q["least"] for q in quality])),
         "l0": float(np.mean([q["l0"] for q in quality])),
-        "living": float(np.mean([len(W) for W in trained])),
-        "matched": float(ok.mean()),
-        "matched_frequent": float(ok[frequent].mean()),
+        "living": float(np.mean([len(own) for own in living])),
+        "matched": float(matched.mean()),
+        "matched_frequent": float(matched[frequent].mean()),
         "frequent": int(frequent.sum()),
-        "token_means": float(token.mean()),
-        "matched_beyond_token_means": float(ok[~token].mean()),
-        "random_rows": float((np.nan_to_num(by_rows, nan=-1) >= MATCHED).mean()),
+        "at_the_start": float((strength[:, 0] >= experiment.settings.analysis.presence).mean()),
+        **shares(without, matches, MATCHED),
         "seconds": round(seconds, 1),
         "torch": torch.__version__,
     }

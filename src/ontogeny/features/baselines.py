@@ -57,6 +57,30 @@ def random_rows(crosscoder: Crosscoder, activations: Path, count: int, seed: int
     return np.asarray(drawn - drawn.mean(0))
 
 
+def match_without_training(
+    crosscoder: Crosscoder, features: np.ndarray, activations: Path, token_tables: Path, seed: int
+) -> pd.DataFrame:
+    """How well some features match a token's mean and a random row; `measure` says what it holds.
+
+    Parameters
+    ----------
+    features : (F',) numbers. activations : folder. token_tables : HDF5. seed : of the rows' choice.
+    """
+    sites = [Site(*site) for site in crosscoder.about.outputs]
+    decoders = unit(crosscoder.W_dec.numpy()[features])
+    token, means = token_means(token_tables, sites, crosscoder.scales_out.numpy())
+    cosine = decoders @ unit(means).T
+    drawn = random_rows(crosscoder, activations, len(features), seed)
+    columns = {
+        "feature": features,
+        "token": token[cosine.argmax(1)],
+        "token_cosine": cosine.max(1),
+        "token_matched_cosine": assign(cosine)[1],
+        "row_matched_cosine": assign(decoders @ unit(drawn).T)[1],
+    }
+    return pd.DataFrame(columns)
+
+
 def measure(
     settings: Settings,
     crosscoder: Path,
@@ -81,16 +105,7 @@ def measure(
     if len(living) > BASELINE_FEATURES:
         rng = np.random.default_rng(settings.analysis.seed)
         living = np.sort(rng.choice(living, BASELINE_FEATURES, replace=False))
-    sites = [Site(*site) for site in trained.about.outputs]
-    decoders = unit(trained.W_dec.numpy()[living])
-    token, means = token_means(token_tables, sites, trained.scales_out.numpy())
-    cosine = decoders @ unit(means).T
-    drawn = random_rows(trained, activations, len(living), settings.analysis.seed)
-    columns = {
-        "feature": living,
-        "token": token[cosine.argmax(1)],
-        "token_cosine": cosine.max(1),
-        "token_matched_cosine": assign(cosine)[1],
-        "row_matched_cosine": assign(decoders @ unit(drawn).T)[1],
-    }
-    write_table(baselines, pd.DataFrame(columns))
+    found = match_without_training(
+        trained, living, activations, token_tables, settings.analysis.seed
+    )
+    write_table(baselines, found)

@@ -62,7 +62,7 @@ class RowPaths:
     ----------
     activations : folder of the activations; its stacks hold the scales in either mode.
     basis : basis file. projected : files of projected rows, in the shards' order.
-    tables : the token tables (tables.py).
+    tables : the token tables (token_table.py).
     snapshots, tokens : folder of snapshots and tokens.h5, where rows are streamed.
     """
 
@@ -98,11 +98,9 @@ class Cached(Stacks):
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop), (stop − start, N, D) float32."""
         rows = across(self.starts, start, stop, self._read)
-        return (
-            rows
-            if self._table is None
-            else self._table.off(rows, self.tokens_at(start, stop)[:, 1])
-        )
+        if self._table is None:
+            return rows
+        return self._table.off(rows, self.tokens_at(start, stop)[:, 1])
 
     def tokens_at(self, start: int, stop: int) -> np.ndarray:
         """Previous and current token of rows [start, stop), (stop − start, 2); −1 is none."""

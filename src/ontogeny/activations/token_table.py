@@ -1,4 +1,4 @@
-"""The token_table stage: the mean activation of every token at every site, in closed form.
+"""The token_tables stage: the mean activation of every token at every site, in closed form.
 
     T^θ[x] = (Σ_{rows of x} v^θ + λ v̄^θ) / (count(x) + λ),   λ = 5, v̄ the mean of all rows
 

@@ -42,7 +42,7 @@ from ontogeny.activations.projection import projected
 from ontogeny.activations.table import lookup
 from ontogeny.files import InputError, whole, write_json
 
-EVERY = slice(None)  # all features, or sites
+EVERY = slice(None)  # all features
 Ids = Tensor | np.ndarray | None  # the token of each row
 
 

@@ -327,9 +327,10 @@ def train(
     settings : the whole experiment; `name` and `seed` choose the crosscoder.
     paths : where its rows lie.
     output : folder to write: crosscoder.safetensors, config.json, metrics.csv (one row each 50
-        steps: step, rows, loss, explained_variance of the batch in the training space, l0,
-        dead_fraction, threshold, sparsity (λ, but for batch_topk), explained_variance_{site number
-        from 1}, learning_rate, rows_per_second, bytes_per_parameter).
+        steps: step, rows, loss, explained_variance of the batch in the training space (less the
+        token table, if there is one), l0, dead_fraction, threshold, sparsity (λ, but for
+        batch_topk), explained_variance_{site number from 1}, learning_rate, rows_per_second,
+        bytes_per_parameter).
     state : folder for resuming.
     ranks : this process among those that share the training.
 

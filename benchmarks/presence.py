@@ -1,6 +1,6 @@
 """Does a decoder norm mean presence? Every loss, trained on activations whose truth is known.
 
-    python -m benchmarks.presence                      (50 minutes on 2 cores; goes on if stopped)
+    python -m benchmarks.presence                      (an hour on 2 cores; goes on if stopped)
     python -m benchmarks.presence --only paper,relu    some losses alone
     python -m benchmarks.presence --small              a few steps of each, in a minute: no result
     python -m benchmarks.presence --draw               page and figure again, from the rows
@@ -86,13 +86,16 @@ LOSSES = [
     Loss("paper", "paper's loss", JUMPRELU | DENSE_START),
     Loss("paper_published", "paper's loss, λ 0.3", JUMPRELU | DENSE_START | {"sparsity": 0.3}),
     Loss("paper_sparse_start", "paper's loss, sparse start", JUMPRELU),
+    Loss("paper_sparse_strong", "paper's loss, sparse start, λ 0.3", JUMPRELU | {"sparsity": 0.3}),
     Loss("paper_refit", "paper's loss, sparse start, refit", JUMPRELU | {"refit": True}),
     Loss("per_snapshot", "penalty per snapshot", PER_SNAPSHOT),
     Loss("per_snapshot_refit", "penalty per snapshot, refit", PER_SNAPSHOT | {"refit": True}),
     Loss("batch_topk_feature", "BatchTopK, gate per feature", TOPK | {"gate": "feature"}),
     Loss("batch_topk_snapshot", "BatchTopK, gate per snapshot", TOPK),
-    Loss("batch_topk_k_start", "same, k from 3k down to k", TOPK | {"k_start": 3 * K}),
-    Loss("batch_topk_k10", "same, k 10", TOPK | {"k": 10}),
+    Loss(
+        "batch_topk_k_start", f"BatchTopK per snapshot, k {3 * K} to {K}", TOPK | {"k_start": 3 * K}
+    ),
+    Loss("batch_topk_k10", "BatchTopK per snapshot, k 10", TOPK | {"k": 10}),
     Loss("relu", "ReLU with L1", {"activation": "relu", "gate": "feature", "sparsity": 2.0}),
     Loss("paper_short", "paper's loss, short", JUMPRELU | DENSE_START | {"steps": SHORT}, (0, 1)),
     Loss(PEER, "llamascopium, short", {"sparsity": 0.1, "steps": SHORT}, (0, 1)),
@@ -258,10 +261,10 @@ def main(only: str, few: bool, draw: bool, listed: bool) -> None:
         presence_page.write(json.loads(ROWS.read_text()))
         return
     wanted = set(filter(None, only.split(",")))
-    if unknown := wanted - {loss.name for loss in LOSSES}:
-        names = ", ".join(loss.name for loss in LOSSES)
+    names = [loss.name for loss in LOSSES]
+    if unknown := wanted - set(names):
         raise click.ClickException(
-            f"--only: no loss {', '.join(sorted(unknown))}; there are {names}"
+            f"--only: no loss {', '.join(sorted(unknown))}; there are {', '.join(names)}"
         )
     chosen = [loss for loss in LOSSES if not wanted or loss.name in wanted]
     if listed:
@@ -287,10 +290,13 @@ def main(only: str, few: bool, draw: bool, listed: bool) -> None:
         return
     if wanted and ROWS.exists():
         rows += [r for r in json.loads(ROWS.read_text())["rows"] if r["loss"] not in wanted]
-        order = [loss.name for loss in LOSSES]
-        rows.sort(key=lambda r: order.index(r["loss"]))
-    write_json(ROWS, {"about": about(), "rows": rows})
-    presence_page.write(json.loads(ROWS.read_text()))
+        rows.sort(key=lambda r: names.index(r["loss"]))
+    found = {"about": about(), "rows": rows}
+    write_json(ROWS, found)
+    if missing := set(names) - {r["loss"] for r in rows}:
+        click.echo(f"page not written: no row yet of {', '.join(sorted(missing))}")
+        return
+    presence_page.write(found)
 
 
 def about() -> dict[str, Any]:

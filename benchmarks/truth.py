@@ -178,6 +178,7 @@ def measure(decoders: np.ndarray, codes: np.ndarray, world: World) -> dict[str, 
     kind, own = world.kind[true], norms[learned]
     plain = np.isin(kind, PLAIN)
     main, course = own[plain], world.strength[true][plain]
+    rare = world.frequency[true][plain] < RARE
     with_splits = plain | np.isin(kind, ("parent", "child"))
     found = np.isin(np.arange(len(world.kind)), true)
     pairs = relays(decoders, codes)
@@ -186,6 +187,7 @@ def measure(decoders: np.ndarray, codes: np.ndarray, world: World) -> dict[str, 
     return {
         **scores(main, course, PRESENT),
         "f1_quarter": scores(main, course, QUARTER)["f1"],
+        "f1_rare": scores(main[rare], course[rare], PRESENT)["f1"],
         "f1_with_splits": scores(own[with_splits], world.strength[true][with_splits], PRESENT)[
             "f1"
         ],
@@ -209,7 +211,7 @@ def measure(decoders: np.ndarray, codes: np.ndarray, world: World) -> dict[str, 
         "recoded": _recoded(own, true, world),
         "present": np.histogram(main[course >= PRESENT], BINS)[0].tolist(),
         "absent": np.histogram(main[course == 0], BINS)[0].tolist(),
-        "relay": _example(pairs, rate, norms, learned, true, world),
+        "relay": _example(pairs, norms, learned, true, world),
     }
 
 
@@ -260,15 +262,15 @@ def _recoded(norms: np.ndarray, true: np.ndarray, world: World) -> dict[str, flo
 
 def _example(
     pairs: list[tuple[int, int, int]],
-    rate: np.ndarray,
     norms: np.ndarray,
     learned: np.ndarray,
     true: np.ndarray,
     world: World,
 ) -> dict[str, Any] | None:
-    """The relay of the most frequent pair of which one is a plain feature that was found."""
+    """The relay whose shorter part is longest, of those of a plain feature that was found."""
     owner = dict(zip(learned.tolist(), true.tolist(), strict=True))
-    for i, j, _ in sorted(pairs, key=lambda pair: -min(rate[pair[0]], rate[pair[1]])):
+    lasts = (norms >= PRESENT).sum(1)
+    for i, j, _ in sorted(pairs, key=lambda pair: -min(lasts[pair[0]], lasts[pair[1]])):
         known = [owner[one] for one in (i, j) if one in owner and world.kind[owner[one]] in PLAIN]
         if known:
             return {

@@ -8,7 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import crosscoder, environments, like_for_like, page, planted, presence, truth
+from benchmarks import (
+    crosscoder,
+    environments,
+    like_for_like,
+    page,
+    planted,
+    presence,
+    presence_page,
+    truth,
+)  # fmt: skip
 
 WORKERS = Path(crosscoder.__file__).parent / "workers"
 
@@ -270,3 +279,32 @@ def test_a_small_training_on_a_planted_world(name, tmp_path, monkeypatch):
     assert row["f1"] == pytest.approx(found["f1"] + 0.25)
     assert (row["f1_low"], row["f1_high"]) == (found["f1"], found["f1"] + 0.5)
     assert row["settings"]["activation"] == loss.settings["activation"]
+
+
+def test_the_page_of_presence_holds_the_rows(tmp_path, monkeypatch):
+    world = world_of_few()
+    decoders = world.strength[:, :, None] * world.directions
+    found = truth.measure(decoders, world.codes, world)
+    found |= {"explained_variance": 0.9, "l0": 1.25, "seconds": 61.0}
+    worse = found | {"f1": 0.5, "relays": 4}
+    rows = [presence.row(loss, [found, worse]) for loss in presence.LOSSES]
+    about = {
+        "snapshots": 16, "width": 12, "true_features": 5, "rows": [100, 400], "active": 0.8,
+        "rare": 0.2, "variance": {"features": 1.0, "dense": 0.0, "noise": 0.0},
+        "bins": truth.BINS.tolist(),
+    }  # fmt: skip
+    pristine = presence_page.PAGE.read_text()
+    monkeypatch.setattr(presence_page, "PAGE", tmp_path / "page.md")
+    monkeypatch.setattr(presence_page, "PLOT", tmp_path / "plot.png")
+    presence_page.PAGE.write_text(pristine)
+    presence_page.write({"about": about, "rows": rows})
+    text = presence_page.PAGE.read_text()
+    line = (
+        "| **BatchTopK, gate per snapshot** | 0.750 [0.500, 1.000] | 1.000 | 1.0000 | 1.00 | 1.00 "
+    )
+    assert f"{line}| 2 [0, 4] (0) | 1.000 | 1.000 | 1.00 | 0.900 | 1.2 | 0.00 | 61 |" in text
+    assert text.count("| 0.750 [0.500, 1.000] |") == len(presence.LOSSES)
+    assert "5 features at 16 snapshots of width 12, in 100 rows" in text
+    assert "averages 1.00 of its peak" in text
+    assert text.startswith(pristine.split(presence_page.WORLD[0])[0])
+    assert presence_page.PLOT.stat().st_size > 10_000

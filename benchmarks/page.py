@@ -224,7 +224,7 @@ def write_rows(rows: Sequence[dict[str, Any]]) -> None:
         f"| {r['explained_variance_least']:.4f} | {r['l0']:.1f} | {r['dead']:.1%} |"
         for r in rows
     ]
-    _replace(ROWS_MARKS, "\n".join(lines))
+    replace_part(ROWS_MARKS, "\n".join(lines))
     with style.paper():
         figure = style.new_figure(120, 55)
         left, right = figure.subplots(1, 2)
@@ -261,7 +261,7 @@ def write_ranks(rows: Sequence[dict[str, Any]]) -> None:
             f"{row['seconds_two']:.3f} | {row['efficiency']:.0%} | {row['work']:.0%} | "
             f"{row['messages']:.1%} | {row['waiting']:.1%} |"
         )
-    _replace(RANKS_MARKS, "\n".join(lines))
+    replace_part(RANKS_MARKS, "\n".join(lines))
 
 
 def write_extraction(found: dict[str, Any]) -> None:
@@ -294,7 +294,7 @@ def write_extraction(found: dict[str, Any]) -> None:
             f"| {where} | {rates['plain file']:.1f} | {rates['reader']:.1f} | "
             f"{read[where]['of_plain_file']:.0%} | {rates['h5py']:.1f} |"
         )
-    _replace(EXTRACTION_MARKS, "\n".join(lines))
+    replace_part(EXTRACTION_MARKS, "\n".join(lines))
 
 
 def write_like_for_like(found: dict[str, Any]) -> None:
@@ -351,12 +351,12 @@ def write_like_for_like(found: dict[str, Any]) -> None:
                 f"| {row['peak_bytes'] / 1e6:,.0f} |"
             )
         written.append("\n".join(lines))
-    _replace(LIKE_FOR_LIKE_MARKS, "\n\n".join(written))
+    replace_part(LIKE_FOR_LIKE_MARKS, "\n\n".join(written))
     by_path = {row["path"]: row for row in parts["speed"] if row["loss"].startswith("JumpReLU")}
     if {"hybrid", "full", "hybrid without a compiler"} <= set(by_path):
         ours = by_path["hybrid"]
         theirs = [row for row in parts["speed"] if row.get("ratio_to_llamascopium") == 1.0]
-        _replace(
+        replace_part(
             SPEED_MARKS,
             "With the paper's loss and its gate per snapshot (32 snapshots × "
             f"{sizes['width']} wide, {sizes['features']:,} features, batch {sizes['batch']}, "
@@ -377,7 +377,7 @@ def _path(path: str) -> str:
     return f"Ontogeny, {path.removeprefix('batchtopk ')}"
 
 
-def _replace(marks: tuple[str, str], body: str, page: Path | None = None) -> None:
+def replace_part(marks: tuple[str, str], body: str, page: Path | None = None) -> None:
     """Put `body` between two marks of a page."""
     page = page or PAGE
     before, rest = page.read_text(encoding="utf-8").split(marks[0])
@@ -392,5 +392,5 @@ def write(rows: Sequence[dict[str, Any]]) -> None:
         found = [r for r in rows if r["group"] == group]
         if found:
             parts.append(f"### {title}\n\n{table(found)}")
-    _replace(MARKS, "\n\n".join([ratios(rows), *parts]))
+    replace_part(MARKS, "\n\n".join([ratios(rows), *parts]))
     draw(rows)

@@ -8,7 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import crosscoder, environments, like_for_like, page
+from benchmarks import (
+    crosscoder,
+    environments,
+    like_for_like,
+    page,
+    planted,
+    presence,
+    presence_page,
+    truth,
+)  # fmt: skip
 
 WORKERS = Path(crosscoder.__file__).parent / "workers"
 
@@ -145,3 +154,157 @@ def test_the_page_and_the_readme_tell_one_comparison(tmp_path, monkeypatch):
     assert "is 100 times as fast as that of llamascopium" in readme
     assert "at L0 31 here and 35 there; 35 times" in readme
     assert readme.endswith("after\n")
+
+
+def world_of_few() -> planted.World:
+    """Five features, one of each of five kinds, in orthogonal directions."""
+    n, d, rows = planted.N, 12, 400
+    rng = np.random.default_rng(0)
+    kind = np.array(["always", "born", "dying", "settling", "recoded"])
+    strength = np.ones((len(kind), n))
+    strength[1, :6] = 0
+    strength[2, 9:] = 0
+    directions = np.repeat(np.eye(d)[: len(kind), None], n, 1)
+    codes = rng.exponential(size=(rows, len(kind))) * (rng.random((rows, len(kind))) < 0.2)
+    settles, shared = np.array([0, 0, 0, 5, 5]), np.array([1, 1, 1, 1, 0.4])
+    directions[3, :5] = np.eye(d)[5:10]
+    frequency = np.array([0.2, 0.002, 0.2, 0.2, 0.2])
+    empty = np.zeros((n, 0, d), np.float16)
+    return planted.World(empty, empty, codes.astype(np.float32), strength, directions, kind,
+                         frequency, settles, shared, (1.0, 0.0, 0.0))  # fmt: skip
+
+
+def test_the_truth_itself_scores_full_marks():
+    world = world_of_few()
+    decoders = world.strength[:, :, None] * world.directions
+    found = truth.measure(decoders, world.codes, world)
+    assert (found["f1"], found["auc"], found["recovered"], found["recovered_rare"]) == (1, 1, 1, 1)
+    assert (found["birth_within_one"], found["death_within_one"]) == (1, 1)
+    assert (found["relays"], found["holes"], found["dead"]) == (0, 0, 0)
+    # The norm says present before a direction settles; the direction tells.
+    assert found["by_kind"]["settling"]["f1"] == pytest.approx(2 * 11 / (2 * 11 + 5))
+    assert found["settling"] == {"norm_before": 1.0, "f1_direction": 1.0}
+    assert sum(found["present"]) == 16 + 10 + 9
+    assert sum(found["absent"]) == 6 + 7
+    assert found["absent"][0] == 13
+
+
+def test_what_norms_get_wrong_is_counted():
+    world = world_of_few()
+    norms = world.strength.copy()
+    norms[1, 3:6] = 0.6  # born three snapshots too early
+    norms[2, 4] = 0.3  # a hole
+    norms[0] = 0.7  # of one height: its own peak is what counts
+    found = truth.measure(norms[:, :, None] * world.directions, world.codes, world)
+    right, false, missed = 35 - 1, 3, 1
+    assert found["f1"] == pytest.approx(2 * right / (2 * right + false + missed))
+    assert found["precision"] == pytest.approx(right / (right + false))
+    assert found["f1_quarter"] == pytest.approx(2 * 35 / (2 * 35 + 3))
+    assert found["birth_error_median"] == 3
+    assert found["birth_within_one"] == 0
+    assert found["death_within_one"] == 1
+    assert found["holes"] == pytest.approx(1 / 3)
+    # One of the 35 present pairs, at 0.3, lies below three of the 13 absent ones, at 0.6.
+    assert found["auc"] == pytest.approx(1 - 3 / (35 * 13))
+
+
+def test_two_halves_of_a_life_are_a_relay():
+    world = world_of_few()
+    decoders = world.strength[:, :, None] * world.directions
+    early = np.arange(planted.N) < 8
+    halves = decoders[:1] * early[:, None], decoders[:1] * ~early[:, None]
+    twice = np.concatenate([*halves, decoders[1:]])
+    codes = np.concatenate([world.codes[:, :1], world.codes], 1)
+    assert truth.relays(twice, codes) == [(0, 1, 8)]
+    found = truth.measure(twice, codes, world)
+    assert (found["relays"], found["relays_frequent"]) == (2, 2)
+    assert found["relay"]["kind"] == "always"
+    assert found["f1"] < 0.95
+    # Another code, another direction, or another time is none.
+    other = codes.copy()
+    other[:, 0] = np.roll(other[:, 0], 1)
+    assert truth.relays(twice, other) == []
+    turned = twice.copy()
+    turned[0] = np.roll(turned[0], 6, axis=-1)
+    assert truth.relays(turned, codes) == []
+    later = twice.copy()
+    later[1, :12] = 0
+    assert truth.relays(later, codes) == []
+
+
+def test_a_planted_world_is_as_its_table_says():
+    world = planted.make(1, 4000, 500)
+    again = planted.make(1, 4000, 500)
+    np.testing.assert_array_equal(world.train, again.train)
+    assert world.train.shape == (planted.N, 4000, planted.D)
+    assert np.isfinite(world.train).all()
+    assert {k: int((world.kind == k).sum()) for k in planted.KINDS} == planted.KINDS
+    assert np.allclose(np.linalg.norm(world.directions, axis=2), 1)
+    features, dense, noise = world.variance
+    assert features + dense + noise == pytest.approx(1)
+    assert 0.3 < dense < 0.4
+    assert 0.04 < noise < 0.08
+    assert 0.15 < (world.frequency < planted.RARE).mean() < 0.3
+    of = {k: np.flatnonzero(world.kind == k) for k in planted.KINDS}
+    split = world.strength[of["parent"]]
+    assert (split.repeat(2, 0) + world.strength[of["child"]] == 1).all()
+    gone = 1 - world.strength[of["reappearing"]]
+    assert ((gone.sum(1) >= 3) & (gone.sum(1) <= 5)).all()
+    assert (gone[:, [0, -1]] == 0).all()
+    fires = world.codes > 0
+    both = fires[:, of["elder"]] & fires[:, of["twin"]]
+    assert both.sum() / fires[:, of["elder"]].sum() == pytest.approx(0.8, abs=0.05)
+    children = fires[:, of["child"]].reshape(len(fires), -1, 2)
+    assert not children.all(2).any()
+    np.testing.assert_array_equal(fires[:, of["parent"]], children.any(2))
+    i = of["settling"][0]
+    cosines = world.directions[i] @ world.directions[i, -1]
+    assert np.abs(cosines[: world.settles[i]]).max() < 0.5
+    assert cosines[world.settles[i] :].min() > 0.6
+
+
+@pytest.mark.parametrize("name", ["batch_topk_snapshot", "paper"])
+def test_a_small_training_on_a_planted_world(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(presence, "WORK", tmp_path)
+    loss = presence.small(next(loss for loss in presence.LOSSES if loss.name == name))
+    found = presence.result(loss, 0)
+    assert 0.02 < found["explained_variance"] < 0.9
+    assert found["recovered"] < 64 / 300  # 64 features, 40 steps
+    assert 0 < found["l0"] < 64
+    kept = list(tmp_path.glob("*/measures-*.json"))
+    assert len(kept) == 1
+    kept[0].write_text(json.dumps(found | {"f1": -1.0}))
+    assert presence.result(loss, 0)["f1"] == -1  # read, not measured again
+    row = presence.row(loss, [found, found | {"f1": found["f1"] + 0.5}])
+    assert row["f1"] == pytest.approx(found["f1"] + 0.25)
+    assert (row["f1_low"], row["f1_high"]) == (found["f1"], found["f1"] + 0.5)
+    assert row["settings"]["activation"] == loss.settings["activation"]
+
+
+def test_the_page_of_presence_holds_the_rows(tmp_path, monkeypatch):
+    world = world_of_few()
+    decoders = world.strength[:, :, None] * world.directions
+    found = truth.measure(decoders, world.codes, world)
+    found |= {"explained_variance": 0.9, "l0": 1.25, "seconds": 61.0}
+    worse = found | {"f1": 0.5, "relays": 4}
+    rows = [presence.row(loss, [found, worse]) for loss in presence.LOSSES]
+    about = {
+        "snapshots": 16, "width": 12, "true_features": 5, "rows": [100, 400], "active": 0.8,
+        "rare": 0.2, "variance": {"features": 1.0, "dense": 0.0, "noise": 0.0},
+        "bins": truth.BINS.tolist(),
+    }  # fmt: skip
+    pristine = presence_page.PAGE.read_text()
+    monkeypatch.setattr(presence_page, "PAGE", tmp_path / "page.md")
+    monkeypatch.setattr(presence_page, "PLOT", tmp_path / "plot.png")
+    presence_page.PAGE.write_text(pristine)
+    presence_page.write({"about": about, "rows": rows})
+    text = presence_page.PAGE.read_text()
+    line = (
+        "| **BatchTopK, gate per snapshot** | 0.750 [0.500, 1.000] | 1.000 | 1.0000 | 1.00 | 1.00 "
+    )
+    assert f"{line}| 2 [0, 4] (0) | 1.000 | 1.000 | 1.00 | 0.900 | 1.2 | 0.00 | 61 |" in text
+    assert text.count("| 0.750 [0.500, 1.000] |") == len(presence.LOSSES)
+    assert "5 features at 16 snapshots of width 12, in 100 rows" in text
+    assert "averages 1.00 of its peak" in text
+    assert text.startswith(pristine.split(presence_page.WORLD[0])[0])
+    assert presence_page.PLOT.stat().st_size > 10_000

@@ -23,6 +23,7 @@ import click
 import numpy as np
 import torch
 
+from benchmarks.page import replace_part
 from ontogeny import devices
 from ontogeny.activations import basis, feed, subspace
 from ontogeny.activations.rows import Cached
@@ -37,6 +38,8 @@ from ontogeny.files import write_json
 from ontogeny.settings import Settings
 
 RESULTS = Path(__file__).parent / "results" / "stability.json"
+DOCS = Path(__file__).parents[1] / "docs"
+MARKS = "<!-- stability -->", "<!-- /stability -->"
 MATCHED = 0.7
 FREQUENT = 0.01  # density from which a feature counts as frequent
 BASE: dict[str, Any] = {
@@ -145,6 +148,32 @@ def run(experiment: Experiment, changed: dict[str, Any], threads: int) -> dict[s
     }
 
 
+COLUMNS = {
+    "trial": "trial",
+    "explained_variance": "held-out EV",
+    "l0": "L0",
+    "living": "alive",
+    "matched": "matched",
+    "matched_frequent": "frequent ones matched",
+    "beyond_token_means": "beyond token means",
+    "token_means": "token means match",
+    "random_rows": "random rows match",
+    "at_the_start": "there at the start",
+}
+SHARES = set(COLUMNS) - {"trial", "explained_variance", "l0", "living"}
+
+
+def write_page(trials: dict[str, dict[str, Any]]) -> None:
+    """Put the table of all trials into docs/default-experiment.md."""
+    lines = [f"| {' | '.join(COLUMNS.values())} |", "|---" * len(COLUMNS) + "|"]
+    for name, row in trials.items():
+        texts = {"trial": name, "explained_variance": f"{row['explained_variance']:.3f}"}
+        texts |= {"l0": f"{row['l0']:.1f}", "living": f"{row['living']:,.0f}"}
+        texts |= {key: f"{row[key]:.0%}" if key in row else "" for key in SHARES}
+        lines.append(f"| {' | '.join(texts[key] for key in COLUMNS)} |")
+    replace_part(MARKS, "\n".join(lines), DOCS / "default-experiment.md")
+
+
 @click.command()
 @click.argument("folder", type=click.Path(exists=True, path_type=Path))
 @click.argument("names", nargs=-1)
@@ -160,6 +189,7 @@ def main(folder: Path, names: tuple[str, ...], threads: int) -> None:
         own[name] = {"changed": TRIALS[name], **run(experiment, TRIALS[name], threads)}
         write_json(RESULTS, kept)
         print(name, json.dumps(own[name]), flush=True)
+    write_page(own)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ is missing. Rows go to benchmarks/results/presence.json, table and figure to doc
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -239,7 +240,14 @@ def row(loss: Loss, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for key in ("settling", "recoded"):
         found[key] = _means([one[key] for one in results])
     kinds = results[0]["by_kind"]
-    found["by_kind"] = {kind: _means([one["by_kind"][kind] for one in results]) for kind in kinds}
+    found["by_kind"] = {  # what does not occur in a kind, such as an absence, is left out
+        kind: {
+            key: value
+            for key, value in _means([one["by_kind"][kind] for one in results]).items()
+            if not math.isnan(value)
+        }
+        for kind in kinds
+    }
     for key in ("present", "absent"):
         found[key] = np.sum([one[key] for one in results], 0).tolist()
     found["relay"] = next((one["relay"] for one in results if one["relay"]), None)

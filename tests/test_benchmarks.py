@@ -286,8 +286,12 @@ def test_the_page_of_presence_holds_the_rows(tmp_path, monkeypatch):
     decoders = world.strength[:, :, None] * world.directions
     found = truth.measure(decoders, world.codes, world)
     found |= {"explained_variance": 0.9, "l0": 1.25, "seconds": 61.0}
+    for kind in planted.KINDS:  # this world lacks some kinds, and some lack absences
+        found["by_kind"][kind] = {"found": 1.0, "f1": 1.0, "false": 0.25, "missed": 0.0}
+    found["by_kind"]["always"]["false"] = float("nan")
     worse = found | {"f1": 0.5, "relays": 4}
     rows = [presence.row(loss, [found, worse]) for loss in presence.LOSSES]
+    assert "false" not in rows[0]["by_kind"]["always"]
     about = {
         "snapshots": 16, "width": 12, "true_features": 5, "rows": [100, 400], "active": 0.8,
         "rare": 0.2, "variance": {"features": 1.0, "dense": 0.0, "noise": 0.0},
@@ -306,5 +310,6 @@ def test_the_page_of_presence_holds_the_rows(tmp_path, monkeypatch):
     assert text.count("| 0.750 [0.500, 1.000] |") == len(presence.LOSSES)
     assert "5 features at 16 snapshots of width 12, in 100 rows" in text
     assert "averages 1.00 of its peak" in text
+    assert "children's read present before the split in 25%" in text
     assert text.startswith(pristine.split(presence_page.WORLD[0])[0])
     assert presence_page.PLOT.stat().st_size > 10_000

@@ -62,7 +62,11 @@ PRODUCTS = [
         f"{TABLES}/matches.csv",
         "each living feature's partner in every other seed",
     ),
-    Product("baselines", f"{TABLES}/baselines.parquet", "what matches features without training"),
+    Product(
+        "stability_baselines",
+        f"{TABLES}/baselines.parquet",
+        "what matches features without training",
+    ),
     Product("turning_point", f"{TABLES}/turning_point.json", "step, interval, cosines around it"),
     Product(
         "phases",
@@ -185,7 +189,7 @@ STAGES = [
             "token_tables": "token_tables",
             "features": "features",
         },
-        makes={"baselines": "baselines"},
+        makes={"baselines": "stability_baselines"},
         settings=("analysis.seed",),
         gpu=False,
         core=True,
@@ -272,7 +276,7 @@ FIGURES = [
         "ontogeny.figures.stability:draw",
         FIDELITY,
         "Stability across seeds",
-        {"matches": "matches", "strengths": "strengths", "baselines": "baselines"},
+        {"matches": "matches", "strengths": "strengths", "baselines": "stability_baselines"},
         settings=("analysis.matched_cosine",),
     ),
     Figure(

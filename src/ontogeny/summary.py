@@ -80,9 +80,9 @@ def _without_training(experiment: Experiment, crosscoder: str) -> dict[str, Any]
 
     Empty where they were not measured: the figure of the primary crosscoder's stability asks.
     """
-    if not experiment.path("baselines", crosscoder=crosscoder).exists():
+    if not experiment.path("stability_baselines", crosscoder=crosscoder).exists():
         return {}
-    table = experiment.table("baselines", crosscoder)
+    table = experiment.table("stability_baselines", crosscoder)
     matches = experiment.table("matches", crosscoder)
     found = shares(table, matches, experiment.settings.analysis.matched_cosine)
     return {f"matched_feature_share_{name}": value for name, value in found.items()}

@@ -47,7 +47,7 @@ def test_token_means_are_those_of_the_training_rows(experiment):
 
 def test_the_table_tells_what_needs_no_training(experiment):
     """Planted: a decoder that is a token's mean, and one that is a random row."""
-    table = experiment.table("baselines")
+    table = experiment.table("stability_baselines")
     features = experiment.table("features")
     assert list(table["feature"]) == list(features.loc[features["alive"], "feature"])
     assert table["token_cosine"].between(-1, 1).all()

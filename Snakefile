@@ -2,7 +2,7 @@
 #
 #   data         fetch → corpus
 #   snapshots    pretrain → snapshot (each); or from a hub; or from folders
-#   activations  extract (each snapshot) → stack → token_tables → basis → project
+#   activations  extract (each snapshot) → stack → token_table → basis → project
 #   crosscoder   train (each seed) → fidelity (each seed)
 #   analyses     features (histories), phases, and what `analyses` names: one rule per stage
 #   report       figures, atlas → summary

@@ -84,6 +84,31 @@ rule stack:
         "ontogeny stack {params.experiment} {wildcards.site} 2>&1 | tee {log}"
 
 
+rule token_table:
+    input:
+        table_sources,
+    output:
+        at("token_table"),
+    log:
+        log("token_table/{site}"),
+    benchmark:
+        benchmark_of("token_table/{site}")
+    conda:
+        CONDA
+    resources:
+        **needs("token_table"),
+    params:
+        activations=ROWS,
+        code=code("ontogeny.activations.token_table"),
+        experiment=experiment,
+        reads=reads(table_sources),
+    message:
+        "Token table of {wildcards.site}"
+    shell:
+        "ontogeny token_table {params.experiment} {wildcards.site} --threads {threads} 2>&1"
+        " | tee {log}"
+
+
 rule basis:
     input:
         unpack(basis_tables),

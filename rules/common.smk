@@ -227,8 +227,9 @@ def projected_before(wildcards):
     if before < 0:
         return []
     bases = E.bases(S.crosscoders_to_train)
-    projected = [E.projected(sites)[before] for sites in bases]
-    return [ancient(str(path)) for path in [E.path("token_tables"), *projected]]
+    paths = [E.projected(sites)[before] for sites in bases]
+    paths += [path for name in S.crosscoders_to_train for path in E.tables(name)]
+    return [ancient(str(path)) for path in dict.fromkeys(paths)]
 
 
 def stacked(wildcards):
@@ -241,6 +242,11 @@ def stacked(wildcards):
 def basis_rows(wildcards):
     """The training rows of a basis, of a shard, or what they are streamed from."""
     return strings(E.training_rows(BASES[wildcards.sites], wildcards.get("shard", 0)))
+
+
+def table_sources(wildcards):
+    """What a token table is made from."""
+    return strings(E.table_sources(wildcards.site))
 
 
 def basis_tables(wildcards):

@@ -104,6 +104,8 @@ class Run:
                 self.command("stack", site)
         elif name == "basis":
             self.command("basis", sites)
+        elif name == "token_table":
+            self.command("token_table", *self.map.sites)
         elif name == "project":
             self.command("project", sites, 0)
         elif name in ("train", "fidelity"):

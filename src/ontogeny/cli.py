@@ -18,6 +18,7 @@ import click
 
 from ontogeny import gpus, lineage, registry, running
 from ontogeny import settings as schema
+from ontogeny.activations.sites import folder_name
 from ontogeny.declarations import Figure, Stage
 from ontogeny.exchange import commands
 from ontogeny.experiment import Experiment
@@ -272,6 +273,31 @@ def stack(experiment: Experiment, site: str) -> None:
     files = [experiment.path("held_out", site=site, step=step) for step in steps]
     output, scale = experiment.path("stack", site=site), experiment.settings.activations.scale
     store.stack(files, steps, output, experiment.cached, scale)
+
+
+@main.command("token_table")
+@on_device
+@threads
+@click.argument("site")
+def token_table(experiment: Experiment, site: str) -> None:
+    """Find the mean activation of every token in one layer and stream, such as residual.0."""
+    from ontogeny.activations import token_table as stage
+    from ontogeny.activations.rows import RowPaths
+
+    places = {
+        folder_name(layer, stream): (layer, stream)
+        for layer in experiment.settings.activations.layers
+        for stream in experiment.settings.activations.streams
+    }
+    if site not in places:
+        raise InputError(f"{site}: no layer and stream of activations; use one of {list(places)}")
+    where = RowPaths(
+        experiment.path("activations"),
+        snapshots=experiment.path("snapshots"),
+        tokens=experiment.path("tokens"),
+    )
+    output = experiment.path("token_table", site=site)
+    stage.measure(experiment.settings, *places[site], where, output)
 
 
 def _of_basis(experiment: Experiment, sites: str) -> str:

@@ -226,16 +226,15 @@ class Experiment:
         """Whether training rows lie on disk, not computed when they are wanted."""
         return self.settings.activations.mode == "cached"
 
-    def all_rows(self) -> Source:
-        """The training rows of all sites, of the first shard, or what they are streamed from."""
-        from ontogeny.activations.rows import RowPaths
+    def table_sources(self, site: Any) -> list[Path]:
+        """What the token table of a layer's stream is made from."""
+        files = [self.path("stack", site=site), self.path("tokens")]
+        files += [path for step in self.steps for path in self.rows_of(step, 0, [site])]
+        return files + ([] if self.cached else self.source("snapshots").files)
 
-        snapshots, tokens = self.path("snapshots"), self.path("tokens")
-        files = [self.path("stack", site=site) for site in self.sites] + [tokens]
-        files += [path for step in self.steps for path in self.rows_of(step, 0, self.sites)]
-        files += [] if self.cached else self.source("snapshots").files
-        where = RowPaths(self.path("activations"), snapshots=snapshots, tokens=tokens)
-        return Source(files, where)
+    def tables(self, crosscoder: str) -> list[Path]:
+        """The token tables of the layers and streams that a crosscoder reads and writes."""
+        return [self.path("token_table", site=name) for name in self.sites_of(crosscoder)]
 
     def rows_of(self, step: Any, shard: Any, sites: Iterable[str]) -> list[Path]:
         """Files of a snapshot's training rows, of one shard, where they are on disk at all."""
@@ -284,14 +283,14 @@ class Experiment:
     def tables_of(self, crosscoder: str) -> dict[str, list[Path]]:
         """The token tables, where the crosscoder has one taken off its rows."""
         has = self.settings.all_crosscoders[crosscoder].token_table
-        return {"tables": [self.path("token_tables")]} if has else {}
+        return {"tables": self.tables(crosscoder)} if has else {}
 
     def fidelity_sources(self, crosscoder: str) -> dict[str, list[Path]]:
         """What a crosscoder's fidelity is measured with: the rows, for PCA, and all snapshots."""
         basis = self.basis_of(crosscoder)
         files = {"stacks": self.stacks(crosscoder), "tokens": [self.path("tokens")]}
-        files |= {"snapshots": self.source("snapshots").files}
-        files |= {"tables": [self.path("token_tables")]}
+        files["snapshots"] = self.source("snapshots").files
+        files["tables"] = self.tables(crosscoder)
         if basis is not None:
             return files | {"basis": [self.path("basis", sites=basis)]}
         return files | {"rows": self.training_rows(crosscoder)}

@@ -28,7 +28,7 @@ CONTENTS = {
     "stack": ("held_out",),
     "projected": ("projected",),
     "basis": ("basis", "turn", "mean"),
-    "token_tables": ("token", "count"),
+    "token_table": ("token", "count", "table"),
 }
 
 

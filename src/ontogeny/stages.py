@@ -27,7 +27,8 @@ PRODUCTS = [
     Product("held_out", "activations/{site}/step{step}.h5", "held-out rows of a snapshot"),
     Product("rows", "activations/{site}/step{step}.rows{shard}.h5", "training rows of a snapshot"),
     Product("stack", f"activations/{{site}}/{STACK}", "all snapshots of a layer and stream"),
-    Product("token_tables", "token_tables.h5", "mean activation of every token at every site"),
+    Product("token_tables", "token_tables", "a file for each layer and stream"),
+    Product("token_table", "token_tables/{site}.h5", "mean activation of every token, by snapshot"),
     Product("basis", "basis/{sites}.h5", "the principal subspace of some sites"),
     Product("projected", "basis/{sites}.rows{shard}.h5", "training rows in that subspace"),
     Product("state", "state/{crosscoder}-{seed}-{digest}", "of an unfinished training"),
@@ -84,30 +85,6 @@ PRODUCTS = [
 ]
 
 STAGES = [
-    Stage(
-        "token_tables",
-        run="ontogeny.activations.token_table:measure",
-        about="Find the mean activation of every token at every site.",
-        reads={"rows": lambda experiment: experiment.all_rows()},
-        makes={"token_tables": "token_tables"},
-        settings=(
-            "activations.window",
-            "activations.seed",
-            "activations.leave_out",
-            "activations.dtype",
-            "snapshots.steps",
-        ),
-        scope="experiment",
-        core=True,
-        cost=Cost(
-            {
-                "table rows * width * all sites": 1e-8,
-                "forward * streamed table rows * all sites": 1e-11,
-            },
-            {"token table of a site": 8, "pair table of a site": 8, "one": 0.1e9},
-            {"token tables": 1, "vocabulary": 12, "one": 20000},
-        ),
-    ),
     Stage(
         "phases",
         run="ontogeny.phases.levels:measure",

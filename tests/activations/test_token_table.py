@@ -32,6 +32,8 @@ from ontogeny.settings import Settings
 STEPS, D, V = [0, 4], 16, 50
 SITES = [Site(step, 1, "residual") for step in STEPS]
 CPU = torch.device("cpu")
+TABLE = "tables/residual.1.h5"
+MEASURES = ("table", "left_norm", "explained", "explained_by_pairs")
 SPLITS = {"held_out": (0, 6), "train": (6, 46), "pretrain": (46, 46)}
 COMMON = {"inputs": {"layers": [1]}, "features": 40, "k": 4, "steps": 120, "batch_rows": 64,
           "aux_features": 0, "seeds": [0], "learning_rate": 3e-3, "token_table": True}  # fmt: skip
@@ -81,7 +83,7 @@ def folder(tmp_path_factory) -> Path:
         extract.extract(s, *where)
     here = place / "activations/residual.1"
     store.stack([here / f"step{t}.h5" for t in STEPS], STEPS, here / "stack.h5")
-    token_table.measure(s, paths(place), place / "tables.h5")
+    token_table.measure(s, 1, "residual", paths(place), place / "tables/residual.1.h5")
     return place
 
 
@@ -94,7 +96,7 @@ def paths(place: Path, name: str = "") -> RowPaths:
         (projected,) if projected.exists() else (),
         place / "snapshots",
         place / "tokens.h5",
-        place / "tables.h5",
+        place / "tables",
     )
 
 
@@ -149,12 +151,12 @@ def loop(folder: Path, step: int) -> tuple[dict[int, np.ndarray], np.ndarray, di
 @pytest.mark.parametrize("i", range(len(STEPS)))
 def test_the_tables_are_those_of_a_plain_loop(folder, i):
     tokens, mean, pairs = loop(folder, STEPS[i])
-    with h5py.File(folder / "tables.h5") as file:
+    with h5py.File(folder / TABLE) as file:
         assert file["token"][:].tolist() == sorted(tokens)
         assert V - 1 not in tokens
         assert file["count"][:].sum() == file.attrs["rows"]
         assert file.attrs["covered"] == 1
-        found = {name: values[i] for name, values in file["residual.1"].items()}
+        found = {name: file[name][i] for name in MEASURES}
     np.testing.assert_allclose(found["table"][-1], mean, rtol=1e-5, atol=1e-6)
     for token, row in zip(sorted(tokens), found["table"], strict=False):
         np.testing.assert_allclose(row, tokens[token], rtol=1e-5, atol=1e-6)
@@ -209,10 +211,10 @@ def test_rows_are_those_less_their_tokens_mean_at_the_scale_of_the_rest(folder, 
 
 def test_streamed_rows_and_tables_are_the_cached_ones(folder, tmp_path):
     cached, streamed = configured(), configured(**{"activations.mode": "streamed"})
-    token_table.measure(streamed, paths(folder), tmp_path / "tables.h5")
-    with h5py.File(tmp_path / "tables.h5") as one, h5py.File(folder / "tables.h5") as other:
-        for name, values in other["residual.1"].items():
-            np.testing.assert_array_equal(one[f"residual.1/{name}"][:], values[:])
+    token_table.measure(streamed, 1, "residual", paths(folder), tmp_path / "other.h5")
+    with h5py.File(tmp_path / "other.h5") as one, h5py.File(folder / TABLE) as other:
+        for name, values in other.items():
+            np.testing.assert_array_equal(one[name][:], values[:])
     for name in ("full", "principal"):
         c = cached.crosscoders[name]
         where = directions(cached, name, folder)
@@ -291,13 +293,13 @@ def test_a_dictionary_of_the_rest_adds_the_table_to_what_it_reconstructs(
 def test_other_tables_are_other_rows_to_resume_on(folder, tmp_path):
     s = configured()
     shutil.copytree(folder / "activations", tmp_path / "activations")
-    for name in ("tokens.h5", "tables.h5"):
-        shutil.copy(folder / name, tmp_path / name)
+    shutil.copytree(folder / "tables", tmp_path / "tables")
+    shutil.copy(folder / "tokens.h5", tmp_path / "tokens.h5")
     one = paths(tmp_path)
     digests = [Data(s, s.crosscoders["full"], SITES, SITES, one, CPU).digest for _ in range(2)]
     assert digests[0] == digests[1]
-    with h5py.File(tmp_path / "tables.h5", "r+") as file:
-        file["residual.1/table"][0, 2] += 1
+    with h5py.File(tmp_path / TABLE, "r+") as file:
+        file["table"][0, 2] += 1
     assert Data(s, s.crosscoders["full"], SITES, SITES, one, CPU).digest != digests[0]
 
 
@@ -312,13 +314,13 @@ def test_what_a_table_cannot_be_is_refused(folder, tmp_path):
             configured(**{"crosscoders": kinds, "activations.streams": ["residual", "mlp_in"]})
     names = {basis_name(c) for c in configured().crosscoders.values()}
     assert names == {"residual.1", "residual.1-table-residual", "residual.1-table-activations"}
-    with pytest.raises(InputError, match=r"holds no residual\.1/step8"):
-        Table(folder / "tables.h5", [Site(8, 1, "residual")])
-    shutil.copy(folder / "tables.h5", tmp_path / "tables.h5")
-    with h5py.File(tmp_path / "tables.h5", "r+") as file:
-        file["residual.1/left_norm"][1] = 0
+    with pytest.raises(InputError, match=r"residual\.1\.h5: holds no step 8"):
+        Table(folder / "tables", [Site(8, 1, "residual")])
+    shutil.copytree(folder / "tables", tmp_path / "tables")
+    with h5py.File(tmp_path / TABLE, "r+") as file:
+        file["left_norm"][1] = 0
     with pytest.raises(InputError, match=r"residual\.1/step4: the token alone gives every row"):
-        Table(tmp_path / "tables.h5", SITES)
-    (tmp_path / "tables.h5").write_bytes(b"x")
-    with pytest.raises(InputError, match=r"tables\.h5: truncated or not HDF5"):
-        Table(tmp_path / "tables.h5", SITES)
+        Table(tmp_path / "tables", SITES)
+    (tmp_path / TABLE).write_bytes(b"x")
+    with pytest.raises(InputError, match=r"residual\.1\.h5: truncated or not HDF5"):
+        Table(tmp_path / "tables", SITES)

@@ -26,19 +26,19 @@ def tables(tmp_path) -> tuple[Path, np.ndarray, np.ndarray]:
     for i in range(2):
         table[i, 3] = table[i, -1] + 2 * (table[i, 2] - table[i, -1])
     count = np.array([400, 20, 60, 25, 19, 3, 90])
-    with h5py.File(tmp_path / "tables.h5", "w") as file:
+    with h5py.File(tmp_path / "residual.0.h5", "w") as file:
         file.attrs.update({"format": FORMAT, "steps": STEPS})
         file["token"], file["count"] = np.arange(7), count
-        file["residual.0/table"] = table
+        file["table"] = table
         for name in ("explained", "explained_by_pairs", "left_norm"):
-            file[f"residual.0/{name}"] = np.array([0.9, 0.3, 0.5, 0.6, 0.7], np.float32)
-    return tmp_path / "tables.h5", table.astype(float), count
+            file[name] = np.array([0.9, 0.3, 0.5, 0.6, 0.7], np.float32)
+    return tmp_path / "residual.0.h5", table.astype(float), count
 
 
 def test_the_measures_are_those_of_a_plain_loop(tables, tmp_path):
     path, table, count = tables
     s = settings.load(tiny())
-    measure.measure(s, path, tmp_path / "means.csv")
+    measure.measure(s, [path], tmp_path / "means.csv")
     found = pd.read_csv(tmp_path / "means.csv")
     assert found["snapshot_index"].tolist() == [1, 2, 3, 4, 5]
     assert found["step"].tolist() == STEPS

@@ -25,8 +25,8 @@ LARGE = MEDIUM | {
     "circuits": {"tasks": ["induction"], "pairs": 64, "curve_snapshots": 2},
     "contexts": {"lens_snapshots": 3}, "crosscoders.topk.steps": 30,
 }  # fmt: skip
-BEFORE = ("corpus", "pretrain", "extract", "basis", "project", "train", "fidelity", "features",
-          "tasks")  # fmt: skip
+BEFORE = ("corpus", "pretrain", "extract", "token_table", "basis", "project", "train", "fidelity",
+          "features", "tasks")  # fmt: skip
 # In an order in which each finds what it reads. Of complexity its time is all that it takes.
 STAGES = ("dimensionality", "kinds", "contexts", "span", "presence", "attribution", "ablation",
           "heads", "induction")  # fmt: skip

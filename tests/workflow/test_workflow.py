@@ -49,7 +49,7 @@ BEFORE_TRAINING = {
     "snapshot",
     "extract",
     "stack",
-    "token_tables",
+    "token_table",
     "basis",
     "project",
     "phases",
@@ -155,7 +155,7 @@ def test_another_scale_stacks_anew_and_extracts_nothing(experiment):
     before = lineage.training(Experiment.open(experiment / RESULTS), "batchtopk")
     experiment.configure({"activations.scale": "mean_norm"})
     jobs = experiment.would_run()
-    after_extraction = ["stack", "token_tables", "basis", "project"]
+    after_extraction = ["stack", "token_table", "basis", "project"]
     assert [jobs[rule] for rule in (*after_extraction, "train", "features")] == [1, 1, 1, 1, 2, 1]
     assert not set(jobs) & (BEFORE_TRAINING - set(after_extraction))
     experiment.snakemake(f"{RESULTS}/activations/residual.0/stack.h5")
@@ -325,7 +325,7 @@ def test_every_kind_of_dictionary_has_its_place_in_the_workflow(finished):
     jobs = finished.would_run("--configfile", "kinds.yaml")
     assert jobs["train"] == jobs["fidelity"] == 2 + 3
     assert jobs["extract"] == 5  # every stream and layer of a snapshot in one pass
-    assert jobs["stack"] == 4  # of the six, those that a dictionary reads
+    assert jobs["stack"] == jobs["token_table"] == 4  # of six, those that a dictionary reads
     assert jobs["basis"] == 3  # the histories', the SAE's and the cross-layer crosscoder's
     assert jobs["features"] == 1  # histories need four snapshots of one place
 

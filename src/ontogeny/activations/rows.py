@@ -62,7 +62,7 @@ class RowPaths:
     ----------
     activations : folder of the activations; its stacks hold the scales in either mode.
     basis : basis file. projected : files of projected rows, in the shards' order.
-    tables : the token tables (token_table.py).
+    tables : folder of the token tables (token_table.py).
     snapshots, tokens : folder of snapshots and tokens.h5, where rows are streamed.
     """
 

@@ -20,8 +20,8 @@ FORMAT = "ontogeny-token-table-1"
 HALF = 65504.0  # the largest float16
 
 
-def open_tables(path: str | Path) -> h5py.File:
-    """Open the experiment's token tables.
+def open_table(path: str | Path) -> h5py.File:
+    """Open the token table of a layer's stream.
 
     Raises
     ------
@@ -32,24 +32,30 @@ def open_tables(path: str | Path) -> h5py.File:
     except OSError:
         raise InputError(f"{path}: truncated or not HDF5; delete it to make it again") from None
     if file.attrs.get("format") != FORMAT:
-        raise InputError(f"{path}: not token tables of this version; delete it")
+        raise InputError(f"{path}: not a token table of this version; delete it")
     return file
 
 
-def of_sites(path: str | Path, sites: Sequence[Site], name: str) -> Iterator[Any]:
+def of_sites(folder: str | Path, sites: Sequence[Site], name: str) -> Iterator[Any]:
     """What the tables have of each of some sites under a name, one after another.
+
+    Parameters
+    ----------
+    folder : the experiment's token tables.
 
     Raises
     ------
-    InputError : a site is not there, or as `open_tables`.
+    InputError : a site is not there, or as `open_table`.
     """
-    with open_tables(path) as file:
-        steps = list(file.attrs["steps"])
-        for site in sites:
-            place = folder_name(site.layer, site.stream)
-            if place not in file or site.snapshot not in steps:
-                raise InputError(f"{path}: holds no {site.name}; delete it to make it again")
-            yield file[f"{place}/{name}"][steps.index(site.snapshot)]
+    for site in sites:
+        path = Path(folder) / f"{folder_name(site.layer, site.stream)}.h5"
+        with open_table(path) as file:
+            steps = list(file.attrs["steps"])
+            if site.snapshot not in steps:
+                raise InputError(
+                    f"{path}: holds no step {site.snapshot}; delete it to make it again"
+                )
+            yield file[name][steps.index(site.snapshot)]
 
 
 class Table:
@@ -57,7 +63,7 @@ class Table:
 
     Parameters
     ----------
-    path : the experiment's token tables. sites : N sites in the order wanted.
+    folder : the experiment's token tables. sites : N sites in the order wanted.
     scales : (N,) constants of the sites; None for those that bring the mean norm of what the table
         leaves to √D.
 
@@ -72,13 +78,14 @@ class Table:
     """
 
     def __init__(
-        self, path: str | Path, sites: Sequence[Site], scales: np.ndarray | None = None
+        self, folder: str | Path, sites: Sequence[Site], scales: np.ndarray | None = None
     ) -> None:
-        with open_tables(path) as file:
+        first = Path(folder) / f"{folder_name(sites[0].layer, sites[0].stream)}.h5"
+        with open_table(first) as file:
             self.token: np.ndarray = file["token"][:]
-            width = int(file.attrs["width"])
+            width = file["table"].shape[2]
         if scales is None:
-            left = np.array(list(of_sites(path, sites, "left_norm")))
+            left = np.array(list(of_sites(folder, sites, "left_norm")))
             if not left.all():
                 site = sites[int((left == 0).argmax())]
                 raise InputError(
@@ -89,7 +96,7 @@ class Table:
         self.scales = scales
         self.values = np.empty((len(sites), len(self.token) + 1, width), np.float32)
         for own, raw, scale in zip(
-            self.values, of_sites(path, sites, "table"), scales, strict=True
+            self.values, of_sites(folder, sites, "table"), scales, strict=True
         ):
             own[:] = (raw * scale).clip(-HALF, HALF).astype(np.float16)
         self._entry = lookup(self.token)

@@ -1,4 +1,4 @@
-"""The token_tables stage: the mean activation of every token at every site, in closed form.
+"""The token_table stage: the mean activation of every token, by snapshot, in closed form.
 
     T^θ[x] = (Σ_{rows of x} v^θ + λ v̄^θ) / (count(x) + λ),   λ = 5, v̄ the mean of all rows
 
@@ -37,7 +37,7 @@ from ontogeny.activations.table import FORMAT, lookup
 from ontogeny.corpus.build import Tokens
 from ontogeny.files import whole
 from ontogeny.progress import bar
-from ontogeny.settings import Settings
+from ontogeny.settings import Settings, Stream
 
 SHRINKAGE = 5.0  # rows that the mean of all counts for beside a token's own
 PAIR_ROWS = 1 << 16  # held-out rows that the pair table is measured on, the first
@@ -156,41 +156,38 @@ def _left(rows: SiteRows, limit: int, means: Tensor, group: Grouping) -> tuple[f
     return norms / limit, 1 - left / there
 
 
-def measure(settings: Settings, rows: RowPaths, token_tables: Path) -> None:
-    """Write the token tables of all sites, and what they and pair tables explain.
+def measure(
+    settings: Settings, layer: int, stream: Stream, rows: RowPaths, output: str | Path
+) -> None:
+    """Write the token table of a layer's stream, and what it and the pair table explain.
 
     Parameters
     ----------
     rows : where the rows lie, and the tokens.
-    token_tables : HDF5; `token` (M,) ids with an entry, `count` (M,) rows of each; attributes
-        tokens, steps, width, rows (that the tables come from), covered (share of these whose token
-        has an entry); for each layer and stream a group `STREAM.LAYER` with, by snapshot,
+    output : HDF5; `token` (M,) ids with an entry, `count` (M,) rows of each; by snapshot
             table               (n, M + 1, D) float32, in raw units; the last entry is the mean
             left_norm           (n,) mean norm of the first activations.window rows less it
             explained           (n,) share of the held-out rows' variance that it explains
             explained_by_pairs  (n,) that the pair table does, of the first PAIR_ROWS of them
+        attributes: tokens, steps, rows (that the table comes from), covered (share of these whose
+        token has an entry).
     """
-    assert rows.tokens is not None, "the token tables need the tokens"
-    device, a, steps = (
-        devices.choose(settings.device),
-        settings.activations,
-        settings.snapshots.chosen,
-    )
-    places = [(layer, stream) for layer in a.layers for stream in a.streams]
+    assert rows.tokens is not None, "the token table needs the tokens"
+    device, steps = devices.choose(settings.device), settings.snapshots.chosen
     groups: Groups | None = None
     with (
-        whole(token_tables) as draft,
+        whole(output) as draft,
         h5py.File(draft, "w") as file,
-        bar("token tables", len(places) * len(steps), "sites") as progress,
+        bar(f"token table of {folder_name(layer, stream)}", len(steps), "snapshots") as progress,
     ):
-        for i, step, place in ((i, s, place) for place in places for i, s in enumerate(steps)):
-            site = Site(step, *place)
+        for i, step in enumerate(steps):
+            site = Site(step, layer, stream)
             train = feed.site_rows(settings, [site], rows, device)
             held_out = HeldOut(rows.activations, [site])
             train.scales = held_out.scales = np.ones(1, np.float32)
             # Of several shards the first alone is there.
             limit = train.starts[1] if isinstance(train, Cached) else min(train.rows, STREAMED_ROWS)
-            if groups is None:  # the same rows at every site
+            if groups is None:  # the same rows at every snapshot
                 vocabulary = Tokens(rows.tokens).vocabulary
                 (every,) = _counts(train, limit, [lambda token: token[:, 1]], [vocabulary])
                 token = entries(every.numpy(), 4 * train.width * len(steps))
@@ -199,14 +196,14 @@ def measure(settings: Settings, rows: RowPaths, token_tables: Path) -> None:
                 counts = [count.to(device) for count in _counts(train, limit, both, sizes)]
                 file["token"], file["count"] = token, every.numpy()[token]
                 facts = {"format": FORMAT, "tokens": train.tokens, "steps": steps, "rows": limit}
-                facts["width"] = train.width
                 file.attrs.update(facts | {"covered": float(every[token].sum() / limit)})
             by_token, by_pair = _sums(train, limit, both, sizes, device)
             mean = by_token.sum(0) / limit
             table = shrunk(by_token, counts[0], mean)
             table[-1] = mean
             of_pairs = shrunk(by_pair[:-1], counts[1][:-1], table[groups.of_pairs])
-            window, tested = min(limit, a.window), min(held_out.rows, PAIR_ROWS)
+            window = min(limit, settings.activations.window)
+            tested = min(held_out.rows, PAIR_ROWS)
             measures = {
                 "table": table.cpu().numpy(),
                 "left_norm": _left(train, window, table, groups.by_token)[0],
@@ -215,9 +212,9 @@ def measure(settings: Settings, rows: RowPaths, token_tables: Path) -> None:
                     held_out, tested, torch.cat([table, of_pairs]), groups.by_either
                 )[1],
             }
-            for name, value in measures.items():
-                key, value = f"{folder_name(*place)}/{name}", np.asarray(value, np.float32)
+            for name, found in measures.items():
+                value = np.asarray(found, np.float32)
                 if i == 0:
-                    file.create_dataset(key, (len(steps), *value.shape), np.float32)
-                file[key][i] = value
+                    file.create_dataset(name, (len(steps), *value.shape), np.float32)
+                file[name][i] = value
             progress.update()

@@ -166,8 +166,8 @@ class _Pass:
         yield self.snapshots()
         yield self.extract()
         yield self.costed("stack", [[path("stack", site=site)] for site in self.map.sites])
-        tables = registry.stages()["token_tables"]
-        yield self.costed(tables.name, [[path("token_tables")]], "", tables.gpu, tables.cost)
+        tables = [[path] for path in self.tables()]
+        yield self.costed("token_table", tables, gpu=True)
         for sites, name in self.map.bases(self.of).items():
             yield from self.basis(sites, self.of[name])
         for name in self.of:
@@ -206,8 +206,6 @@ class _Pass:
         for name in self.map.figures():
             ask(registry.figures()[name], [self.map.primary])
         for stage in registry.stages().values():
-            if stage.name == "token_tables":  # before the trainings
-                continue
             names = asked.get(stage.name, {})
             if self.everything and running.exists(self.map, stage):
                 every = {self.map.primary: None} | dict.fromkeys(self.map.with_histories)
@@ -302,9 +300,13 @@ class _Pass:
             if path.exists()
         )
 
+    def tables(self) -> list[Path]:
+        """The token tables of all places that a crosscoder reads or writes."""
+        return list(dict.fromkeys(path for name in self.of for path in self.map.tables(name)))
+
     def _unread(self, shard: int) -> bool:
         """Whether something has yet to read a shard's training rows."""
-        if shard == 0 and not self.map.path("token_tables").exists():
+        if shard == 0 and not all(path.exists() for path in self.tables()):
             return True
         for name in self.of:
             basis = self.map.basis_of(name)

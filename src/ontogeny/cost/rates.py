@@ -12,6 +12,14 @@ COSTS = {
     "tokenizer": Cost({"one": 10.0}, {"one": 0.2e9}, {"one": 3e6, "vocabulary": 80}, torch=False),
     "corpus": Cost({"text": 5e-7}, {"one": 0.5e9}, {"vocabulary": 80}, torch=False),
     "stack": Cost({"one": 1.0}, torch=False),
+    "token_table": Cost(
+        {
+            "table rows * width * snapshots": 1e-8,
+            "forward * streamed table rows * snapshots": 1e-11,
+        },
+        {"token table of a snapshot": 8, "pair table of a snapshot": 8, "one": 0.1e9},
+        {"token table": 1, "vocabulary": 12, "one": 20000},
+    ),
     "fidelity": Cost(
         {
             "forward * sites * corpus.context * analysis.spliced_blocks": 7.3e-11,

@@ -1,20 +1,20 @@
 """What the analysis `tokens` reads, makes, costs and draws."""
 
-from ontogeny.declarations import Analysis, Cost, Figure, Product, Stage
+from ontogeny.declarations import Analysis, Cost, Figure, Product, Source, Stage
 from ontogeny.stages import HISTORIES
 
 TOKENS = Stage(
     "token_means",
     run="ontogeny.analyses.tokens.measure:measure",
     about="Measure how the mean activations of tokens grow, turn and part, by snapshot.",
-    reads={"token_tables": "token_tables"},
+    reads={"tables": lambda experiment: Source(*[experiment.tables(experiment.primary)] * 2)},
     makes={"token_means": "token_means"},
     scope="experiment",
     gpu=False,
     cost=Cost(
-        {"compared tokens * compared tokens * width * all sites": 1e-10},
-        {"token table of a site": 8, "compared tokens * compared tokens": 8},
-        {"one": 5000, "all sites": 200},
+        {"compared tokens * compared tokens * width * snapshots": 1e-10},
+        {"token table of a snapshot": 8, "compared tokens * compared tokens": 8},
+        {"one": 5000, "snapshots": 200},
         torch=False,
     ),
 )

@@ -17,9 +17,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ontogeny.activations.sites import folder_name
 from ontogeny.activations.sizes import COMPARED_TOKENS, LEAST_COUNT
-from ontogeny.activations.table import open_tables
+from ontogeny.activations.table import open_table
 from ontogeny.files import write_table
 from ontogeny.settings import Settings
 
@@ -51,33 +50,37 @@ def compared(count: np.ndarray) -> np.ndarray:
     return frequent[count[frequent] >= LEAST_COUNT]
 
 
-def measure(settings: Settings, token_tables: Path, token_means: Path) -> None:
+def measure(settings: Settings, tables: list[Path], token_means: Path) -> None:
     """Write how the token means change, one row per layer, stream and snapshot.
 
     Parameters
     ----------
-    token_tables : HDF5 of activations/token_table.py. token_means : CSV; its columns are in
-        columns.yaml.
+    tables : HDF5 of activations/token_table.py, named by layer and stream. token_means : CSV; its
+        columns are in columns.yaml.
     """
-    a, rows = settings.activations, []
-    with open_tables(token_tables) as file:
-        count, steps = file["count"][:], file.attrs["steps"]
-        chosen = compared(count)
-        for layer, stream in [(layer, stream) for layer in a.layers for stream in a.streams]:
-            group = file[folder_name(layer, stream)]
-            _, last = directions(group["table"][-1])
-            for i, step in enumerate(steps):
-                norm, units = directions(group["table"][i])
+    rows: list[dict[str, object]] = []
+    for path in tables:
+        stream, _, layer = path.stem.rpartition(".")
+        with open_table(path) as file:
+            count, chosen = file["count"][:], compared(file["count"][:])
+            _, last = directions(file["table"][-1])
+            for i, step in enumerate(file.attrs["steps"]):
+                norm, units = directions(file["table"][i])
                 closest = nearest(units[chosen]) if len(chosen) > 1 else np.full(1, np.nan)
-                row: dict[str, object] = {"layer": layer, "stream": stream}
-                row |= {"snapshot_index": settings.snapshots.number(int(step)), "step": int(step)}
-                row |= {name: float(group[name][i]) for name in ("explained", "explained_by_pairs")}
-                row |= {
-                    "norm": float(np.average(norm, weights=count)),
-                    "left_norm": float(group["left_norm"][i]),
-                    "cosine_last": float(np.average((units * last).sum(1), weights=count)),
-                    "nearest_cosine": float(np.median(closest)),
-                    "distinct": float((closest < ALIKE).mean()) if len(chosen) > 1 else np.nan,
-                }
-                rows.append(row)
+                number = settings.snapshots.number(int(step))
+                measured = ("explained", "explained_by_pairs")
+                rows.append(
+                    {
+                        "layer": int(layer),
+                        "stream": stream,
+                        "snapshot_index": number,
+                        "step": int(step),
+                        **{name: float(file[name][i]) for name in measured},
+                        "norm": float(np.average(norm, weights=count)),
+                        "left_norm": float(file["left_norm"][i]),
+                        "cosine_last": float(np.average((units * last).sum(1), weights=count)),
+                        "nearest_cosine": float(np.median(closest)),
+                        "distinct": float((closest < ALIKE).mean()) if len(chosen) > 1 else np.nan,
+                    }
+                )
     write_table(token_means, pd.DataFrame(rows))

@@ -340,9 +340,10 @@ class Experiment:
         """What a stage reads under a product's name: for the workflow, and for its function.
 
         Beside the products: `crosscoder` (the folder of its first seed); `crosscoders`, `densities`
-        and `fidelities` (a list, one per seed), `seeds` (their numbers); `activations` and
-        `snapshots` (folders); `baselines` (fidelity of the dictionaries with random directions);
-        `replicates` (the products that are compared, by model and name).
+        and `fidelities` (a list, one per seed), `seeds` (their numbers); `activations`,
+        `token_tables` (of its sites) and `snapshots` (folders); `baselines` (fidelity of the
+        dictionaries with random directions); `replicates` (the products that are compared, by model
+        and name).
         """
         settings, chosen = self.settings, crosscoder or self.primary
         lists = {"densities": "density", "fidelities": "fidelity"}
@@ -360,6 +361,8 @@ class Experiment:
             return Source([self.path("snapshot", step=s) for s in self.steps], self.path(name))
         if name == "activations":
             return Source(self.stacks(chosen), self.path(name))
+        if name == "token_tables":
+            return Source(self.tables(chosen), self.path(name))
         if name == "baselines":
             random = [n for n, c in settings.crosscoders.items() if not c.train_decoder]
             paths = [path for n in random for path in self.seeds_of("fidelity", n)]

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from ontogeny.activations.rows import HeldOut
-from ontogeny.activations.sites import Site
-from ontogeny.activations.table import of_sites, open_tables
+from ontogeny.activations.sites import Site, folder_name
+from ontogeny.activations.table import of_sites, open_table
 from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.features.matching import assign
 from ontogeny.features.sizes import BASELINE_FEATURES, BASELINE_TOKENS
@@ -29,19 +29,22 @@ def unit(stacked: np.ndarray) -> np.ndarray:
     return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-30)
 
 
-def token_means(path: Path, sites: list[Site], scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def token_means(
+    folder: Path, sites: list[Site], scales: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Ids of the most frequent tokens (M,), and the mean of each less that of all, (M, N, D).
 
     Parameters
     ----------
-    path : the token tables. scales : (N,) constants of the sites, which multiply the means.
+    folder : of the token tables. scales : (N,) constants of the sites, which multiply the means.
     """
-    with open_tables(path) as file:
+    first = folder / f"{folder_name(sites[0].layer, sites[0].stream)}.h5"
+    with open_table(first) as file:  # all have the same tokens
         token = file["token"][:]
         often = np.sort(np.argsort(-file["count"][:], kind="stable")[:BASELINE_TOKENS])
     means = [
         (table[often] - table[-1]) * scale
-        for table, scale in zip(of_sites(path, sites, "table"), scales, strict=True)
+        for table, scale in zip(of_sites(folder, sites, "table"), scales, strict=True)
     ]
     return token[often], np.stack(means, 1)
 
@@ -64,7 +67,7 @@ def match_without_training(
 
     Parameters
     ----------
-    features : (F',) numbers. activations : folder. token_tables : HDF5. seed : of the rows' choice.
+    features : (F',) numbers. activations, token_tables : folders. seed : of the choice of rows.
     """
     sites = [Site(*site) for site in crosscoder.about.outputs]
     decoders = unit(crosscoder.W_dec.numpy()[features])
@@ -96,7 +99,7 @@ def measure(
     Parameters
     ----------
     crosscoder : folder of the seed that the features table is of. activations : the experiment's
-        folder. token_tables : HDF5. features : the features table.
+        folder. token_tables : folder. features : the features table.
     baselines : Parquet; the columns are in columns.yaml.
     """
     trained = Crosscoder.load(crosscoder)

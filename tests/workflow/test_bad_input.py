@@ -190,7 +190,7 @@ def test_a_key_that_stands_twice(finished, tmp_path):
 
 def test_no_disk_space(check, monkeypatch):
     monkeypatch.setattr(machines.shutil, "disk_usage", lambda _: Usage(10**8, 10**8, 10**8))
-    said = check({"corpus.train_blocks": 20_000})
+    said = check({"corpus.train_blocks": 16_000})
     assert re.match(
         r"ontogeny: activations\.budget: the training rows need [\d.]+ MB more on disk, "
         r"of [\d.]+ MB in all, .* has 100\.0 MB free; set activations\.mode: streamed, or lower "

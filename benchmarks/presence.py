@@ -124,11 +124,13 @@ def activations(world: planted.World, seed: int, folder: Path) -> None:
         norms = extract.norms(torch.from_numpy(train_rows))
         about = shared | {"step": step} | norms
         with h5py.File(path, "w") as file, h5py.File(rows_path(path, 0), "w") as own:
-            for target, name, rows in (
-                (own, "activations", train_rows),
-                (file, "held_out/activations", held_out),
-            ):
-                store.Writer(target, name, len(rows), rows.shape[1], "float16").write(rows)
+            for target, group, rows in ((own, "", train_rows), (file, "held_out/", held_out)):
+                writer = store.Writer(
+                    target, f"{group}activations", len(rows), rows.shape[1], "float16"
+                )
+                writer.write(rows)
+                token = np.tile(np.array([[-1, 0]], np.int32), (len(rows), 1))  # rows of no text
+                store.Writer(target, f"{group}token", len(rows), 2, "int32").write(token)
             file["held_out/position"] = position
             store.describe(own, about)
             store.describe(file, about)

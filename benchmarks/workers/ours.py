@@ -61,6 +61,7 @@ class Data(data.Data):
             self.sources.append(SiteRows(rows, n))
             self._shift = self.mean.view(n, -1)
         self._mean_in = self._mean_out = self.mean
+        self._table = None
 
     def parts(self, start: int, stop: int) -> tuple[Tensor, ...]:
         """Rows [start, stop) of each source, as the trainer's reader hands them out."""

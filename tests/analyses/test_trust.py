@@ -177,5 +177,5 @@ def test_the_figure_states_what_was_found(tmp_path):
 
 
 def test_absence_above_presence_is_refused():
-    with pytest.raises(settings.SettingsError, match=r"analysis\.absence: 0\.35 exceeds"):
+    with pytest.raises(settings.SettingsError, match=r"analysis\.absence: 0\.5 exceeds"):
         settings.load(tiny({"analysis.presence": 0.3}))

@@ -112,9 +112,9 @@ def test_a_full_or_noexec_cache_is_told_in_a_line(folder, monkeypatch, capfd):
         ({"basis": "hybrid", "gate": "snapshot"}, True),
         ({"basis": "full", "gate": "snapshot"}, True),
         ({"basis": "full", "activation": "jumprelu"}, True),
-        ({"basis": "full"}, False),  # AuxK
-        ({"basis": "full", "aux_features": 0}, True),
-        ({"activation": "jumprelu"}, False),
+        ({"basis": "full", "gate": "feature"}, False),  # AuxK
+        ({"basis": "full", "gate": "feature", "aux_features": 0}, True),
+        ({"basis": "principal", "activation": "jumprelu"}, False),
         ({"basis": "full", "activation": "relu"}, False),
     ],
 )

@@ -102,6 +102,6 @@ def test_no_key_stands_twice(text, tmp_path):
     ],
 )
 def test_a_new_crosscoder_has_one_gate_per_snapshot_where_that_is_possible(given, chosen):
-    c = settings.Crosscoder(inputs={"layers": [0]}, features=64, **given)
+    c = settings.Crosscoder(inputs={"layers": [0]}, features=64, steps=1, **given)
     assert (c.basis, c.gate) == chosen
     assert type(c).model_validate(c.model_dump()) == c

@@ -202,10 +202,10 @@ def test_another_model_runs_everything_from_pretraining_on(experiment, finished)
 
 
 def test_a_threshold_of_the_tables_runs_the_tables_and_figures(experiment):
-    experiment.configure({"analysis.presence": 0.4})
+    experiment.configure({"analysis.presence": 0.6})
     jobs = experiment.would_run()
     assert jobs["features"] == jobs["summary"] == 1
-    others = {"features", "measure_dimensionality", "atlas", "summary"}
+    others = {"features", "baselines", "measure_dimensionality", "atlas", "summary"}
     assert set(jobs) - figures_among(jobs) == others
 
 
@@ -396,7 +396,7 @@ def test_killed_runs_end_where_an_unbroken_one_ends(finished, only_tokens):
 
 
 def test_two_runs_of_one_experiment_keep_out_of_each_others_way(experiment):
-    experiment.configure({"analysis.presence": 0.4})
+    experiment.configure({"analysis.presence": 0.6})
     with open(experiment / RESULTS / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # as a running workflow holds it
         done = experiment.command(*WORKFLOW)

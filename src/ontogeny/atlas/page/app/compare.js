@@ -160,11 +160,12 @@ function distribution(both, name) {
 
 function experimentsBeside(first, second) {
   const both = [first, second];
+  const classes = first.about.classes.filter((name) => second.about.classes.includes(name));
   const all = both.map((site) => [
     ...facts(site),
     ["living features", format.count(site.count)],
     ["turning point", site.about.turning ? `step ${format.step(site.about.turning.step)} (${format.step(site.about.turning.low)} to ${format.step(site.about.turning.high)})` : "–"],
-    ...site.about.classes.map((name) => [name, format.percent(site.columns.class.reduce((n, flags) => n + Boolean(flags & classBit(site, name)), 0) / site.count)]),
+    ...classes.map((name) => [name, format.percent(site.columns.class.reduce((n, flags) => n + Boolean(flags & classBit(site, name)), 0) / site.count)]),
     ...site.about.kinds.map((name, i) => [`kind: ${format.name(name)}`, site.columns.kind ? format.percent(site.columns.kind.reduce((n, kind) => n + (kind === i), 0) / site.count) : "not judged"]),
   ]);
   return [

@@ -6,9 +6,10 @@
 A trial is BatchTopK with one gate per snapshot, `BASE`, with some keys changed, trained twice on
 the experiment's own rows and measured on its held-out text; a basis that the experiment does not
 have, as that of a token table, is made beside its own. Each trial is written to
-benchmarks/results/stability.json as it ends, and one that stands there is not run again. Beside
-every share stand two baselines that need no training: how many features match a token's mean
-activation (`token_means`), and how many a dictionary of random held-out rows (`random_rows`).
+benchmarks/results/stability.json as it ends, and one that stands there is not run again;
+docs/default-experiment.md shows those with `activations.scale: centred`. Beside every share stand
+two baselines that need no training: how many features match a token's mean activation
+(`token_means`), and how many a dictionary of random held-out rows (`random_rows`).
 """
 
 from __future__ import annotations

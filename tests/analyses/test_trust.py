@@ -11,7 +11,7 @@ from scipy import sparse
 from test_presence import crosscoder
 
 from ontogeny import settings
-from ontogeny.analyses.trust import figure, measure, readability, relays
+from ontogeny.analyses.trust import figure, measure, numbers, readability, relays
 from ontogeny.features.histories import lives
 
 ROWS, WIDTH, SITES = 4000, 16, 8
@@ -129,7 +129,7 @@ def test_verdicts_and_doubts():
     assert own.loc["silent_births", "value"] == 2 / 40
     assert own.loc["silent_deaths", "count"] == 0
     assert own.loc["signs_agree", "value"] == 39 / 40
-    assert measure.doubts(verdicts) == [
+    assert numbers.doubts(verdicts) == [
         "15% of 40 frequent features are in relays: one concept that several features carry in turn"
     ]
 
@@ -161,9 +161,8 @@ def test_the_figure_states_what_was_found(tmp_path):
         for key, frame in tables.items():
             paths.setdefault(key, []).append(tmp_path / f"{name}_{key}.csv")
             frame.to_csv(paths[key][-1], index=False)
-        for key, frame in {"trust": table, "strengths": strengths}.items():
-            paths.setdefault(key, []).append(tmp_path / f"{name}_{key}.parquet")
-            frame.to_parquet(paths[key][-1])
+        paths.setdefault("strengths", []).append(tmp_path / f"{name}_strengths.parquet")
+        strengths.to_parquet(paths["strengths"][-1])
     figure.draw(["a", "b"], **paths, output=tmp_path / "trust")
     drawn = pd.read_csv(tmp_path / "trust.csv")
     share = drawn[(drawn["panel"] == "share") & (drawn["x"] == "relays")]

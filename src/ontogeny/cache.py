@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ontogeny import provenance
 from ontogeny.corpus import text
+from ontogeny.corpus.wheels import needed, pins
 from ontogeny.files import InputError, digest_file, digest_value, whole, write_json
 from ontogeny.settings import Analysis, Corpus, Pretrain
 
@@ -92,7 +93,7 @@ def corpus_key(c: Corpus, own: Path | None, pretrain: bool) -> str | None:
         if len(revision) != 40 or set(revision) - set("0123456789abcdef"):
             return None
     if c.wheels is not None:
-        read.append(digest_file(c.wheels.requirements))
+        read += ["=".join(pin) for pin in sorted(pins(c.wheels.requirements, needed(c.wheels)).items())]
     if c.files is not None:
         read += [digest_file(path) for path in text.files(c.files)]
     if c.tokens is not None:

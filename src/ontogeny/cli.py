@@ -439,6 +439,15 @@ def _figure(declared: Figure) -> click.Command:
 
 @main.command()
 @of_experiment
+def numbers(experiment: Experiment) -> None:
+    """Gather what an experiment has found in numbers.json."""
+    from ontogeny import summary as stage
+
+    stage.gather(experiment)
+
+
+@main.command()
+@of_experiment
 def summary(experiment: Experiment) -> None:
     """Gather a finished experiment's numbers in summary.json."""
     from ontogeny import summary as stage

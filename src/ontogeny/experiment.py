@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from ontogeny.features.contexts import Store
 
 
-COMPARED = ["summary", "trained", "activations", "phases", "features", "strengths", "directions"]
+COMPARED = ["numbers", "trained", "activations", "phases", "features", "strengths", "directions"]
 COMPARED += ["kinds", "dimensionality"]
 """Products of the experiment and its replicates that the stage `compare` reads."""
 
@@ -375,7 +375,7 @@ class Experiment:
                 model: {product: experiment.path(product) for product in COMPARED}
                 for model, experiment in models.items()
             }
-            return Source([own["summary"] for own in files.values()], files)
+            return Source([own["numbers"] for own in files.values()], files)
         path = self.path(name, crosscoder=chosen)
         return Source([path], path)
 

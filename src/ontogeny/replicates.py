@@ -32,6 +32,7 @@ from ontogeny.features.histories import contrasts, split_step
 from ontogeny.features.matching import assign
 from ontogeny.files import InputError, write_table
 from ontogeny.settings import Pretrain, Settings
+from ontogeny.settings.experiment import MODEL_SEED
 from ontogeny.snapshots.pretrain import learning_rate
 
 Files = dict[str, Path]
@@ -191,6 +192,16 @@ def _summary(path: Path, pretrain: Pretrain | None) -> dict[str, Any]:
     return values | {f"{key}_rate_sum": rate_sum(pretrain, values[key]) for key in clocked}
 
 
+def numbers_of(settings: Settings, results: dict[str, Files]) -> dict[str, dict[str, Any]]:
+    """The numbers of each model that are compared, by model and name; the experiment is first."""
+    itself, *others = results
+    models = {itself: settings} | {name: settings.replicate(name) for name in others}
+    return {
+        name: _summary(results[name]["numbers"], own.snapshots.pretrain)
+        for name, own in models.items()
+    }
+
+
 def compare(
     settings: Settings, results: dict[str, Files], numbers: Path, curves: Path, matches: Path
 ) -> None:
@@ -198,7 +209,7 @@ def compare(
 
     Parameters
     ----------
-    results : by model, the experiment itself first, where its products lie: summary, trained (first
+    results : by model, the experiment itself first, where its products lie: numbers, trained (first
         seed), activations, phases, features, strengths, directions, and if they have been made
         kinds and dimensionality.
     numbers : CSV; quantity, a column per model, then models, mean, low, high over those that differ
@@ -208,11 +219,8 @@ def compare(
         experiment itself, against every other.
     """
     itself, *others = results
-    only_seed = [itself] + [n for n in others if set(settings.replicates[n]) == {"seed"}]
-    values = {}
-    for name, files in results.items():
-        own = settings if name == itself else settings.replicate(name)
-        values[name] = _summary(files["summary"], own.snapshots.pretrain)
+    only_seed = [itself] + [n for n in others if set(settings.replicates[n]) == {MODEL_SEED}]
+    values = numbers_of(settings, results)
     shared = [key for key in values[itself] if all(key in each for each in values.values())]
     table = pd.DataFrame({name: {k: each[k] for k in shared} for name, each in values.items()})
     device = devices.choose(settings.device)

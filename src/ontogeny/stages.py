@@ -78,7 +78,10 @@ PRODUCTS = [
     Product("replicate_numbers", "replicates/numbers.csv", "numbers of each model"),
     Product("replicate_curves", "replicates/curves.csv", "curves of each model"),
     Product("replicate_matches", "replicates/matches.parquet", "features matched across models"),
-    Product("summary", "summary.json", "the experiment's numbers"),
+    Product("controls", "replicates/controls.csv", "what each change of the recipe does"),
+    Product("control_models", "replicates/models.csv", "the outcomes of each model"),
+    Product("numbers", "numbers.json", "what was found, in one flat file"),
+    Product("summary", "summary.json", "the same, and what it cost"),
     Product("provenance", "provenance.json", "what the results were made from"),
     Product("atlas", "atlas", "the static site of all features"),
     Product("figures", "figures", "PDF, PNG and CSV of each figure"),
@@ -218,6 +221,18 @@ STAGES = [
             {"one": 100000, "features * replicates": 60},
         ),
     ),
+    Stage(
+        "control",
+        run="ontogeny.controls:compare",
+        about="Tell what each change of the recipe moves, over the replicates.",
+        reads={"results": "replicates"},
+        makes={"controls": "controls", "models": "control_models"},
+        settings=("replicates",),
+        scope="experiment",
+        core=True,
+        gpu=False,
+        cost=Cost({"replicates": 1e-3}, {"one": 0.1e9}, {"one": 20000}),
+    ),
 ]
 
 MODEL = "The model and its training"
@@ -296,6 +311,14 @@ FIGURES = [
             "levels": "levels",
         },
         settings=("analysis.matched_cosine",),
+        scope="experiment",
+    ),
+    Figure(
+        "controls",
+        "ontogeny.figures.controls:draw",
+        MODEL,
+        "What moves what",
+        {"controls": "controls", "models": "control_models"},
         scope="experiment",
     ),
 ]

@@ -1,4 +1,8 @@
-"""The experiment in one flat file: summary.json; and what it was made from: provenance.json."""
+"""The experiment in one flat file, and what it was made from.
+
+numbers.json holds what was found; summary.json has that and what it cost, and so comes last;
+provenance.json has versions and digests.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +48,7 @@ def fidelity_numbers(experiment: Experiment, crosscoder: str) -> dict[str, Any]:
     sites = pd.concat(tables)
     last = pd.concat([table[table["step"] == table["step"].max()] for table in tables])
     return {
-        "explained_variance_mean": float(sites["explained_variance"].mean()),
+        "explained_variance_total_mean": float(sites["explained_variance"].mean()),
         "explained_variance_min": float(sites["explained_variance"].min()),
         "explained_variance_beyond_mean": float(sites["explained_variance_beyond"].mean()),
         "l0_mean": float(sites["l0"].mean()),
@@ -88,12 +92,12 @@ def _without_training(experiment: Experiment, crosscoder: str) -> dict[str, Any]
     return {f"matched_feature_share_{name}": value for name, value in found.items()}
 
 
-def _histories(experiment: Experiment) -> dict[str, Any]:
-    """Numbers of the primary crosscoder's feature tables."""
-    features = experiment.table("features")
+def _histories(experiment: Experiment, crosscoder: str) -> dict[str, Any]:
+    """Numbers of a crosscoder's feature tables."""
+    features = experiment.table("features", crosscoder)
     living = features[features["alive"]]
-    values = {"living_features": len(living), **_stability(experiment, experiment.primary)}
-    turning = experiment.json("turning_point")
+    values = {"living_features": len(living), **_stability(experiment, crosscoder)}
+    turning = experiment.json("turning_point", crosscoder)
     for group, end in (("all", ""), ("matched", "_matched")):
         if group in turning:
             about = turning[group]
@@ -101,7 +105,14 @@ def _histories(experiment: Experiment) -> dict[str, Any]:
             values |= {f"{key}_block_cosine{end}": about[key] for key in ("within", "between")}
     for kind in ("initialisation", "emergent", "transient"):
         values[f"{kind}_features"] = int(living[kind].sum())
-    strengths = experiment.table("strengths")
+    matched = living[living["matched"]]
+    values |= {
+        "initialisation_share": float(living["initialisation"].mean()) if len(living) else None,
+        "initialisation_share_matched": float(matched["initialisation"].mean())
+        if len(matched)
+        else None,
+    }
+    strengths = experiment.table("strengths", crosscoder)
     return values | _dip(strengths, living) | _medians(strengths, living)
 
 
@@ -157,18 +168,17 @@ def _others(experiment: Experiment) -> dict[str, Any]:
             continue
         own = fidelity_numbers(experiment, name)
         if not settings.train_decoder:
-            values["random_dictionary_explained_variance"] = own["explained_variance_mean"]
+            values["random_dictionary_explained_variance"] = own["explained_variance_total_mean"]
             continue
-        if experiment.path("matches", crosscoder=name).exists():
-            own |= _stability(experiment, name)
+        if experiment.has_histories(name):
+            own |= _histories(experiment, name)
         values |= {f"{name}_{key}": value for key, value in own.items()}
     return values
 
 
-def summarise(experiment: Experiment) -> None:
-    """Write summary.json and provenance.json of a finished experiment."""
+def gather(experiment: Experiment) -> None:
+    """Write numbers.json, of all that is measured."""
     settings = experiment.settings
-    seconds, peak = timings(experiment.folder / "benchmarks")
     values: dict[str, Any] = {
         "snapshots": len(experiment.steps),
         **(_pretraining(experiment) if experiment.has("log") else {}),
@@ -179,11 +189,17 @@ def summarise(experiment: Experiment) -> None:
         **fidelity_numbers(experiment, experiment.primary),
     }
     if experiment.path("features").exists():  # none of fewer than four snapshots
-        values |= _histories(experiment)
+        values |= _histories(experiment, experiment.primary)
         for name in experiment.analyses():
             numbers = registry.all_analyses()[name].numbers
             values |= function(numbers)(experiment) if numbers else {}
-    values |= _others(experiment)
+    write_json(experiment.path("numbers"), values | _others(experiment))
+
+
+def summarise(experiment: Experiment) -> None:
+    """Write summary.json and provenance.json of a finished experiment."""
+    seconds, peak = timings(experiment.folder / "benchmarks")
+    values: dict[str, Any] = dict(experiment.json("numbers"))
     values["wall_seconds"] = round(sum(seconds.values()), 1)
     values |= {f"wall_seconds_{stage}": round(s, 1) for stage, s in seconds.items()}
     values["peak_memory_bytes"] = int(peak)

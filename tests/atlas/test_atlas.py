@@ -280,7 +280,7 @@ def test_the_experiment_in_short_is_the_summary(finished):
     about = read(finished / RESULTS / "atlas", "experiment")
     summary = json.loads((finished / RESULTS / "summary.json").read_text())
     assert about["explained_variance"] == pytest.approx(
-        summary["explained_variance_mean"], rel=1e-5
+        summary["explained_variance_total_mean"], rel=1e-5
     )
     assert about["l0"] == pytest.approx(summary["l0_mean"], rel=1e-5)
     assert about["living"] == summary["living_features"]

@@ -34,7 +34,7 @@ SOURCES = [
 ]
 NUMBERS = """
     snapshots pretrain_tokens final_loss unigram_cross_entropy bigram_cross_entropy
-    unigram_crossing_step bigram_crossing_step features explained_variance_mean
+    unigram_crossing_step bigram_crossing_step features explained_variance_total_mean
     explained_variance_min l0_mean dead_fraction matched_feature_share pca_explained_variance
     loss_recovered_last turning_point_step turning_point_low turning_point_high
     within_block_cosine between_block_cosine initialisation_features emergent_features
@@ -176,7 +176,7 @@ def test_a_token_table_makes_other_rows_and_all_that_follows(experiment):
     assert experiment.would_run() == {}
     done = Experiment.open(experiment / RESULTS)
     numbers = done.json("summary")
-    explained = numbers["token_explained_variance"], numbers["explained_variance_mean"]
+    explained = numbers["token_explained_variance"], numbers["explained_variance_total_mean"]
     assert 0.5 < explained[0] < explained[1] < 1
     assert numbers["explained_variance_beyond_mean"] > 0.2
     assert numbers["token_table_last"] == pytest.approx(

@@ -182,6 +182,7 @@ class _Pass:
         yield self.costed("figures", [[self.map.figure(n, "csv") for n in self.map.figures()]])
         if self.everything or self.map.has_histories(self.map.primary):
             yield self.costed("atlas", [[path("atlas")]])
+        yield self.costed("numbers", [[path("numbers")]])
         yield self.costed("summary", [[path("summary")]])
 
     def declared(self) -> Iterator[tuple[Stage, str]]:

@@ -44,5 +44,6 @@ COSTS = {
         {"full decoders": 3, "crosscoder": 4, "features": 2000, "one": 0.2e9},
         {"one": 1e6, "features": 8e3},
     ),
+    "numbers": Cost({"one": 1.0}, disk={"one": 10_000}, torch=False),
     "summary": Cost({"one": 1.0}, disk={"one": 10_000}, torch=False),
 }

@@ -6,23 +6,23 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any, Literal, TypeVar
 
-from pydantic import ConfigDict, Field, create_model
+from pydantic import ConfigDict, Field, create_model, field_validator
 
 from ontogeny import registry
 from ontogeny.declarations import function
-from ontogeny.settings.base import AnalysisSection, Section
+from ontogeny.settings.base import AnalysisSection, Section, SettingsError
 from ontogeny.settings.sections import (
     Activations,
     Analysis,
     Basis,
     Corpus,
     Crosscoder,
-    Pretrain,
     Snapshots,
     Storage,
     Wheels,
 )
 
+MODEL_SEED = "snapshots.pretrain.seed"
 S = TypeVar("S", bound=AnalysisSection)
 
 
@@ -51,12 +51,26 @@ class Settings(Section):
     )
     analysis: Analysis = Field(Analysis(), description="Thresholds of the tables.")
     storage: Storage = Field(Storage(), description="Where large and shared files lie.")
-    replicates: dict[str, dict[str, bool | int | float | str]] = Field(
+    replicates: dict[str, dict[str, Any]] = Field(
         {},
-        description="Further models: by name, the keys of snapshots.pretrain that differ. Each is "
-        "trained and analysed alike (the primary crosscoder alone) under results/NAME.REPLICATE by "
-        "the target `replicates`.",
+        description="The experiment again, with other models: by name, the keys that differ, such "
+        "as snapshots.pretrain.seed (crosscoders.PRIMARY.KEY for the primary crosscoder's). Each "
+        "is trained and analysed alike (without random directions) under "
+        "results/NAME.REPLICATE by the targets `replicates` and `controls`. A list of seeds makes "
+        "one replicate for each.",
     )
+
+    @field_validator("replicates", mode="after")
+    @classmethod
+    def _one_for_each_seed(cls, given: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        expanded: dict[str, dict[str, Any]] = {}
+        for name, changed in given.items():
+            seeds = changed.get(MODEL_SEED)
+            if not isinstance(seeds, list):
+                expanded[name] = changed
+                continue
+            expanded |= {f"{name}seed{seed}": changed | {MODEL_SEED: seed} for seed in seeds}
+        return expanded
 
     def section(self, kind: type[S]) -> S:
         """The section of an analysis.
@@ -101,25 +115,39 @@ class Settings(Section):
         """The settings of a replicate: another model, all else as here.
 
         Its pre-training has one thread: as many replicates as there are cores run side by side.
+
+        Raises
+        ------
+        ValidationError : of pydantic, of a key that is none or a value that it cannot have.
+        SettingsError : a key of what is no section.
         """
-        assert self.snapshots.pretrain is not None  # a fault otherwise
-        own = self.snapshots.pretrain.model_dump()
-        pretrain = Pretrain.model_validate(own | {"threads": 1} | self.replicates[name])
+        given = self.model_dump(mode="json", exclude_unset=True)
         analyses = registry.all_analyses()
-        changed: dict[str, Any] = {
+        given |= {
             "name": f"{self.name}.{name}",
-            "snapshots": self.snapshots.model_copy(update={"pretrain": pretrain}),
-            "crosscoders": {self.primary: self.crosscoders[self.primary]},
+            "crosscoders": {
+                name: given["crosscoders"][name]
+                for name, chosen in self.crosscoders.items()
+                if chosen.train_decoder
+            },
             "analyses": [n for n in self.analyses if analyses[n].in_replicates is not None],
             "replicates": {},
         }
         for key, analysis in analyses.items():
-            section = getattr(self, key, None)
             if analysis.in_replicates is None and analysis.optional:
-                changed[key] = None
-            elif analysis.in_replicates and section is not None:
-                changed[key] = section.model_copy(update=dict(analysis.in_replicates))
-        return self.model_copy(update=changed)
+                given[key] = None
+            elif analysis.in_replicates and given.get(key) is not None:
+                given[key] |= analysis.in_replicates
+        changes = {"snapshots.pretrain.threads": 1} | self.replicates[name]
+        for key, value in changes.items():
+            *path, last = key.replace(".PRIMARY.", f".{self.primary}.").split(".")
+            section: Any = given
+            for part in path:
+                section = section.setdefault(part, {}) if isinstance(section, dict) else None
+            if not isinstance(section, dict):
+                raise SettingsError(f"replicates.{name}.{key}: no such key; correct it")
+            section[last] = value
+        return whole().model_validate(given)
 
 
 @cache

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from pydantic import ValidationError
 
 from ontogeny import registry
 from ontogeny.declarations import function
-from ontogeny.settings.base import Section
+from ontogeny.settings.base import Section, SettingsError
 from ontogeny.settings.experiment import Settings
 from ontogeny.settings.sections import (
     SNAPSHOT_SOURCES,
@@ -66,8 +67,8 @@ def faults(s: Settings) -> Iterator[str]:
         yield "activations.budget: is for mode: cached; remove it"
     if s.replicates and s.snapshots.pretrain is None:
         yield "replicates: only models that are trained here (snapshots.pretrain) have any; remove"
-    elif s.replicates and s.snapshots.pretrain is not None:
-        yield from _replicate_faults(s, s.snapshots.pretrain)
+    elif s.replicates:
+        yield from _replicate_faults(s)
     if s.primary not in s.crosscoders:
         yield f"primary: no crosscoder is called '{s.primary}'; name one of {list(s.crosscoders)}"
     all_rows = s.corpus.train_blocks * s.corpus.context
@@ -179,25 +180,40 @@ def _analysis_faults(s: Settings) -> Iterator[str]:
             yield from function(analysis.faults)(s)
 
 
-def _replicate_faults(s: Settings, own: Pretrain) -> Iterator[str]:
-    seen = {own: "the experiment itself"}
-    for name, changed in s.replicates.items():
+def _replicate_faults(s: Settings) -> Iterator[str]:
+    def described(of: Settings) -> dict[str, Any]:
+        pretrain = of.snapshots.pretrain
+        assert pretrain is not None
+        model = of.snapshots.model_copy(update={"pretrain": pretrain.model_copy(update={"threads": 1})})
+        return {
+            "snapshots": model.model_dump(),
+            "primary": of.crosscoders[of.primary].model_dump(),
+        }
+
+    seen = [("the experiment itself", described(s))]
+    for name in s.replicates:
         key = f"replicates.{name}"
         if not re.fullmatch(r"[a-z][a-z0-9]*", name):
             yield f"{key}: names a folder and rules; use lower-case letters and digits alone"
         try:
-            pretrain = Pretrain.model_validate(own.model_dump() | changed)
+            own = s.replicate(name)
+        except SettingsError as error:
+            yield str(error)
+            continue
         except ValidationError as error:
             for e in error.errors():
-                known = f"; use one of {sorted(Pretrain.model_fields)}"
-                mend = known if e["type"] == "extra_forbidden" else "; change it"
-                yield f"{key}.{e['loc'][0]}: no key or value of snapshots.pretrain{mend}"
+                where = ".".join(map(str, e["loc"]))
+                mend = "no such key" if e["type"] == "extra_forbidden" else "no value of it"
+                yield f"{key}.{where}: {mend}; correct it (schemas/config.schema.json)"
             continue
-        for fault in _pretrain_faults(s, pretrain):
+        for fault in faults(own):
             yield f"{key}: {fault}"
-        if pretrain in seen:
-            yield f"{key}: the same model as {seen[pretrain]}; give it another seed"
-        seen.setdefault(pretrain, key)
+        about = described(own)
+        for other, known in seen:
+            if about == known:
+                yield f"{key}: the same as {other}; give it another seed"
+                break
+        seen.append((key, about))
 
 
 def _one_of(key: str, section: Section, names: tuple[str, ...]) -> Iterator[str]:

@@ -146,6 +146,9 @@ class Pretrain(Section):
         description="How far apart: always half a block, or varied, which asks for induction.",
     )
     seed: int = Field(0, ge=0, description="Seed of the weights and of the batches.")
+    data_seed: int | None = Field(
+        None, ge=0, description="Seed of the batches alone; that of the weights if left out."
+    )
     threads: int = Field(2, ge=1, description="Processor threads of the training.")
 
 

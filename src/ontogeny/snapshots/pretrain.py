@@ -88,7 +88,8 @@ def batch(step: int, blocks: np.ndarray, settings: Pretrain) -> torch.Tensor:
 
     Blocks are visited in a seeded order without repeats until an epoch ends.
     """
-    seed, count = settings.seed, settings.batch_blocks
+    seed = settings.seed if settings.data_seed is None else settings.data_seed
+    count = settings.batch_blocks
     epoch, number = divmod(step, len(blocks) // count)
     order = np.random.default_rng((seed, 1, epoch)).permutation(len(blocks))
     doubled = copying.double_passages(

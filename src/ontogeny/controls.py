@@ -1,0 +1,113 @@
+"""What moves what: each change of the recipe against the experiment as it stands (docs/method.md 8).
+
+Replicates that differ from the experiment in the same keys are a *condition*; within it they differ
+in the model's seed alone. The experiment itself and those replicates that change only the seed are
+the condition `baseline`. An outcome is a number of summary.json, and of a step also what the
+learning rate has added up to by then (replicates.rate_sum).
+
+Every condition has its mean over seeds with a 95% t interval, and its difference from the baseline
+with one: the mean of the differences between models of the same seed, where the same seeds were
+run, since models of one seed begin alike and read the same text.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ontogeny.files import write_table
+from ontogeny.replicates import Files, interval, numbers_of
+from ontogeny.settings import Settings
+from ontogeny.settings.experiment import MODEL_SEED
+
+BASELINE = "baseline"
+OUTCOMES = (
+    "turning_point_step",
+    "turning_point_step_rate_sum",
+    "initialisation_share",
+    "previous_token_onset_median",
+    "context_onset_median",
+    "induction_onset_median",
+    "previous_token_head_onset",
+    "induction_head_onset",
+    "copying_gain_onset",
+    "kind_induction",
+    "final_loss",
+)
+"""Numbers of summary.json that conditions are compared by, where all models have them."""
+
+
+def conditions(settings: Settings) -> dict[str, tuple[str, int]]:
+    """The condition and the model's seed of every model, by its name; 'itself' is the experiment.
+
+    A condition is named after its first replicate, less the seed that a list of seeds adds.
+    """
+    own = settings.snapshots.pretrain
+    assert own is not None  # there are no replicates of other models
+    found = {"itself": (BASELINE, own.seed)}
+    named: dict[str, str] = {"{}": BASELINE}
+    for name, changed in settings.replicates.items():
+        seed = int(changed.get(MODEL_SEED, own.seed))
+        rest = {key: value for key, value in changed.items() if key != MODEL_SEED}
+        condition = named.setdefault(str(dict(sorted(rest.items()))), name.removesuffix(f"seed{seed}"))
+        found[name] = condition, seed
+    return found
+
+
+def table(values: pd.DataFrame, of: dict[str, tuple[str, int]]) -> pd.DataFrame:
+    """Means and differences from the baseline, one row per condition and outcome.
+
+    Parameters
+    ----------
+    values : (outcomes, models). of : condition and seed of each model.
+
+    Returns
+    -------
+    condition, outcome, models, mean, low, high; pairs (seeds that condition and baseline share),
+    difference, difference_low, difference_high. NaN bounds of fewer than two models or pairs.
+    """
+    models = pd.DataFrame.from_dict(of, orient="index", columns=["condition", "seed"])
+    rows: list[dict[str, Any]] = []
+    for outcome, numbers in values.iterrows():
+        baseline = _by_seed(numbers, models[models["condition"] == BASELINE])
+        for condition, own in models.groupby("condition", sort=False):
+            by_seed = _by_seed(numbers, own)
+            row = {"condition": condition, "outcome": outcome, **interval(by_seed.to_numpy())}
+            if condition != BASELINE:
+                apart = interval((by_seed - baseline).to_numpy())
+                row |= {
+                    "pairs": apart["models"],
+                    "difference": apart["mean"],
+                    "difference_low": apart["low"],
+                    "difference_high": apart["high"],
+                }
+            rows.append(row)
+    columns = ["condition", "outcome", "models", "mean", "low", "high"]
+    columns += ["pairs", "difference", "difference_low", "difference_high"]
+    return pd.DataFrame(rows).reindex(columns=columns)
+
+
+def _by_seed(numbers: pd.Series[Any], models: pd.DataFrame) -> pd.Series[float]:
+    """A condition's values by the model's seed."""
+    values = [np.nan if numbers[name] is None else float(numbers[name]) for name in models.index]
+    return pd.Series(values, index=models["seed"].to_numpy())
+
+
+def compare(settings: Settings, results: dict[str, Files], controls: Path, models: Path) -> None:
+    """Write what each condition does to each outcome.
+
+    Parameters
+    ----------
+    results : by model, the experiment itself first: where its numbers lie.
+    controls : CSV, as `table` gives it. models : CSV; condition, seed, model, and the outcomes.
+    """
+    of = conditions(settings)
+    numbers = pd.DataFrame(numbers_of(settings, results))
+    wanted = [name for name in OUTCOMES if name in numbers.index]
+    values = numbers.loc[wanted]
+    write_table(controls, table(values, of))
+    about = pd.DataFrame.from_dict(of, orient="index", columns=["condition", "seed"])
+    write_table(models, about.join(values.T).rename_axis("model").reset_index())

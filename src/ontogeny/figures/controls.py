@@ -1,0 +1,76 @@
+"""What each change of the recipe does to what the figures say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from ontogeny.controls import BASELINE
+from ontogeny.figures import style
+
+PANELS = {
+    "turning_point_step": "turning point (step)",
+    "turning_point_step_rate_sum": "turning point\n(sum of rates)",
+    "previous_token_onset_median": "previous-token features,\nmedian onset (step)",
+    "induction_onset_median": "induction features,\nmedian onset (step)",
+    "copying_gain_onset": "copying gain,\nonset (step)",
+    "initialisation_share": "share of features there\nat the start",
+}
+"""The outcomes that are drawn, where they were measured."""
+
+
+def draw(controls: Path, models: Path, output: Path) -> None:
+    """Each condition's mean with its interval and its models, a panel for each outcome.
+
+    Parameters
+    ----------
+    controls, models : CSV of the stage `controls`.
+    output : path without ending. Its CSV has outcome, condition, seed (empty: the mean), value,
+        low, high.
+    """
+    means = style.read(controls, ["condition", "outcome", "mean", "low", "high"])
+    each = style.read(models, ["condition", "seed"])
+    names = list(dict.fromkeys(means["condition"]))
+    shown = [name for name in PANELS if name in set(means["outcome"]) & set(each.columns)]
+    drawn = []
+    with style.paper():
+        rows = -(-max(1, len(shown)) // 3)
+        figure = style.new_figure(180, rows * (18 + 5 * len(names)))
+        grid = figure.subplots(rows, 3, sharey=True, squeeze=False)
+        for axis, outcome in zip(grid.flat, shown, strict=False):
+            of = means[means["outcome"] == outcome].set_index("condition")
+            drawn += [_mean(axis, of, names, outcome), _models(axis, each, names, outcome)]
+            axis.set_xlabel(PANELS[outcome])
+            axis.set_ylim(len(names) - 0.5, -0.5)
+            axis.set_yticks(range(len(names)), names)
+        for axis in grid.flat[len(shown) :]:
+            axis.set_visible(False)
+        if not shown:
+            style.empty(grid[0, 0], "no outcome that all models have")
+            grid[0, 0].set_visible(True)
+        table = pd.concat(drawn, ignore_index=True) if drawn else pd.DataFrame()
+        columns = ["outcome", "condition", "seed", "value", "low", "high"]
+        style.save(figure, table.reindex(columns=columns).astype({"seed": "Int64"}), output)
+
+
+def _mean(axis: Axes, of: pd.DataFrame, names: list[str], outcome: str) -> pd.DataFrame:
+    """Means and intervals; the baseline's interval as a band behind all."""
+    if BASELINE in of.index and np.isfinite(of.loc[BASELINE, "low"]):
+        axis.axvspan(of.loc[BASELINE, "low"], of.loc[BASELINE, "high"], color="0.92", zorder=0)
+    of = of.reindex(names)
+    place = np.arange(len(names))
+    axis.hlines(place, of["low"], of["high"], color=style.COLOURS["all"], linewidth=1.2)
+    axis.plot(of["mean"], place, "o", color=style.COLOURS["all"], markersize=4)
+    table = of[["mean", "low", "high"]].rename(columns={"mean": "value"}).reset_index()
+    return table.assign(outcome=outcome)
+
+
+def _models(axis: Axes, each: pd.DataFrame, names: list[str], outcome: str) -> pd.DataFrame:
+    """Single models, a little below their condition."""
+    place = each["condition"].map({name: i for i, name in enumerate(names)}) + 0.25
+    axis.plot(each[outcome], place, "|", color="0.45", markersize=5)
+    columns = ["condition", "seed", outcome]
+    return each[columns].rename(columns={outcome: "value"}).assign(outcome=outcome)

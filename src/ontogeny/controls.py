@@ -1,4 +1,4 @@
-"""What moves what: each change of the recipe against the experiment as it stands (docs/method.md 8).
+"""What moves what: every change of the recipe against the experiment as it stands.
 
 Replicates that differ from the experiment in the same keys are a *condition*; within it they differ
 in the model's seed alone. The experiment itself and those replicates that change only the seed are
@@ -52,7 +52,9 @@ def conditions(settings: Settings) -> dict[str, tuple[str, int]]:
     for name, changed in settings.replicates.items():
         seed = int(changed.get(MODEL_SEED, own.seed))
         rest = {key: value for key, value in changed.items() if key != MODEL_SEED}
-        condition = named.setdefault(str(dict(sorted(rest.items()))), name.removesuffix(f"seed{seed}"))
+        condition = named.setdefault(
+            str(dict(sorted(rest.items()))), name.removesuffix(f"seed{seed}")
+        )
         found[name] = condition, seed
     return found
 

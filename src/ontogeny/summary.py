@@ -97,7 +97,7 @@ def _histories(experiment: Experiment, crosscoder: str) -> dict[str, Any]:
     features = experiment.table("features", crosscoder)
     living = features[features["alive"]]
     values = {"living_features": len(living), **_stability(experiment, crosscoder)}
-    turning = experiment.json("turning_point", crosscoder)
+    turning = experiment.json("turning_point", crosscoder=crosscoder)
     for group, end in (("all", ""), ("matched", "_matched")):
         if group in turning:
             about = turning[group]

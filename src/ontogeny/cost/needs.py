@@ -22,7 +22,17 @@ from ontogeny.settings import Settings
 # Rules that run a stage of another name; training_log trains the snapshots that the archive lacks.
 STAGES = {"training_log": "pretrain", "extract_shard": "extract"}
 # Rules without a declaration that leave the device alone.
-ON_HOST = {"corpus", "snapshot", "fetch", "tokenizer", "stack", "figures", "atlas", "numbers", "summary"}
+ON_HOST = {
+    "corpus",
+    "snapshot",
+    "fetch",
+    "tokenizer",
+    "stack",
+    "figures",
+    "atlas",
+    "numbers",
+    "summary",
+}
 
 
 @dataclass(frozen=True)

@@ -184,7 +184,9 @@ def _replicate_faults(s: Settings) -> Iterator[str]:
     def described(of: Settings) -> dict[str, Any]:
         pretrain = of.snapshots.pretrain
         assert pretrain is not None
-        model = of.snapshots.model_copy(update={"pretrain": pretrain.model_copy(update={"threads": 1})})
+        model = of.snapshots.model_copy(
+            update={"pretrain": pretrain.model_copy(update={"threads": 1})}
+        )
         return {
             "snapshots": model.model_dump(),
             "primary": of.crosscoders[of.primary].model_dump(),

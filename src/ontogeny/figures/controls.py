@@ -58,9 +58,10 @@ def draw(controls: Path, models: Path, output: Path) -> None:
 
 def _mean(axis: Axes, of: pd.DataFrame, names: list[str], outcome: str) -> pd.DataFrame:
     """Means and intervals; the baseline's interval as a band behind all."""
-    if BASELINE in of.index and np.isfinite(of.loc[BASELINE, "low"]):
-        axis.axvspan(of.loc[BASELINE, "low"], of.loc[BASELINE, "high"], color="0.92", zorder=0)
     of = of.reindex(names)
+    low, high = of[["low", "high"]].to_numpy(float)[names.index(BASELINE)]
+    if np.isfinite(low):
+        axis.axvspan(low, high, color="0.92", zorder=0)
     place = np.arange(len(names))
     axis.hlines(place, of["low"], of["high"], color=style.COLOURS["all"], linewidth=1.2)
     axis.plot(of["mean"], place, "o", color=style.COLOURS["all"], markersize=4)

@@ -1,0 +1,1 @@
+"""Names of features by rule, and the range chart: each feature's life as a spindle."""

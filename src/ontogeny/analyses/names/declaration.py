@@ -1,0 +1,53 @@
+"""What the analysis `names` reads, makes, costs and draws."""
+
+from ontogeny.analyses.names.settings import Names
+from ontogeny.declarations import Analysis, Cost, Figure, Optional, Product, Stage
+from ontogeny.stages import HISTORIES
+
+NAMES = Stage(
+    "names",
+    run="ontogeny.analyses.names.measure:measure",
+    about="Name features after what their strongest contexts share.",
+    reads={"contexts": "contexts_table", "kinds": Optional("kinds")},
+    makes={"names": "names"},
+    settings=("names",),
+    gpu=False,
+    local=True,
+    cost=Cost(
+        {"features": 1e-3},
+        {"one": 0.1e9, "features * contexts.top * contexts.window": 200},
+        {"one": 10000, "features": 40},
+        torch=False,
+    ),
+)
+
+ANALYSIS = Analysis(
+    "names",
+    about="A name for each feature, from what its strongest contexts share, and the range chart: "
+    "the lives of the most telling features beside the model's loss.",
+    section=Names,
+    stages=[NAMES],
+    figures=[
+        Figure(
+            "ranges",
+            "ontogeny.analyses.names.figure:draw",
+            HISTORIES,
+            "Range chart",
+            {
+                "features": "features",
+                "strengths": "strengths",
+                "names": "names",
+                "kinds": Optional("kinds"),
+                "phases": "phases",
+                "levels": "levels",
+                "turning_point": "turning_point",
+                "log": Optional("log"),
+            },
+            settings=("names",),
+        )
+    ],
+    products=[
+        Product("names", "features/{crosscoder}/names.parquet", "one row per feature with contexts")
+    ],
+    numbers="ontogeny.analyses.names.numbers:numbers",
+)

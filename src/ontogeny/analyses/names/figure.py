@@ -1,0 +1,154 @@
+"""The range chart: lives of features as spindles, as palaeontology draws those of species."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.patches import Patch
+
+from ontogeny.analyses.names.settings import Names
+from ontogeny.figures import style
+from ontogeny.settings import Settings
+
+KINDS = ("current_token", "previous_token", "induction", "context", "position", "none")
+FINE = 400  # points along a spindle
+HALF = 0.46  # of a row, that a feature at its peak takes up on either side
+
+
+def choose(living: pd.DataFrame, most: int) -> pd.DataFrame:
+    """The features to show: of each kind some, spread over the order in which they appear.
+
+    Named features that came again in another seed (or, if that leaves none, all named ones), each
+    name once. A kind gets its share of `most` by the square root of its number; its features, in
+    order of onset, are cut into so many parts, and the most frequent of each part is shown.
+
+    Parameters
+    ----------
+    living : feature, matched, name, kind, onset_step, density.
+    """
+    named = living[living["name"] != ""]
+    fit = named[named["matched"]] if named["matched"].any() else named
+    fit = fit.sort_values("density", ascending=False).drop_duplicates("name")
+    weight = np.sqrt(fit.groupby("kind").size())
+    chosen = []
+    for kind, part in fit.groupby("kind"):
+        count = min(len(part), max(1, round(most * weight[kind] / weight.sum())))
+        ordered = part.sort_values(["onset_step", "feature"])
+        for piece in np.array_split(np.arange(len(ordered)), count):
+            chosen.append(ordered.iloc[piece].nlargest(1, "density"))
+    if not chosen:
+        return fit
+    return pd.concat(chosen).sort_values(["onset_step", "feature"]).head(most)
+
+
+def draw(
+    settings: Settings,
+    features: Path,
+    strengths: Path,
+    names: Path,
+    kinds: Path | None,
+    phases: Path,
+    levels: Path,
+    turning_point: Path,
+    log: Path | None,
+    output: Path,
+) -> None:
+    """Draw the chosen features' lives below the model's loss.
+
+    Parameters
+    ----------
+    features, strengths, names, kinds : tables of a crosscoder. phases, levels, log : of the model.
+    turning_point : JSON. log, kinds : None where there is none.
+    output : path without ending. Its CSV has panel ('loss', 'copying', 'feature'), feature, name,
+        kind, onset_step, step, value (nats; of a feature the normalised strength).
+    """
+    living = style.read_living(features, ["onset_step", "density"])
+    living = living.merge(style.read(names, ["feature", "name"]), on="feature", how="inner")
+    living["kind"] = "none"
+    if kinds is not None:
+        known = style.read(kinds, ["feature", "kind"]).set_index("feature")["kind"]
+        living["kind"] = living["feature"].map(known).fillna("none")
+    rows = choose(living, settings.section(Names).shown)
+    curves = style.read(strengths, ["feature", "step", "normalised_strength"])
+    loss = style.read(phases, ["step", "loss"])
+    turning = style.read_json(turning_point, ["all"])["all"]
+    last = float(curves["step"].max())
+    with style.paper():
+        figure = style.new_figure(180, 45 + 3.3 * max(8, len(rows)))
+        above, below = figure.subplots(2, 1, height_ratios=[28, 3.3 * max(8, len(rows))])
+        drawn = [_model(above, loss, levels, log)]
+        drawn += _lives(below, rows, curves)
+        for axis in (above, below):
+            style.step_axis(axis, last, "log", labels=axis is below)
+            axis.axvspan(turning["low"], turning["high"], color="0.93", zorder=0)
+            axis.axvline(turning["step"], color="0.6", linewidth=0.6, zorder=0)
+        above.annotate(
+            "directions turn", (turning["step"], 1), xycoords=("data", "axes fraction"),
+            xytext=(2, -2), textcoords="offset points", va="top", fontsize=6, color="0.4",
+        )  # fmt: skip
+        found = [kind for kind in KINDS if (rows["kind"] == kind).any()]
+        handles = [Patch(color=_colour(kind), label=kind.replace("_", " ")) for kind in found]
+        figure.legend(handles=handles, loc="outside lower center", ncols=6)
+        columns = ["panel", "feature", "name", "kind", "onset_step", "step", "value"]
+        table = pd.concat(drawn, ignore_index=True).reindex(columns=columns)
+        style.save(figure, table.astype({"feature": "Int64"}), output)
+
+
+def _colour(kind: str) -> str:
+    return style.COLOURS.get(kind, style.COLOURS["unsure"])
+
+
+def _model(axis: Axes, loss: pd.DataFrame, levels: Path, log: Path | None) -> pd.DataFrame:
+    """Held-out loss with the n-gram levels, and what a copy gains."""
+    axis.plot(loss["step"], loss["loss"], color=style.COLOURS["held_out"], label="held-out loss")
+    for name in ("unigram", "bigram"):
+        level = style.read_json(levels, [f"{name}_cross_entropy"])[f"{name}_cross_entropy"]
+        axis.axhline(level, color=style.COLOURS[name], linewidth=0.7, linestyle="--")
+        axis.annotate(
+            f"{name}s", (1, level), xycoords=("axes fraction", "data"), xytext=(3, 0),
+            textcoords="offset points", va="center", fontsize=6, color=style.COLOURS[name],
+        )  # fmt: skip
+    axis.set_ylabel("loss (nats)")
+    parts = [loss.rename(columns={"loss": "value"}).assign(panel="loss")]
+    if log is not None:
+        copied = style.read(log, ["step", "copying_gain"]).dropna(subset=["copying_gain"])
+        beside = axis.twinx()
+        colour = style.COLOURS["copying"]
+        beside.plot(copied["step"], copied["copying_gain"], color=colour)
+        beside.set_ylabel("gain from a copy\n(nats)", color=colour)
+        beside.spines["right"].set_visible(True)
+        parts.append(
+            copied[["step", "copying_gain"]]
+            .rename(columns={"copying_gain": "value"})
+            .assign(panel="copying")
+        )
+    return pd.concat(parts)[["panel", "step", "value"]]
+
+
+def _lives(axis: Axes, rows: pd.DataFrame, curves: pd.DataFrame) -> list[pd.DataFrame]:
+    """A spindle for each row, named at its right end."""
+    drawn = []
+    for place, row in enumerate(rows.rename(columns={"name": "name_"}).itertuples()):
+        own = curves[curves["feature"] == row.feature].sort_values("step")
+        x = np.log1p(own["step"].to_numpy(float))
+        fine = np.linspace(x[0], x[-1], FINE)
+        width = HALF * np.interp(fine, x, own["normalised_strength"].to_numpy(float))
+        axis.fill_between(
+            np.expm1(fine), place - width, place + width, color=_colour(str(row.kind)), linewidth=0
+        )
+        axis.annotate(
+            str(row.name_), (1, place), xycoords=("axes fraction", "data"), xytext=(3, 0),
+            textcoords="offset points", va="center", fontsize=5.5, family="DejaVu Sans Mono",
+        )  # fmt: skip
+        about = {"panel": "feature", "feature": row.feature, "name": row.name_, "kind": row.kind}
+        values = {"step": own["step"], "value": own["normalised_strength"]}
+        drawn.append(pd.DataFrame(values).assign(**about, onset_step=row.onset_step))
+    if not drawn:
+        style.empty(axis, "no feature has a name")
+    axis.set_ylim(max(8, len(rows)) - 0.2, -0.8)
+    axis.set_yticks([])
+    axis.spines["left"].set_visible(False)
+    return drawn

@@ -1,0 +1,95 @@
+"""Names by rule from planted contexts, and which features the range chart shows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import tiny
+
+from ontogeny import settings
+from ontogeny.analyses.names import figure, measure
+from ontogeny.analyses.names.measure import Context, name
+
+
+def contexts(*endings: tuple[str, ...], offset: int = 40) -> list[Context]:
+    """Contexts with other tokens before each ending."""
+    return [Context((f"w{i}", f"↵{i}x", *ending), offset) for i, ending in enumerate(endings)]
+
+
+PLANTED = {
+    "pair": (contexts(*[("self", ".")] * 5), "self.", "pair", 1.0),
+    "token": (contexts(*[(f"a{i}", " return") for i in range(5)]), "return", "token", 1.0),
+    "four of five": (
+        contexts(*[(f"a{i}", " if") for i in range(4)], ("b", " for")), "if", "token", 0.8,
+    ),
+    "previous": (contexts(*[("(", f"a{i}") for i in range(5)]), "after (", "previous", 1.0),
+    "two before": (
+        contexts(*[(" def", f"a{i}", f"b{i}") for i in range(5)]), "two after def", "second", 1.0,
+    ),
+    "spaces and breaks": (
+        contexts(*[(f"a{i}", "↵    ") for i in range(5)]), "↵␣␣␣␣", "token", 1.0,
+    ),
+    "start": (contexts(*[(f"a{i}", f"b{i}") for i in range(5)], offset=2), "start of block",
+              "start", 1.0),
+    "comment": (contexts(*[("↵", "  # ", f"a{i}", f"b{i}", f"c{i}") for i in range(5)]),
+                "in a comment", "comment", 1.0),
+    "brackets": (contexts(*[(f"f{i}(", f"a{i}", f"b{i}") for i in range(5)]),
+                 "inside brackets", "brackets", 1.0),
+    "quotes in four of five": (
+        contexts(*[('"', f"a{i}", f"b{i}", f"c{i}") for i in range(4)], ("a", "b", "c")),
+        "", "", 0.0,
+    ),
+    "too few": (contexts(*[("self", ".")] * 4), "", "", 0.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PLANTED)
+def test_a_feature_is_named_after_what_its_contexts_share(case):
+    given, label, rule, agreement = PLANTED[case]
+    assert name(given, 5, 0.8) == (label, rule, pytest.approx(agreement))
+
+
+def test_a_feature_of_induction_says_that_its_token_comes_again():
+    assert name(contexts(*[(f"a{i}", "_id") for i in range(5)]), 5, 0.8, again=True)[0] == (
+        "_id, again"
+    )
+    unnamed = contexts(*[(f"a{i}", f"b{i}", f"c{i}") for i in range(5)])
+    assert name(unnamed, 5, 0.8, again=True)[0] == "a name, again"
+
+
+def test_names_are_written_for_every_feature_with_contexts(tmp_path):
+    tokens = [["x", f"a{i}", "self", "."] for i in range(5)] + [[f"a{i}", "b"] for i in range(2)]
+    table = pd.DataFrame({"feature": [7] * 5 + [9] * 2, "rank": [1, 2, 3, 4, 5, 1, 2]})
+    table = table.assign(tokens=tokens, position=[3] * 5 + [1] * 2, offset=20)
+    table.to_parquet(tmp_path / "contexts.parquet")
+    s = settings.load(tiny({"analyses": ["names"]}))
+    measure.measure(s, tmp_path / "contexts.parquet", None, tmp_path / "names.parquet")
+    named = pd.read_parquet(tmp_path / "names.parquet")
+    assert named[["feature", "name"]].to_numpy().tolist() == [[7, "self."], [9, ""]]
+
+
+def test_the_chart_shows_matched_features_of_every_kind_in_order_of_onset():
+    rng = np.random.default_rng(0)
+    F = 400
+    living = pd.DataFrame(
+        {
+            "feature": np.arange(F),
+            "matched": rng.random(F) < 0.5,
+            "name": [f"n{i % 300}" if i % 4 else "" for i in range(F)],
+            "kind": np.where(np.arange(F) % 50 == 1, "induction", "previous_token"),
+            "onset_step": rng.random(F) * 1000,
+            "density": rng.random(F),
+        }
+    )
+    shown = figure.choose(living, 30)
+    assert len(shown) == 30
+    assert shown["matched"].all()
+    assert shown["name"].is_unique
+    assert "" not in set(shown["name"])
+    assert shown["onset_step"].is_monotonic_increasing
+    assert {"induction", "previous_token"} == set(shown["kind"])
+    onsets = shown.loc[shown["kind"] == "previous_token", "onset_step"]
+    assert np.histogram(onsets, 4, (0, 1000))[0].min() >= 3
+    # Where nothing is matched, all named features may be shown.
+    assert len(figure.choose(living.assign(matched=False), 30)) == 30

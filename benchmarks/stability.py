@@ -3,13 +3,13 @@
     snakemake --cores 2
     python -m benchmarks.stability results/default [TRIAL ...]
 
-A trial is BatchTopK with one gate per snapshot, `BASE`, with some keys changed, trained twice on
-the experiment's own rows and measured on its held-out text; a basis that the experiment does not
-have, as that of a token table, is made beside its own. Each trial is written to
+A trial is the experiment's primary crosscoder with some keys changed, trained with two seeds on the
+experiment's own rows and measured on its held-out text; a basis that the experiment does not have,
+as that of other activations, is made beside its own. Each trial is written to
 benchmarks/results/stability.json as it ends, and one that stands there is not run again;
-docs/default-experiment.md shows those with `activations.scale: centred`. Beside every share stand
-two baselines that need no training: how many features match a token's mean activation
-(`token_means`), and how many a dictionary of random held-out rows (`random_rows`).
+docs/default-experiment.md shows those of results/default. Beside every share stand two baselines
+that need no training: how many features match a token's mean activation (`token_means`), and how
+many a dictionary of random held-out rows (`random_rows`).
 """
 
 from __future__ import annotations
@@ -43,42 +43,24 @@ DOCS = Path(__file__).parents[1] / "docs"
 MARKS = "<!-- stability -->", "<!-- /stability -->"
 MATCHED = 0.7
 FREQUENT = 0.01  # density from which a feature counts as frequent
-BASE: dict[str, Any] = {
-    "basis": "hybrid",
-    "activation": "batch_topk",
-    "gate": "snapshot",
-    "features": 1024,
-    "k": 11,
-    "batch_rows": 1024,
-    "steps": 2000,
-    "learning_rate": 3e-3,
-    "decay": 0.4,
-    "seeds": [0, 1],
-}
-TABLE = {"token_table": True}
-LONG = {"decay": 0.2, "steps": 4000}
 TRIALS: dict[str, dict[str, Any]] = {
-    "base": {},
-    "rate 1e-3": {"learning_rate": 1e-3},
-    "rate 6e-3": {"learning_rate": 6e-3},
-    "rate 1e-2": {"learning_rate": 1e-2},
-    "decay 0.2": {"decay": 0.2},
+    "as it stands": {},
+    "no token table": {"token_table": False},
+    "table, not scaled by what it leaves": {"scale": "activations"},
+    "2,000 steps": {"steps": 2000},
+    "6,000 steps": {"steps": 6000},
     "decay 0.1": {"decay": 0.1},
-    "decay 0.8": {"decay": 0.8},
-    "decay 0.2, 4000 steps": LONG,
-    "batch 512, 4000 steps": {"batch_rows": 512, "steps": 4000},
-    "batch 2048, 1000 steps": {"batch_rows": 2048, "steps": 1000},
-    "F 512": {"features": 512},
-    "F 2048": {"features": 2048},
+    "decay 0.4": {"decay": 0.4},
+    "rate 1.5e-3": {"learning_rate": 1.5e-3},
+    "rate 6e-3": {"learning_rate": 6e-3},
     "k 8": {"k": 8},
-    "k 16": {"k": 16},
-    "k from 33 to 11": {"k_start": 33},
+    "k 12": {"k": 12},
+    "k 24": {"k": 24},
+    "F 512": {"features": 512},
+    "F 768": {"features": 768},
+    "F 2048": {"features": 2048},
+    "batch 2048": {"batch_rows": 2048},
     "gate per feature": {"gate": "feature"},
-    "gate per feature, no AuxK": {"gate": "feature", "aux_features": 0},
-    "token table": TABLE,
-    "token table, decay 0.2, 4000 steps": TABLE | LONG,
-    "token table, F 512, decay 0.2, 4000 steps": TABLE | LONG | {"features": 512},
-    "token table, not scaled by what it leaves": TABLE | {"scale": "activations"},
 }
 
 
@@ -102,8 +84,8 @@ def run(experiment: Experiment, changed: dict[str, Any], threads: int) -> dict[s
     """Train one trial's two seeds and measure them."""
     settings = experiment.settings
     primary = settings.crosscoders[experiment.primary]
-    chosen = BASE | {"inputs": primary.inputs.model_dump(), "threads": threads} | changed
-    c = type(primary).model_validate(chosen)
+    chosen = primary.model_dump(exclude_unset=True) | {"threads": threads, "seeds": [0, 1]}
+    c = type(primary).model_validate(chosen | changed)
     settings = settings.model_copy(update={"crosscoders": {experiment.primary: c}})
     # Derived dictionaries (the frontier's) are no part of this.
     settings = settings.model_copy(update={"analyses": []})
@@ -183,14 +165,15 @@ def main(folder: Path, names: tuple[str, ...], threads: int) -> None:
     """Run the trials that have not been run on this experiment; print and keep what they give."""
     experiment = Experiment.open(folder)
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    own = kept.setdefault(experiment.settings.activations.scale, {})
+    own = kept.setdefault(experiment.settings.name, {})
     for name in names or TRIALS:
         if name in own:
             continue
         own[name] = {"changed": TRIALS[name], **run(experiment, TRIALS[name], threads)}
         write_json(RESULTS, kept)
         print(name, json.dumps(own[name]), flush=True)
-    write_page(own)
+    if experiment.settings.name == "default":
+        write_page(own)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -93,3 +95,40 @@ def test_the_chart_shows_matched_features_of_every_kind_in_order_of_onset():
     assert np.histogram(onsets, 4, (0, 1000))[0].min() >= 3
     # Where nothing is matched, all named features may be shown.
     assert len(figure.choose(living.assign(matched=False), 30)) == 30
+
+
+def test_the_chart_draws_what_it_says(tmp_path):
+    steps = [0, 10, 100, 1000]
+    features = pd.DataFrame(
+        {
+            "feature": range(4), "alive": [True] * 3 + [False],
+            "matched": [True, True, False, True], "matched_cosine": 0.9, "onset_step": [50.0, 5.0, 1.0, 1.0], "density": 0.1,
+        }
+    )  # fmt: skip
+    strengths = pd.DataFrame(
+        [(f, i + 1, s, (i + f) / 6) for f in range(4) for i, s in enumerate(steps)],
+        columns=["feature", "snapshot_index", "step", "normalised_strength"],
+    )
+    names = pd.DataFrame({"feature": range(4), "name": ["self.", "after (", "in", "x"]})
+    kinds = pd.DataFrame({"feature": range(4), "kind": ["none", "previous_token", "none", "none"]})
+    tables = {"features": features, "strengths": strengths, "names": names, "kinds": kinds}
+    for name_, table in tables.items():
+        table.to_parquet(tmp_path / f"{name_}.parquet")
+    pd.DataFrame({"step": steps, "loss": [7.0, 6, 4, 2]}).to_csv(tmp_path / "phases.csv")
+    pd.DataFrame({"step": [0, 1000], "copying_gain": [0.0, 1]}).to_csv(tmp_path / "log.csv")
+    levels = {"unigram_cross_entropy": 6.0, "bigram_cross_entropy": 4.0}
+    (tmp_path / "levels.json").write_text(json.dumps(levels))
+    (tmp_path / "turning.json").write_text(json.dumps({"all": {"step": 50, "low": 10, "high": 90}}))
+    figure.draw(
+        settings.load(tiny({"analyses": ["names"]})),
+        *(tmp_path / f"{name_}.parquet" for name_ in tables),
+        *(tmp_path / file for file in ("phases.csv", "levels.json", "turning.json", "log.csv")),
+        tmp_path / "ranges",
+    )
+    drawn = pd.read_csv(tmp_path / "ranges.csv")
+    lives = drawn[drawn["panel"] == "feature"]
+    assert list(dict.fromkeys(lives["name"])) == ["after (", "self."]
+    first = strengths.loc[strengths["feature"] == 1, "normalised_strength"]
+    assert lives["value"].to_numpy()[:4] == pytest.approx(first)
+    assert list(drawn.loc[drawn["panel"] == "loss", "value"]) == [7, 6, 4, 2]
+    assert (tmp_path / "ranges.png").stat().st_size > 1000

@@ -131,21 +131,20 @@ def _model(axis: Axes, loss: pd.DataFrame, levels: Path, log: Path | None) -> pd
 def _lives(axis: Axes, rows: pd.DataFrame, curves: pd.DataFrame) -> list[pd.DataFrame]:
     """A spindle for each row, named at its right end."""
     drawn = []
-    for place, row in enumerate(rows.rename(columns={"name": "name_"}).itertuples()):
-        own = curves[curves["feature"] == row.feature].sort_values("step")
+    for place, about in enumerate(rows.to_dict("records")):
+        own = curves[curves["feature"] == about["feature"]].sort_values("step")
         x = np.log1p(own["step"].to_numpy(float))
         fine = np.linspace(x[0], x[-1], FINE)
         width = HALF * np.interp(fine, x, own["normalised_strength"].to_numpy(float))
-        axis.fill_between(
-            np.expm1(fine), place - width, place + width, color=_colour(str(row.kind)), linewidth=0
-        )
+        colour = _colour(about["kind"])
+        axis.fill_between(np.expm1(fine), place - width, place + width, color=colour, linewidth=0)
         axis.annotate(
-            str(row.name_), (1, place), xycoords=("axes fraction", "data"), xytext=(3, 0),
+            about["name"], (1, place), xycoords=("axes fraction", "data"), xytext=(3, 0),
             textcoords="offset points", va="center", fontsize=5.5, family="DejaVu Sans Mono",
         )  # fmt: skip
-        about = {"panel": "feature", "feature": row.feature, "name": row.name_, "kind": row.kind}
-        values = {"step": own["step"], "value": own["normalised_strength"]}
-        drawn.append(pd.DataFrame(values).assign(**about, onset_step=row.onset_step))
+        life = own.rename(columns={"normalised_strength": "value"})
+        life = life.assign(panel="feature", name=about["name"], kind=about["kind"])
+        drawn.append(life.assign(onset_step=float(about["onset_step"])))
     if not drawn:
         style.empty(axis, "no feature has a name")
     axis.set_ylim(max(8, len(rows)) - 0.2, -0.8)

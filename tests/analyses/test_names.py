@@ -99,12 +99,13 @@ def test_the_chart_shows_matched_features_of_every_kind_in_order_of_onset():
 
 def test_the_chart_draws_what_it_says(tmp_path):
     steps = [0, 10, 100, 1000]
-    features = pd.DataFrame(
-        {
-            "feature": range(4), "alive": [True] * 3 + [False],
-            "matched": [True, True, False, True], "matched_cosine": 0.9, "onset_step": [50.0, 5.0, 1.0, 1.0], "density": 0.1,
-        }
-    )  # fmt: skip
+    features = pd.DataFrame({"feature": range(4), "alive": [True] * 3 + [False]})
+    features = features.assign(
+        matched=[True, True, False, True],
+        matched_cosine=0.9,
+        onset_step=[50.0, 5, 1, 1],
+        density=0.1,
+    )
     strengths = pd.DataFrame(
         [(f, i + 1, s, (i + f) / 6) for f in range(4) for i, s in enumerate(steps)],
         columns=["feature", "snapshot_index", "step", "normalised_strength"],

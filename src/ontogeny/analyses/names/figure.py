@@ -32,10 +32,11 @@ def choose(living: pd.DataFrame, most: int) -> pd.DataFrame:
     named = living[living["name"] != ""]
     fit = named[named["matched"]] if named["matched"].any() else named
     fit = fit.sort_values("density", ascending=False).drop_duplicates("name")
-    weight = np.sqrt(fit.groupby("kind").size())
+    weights = np.sqrt(fit["kind"].value_counts())
     chosen = []
-    for kind, part in fit.groupby("kind"):
-        count = min(len(part), max(1, round(most * weight[kind] / weight.sum())))
+    for _, part in fit.groupby("kind"):
+        share = np.sqrt(len(part)) / weights.sum()
+        count = min(len(part), max(1, round(most * share)))
         ordered = part.sort_values(["onset_step", "feature"])
         for piece in np.array_split(np.arange(len(ordered)), count):
             chosen.append(ordered.iloc[piece].nlargest(1, "density"))

@@ -158,13 +158,14 @@ def measure(settings: Settings, contexts: Path, kinds: Path | None, names: Path)
         known = pd.read_parquet(kinds)
         kind = dict(zip(known["feature"], known["kind"], strict=True))
     rows = []
-    for feature, own in table.sort_values(["feature", "rank"]).groupby("feature"):
+    for _, own in table.sort_values(["feature", "rank"]).groupby("feature"):
         read = [
             Context(tuple(tokens[: position + 1]), int(offset))
             for tokens, position, offset in zip(
                 own["tokens"], own["position"], own["offset"], strict=True
             )
         ]
-        found = name(read, section.contexts, section.agreement, kind.get(feature) == "induction")
-        rows.append((feature, *found))
+        number = int(own["feature"].iloc[0])
+        found = name(read, section.contexts, section.agreement, kind.get(number) == "induction")
+        rows.append((number, *found))
     write_table(names, pd.DataFrame(rows, columns=["feature", "name", "rule", "agreement"]))

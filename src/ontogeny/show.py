@@ -156,7 +156,9 @@ def show(
 
 def _facts(subject: Subject, row: pd.Series, snapshots: int) -> list[Line]:
     where = f"snapshot {row['peak_snapshot_index']} of {snapshots}"
+    named = [f["name"] for f in subject.rows("names").to_dict("records") if f["name"]]
     lines = [
+        *(_fact("name", name) for name in named),
         _fact("class", ", ".join(word for word in CLASSES if row[word])),
         _fact("peak", f"step {row['peak_step']} ({where}), norm {row['peak_strength']:.4g}"),
         _fact("onset", f"step {row['onset_step']:.4g}"),

@@ -87,6 +87,9 @@ def gather(experiment: Experiment) -> Contents:
     if has("kinds"):
         kinds = experiment.table("kinds")[["feature", "kind"]]
         table = table.merge(kinds, on="feature", how="left").fillna({"kind": "none"})
+    if has("names"):
+        table = table.merge(experiment.table("names")[["feature", "name"]], on="feature", how="left")
+        about["names"] = list(table["name"].fillna(""))
     if has("span"):
         span = experiment.table("span")
         span = span.loc[span["run"] == "replaced", ["feature", "span"]]

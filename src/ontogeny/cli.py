@@ -225,13 +225,14 @@ def corpus(experiment: Experiment) -> None:
 @on_device
 @threads
 @click.option("--log", is_flag=True, help="Also write the table of the whole training.")
-def pretrain(experiment: Experiment, log: bool) -> None:
+@click.option("--until", type=click.IntRange(0), help="The last step whose snapshot is wanted.")
+def pretrain(experiment: Experiment, log: bool, until: int | None) -> None:
     """Train the language model and keep its snapshots."""
     from ontogeny.snapshots import shared
 
     archive = lineage.archive(experiment)
     table = experiment.path("log") if log else None
-    shared.pretrain(experiment.settings, experiment.path("tokens"), archive, table)
+    shared.pretrain(experiment.settings, experiment.path("tokens"), archive, table, until)
 
 
 @main.command()
@@ -253,7 +254,7 @@ def snapshot(experiment: Experiment, step: int, threads: int) -> None:
             use_threads(threads)
             from ontogeny.snapshots import shared
 
-            shared.pretrain(settings, experiment.path("tokens"), archive)
+            shared.pretrain(settings, experiment.path("tokens"), archive, until=step)
     output = experiment.path("snapshot", step=step)
     sources.publish(settings, step, output, archive, experiment.slots)
 

@@ -53,6 +53,8 @@ def fidelity_numbers(experiment: Experiment, crosscoder: str) -> dict[str, Any]:
         "token_explained_variance": float(sites["token_explained_variance"].mean()),
         "pair_explained_variance": float(sites["pair_explained_variance"].mean()),
         "loss_recovered_last": float(last["loss_recovered"].mean()),
+        "loss_recovered_last_low": float(last["loss_recovered_low"].min()),
+        "loss_recovered_last_high": float(last["loss_recovered_high"].max()),
     }
 
 

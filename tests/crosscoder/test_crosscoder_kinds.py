@@ -277,3 +277,23 @@ def test_a_state_of_other_rows_is_not_gone_on_from(experiment, tmp_path, monkeyp
         train.train(s, "sae", 0, RowPaths(places), out, tmp_path / state)
         weights.append((out / "crosscoder.safetensors").read_bytes())
     assert weights[0] != weights[1] == weights[2]
+
+
+def test_loss_recovered_and_its_interval_over_blocks():
+    given = settings.load(tiny({"analysis.bootstrap": 2000}))
+    rng = np.random.default_rng(0)
+    loss = rng.uniform(30, 40, 400)
+    damage = rng.uniform(10, 30, 400)
+    noise = rng.normal(0, 4, 400)
+    made = fidelity.recovered(loss, loss + 0.2 * damage + noise, loss + damage, 10, given)
+    assert made["loss"] == pytest.approx(loss.mean() / 10)
+    assert made["loss_ablated"] == pytest.approx((loss + damage).mean() / 10)
+    expected = 0.8 - noise.sum() / damage.sum()
+    assert made["loss_recovered"] == pytest.approx(expected)
+    # noise of 4 on damage of 20, over 400 blocks
+    width = 2 * 1.96 * 4 / 20 / 400**0.5
+    assert made["loss_recovered_high"] - made["loss_recovered_low"] == pytest.approx(width, rel=0.1)
+    assert made["loss_recovered_low"] < expected < made["loss_recovered_high"]
+    exact = fidelity.recovered(loss, loss + 0.2 * damage, loss + damage, 10, given)
+    bounds = exact["loss_recovered_low"], exact["loss_recovered_high"]
+    assert bounds == pytest.approx((0.8, 0.8))

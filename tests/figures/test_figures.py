@@ -107,6 +107,8 @@ def write_tables(folder, matching: str = "some"):
         site["loss"] = 3.0
         site["loss_ablated"] = 3.0 + np.array([0, 0.01, 0.04, 1, 2, 3])
         site["loss_recovered"] = [-np.inf, -40, 0.97, 0.8, 0.9, 0.95]
+        site["loss_recovered_low"] = site["loss_recovered"] - 0.02
+        site["loss_recovered_high"] = site["loss_recovered"] + 0.01
         site.to_csv(folder / f"fidelity{seed}.csv", index=False)
 
     living = table[table["alive"]]
@@ -271,6 +273,8 @@ def test_fidelity_tells_meaningless_ratios(drawn):
         (table["series"] == "crosscoder, seed 1") & table["measure"].eq("loss_recovered")
     ]
     assert list(recovered["meaningful"]) == [False] * 3 + [True] * 3
+    assert list(recovered["high"])[3:] == pytest.approx([0.81, 0.91, 0.96])
+    assert list(recovered["low"])[3:] == pytest.approx([0.78, 0.88, 0.93])
     variance = table[table["measure"] == "explained_variance"].groupby("series")["value"].mean()
     assert variance["random directions"] == pytest.approx(0.7)
     assert variance["PCA, as many coefficients"] == 0.5

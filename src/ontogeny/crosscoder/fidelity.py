@@ -164,8 +164,8 @@ def spliced_losses(
 
     Returns
     -------
-    One row per site: loss, loss_spliced, loss_ablated, loss_recovered. Positions whose activations
-    are not kept (end of text) stay as they are in all three.
+    One row per site, as `recovered` makes it. Positions whose activations are not kept (end of
+    text) stay as they are in all three.
     """
     data = Tokens(tokens)
     _, outputs = _held_out(crosscoder, activations)
@@ -180,6 +180,13 @@ def spliced_losses(
     model = None
     loaded = -1
     results = []
+
+    def by_block(batch: Tensor) -> np.ndarray:
+        """Cross-entropy of the model as it is now, summed over each block."""
+        logits = model(input_ids=batch).logits[:, :-1]  # type: ignore[misc]
+        losses = cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none")
+        return losses.double().sum(1).cpu().numpy()
+
     with bar("fidelity: splice", len(outputs.sites), "sites") as progress:
         for n, site in enumerate(outputs.sites):
             if site.snapshot != loaded:
@@ -187,6 +194,7 @@ def spliced_losses(
                 remote = settings.snapshots.remote_code
                 model = model_sites.load_model(folder, device, torch.float32, remote)
                 loaded = site.snapshot
+            key = (site.layer, site.stream)
             own_rows = HeldOut(activations, [site], outputs.scales[n : n + 1])
             scale = float(own_rows.scales[0])
             own = torch.from_numpy(own_rows.read(0, rows))[:, 0]
@@ -195,34 +203,53 @@ def spliced_losses(
             rebuilt = (torch.sparse.mm(each, W) + b).to(device)
             rebuilt = (rebuilt + crosscoder.table.at(n, outputs.tokens_at(0, rows)[:, 1])) / scale
             mean = (own.mean(0) / scale).to(device).expand_as(rebuilt)
-            values = {"loss": None, "loss_spliced": rebuilt, "loss_ablated": mean}
-            row = {}
-            for name, value in values.items():
-                total = torch.zeros(())
-                for start in range(0, count, step):
-                    batch = ids[start : start + step]
-                    if value is None:
-                        logits = model(input_ids=batch).logits  # type: ignore[misc]
-                    else:
-                        key = (site.layer, site.stream)
-                        base = model_sites.read(model, batch, [key])[key]  # type: ignore[arg-type]
-                        base = base.flatten(0, 1).clone()
-                        inside = (flat >= start * context) & (flat < (start + len(batch)) * context)
-                        base[flat[inside] - start * context] = value[inside].to(base)
-                        base = base.view(len(batch), context, -1)
-                        with model_sites.replaced(model, *key, base):  # type: ignore[arg-type]
-                            logits = model(input_ids=batch).logits  # type: ignore[misc]
-                    loss = cross_entropy(
-                        logits[:, :-1].flatten(0, 1), batch[:, 1:].flatten(), reduction="sum"
-                    )
-                    total += loss.cpu()
-                row[name] = total.item() / (count * (context - 1))
-            row["loss_recovered"] = 1 - (row["loss_spliced"] - row["loss"]) / (
-                row["loss_ablated"] - row["loss"]
-            )
-            results.append(row)
+            losses: list[list[np.ndarray]] = [[], [], []]
+            for start in range(0, count, step):
+                batch = ids[start : start + step]
+                losses[0].append(by_block(batch))
+                base = model_sites.read(model, batch, [key])[key]  # type: ignore[arg-type]
+                inside = (flat >= start * context) & (flat < (start + len(batch)) * context)
+                for value, found in ((rebuilt, losses[1]), (mean, losses[2])):
+                    changed = base.flatten(0, 1).clone()
+                    changed[flat[inside] - start * context] = value[inside].to(changed)
+                    changed = changed.view(len(batch), context, -1)
+                    with model_sites.continued(model, *key, changed):  # type: ignore[arg-type]
+                        found.append(by_block(batch))
+            loss, spliced, ablated = (np.concatenate(found) for found in losses)
+            results.append(recovered(loss, spliced, ablated, context - 1, settings))
             progress.update()
     return pd.DataFrame(results)
+
+
+def recovered(
+    loss: np.ndarray, spliced: np.ndarray, ablated: np.ndarray, tokens: int, settings: Settings
+) -> dict[str, float]:
+    """Losses and loss recovered of one site, with a bootstrap over blocks.
+
+    Parameters
+    ----------
+    loss, spliced, ablated : (blocks,) cross-entropy, summed over a block's `tokens` tokens: of the
+        model as it is, with â, with the mean.
+
+    Returns
+    -------
+    loss, loss_spliced, loss_ablated : nats per token. loss_recovered; its _low and _high are the
+    2.5% and 97.5% quantiles.
+    """
+    blocks, analysis = len(loss), settings.analysis
+    rng = np.random.default_rng(analysis.seed)
+    times = rng.multinomial(blocks, np.full(blocks, 1 / blocks), analysis.bootstrap)
+    lost, damage = spliced - loss, ablated - loss
+    with np.errstate(divide="ignore", invalid="ignore"):  # ablation may change nothing
+        low, high = np.quantile(1 - (times @ lost) / (times @ damage), [0.025, 0.975])
+        whole = 1 - lost.sum() / damage.sum()
+    means = [float(each.mean() / tokens) for each in (loss, spliced, ablated)]
+    return {
+        **dict(zip(("loss", "loss_spliced", "loss_ablated"), means, strict=True)),
+        "loss_recovered": float(whole),
+        "loss_recovered_low": float(low),
+        "loss_recovered_high": float(high),
+    }
 
 
 def measure(

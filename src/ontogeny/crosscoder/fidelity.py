@@ -25,6 +25,7 @@ from ontogeny.activations.subspace import Subspace
 from ontogeny.activations.table import Table, of_sites
 from ontogeny.corpus.build import Tokens
 from ontogeny.crosscoder.model import Crosscoder
+from ontogeny.crosscoder.pairs import Candidates
 from ontogeny.crosscoder.sizes import BATCH_TOKENS, PCA_ROWS, PIECE_ENTRIES, PIECE_ROWS
 from ontogeny.features.held_out import inputs_of
 from ontogeny.files import write_table
@@ -74,25 +75,35 @@ def explained(
     mean = _mean(outputs).to(device)
     strength = crosscoder.strength
     present = (strength >= floor * strength.amax(1, keepdim=True)).float()  # (F, N)
-    gates = sites if crosscoder.about.gate == "snapshot" else 1
+    F, gates = crosscoder.about.features, sites if crosscoder.about.gate == "snapshot" else 1
     lost, there, active, active_present = (torch.zeros(sites, device=device) for _ in range(4))
-    density = torch.zeros(crosscoder.about.features, device=device)
+    density = torch.zeros(F, device=device)
     kept: list[list[Tensor]] = [[] for _ in range(gates)]
-    step = max(1, min(PIECE_ROWS, PIECE_ENTRIES // (crosscoder.about.features * gates)))
+    step = max(1, min(PIECE_ROWS, PIECE_ENTRIES // (F * gates)))
     both = zip(pieces(inputs, step), pieces(outputs, step), strict=True)
     for (start, x), (_, y) in both:
         a, target = torch.from_numpy(x).to(device), torch.from_numpy(y).to(device)
         ids = inputs.tokens_at(start, start + len(x))[:, 1]
-        f = crosscoder.encode(a, ids)
-        for n in range(gates) if start < keep_rows else ():
-            each = (f if gates == 1 else f[:, :, n])[: keep_rows - start]
-            kept[n].append(each.cpu().to_sparse())
-        lost += (target - crosscoder.decode(f, ids)).square().sum((0, 2))
+        peak = crosscoder.encode_peak(a, ids).flatten()
+        position = peak.nonzero()[:, 0]
+        chosen = Candidates.at(position, len(x), F)
+        f = crosscoder.at_sites(peak[position], chosen.feature)  # (P, gates)
+        first = min(len(x), keep_rows - start)  # rows that are kept
+        for n in range(gates) if first > 0 else ():
+            open_here = (f[:, n] > 0) & (chosen.token < first)
+            where = torch.stack([chosen.token[open_here], chosen.feature[open_here]])
+            each = torch.sparse_coo_tensor(
+                where, f[open_here, n], (first, F), is_coalesced=True, check_invariants=False
+            )
+            kept[n].append(each.cpu())
+        rebuilt = chosen.decode(f, crosscoder.W_dec).transpose(0, 1)
+        rebuilt = rebuilt + crosscoder.b_dec + crosscoder.table(ids)
+        lost += (target - rebuilt).square().sum((0, 2))
         there += (target - mean).square().sum((0, 2))
         on = (f > 0).float()
-        active += on.sum((0, 1)) if on.ndim == 3 else on.sum()
-        active_present += (on * present).sum((0, 1)) if on.ndim == 3 else (on @ present).sum(0)
-        density += (on if on.ndim == 2 else on.amax(2)).sum(0)
+        active += on.sum(0)
+        active_present += (on * present[chosen.feature]).sum(0)
+        density += torch.bincount(chosen.feature, minlength=F)
     by_site = pd.DataFrame(
         {
             "explained_variance": (1 - lost / there).cpu().numpy(),

@@ -463,6 +463,15 @@ def summary(experiment: Experiment) -> None:
 
 @main.command()
 @of_experiment
+def timeline(experiment: Experiment) -> None:
+    """Draw when each job of a run worked: figures/timeline.pdf, .png and .csv."""
+    from ontogeny.figures import timeline as stage
+
+    print(stage.draw(experiment.path("benchmarks"), experiment.figure("timeline")))
+
+
+@main.command()
+@of_experiment
 @threads
 def atlas(experiment: Experiment) -> None:
     """Write the static site that shows every feature of a finished experiment."""

@@ -81,6 +81,7 @@ PRODUCTS = [
     Product("summary", "summary.json", "the experiment's numbers"),
     Product("provenance", "provenance.json", "what the results were made from"),
     Product("atlas", "atlas", "the static site of all features"),
+    Product("benchmarks", "benchmarks", "seconds and memory of each job, by Snakemake"),
     Product("figures", "figures", "PDF, PNG and CSV of each figure"),
 ]
 

@@ -170,7 +170,7 @@ def _others(experiment: Experiment) -> dict[str, Any]:
 def summarise(experiment: Experiment) -> None:
     """Write summary.json and provenance.json of a finished experiment."""
     settings = experiment.settings
-    seconds, peak = timings(experiment.folder / "benchmarks")
+    seconds, peak = timings(experiment.path("benchmarks"))
     values: dict[str, Any] = {
         "snapshots": len(experiment.steps),
         **(_pretraining(experiment) if experiment.has("log") else {}),

@@ -65,7 +65,7 @@ def main(folder: Path) -> None:
         f"{rates.how}\n\n{'stage':28} {'s':>7} {'planned':>8} {'GB':>6} {'planned':>8}  suggested"
     )
     for line in lines:
-        found = measured(experiment.path("figures").with_name("benchmarks"), line)
+        found = measured(experiment.path("benchmarks"), line)
         if found is None:
             continue
         seconds, memory = found

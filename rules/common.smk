@@ -42,6 +42,7 @@ _claimed = []
 
 wildcard_constraints:
     step=r"\d+",
+    leg=r"\d+",
     shard=r"\d+",
     seed=r"\d+",
     site=r"[a-z_]+\.\d+",
@@ -193,17 +194,27 @@ def tokenizer_digests():
 
 
 def untrained():
-    """Whether a finished training lacks snapshots that are wanted by now."""
-    if S.snapshots.pretrain is None or not E.path("trained_mark").exists():
+    """Whether a training that is past them lacks snapshots that are wanted by now."""
+    if S.snapshots.pretrain is None:
         return False
-    archive = lineage.archive(E)
-    return not all((archive / f"step{step}").is_dir() for step in STEPS)
+    archive, past = lineage.archive(E), [step for step in STEPS if E.mark_of(step).exists()]
+    return not all((archive / f"step{step}").is_dir() for step in past)
+
+
+def trained_before(wildcards):
+    """How far the pre-training has to be before a job of it begins: to the end of the one before.
+
+    That this one is made, or made anew, for a new snapshot's sake is no reason to run what is past.
+    """
+    own = E.path("trained_mark", leg=wildcards.leg)
+    before = [E.path("trained_mark", leg=leg) for leg in E.legs if leg < int(wildcards.leg)]
+    return [ancient(str(mark)) for mark in before[-1:] if mark.exists() or not own.exists()]
 
 
 def snapshot_inputs(wildcards):
     """What a snapshot is taken from, where that is on this machine."""
     if S.snapshots.pretrain is not None:
-        return {"trained": at("trained_mark"), "tokens": at("tokens")}
+        return {"trained": str(E.mark_of(int(wildcards.step))), "tokens": at("tokens")}
     if S.snapshots.local is not None:
         return {"files": strings(local.sources(S.snapshots.local, int(wildcards.step)))}
     return {}

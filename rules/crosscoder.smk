@@ -45,6 +45,7 @@ rule fidelity:
     params:
         spliced_blocks=S.analysis.spliced_blocks,
         floor=S.analysis.direction_floor,
+        bootstrap=[S.analysis.bootstrap, S.analysis.seed],
         code=code("ontogeny.crosscoder.fidelity"),
         experiment=experiment,
         reads=reads(lambda w: E.fidelity_sources(w.crosscoder)),

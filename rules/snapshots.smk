@@ -12,17 +12,20 @@ UNTRAINED = untrained()
 
 if SOURCE == "pretrain":
 
+    # In a few jobs, so that snapshots are used while the training goes on.
     rule pretrain:
         input:
+            trained_before,
             tokens=at("tokens"),
         output:
             touch(at("trained_mark")),
         log:
-            log("pretrain"),
+            log("pretrain/{leg}"),
         benchmark:
-            benchmark_of("pretrain")
+            benchmark_of("pretrain/{leg}")
         conda:
             CONDA
+        priority: 10  # everything waits for it
         threads: S.snapshots.pretrain.threads
         resources:
             **needs("pretrain"),
@@ -30,13 +33,14 @@ if SOURCE == "pretrain":
             model=MODEL,
             experiment=experiment,
         message:
-            f"Training the language model: {S.snapshots.pretrain.steps} steps"
+            f"Training the language model: {{wildcards.leg}} of {S.snapshots.pretrain.steps} steps"
         shell:
-            "ontogeny pretrain {params.experiment} --threads {threads} 2>&1 | tee {log}"
+            "ontogeny pretrain {params.experiment} --until {wildcards.leg} --threads {threads} 2>&1"
+            " | tee {log}"
 
     rule training_log:
         input:
-            trained=at("trained_mark"),
+            trained=[str(E.path("trained_mark", leg=leg)) for leg in E.legs],
             tokens=at("tokens"),
         output:
             at("log"),

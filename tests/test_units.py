@@ -443,18 +443,25 @@ def test_batches_run_around_the_data_and_depend_on_the_step_alone(activations):
 # N-grams
 
 
+def dense(fitted):
+    """p₂(b|a) of all pairs, (V, V)."""
+    own = fitted.own(np.arange(len(fitted.unigram))).toarray()
+    return own + fitted.shared[:, None] * fitted.unigram
+
+
 def test_ngrams_by_hand():
     fitted = ngrams.fit(np.array([[0, 1, 0, 1], [0, 2, 2, 1]]), vocabulary=4)
     np.testing.assert_allclose(fitted.unigram, np.array([4, 4, 3, 1]) / 12)
     m = fitted.strength
     # After 0: 1 twice, 2 once; no pair spans two blocks.
     expected = (np.array([0, 2, 1, 0]) + m * fitted.unigram) / (3 + m)
-    np.testing.assert_allclose(fitted.bigram(np.array([0]))[0], expected)
-    np.testing.assert_allclose(fitted.bigram(np.array([3]))[0], fitted.unigram)
-    np.testing.assert_allclose(fitted.bigram(np.arange(4)).sum(1), 1)
-    unigram, bigram = fitted.cross_entropies(np.array([[3, 0, 1]]))
+    bigram = dense(fitted)
+    np.testing.assert_allclose(bigram[0], expected)
+    np.testing.assert_allclose(bigram[3], fitted.unigram)
+    np.testing.assert_allclose(bigram.sum(1), 1)
+    unigram, level = fitted.cross_entropies(np.array([[3, 0, 1]]))
     assert unigram == pytest.approx(-math.log(4 / 12))
-    assert bigram == pytest.approx(-(math.log(4 / 12) + math.log(expected[1])) / 2)
+    assert level == pytest.approx(-(math.log(4 / 12) + math.log(expected[1])) / 2)
 
 
 def test_smoothing_serves_held_out_text_and_the_levels_are_in_order():
@@ -468,13 +475,32 @@ def test_smoothing_serves_held_out_text_and_the_levels_are_in_order():
     a, b = text[150:, :-1].ravel(), text[150:, 1:].ravel()
     truth = -np.log(chain[a, b]).mean()
     assert truth < bigram < unigram
-    assert bigram == pytest.approx(-np.log(fitted.bigram(a)[np.arange(len(b)), b]).mean())
+    assert bigram == pytest.approx(-np.log(dense(fitted)[a, b]).mean())
     others = []
     for strength in (*ngrams.STRENGTHS, 1e-9):
         fitted.strength = strength
         others.append(fitted.cross_entropies(text[150:])[1])
     assert bigram < others[-1] - 0.05
     assert bigram < min(others) + 0.02
+
+
+def test_divergences_from_the_ngrams_are_those_of_the_whole_distributions():
+    rng = np.random.default_rng(0)
+    p = settings.Pretrain(width=16, layers=1, heads=2)
+    model = pretrain.make_model(p, 40, 16).eval()
+    text = (3 * rng.choice(40, (60, 16)).cumsum(1)) % 40 // rng.integers(1, 3, (60, 1))
+    fitted, held_out = ngrams.fit(text[:50], 40), text[50:]
+    with torch.no_grad():
+        log_q = model(input_ids=torch.from_numpy(held_out)).logits[:, :-1].double().log_softmax(-1)
+    log_q = log_q.flatten(0, 1).numpy()
+    p1, p2 = fitted.unigram, dense(fitted)[held_out[:, :-1].ravel()]
+    truth = {
+        "loss": -log_q[np.arange(len(log_q)), held_out[:, 1:].ravel()].mean(),
+        "kl_unigram": (p1 * (np.log(p1) - log_q)).sum(1).mean(),
+        "kl_bigram": (p2 * (np.log(p2) - log_q)).sum(1).mean(),
+    }
+    assert abs(truth["kl_bigram"] / truth["kl_unigram"] - 1) > 0.01
+    assert levels.against_ngrams(model, held_out, fitted) == pytest.approx(truth, rel=1e-5)
 
 
 def test_crossings_are_interpolated_in_log_steps():

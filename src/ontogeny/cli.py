@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from ontogeny import gpus, lineage, registry, running
+from ontogeny import gpus, lineage, process, registry, running
 from ontogeny import settings as schema
 from ontogeny.activations.sites import folder_name
 from ontogeny.declarations import Figure, Stage
@@ -67,6 +67,7 @@ class Group(click.Group):
 
     def main(self, *args: Any, **more: Any) -> Any:
         """Run the command line."""
+        process.begin()
         try:
             return super().main(*args, **more)
         except (InputError, SettingsError) as error:
@@ -121,14 +122,19 @@ def threads(function: Callable[..., Any]) -> Any:
     """The --threads option, obeyed before the command runs."""
 
     def obey(_: Any, __: Any, value: int) -> None:
-        from ontogeny import devices
-
-        devices.use_threads(value)
-        devices.keep_memory()
+        use_threads(value)
 
     return click.option(
         "--threads", type=click.IntRange(1), default=1, expose_value=False, callback=obey
     )(function)
+
+
+def use_threads(count: int) -> None:
+    """Fix the threads of what follows, which imports torch."""
+    from ontogeny import devices
+
+    devices.use_threads(count)
+    devices.keep_memory()
 
 
 # Before a run
@@ -219,31 +225,36 @@ def corpus(experiment: Experiment) -> None:
 @on_device
 @threads
 @click.option("--log", is_flag=True, help="Also write the table of the whole training.")
-def pretrain(experiment: Experiment, log: bool) -> None:
+@click.option("--until", type=click.IntRange(0), help="The last step whose snapshot is wanted.")
+def pretrain(experiment: Experiment, log: bool, until: int | None) -> None:
     """Train the language model and keep its snapshots."""
     from ontogeny.snapshots import shared
 
     archive = lineage.archive(experiment)
     table = experiment.path("log") if log else None
-    shared.pretrain(experiment.settings, experiment.path("tokens"), archive, table)
+    shared.pretrain(experiment.settings, experiment.path("tokens"), archive, table, until)
 
 
 @main.command()
-@on_device
-@threads
+@of_experiment
 @click.argument("step", type=int)
-def snapshot(experiment: Experiment, step: int) -> None:
+@click.option("--threads", type=click.IntRange(1), default=1, help="Of a training that goes on.")
+def snapshot(experiment: Experiment, step: int, threads: int) -> None:
     """Bring the snapshot of STEP into the experiment, from wherever it comes.
 
     A model that is trained here is trained on to that step if it has not been kept.
     """
-    from ontogeny.snapshots import shared, sources
+    from ontogeny.snapshots import sources
 
     settings, archive = experiment.settings, None
     if settings.snapshots.pretrain is not None:
         archive = lineage.archive(experiment)
         if not (archive / f"step{step}").is_dir():
-            shared.pretrain(settings, experiment.path("tokens"), archive)
+            take_gpus(experiment)
+            use_threads(threads)
+            from ontogeny.snapshots import shared
+
+            shared.pretrain(settings, experiment.path("tokens"), archive, until=step)
     output = experiment.path("snapshot", step=step)
     sources.publish(settings, step, output, archive, experiment.slots)
 
@@ -416,7 +427,11 @@ def _stage(stage: Stage) -> click.Command:
     command: Any = run
     if stage.scope == "crosscoder":
         command = click.argument("crosscoder", required=False)(command)
-    command = (on_device if stage.gpu else of_experiment)(threads(command))
+    if stage.cost.torch:
+        command = threads(command)
+    else:
+        command = click.option("--threads", type=click.IntRange(1), expose_value=False)(command)
+    command = (on_device if stage.gpu else of_experiment)(command)
     return click.command(stage.name, help=stage.about)(command)
 
 
@@ -453,6 +468,15 @@ def summary(experiment: Experiment) -> None:
     from ontogeny import summary as stage
 
     stage.summarise(experiment)
+
+
+@main.command()
+@of_experiment
+def timeline(experiment: Experiment) -> None:
+    """Draw when each job of a run worked: figures/timeline.pdf, .png and .csv."""
+    from ontogeny.figures import timeline as stage
+
+    print(stage.draw(experiment.path("benchmarks"), experiment.figure("timeline")))
 
 
 @main.command()

@@ -32,6 +32,7 @@ from ontogeny.declarations import Source
 from ontogeny.files import InputError
 from ontogeny.settings import Settings
 from ontogeny.snapshots import sources
+from ontogeny.snapshots.sizes import leg_ends
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -220,6 +221,16 @@ class Experiment:
             return [None]
         width = sources.shape_of(self.settings, self.results).width
         return order.shards(self.settings, width)
+
+    @cached_property
+    def legs(self) -> list[int]:
+        """Steps at which the jobs of the pre-training end; [] where nothing is trained here."""
+        pretrain = self.settings.snapshots.pretrain
+        return leg_ends(pretrain.steps, self.steps) if pretrain else []
+
+    def mark_of(self, step: int) -> Path:
+        """What says that the pre-training has reached a snapshot."""
+        return self.path("trained_mark", leg=min(leg for leg in self.legs if leg >= step))
 
     @property
     def cached(self) -> bool:

@@ -22,13 +22,13 @@ class _Lines:
 
 def bar(
     what: str,
-    total: int,
+    total: int | None,
     unit: str,
     initial: int = 0,
     every: float = 10.0,
     hidden: bool = False,
 ) -> tqdm[Any]:
-    """A progress bar that counts `unit`s (with rate and time left) up to `total`."""
+    """A progress bar that counts `unit`s, with rate and time left, up to `total` if it is known."""
     terminal = sys.stderr.isatty()
     return tqdm(
         desc=what,
@@ -36,12 +36,12 @@ def bar(
         disable=hidden,
         initial=initial,
         unit=" " + unit,
-        unit_scale=total >= 10_000,
+        unit_scale=total is None or total >= 10_000,
         mininterval=0.2 if terminal else every,
         maxinterval=max(every, 10.0),
         file=None if terminal else _Lines(),
         bar_format=None
-        if terminal
+        if terminal or total is None  # tqdm's own format says how much there is so far
         else "{desc}: {n_fmt} of {total_fmt}{unit} ({percentage:.0f}%), {rate_fmt}, "
         "{remaining} left{postfix}",
     )

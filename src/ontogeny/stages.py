@@ -18,7 +18,7 @@ PRODUCTS = [
     Product("tokens", "corpus/tokens.h5", "blocks of tokens (blocks, context)"),
     Product("tokenizer", "corpus/tokenizer.json", "the tokenizer of the text"),
     Product("own_tokenizer", "corpus/own-tokenizer", "the tokenizer of a model from elsewhere"),
-    Product("trained_mark", "pretrain/trained", "says that the pre-training has ended"),
+    Product("trained_mark", "pretrain/trained-{leg}", "says that the pre-training is that far"),
     Product("archive", "pretrain/archive-{digest}", "training states, by what they depend on"),
     Product("log", "pretrain/log.csv", "losses and learning rate of the pre-training, by step"),
     Product("snapshots", "snapshots", "a folder for each snapshot"),
@@ -84,6 +84,7 @@ PRODUCTS = [
     Product("summary", "summary.json", "the same, and what it cost"),
     Product("provenance", "provenance.json", "what the results were made from"),
     Product("atlas", "atlas", "the static site of all features"),
+    Product("benchmarks", "benchmarks", "seconds and memory of each job, by Snakemake"),
     Product("figures", "figures", "PDF, PNG and CSV of each figure"),
 ]
 

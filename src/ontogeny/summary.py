@@ -57,6 +57,8 @@ def fidelity_numbers(experiment: Experiment, crosscoder: str) -> dict[str, Any]:
         "token_explained_variance": float(sites["token_explained_variance"].mean()),
         "pair_explained_variance": float(sites["pair_explained_variance"].mean()),
         "loss_recovered_last": float(last["loss_recovered"].mean()),
+        "loss_recovered_last_low": float(last["loss_recovered_low"].min()),
+        "loss_recovered_last_high": float(last["loss_recovered_high"].max()),
     }
 
 
@@ -198,7 +200,7 @@ def gather(experiment: Experiment) -> None:
 
 def summarise(experiment: Experiment) -> None:
     """Write summary.json and provenance.json of a finished experiment."""
-    seconds, peak = timings(experiment.folder / "benchmarks")
+    seconds, peak = timings(experiment.path("benchmarks"))
     values: dict[str, Any] = dict(experiment.json("numbers"))
     values["wall_seconds"] = round(sum(seconds.values()), 1)
     values |= {f"wall_seconds_{stage}": round(s, 1) for stage, s in seconds.items()}

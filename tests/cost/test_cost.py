@@ -352,7 +352,7 @@ def test_memory_of_the_finished_experiment(finished):
     given, results = settings.load(finished / RESULTS / "config.yaml"), finished / "results"
     planned = bill.bill(given, results)
     for rule, name in (
-        ("pretrain.tsv", "pretrain"), ("extract/20.tsv", "extract"), ("phases.tsv", "phases"),
+        ("pretrain/40.tsv", "pretrain"), ("extract/20.tsv", "extract"), ("phases.tsv", "phases"),
         ("basis/residual.0.tsv", "basis residual.0"), ("features/batchtopk.tsv",
         "features batchtopk"), ("project/residual.0.0.tsv", "project residual.0"),
         ("train/batchtopk-0.tsv", "train batchtopk"),

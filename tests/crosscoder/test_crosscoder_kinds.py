@@ -12,11 +12,12 @@ from conftest import RESULTS, tiny
 
 from ontogeny import settings
 from ontogeny.activations import basis, extract, store
-from ontogeny.activations.rows import Cached, HeldOut, RowPaths
+from ontogeny.activations.rows import Cached, RowPaths
 from ontogeny.activations.sites import expand
 from ontogeny.activations.subspace import Subspace, project
 from ontogeny.crosscoder import fidelity, train
 from ontogeny.crosscoder.model import Crosscoder
+from ontogeny.features.held_out import inputs_of
 from ontogeny.files import InputError
 
 CPU = torch.device("cpu")
@@ -115,8 +116,21 @@ def test_a_kind_trains_and_explains_its_outputs(kind, experiment, tmp_path, monk
     by_site, by_feature, kept = fidelity.explained(trained, activations, 0.1, 100)
     assert len(by_site) == len(outputs)
     assert by_site["explained_variance"].min() > 0.4
-    x = HeldOut(activations, expand(c.inputs, STEPS)).read(0, 100)
-    f = trained.encode(torch.from_numpy(x))
+    inputs = inputs_of(trained, activations)
+    whole = trained.encode(torch.from_numpy(inputs.read(0, inputs.rows)))
+    peak = trained.encode_peak(torch.from_numpy(inputs.read(0, inputs.rows)))
+    on = whole > 0
+    assert torch.equal(peak, whole if whole.ndim == 2 else whole.amax(2))
+    l0 = on.sum(1).float().mean(0).expand(len(outputs)).numpy()
+    np.testing.assert_allclose(by_site["l0"], l0, rtol=1e-5)
+    density = (on if on.ndim == 2 else on.any(2)).float().mean(0).numpy()
+    np.testing.assert_allclose(by_feature["density"], density, atol=1e-6)
+    given, (_, y) = trained.decode(whole), fidelity._held_out(trained, activations)
+    lost = (torch.from_numpy(y.read(0, y.rows)) - given).square().sum((0, 2))
+    there = torch.from_numpy(y.read(0, y.rows))
+    there = (there - there.mean(0)).square().sum((0, 2))
+    np.testing.assert_allclose(by_site["explained_variance"], 1 - lost / there, atol=1e-5)
+    f = whole[:100]
     gates = [f[:, :, n] for n in range(len(outputs))] if c.gate == "snapshot" else [f]
     for mine, own in zip(kept, gates, strict=True):
         torch.testing.assert_close(mine.to_dense(), own)
@@ -277,3 +291,23 @@ def test_a_state_of_other_rows_is_not_gone_on_from(experiment, tmp_path, monkeyp
         train.train(s, "sae", 0, RowPaths(places), out, tmp_path / state)
         weights.append((out / "crosscoder.safetensors").read_bytes())
     assert weights[0] != weights[1] == weights[2]
+
+
+def test_loss_recovered_and_its_interval_over_blocks():
+    given = settings.load(tiny({"analysis.bootstrap": 2000}))
+    rng = np.random.default_rng(0)
+    loss = rng.uniform(30, 40, 400)
+    damage = rng.uniform(10, 30, 400)
+    noise = rng.normal(0, 4, 400)
+    made = fidelity.recovered(loss, loss + 0.2 * damage + noise, loss + damage, 10, given)
+    assert made["loss"] == pytest.approx(loss.mean() / 10)
+    assert made["loss_ablated"] == pytest.approx((loss + damage).mean() / 10)
+    expected = 0.8 - noise.sum() / damage.sum()
+    assert made["loss_recovered"] == pytest.approx(expected)
+    # noise of 4 on damage of 20, over 400 blocks
+    width = 2 * 1.96 * 4 / 20 / 400**0.5
+    assert made["loss_recovered_high"] - made["loss_recovered_low"] == pytest.approx(width, rel=0.1)
+    assert made["loss_recovered_low"] < expected < made["loss_recovered_high"]
+    exact = fidelity.recovered(loss, loss + 0.2 * damage, loss + damage, 10, given)
+    bounds = exact["loss_recovered_low"], exact["loss_recovered_high"]
+    assert bounds == pytest.approx((0.8, 0.8))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -110,6 +112,29 @@ def test_directions_of_absent_features_are_not_compared():
     doubled = histories.mean_matrix(cosines, np.array([0, 2, 1, 1, 1]))
     expected = (2 * cosines[1, 0, 5] + cosines[2:, 0, 5].sum()) / 5
     assert doubled[0, 5] == pytest.approx(expected)
+
+
+def test_splits_of_a_bootstrap_are_those_of_every_sample_alone():
+    rng = np.random.default_rng(1)
+    cosines = rng.uniform(-1, 1, (40, 8, 8))
+    cosines[rng.random(cosines.shape) < 0.4] = np.nan
+    cosines[:, 0, 1] = np.nan  # of no feature
+    weights = rng.multinomial(40, np.full(40, 1 / 40), 30)
+    found = histories.best_split(histories.mean_matrix(cosines, weights))
+    for times, split in zip(weights, found, strict=True):
+        sample = np.repeat(cosines, times, axis=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # NumPy's, of the mean of none
+            mean = np.nanmean(sample, axis=0)
+        contrast = {}
+        for first in range(2, 7):
+            late = np.arange(8) >= first
+            same = late[:, None] == late
+            within = np.nanmean(mean[same & ~np.eye(8, dtype=bool)])
+            contrast[first] = within - np.nanmean(mean[~same])
+        assert split == max(contrast, key=contrast.get)
+        assert histories.contrasts(mean) == pytest.approx(contrast)
+    assert len(set(found)) > 2
 
 
 def test_matching_recovers_a_permutation():

@@ -23,6 +23,7 @@ from ontogeny.figures import (
     peaks,
     stability,
     style,
+    timeline,
     training,
 )
 from ontogeny.files import InputError
@@ -107,6 +108,8 @@ def write_tables(folder, matching: str = "some"):
         site["loss"] = 3.0
         site["loss_ablated"] = 3.0 + np.array([0, 0.01, 0.04, 1, 2, 3])
         site["loss_recovered"] = [-np.inf, -40, 0.97, 0.8, 0.9, 0.95]
+        site["loss_recovered_low"] = site["loss_recovered"] - 0.02
+        site["loss_recovered_high"] = site["loss_recovered"] + 0.01
         site.to_csv(folder / f"fidelity{seed}.csv", index=False)
 
     living = table[table["alive"]]
@@ -271,6 +274,8 @@ def test_fidelity_tells_meaningless_ratios(drawn):
         (table["series"] == "crosscoder, seed 1") & table["measure"].eq("loss_recovered")
     ]
     assert list(recovered["meaningful"]) == [False] * 3 + [True] * 3
+    assert list(recovered["high"])[3:] == pytest.approx([0.81, 0.91, 0.96])
+    assert list(recovered["low"])[3:] == pytest.approx([0.78, 0.88, 0.93])
     variance = table[table["measure"] == "explained_variance"].groupby("series")["value"].mean()
     assert variance["random directions"] == pytest.approx(0.7)
     assert variance["PCA, as many coefficients"] == 0.5
@@ -464,3 +469,38 @@ def test_failed_save_leaves_nothing(tmp_path):
         with pytest.raises(ValueError, match="broken"):
             style.save(figure, pd.DataFrame({"x": [1]}), tmp_path / "x")
     assert not list(tmp_path.glob("*.p*"))
+
+
+def finished_jobs(folder, jobs):
+    """Benchmark files of jobs (name, start, seconds), as old as if written at the jobs' ends."""
+    for name, start, seconds in jobs:
+        path = folder / f"{name}.tsv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"s\tmax_rss\tcpu_time\n{seconds}\t100\t{'NA' if seconds < 1 else 9}\n")
+        os.utime(path, (1e9 + start + seconds,) * 2)
+    return folder
+
+
+def test_a_timeline_has_each_job_where_it_worked(tmp_path):
+    made = [("corpus", 100, 20), ("pretrain/8", 120, 60), ("extract/0", 130, 30),
+            ("extract/2", 150, 40), ("measure_kinds/b", 5000, 0.5)]  # fmt: skip
+    folder = finished_jobs(tmp_path / "benchmarks", made)
+    text = timeline.draw(folder, tmp_path / "timeline")
+    table = pd.read_csv(tmp_path / "timeline.csv")
+    assert list(table["stage"] + "/" + table["job"].fillna("")) == [
+        "corpus/", "pretrain/8", "extract/0", "extract/2", "measure_kinds/b",
+    ]  # fmt: skip
+    # The last job came with a second run, 4,810 s after the first had ended at 190.
+    assert list(table["start"]) == pytest.approx([0, 20, 30, 50, 150], abs=1e-3)
+    parts = ["data", "snapshots", "activations", "activations", "analyses"]
+    assert list(table["part"]) == parts
+    assert list(timeline.lanes(table[table["stage"] == "extract"])) == [0, 1]
+    assert np.isnan(table["cpu_seconds"].iloc[-1])
+    spans = timeline.at_work(table)
+    expected = {0: 60, 1: 20 + 10 + 10 + 0.5, 2: 20 + 20, 3: 10}
+    assert spans == pytest.approx(expected, abs=1e-3)
+    assert text == "5 jobs in 2.5 min; one job alone at work for 0.7 min; extract takes longest"
+    for ending in ("pdf", "png"):
+        assert (tmp_path / f"timeline.{ending}").stat().st_size > 5000
+    with pytest.raises(InputError, match="no benchmark files; run the experiment first"):
+        timeline.draw(tmp_path / "nowhere", tmp_path / "timeline")

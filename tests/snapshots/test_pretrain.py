@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from ontogeny import lineage, settings
 from ontogeny.snapshots import cost, pretrain, shape
+from ontogeny.snapshots.sizes import leg_ends
 
 CHANGES = {
     "snapshots.pretrain.optimizer": "muon",
@@ -115,3 +116,42 @@ def test_states_of_other_text_are_not_gone_on_from(tmp_path):
     before = (tmp_path / "kept/step4").stat().st_mtime_ns
     pretrain.train(run.settings, run.map.path("tokens"), tmp_path / "kept")
     assert (tmp_path / "kept/step4").stat().st_mtime_ns == before
+
+
+@pytest.mark.usefixtures("plainly")
+def test_a_training_in_several_jobs_ends_at_the_same_bytes(tmp_path):
+    run = Run(tmp_path, CHANGES | {"snapshots.steps": [1, 3]})
+    run.stage("corpus")
+    run.command("pretrain", "--log")
+    whole, log = lineage.archive(run.map), run.map.path("log").read_bytes()
+    states = {path.relative_to(whole): path.read_bytes() for path in whole.rglob("step*/*")}
+    shutil.rmtree(whole)
+    for until, there in ((2, {0, 1}), (3, {0, 1, 3}), (4, {0, 1, 3, 4})):
+        run.command("pretrain", "--until", until)
+        assert {int(path.name[4:]) for path in whole.glob("step*")} == there
+    run.command("pretrain", "--log")
+    assert {p.relative_to(whole): p.read_bytes() for p in whole.rglob("step*/*")} == states
+    assert run.map.path("log").read_bytes() == log
+
+
+def test_jobs_of_a_training_end_at_halves_that_have_snapshots():
+    early, late = [0, 8, 650, 700, 1500, 1600, 5000], [0, 3001, 6000]
+    assert leg_ends(6000, early) == [750, 1500, 3000, 6000]
+    assert leg_ends(6000, late) == [750, 6000]
+    assert leg_ends(6000, [5000]) == [6000]
+    assert leg_ends(2001, range(2002)) == [500, 1000, 2001]
+    assert leg_ends(40, [0, 20]) == [40]
+
+
+def test_a_snapshot_waits_for_its_own_job_of_the_training(tmp_path):
+    changes = {"snapshots.steps": [0, 600, 601, 1200], "snapshots.pretrain.steps": 1200}
+    run = Run(tmp_path, changes)
+    marks = [run.map.mark_of(step).name for step in run.map.steps]
+    assert marks == ["trained-600", "trained-600", "trained-1200", "trained-1200"]
+    line = run.line("pretrain")
+    assert (line.jobs, line.left) == (2, 2)
+    archive = lineage.archive(run.map)
+    for step in (0, 600):
+        (archive / f"step{step}").mkdir(parents=True)
+        (archive / f"step{step}" / "model.safetensors").write_bytes(b"weights")
+    assert (run.line("pretrain").jobs, run.line("pretrain").left) == (2, 1)

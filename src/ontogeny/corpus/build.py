@@ -218,11 +218,8 @@ def _pack(
     dataset = file.create_dataset(
         "tokens", (0, context), dtype, maxshape=(None, context), chunks=chunk, fletcher32=True
     )
-    least = corpus.held_out_blocks + corpus.train_blocks
     rest = np.empty(0, dtype)
-    with bar("corpus", (limit or least) * context, "tokens") as progress:
-        if limit is None:  # tqdm's own format says how much there is so far
-            progress.total, progress.bar_format, progress.unit_scale = None, None, True
+    with bar("corpus", limit and limit * context, "tokens") as progress:
         for piece in pieces:
             rest = np.concatenate([rest, piece.astype(dtype)])
             count = len(rest) // context

@@ -224,7 +224,9 @@ class _Pass:
         **more: Any,
     ) -> Line:
         """A line of some jobs, each done or not."""
-        largest = max((job for job, _ in jobs), key=lambda job: sum(job.host.values()))
+        largest = max(
+            (job for job, _ in jobs), key=lambda job: (sum(job.host.values()), job.work.flops)
+        )
         if not self.sizes.gpu:
             largest = Job(largest.work, merged(largest.host, largest.device))
         work = tuple(job.work for job, done in jobs if not done)
@@ -264,18 +266,23 @@ class _Pass:
         settings, archive = self.settings.snapshots.pretrain, lineage.archive(self.map)
         assert settings is not None
         weights, moments = of_model.weights(self.sizes), of_model.moments(self.sizes)
-        kept = {0, *self.map.steps, settings.steps}
-        files = [
-            file("training states", archive / f"step{step}", weights + (moments if step else 0))
-            for step in sorted(kept)
-        ]
-        done = all(state.there for state in files)
+        states = {
+            step: file(
+                "training states", archive / f"step{step}", weights + (moments if step else 0)
+            )
+            for step in sorted({0, *self.map.steps, settings.steps})
+        }
+        files, jobs, before = list(states.values()), [], 0
+        for leg in self.map.legs:
+            reached = all(state.there for step, state in states.items() if step <= leg)
+            share = (leg - before) / settings.steps
+            jobs.append((of_model.pretrain(self.sizes, share), reached))
+            before = leg
         for step in range(0, settings.steps, SAVE_EVERY):
-            if step not in kept and not done:
+            if step not in states and not all(done for _, done in jobs):
                 path = archive / f"step{step}"
                 files.append(file("training states", path, weights + moments, stays=False))
-        job = of_model.pretrain(self.sizes)
-        return self.line("pretrain", [(job, done)], files, threads=settings.threads)
+        return self.line("pretrain", jobs, files, threads=settings.threads)
 
     def snapshots(self) -> Line:
         """The snapshots' folders."""

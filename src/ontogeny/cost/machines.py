@@ -287,7 +287,9 @@ def measure(experiment: Experiment, shape: Shape, chosen: Crosscoder, columns: i
         torch.set_num_threads(threads)
     read, write = _disk_rates(nearest(experiment.folder))
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import torch, transformers.modeling_utils"], check=True)
+    imports = "import torch, transformers.modeling_utils"
+    words = [sys.executable, "-c", f"from ontogeny import process; process.begin(); {imports}"]
+    subprocess.run(words, check=True)
     start = time.perf_counter() - began
     return Rates(
         name=torch.cuda.get_device_name(device) if gpu else "CPU",

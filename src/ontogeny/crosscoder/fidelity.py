@@ -25,6 +25,7 @@ from ontogeny.activations.subspace import Subspace
 from ontogeny.activations.table import Table, of_sites
 from ontogeny.corpus.build import Tokens
 from ontogeny.crosscoder.model import Crosscoder
+from ontogeny.crosscoder.pairs import Candidates
 from ontogeny.crosscoder.sizes import BATCH_TOKENS, PCA_ROWS, PIECE_ENTRIES, PIECE_ROWS
 from ontogeny.features.held_out import inputs_of
 from ontogeny.files import write_table
@@ -74,25 +75,35 @@ def explained(
     mean = _mean(outputs).to(device)
     strength = crosscoder.strength
     present = (strength >= floor * strength.amax(1, keepdim=True)).float()  # (F, N)
-    gates = sites if crosscoder.about.gate == "snapshot" else 1
+    F, gates = crosscoder.about.features, sites if crosscoder.about.gate == "snapshot" else 1
     lost, there, active, active_present = (torch.zeros(sites, device=device) for _ in range(4))
-    density = torch.zeros(crosscoder.about.features, device=device)
+    density = torch.zeros(F, device=device)
     kept: list[list[Tensor]] = [[] for _ in range(gates)]
-    step = max(1, min(PIECE_ROWS, PIECE_ENTRIES // (crosscoder.about.features * gates)))
+    step = max(1, min(PIECE_ROWS, PIECE_ENTRIES // (F * gates)))
     both = zip(pieces(inputs, step), pieces(outputs, step), strict=True)
     for (start, x), (_, y) in both:
         a, target = torch.from_numpy(x).to(device), torch.from_numpy(y).to(device)
         ids = inputs.tokens_at(start, start + len(x))[:, 1]
-        f = crosscoder.encode(a, ids)
-        for n in range(gates) if start < keep_rows else ():
-            each = (f if gates == 1 else f[:, :, n])[: keep_rows - start]
-            kept[n].append(each.cpu().to_sparse())
-        lost += (target - crosscoder.decode(f, ids)).square().sum((0, 2))
+        peak = crosscoder.encode_peak(a, ids).flatten()
+        position = peak.nonzero()[:, 0]
+        chosen = Candidates.at(position, len(x), F)
+        f = crosscoder.at_sites(peak[position], chosen.feature)  # (P, gates)
+        first = min(len(x), keep_rows - start)  # rows that are kept
+        for n in range(gates) if first > 0 else ():
+            open_here = (f[:, n] > 0) & (chosen.token < first)
+            where = torch.stack([chosen.token[open_here], chosen.feature[open_here]])
+            each = torch.sparse_coo_tensor(
+                where, f[open_here, n], (first, F), is_coalesced=True, check_invariants=False
+            )
+            kept[n].append(each.cpu())
+        rebuilt = chosen.decode(f, crosscoder.W_dec).transpose(0, 1)
+        rebuilt = rebuilt + crosscoder.b_dec + crosscoder.table(ids)
+        lost += (target - rebuilt).square().sum((0, 2))
         there += (target - mean).square().sum((0, 2))
         on = (f > 0).float()
-        active += on.sum((0, 1)) if on.ndim == 3 else on.sum()
-        active_present += (on * present).sum((0, 1)) if on.ndim == 3 else (on @ present).sum(0)
-        density += (on if on.ndim == 2 else on.amax(2)).sum(0)
+        active += on.sum(0)
+        active_present += (on * present[chosen.feature]).sum(0)
+        density += torch.bincount(chosen.feature, minlength=F)
     by_site = pd.DataFrame(
         {
             "explained_variance": (1 - lost / there).cpu().numpy(),
@@ -164,8 +175,8 @@ def spliced_losses(
 
     Returns
     -------
-    One row per site: loss, loss_spliced, loss_ablated, loss_recovered. Positions whose activations
-    are not kept (end of text) stay as they are in all three.
+    One row per site, as `recovered` makes it. Positions whose activations are not kept (end of
+    text) stay as they are in all three.
     """
     data = Tokens(tokens)
     _, outputs = _held_out(crosscoder, activations)
@@ -180,6 +191,13 @@ def spliced_losses(
     model = None
     loaded = -1
     results = []
+
+    def by_block(batch: Tensor) -> np.ndarray:
+        """Cross-entropy of the model as it is now, summed over each block."""
+        logits = model(input_ids=batch).logits[:, :-1]  # type: ignore[misc]
+        losses = cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none")
+        return losses.double().sum(1).cpu().numpy()
+
     with bar("fidelity: splice", len(outputs.sites), "sites") as progress:
         for n, site in enumerate(outputs.sites):
             if site.snapshot != loaded:
@@ -187,6 +205,7 @@ def spliced_losses(
                 remote = settings.snapshots.remote_code
                 model = model_sites.load_model(folder, device, torch.float32, remote)
                 loaded = site.snapshot
+            key = (site.layer, site.stream)
             own_rows = HeldOut(activations, [site], outputs.scales[n : n + 1])
             scale = float(own_rows.scales[0])
             own = torch.from_numpy(own_rows.read(0, rows))[:, 0]
@@ -195,34 +214,53 @@ def spliced_losses(
             rebuilt = (torch.sparse.mm(each, W) + b).to(device)
             rebuilt = (rebuilt + crosscoder.table.at(n, outputs.tokens_at(0, rows)[:, 1])) / scale
             mean = (own.mean(0) / scale).to(device).expand_as(rebuilt)
-            values = {"loss": None, "loss_spliced": rebuilt, "loss_ablated": mean}
-            row = {}
-            for name, value in values.items():
-                total = torch.zeros(())
-                for start in range(0, count, step):
-                    batch = ids[start : start + step]
-                    if value is None:
-                        logits = model(input_ids=batch).logits  # type: ignore[misc]
-                    else:
-                        key = (site.layer, site.stream)
-                        base = model_sites.read(model, batch, [key])[key]  # type: ignore[arg-type]
-                        base = base.flatten(0, 1).clone()
-                        inside = (flat >= start * context) & (flat < (start + len(batch)) * context)
-                        base[flat[inside] - start * context] = value[inside].to(base)
-                        base = base.view(len(batch), context, -1)
-                        with model_sites.replaced(model, *key, base):  # type: ignore[arg-type]
-                            logits = model(input_ids=batch).logits  # type: ignore[misc]
-                    loss = cross_entropy(
-                        logits[:, :-1].flatten(0, 1), batch[:, 1:].flatten(), reduction="sum"
-                    )
-                    total += loss.cpu()
-                row[name] = total.item() / (count * (context - 1))
-            row["loss_recovered"] = 1 - (row["loss_spliced"] - row["loss"]) / (
-                row["loss_ablated"] - row["loss"]
-            )
-            results.append(row)
+            losses: list[list[np.ndarray]] = [[], [], []]
+            for start in range(0, count, step):
+                batch = ids[start : start + step]
+                losses[0].append(by_block(batch))
+                base = model_sites.read(model, batch, [key])[key]  # type: ignore[arg-type]
+                inside = (flat >= start * context) & (flat < (start + len(batch)) * context)
+                for value, found in ((rebuilt, losses[1]), (mean, losses[2])):
+                    changed = base.flatten(0, 1).clone()
+                    changed[flat[inside] - start * context] = value[inside].to(changed)
+                    changed = changed.view(len(batch), context, -1)
+                    with model_sites.continued(model, *key, changed):  # type: ignore[arg-type]
+                        found.append(by_block(batch))
+            loss, spliced, ablated = (np.concatenate(found) for found in losses)
+            results.append(recovered(loss, spliced, ablated, context - 1, settings))
             progress.update()
     return pd.DataFrame(results)
+
+
+def recovered(
+    loss: np.ndarray, spliced: np.ndarray, ablated: np.ndarray, tokens: int, settings: Settings
+) -> dict[str, float]:
+    """Losses and loss recovered of one site, with a bootstrap over blocks.
+
+    Parameters
+    ----------
+    loss, spliced, ablated : (blocks,) cross-entropy, summed over a block's `tokens` tokens: of the
+        model as it is, with â, with the mean.
+
+    Returns
+    -------
+    loss, loss_spliced, loss_ablated : nats per token. loss_recovered; its _low and _high are the
+    2.5% and 97.5% quantiles.
+    """
+    blocks, analysis = len(loss), settings.analysis
+    rng = np.random.default_rng(analysis.seed)
+    times = rng.multinomial(blocks, np.full(blocks, 1 / blocks), analysis.bootstrap)
+    lost, damage = spliced - loss, ablated - loss
+    with np.errstate(divide="ignore", invalid="ignore"):  # ablation may change nothing
+        low, high = np.quantile(1 - (times @ lost) / (times @ damage), [0.025, 0.975])
+        whole = 1 - lost.sum() / damage.sum()
+    means = [float(each.mean() / tokens) for each in (loss, spliced, ablated)]
+    return {
+        **dict(zip(("loss", "loss_spliced", "loss_ablated"), means, strict=True)),
+        "loss_recovered": float(whole),
+        "loss_recovered_low": float(low),
+        "loss_recovered_high": float(high),
+    }
 
 
 def measure(

@@ -272,14 +272,41 @@ class Crosscoder:
         h = self.pre_activations(activations, ids)
         if self.about.activation == "relu":
             return h.relu()
-        r = self._gate_norms()
-        if self.about.activation == "jumprelu":
-            t = self.weights.log_threshold.exp()[:, None]
-        else:
-            t = torch.tensor(self.about.threshold)
-        score = h[:, :, None] * r
-        f = h[:, :, None] * ((score > t) & (score > 0))
+        f = self._gated(h[:, :, None], self._gate_norms(), self._thresholds())
         return f if self.about.gate == "snapshot" else f[:, :, 0]
+
+    @torch.no_grad()
+    def encode_peak(self, activations: Tensor, ids: Ids = None) -> Tensor:
+        """The largest of each feature's activations over sites, (B, F), of what `encode` takes.
+
+        It is the one at the feature's largest norm, which lets through whatever any other does.
+        """
+        if self.about.activation == "relu":
+            return self.encode(activations, ids)
+        h, r = self.pre_activations(activations, ids), self._gate_norms().amax(1, keepdim=True)
+        return self._gated(h[:, :, None], r, self._thresholds())[:, :, 0]
+
+    @torch.no_grad()
+    def at_sites(self, f: Tensor, feature: Tensor) -> Tensor:
+        """Activations at every site, (P, N_out), or (P, 1) where one gate serves all.
+
+        Parameters
+        ----------
+        f, feature : (P,) activations of some features as `encode_peak` gives them.
+        """
+        if self.about.gate != "snapshot" or self.about.activation == "relu":
+            return f[:, None]
+        return self._gated(f[:, None], self._gate_norms()[feature], self._thresholds()[feature])
+
+    def _thresholds(self) -> Tensor:
+        """t, (F, 1)."""
+        if self.about.activation == "jumprelu":
+            return self.weights.log_threshold.exp()[:, None]
+        return self.b_dec.new_full((self.about.features, 1), self.about.threshold)
+
+    def _gated(self, h: Tensor, r: Tensor, t: Tensor) -> Tensor:
+        score = h * r
+        return h * ((score > t) & (score > 0))
 
     @torch.no_grad()
     def decode(self, f: Tensor, ids: Ids = None) -> Tensor:

@@ -45,14 +45,12 @@ def held_out(
     With a gate per snapshot, an activation is the largest over snapshots.
     """
     about, inputs = crosscoder.about, inputs_of(crosscoder, activations)
-    gates = len(about.outputs) if about.gate == "snapshot" else 1
-    step = max(1, min(2048, PIECE_ENTRIES // (about.features * gates)))
+    step = max(1, min(2048, PIECE_ENTRIES // about.features))
     device = crosscoder.W_dec.device
     parts = []
     for start, piece in pieces(inputs, step, stop=MOST_POSITIONS):
         ids = inputs.tokens_at(start, start + len(piece))[:, 1]
-        f = crosscoder.encode(torch.from_numpy(piece).to(device), ids)
-        f = f if f.ndim == 2 else f.amax(2)
+        f = crosscoder.encode_peak(torch.from_numpy(piece).to(device), ids)
         parts.append(sparse.csr_array(f.cpu().numpy()))
     return sparse.vstack(parts, format="csr"), inputs.position[:MOST_POSITIONS]
 

@@ -19,6 +19,7 @@ from ontogeny.files import InputError, write_json, write_table
 from ontogeny.settings import Settings
 
 SWEEP = (0.3, 0.4, 0.5, 0.6, 0.7)
+TOGETHER = 128  # bootstrap samples in one product
 
 
 def decoder_norms(decoders: np.ndarray) -> np.ndarray:
@@ -123,7 +124,12 @@ def direction_cosines(decoders: np.ndarray, floor: float) -> np.ndarray:
 
 
 def mean_matrix(cosines: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """Mean over features of (F, n, n) cosines, (n, n); weights (F,) count a feature repeatedly."""
+    """Mean over features of (F, n, n) cosines, (n, n), NaN where no feature has one.
+
+    Parameters
+    ----------
+    weights : (F,), which count a feature repeatedly; of (S, F) the means are (S, n, n).
+    """
     w = np.ones(len(cosines)) if weights is None else weights
     known = ~np.isnan(cosines)
     total = np.tensordot(w, np.where(known, cosines, 0.0), 1)
@@ -131,28 +137,51 @@ def mean_matrix(cosines: np.ndarray, weights: np.ndarray | None = None) -> np.nd
     return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
 
 
-def split_contrast(matrix: np.ndarray, first_of_second: int) -> tuple[float, float]:
-    """Mean cosine within the two blocks (diagonal left out), and between them."""
-    n = len(matrix)
-    second = np.arange(n) >= first_of_second
-    same = second[:, None] == second[None, :]
+def splits(snapshots: int) -> np.ndarray:
+    """First snapshots (from 0) of the second of two blocks: each has a pair to compare."""
+    return np.arange(2, snapshots - 1)
+
+
+def split_contrasts(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean cosine within the two blocks (diagonal left out), and between them, by split.
+
+    Parameters
+    ----------
+    matrix : (..., n, n).
+
+    Returns
+    -------
+    (..., n − 3) each, in the order of `splits`.
+    """
+    n = matrix.shape[-1]
+    second = np.arange(n) >= splits(n)[:, None]
+    same = second[:, :, None] == second[:, None, :]
     off = ~np.eye(n, dtype=bool)
-    return float(np.nanmean(matrix[same & off])), float(np.nanmean(matrix[~same]))
+    known = ~np.isnan(matrix)
+    values = np.where(known, matrix, 0.0)
+    axes = ([-2, -1], [1, 2])
+    with np.errstate(invalid="ignore"):  # of no pair that is known
+        within, between = (
+            np.tensordot(values, chosen.astype(float), axes)
+            / np.tensordot(known.astype(float), chosen.astype(float), axes)
+            for chosen in (same & off, ~same)
+        )
+    return within, between
 
 
 def contrasts(matrix: np.ndarray) -> dict[int, float]:
-    """Within − between by the first snapshot (from 0) of the second block.
+    """Within − between of an (n, n) matrix, by the first snapshot of the second block."""
+    by_split = np.subtract(*split_contrasts(matrix))
+    return dict(zip(splits(len(matrix)).tolist(), by_split.tolist(), strict=True))
 
-    Both blocks have at least two snapshots, so that each has a pair to compare.
+
+def best_split(matrix: np.ndarray) -> np.ndarray:
+    """First snapshot (from 0) of the second block where within − between is largest.
+
+    An integer array of the leading shape of `matrix`, (..., n, n).
     """
-    splits = range(2, len(matrix) - 1)
-    return {split: float(np.subtract(*split_contrast(matrix, split))) for split in splits}
-
-
-def best_split(matrix: np.ndarray) -> int:
-    """First snapshot (from 0) of the second block where within − between is largest."""
-    by_split = contrasts(matrix)
-    return list(by_split)[int(np.nanargmax(list(by_split.values())))]
+    contrast = np.subtract(*split_contrasts(matrix))
+    return splits(matrix.shape[-1])[np.nanargmax(contrast, axis=-1)]
 
 
 def split_step(steps: np.ndarray, first_of_second: int) -> float:
@@ -178,15 +207,17 @@ def turning_point(
     """
     steps = np.asarray(steps)
     matrix = mean_matrix(cosines)
-    split = best_split(matrix)
-    within, between = split_contrast(matrix, split)
+    split = int(best_split(matrix))
+    within, between = (float(of_split[split - 2]) for of_split in split_contrasts(matrix))
     rng = np.random.default_rng(seed)
-    even = np.full(len(cosines), 1 / len(cosines))
-    splits = [
-        best_split(mean_matrix(cosines, rng.multinomial(len(cosines), even)))
-        for _ in range(samples)
+    F = len(cosines)
+    drawn = [
+        best_split(mean_matrix(cosines, rng.multinomial(F, np.full(F, 1 / F), count)))
+        for count in np.diff(np.r_[0:samples:TOGETHER, samples])
     ]
-    low, high = np.quantile(splits, [0.025, 0.975], method="inverted_cdf").astype(int)
+    low, high = np.quantile(np.concatenate(drawn), [0.025, 0.975], method="inverted_cdf").astype(
+        int
+    )
     return {
         "step": split_step(steps, split),
         "low": float(steps[low - 1]),

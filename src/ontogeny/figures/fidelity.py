@@ -24,7 +24,8 @@ BASELINES = {  # of explained variance: column and line
     "token pair table": ("pair", "--"),
 }
 NEEDED += [f"{name}_explained_variance" for name, _ in BASELINES.values()]
-NEEDED += ["l0", "l0_present", "loss", "loss_ablated", "loss_recovered"]
+NEEDED += ["l0", "l0_present", "loss", "loss_ablated"]
+NEEDED += ["loss_recovered", "loss_recovered_low", "loss_recovered_high"]
 HOLLOW = f"mean-ablation costs < {LEAST_DAMAGE} nats"
 LINES = ("-", "--", "-.", ":")
 SEEDS = ("#0072B2", "#000000", "#7A7A7A", "#D55E00")
@@ -39,8 +40,9 @@ def draw(fidelity: list[Path], seeds: list[int], random: list[Path], output: Pat
     fidelity, random : a table for each seed, of the snapshots of one layer and stream; of random
         dictionaries, whose decoder directions stay random, there may be none. seeds : their names.
     output : path without ending. Its CSV has series, measure, snapshot_index, step, value,
-        meaningful; the last is false, and the marker hollow, where mean-ablation costs the model
-        less than 0.05 nats, so that loss recovered means nothing.
+        low, high, meaningful; the last is false, and the marker hollow, where mean-ablation costs
+        the model less than 0.05 nats, so that loss recovered means nothing. Of loss recovered low
+        and high bound the 95% interval over blocks of text, which is shaded.
     """
     tables = {f"crosscoder, seed {s}": _read(p) for s, p in zip(seeds, fidelity, strict=True)}
     mains = list(tables)
@@ -105,6 +107,8 @@ def _series(table: pd.DataFrame, measure: str, column: str, name: str) -> pd.Dat
             "snapshot_index": table["snapshot_index"],
             "step": table["step"],
             "value": table[column],
+            "low": table.get(f"{column}_low", np.nan),
+            "high": table.get(f"{column}_high", np.nan),
             "meaningful": (damage >= LEAST_DAMAGE) | (measure != "loss_recovered"),
         }
     )
@@ -125,6 +129,9 @@ def _line(
         markersize=2.2,
         label=name,
     )
+    bounded = solid.dropna(subset=["low", "high"])
+    low, high = bounded["low"], bounded["high"]
+    axis.fill_between(bounded["step"], low, high, color=colour, alpha=0.2, linewidth=0)
     hollow = hollow[hollow["value"].between(bottom, top)]
     if len(hollow):
         axis.plot(

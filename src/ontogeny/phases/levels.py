@@ -28,24 +28,34 @@ def against_ngrams(
 ) -> dict[str, float]:
     """Loss, KL(unigram‖model) and KL(bigram‖model) in nats, means over predicted tokens.
 
+    Of log q, the model's log probabilities, only Σ_b p₁(b) log q(b) and its values at the pairs
+    (a, b) of the training text are needed: p₂(·|a) is a share of p₁, and more at these pairs alone.
+
     Parameters
     ----------
     blocks : (blocks, context) held-out token ids.
     """
     device = next(model.parameters()).device
     unigram = torch.from_numpy(fitted.unigram).float().to(device)
+    of_unigram, of_bigram = fitted.negative_entropies()
+    shared = torch.from_numpy(fitted.shared).to(device)
     sums = torch.zeros(3, dtype=torch.float64)
     most = min(BATCH_TOKENS, BATCH_ENTRIES // len(fitted.unigram))
     step = max(1, most // blocks.shape[1])
     for start in range(0, len(blocks), step):
         chosen = blocks[start : start + step].astype(np.int64)
-        ids = torch.from_numpy(chosen).to(device)
+        ids, previous = torch.from_numpy(chosen).to(device), chosen[:, :-1].ravel()
         log_q = model(input_ids=ids).logits[:, :-1].float().log_softmax(-1).flatten(0, 1)
-        p2 = torch.from_numpy(fitted.bigram(chosen[:, :-1].ravel())).float().to(device)
-        loss = -log_q.gather(1, ids[:, 1:].flatten()[:, None]).sum()
-        kl1 = (unigram * (unigram.log() - log_q)).sum()
-        kl2 = (p2 * (p2.log() - log_q)).sum()
-        sums += torch.stack([loss, kl1, kl2]).double().cpu()
+        loss = -log_q.gather(1, ids[:, 1:].flatten()[:, None]).double().sum()
+        by_unigram = (log_q @ unigram).double()
+        own = fitted.own(previous)
+        first = np.arange(len(previous), dtype=np.int64) * own.shape[1]
+        places = torch.from_numpy(np.repeat(first, np.diff(own.indptr)) + own.indices).to(device)
+        more = torch.from_numpy(own.data).to(device) @ log_q.flatten()[places].double()
+        by_bigram = shared[ids[:, :-1].flatten()] @ by_unigram + more
+        kl1 = len(previous) * of_unigram - by_unigram.sum()
+        kl2 = of_bigram[previous].sum() - by_bigram
+        sums += torch.stack([loss, kl1, kl2]).cpu()
     loss, kl1, kl2 = (sums / (len(blocks) * (blocks.shape[1] - 1))).tolist()
     return {"loss": loss, "kl_unigram": kl1, "kl_bigram": kl2}
 

@@ -26,12 +26,28 @@ class Ngrams:
     totals: np.ndarray
     strength: float
 
-    def bigram(self, previous: np.ndarray) -> np.ndarray:
-        """p₂(·|a) for each a in `previous` (P,): (P, V)."""
-        rows = self.counts[previous].toarray().astype(np.float64)
-        rows += self.strength * self.unigram
-        rows /= (self.totals[previous] + self.strength)[:, None]
-        return rows
+    @property
+    def shared(self) -> np.ndarray:
+        """The share w(a) = m / (c(a) + m) of p₁ in p₂(·|a), (V,): the rest is where c(a, b) > 0."""
+        return self.strength / (self.totals + self.strength)
+
+    def own(self, previous: np.ndarray) -> csr_array:
+        """p₂(·|a) − w(a)·p₁ for each a in `previous` (P,), sparse (P, V)."""
+        rows = self.counts[previous]
+        each = np.repeat(self.totals[previous] + self.strength, np.diff(rows.indptr))
+        return csr_array((rows.data / each, rows.indices, rows.indptr), rows.shape)
+
+    def negative_entropies(self) -> tuple[float, np.ndarray]:
+        """Σ_b p₁(b) log p₁(b), and Σ_b p₂(b|a) log p₂(b|a) for every a, (V,); in nats."""
+        p1, w = self.unigram, self.shared
+        own = self.own(np.arange(len(p1)))
+        a = np.repeat(np.arange(len(p1)), np.diff(own.indptr))
+        smoothed = w[a] * p1[own.indices]
+        seen = smoothed + own.data
+        change = seen * np.log(seen) - smoothed * np.log(smoothed)
+        of_unigram = float(p1 @ np.log(p1))
+        changes = np.bincount(a, change, len(p1))
+        return of_unigram, w * (of_unigram + np.log(w)) + changes
 
     def cross_entropies(self, blocks: np.ndarray) -> tuple[float, float]:
         """Unigram and bigram cross-entropy in nats of each block's second and later tokens."""
@@ -56,20 +72,25 @@ def fit(blocks: np.ndarray, vocabulary: int) -> Ngrams:
     blocks : (blocks, context) token ids.
     """
     cut = max(1, len(blocks) - max(1, len(blocks) // 10))
-    trial = _count(blocks[:cut], vocabulary)
+    first, rest = _count(blocks[:cut], vocabulary), _count(blocks[cut:], vocabulary)
     scores = []
     for strength in STRENGTHS:
-        trial.strength = strength
+        trial = _smoothed(*first, strength)
         scores.append(trial.cross_entropies(blocks[cut:] if cut < len(blocks) else blocks)[1])
-    whole = _count(blocks, vocabulary)
-    whole.strength = STRENGTHS[int(np.argmin(scores))]
-    return whole
+    strength = STRENGTHS[int(np.argmin(scores))]
+    return _smoothed(first[0] + rest[0], first[1] + rest[1], strength)
 
 
-def _count(blocks: np.ndarray, vocabulary: int) -> Ngrams:
-    """Counts of both models, with a smoothing strength yet to be chosen."""
-    flat = np.bincount(blocks.ravel().astype(np.int64), minlength=vocabulary) + 1.0
-    a, b = blocks[:, :-1].ravel().astype(np.int64), blocks[:, 1:].ravel().astype(np.int64)
-    counts = csr_array((np.ones(len(a)), (a, b)), shape=(vocabulary, vocabulary))
-    counts.sum_duplicates()
-    return Ngrams(flat / flat.sum(), counts, np.bincount(a, minlength=vocabulary) * 1.0, 1.0)
+def _count(blocks: np.ndarray, vocabulary: int) -> tuple[np.ndarray, csr_array]:
+    """How often each token occurs, (V,), and each pair, sparse (V, V)."""
+    single = np.bincount(blocks.ravel(), minlength=vocabulary)
+    pairs = blocks[:, :-1].astype(np.int64) * vocabulary + blocks[:, 1:]
+    there, times = np.unique(pairs, return_counts=True)
+    shape = (vocabulary, vocabulary)
+    return single, csr_array((times * 1.0, np.divmod(there, vocabulary)), shape=shape)
+
+
+def _smoothed(single: np.ndarray, pairs: csr_array, strength: float) -> Ngrams:
+    """The models of some counts."""
+    unigram = (single + 1.0) / (single + 1.0).sum()
+    return Ngrams(unigram, pairs, np.asarray(pairs.sum(1)), strength)

@@ -457,7 +457,9 @@ class Analysis(Section):
     matched_cosine: float = Field(
         0.7, gt=0, lt=1, description="Stacked-decoder cosine from which two features match."
     )
-    bootstrap: int = Field(1000, ge=10, description="Bootstrap samples over features.")
+    bootstrap: int = Field(
+        1000, ge=10, description="Bootstrap samples, over features or over blocks."
+    )
     spliced_blocks: int = Field(
         64, ge=1, description="Held-out blocks on which loss recovered is measured."
     )

@@ -29,8 +29,13 @@ def moments(sizes: Sizes) -> int:
     return size
 
 
-def pretrain(sizes: Sizes) -> Job:
-    """Training of the language model: 3 forward passes a token, and the measures at snapshots."""
+def pretrain(sizes: Sizes, share: float = 1.0) -> Job:
+    """Training of the language model: 3 forward passes a token, and the measures at snapshots.
+
+    Parameters
+    ----------
+    share : of the work that one of several jobs does.
+    """
     settings, model, context = sizes.settings, sizes.model, sizes.context
     chosen, corpus = settings.snapshots.pretrain, settings.corpus
     assert chosen is not None
@@ -57,9 +62,11 @@ def pretrain(sizes: Sizes) -> Job:
         "batch": max(tokens * (4 * values * model.layers + 16.0 * model.vocabulary), predicted),
     }
     work = Work(
-        forward32=trained + kept * measured,
-        moved=chosen.steps * 40.0 * model.parameters,
-        written=(kept + chosen.steps // SAVE_EVERY) * float(weights(sizes) + moments(sizes)),
+        forward32=share * (trained + kept * measured),
+        moved=share * chosen.steps * 40.0 * model.parameters,
+        written=share
+        * (kept + chosen.steps // SAVE_EVERY)
+        * float(weights(sizes) + moments(sizes)),
         read=weights(sizes),
     )
     return job(sizes.gpu, work, host, device)

@@ -158,7 +158,11 @@ def claimed(archive: Path, tokens: str) -> Iterator[None]:
 
 
 def train(
-    settings: Settings, tokens: str | Path, archive: str | Path, log: str | Path | None = None
+    settings: Settings,
+    tokens: str | Path,
+    archive: str | Path,
+    log: str | Path | None = None,
+    until: int | None = None,
 ) -> None:
     """Train, or train on, until the archive holds every wanted snapshot and the whole log.
 
@@ -168,18 +172,26 @@ def train(
     archive : folder of training states, `step{S}/`; kept between calls.
     log : CSV to write, one row a logged step: step, tokens, learning_rate, loss (of the batch,
         doubled passages included), held_out_loss and the copying measures (at snapshots).
+    until : leave what is wanted after this step to another call.
     """
     archive, data = Path(archive), Tokens(tokens)
     with claimed(archive, data.digest):
-        wanted = wanted_steps(settings)
+        wanted = wanted_steps(settings, until)
         _train(settings, wanted, data, archive)
         if log is not None:
             _write_log(archive, wanted, log)
 
 
-def wanted_steps(settings: Settings) -> list[int]:
-    """The steps whose states are kept: the first, the snapshots and the last, ascending."""
-    return sorted({0, *settings.snapshots.chosen, section(settings).steps})
+def wanted_steps(settings: Settings, until: int | None = None) -> list[int]:
+    """The steps whose states are kept, ascending: the first, the snapshots and the last.
+
+    Parameters
+    ----------
+    until : the last that counts.
+    """
+    last = section(settings).steps
+    steps = sorted({0, *settings.snapshots.chosen, last})
+    return [step for step in steps if step <= (last if until is None else until)]
 
 
 def section(settings: Settings) -> Pretrain:
@@ -217,7 +229,11 @@ def _train(experiment: Settings, wanted: list[int], data: Tokens, archive: Path)
     tokens_per_step = settings.batch_blocks * data.context
     rows: list[Any] = []
     step = -1
-    with bar("pretrain", settings.steps * tokens_per_step, "tokens") as progress:
+    there, last = _steps_in(archive), wanted[-1]
+    first = next((s for s in wanted if s not in there), last + 1)
+    begun = min(last, max((s for s in there if s < first), default=0))
+    total, done = last * tokens_per_step, begun * tokens_per_step
+    with bar("pretrain", total, "tokens", initial=done) as progress:
         while missing := [s for s in wanted if s not in _steps_in(archive)]:
             if missing[0] == 0:
                 step = 0
@@ -254,11 +270,11 @@ def _train(experiment: Settings, wanted: list[int], data: Tokens, archive: Path)
                     row |= {"learning_rate": rate, "loss": value}
                     if step in wanted:
                         row |= evaluate()
-                        progress.set_postfix_str(f", held-out loss {row['held_out_loss']:.2f}")
+                        progress.set_postfix_str(f"held-out loss {row['held_out_loss']:.2f}")
                     rows.append(row)
             _save_state(archive / f"step{step}", model, optimizers, rows)
     for step in _steps_in(archive):
-        if step not in wanted:
+        if step < wanted[-1] and step not in wanted:
             shutil.rmtree(archive / f"step{step}")
 
 

@@ -13,18 +13,25 @@ from ontogeny.settings import Settings
 from ontogeny.snapshots import pretrain as stage
 
 
-def pretrain(settings: Settings, tokens: Path, archive: Path, log: Path | None = None) -> None:
+def pretrain(
+    settings: Settings,
+    tokens: Path,
+    archive: Path,
+    log: Path | None = None,
+    until: int | None = None,
+) -> None:
     """As pretrain.train, with the states that `storage.cache` has; the others are put there.
 
     InputError where the snapshots are not trained here, or a shared state is damaged.
     """
     folder = scratch.expanded(settings.storage.cache) if settings.storage.cache else None
-    states = [archive / f"step{step}" for step in stage.wanted_steps(settings)]
+    wanted = stage.wanted_steps(settings, until)
+    states = [archive / f"step{step}" for step in wanted]
     if folder is not None:
         digest = Tokens(tokens).digest
         key = cache.pretrain_key(stage.section(settings), settings.analysis, digest)
         with stage.claimed(archive, digest):
             cache.take(folder, key, states)
-    stage.train(settings, tokens, archive, log)
+    stage.train(settings, tokens, archive, log, until)
     if folder is not None:
         cache.give(folder, key, states)

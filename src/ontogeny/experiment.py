@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 COMPARED = ["summary", "trained", "activations", "phases", "features", "strengths", "directions"]
-COMPARED += ["kinds", "dimensionality"]
+COMPARED += ["kinds", "dimensionality", "induction"]
 """Products of the experiment and its replicates that the stage `compare` reads."""
 
 

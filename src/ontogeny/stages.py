@@ -78,6 +78,7 @@ PRODUCTS = [
     Product("replicate_numbers", "replicates/numbers.csv", "numbers of each model"),
     Product("replicate_curves", "replicates/curves.csv", "curves of each model"),
     Product("replicate_matches", "replicates/matches.parquet", "features matched across models"),
+    Product("replicate_onsets", "replicates/onsets.csv", "when what forms in each model"),
     Product("summary", "summary.json", "the experiment's numbers"),
     Product("provenance", "provenance.json", "what the results were made from"),
     Product("atlas", "atlas", "the static site of all features"),
@@ -194,6 +195,7 @@ STAGES = [
             "numbers": "replicate_numbers",
             "curves": "replicate_curves",
             "matches": "replicate_matches",
+            "onsets_by_event": "replicate_onsets",
         },
         settings=(
             "replicates",
@@ -293,6 +295,7 @@ FIGURES = [
             "curves": "replicate_curves",
             "matches": "replicate_matches",
             "numbers": "replicate_numbers",
+            "onsets_by_event": "replicate_onsets",
             "levels": "levels",
         },
         settings=("analysis.matched_cosine",),

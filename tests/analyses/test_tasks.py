@@ -10,14 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_circuits import STEPS, experiment, logit_differences, outputs, small_settings  # noqa: F401
+from test_circuits import STEPS, logit_differences, small_settings
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, GPTNeoXConfig
 
-from ontogeny.analyses.circuits import ablation, attribution, pairs, selection, tasks
-from ontogeny.analyses.circuits import figure_abilities as abilities
-from ontogeny.analyses.circuits import figure_ablations as ablations
-from ontogeny.analyses.circuits import python_words, words
+from ontogeny.analyses.circuits import pairs, python_words, selection, tasks, words
 from ontogeny.analyses.circuits.settings import TaskName
 from ontogeny.corpus.build import END_OF_TEXT, train_tokenizer
 from ontogeny.files import InputError
@@ -262,32 +259,6 @@ def test_what_the_last_snapshot_does_not_do_is_left_out(snapshots, tmp_path):
     reason = found.loc[every["accuracy"].idxmin(), "left_out"]
     assert reason.startswith(f"right in {every['accuracy'].min():.2f} of the prompts at step 30")
     assert found["accuracy"].equals(every["accuracy"])
-
-
-def test_a_model_that_does_no_task_has_empty_tables_and_figures(
-    experiment,
-    tmp_path,  # noqa: F811
-):
-    folder, _, crosscoder = experiment
-    tasks.write(tmp_path / "tasks.h5", [], "text")
-    s, trained = small_settings(), crosscoder()
-    places = (trained, folder / "snapshots", tmp_path / "tasks.h5", *outputs(tmp_path))
-    attribution.measure(s, *places)
-    tables = tmp_path / "curves.csv", tmp_path / "circuits.csv"
-    ablation.measure(s, *places, *tables)
-    for table in (*tables, tmp_path / "behaviour.csv"):
-        assert pd.read_csv(table).empty
-    histories = [tmp_path / "features.parquet", tmp_path / "strengths.parquet"]
-    about = {"feature": [0], "alive": True, "matched": True, "matched_cosine": 0.9}
-    pd.DataFrame(about).to_parquet(histories[0])
-    strengths = {"feature": [0], "snapshot_index": 1, "step": 0, "normalised_strength": 1.0}
-    pd.DataFrame(strengths).to_parquet(histories[1])
-    drawn = [tmp_path / "behaviour.csv", tmp_path / "attribution.parquet"]
-    abilities.draw(*histories, *drawn, tmp_path / "abilities")
-    ablations.draw(histories[0], *drawn, tables[0], tmp_path / "ablations")
-    for name in ("abilities", "ablations"):
-        assert pd.read_csv(tmp_path / f"{name}.csv").empty
-        assert (tmp_path / f"{name}.pdf").stat().st_size > 1000
 
 
 def test_damaged_files(snapshots, tmp_path):

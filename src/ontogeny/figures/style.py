@@ -55,6 +55,7 @@ COLOURS = {
     "previous_token": "#E69F00",
     "induction": "#CC79A7",
     "context": "#D55E00",
+    "position": "#5D3A9B",
 }
 
 

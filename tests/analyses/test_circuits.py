@@ -17,6 +17,7 @@ from ontogeny.analyses.circuits import figure_abilities as abilities
 from ontogeny.analyses.circuits import figure_ablations as ablations
 from ontogeny.analyses.circuits.settings import Circuits
 from ontogeny.crosscoder.model import Crosscoder, Description
+from ontogeny.figures import style
 from ontogeny.files import InputError
 from ontogeny.snapshots import sites
 
@@ -465,7 +466,8 @@ def test_chosen_snapshots():
     assert ablation.grid(100, 3) == [1, 10, 100]
 
 
-def test_a_model_that_does_no_task_has_empty_tables_and_figures(experiment, tmp_path):
+def test_a_model_that_does_no_task_has_empty_tables_and_figures(experiment, tmp_path, monkeypatch):
+    monkeypatch.setattr(style, "PNG_DPI", 40)
     folder, _, crosscoder = experiment
     tasks.write(tmp_path / "tasks.h5", [], "text")
     s, trained = small_settings(), crosscoder()

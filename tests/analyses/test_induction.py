@@ -14,6 +14,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, MambaConfig, MambaFo
 
 from ontogeny.analyses.induction import figure as drawing
 from ontogeny.analyses.induction import heads, onsets
+from ontogeny.figures import style
 from ontogeny.files import InputError
 from ontogeny.settings import load
 
@@ -362,7 +363,8 @@ def test_tables_of_a_model_without_attention(stages):
     assert pd.read_csv(stages / "mamba" / "heads.csv").empty
 
 
-def test_figure(stages):
+def test_figure(stages, monkeypatch):
+    monkeypatch.setattr(style, "PNG_DPI", 40)
     described(stages, "neox", True)
     described(stages, "mamba", False)
     parts = {n: stages / f"{n}.parquet" for n in ("features", "strengths", "kinds")}

@@ -22,14 +22,26 @@ from transformers import (
     OPTConfig,
 )
 
-from ontogeny.analyses.makers import measure
+from ontogeny.analyses.makers import by_kind, figure, measure
 from ontogeny.crosscoder.model import Crosscoder, Description
+from ontogeny.figures import style
+from ontogeny.settings import load
 from ontogeny.snapshots import attention, sites
 
 V, D, H, T = 40, 24, 3, 12
 STEPS = [0, 10, 30]
 HEADS = [(layer, head) for layer in (0, 1) for head in range(H)]
 SIZE = {"vocab_size": V, "hidden_size": D, "num_hidden_layers": 2, "num_attention_heads": H}
+READ = ("makers", "shares", "features", "kinds")
+SETTINGS = {
+    "name": "planted",
+    "snapshots": {"steps": [0, 10, 100, 1000], "local": {"folders": "step{step}"}},
+    "crosscoders": {"one": {"inputs": {"layers": [0]}, "features": 64, "steps": 10}},
+    "primary": "one",
+    "activations": {"layers": [0]},
+    "analyses": ["makers"],
+    "analysis": {"bootstrap": 100},
+}
 KINDS = {
     "neox": lambda: GPTNeoXConfig(intermediate_size=48, initializer_range=0.3, **SIZE),
     "gpt2": lambda: GPT2Config(n_embd=D, n_layer=2, n_head=H, vocab_size=V, initializer_range=0.3),
@@ -232,3 +244,87 @@ def test_the_standard_error_covers_the_loss():
         errors.append(row["standard_error"])
     assert np.mean(losses) == pytest.approx(0.45, abs=0.005)
     assert np.mean(errors) == pytest.approx(np.std(losses), rel=0.15)
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory):
+    """Ten induction features by head 1.1 from step 100 on, ten of context by head 0.0."""
+    folder = tmp_path_factory.mktemp("by_kind")
+    rng = np.random.default_rng(0)
+    steps, names = [0, 10, 100, 1000], [(0, 0), (0, 1), (1, 0), (1, 1)]
+    share = 0.01 * rng.random((24, 4, 4))
+    share[:10, 3, 2:] += 0.4
+    share[10:20, 0] += 0.2
+    with h5py.File(folder / "shares.h5", "w") as file:
+        file["share"], file["feature"], file["step"] = share, np.arange(24) * 2, steps
+        file["layer"], file["head"] = np.array(names).T
+    rows = {"feature": np.repeat(np.arange(24) * 2, 4), "loss": share.sum(2).ravel()}
+    pd.DataFrame(rows).to_parquet(folder / "makers.parquet")
+    alive = pd.DataFrame({"feature": np.arange(48), "alive": True})
+    alive.loc[0, "alive"] = False
+    alive.to_parquet(folder / "features.parquet")
+    kind = ["induction"] * 10 + ["context"] * 10
+    pd.DataFrame({"feature": np.arange(20) * 2, "kind": kind}).to_parquet(folder / "kinds.parquet")
+    s = load(SETTINGS)
+    read = [folder / f"{n}.{'h5' if n == 'shares' else 'parquet'}" for n in READ]
+    by_kind.measure(s, *read, folder / "by_kind.csv", folder / "curves.csv")
+    return folder, share, read
+
+
+def test_makers_of_a_kind_and_since_when(kinds):
+    folder, share, _ = kinds
+    table = pd.read_csv(folder / "by_kind.csv").set_index(["kind", "layer", "head"])
+    assert set(table.index.get_level_values(0)) == {"all", "induction", "context"}  # 4 of none
+    best = table[table["strongest"]]
+    assert [("induction", 1, 1), ("context", 0, 0)] == list(best.index[-2:])
+    row = best.loc[("induction", 1, 1)]
+    assert row["features"] == 9  # one is dead
+    assert row["loss"] == pytest.approx(share[1:10, 3].sum(1).mean())
+    assert row["low"] < row["loss"] < row["high"]
+    # Half of the largest share lies halfway between steps 10 and 100.
+    assert row["onset_step"] == pytest.approx(np.sqrt(11 * 101) - 1, rel=0.03)
+    assert best.loc[("context", 0, 0), "onset_step"] == 0
+    curves = pd.read_csv(folder / "curves.csv").set_index(["kind", "layer", "head", "step"])
+    assert curves.loc[("context", 0, 0, 100), "share"] == pytest.approx(share[10:20, 0, 2].mean())
+    assert curves.loc[("induction", 1, 1, 1000), "snapshot_index"] == 4
+
+
+def test_figure_of_makers(kinds, tmp_path, monkeypatch):
+    monkeypatch.setattr(style, "PNG_DPI", 40)
+    folder, share, _ = kinds
+    event = {"event": ["induction_head"], "detail": "1.1", "verdict": "forms"}
+    pd.DataFrame(event).to_csv(tmp_path / "induction.csv", index=False)
+    points = {"event": "induction_head", "detail": "1.1", "snapshot_index": range(1, 5)}
+    points |= {"step": [0, 10, 100, 1000], "value": [0, 0.1, 0.3, 0.6], "low": 0.0, "high": 0.7}
+    pd.DataFrame(points).to_csv(tmp_path / "curves.csv", index=False)
+    heads = [tmp_path / "induction.csv", tmp_path / "curves.csv"]
+    tables = [folder / "by_kind.csv", folder / "curves.csv"]
+    figure.draw(*tables, *heads, tmp_path / "makers")
+    drawn = pd.read_csv(tmp_path / "makers.csv")
+    assert set(drawn["panel"]) == {"loss", "share", "attention"}
+    attention_ = drawn[drawn["panel"] == "attention"]
+    assert attention_["value"].tolist() == pytest.approx([0, 1 / 6, 0.5, 1])
+    assert set(attention_["role"]) == {"induction"}
+    shares = drawn[(drawn["panel"] == "share") & (drawn["kind"] == "induction")]
+    curve = share[1:10, 3].mean(0)
+    assert shares["value"].tolist() == pytest.approx(list(curve / curve.max()))
+    figure.draw(*tables, None, None, tmp_path / "alone")
+    assert "attention" not in set(pd.read_csv(tmp_path / "alone.csv")["panel"])
+
+
+def test_without_heads_tables_and_figure_are_empty(kinds, tmp_path, monkeypatch):
+    monkeypatch.setattr(style, "PNG_DPI", 40)
+    _, _, read = kinds
+    pairs = measure.Pairs(*np.zeros((3, 0), int))
+    nothing = measure.table(np.zeros(0), np.zeros((0, 0)), np.zeros((0, 0, 4)), pairs, [])
+    nothing.to_parquet(tmp_path / "makers.parquet")
+    with h5py.File(tmp_path / "shares.h5", "w") as file:
+        file["share"], file["step"] = np.zeros((0, 0, 4)), [0, 10, 100, 1000]
+        for name in ("feature", "layer", "head"):
+            file[name] = np.zeros(0, int)
+    own = [tmp_path / "makers.parquet", tmp_path / "shares.h5", *read[2:]]
+    tables = [tmp_path / "by_kind.csv", tmp_path / "curves.csv"]
+    by_kind.measure(load(SETTINGS), *own, *tables)
+    assert all(pd.read_csv(path).empty for path in tables)
+    figure.draw(*tables, None, None, tmp_path / "makers")
+    assert pd.read_csv(tmp_path / "makers.csv").empty

@@ -10,10 +10,7 @@ from matplotlib.axes import Axes
 
 from ontogeny.figures import style
 
-KINDS = {
-    "current_token": "o", "previous_token": "s", "induction": "D", "context": "^", "position": "P",
-}  # fmt: skip
-ORDER = ["all", *KINDS, "none"]
+ORDER = ["all", *style.MARKERS, "none"]
 ROLES = {
     "previous_token_head": "previous-token",
     "induction_head": "induction",
@@ -137,7 +134,7 @@ def _shares(
     """Each kind's share of its strongest head over its largest, and that head's attention."""
     drawn: list[pd.DataFrame] = []
     shown: set[Head] = set()
-    for kind, marker in KINDS.items():
+    for kind, marker in style.MARKERS.items():
         if kind not in best:
             continue
         layer, head = best[kind]

@@ -235,7 +235,7 @@ def analysed(finished, tmp_path_factory):
     given |= {
         "name": "hostile",
         "analyses": ["dimensionality", "kinds", "contexts", "complexity", "trust", "circuits"],
-        "circuits": {"tasks": ["induction"], "pairs": 16, "path_steps": 2},
+        "circuits": {"tasks": ["induction"], "least_accuracy": 0, "pairs": 16, "path_steps": 2},
         "complexity": {"longest": 4, "contexts": 1},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(given))

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 
 COMPARED = ["numbers", "trained", "activations", "phases", "features", "strengths", "directions"]
-COMPARED += ["kinds", "dimensionality"]
+COMPARED += ["kinds", "dimensionality", "induction"]
 """Products of the experiment and its replicates that the stage `compare` reads."""
 
 

@@ -180,6 +180,38 @@ def _curves(files: Files) -> pd.DataFrame:
     return pd.concat([part[["panel", "group", "step", "value"]] for part in parts])
 
 
+def onsets(results: dict[str, Files], only_seed: list[str]) -> pd.DataFrame:
+    """When heads, copying and kinds of feature form in each model, and their range over seeds.
+
+    The best head of a score is another one in each model, and has no name here.
+
+    Parameters
+    ----------
+    results : as for `compare`. only_seed : models that differ in their seed alone.
+
+    Returns
+    -------
+    event, detail, group, the onset step in each model (NaN: none), models (of those in only_seed,
+        how many have one), earliest, latest; in the order of the first model. No row unless every
+        model's induction has been measured.
+    """
+    names = ["event", "detail", "group"]
+    if not all(files["induction"].exists() for files in results.values()):
+        return pd.DataFrame(columns=[*names, *results, "models", "earliest", "latest"])
+    columns = {}
+    for model, files in results.items():
+        table = pd.read_csv(files["induction"], dtype={"detail": str, "group": str})
+        table = table.fillna({"detail": "", "group": ""})
+        of_head = table["event"].str.contains("_head")
+        table["detail"] = table["detail"].mask(of_head, "")
+        columns[model] = table.set_index(names)["onset_step"]
+    every = pd.DataFrame(columns).reindex(next(iter(columns.values())).index)
+    alike = every[only_seed]
+    every["models"] = alike.notna().sum(axis=1)
+    every["earliest"], every["latest"] = alike.min(axis=1), alike.max(axis=1)
+    return every.reset_index()
+
+
 def _summary(path: Path, pretrain: Pretrain | None) -> dict[str, Any]:
     """The numbers of a model that are compared, by name."""
     assert pretrain is not None  # there are no replicates of other models
@@ -203,7 +235,12 @@ def numbers_of(settings: Settings, results: dict[str, Files]) -> dict[str, dict[
 
 
 def compare(
-    settings: Settings, results: dict[str, Files], numbers: Path, curves: Path, matches: Path
+    settings: Settings,
+    results: dict[str, Files],
+    numbers: Path,
+    curves: Path,
+    matches: Path,
+    onsets_by_event: Path,
 ) -> None:
     """Write what the experiment and its replicates have in common.
 
@@ -211,12 +248,13 @@ def compare(
     ----------
     results : by model, the experiment itself first, where its products lie: numbers, trained (first
         seed), activations, phases, features, strengths, directions, and if they have been made
-        kinds and dimensionality.
+        kinds, dimensionality and induction.
     numbers : CSV; quantity, a column per model, then models, mean, low, high over those that differ
         in the seed alone.
     curves : CSV; model, only_seed, panel, group, step, value.
     matches : Parquet; other, feature, partner, correlation, and both's histories: features of the
         experiment itself, against every other.
+    onsets_by_event : CSV of `onsets`.
     """
     itself, *others = results
     only_seed = [itself] + [n for n in others if set(settings.replicates[n]) == {MODEL_SEED}]
@@ -247,3 +285,4 @@ def compare(
     columns = ["model", "only_seed", "panel", "group", "step", "value"]
     write_table(curves, pd.concat(drawn)[columns])
     write_table(matches, pd.concat(matched, ignore_index=True))
+    write_table(onsets_by_event, onsets(results, only_seed))

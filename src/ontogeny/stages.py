@@ -78,6 +78,7 @@ PRODUCTS = [
     Product("replicate_numbers", "replicates/numbers.csv", "numbers of each model"),
     Product("replicate_curves", "replicates/curves.csv", "curves of each model"),
     Product("replicate_matches", "replicates/matches.parquet", "features matched across models"),
+    Product("replicate_onsets", "replicates/onsets.csv", "when what forms in each model"),
     Product("controls", "replicates/controls.csv", "what each change of the recipe does"),
     Product("control_models", "replicates/models.csv", "the outcomes of each model"),
     Product("numbers", "numbers.json", "what was found, in one flat file"),
@@ -198,6 +199,7 @@ STAGES = [
             "numbers": "replicate_numbers",
             "curves": "replicate_curves",
             "matches": "replicate_matches",
+            "onsets_by_event": "replicate_onsets",
         },
         settings=(
             "replicates",
@@ -309,6 +311,7 @@ FIGURES = [
             "curves": "replicate_curves",
             "matches": "replicate_matches",
             "numbers": "replicate_numbers",
+            "onsets_by_event": "replicate_onsets",
             "levels": "levels",
         },
         settings=("analysis.matched_cosine",),

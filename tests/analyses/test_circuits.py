@@ -13,8 +13,11 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaC
 
 from ontogeny import settings
 from ontogeny.analyses.circuits import ablation, attribution, downstream, tasks
+from ontogeny.analyses.circuits import figure_abilities as abilities
+from ontogeny.analyses.circuits import figure_ablations as ablations
 from ontogeny.analyses.circuits.settings import Circuits
 from ontogeny.crosscoder.model import Crosscoder, Description
+from ontogeny.figures import style
 from ontogeny.files import InputError
 from ontogeny.snapshots import sites
 
@@ -461,3 +464,27 @@ def test_chosen_snapshots():
     assert ablation.chosen(3, 9) == [0, 1, 2]
     assert ablation.grid(1, 8) == [1]
     assert ablation.grid(100, 3) == [1, 10, 100]
+
+
+def test_a_model_that_does_no_task_has_empty_tables_and_figures(experiment, tmp_path, monkeypatch):
+    monkeypatch.setattr(style, "PNG_DPI", 40)
+    folder, _, crosscoder = experiment
+    tasks.write(tmp_path / "tasks.h5", [], "text")
+    s, trained = small_settings(), crosscoder()
+    places = (trained, folder / "snapshots", tmp_path / "tasks.h5", *outputs(tmp_path))
+    attribution.measure(s, *places)
+    tables = tmp_path / "curves.csv", tmp_path / "circuits.csv"
+    ablation.measure(s, *places, *tables)
+    for table in (*tables, tmp_path / "behaviour.csv"):
+        assert pd.read_csv(table).empty
+    histories = [tmp_path / "features.parquet", tmp_path / "strengths.parquet"]
+    about = {"feature": [0], "alive": True, "matched": True, "matched_cosine": 0.9}
+    pd.DataFrame(about).to_parquet(histories[0])
+    strengths = {"feature": [0], "snapshot_index": 1, "step": 0, "normalised_strength": 1.0}
+    pd.DataFrame(strengths).to_parquet(histories[1])
+    drawn = [tmp_path / "behaviour.csv", tmp_path / "attribution.parquet"]
+    abilities.draw(*histories, *drawn, tmp_path / "abilities")
+    ablations.draw(histories[0], *drawn, tables[0], tmp_path / "ablations")
+    for name in ("abilities", "ablations"):
+        assert pd.read_csv(tmp_path / f"{name}.csv").empty
+        assert (tmp_path / f"{name}.pdf").stat().st_size > 1000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import h5py
@@ -13,6 +14,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, MambaConfig, MambaFo
 
 from ontogeny.analyses.induction import figure as drawing
 from ontogeny.analyses.induction import heads, onsets
+from ontogeny.figures import style
 from ontogeny.files import InputError
 from ontogeny.settings import load
 
@@ -292,6 +294,11 @@ def stages(tmp_path_factory):
     for name in ("neox", "mamba"):
         out = folder / name
         heads.measure(s, out, folder / "tokens.h5", out / "heads.h5", out / "heads.csv")
+    levels = {"unigram_cross_entropy": 5.5, "bigram_cross_entropy": 2.0}
+    levels |= {"unigram_crossing_step": 3.5, "bigram_crossing_step": None}
+    (folder / "levels.json").write_text(json.dumps(levels))
+    losses = {"snapshot_index": [1, 2, 3], "step": [0, 4, 16], "loss": [7.0, 5.0, 3.0]}
+    pd.DataFrame(losses).to_csv(folder / "phases.csv", index=False)
     n = 30
     features = pd.DataFrame({"feature": range(n), "alive": True, "onset_step": 0.0})
     features.loc[:9, "onset_step"] = np.arange(10.0)
@@ -310,14 +317,17 @@ def stages(tmp_path_factory):
 def described(stages, name: str, with_features: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
     out = stages / name
     paths = [stages / "features.parquet", stages / "kinds.parquet"] if with_features else [None] * 2
-    onsets.measure(load(SETTINGS), out / "heads.h5", *paths, out / "order.csv", out / "curves.csv")
+    places = [out / "heads.h5", stages / "levels.json", *paths]
+    onsets.measure(load(SETTINGS), *places, out / "order.csv", out / "curves.csv")
     return pd.read_csv(out / "order.csv"), pd.read_csv(out / "curves.csv")
 
 
 def test_tables(stages):
     table, curves = described(stages, "neox", True)
     first = table[table["verdict"] == "forms"]
-    assert set(first["event"]) == {"features"}  # nothing else forms in models at random
+    # Of models at random nothing else forms.
+    assert set(first["event"]) == {"features", "loss_unigram"}
+    assert first.loc[first["event"] == "loss_unigram", "onset_step"].tolist() == [3.5]
     row = first[(first["detail"] == "previous_token") & (first["group"] == "all")].iloc[0]
     assert (row["onset_step"], row["count"]) == (4.5, 10)
     assert (row["quartile_low"], row["quartile_high"]) == (2.25, 6.75)
@@ -330,7 +340,7 @@ def test_tables(stages):
     assert context["verdict"] == "none"  # of three features there is no median
     none = table[table["verdict"] == "none"]
     assert none[["onset_step", "low", "high"]].isna().all().all()
-    assert (table["verdict"] == "none").sum() == 17 + 4
+    assert (table["verdict"] == "none").sum() == 17 + 1 + 2 * 3  # position has no features
     assert len(curves) == 17 * 3
     assert curves.groupby("event")["detail"].nunique()["induction_head"] == 1
 
@@ -346,25 +356,34 @@ def test_tables(stages):
 
 def test_tables_of_a_model_without_attention(stages):
     table, curves = described(stages, "mamba", False)
-    assert set(table["event"]) == {"copying_gain", "copying_gain_random"}
-    assert (table["verdict"] == "none").all()
+    gains = table[~table["event"].str.startswith("loss_")]
+    assert set(gains["event"]) == {"copying_gain", "copying_gain_random"}
+    assert (gains["verdict"] == "none").all()
     assert len(curves) == 12 * 3
     assert pd.read_csv(stages / "mamba" / "heads.csv").empty
 
 
-def test_figure(stages):
+def test_figure(stages, monkeypatch):
+    monkeypatch.setattr(style, "PNG_DPI", 40)
     described(stages, "neox", True)
     described(stages, "mamba", False)
     parts = {n: stages / f"{n}.parquet" for n in ("features", "strengths", "kinds")}
     for name, more in (("neox", parts), ("mamba", dict.fromkeys(parts))):
         out = stages / name
-        drawing.draw(out / "order.csv", out / "curves.csv", **more, output=out / "induction")
+        tables = [out / "order.csv", out / "curves.csv", stages / "phases.csv"]
+        drawing.draw(*tables, stages / "levels.json", **more, output=out / "induction")
         drawn = pd.read_csv(out / "induction.csv")
         assert (out / "induction.pdf").stat().st_size > 5000
         assert (out / "induction.png").stat().st_size > 5000
         assert set(drawn["panel"]) >= {"gain", "onset"}
     shown = pd.read_csv(stages / "neox" / "induction.csv")
-    assert set(shown["panel"]) == {"heads", "gain", "features", "onset"}
+    assert set(shown["panel"]) == {"heads", "gain", "loss", "features", "onset"}
+    losses = shown[(shown["panel"] == "loss") & (shown["event"] == "model")]
+    assert losses["value"].tolist() == [7.0, 5.0, 3.0]
+    level = shown[(shown["panel"] == "onset") & shown["event"].str.startswith("loss_")]
+    assert level["event"].tolist() == ["loss_unigram", "loss_bigram"]
+    assert level["value"].tolist()[0] == 3.5
+    assert np.isnan(level["value"].tolist()[1])  # it stays above the bigrams
     strength = shown.query("panel == 'features' and detail == 'context' and group == 'all'")
     assert strength["value"].tolist() == pytest.approx([0.1, 0.5, 1.0])
     onset = shown.query("panel == 'onset' and detail == 'previous_token' and group == 'all'")
@@ -376,6 +395,8 @@ def test_sums_of_other_snapshots_are_refused(stages):
     other = load(SETTINGS | {"snapshots": {"steps": [0, 4], "local": {"folders": "step{step}"}}})
     path = stages / "neox" / "heads.h5"
     with pytest.raises(InputError, match=r"heads\.h5: of other snapshots than snapshots\.steps"):
-        onsets.measure(other, path, None, None, stages / "a.csv", stages / "b.csv")
+        onsets.measure(
+            other, path, stages / "levels.json", None, None, stages / "a.csv", stages / "b.csv"
+        )
     with pytest.raises(InputError, match="not a file of heads"):
         onsets.read(stages / "tokens.h5")

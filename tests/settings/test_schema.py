@@ -68,8 +68,16 @@ SECTIONS = {
     **{name: a.section for name, a in registry.all_analyses().items() if a.section},
 }
 # Alternatives to what the default experiment has.
-OTHERS = {"files", "dataset", "tokens", "hub", "local", "remote_code", "pretrain_blocks"}
-OTHERS |= {"sparsity", "tasks"}  # of the last all are made
+OTHERS = {
+    "files",
+    "dataset",
+    "tokens",
+    "hub",
+    "local",
+    "remote_code",
+    "pretrain_blocks",
+    "sparsity",
+}
 
 
 @pytest.mark.parametrize("section", SECTIONS)

@@ -164,6 +164,29 @@ def test_agreement_of_histories():
     assert np.isnan(few["onset_spearman"])
 
 
+def test_onsets_by_event_and_their_range_over_seeds(tmp_path):
+    """Heads go by what they do; one that differs in more than its seed is in no range."""
+    results = {}
+    for model, layer, steps in (
+        ("itself", 1, [100, 400, None]), ("seed1", 0, [120, 300, None]), ("late", 1, [900, 800, 5]),
+    ):  # fmt: skip
+        rows = {"event": ["previous_token_head", "features", "copying_gain"]}
+        rows |= {"detail": [f"{layer}.1", "induction", "64"], "group": [None, "all", None]}
+        table = pd.DataFrame(rows | {"onset_step": steps})
+        path = tmp_path / f"{model}.csv"
+        table.iloc[:: -1 if model == "seed1" else 1].to_csv(path, index=False)
+        results[model] = {"induction": path}
+    found = replicates.onsets(results, ["itself", "seed1"])
+    assert found["event"].tolist() == ["previous_token_head", "features", "copying_gain"]
+    assert found["late"].tolist() == [900, 800, 5]
+    assert found["models"].tolist() == [2, 2, 0]
+    assert found["earliest"].tolist()[:2] == [100, 300]
+    assert found["latest"].tolist()[:2] == [120, 400]
+    assert found.loc[2, ["earliest", "latest"]].isna().all()
+    results["seed1"] = {"induction": tmp_path / "none.csv"}
+    assert replicates.onsets(results, ["itself", "seed1"]).empty
+
+
 @pytest.mark.slow
 def test_replicates_run_beside_the_experiment(experiment):
     # Named like helpers of the Snakefile, or like what its rules begin with, it is a name like any.

@@ -88,7 +88,9 @@ def gather(experiment: Experiment) -> Contents:
         kinds = experiment.table("kinds")[["feature", "kind"]]
         table = table.merge(kinds, on="feature", how="left").fillna({"kind": "none"})
     if has("names"):
-        table = table.merge(experiment.table("names")[["feature", "name"]], on="feature", how="left")
+        table = table.merge(
+            experiment.table("names")[["feature", "name"]], on="feature", how="left"
+        )
         about["names"] = list(table["name"].fillna(""))
     if has("span"):
         span = experiment.table("span")

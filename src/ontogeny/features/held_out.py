@@ -38,21 +38,25 @@ def inputs_of(crosscoder: Crosscoder, activations: str | Path) -> HeldOut:
 
 
 def held_out(
-    crosscoder: Crosscoder, activations: str | Path
+    crosscoder: Crosscoder, activations: str | Path, most: int = MOST_POSITIONS
 ) -> tuple[sparse.csr_array, np.ndarray]:
     """Feature activations at the first held-out positions, and (N, 2) block and offset of each.
 
     With a gate per snapshot, an activation is the largest over snapshots.
+
+    Parameters
+    ----------
+    most : positions, at most.
     """
     about, inputs = crosscoder.about, inputs_of(crosscoder, activations)
     step = max(1, min(2048, PIECE_ENTRIES // about.features))
     device = crosscoder.W_dec.device
     parts = []
-    for start, piece in pieces(inputs, step, stop=MOST_POSITIONS):
+    for start, piece in pieces(inputs, step, stop=most):
         ids = inputs.tokens_at(start, start + len(piece))[:, 1]
         f = crosscoder.encode_peak(torch.from_numpy(piece).to(device), ids)
         parts.append(sparse.csr_array(f.cpu().numpy()))
-    return sparse.vstack(parts, format="csr"), inputs.position[:MOST_POSITIONS]
+    return sparse.vstack(parts, format="csr"), inputs.position[:most]
 
 
 def own_activations(crosscoder: Crosscoder, f: sparse.csr_array, site: int) -> sparse.csr_array:

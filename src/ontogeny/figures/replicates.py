@@ -24,18 +24,26 @@ BINS = np.linspace(0, 1, 41)
 
 
 def draw(
-    settings: Settings, curves: Path, matches: Path, numbers: Path, levels: Path, output: Path
+    settings: Settings,
+    curves: Path,
+    matches: Path,
+    numbers: Path,
+    onsets_by_event: Path,
+    levels: Path,
+    output: Path,
 ) -> None:
     """Loss, dimensionality, strength of previous-token features, the turning point, by model.
 
     Models that differ in more than their seed are dashed. Below: how well the features of the
-    experiment's own model are found in each other, and onsets in both of those that emerge.
+    experiment's own model are found in each other, onsets in both of those that emerge, and when
+    heads, copying and kinds of feature form in each model, with the range over seeds.
 
     Parameters
     ----------
-    output : path without ending. Its CSV has panel (those of the curves, 'correlation', 'onset'),
-        model, step (an onset in the experiment's model), value (the partner's onset, or features
-        in the bin of correlation whose lower edge is low).
+    output : path without ending. Its CSV has panel (those of the curves, 'correlation', 'onset',
+        'event'), event, model (empty: all that differ in their seed alone), step (an onset in the
+        experiment's model), value (the partner's onset, an event's step, or features in the bin of
+        correlation whose lower edge is low), low, high (the range of an event's).
     """
     threshold = settings.analysis.matched_cosine
     table = style.read(curves, ["model", "only_seed", "panel", "group", "step", "value"])
@@ -47,8 +55,11 @@ def draw(
     colours = {m: SHADES[i % len(SHADES)] for i, m in enumerate(table["model"].unique())}
     drawn = []
     with style.paper():
-        figure = style.new_figure(180, 225)
-        grid = figure.subplots(5, 2)
+        events = _shown(onsets_by_event)
+        figure = style.new_figure(180, 225 + 12 + 4 * max(3, len(events)))
+        rows = figure.add_gridspec(6, 2, height_ratios=[42] * 5 + [4 * max(3, len(events)) + 8])
+        places = [[figure.add_subplot(rows[row, column]) for column in (0, 1)] for row in range(5)]
+        grid = np.array(places)
         for row, (panel, (group, label)) in enumerate(PANELS.items()):
             shown = table[(table["panel"] == panel) & (table["group"] == group)]
             drawn.append(shown[["panel", "model", "step", "value"]])
@@ -75,9 +86,10 @@ def draw(
             )
         drawn += _correlations(grid[4, 0], pairs, colours, threshold)
         drawn += _onsets(grid[4, 1], pairs[pairs["correlation"] >= threshold], colours)
+        drawn += _events(figure.add_subplot(rows[5, :]), events, colours, table["step"].max())
         handles = grid[0, 0].get_legend_handles_labels()
         figure.legend(*handles, loc="outside upper left", ncols=len(colours))
-        columns = ["panel", "model", "low", "step", "value"]
+        columns = ["panel", "event", "model", "low", "high", "step", "value"]
         style.save(figure, pd.concat(drawn).reindex(columns=columns), output)
 
 
@@ -136,4 +148,37 @@ def _onsets(axis: Axes, matched: pd.DataFrame, colours: dict[str, str]) -> list[
     axis.yaxis.set_minor_locator(axis.xaxis.get_minor_locator())
     axis.set(xlabel="onset step in the experiment's own model", ylabel="onset step in the other")
     axis.legend(loc="upper left", fontsize=6, handletextpad=0.2)
+    return drawn
+
+
+def _shown(path: Path) -> pd.DataFrame:
+    """Events that form in any model, of one distance alone the median; label, and their models."""
+    style.read(path, ["event", "detail", "group", "models", "earliest", "latest"])
+    table = pd.read_csv(path, dtype={"detail": str, "group": str})
+    table = table.fillna({"detail": "", "group": ""})
+    whole = (table["event"] != "features") & (table["detail"] == "") | (table["group"] == "all")
+    table = table[whole & (table["models"] > 0)]
+    of_kind = "features: " + table["detail"].str.replace("_", " ")
+    label = table["event"].str.replace("_", " ").where(table["event"] != "features", of_kind)
+    return table.assign(label=label).reset_index(drop=True)
+
+
+def _events(
+    axis: Axes, events: pd.DataFrame, colours: dict[str, str], last: float
+) -> list[pd.DataFrame]:
+    """Each event's onset in every model, and their range over seeds."""
+    style.title(axis, "k", "onsets of heads, copying and features; line: range over seeds")
+    if events.empty:
+        style.empty(axis, "induction: not made")
+        return []
+    axis.hlines(events.index, events["earliest"], events["latest"], color="0.75", linewidth=3)
+    about = events[["label"]].rename(columns={"label": "event"}).assign(panel="event")
+    drawn = [about.assign(low=events["earliest"], high=events["latest"])]
+    for model, colour in colours.items():
+        axis.plot(events[model], events.index, "o", color=colour, markersize=3, alpha=0.8)
+        drawn.append(about.assign(model=model, value=events[model]))
+    axis.set_yticks(events.index, events["label"], fontsize=6)
+    axis.set_ylim(len(events) - 0.5, -0.6)
+    axis.grid(axis="y", color="0.92", linewidth=0.5)
+    style.step_axis(axis, last, "log")
     return drawn

@@ -42,6 +42,8 @@ GROUPS = ("absolute", "signed", "random", "matched")
 INTERVAL = (0.025, 0.975)
 ENOUGH = 0.8  # of the difference between clean and corrupted
 SUMMED = ("k_enough", "features_alone", "area_random", "area_matched")
+POINT = ["side", "group", "k", "error", "frequency", "m", "m_low", "m_high"]
+POINT += ["restored", "restored_low", "restored_high"]
 
 
 class Splice:
@@ -254,10 +256,8 @@ def summarise(
                 share = np.r_[value, values]
                 restored.setdefault((row["side"], row["group"]), {})[row["k"]] = share
         table.append(point)
-    columns = ["side", "group", "k", "error", "frequency", "m", "m_low", "m_high"]
-    columns += ["restored", "restored_low", "restored_high"]
     summary = [_summary(side, restored) for side in SIDES]
-    return pd.DataFrame(table).reindex(columns=columns), pd.DataFrame(summary)
+    return pd.DataFrame(table).reindex(columns=POINT), pd.DataFrame(summary)
 
 
 def _summary(side: str, restored: dict[tuple[str, str], dict[int, np.ndarray]]) -> dict[str, Any]:
@@ -322,7 +322,7 @@ def measure(
     done = pd.read_csv(behaviour).set_index(["task", "step"])["done"]
     table = pd.read_parquet(attribution)
     outputs = trained.about.outputs
-    at = chosen(len(outputs), section.curve_snapshots)
+    at = chosen(len(outputs), section.curve_snapshots) if given else []
     points: list[pd.DataFrame] = []
     sums: list[pd.DataFrame] = []
     with bar("ablation", len(at) * len(given), "tasks") as progress:
@@ -354,9 +354,10 @@ def measure(
                 sums.append(numbers.assign(**about, **counts))
                 progress.update()
     leading = ["task", "snapshot_index", "step"]
-    for path, tables, columns in (
-        (curves, points, leading),
-        (summary, sums, [*leading, "done", "features"]),
+    for path, tables, columns, rest in (
+        (curves, points, leading, POINT),
+        (summary, sums, [*leading, "done", "features"], ["side", *SUMMED]),
     ):
+        tables = tables or [pd.DataFrame(columns=[*columns, *rest])]
         whole = attributed.columns_first(tables, columns)
         write_table(path, attributed.in_task_order(whole, given))

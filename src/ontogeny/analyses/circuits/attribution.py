@@ -49,6 +49,11 @@ PIECE_ENTRIES = 1 << 26  # numbers in memory at a time
 READ_TOKENS = 4096  # of a pass that reads prompts
 ERROR = -1  # the error node, where a column names features
 LEADING = 10  # features that the halves' agreement is about
+MEASURES = ("accuracy", "logit_difference", "logit_difference_corrupted", "difference")
+# Columns of tables without a row, where the last snapshot does no task.
+BEHAVIOUR = ["task", "snapshot_index", "step", "done"]
+BEHAVIOUR += [name + end for name in MEASURES for end in ("", "_low", "_high")]
+ATTRIBUTION = ["task", "feature", "snapshot_index", "step", "attribution", "standard_error", "told"]
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,8 @@ def find_differences(
     Features need the activations of all input sites at a position, and the snapshots are run one
     after the other: what each gives lies in a nameless file in `scratch` until all are done.
     """
+    if not tasks:
+        return {}
     about, device = crosscoder.about, crosscoder.W_dec.device
     rows = [np.nonzero(task.open) for task in tasks]  # (pair, position) of each row
     bounds = np.cumsum([0, *(len(pair) for pair, _ in rows)]).tolist()
@@ -242,27 +249,33 @@ def weights(pairs: int, samples: int, seed: int) -> np.ndarray:
     return np.asarray(rng.multinomial(pairs, np.full(pairs, 1 / pairs), samples) / pairs)
 
 
+def right(clean: np.ndarray, corrupted: np.ndarray) -> np.ndarray:
+    """Whether the right answer of each prompt is the likelier one, (2, P) of 0 and 1; a tie is ½.
+
+    Parameters
+    ----------
+    clean, corrupted : (P,) m of the two prompts of each pair.
+    """
+    return np.stack([np.heaviside(clean, 0.5), np.heaviside(-corrupted, 0.5)])
+
+
 def behaviour(clean: np.ndarray, corrupted: np.ndarray, sampled: np.ndarray) -> dict[str, Any]:
     """What a snapshot does with a task, from m of both prompts of each pair, (P,) each.
 
-    A tie counts as half right. `done`: the accuracy's interval lies above one half.
+    `done`: the accuracy's interval lies above one half.
 
     Parameters
     ----------
     sampled : `weights` of the pairs, for 95% intervals.
     """
-    right = [np.heaviside(clean, 0.5), np.heaviside(-corrupted, 0.5)]
+    each = right(clean, corrupted)
     row: dict[str, Any] = {"pairs": len(clean)}
-    for name, values in (
-        ("accuracy", (right[0] + right[1]) / 2),
-        ("logit_difference", clean),
-        ("logit_difference_corrupted", corrupted),
-        ("difference", clean - corrupted),
-    ):
+    measured_as = (each.mean(0), clean, corrupted, clean - corrupted)
+    for name, values in zip(MEASURES, measured_as, strict=True):
         row[name] = float(values.mean())
         low, high = np.quantile(sampled @ values, [0.025, 0.975])
         row |= {f"{name}_low": float(low), f"{name}_high": float(high)}
-    row |= {"accuracy_clean": right[0].mean(), "accuracy_corrupted": right[1].mean()}
+    row |= {"accuracy_clean": each[0].mean(), "accuracy_corrupted": each[1].mean()}
     row["done"] = row["accuracy_low"] > 0.5 + 1e-9
     return row
 
@@ -317,7 +330,7 @@ def measure(
     tables: list[pd.DataFrame] = []
     total = len(trained.about.outputs) * len(given)
     with bar("attribution: gradients", total, "tasks") as progress:
-        for site, (step, layer, stream) in enumerate(trained.about.outputs):
+        for site, (step, layer, stream) in enumerate(trained.about.outputs if given else ()):
             model = load(settings, snapshots, step, trained.W_dec.device)
             number = settings.snapshots.number(step)
             for task in given:
@@ -330,8 +343,10 @@ def measure(
                 rows.append(about | row)
                 tables.append(table.assign(**about))
                 progress.update()
+    tables = tables or [pd.DataFrame(columns=ATTRIBUTION)]
     write_table(attribution, columns_first(tables, ["task", "feature", "snapshot_index", "step"]))
-    write_table(behaviour, in_task_order(pd.DataFrame(rows), given))
+    done = pd.DataFrame(rows) if rows else pd.DataFrame(columns=BEHAVIOUR)
+    write_table(behaviour, in_task_order(done, given))
 
 
 def checked(trained: Crosscoder, folder: Path, tasks: Path) -> list[Task]:

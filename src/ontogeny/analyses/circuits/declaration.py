@@ -14,15 +14,17 @@ INTERVAL = "NAME_low and NAME_high: 95% interval over resampled pairs"
 
 TASKS = Stage(
     "tasks",
-    run=f"{HERE}.tasks:build",
-    about="Make the tasks' clean and corrupted prompts with the tokenizer at hand.",
-    reads={"tokens": "tokens", "tokenizer": "tokenizer"},
+    run=f"{HERE}.selection:build",
+    about="Make the tasks' clean and corrupted prompts, and keep what the last snapshot does.",
+    reads={"snapshots": "snapshots", "tokens": "tokens", "tokenizer": "tokenizer"},
     makes={"tasks": "tasks", "table": "tasks_table"},
-    settings=("circuits.tasks", "circuits.pairs", "circuits.seed"),
+    settings=("circuits.tasks", "circuits.pairs", "circuits.least_accuracy", "circuits.seed"),
     scope="experiment",
-    gpu=False,
-    local=True,
-    cost=Cost({"one": 0.5}, {"one": 0.2e9}, {"one": 300000}, torch=False),
+    cost=Cost(
+        {"one": 2, "forward * circuits.tasks * circuits.pairs": 2e-9},
+        {"model": 1, "a snapshot as it loads": 1, "forward pass": 1, "logits": 1, "one": 0.1e9},
+        {"one": 300000},
+    ),
 )
 
 ATTRIBUTION = Stage(

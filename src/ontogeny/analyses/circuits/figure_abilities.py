@@ -25,6 +25,12 @@ TASKS = {
     "indirect_object": "indirect object",
     "induction": "induction, random tokens",
     "copying": "copying, half a context apart",
+    "copied_name": "copying the rest of a name",
+    "recalled_argument": "recalling an argument",
+    "self_attribute": "an attribute of self",
+    "import_alias": "import alias",
+    "closing_bracket": "closing bracket",
+    "indentation": "indentation after a colon",
 }
 SERIES = {
     name: {name: "value", f"{name}_low": "low", f"{name}_high": "high"}
@@ -71,11 +77,13 @@ def draw(features: Path, strengths: Path, behaviour: Path, attribution: Path, ou
     drawn: list[pd.DataFrame] = []
     colours: dict[int, str] = {}
     with style.paper():
-        heights = [1.0 if done[name] else 0.62 for name in names]
+        heights = [1.0 if done[name] else 0.62 for name in names] or [1.0]
         figure = style.new_figure(180, 24 + 31 * sum(heights))
         grid = figure.subplots(
-            len(names), 3, squeeze=False, width_ratios=[1, 1, 0.62], height_ratios=heights
+            len(heights), 3, squeeze=False, width_ratios=[1, 1, 0.62], height_ratios=heights
         )
+        for axis in () if names else grid[0]:
+            style.empty(axis, "the last snapshot does no task")
         for row, name in enumerate(names):
             task = tasks[tasks["task"] == name].sort_values("step")
             last = task.iloc[-1]
@@ -98,7 +106,7 @@ def draw(features: Path, strengths: Path, behaviour: Path, attribution: Path, ou
             )
             verdict = "" if last["done"] else "not done: "
             style.title(
-                grid[row, 0], "abcdefghij"[row],
+                grid[row, 0], chr(ord("a") + row),
                 f"{TASKS.get(name, name)}: {verdict}accuracy {accuracy} at step {last['step']:,}",
             )  # fmt: skip
             if last["done"]:
@@ -116,7 +124,7 @@ def draw(features: Path, strengths: Path, behaviour: Path, attribution: Path, ou
         note = f"{matched} of {len(colours)} key features matched; " if colours else ""
         figure.suptitle(note + style.matched_note(living), x=0.01, ha="left")
         figure.legend(handles=_legend(), loc="outside lower center", ncols=3)
-        table = pd.concat(drawn, ignore_index=True)
+        table = pd.concat(drawn or [pd.DataFrame(columns=["task", "series"])], ignore_index=True)
         table["done"] = table["task"].map(done)
         of_matched = table["series"].isin([str(feature) for feature in known])
         table["matched"] = of_matched.where(table["series"].str.isdigit())

@@ -66,7 +66,7 @@ def draw(features: Path, behaviour: Path, attribution: Path, curves: Path, outpu
     with style.paper():
         figure = style.new_figure(180, 32 + 38 * max(1, len(shown)))
         grid = figure.subplots(
-            max(1, len(shown)), len(snapshots), squeeze=False, sharey=True, sharex="row"
+            max(1, len(shown)), max(1, len(snapshots)), squeeze=False, sharey=True, sharex="row"
         )
         for name in names:
             for column, (number, step) in enumerate(snapshots.itertuples(index=False)):
@@ -112,6 +112,7 @@ def draw(features: Path, behaviour: Path, attribution: Path, curves: Path, outpu
             note += "\n" + textwrap.fill(said, NOTE_LETTERS)
         figure.suptitle(note, x=0.01, ha="left")
         names_of = ["task", "snapshot_index", "step", "done", "top_matched", *columns[3:]]
+        drawn = drawn or [pd.DataFrame(columns=names_of)]
         table = pd.concat(drawn, ignore_index=True).reindex(columns=names_of)
         kinds = {"k": "Int64", "top_matched": "Int64", "snapshot_index": "Int64"}
         style.save(figure, table.astype(kinds), output)

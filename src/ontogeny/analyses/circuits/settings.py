@@ -16,6 +16,12 @@ TaskName = Literal[
     "indirect_object",
     "induction",
     "copying",
+    "copied_name",
+    "recalled_argument",
+    "self_attribute",
+    "import_alias",
+    "closing_bracket",
+    "indentation",
 ]
 
 
@@ -25,7 +31,17 @@ class Circuits(AnalysisSection):
     key: ClassVar[str] = "circuits"
 
     tasks: list[TaskName] = Field(
-        list(get_args(TaskName)), min_length=1, description="Tasks to make and measure."
+        list(get_args(TaskName)),
+        min_length=1,
+        description="Tasks to make and measure; what the tokenizer cannot express or the last "
+        "snapshot does not do is left out.",
+    )
+    least_accuracy: float = Field(
+        0.8,
+        ge=0,
+        le=1,
+        description="Share of a task's prompts that the last snapshot has to get right for the "
+        "task to be measured; a model that sees no difference gets 0.5, and 0 keeps all tasks.",
     )
     pairs: int = Field(
         64, ge=16, description="Clean and corrupted prompts of a task; half for long prompts."

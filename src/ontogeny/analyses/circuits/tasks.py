@@ -7,18 +7,28 @@
     indirect_object      When Mary and Tom went to the park, Tom|Mary gave a book to    Mary / Tom
     induction            … a b … c d … a    |   … c b … a d … a          b / d
     copying              … a b … c d … a    |   … a d … c b … a          b / d
+    copied_name          top_k|n = get(self)⏎ return top_                k / n
+    recalled_argument    def get(self, path|name):⏎ if                   path / name
+    self_attribute       self.path|name = get(key)⏎ return self.         path / name
+    import_alias         from .base import path|name as                  path / name
+    closing_bracket      return get((|[path                              ) / ]
+    indentation          ⏎ four|eight spaces, if path:                   eight / twelve spaces
 
 Left of the bar is clean, right of it corrupted; the answer that is right for one is wrong for the
 other. A model that does not see the difference is right in exactly half of the 2 P prompts, however
 much it prefers one answer. Which of the two is clean alternates from pair to pair.
 
-The last two are random tokens, a piece of which stands twice. For induction it has 8 to 16 tokens
-and two of the first copy changed places, so that what stands *before* an answer tells which it is;
-the distance of the copies differs. For copying they lie half a context apart (at most 128 tokens),
-and the answers themselves changed places: a model that copies from one distance does it too.
+Induction and copying are of random tokens, a piece of which stands twice. For induction it has 8 to
+16 tokens and two of the first copy changed places, so that what stands *before* an answer tells
+which it is; the distance of the copies differs. For copying they lie half a context apart (at most
+128 tokens), and the answers themselves changed places: a model that copies from one distance does
+it too.
+
+The six after them are of Python source: the prompt holds the name that comes again, the bracket
+that is open, or the line's indentation.
 
 Every prompt begins with the token that ends a document, where the tokenizer has one. The words are
-those of words.py that the tokenizer at hand holds as needed.
+those of words.py and python_words.py that the tokenizer at hand holds as needed.
 
 References
 ----------
@@ -28,30 +38,25 @@ wild (indirect objects); Olsson et al. 2022, In-context learning and induction h
 
 from __future__ import annotations
 
-import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import h5py
 import numpy as np
-import pandas as pd
 from tokenizers import Tokenizer
 
-from ontogeny.analyses.circuits import words
-from ontogeny.analyses.circuits.settings import Circuits
-from ontogeny.corpus.build import Tokens
-from ontogeny.files import InputError, whole, write_table
-from ontogeny.settings import Settings
+from ontogeny.analyses.circuits import python_words, words
+from ontogeny.analyses.circuits.pairs import Draws, Pair, Text, Unfit
+from ontogeny.files import InputError, whole
 
 LEAST_PAIRS = 16  # of a task; with fewer it is left out
 LEAST_WORDS = 4  # nouns of a task
 TRIES = 40  # draws from the templates, for each pair wanted
 LONG = 64  # tokens from which a task has half as many pairs
 FARTHEST = 128  # tokens between the copies of `copying`, at most
-SHOWN = 120  # letters of an example
 PIECE = (8, 16)  # tokens of the piece that stands twice in `induction`
 ARRAYS = ("clean", "corrupted", "length", "right", "wrong")  # of a Task
 
@@ -83,82 +88,7 @@ class Task:
         return np.asarray(differs & (np.arange(self.clean.shape[1]) < self.length[:, None]))
 
 
-@dataclass(frozen=True)
-class _Pair:
-    clean: list[int]
-    corrupted: list[int]
-    right: int
-    wrong: int
-
-
-class Unfit(ValueError):
-    """Why a task cannot be made with this tokenizer."""
-
-
-class _Text:
-    """What the templates need of a tokenizer."""
-
-    def __init__(self, tokenizer: Tokenizer, end: int | None, context: int) -> None:
-        self._tokenizer = tokenizer
-        self._start = [] if end is None else [end]
-        self.context = context
-        special = {i for i, t in tokenizer.get_added_tokens_decoder().items() if t.special}
-        special |= set(self._start)
-        self.ordinary = np.array(sorted(set(tokenizer.get_vocab().values()) - special))
-
-    def ids(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
-
-    def started(self, ids: list[int]) -> list[int]:
-        return [*self._start, *ids]
-
-    def show(self, ids: list[int]) -> str:
-        """Tokens as one line of text, the end of it where it is long."""
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
-        line = json.dumps(text, ensure_ascii=False)[1:-1]
-        return line if len(line) <= SHOWN else f"… {line[-SHOWN:]}"
-
-    def answer(self, prompt: str, word: str) -> int | None:
-        """The one token that continues a prompt by a space and a word, or None."""
-        before, after = self.ids(prompt), self.ids(f"{prompt} {word}")
-        fine = len(after) == len(before) + 1 and after[:-1] == before
-        return after[-1] if fine else None
-
-    def pair(self, texts: tuple[str, str], answers: tuple[str, str]) -> _Pair | None:
-        """A pair of texts that differ in one word, or None where its tokens do not allow it.
-
-        Both have as many tokens and differ in neighbouring ones alone; each answer is one token
-        after either.
-        """
-        clean, corrupted = (self.ids(text) for text in texts)
-        if len(clean) != len(corrupted) or len(clean) + len(self._start) > self.context:
-            return None
-        differing = np.flatnonzero(np.array(clean) != np.array(corrupted))
-        # One word differs: what follows it must be cut into the same tokens.
-        same_after = len(self.ids(_common_end(*texts)))
-        if not len(differing) or differing[0] == 0 or differing[-1] >= len(clean) - same_after:
-            return None
-        tokens = [{self.answer(text, word) for text in texts} for word in answers]
-        right, wrong = (each.pop() if len(each) == 1 else None for each in tokens)
-        if right is None or wrong is None or right == wrong:
-            return None
-        return _Pair(self.started(clean), self.started(corrupted), right, wrong)
-
-
-def _common_end(first: str, second: str) -> str:
-    """The words at the end of two texts that are the same, with the space before them."""
-    one, two = first.split(" "), second.split(" ")
-    same = 0
-    while same < min(len(one), len(two)) and one[-1 - same] == two[-1 - same]:
-        same += 1
-    return "".join(f" {word}" for word in one[len(one) - same :])
-
-
-Draws = tuple[Iterator[_Pair | None], str]
-"""Endless pairs, None where one came out unfit, and which words they are drawn from."""
-
-
-def _agreement(text: _Text, rng: np.random.Generator, template: str) -> Draws:
+def _agreement(text: Text, rng: np.random.Generator, template: str) -> Draws:
     """{opener}, {subject}, {other} (a noun of either number), {preposition} and {past}."""
     nouns = [n for n in words.NOUNS if len({len(text.ids(f" {form}")) for form in n}) == 1]
     if len(nouns) < LEAST_WORDS:
@@ -166,11 +96,11 @@ def _agreement(text: _Text, rng: np.random.Generator, template: str) -> Draws:
             f"{len(nouns)} of {len(words.NOUNS)} nouns have as many tokens in the plural; "
             f"{LEAST_WORDS} are needed"
         )
-    verbs = [v for v in words.VERBS if None not in {text.answer("The", form) for form in v}]
+    verbs = [v for v in words.VERBS if None not in {text.answer("The", f" {form}") for form in v}]
     if not verbs:
         raise Unfit(f"none of {len(words.VERBS)} verbs is one token in singular and plural")
 
-    def draw() -> Iterator[_Pair | None]:
+    def draw() -> Iterator[Pair | None]:
         number = 0
         while True:
             subject, other = (nouns[i] for i in rng.choice(len(nouns), 2, replace=False))
@@ -184,19 +114,20 @@ def _agreement(text: _Text, rng: np.random.Generator, template: str) -> Draws:
             clean, corrupted = (
                 template.format(subject=subject[n], **rest) for n in (number, 1 - number)
             )
-            pair = text.pair((clean, corrupted), (verb[number], verb[1 - number]))
+            answers = f" {verb[number]}", f" {verb[1 - number]}"
+            pair = text.pair((clean, corrupted), answers)
             number = number if pair is None else 1 - number
             yield pair
 
     return draw(), f"{len(nouns)} of {len(words.NOUNS)} nouns, {len(verbs)} verbs"
 
 
-def _indirect_object(text: _Text, rng: np.random.Generator) -> Draws:
-    names = [n for n in words.NAMES if text.answer("a letter to", n) is not None]
+def _indirect_object(text: Text, rng: np.random.Generator) -> Draws:
+    names = [n for n in words.NAMES if text.answer("a letter to", f" {n}") is not None]
     if len(names) < 2:
         raise Unfit(f"{len(names)} of {len(words.NAMES)} names is one token; 2 are needed")
 
-    def draw() -> Iterator[_Pair | None]:
+    def draw() -> Iterator[Pair | None]:
         giver = 0  # which of the two gives in the clean prompt
         while True:
             two = [names[i] for i in rng.choice(len(names), 2, replace=False)]
@@ -208,16 +139,48 @@ def _indirect_object(text: _Text, rng: np.random.Generator) -> Draws:
             clean, corrupted = (
                 template.format(*two, two[who], **rest) for who in (giver, 1 - giver)
             )
-            pair = text.pair((clean, corrupted), (two[1 - giver], two[giver]))
+            pair = text.pair((clean, corrupted), (f" {two[1 - giver]}", f" {two[giver]}"))
             giver = giver if pair is None else 1 - giver
             yield pair
 
     return draw(), f"{len(names)} of {len(words.NAMES)} names"
 
 
+def _python(
+    text: Text, rng: np.random.Generator, templates: list[str], choices: python_words.Choices
+) -> Draws:
+    """{x}, which the answer depends on, and other names {a}, {b} and {c}."""
+
+    def filled(template: str, x: str, others: list[str]) -> str:
+        return template.format(x=x, **dict(zip("abc", others, strict=True)))
+
+    def one_token(x: str, following: str) -> bool:
+        return text.answer(filled(templates[0], x, python_words.NAMES[:3]), following) is not None
+
+    known = [choice for choice in choices if one_token(*choice)]
+    kept = f"{len(known)} of {len(choices)} answers are one token"
+    if len(known) < 2:
+        raise Unfit(f"{kept}; 2 are needed")
+
+    def draw() -> Iterator[Pair | None]:
+        turn = 0  # which of the two answers is right for the clean prompt
+        while True:
+            two = [known[i] for i in sorted(rng.choice(len(known), 2, replace=False))]
+            taken = {x for x, _ in two}
+            others = [str(n) for n in rng.permutation(python_words.NAMES) if n not in taken][:3]
+            template = templates[rng.integers(len(templates))]
+            (x, right), (other, wrong) = two[turn], two[1 - turn]
+            texts = filled(template, x, others), filled(template, other, others)
+            pair = text.pair(texts, (right, wrong))
+            turn = turn if pair is None else 1 - turn
+            yield pair
+
+    return draw(), kept
+
+
 def _twice(
-    text: _Text, rng: np.random.Generator, total: int, length: int, last: int, swapped: list[int]
-) -> _Pair:
+    text: Text, rng: np.random.Generator, total: int, length: int, last: int, swapped: list[int]
+) -> Pair:
     """Random tokens that end with a piece and its beginning again, up to `last` in the piece.
 
     Parameters
@@ -232,14 +195,14 @@ def _twice(
         other[i] = piece[j]
     end = piece[: last + 1]
     clean, corrupted = (text.started([*filler, *first, *end]) for first in (piece, other))
-    return _Pair(clean, corrupted, piece[last + 1], other[other.index(end[-1]) + 1])
+    return Pair(clean, corrupted, piece[last + 1], other[other.index(end[-1]) + 1])
 
 
-def _induction(text: _Text, rng: np.random.Generator) -> Draws:
+def _induction(text: Text, rng: np.random.Generator) -> Draws:
     least, most = PIECE
     _check_room(text, 2 * most)
 
-    def draw() -> Iterator[_Pair | None]:
+    def draw() -> Iterator[Pair | None]:
         while True:
             length = int(rng.integers(least, most + 1))
             a = int(rng.integers(0, length - 3))
@@ -249,12 +212,12 @@ def _induction(text: _Text, rng: np.random.Generator) -> Draws:
     return draw(), f"{len(text.ordinary)} tokens"
 
 
-def _copying(text: _Text, rng: np.random.Generator) -> Draws:
+def _copying(text: Text, rng: np.random.Generator) -> Draws:
     half = min(text.context // 2, FARTHEST)
     reach = min(16, half // 2)  # tokens of the second copy, at most
     _check_room(text, half + reach)
 
-    def draw() -> Iterator[_Pair | None]:
+    def draw() -> Iterator[Pair | None]:
         while True:
             a = int(rng.integers(1, reach))
             d = int(rng.integers(a + 3, half))
@@ -263,7 +226,7 @@ def _copying(text: _Text, rng: np.random.Generator) -> Draws:
     return draw(), f"{len(text.ordinary)} tokens, {half} apart"
 
 
-def _check_room(text: _Text, tokens: int) -> None:
+def _check_room(text: Text, tokens: int) -> None:
     if tokens + 1 > text.context or tokens > len(text.ordinary):
         raise Unfit(
             f"{tokens + 1} tokens are needed of a context of {text.context}, and as many "
@@ -271,9 +234,13 @@ def _check_room(text: _Text, tokens: int) -> None:
         )
 
 
-MAKERS: dict[str, Callable[[_Text, np.random.Generator], Draws]] = {
+MAKERS: dict[str, Callable[[Text, np.random.Generator], Draws]] = {
     name: partial(_agreement, template=template) for name, template in words.AGREEMENT.items()
 } | {"indirect_object": _indirect_object, "induction": _induction, "copying": _copying}
+MAKERS |= {
+    name: partial(_python, templates=templates, choices=choices)
+    for name, (templates, choices) in python_words.TASKS.items()
+}
 
 
 def make(
@@ -289,17 +256,17 @@ def make(
     ------
     Unfit : fewer than 16 pairs can be made; the reason.
     """
-    text = _Text(tokenizer, end, context)
+    text = Text(tokenizer, end, context)
     # A generator of its own: a task is the same whichever others are made.
     draws, kept = MAKERS[name](text, np.random.default_rng([seed, zlib.crc32(name.encode())]))
-    different: dict[tuple[object, ...], _Pair] = {}
+    different: dict[tuple[object, ...], Pair] = {}
     wanted = pairs
     for _ in range(TRIES * pairs):
         pair = next(draws)
         if pair is not None:
             if len(pair.clean) > LONG:
                 wanted = max(LEAST_PAIRS, pairs // 2)
-            different.setdefault((*pair.clean, pair.right, pair.wrong), pair)
+            different.setdefault((*pair.clean, pair.right), pair)
         if len(different) == wanted:
             break
     if len(different) < LEAST_PAIRS:
@@ -335,61 +302,46 @@ def make(
     }
 
 
-COLUMNS = ["task", "pairs", "tokens", "answers", "words", "left_out", "clean", "corrupted"]
-COLUMNS += ["right", "wrong"]
-
-
-def build(settings: Settings, tokens: Path, tokenizer: Path, tasks: Path, table: Path) -> None:
-    """Make the tasks with the tokenizer at hand.
-
-    Parameters
-    ----------
-    tokens : tokens.h5. tokenizer : tokenizer.json beside it.
-    tasks : HDF5; one group per task with clean and corrupted (P, T), length, right, wrong (P,);
-        attributes tokens (digest) and tasks (names).
-    table : CSV, one row per task; its columns are in the declaration.
-
-    Raises
-    ------
-    InputError : a tokenizer that cannot be read, or no task can be made.
-    """
-    section, data = settings.section(Circuits), Tokens(tokens)
-    try:
-        backend = Tokenizer.from_file(str(tokenizer))
-    except Exception as error:  # the library raises plain Exception
-        why = " ".join(str(error).split())
-        raise InputError(
-            f"{tokenizer}: not a tokenizer; delete it to make it again ({why})"
-        ) from None
+def every(
+    names: Sequence[str],
+    tokenizer: Tokenizer,
+    end: int | None,
+    context: int,
+    pairs: int,
+    seed: int,
+) -> tuple[list[Task], list[dict[str, object]]]:
+    """The tasks that can be made, and a row of the table for each of the names; as for `make`."""
     rows: list[dict[str, object]] = []
     made: list[Task] = []
-    for name in section.tasks:
+    for name in names:
         try:
-            task, about = make(
-                name, backend, data.end_of_text, data.context, section.pairs, section.seed
-            )
+            task, about = make(name, tokenizer, end, context, pairs, seed)
         except Unfit as reason:
             rows.append({"task": name, "pairs": 0, "left_out": str(reason)})
             continue
         rows.append({"task": name, **about})
         made.append(task)
-    if not made:
-        reasons = "; ".join(f"{row['task']}: {row['left_out']}" for row in rows)
-        raise InputError(
-            f"circuits.tasks: none can be made with this tokenizer; add others ({reasons})"
-        )
-    with whole(tasks) as draft, h5py.File(draft, "w") as file:
-        file.attrs["tokens"] = data.digest
-        file.attrs["tasks"] = [task.name for task in made]
-        for task in made:
+    return made, rows
+
+
+def write(path: Path, tasks: list[Task], tokens: str) -> None:
+    """Write what `read` reads: HDF5, one group per task with its `ARRAYS`.
+
+    Parameters
+    ----------
+    tokens : digest of the tokens that they are of.
+    """
+    with whole(path) as draft, h5py.File(draft, "w") as file:
+        file.attrs["tokens"] = tokens
+        file.attrs["tasks"] = [task.name for task in tasks]
+        for task in tasks:
             for field in ARRAYS:
                 key, array = f"{task.name}/{field}", getattr(task, field)
                 file.create_dataset(key, data=array, fletcher32=field != "length")
-    write_table(table, pd.DataFrame(rows).reindex(columns=COLUMNS))
 
 
 def read(path: Path, tokens: str) -> list[Task]:
-    """The tasks of a file that `build` wrote.
+    """The tasks of a file, none where the last snapshot does none.
 
     Parameters
     ----------

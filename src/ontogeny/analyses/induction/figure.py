@@ -1,4 +1,4 @@
-"""When heads, copying and kinds of feature appear, and in which order."""
+"""The timeline: loss, heads, copying and kinds of feature, and in which order they appear."""
 
 from __future__ import annotations
 
@@ -18,28 +18,30 @@ HEADS = {
 }
 GAINS = {"copying_gain": ("text", "-"), "copying_gain_random": ("random tokens", "--")}
 SHADES = ("#9ECAE1", "#4292C6", "#08519C", "#D55E00", "#7A4A9E")  # of the distances, ascending
-KINDS = {"current_token": "o", "previous_token": "s", "induction": "D", "context": "^"}
+LEVELS = ("unigram", "bigram")
 
 
 def draw(
     table: Path,
     curves: Path,
+    phases: Path,
+    levels: Path,
     features: Path | None,
     strengths: Path | None,
     kinds: Path | None,
     output: Path,
 ) -> None:
-    """Scores of the best heads, copying gains by distance, features by kind, and their onsets.
+    """Scores of the best heads, copying gains, the loss, features by kind, and their onsets.
 
     Parameters
     ----------
-    table, curves : CSV of the induction stage.
+    table, curves : CSV of the induction stage. phases, levels : CSV and JSON of the phases stage.
     features, strengths, kinds : Parquet of the features' histories and kinds, all or none; the
         panels say so where there are none.
-    output : path without ending. Its CSV has panel ('heads', 'gain', 'features', 'onset'), event,
-        detail, group, snapshot_index, step, value, low, high: attention above chance, nats, or
-        normalised strength, by step; for 'onset' the onset's step as value, with its interval,
-        empty for what never forms.
+    output : path without ending. Its CSV has panel ('heads', 'gain', 'loss', 'features', 'onset'),
+        event, detail, group, snapshot_index, step, value, low, high: attention above chance, nats,
+        or normalised strength, by step; the n-gram levels without a step; for 'onset' the onset's
+        step as value, with its interval, empty for what never forms.
 
     References
     ----------
@@ -50,35 +52,40 @@ def draw(
     order = _read(
         table, ["event", "detail", "group", "count", "verdict", "onset_step", "low", "high"]
     )
-    snapshots = every[["snapshot_index", "step"]].drop_duplicates().sort_values("step")
-    numbers, steps = list(snapshots["snapshot_index"]), list(snapshots["step"])
+    losses = style.read(phases, ["snapshot_index", "step", "loss"]).rename(
+        columns={"loss": "value"}
+    )
+    level = style.read_json(levels, [f"{name}_cross_entropy" for name in LEVELS])
+    numbers, steps = style.snapshots(every)
     drawn: list[pd.DataFrame] = []
     by_kind, note = pd.DataFrame(), ""
     if features is not None and strengths is not None and kinds is not None:
         by_kind, note = _by_kind(features, strengths, kinds)
     with style.paper():
-        figure = style.new_figure(180, 222)
-        grid = figure.subplots(4, 2, gridspec_kw={"height_ratios": [1, 1, 1, 1.35]})
+        figure = style.new_figure(180, 265)
+        grid = figure.subplots(5, 2, gridspec_kw={"height_ratios": [1, 1, 1, 1, 1.5]})
         for column, kind in enumerate(style.KINDS):
             _heads(grid[0, column], every, drawn)
             _gains(grid[1, column], every, drawn)
-            _features(grid[2, column], by_kind, drawn)
-            for row, letter in enumerate("ace"):
+            _losses(grid[2, column], losses, level, drawn)
+            _features(grid[3, column], by_kind, drawn)
+            for row, letter in enumerate("aceg"):
                 axis = grid[row, column]
                 style.title(axis, chr(ord(letter) + column), "")
                 if axis.lines:
                     style.step_axis(axis, max(steps), kind)
                     style.mark_snapshots(axis, numbers, steps, kind, labels=row == 0)
-            _onsets(grid[3, column], order, column == 0, max(steps), drawn)
-            style.step_axis(grid[3, column], max(steps), kind)
-            grid[3, column].set_xlabel(f"onset, {grid[3, column].get_xlabel()}")
-            style.title(grid[3, column], "gh"[column], "")
-        labels = ("attention above chance", "copying gain (nats)", "strength / peak strength")
+            _onsets(grid[4, column], order, column == 0, max(steps), drawn)
+            style.step_axis(grid[4, column], max(steps), kind)
+            grid[4, column].set_xlabel(f"onset, {grid[4, column].get_xlabel()}")
+            style.title(grid[4, column], "ij"[column], "")
+        labels = ["attention above chance", "copying gain (nats)", "held-out loss (nats)"]
+        labels.append("strength / peak strength")
         for row, label in enumerate(labels):
             if grid[row, 0].lines:
                 grid[row, 0].set_ylabel(label)
-                columns_of_legend = 2 if row == 2 else 1
-                grid[row, 0].legend(loc="upper left", fontsize=5.5, ncols=columns_of_legend)
+                corner = "lower left" if row == 2 else "upper left"
+                grid[row, 0].legend(loc=corner, fontsize=5.5, ncols=2 if row == 3 else 1)
         if note:
             figure.suptitle(note, x=0.01, ha="left")
         names = ["panel", "event", "detail", "group", "snapshot_index", "step", "value"]
@@ -130,14 +137,27 @@ def _gains(axis: Axes, every: pd.DataFrame, drawn: list[pd.DataFrame]) -> None:
     axis.axhline(0, color="0.6", linewidth=0.6, zorder=0)
 
 
+def _losses(
+    axis: Axes, losses: pd.DataFrame, level: dict[str, float], drawn: list[pd.DataFrame]
+) -> None:
+    """The loss beside the n-gram levels."""
+    axis.plot(losses["step"], losses["value"], ".-", color=style.COLOURS["held_out"], label="model")
+    drawn.append(losses[["snapshot_index", "step", "value"]].assign(panel="loss", event="model"))
+    for name in LEVELS:
+        value, colour = level[f"{name}_cross_entropy"], style.COLOURS[name]
+        axis.axhline(value, color=colour, linewidth=0.8, linestyle=":", label=name)
+        drawn.append(pd.DataFrame({"panel": ["loss"], "event": name, "value": value}))
+
+
 def _by_kind(features: Path, strengths: Path, kinds: Path) -> tuple[pd.DataFrame, str]:
     """Mean strength with quartiles by kind, group and snapshot; which share is matched."""
     living = style.read_living(features)
     known = style.read(kinds, ["feature", "kind"])[["feature", "kind"]]
-    living = living[["feature", "matched", "alive", "matched_cosine"]].merge(known, on="feature")
+    note = style.matched_note(living)
+    living = living[["feature", "matched"]].merge(known, on="feature")
     columns = ["feature", "snapshot_index", "step", "normalised_strength"]
     every = style.read(strengths, columns)[columns].merge(living, on="feature")
-    every = every[every["kind"].isin(list(KINDS))]
+    every = every[every["kind"].isin(list(style.MARKERS))]
     parts = []
     for group, chosen in (("all", every), ("matched", every[every["matched"]])):
         by = chosen.groupby(["kind", "snapshot_index", "step"])["normalised_strength"]
@@ -145,7 +165,7 @@ def _by_kind(features: Path, strengths: Path, kinds: Path) -> tuple[pd.DataFrame
         curve = pd.DataFrame({**summed, "features": by.size()})
         parts.append(curve.reset_index().assign(group=group))
     table = pd.concat(parts, ignore_index=True).rename(columns={"kind": "detail"})
-    return table, style.matched_note(living)
+    return table, note
 
 
 def _features(axis: Axes, by_kind: pd.DataFrame, drawn: list[pd.DataFrame]) -> None:
@@ -153,7 +173,7 @@ def _features(axis: Axes, by_kind: pd.DataFrame, drawn: list[pd.DataFrame]) -> N
     if by_kind.empty:
         style.empty(axis, "no kinds of feature in this experiment's analyses")
         return
-    for name, marker in KINDS.items():
+    for name, marker in style.MARKERS.items():
         colour = style.COLOURS[name]
         curves = by_kind[by_kind["detail"] == name].sort_values("step")
         full, matched = (curves[curves["group"] == group] for group in ("all", "matched"))
@@ -180,6 +200,9 @@ def _shown(order: pd.DataFrame) -> list[tuple[str, str, pd.Series]]:
             words = detail.replace("_", "-").removesuffix("-token")
             label = f"features: {words}{of} ({int(row['count']):,})"
             shown.append((label, style.COLOURS[detail], row))
+        elif event.startswith("loss_"):
+            name = event.removeprefix("loss_")
+            shown.append((f"loss below the {name} model's", style.COLOURS[name], row))
         elif detail == "" or row["verdict"] == "forms":
             at = f" at {detail}" if detail else ", median distance"
             shown.append((f"gain: {GAINS[event][0]}{at}", "0.25", row))

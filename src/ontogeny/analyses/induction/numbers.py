@@ -11,7 +11,7 @@ def numbers(experiment: Experiment) -> dict[str, Any]:
     """Onset steps of heads and copying; None where they do not form."""
     table = experiment.table("induction")
     values: dict[str, Any] = {}
-    for event, rows in table[table["event"] != "features"].groupby("event"):
+    for event, rows in table[table["maximum"].notna()].groupby("event"):
         formed = rows[rows["verdict"] == "forms"]
         values[f"{event}_onset"] = formed["onset_step"].min() if len(formed) else None
         values[f"{event}_maximum"] = rows["maximum"].max()

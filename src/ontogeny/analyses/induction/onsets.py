@@ -10,6 +10,7 @@ first crossing of half its maximum, interpolated in log(step + 1), as a feature'
     induction_head_text      the same of natural_induction
     copying_gain             in nats, at each distance and the median over them; _random: of tokens
     features                 the median of the onsets of a kind's features
+    loss_unigram, _bigram    the crossing of the n-gram model's level, of the stage `phases`
 
 The median over five distances lets no head pass that attends, and no model that copies, at one or
 two of them alone. A curve that never exceeds its margin (settings, induction), or whose maximum the
@@ -20,22 +21,24 @@ hold for this one training, and the snapshots on either side bound what any onse
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pandas as pd
 
 from ontogeny.analyses.induction.settings import Induction
+from ontogeny.features.described import KINDS
 from ontogeny.features.histories import normalise, onset
 from ontogeny.files import InputError, write_table
 from ontogeny.settings import Settings
 
 SAMPLES = 32  # bootstrap samples of all heads in memory at a time
 LEAST_FEATURES = 5  # of a kind, for its median onset
-KINDS = ("current_token", "previous_token", "induction", "context")
 ARRAYS = ("value", "control", "chance", "count", "gain")  # of Sums
 
 
@@ -203,9 +206,23 @@ def feature_rows(
             yield row, medians
 
 
+def level_rows(levels: dict[str, Any]) -> Iterator[dict[str, object]]:
+    """Rows of the loss's crossings of the n-gram levels, which have no bootstrap.
+
+    Parameters
+    ----------
+    levels : what the phases stage wrote; NAME_crossing_step is None where the loss stays above.
+    """
+    for name in ("unigram", "bigram"):
+        step = levels[f"{name}_crossing_step"]
+        row: dict[str, object] = {"event": f"loss_{name}", "detail": "", "verdict": "none"}
+        yield row if step is None else row | {"verdict": "forms", "onset_step": step}
+
+
 def measure(
     settings: Settings,
     sums: Path,
+    levels: Path,
     features: Path | None,
     kinds: Path | None,
     table: Path,
@@ -215,8 +232,9 @@ def measure(
 
     Parameters
     ----------
-    sums : HDF5 of the heads stage. features, kinds : Parquet of the features' histories and of
-        their kinds; None leaves the features out.
+    sums : HDF5 of the heads stage. levels : JSON of the phases stage.
+    features, kinds : Parquet of the features' histories and of their kinds; None leaves the
+        features out.
     table, curves : CSV; their columns are in the declaration.
 
     Raises
@@ -253,6 +271,9 @@ def measure(
         points = {"snapshot_index": np.arange(1, len(steps) + 1), "step": steps}
         points |= {"value": event.curve, "low": low, "high": high}
         drawn.append(pd.DataFrame(about | points))
+    for crossing in level_rows(json.loads(levels.read_text())):
+        rows.append(crossing)
+        samples.append(np.empty(0))
     if features is not None and kinds is not None:
         tables = pd.read_parquet(features), pd.read_parquet(kinds)
         for row, at in feature_rows(*tables, analysis.bootstrap, rng):

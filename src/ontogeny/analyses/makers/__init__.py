@@ -1,0 +1,1 @@
+"""Which attention heads make which features, snapshot by snapshot."""

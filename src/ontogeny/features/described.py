@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+KINDS = ("current_token", "previous_token", "induction", "context", "position")
+"""Kinds of feature, in the order in which they are shown; a feature of none of them is 'none'."""
 CLASSES = ("initialisation", "emergent", "transient", "reappearing")
 DOUBTS = {
     "relay": "in a relay: another feature carries the same concept before or after it",

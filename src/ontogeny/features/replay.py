@@ -1,7 +1,7 @@
 """Features on texts that were never extracted: each snapshot is loaded once and reads them all.
 
-A pre-activation is a sum over input sites (readout.py), so that a snapshot's share of it is added up
-and the snapshot's activations are forgotten.
+A pre-activation is a sum over input sites (readout.py), so that a snapshot's share of it is added
+up and the snapshot's activations are forgotten.
 """
 
 from __future__ import annotations

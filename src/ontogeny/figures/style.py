@@ -55,6 +55,14 @@ COLOURS = {
     "previous_token": "#E69F00",
     "induction": "#CC79A7",
     "context": "#D55E00",
+    "position": "#009E73",
+}
+MARKERS = {  # of the kinds of feature
+    "current_token": "o",
+    "previous_token": "s",
+    "induction": "D",
+    "context": "^",
+    "position": "v",
 }
 
 

@@ -18,7 +18,6 @@ HEADS = {
 }
 GAINS = {"copying_gain": ("text", "-"), "copying_gain_random": ("random tokens", "--")}
 SHADES = ("#9ECAE1", "#4292C6", "#08519C", "#D55E00", "#7A4A9E")  # of the distances, ascending
-KINDS = {"current_token": "o", "previous_token": "s", "induction": "D", "context": "^"}
 
 
 def draw(
@@ -137,7 +136,7 @@ def _by_kind(features: Path, strengths: Path, kinds: Path) -> tuple[pd.DataFrame
     living = living[["feature", "matched", "alive", "matched_cosine"]].merge(known, on="feature")
     columns = ["feature", "snapshot_index", "step", "normalised_strength"]
     every = style.read(strengths, columns)[columns].merge(living, on="feature")
-    every = every[every["kind"].isin(list(KINDS))]
+    every = every[every["kind"].isin(list(style.MARKERS))]
     parts = []
     for group, chosen in (("all", every), ("matched", every[every["matched"]])):
         by = chosen.groupby(["kind", "snapshot_index", "step"])["normalised_strength"]
@@ -153,7 +152,7 @@ def _features(axis: Axes, by_kind: pd.DataFrame, drawn: list[pd.DataFrame]) -> N
     if by_kind.empty:
         style.empty(axis, "no kinds of feature in this experiment's analyses")
         return
-    for name, marker in KINDS.items():
+    for name, marker in style.MARKERS.items():
         colour = style.COLOURS[name]
         curves = by_kind[by_kind["detail"] == name].sort_values("step")
         full, matched = (curves[curves["group"] == group] for group in ("all", "matched"))

@@ -29,13 +29,13 @@ import numpy as np
 import pandas as pd
 
 from ontogeny.analyses.induction.settings import Induction
+from ontogeny.features.described import KINDS
 from ontogeny.features.histories import normalise, onset
 from ontogeny.files import InputError, write_table
 from ontogeny.settings import Settings
 
 SAMPLES = 32  # bootstrap samples of all heads in memory at a time
 LEAST_FEATURES = 5  # of a kind, for its median onset
-KINDS = ("current_token", "previous_token", "induction", "context")
 ARRAYS = ("value", "control", "chance", "count", "gain")  # of Sums
 
 

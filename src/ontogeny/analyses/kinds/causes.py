@@ -53,7 +53,7 @@ CONTROLLED = {"induction", "previous_token"}
 RUNS = (*REPLACED, "control")
 LEAST_OFFSET = 2  # of a position: x_{t−1} and one token before it
 BATCH_TOKENS = {"cpu": 1 << 12, "cuda": 1 << 14}  # of a forward pass
-BOOTSTRAP_ENTRIES = 1 << 23  # sums of samples in memory at a time
+BOOTSTRAP_ENTRIES = 1 << 21  # sums of samples in memory at a time
 
 
 def copies(ids: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ CAUSES = Stage(
     makes={"causes": "causes"},
     settings=("kinds.positions", "kinds.active", "analysis.bootstrap", "analysis.seed"),
     cost=Cost(
-        {"forward * snapshots * kinds.positions * corpus.context": 6e-11, "encoding": 1e-11},
+        {"forward * snapshots * kinds.positions * corpus.context": 2.5e-11, "encoding": 1e-11},
         {
             "model": 1,
             "a snapshot as it loads": 1,
@@ -41,11 +41,12 @@ KINDS = Stage(
         "analysis.seed",
     ),
     cost=Cost(
-        {"active features * kinds.permutations": 3.1e-7, "encoding": 1e-11},
+        {"active features * kinds.permutations": 6e-8, "encoding": 1e-11},
         {
             "crosscoder in use": 1,
             "pieces read ahead": 1,
-            "active features": 60,
+            "active features": 30,
+            "held-out rows * kinds.permutations": 50,
             "features * kinds.permutations": 120,
         },
         {"one": 9000, "features": 200},

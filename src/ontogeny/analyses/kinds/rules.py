@@ -43,7 +43,7 @@ SCORES = ("current_token", "previous_token", "position", "copying", "induction",
 SHARES = ("current_token", "previous_token", "position", "context")
 PIECE_ENTRIES = 1 << 20  # activations whose permutations are looked at together
 LEAST_DEVIATION = 1e-6  # of a score over permutations; below it is rounding
-GROUP_ENTRIES = 1 << 23  # sums by group and feature in memory at a time
+GROUP_ENTRIES = 1 << 21  # sums by group and feature in memory at a time
 
 
 def _groups(values: np.ndarray) -> np.ndarray:

@@ -39,7 +39,7 @@ class Kinds(AnalysisSection):
         "cause, held-out ones for a kind by rule.",
     )
     permutations: int = Field(
-        40, ge=20, description="Permutations of each null of the kinds by rule."
+        60, ge=20, description="Permutations of each null of the kinds by rule."
     )
     quantile: float = Field(
         0.95, gt=0, lt=1, description="Quantile of its null that a rule's score has to pass."

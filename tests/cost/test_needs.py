@@ -28,8 +28,8 @@ LARGE = MEDIUM | {
 BEFORE = ("corpus", "pretrain", "extract", "token_table", "basis", "project", "train", "fidelity",
           "features", "tasks")  # fmt: skip
 # In an order in which each finds what it reads. Of complexity its time is all that it takes.
-STAGES = ("dimensionality", "kinds", "contexts", "span", "presence", "attribution", "ablation",
-          "heads", "induction")  # fmt: skip
+STAGES = ("dimensionality", "causes", "kinds", "contexts", "span", "presence", "attribution",
+          "ablation", "heads", "induction")  # fmt: skip
 MEASURED = """
 import os
 import sys

@@ -179,14 +179,16 @@ def write_tables(folder, matching: str = "some"):
         folder / "token_means.csv", index=False
     )
 
-    of_kind = ["current_token"] * 3 + ["previous_token"] * 3 + ["context"] * 2 + ["none"]
-    pd.DataFrame({"feature": living["feature"][:9], "kind": of_kind}).to_parquet(
+    of_kind = ["current_token"] * 3 + ["previous_token"] * 3 + ["context"] * 2 + ["position"]
+    losses = {f"{name}_loss": np.linspace(-1, 1, 9) for name in ("previous_token", "context")}
+    losses |= {"induction_loss": [np.nan] * 8 + [0.9], "induction_control": [np.nan] * 8 + [0.05]}
+    pd.DataFrame({"feature": living["feature"][:9], "kind": of_kind} | losses).to_parquet(
         folder / "kinds.parquet"
     )
-    names = ["current_token", "previous_token", "induction", "context", "none"]
-    pd.DataFrame({"kind": names, "features": [3, 3, 0, 2, 1], "permuted": [0, 0, 0, 1, 8]}).to_csv(
-        folder / "control.csv", index=False
-    )
+    names = ["current_token", "previous_token", "induction", "context", "position", "none"]
+    pd.DataFrame(
+        {"kind": names, "rule": [4, 2, 0, 2, 1, 0], "permuted": [0, 0, 0, 1, 0, 8]}
+    ).to_csv(folder / "control.csv", index=False)
 
     f, s = folder / "features.parquet", folder / "strengths.parquet"
     seeds = [0] if matching == "one seed" else [0, 1]
@@ -203,7 +205,7 @@ def write_tables(folder, matching: str = "some"):
         lifetimes: (f, folder / "classes.csv"),
         directions: (f, folder / "directions.csv", folder / "turning_point.json"),
         dimensionality: (f, folder / "dimensionality.csv"),
-        kinds: (f, s, folder / "kinds.parquet", folder / "control.csv"),
+        kinds: (settings.load(tiny()), f, s, folder / "kinds.parquet", folder / "control.csv"),
         stability: (
             settings.load(tiny()),
             folder / "matches.csv",
@@ -336,11 +338,18 @@ def test_kinds_numbers(drawn):
     table = csv(drawn, kinds)
     counts = table[table["panel"] == "count"].pivot(index="kind", columns="group", values="value")
     assert counts["all"].to_dict() == {
-        "current_token": 3, "previous_token": 3, "induction": 0, "context": 2, "none": 3,
+        "current_token": 3, "previous_token": 3, "induction": 0, "context": 2, "position": 1,
+        "none": 2,
     }  # fmt: skip
     assert counts.loc["context", "permuted"] == 1
+    assert counts.loc["current_token", "rule"] == 4
+    lost = table[table["panel"] == "context"].set_index("feature")
+    assert (lost["value"] == lost["against"]).all()
+    assert len(lost) == 9
+    (induction,) = table[table["panel"] == "induction"].to_dict("records")
+    assert (induction["kind"], induction["value"], induction["against"]) == ("position", 0.9, 0.05)
     strength = table[table["panel"] == "strength"]
-    assert set(strength["kind"]) == {"current_token", "previous_token", "context"}
+    assert set(strength["kind"]) == {"current_token", "previous_token", "context", "position"}
     assert set(strength["group"]) == {"matched", "unmatched"}
     assert (strength["low"] <= strength["high"]).all()
     onset = table[table["panel"] == "onset"]

@@ -253,7 +253,7 @@ def test_every_analysis_runs_and_reruns_alone(experiment):
         assert set(experiment.would_run()) - others == wanted | {"summary"}, name
     assert set(experiment.would_run("circuits")) == wanted | {"circuits"}  # the last: a target
     numbers = json.loads((experiment / RESULTS / "summary.json").read_text())
-    assert {"current_token_features", "dimensionality_least"} <= set(numbers)
+    assert {"kind_current_token", "dimensionality_least"} <= set(numbers)
 
 
 def test_one_more_snapshot_extracts_one_snapshot(experiment, only_tokens):

@@ -11,11 +11,10 @@ import pandas as pd
 import torch
 
 from ontogeny.activations.sites import folder_name
-from ontogeny.analyses.kinds.measure import KINDS
 from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.experiment import Experiment
 from ontogeny.features.contexts import LISTS, Store
-from ontogeny.features.described import CLASSES, DOUBTS
+from ontogeny.features.described import CLASSES, DOUBTS, KINDS
 from ontogeny.figures.style import COLOURS
 from ontogeny.files import InputError
 from ontogeny.version import VERSION

@@ -27,6 +27,7 @@ class Readout:
 
     Attributes
     ----------
+    inputs : (snapshot, layer, stream) of each input site.
     scales : (N_in,) normalisation constants, by which raw activations are multiplied.
     """
 
@@ -40,6 +41,7 @@ class Readout:
         self._table = crosscoder.table
         basis = crosscoder._basis
         self._basis = None if basis is None else basis.unflatten(0, shape)  # (N_in, D, R)
+        self.inputs = about.inputs
         self.scales = crosscoder.scales_in
         # Where each snapshot has its gate, the first to open is that of the strongest.
         self._r = crosscoder._gate_norms().amax(1)[features]

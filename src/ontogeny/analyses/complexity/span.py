@@ -54,6 +54,7 @@ from ontogeny.corpus.build import Tokens
 from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.crosscoder.readout import Readout
 from ontogeny.features.held_out import held_out
+from ontogeny.features.replay import Key, readers
 from ontogeny.files import InputError, write_table
 from ontogeny.progress import bar
 from ontogeny.settings import Settings
@@ -63,7 +64,6 @@ RUNS = ("alone", "replaced")
 PREFIXES = 4  # texts that stand in for what was before
 BATCH_TOKENS = 1 << 14  # of a forward pass, with those that it continues
 SAME = 0.01  # largest relative difference that is rounding, in half precision too
-Key = tuple[int, str]  # (layer, stream)
 
 
 def grid(longest: int) -> list[int]:
@@ -263,30 +263,18 @@ def on_suffixes(
     before = prefixes.shape[1]
     batches = list(_batches(blocks, block, offset, pairs, lengths, prefix, before))
     device = devices.choose(settings.device)
-    dtype = devices.precision(settings.activations.precision, device)
-    stored = getattr(torch, settings.activations.dtype)
-    inputs = crosscoder.about.inputs
     features, which = np.unique(pairs.feature, return_inverse=True)
     readout = Readout(crosscoder, torch.from_numpy(features))
     of_pair = torch.from_numpy(which).to(device)
     texts = torch.from_numpy(prefixes.astype(np.int64)).to(device)
     sums = torch.zeros(2, len(lengths), len(which), device=device)
-    by_snapshot: dict[int, list[int]] = {}
-    for n, site in enumerate(inputs):
-        by_snapshot.setdefault(site[0], []).append(n)
-    tokens = sum(batch.ids.numel() for batch in batches) * len(by_snapshot)
+    steps = {step for step, *_ in readout.inputs}
+    tokens = sum(batch.ids.numel() for batch in batches) * len(steps)
     with bar("span: suffixes", tokens, "tokens") as progress:
-        for step, numbers in by_snapshot.items():
-            wanted = {(inputs[n][1], inputs[n][2]): (n, readout.weights(n)) for n in numbers}
-            keys = list(wanted)
-            model = sites.load_model(
-                snapshots / f"step{step}",
-                device,
-                dtype,
-                settings.snapshots.remote_code,
-                last_layer=max(layer for layer, _ in wanted),
-            )
-            continues = _continues(model, texts[0], batches[-1].ids[:4].to(device), keys[-1])
+        for reader in readers(settings, readout, snapshots):
+            model = reader.model
+            last = batches[-1].ids[:4].to(device)
+            continues = _continues(model, texts[0], last, reader.keys[-1])
             for number, group in groupby(batches, lambda batch: batch.prefix):
                 with ExitStack() as stack:
                     if number >= 0 and continues:
@@ -295,16 +283,11 @@ def on_suffixes(
                         ids = batch.ids.to(device)
                         if number >= 0 and not continues:
                             ids = _joined(texts[number], ids)
-                        values = sites.read(model, ids, keys)
                         into, ends = batch.into.to(device), batch.ends.to(device)
-                        for key, (n, E) in wanted.items():
-                            x = values[key][:, -1].to(stored).float() * readout.scales[n]
-                            x -= readout.centre(n, ids[:, -1])
-                            sums[batch.run, batch.length, into] += (x[ends] * E[of_pair[into]]).sum(
-                                1
-                            )
+                        share = reader.share(ids, ends, of_pair[into])
+                        sums[batch.run, batch.length, into] += share
                         progress.update(batch.ids.numel())
-            del model
+            del reader, model
     return readout.activations(sums, of_pair).cpu().numpy()
 
 

@@ -1,4 +1,4 @@
-"""When features of each kind appear."""
+"""When features of each kind appear, how many there are, and what they lose."""
 
 from __future__ import annotations
 
@@ -9,71 +9,64 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from ontogeny.analyses.kinds.settings import Kinds
 from ontogeny.figures import style
+from ontogeny.settings import Settings
 
-KINDS = {"current_token": "o", "previous_token": "s", "induction": "D", "context": "^"}
+LEAST_FEATURES = 5  # of a kind, for its median onset to stand in the title
+SHOWN = (-0.3, 1.05)  # losses; those beyond stand at the edge
 
 
-def draw(features: Path, strengths: Path, kinds: Path, control: Path, output: Path) -> None:
-    """Mean normalised strength by kind, onsets by kind, and how many there are.
+def draw(
+    settings: Settings,
+    features: Path,
+    strengths: Path,
+    kinds: Path,
+    control: Path,
+    output: Path,
+) -> None:
+    """Strength by kind, onsets, how many there are, and what they lose when tokens are replaced.
 
     Parameters
     ----------
     features : the features table; feature, alive, matched, matched_cosine, onset_step.
     strengths : the strengths table; feature, snapshot_index, step, normalised_strength.
-    kinds : the kinds table; feature, kind.
-    control : the control's table; kind, features, permuted.
-    output : path without ending. Its CSV has panel ('strength', 'onset', 'count'), kind, group
-        ('matched', 'unmatched'; of 'count' 'all', 'matched', 'permuted'), snapshot_index, step,
-        low, high, value: for 'strength' the mean and quartiles; for 'onset' the share of the kind's
-        features with onset at or before the step; for 'count' the number of features.
+    kinds : the kinds table; feature, kind and the losses.
+    control : the control's table; kind, rule, permuted.
+    output : path without ending. Its CSV has panel, kind, group, feature, snapshot_index, step,
+        low, high, value and against. By panel the value is
+            strength : mean over features, with quartiles; group 'matched' or 'unmatched'
+            onset : share of the kind's features with onset at or before the step; groups likewise
+            count : number of features; group 'all', 'matched', 'rule' or 'permuted'
+            induction : loss of a feature when what followed earlier copies is replaced, against
+                that of its control
+            context : loss when the previous token is replaced, against that when all before it is
 
     References
     ----------
     docs/method.md 6.
     """
+    section = settings.section(Kinds)
     living = style.read_living(features, ["onset_step"])
-    known = style.read(kinds, ["feature", "kind"])
-    living = living.merge(known[["feature", "kind"]], on="feature", how="left")
-    living["kind"] = living["kind"].fillna("none")
+    losses = [f"{name}_loss" for name in ("induction", "previous_token", "context")]
+    known = style.read(kinds, ["feature", "kind", "induction_control", *losses])
+    names = ["feature", "kind", "induction_control", *losses]
+    living = living.merge(known[names], on="feature", how="left").fillna({"kind": "none"})
     columns = ["feature", "snapshot_index", "step", "normalised_strength"]
     every = style.read(strengths, columns)[columns].merge(
         living[["feature", "kind", "matched"]], on="feature"
     )
-    twin = style.read(control, ["kind", "features", "permuted"]).set_index("kind")
+    twin = style.read(control, ["kind", "rule", "permuted"]).set_index("kind")
     snapshots = every[["snapshot_index", "step"]].drop_duplicates().sort_values("step")
     numbers, steps = list(snapshots["snapshot_index"]), list(snapshots["step"])
     drawn: list[pd.DataFrame] = []
     with style.paper():
-        figure = style.new_figure(180, 125)
-        grid = figure.subplots(2, 2)
+        figure = style.new_figure(180, 190)
+        grid = figure.subplots(3, 2)
         for letter, kind, axis in zip("ab", style.KINDS, grid[0], strict=True):
-            for name, marker in KINDS.items():
-                some = every[every["kind"] == name]
-                count = some["feature"].nunique()
-                if not count:
-                    continue
-                colour = style.COLOURS[name]
-                label = f"{name.replace('_', '-').replace('-token', ' token')} ({count:,})"
-                axis.plot([], [], marker + "-", color=colour, label=label)
-                for group, part in style.by_match(some).items():
-                    if part.empty:
-                        continue
-                    curve = _curve(part, name, group)
-                    if group == "matched":
-                        axis.fill_between(
-                            curve["step"], curve["low"], curve["high"], color=colour, alpha=0.13,
-                            linewidth=0,
-                        )  # fmt: skip
-                    axis.plot(
-                        curve["step"],
-                        curve["value"],
-                        marker + "-" if group == "matched" else ":",
-                        color=colour,
-                        alpha=1 if group == "matched" else 0.6,
-                    )
-                    if kind == "log":
-                        drawn.append(curve)
+            curves = _strengths(axis, every)
+            if kind == "log":
+                drawn += curves
             axis.set_ylim(0, 1.02)
             style.step_axis(axis, max(steps), kind)
             style.mark_snapshots(axis, numbers, steps, kind)
@@ -81,14 +74,70 @@ def draw(features: Path, strengths: Path, kinds: Path, control: Path, output: Pa
         grid[0, 0].set_ylabel("strength / peak strength")
         _onsets(grid[1, 0], living, max(steps), drawn)
         _counts(grid[1, 1], living, twin, drawn)
+        _losses(grid[2, 0], living, "induction", "induction_control", "induction_loss", drawn)
+        _losses(grid[2, 1], living, "context", "context_loss", "previous_token_loss", drawn)
+        lines: dict[str, Any] = {"color": "0.4", "linewidth": 0.6, "linestyle": "--", "zorder": 0}
+        for axis in grid[2]:
+            axis.axhline(section.loss, **lines)
+        grid[2, 0].axvline(section.control, **lines)
+        grid[2, 1].axvline(section.loss, **lines)
+        grid[2, 0].set(
+            xlabel="loss, as many other tokens replaced",
+            ylabel="loss, tokens after earlier copies replaced",
+        )
+        grid[2, 1].set(
+            xlabel="loss, all before the previous token replaced",
+            ylabel="loss, previous token replaced",
+        )
         style.title(grid[1, 0], "c", "onsets")
         style.title(grid[1, 1], "d", "features of each kind")
-        figure.suptitle(style.matched_note(living), x=0.01, ha="left")
+        style.title(grid[2, 0], "e", "induction, one dot per feature")
+        style.title(grid[2, 1], "f", "previous token and context")
+        figure.suptitle(_order(living) + style.matched_note(living), x=0.01, ha="left")
         handles = grid[0, 0].get_legend_handles_labels()
-        figure.legend(*handles, loc="outside lower center", ncols=4)
-        names = ["panel", "kind", "group", "snapshot_index", "step", "low", "high", "value"]
-        table = pd.concat(drawn, ignore_index=True).reindex(columns=names)
-        style.save(figure, table.astype({"snapshot_index": "Int64"}), output)
+        figure.legend(*handles, loc="outside lower center", ncols=5)
+        names = ["panel", "kind", "group", "feature", "snapshot_index", "step", "low", "high"]
+        table = pd.concat(drawn, ignore_index=True).reindex(columns=[*names, "value", "against"])
+        table = table.astype({"snapshot_index": "Int64", "feature": "Int64"})
+        style.save(figure, table, output)
+
+
+def _words(kind: str) -> str:
+    return kind.replace("_", "-").replace("-token", " token")
+
+
+def _order(living: pd.DataFrame) -> str:
+    """In which order the kinds appear, in words; '' where there are no two."""
+    by_kind = living[living["kind"] != "none"].groupby("kind")["onset_step"]
+    medians = by_kind.median()[by_kind.size() >= LEAST_FEATURES].sort_values()
+    if len(medians) < 2:
+        return ""
+    order = ", ".join(f"{_words(str(kind))} {at:,.0f}" for kind, at in medians.items())
+    return f"Median onset, step: {order}\n"
+
+
+def _strengths(axis: Axes, every: pd.DataFrame) -> list[pd.DataFrame]:
+    """Mean strength of each kind over steps, with quartiles of the matched features."""
+    curves = []
+    for name, marker in style.MARKERS.items():
+        of_kind = every[every["kind"] == name]
+        count = of_kind["feature"].nunique()
+        if not count:
+            continue
+        colour = style.COLOURS[name]
+        axis.plot([], [], marker + "-", color=colour, label=f"{_words(name)} ({count:,})")
+        for group, part in style.by_match(of_kind).items():
+            if part.empty:
+                continue
+            curve = _curve(part, name, group)
+            look: dict[str, Any] = {"linestyle": ":", "alpha": 0.6}
+            if group == "matched":
+                band = (curve["step"], curve["low"], curve["high"])
+                axis.fill_between(*band, color=colour, alpha=0.13, linewidth=0)
+                look = {"linestyle": "-", "marker": marker}
+            axis.plot(curve["step"], curve["value"], color=colour, **look)
+            curves.append(curve)
+    return curves
 
 
 def _curve(some: pd.DataFrame, kind: str, group: str) -> pd.DataFrame:
@@ -101,7 +150,7 @@ def _curve(some: pd.DataFrame, kind: str, group: str) -> pd.DataFrame:
 
 def _onsets(axis: Axes, living: pd.DataFrame, last: float, drawn: list[pd.DataFrame]) -> None:
     """Share of each kind's features that have appeared, over steps."""
-    for name in KINDS:
+    for name in style.MARKERS:
         some = living[living["kind"] == name]
         for group, part in style.by_match(some).items():
             if part.empty:
@@ -127,29 +176,53 @@ def _onsets(axis: Axes, living: pd.DataFrame, last: float, drawn: list[pd.DataFr
 def _counts(
     axis: Axes, living: pd.DataFrame, twin: pd.DataFrame, drawn: list[pd.DataFrame]
 ) -> None:
-    """Numbers of features, matched ones, and of the permuted twin."""
-    names = [*KINDS, "none"]
-    bars = {
-        "all": [int((living["kind"] == n).sum()) for n in names],
-        "matched": [int(((living["kind"] == n) & living["matched"]).sum()) for n in names],
-        "permuted": [int(twin["permuted"].get(n, 0)) for n in names],
+    """Numbers of features, of matched ones, and what the rules say of them and of permuted ones."""
+    names = [*style.MARKERS, "none"]
+    of_kind = {name: living[living["kind"] == name] for name in names}
+    counts = {
+        "all": [len(part) for part in of_kind.values()],
+        "matched": [int(part["matched"].sum()) for part in of_kind.values()],
+        "rule": [int(twin["rule"].get(name, 0)) for name in names],
+        "permuted": [int(twin["permuted"].get(name, 0)) for name in names],
     }
-    colours = {"all": style.COLOURS["all"], "matched": style.COLOURS["matched"], "permuted": "none"}
-    labels = {"all": "all living", "matched": "matched", "permuted": "activations permuted"}
-    for i, (group, counts) in enumerate(bars.items()):
-        place = np.arange(len(names)) + 0.27 * (i - 1)
-        edge = "0.3" if group == "permuted" else "none"
-        shown = axis.bar(
-            place, counts, 0.25, color=colours[group], edgecolor=edge, linewidth=0.7,
-            label=labels[group],
-        )  # fmt: skip
-        axis.bar_label(shown, [f"{count:,}" for count in counts], fontsize=5.5, padding=1)
-        drawn.append(
-            pd.DataFrame({"kind": names, "value": counts}).assign(panel="count", group=group)
-        )
-    axis.set_xticks(range(len(names)), [n.replace("_", "\n") for n in names])
+    colours = [style.COLOURS.get(name, style.COLOURS["unsure"]) for name in names]
+    at = np.arange(len(names))
+    looks: dict[str, dict[str, Any]] = {
+        "all": {"color": colours, "alpha": 0.4},
+        "matched": {"color": colours},
+        "rule": {"color": "none", "edgecolor": "0.2", "linewidth": 0.7},
+        "permuted": {"color": "0.2", "linewidth": 0},
+    }
+    labels = {"all": "living (full: matched)", "rule": "by rule", "permuted": "by rule, permuted"}
+    for group, own in counts.items():
+        place = {"all": -0.2, "matched": -0.2, "rule": 0.14, "permuted": 0.36}[group]
+        width = 0.12 if group == "permuted" else 0.32
+        bars = axis.bar(at + place, own, width, label=labels.get(group), **looks[group])
+        if group in ("all", "rule"):
+            axis.bar_label(bars, [f"{count:,}" for count in own], fontsize=5.5, padding=1)
+        drawn.append(pd.DataFrame({"kind": names, "value": own}).assign(panel="count", group=group))
+    axis.set_xticks(at, [name.replace("_", "\n") for name in names])
     axis.set_yscale("symlog", linthresh=1)
-    axis.set_ylim(0, 600 * max(1, *bars["all"], *bars["permuted"]))
+    axis.set_ylim(0, 60 * max(1, *counts["all"], *counts["permuted"], *counts["rule"]))
     axis.yaxis.set_major_formatter("{x:g}")
     axis.set_ylabel("features (log axis)")
     axis.legend(loc="upper right")
+
+
+def _losses(
+    axis: Axes, living: pd.DataFrame, panel: str, x: str, y: str, drawn: list[pd.DataFrame]
+) -> None:
+    """One dot per feature of which both losses are known, coloured by its kind."""
+    known = living[living[x].notna() & living[y].notna()]
+    for name in ["none", *style.MARKERS]:
+        part = known[known["kind"] == name]
+        axis.scatter(
+            part[x].clip(*SHOWN), part[y].clip(*SHOWN), s=6, linewidths=0, alpha=0.7,
+            marker=style.MARKERS.get(name, "o"),
+            color=style.COLOURS.get(name, style.COLOURS["unsure"]),
+        )  # fmt: skip
+        own = {"kind": name, "feature": part["feature"], "value": part[y], "against": part[x]}
+        drawn.append(pd.DataFrame(own).assign(panel=panel))
+    if known.empty:
+        style.empty(axis, "too few positions with replaced tokens")
+    axis.set(xlim=SHOWN, ylim=SHOWN)

@@ -4,24 +4,42 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from ontogeny.experiment import Experiment
+from ontogeny.features.described import KINDS
 
 
 def numbers(experiment: Experiment) -> dict[str, Any]:
-    """Features of each kind, and when they appear: median and quartiles of the onset step."""
+    """Living features of each kind, and when they appear: median onset with its quartiles and the
+    median's 95% interval over features; all and matched ones."""
     control = experiment.table("kinds_control").set_index("kind")
-    features = experiment.table("features").merge(experiment.table("kinds"), on="feature")
+    features = experiment.table("features")
+    living = features[features["alive"]].merge(experiment.table("kinds"), on="feature", how="left")
+    living = living.fillna({"kind": "none"})
+    analysis = experiment.settings.analysis
+    rng = np.random.default_rng(analysis.seed)
     values: dict[str, Any] = {
         "kinds_permuted_features": int(control["permuted"].drop("none").sum()),
     }
-    for kind in control.index.drop("none"):
-        living = features[features["alive"] & (features["kind"] == kind)]
-        values[f"{kind}_features"] = int(control.loc[kind, "features"])
-        for group, part in (("", living), ("_matched", living[living["matched"]])):
-            onset = part["onset_step"].quantile([0.25, 0.5, 0.75]) if len(part) else [None] * 3
-            names = ("q25", "median", "q75")
-            values |= {
-                f"{kind}_onset_{name}{group}": value
-                for name, value in zip(names, onset, strict=True)
-            }
+    for kind in (*KINDS, "none"):
+        of_kind = living[living["kind"] == kind]
+        for group, part in (("", of_kind), ("_matched", of_kind[of_kind["matched"]])):
+            values[f"kind_{kind}{group}"] = len(part)
+            if kind != "none":
+                values |= {
+                    f"{kind}_onset_{name}{group}": value
+                    for name, value in onsets(part["onset_step"], analysis.bootstrap, rng).items()
+                }
     return values
+
+
+def onsets(at: pd.Series, samples: int, rng: np.random.Generator) -> dict[str, float | None]:
+    """Quartiles of some onsets, and the 95% interval of the median over features."""
+    if at.empty:
+        return dict.fromkeys(("q25", "median", "q75", "low", "high"))
+    x = at.to_numpy(dtype=float)
+    medians = np.median(x[rng.integers(0, len(x), (samples, len(x)))], 1)
+    found = [*np.quantile(x, [0.25, 0.5, 0.75]), *np.quantile(medians, [0.025, 0.975])]
+    return dict(zip(("q25", "median", "q75", "low", "high"), map(float, found), strict=True))

@@ -29,8 +29,8 @@ experiment
     levels (levels.json), turning (turning_point.json's group `all`) or null; kinds, tasks (names,
     and what the model does with each), sites (of the lens), matrix (m indices of snapshots),
     classes, doubts (why a feature's births and deaths are doubtful); names (L strings,
-    '' where a feature has none), if it has names; colours; shard, text_features, near; contexts {top,
-    quantiles, near_misses, window} or null;
+    '' where a feature has none), if it has names; colours; shard, text_features, near;
+    contexts {top, quantiles, near_misses, window} or null;
     missing {ANALYSIS: why it is not there}; command; version
 features, (L,) each; float32 as in the tables, NaN where not known
     feature u4, peak u2 (index from 1), onset f4 (step), settled f4 (step), lifetime f4, strength f4

@@ -81,7 +81,7 @@ rule numbers:
     message:
         "Gathering the numbers"
     shell:
-        "ontogeny numbers {params.experiment} 2>&1 | tee {log}"
+        "ontogeny summary {params.experiment} --numbers 2>&1 | tee {log}"
 
 
 # Of figures and atlas, the seconds and bytes: it comes last.

@@ -454,20 +454,12 @@ def _figure(declared: Figure) -> click.Command:
 
 @main.command()
 @of_experiment
-def numbers(experiment: Experiment) -> None:
-    """Gather what an experiment has found in numbers.json."""
-    from ontogeny import summary as stage
-
-    stage.gather(experiment)
-
-
-@main.command()
-@of_experiment
-def summary(experiment: Experiment) -> None:
+@click.option("--numbers", is_flag=True, help="What was found alone, in numbers.json.")
+def summary(experiment: Experiment, numbers: bool) -> None:
     """Gather a finished experiment's numbers in summary.json."""
     from ontogeny import summary as stage
 
-    stage.summarise(experiment)
+    (stage.gather if numbers else stage.summarise)(experiment)
 
 
 @main.command()

@@ -18,6 +18,7 @@ rule extract:
         benchmark_of("extract/{step}")
     conda:
         CONDA
+    priority: FIRST["rows"]
     resources:
         **needs("extract"),
     params:
@@ -95,6 +96,7 @@ rule token_table:
         benchmark_of("token_table/{site}")
     conda:
         CONDA
+    priority: FIRST["token_table"]
     resources:
         **needs("token_table"),
     params:
@@ -122,6 +124,7 @@ rule basis:
         benchmark_of("basis/{sites}")
     conda:
         CONDA
+    priority: FIRST["rows"]
     threads: 2
     resources:
         **needs("basis"),
@@ -151,6 +154,7 @@ rule project:
         benchmark_of("project/{sites}.{shard}")
     conda:
         CONDA
+    priority: FIRST["rows"]
     threads: 2
     resources:
         **needs("project"),

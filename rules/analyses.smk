@@ -17,6 +17,7 @@ for stage in registry.stages().values():
         benchmark:
             benchmark_of(named(stage))
         localrule: stage.local
+        priority: FIRST["core"] if stage.core else 0
         conda:
             CONDA
         resources:

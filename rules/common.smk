@@ -37,6 +37,8 @@ BASES = E.bases(DICTIONARIES)
 # By the name of the module that holds its rules, which no rule or helper of ours begins with.
 REPLICATES = {f"replicate_{name}": S.replicate(name) for name in S.replicates}
 TEXT, MODEL, ROWS = lineage.text(E), lineage.model(E), lineage.rows(E)
+# What the longest path needs starts first, and what takes long before what is short: priorities.
+FIRST = {"pretrain": 6, "token_table": 5, "rows": 4, "train": 3, "fidelity": 2, "core": 1}
 _claimed = []
 
 

@@ -12,6 +12,7 @@ rule train:
         benchmark_of("train/{crosscoder}-{seed}")
     conda:
         CONDA
+    priority: FIRST["train"]
     threads: lambda w: DICTIONARIES[w.crosscoder].threads * DICTIONARIES[w.crosscoder].devices
     resources:
         **needs("train"),
@@ -40,6 +41,7 @@ rule fidelity:
         benchmark_of("fidelity/{crosscoder}-{seed}")
     conda:
         CONDA
+    priority: FIRST["fidelity"]
     resources:
         **needs("fidelity"),
     params:

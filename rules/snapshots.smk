@@ -25,7 +25,7 @@ if SOURCE == "pretrain":
             benchmark_of("pretrain/{leg}")
         conda:
             CONDA
-        priority: 10  # everything waits for it
+        priority: FIRST["pretrain"]
         threads: S.snapshots.pretrain.threads
         resources:
             **needs("pretrain"),

@@ -330,7 +330,7 @@ def test_tables(stages):
     assert context["verdict"] == "none"  # of three features there is no median
     none = table[table["verdict"] == "none"]
     assert none[["onset_step", "low", "high"]].isna().all().all()
-    assert (table["verdict"] == "none").sum() == 17 + 4
+    assert (table["verdict"] == "none").sum() == 17 + 6
     assert len(curves) == 17 * 3
     assert curves.groupby("event")["detail"].nunique()["induction_head"] == 1
 

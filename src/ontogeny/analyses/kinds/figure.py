@@ -82,8 +82,8 @@ def draw(
         grid[2, 0].axvline(section.control, **lines)
         grid[2, 1].axvline(section.loss, **lines)
         grid[2, 0].set(
-            xlabel="loss, as many other tokens replaced",
-            ylabel="loss, tokens after earlier copies replaced",
+            xlabel="loss under the control: as many other tokens replaced",
+            ylabel="loss, earlier continuation replaced",
         )
         grid[2, 1].set(
             xlabel="loss, all before the previous token replaced",

@@ -123,6 +123,7 @@ def measure(
     found.insert(0, "feature", living)
     for name in REPLACED:
         by_feature = losses[losses["replaced"] == name].set_index("feature").reindex(living)
+        by_feature = by_feature.where(by_feature["positions"] >= section.active)
         found[f"{name}_loss"] = by_feature["loss"].to_numpy()
         if name in CONTROLLED:
             found[f"{name}_control"] = by_feature["control"].to_numpy()

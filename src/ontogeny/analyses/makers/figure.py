@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 
 from ontogeny.figures import style
 
+MADE = 0.5  # mean loss from which a kind's share is drawn over steps
 ORDER = ["all", *style.MARKERS, "none"]
 ROLES = {
     "previous_token_head": "previous-token",
@@ -23,6 +24,8 @@ def draw(
     by_kind: Path, curves: Path, heads: Path | None, attention: Path | None, output: Path
 ) -> None:
     """Mean loss by head and kind; the strongest head's share by snapshot, beside its attention.
+
+    Shares are drawn of the kinds that lose at least half of their activation.
 
     Parameters
     ----------
@@ -52,7 +55,7 @@ def draw(
             return
         drawn = [_matrix(matrix, table, roles)]
         numbers, steps = style.snapshots(every)
-        strongest = table[table["strongest"].astype(bool)]
+        strongest = table[table["strongest"].astype(bool) & (table["loss"] >= MADE)]
         names_of = zip(strongest["kind"], strongest["layer"], strongest["head"], strict=True)
         best = {kind: (int(layer), int(head)) for kind, layer, head in names_of}
         for kind, axis in zip(style.KINDS, grid, strict=True):
@@ -122,7 +125,14 @@ def _matrix(axis: Axes, table: pd.DataFrame, roles: dict[Head, list[str]]) -> pd
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     axis.set_ylabel("head ablated, layer.head")
-    style.title(axis, "a", "mean share of a feature's activation that is lost")
+    named = table[table["strongest"].astype(bool) & table["kind"].isin(list(style.MARKERS))]
+    most = (named if len(named) else table).sort_values("loss").iloc[-2:][::-1]
+    findings = [
+        f"{row.kind.replace('_', '-').replace('-token', ' token')} features lose {row.loss:.0%} "
+        f"without head {row.layer}.{row.head}"
+        for row in most.itertuples()
+    ]
+    style.title(axis, "a", ", ".join(findings))
     return table.rename(columns={"loss": "value"})[
         ["kind", "layer", "head", "features", "value", "low", "high"]
     ].assign(panel="loss")

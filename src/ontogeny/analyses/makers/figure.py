@@ -14,6 +14,7 @@ MADE = 0.5  # mean loss from which a kind's share is drawn over steps
 ORDER = ["all", *style.MARKERS, "none"]
 ROLES = {
     "previous_token_head": "previous-token",
+    "induction_head_text": "induction",
     "induction_head": "induction",
     "duplicate_token_head": "duplicate-token",
     "fixed_distance_head": "fixed-distance",
@@ -97,7 +98,8 @@ def _roles(
     curves = pd.read_csv(attention, dtype={"detail": str})
     for _, row in events[events["event"].isin(ROLES) & (events["verdict"] == "forms")].iterrows():
         layer, head = (int(number) for number in row["detail"].split("."))
-        roles.setdefault((layer, head), []).append(ROLES[row["event"]])
+        of = roles.setdefault((layer, head), [])
+        of += [ROLES[row["event"]]] if ROLES[row["event"]] not in of else []
         if (layer, head) not in attends:
             own = curves[(curves["event"] == row["event"]) & (curves["detail"] == row["detail"])]
             attends[layer, head] = own
@@ -127,11 +129,9 @@ def _matrix(axis: Axes, table: pd.DataFrame, roles: dict[Head, list[str]]) -> pd
     axis.set_ylabel("head ablated, layer.head")
     named = table[table["strongest"].astype(bool) & table["kind"].isin(list(style.MARKERS))]
     most = (named if len(named) else table).sort_values("loss").iloc[-2:][::-1]
-    findings = [
-        f"{row.kind.replace('_', '-').replace('-token', ' token')} features lose {row.loss:.0%} "
-        f"without head {row.layer}.{row.head}"
-        for row in most.itertuples()
-    ]
+    of_kind = most["kind"].str.replace("_", "-")
+    cells = zip(of_kind, most["loss"], most["layer"], most["head"], strict=True)
+    findings = [f"{n} features lose {x:.0%} without head {i}.{j}" for n, x, i, j in cells]
     style.title(axis, "a", ", ".join(findings))
     return table.rename(columns={"loss": "value"})[
         ["kind", "layer", "head", "features", "value", "low", "high"]

@@ -254,7 +254,7 @@ def kinds(tmp_path_factory):
     steps, names = [0, 10, 100, 1000], [(0, 0), (0, 1), (1, 0), (1, 1)]
     share = 0.01 * rng.random((24, 4, 4))
     share[:10, 3, 2:] += 0.4
-    share[10:20, 0] += 0.2
+    share[10:20, 0] += 0.1
     with h5py.File(folder / "shares.h5", "w") as file:
         file["share"], file["feature"], file["step"] = share, np.arange(24) * 2, steps
         file["layer"], file["head"] = np.array(names).T
@@ -305,7 +305,8 @@ def test_figure_of_makers(kinds, tmp_path, monkeypatch):
     attention_ = drawn[drawn["panel"] == "attention"]
     assert attention_["value"].tolist() == pytest.approx([0, 1 / 6, 0.5, 1])
     assert set(attention_["role"]) == {"induction"}
-    shares = drawn[(drawn["panel"] == "share") & (drawn["kind"] == "induction")]
+    shares = drawn[drawn["panel"] == "share"]
+    assert set(shares["kind"]) == {"induction"}  # context loses less than half
     curve = share[1:10, 3].mean(0)
     assert shares["value"].tolist() == pytest.approx(list(curve / curve.max()))
     figure.draw(*tables, None, None, tmp_path / "alone")

@@ -203,9 +203,8 @@ def _shown(order: pd.DataFrame) -> list[tuple[str, str, pd.Series]]:
         elif event.startswith("loss_"):
             name = event.removeprefix("loss_")
             shown.append((f"loss below the {name} model's", style.COLOURS[name], row))
-        elif detail == "" or row["verdict"] == "forms":
-            at = f" at {detail}" if detail else ", median distance"
-            shown.append((f"gain: {GAINS[event][0]}{at}", "0.25", row))
+        elif detail == "":  # single distances are in the table
+            shown.append((f"copying gain: {GAINS[event][0]}", "0.25", row))
     return shown
 
 

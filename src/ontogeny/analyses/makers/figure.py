@@ -10,9 +10,11 @@ from matplotlib.axes import Axes
 
 from ontogeny.figures import style
 
+MADE = 0.5  # mean loss from which a kind's share is drawn over steps
 ORDER = ["all", *style.MARKERS, "none"]
 ROLES = {
     "previous_token_head": "previous-token",
+    "induction_head_text": "induction",
     "induction_head": "induction",
     "duplicate_token_head": "duplicate-token",
     "fixed_distance_head": "fixed-distance",
@@ -23,6 +25,8 @@ def draw(
     by_kind: Path, curves: Path, heads: Path | None, attention: Path | None, output: Path
 ) -> None:
     """Mean loss by head and kind; the strongest head's share by snapshot, beside its attention.
+
+    Shares are drawn of the kinds that lose at least half of their activation.
 
     Parameters
     ----------
@@ -52,7 +56,7 @@ def draw(
             return
         drawn = [_matrix(matrix, table, roles)]
         numbers, steps = style.snapshots(every)
-        strongest = table[table["strongest"].astype(bool)]
+        strongest = table[table["strongest"].astype(bool) & (table["loss"] >= MADE)]
         names_of = zip(strongest["kind"], strongest["layer"], strongest["head"], strict=True)
         best = {kind: (int(layer), int(head)) for kind, layer, head in names_of}
         for kind, axis in zip(style.KINDS, grid, strict=True):
@@ -94,7 +98,8 @@ def _roles(
     curves = pd.read_csv(attention, dtype={"detail": str})
     for _, row in events[events["event"].isin(ROLES) & (events["verdict"] == "forms")].iterrows():
         layer, head = (int(number) for number in row["detail"].split("."))
-        roles.setdefault((layer, head), []).append(ROLES[row["event"]])
+        of = roles.setdefault((layer, head), [])
+        of += [ROLES[row["event"]]] if ROLES[row["event"]] not in of else []
         if (layer, head) not in attends:
             own = curves[(curves["event"] == row["event"]) & (curves["detail"] == row["detail"])]
             attends[layer, head] = own
@@ -122,7 +127,12 @@ def _matrix(axis: Axes, table: pd.DataFrame, roles: dict[Head, list[str]]) -> pd
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     axis.set_ylabel("head ablated, layer.head")
-    style.title(axis, "a", "mean share of a feature's activation that is lost")
+    named = table[table["strongest"].astype(bool) & table["kind"].isin(list(style.MARKERS))]
+    most = (named if len(named) else table).sort_values("loss").iloc[-2:][::-1]
+    of_kind = most["kind"].str.replace("_", "-")
+    cells = zip(of_kind, most["loss"], most["layer"], most["head"], strict=True)
+    findings = [f"{n} features lose {x:.0%} without head {i}.{j}" for n, x, i, j in cells]
+    style.title(axis, "a", ", ".join(findings))
     return table.rename(columns={"loss": "value"})[
         ["kind", "layer", "head", "features", "value", "low", "high"]
     ].assign(panel="loss")

@@ -70,7 +70,9 @@ def test_the_bill_has_them_where_the_default_target_trains_them(tmp_path):
 
 def test_a_replicate_of_the_model_has_none():
     changes = {"frontier": SECTION, "analyses": ["kinds", "frontier"]}
-    s = settings.load(tiny(changes | {"replicates": {"other": {"seed": 1}}})).replicate("other")
+    s = settings.load(
+        tiny(changes | {"replicates": {"other": {"snapshots.pretrain.seed": 1}}})
+    ).replicate("other")
     assert (list(s.all_crosscoders), s.analyses) == (["batchtopk"], ["kinds"])
     assert settings.load(s.model_dump(mode="json")) == s
 

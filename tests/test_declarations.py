@@ -58,7 +58,7 @@ def test_a_toy_analysis_gets_all_that_ours_have(experiment, added):
     checkout.configure({})
     assert set(checkout.would_run("toy")) == {"toy", "measure_toy", "figure_toy"}
     checkout.configure({"analyses": ["dimensionality", "kinds", "toy"]})
-    assert set(checkout.would_run()) == {"measure_toy", "figure_toy", "summary"}
+    assert set(checkout.would_run()) == {"measure_toy", "figure_toy", "numbers", "summary"}
     bill = checkout.command("ontogeny", "plan", "config.yaml").stdout
     assert next(line for line in bill.splitlines() if line.startswith("toy")), bill
     checkout.snakemake()
@@ -87,7 +87,7 @@ def test_a_toy_analysis_gets_all_that_ours_have(experiment, added):
     assert done.returncode == 0, done.stderr
 
     # What runs again: it alone, for its own key and its own code.
-    measured = {"measure_toy", "figure_toy", "summary"}
+    measured = {"measure_toy", "figure_toy", "numbers", "summary"}
     checkout.configure({"analyses": ["dimensionality", "kinds", "toy"], "toy.bins": 2})
     assert set(checkout.would_run()) == measured
     checkout.configure({"analyses": ["dimensionality", "kinds", "toy"]})

@@ -20,7 +20,7 @@ from conftest import RESULTS, WORKFLOW, Checkout
 
 from ontogeny import lineage
 from ontogeny.experiment import Experiment
-from ontogeny.summary import summarise
+from ontogeny.summary import gather, summarise
 
 pytestmark = pytest.mark.slow
 
@@ -91,6 +91,7 @@ def test_a_dictionary_without_histories_has_a_summary_too(experiment):
     folder = experiment / RESULTS
     before = json.loads((folder / "summary.json").read_text())
     shutil.rmtree(folder / "features")
+    gather(Experiment.open(folder))
     summarise(Experiment.open(folder))
     after = json.loads((folder / "summary.json").read_text())
     missing = {key for key in before if key not in after}
@@ -139,7 +140,7 @@ def test_a_stages_code_runs_that_stage_and_what_follows(experiment):
         source.write("\nCHANGED = True\n")
     jobs = experiment.would_run()
     assert jobs["phases"] == jobs["figure_divergence"] == jobs["figure_training"] == 1
-    assert set(jobs) - figures_among(jobs) <= {"phases", "atlas", "summary"}
+    assert set(jobs) - figures_among(jobs) <= {"phases", "atlas", "numbers", "summary"}
 
 
 def test_a_crosscoder_setting_runs_from_training_on(experiment):
@@ -205,22 +206,22 @@ def test_a_threshold_of_the_tables_runs_the_tables_and_figures(experiment):
     experiment.configure({"analysis.presence": 0.6})
     jobs = experiment.would_run()
     assert jobs["features"] == jobs["summary"] == 1
-    others = {"features", "baselines", "measure_dimensionality", "atlas", "summary"}
+    others = {"features", "baselines", "measure_dimensionality", "atlas", "numbers", "summary"}
     assert set(jobs) - figures_among(jobs) == others
 
 
 def test_a_threshold_of_the_kinds_runs_the_kinds_alone(experiment):
     experiment.configure({"kinds.share": 0.3})
     jobs = experiment.would_run()
-    assert set(jobs) == {"measure_kinds", "figure_kinds", "atlas", "summary"}
+    assert set(jobs) == {"measure_kinds", "figure_kinds", "atlas", "numbers", "summary"}
 
 
 def test_an_analysis_left_out_is_a_target_still(experiment):
     experiment.configure({"analyses": ["dimensionality"]})
-    assert set(experiment.would_run()) == {"atlas", "summary"}
+    assert set(experiment.would_run()) == {"atlas", "numbers", "summary"}
     for made in ("features/batchtopk/kinds.parquet", "figures/kinds.pdf"):
         (experiment / RESULTS / made).unlink()
-    assert set(experiment.would_run()) == {"atlas", "summary"}
+    assert set(experiment.would_run()) == {"atlas", "numbers", "summary"}
     assert set(experiment.would_run("kinds")) == {"kinds", "measure_kinds", "figure_kinds"}
 
 
@@ -250,7 +251,7 @@ def test_every_analysis_runs_and_reruns_alone(experiment):
     for name, (key, value, wanted) in ANALYSES.items():
         experiment.configure(every | {key: value})
         others = OF_KINDS if name == "kinds" else set()
-        assert set(experiment.would_run()) - others == wanted | {"summary"}, name
+        assert set(experiment.would_run()) - others == wanted | {"numbers", "summary"}, name
     assert set(experiment.would_run("circuits")) == wanted | {"circuits"}  # the last: a target
     numbers = json.loads((experiment / RESULTS / "summary.json").read_text())
     assert {"kind_current_token", "dimensionality_least"} <= set(numbers)

@@ -26,7 +26,7 @@ LARGE = MEDIUM | {
     "contexts": {"lens_snapshots": 3}, "crosscoders.topk.steps": 30,
 }  # fmt: skip
 BEFORE = ("corpus", "pretrain", "extract", "token_table", "basis", "project", "train", "fidelity",
-          "features", "tasks")  # fmt: skip
+          "features", "tasks", "phases")  # fmt: skip
 # In an order in which each finds what it reads. Of complexity its time is all that it takes.
 STAGES = ("dimensionality", "causes", "kinds", "contexts", "span", "presence", "attribution",
           "ablation", "heads", "induction")  # fmt: skip

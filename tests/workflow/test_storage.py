@@ -145,7 +145,7 @@ def test_a_second_experiment_takes_what_the_first_has_made(new_checkout, tmp_pat
     log = (checkout / "results/second/logs/corpus.log").read_text()
     assert log.startswith(f"taken from {tmp_path / 'cache'}/corpus-")
     # Only what no experiment has had yet is trained.
-    log = (checkout / "results/second/logs/pretrain.log").read_text()
+    log = (checkout / "results/second/logs/pretrain/20.log").read_text()
     assert "held-out loss" in log
     (key,) = (tmp_path / "cache").glob("pretrain-*")
     assert {p.name for p in key.glob("step*[0-9]")} == {f"step{t}" for t in (0, 2, 8, 16, 20)}

@@ -9,7 +9,7 @@ NAMES = Stage(
     run="ontogeny.analyses.names.measure:measure",
     about="Name features after what their strongest contexts share.",
     reads={"contexts": "contexts_table", "kinds": Optional("kinds")},
-    makes={"names": "names"},
+    makes={"named": "names"},
     settings=("names",),
     gpu=False,
     local=True,
@@ -36,7 +36,7 @@ ANALYSIS = Analysis(
             {
                 "features": "features",
                 "strengths": "strengths",
-                "names": "names",
+                "named": "names",
                 "kinds": Optional("kinds"),
                 "phases": "phases",
                 "levels": "levels",

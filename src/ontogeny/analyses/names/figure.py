@@ -49,7 +49,7 @@ def draw(
     settings: Settings,
     features: Path,
     strengths: Path,
-    names: Path,
+    named: Path,
     kinds: Path | None,
     phases: Path,
     levels: Path,
@@ -61,13 +61,13 @@ def draw(
 
     Parameters
     ----------
-    features, strengths, names, kinds : tables of a crosscoder. phases, levels, log : of the model.
+    features, strengths, named, kinds : tables of a crosscoder. phases, levels, log : of the model.
     turning_point : JSON. log, kinds : None where there is none.
     output : path without ending. Its CSV has panel ('loss', 'copying', 'feature'), feature, name,
         kind, onset_step, step, value (nats; of a feature the normalised strength).
     """
     living = style.read_living(features, ["onset_step", "density"])
-    living = living.merge(style.read(names, ["feature", "name"]), on="feature", how="inner")
+    living = living.merge(style.read(named, ["feature", "name"]), on="feature", how="inner")
     living["kind"] = "none"
     if kinds is not None:
         known = style.read(kinds, ["feature", "kind"]).set_index("feature")["kind"]

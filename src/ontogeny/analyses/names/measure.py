@@ -142,14 +142,14 @@ def name(
     return ("a name, again", "again", 1.0) if again else ("", "", 0.0)
 
 
-def measure(settings: Settings, contexts: Path, kinds: Path | None, names: Path) -> None:
+def measure(settings: Settings, contexts: Path, kinds: Path | None, named: Path) -> None:
     """Name every living feature that its contexts name.
 
     Parameters
     ----------
     contexts : Parquet of the analysis `contexts`, one row per feature and context. kinds : Parquet;
         feature, kind; None where kinds are not told apart.
-    names : Parquet to write; feature, name ('' where no rule holds), rule, agreement.
+    named : Parquet to write; feature, name ('' where no rule holds), rule, agreement.
     """
     section = settings.section(Names)
     table = pd.read_parquet(contexts)
@@ -168,4 +168,4 @@ def measure(settings: Settings, contexts: Path, kinds: Path | None, names: Path)
         number = int(own["feature"].iloc[0])
         found = name(read, section.contexts, section.agreement, kind.get(number) == "induction")
         rows.append((number, *found))
-    write_table(names, pd.DataFrame(rows, columns=["feature", "name", "rule", "agreement"]))
+    write_table(named, pd.DataFrame(rows, columns=["feature", "name", "rule", "agreement"]))

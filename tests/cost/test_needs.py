@@ -22,7 +22,9 @@ LARGE = MEDIUM | {
                  "circuits"],
     "corpus.held_out_blocks": 192, "analysis.bootstrap": 50, "kinds.permutations": 20,
     "induction.blocks": 20, "presence.active": 2, "presence.features": 16,
-    "circuits": {"tasks": ["induction"], "pairs": 64, "curve_snapshots": 2},
+    "circuits": {
+        "tasks": ["induction"], "least_accuracy": 0, "pairs": 64, "curve_snapshots": 2,
+    },
     "contexts": {"lens_snapshots": 3}, "crosscoders.topk.steps": 30,
 }  # fmt: skip
 BEFORE = ("corpus", "pretrain", "extract", "token_table", "basis", "project", "train", "fidelity",

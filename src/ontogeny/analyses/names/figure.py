@@ -109,8 +109,8 @@ def _model(axis: Axes, loss: pd.DataFrame, levels: Path, log: Path | None) -> pd
         level = style.read_json(levels, [f"{name}_cross_entropy"])[f"{name}_cross_entropy"]
         axis.axhline(level, color=style.COLOURS[name], linewidth=0.7, linestyle="--")
         axis.annotate(
-            f"{name}s", (1, level), xycoords=("axes fraction", "data"), xytext=(3, 0),
-            textcoords="offset points", va="center", fontsize=6, color=style.COLOURS[name],
+            f"{name}s", (0.01, level), xycoords=("axes fraction", "data"), xytext=(0, 1.5),
+            textcoords="offset points", va="bottom", fontsize=6, color=style.COLOURS[name],
         )  # fmt: skip
     axis.set_ylabel("loss (nats)")
     parts = [loss.rename(columns={"loss": "value"}).assign(panel="loss")]

@@ -45,22 +45,23 @@ MATCHED = 0.7
 FREQUENT = 0.01  # density from which a feature counts as frequent
 TRIALS: dict[str, dict[str, Any]] = {
     "as it stands": {},
+    "F 1,024": {"features": 1024},
+    "gate per snapshot, F 1,024": {"gate": "snapshot", "features": 1024},
+    "F 1,024, principal subspace, AuxK": {
+        "features": 1024,
+        "basis": "principal",
+        "aux_features": 128,
+    },
+    "gate per snapshot": {"gate": "snapshot"},
     "no token table": {"token_table": False},
     "table, not scaled by what it leaves": {"scale": "activations"},
-    "2,000 steps": {"steps": 2000},
-    "6,000 steps": {"steps": 6000},
-    "decay 0.1": {"decay": 0.1},
+    "4,000 steps": {"steps": 4000},
     "decay 0.4": {"decay": 0.4},
     "rate 1.5e-3": {"learning_rate": 1.5e-3},
     "rate 6e-3": {"learning_rate": 6e-3},
-    "k 8": {"k": 8},
     "k 12": {"k": 12},
     "k 24": {"k": 24},
-    "F 512": {"features": 512},
-    "F 768": {"features": 768},
-    "F 2048": {"features": 2048},
-    "batch 2048": {"batch_rows": 2048},
-    "gate per feature": {"gate": "feature"},
+    "F 2,048": {"features": 2048},
 }
 
 

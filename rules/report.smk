@@ -84,11 +84,12 @@ rule numbers:
         "ontogeny summary {params.experiment} --numbers 2>&1 | tee {log}"
 
 
-# Of figures and atlas, the seconds and bytes: it comes last.
+# Of figures and atlas, the seconds and bytes: it comes last. What was measured has to be there still.
 rule summary:
     input:
         figures(E.figures()),
         ATLASES,
+        measured(),
         numbers=at("numbers"),
     output:
         at("summary", "provenance"),

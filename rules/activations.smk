@@ -16,9 +16,9 @@ rule extract:
         log("extract/{step}"),
     benchmark:
         benchmark_of("extract/{step}")
+    priority: FIRST["rows"]
     conda:
         CONDA
-    priority: FIRST["rows"]
     resources:
         **needs("extract"),
     params:
@@ -94,9 +94,9 @@ rule token_table:
         log("token_table/{site}"),
     benchmark:
         benchmark_of("token_table/{site}")
+    priority: FIRST["token_table"]
     conda:
         CONDA
-    priority: FIRST["token_table"]
     resources:
         **needs("token_table"),
     params:
@@ -122,9 +122,9 @@ rule basis:
         log("basis/{sites}"),
     benchmark:
         benchmark_of("basis/{sites}")
+    priority: FIRST["rows"]
     conda:
         CONDA
-    priority: FIRST["rows"]
     threads: 2
     resources:
         **needs("basis"),
@@ -152,9 +152,9 @@ rule project:
         log("project/{sites}.{shard}"),
     benchmark:
         benchmark_of("project/{sites}.{shard}")
+    priority: FIRST["rows"]
     conda:
         CONDA
-    priority: FIRST["rows"]
     threads: 2
     resources:
         **needs("project"),

@@ -16,8 +16,8 @@ for stage in registry.stages().values():
             log(named(stage)),
         benchmark:
             benchmark_of(named(stage))
-        localrule: stage.local
         priority: FIRST["core"] if stage.core else 0
+        localrule: stage.local
         conda:
             CONDA
         resources:

@@ -10,9 +10,9 @@ rule train:
         log("train/{crosscoder}-{seed}"),
     benchmark:
         benchmark_of("train/{crosscoder}-{seed}")
+    priority: FIRST["train"]
     conda:
         CONDA
-    priority: FIRST["train"]
     threads: lambda w: DICTIONARIES[w.crosscoder].threads * DICTIONARIES[w.crosscoder].devices
     resources:
         **needs("train"),
@@ -39,9 +39,9 @@ rule fidelity:
         log("fidelity/{crosscoder}-{seed}"),
     benchmark:
         benchmark_of("fidelity/{crosscoder}-{seed}")
+    priority: FIRST["fidelity"]
     conda:
         CONDA
-    priority: FIRST["fidelity"]
     resources:
         **needs("fidelity"),
     params:

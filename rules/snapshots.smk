@@ -23,9 +23,9 @@ if SOURCE == "pretrain":
             log("pretrain/{leg}"),
         benchmark:
             benchmark_of("pretrain/{leg}")
+        priority: FIRST["pretrain"]
         conda:
             CONDA
-        priority: FIRST["pretrain"]
         threads: S.snapshots.pretrain.threads
         resources:
             **needs("pretrain"),

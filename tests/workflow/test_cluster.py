@@ -211,7 +211,10 @@ def test_a_cancelled_job_is_submitted_again(story):
 
 
 def test_a_job_that_is_submitted_again_asks_for_more(story):
-    asked = re.findall(r"seed=0\n +resources: .*?mem_mb=(\d+).*? runtime=(\d+), gpu=1", story.said)
+    asked = re.findall(
+        r"seed=0\n(?: +priority: \d+\n)? +resources: .*?mem_mb=(\d+).*? runtime=(\d+), gpu=1",
+        story.said,
+    )
     asked = list(dict.fromkeys(asked))[: KILLS + 1]  # what has failed is told twice
     memory, minutes = ([int(pair[i]) for pair in asked] for i in (0, 1))
     assert len(asked) == KILLS + 1

@@ -3,7 +3,7 @@
 Replicates that differ from the experiment in the same keys are a *condition*; within it they differ
 in the model's seed alone. The experiment itself and those replicates that change only the seed are
 the condition `baseline`. An outcome is a number of summary.json, and of a step also what the
-learning rate has added up to by then (replicates.rate_sum).
+learning rate has added up to by then, in steps at the baseline's peak rate (replicates.rate_sum).
 
 Every condition has its mean over seeds with a 95% t interval, and its difference from the baseline
 with one: the mean of the differences between models of the same seed, where the same seeds were
@@ -52,9 +52,10 @@ def conditions(settings: Settings) -> dict[str, tuple[str, int]]:
     for name, changed in settings.replicates.items():
         seed = int(changed.get(MODEL_SEED, own.seed))
         rest = {key: value for key, value in changed.items() if key != MODEL_SEED}
-        condition = named.setdefault(
-            str(dict(sorted(rest.items()))), name.removesuffix(f"seed{seed}")
-        )
+        short = name.removesuffix(f"seed{seed}")
+        if short in named.values():  # as one that is called like the baseline
+            short = name
+        condition = named.setdefault(str(dict(sorted(rest.items()))), short)
         found[name] = condition, seed
     return found
 

@@ -10,8 +10,8 @@ of their activations f and g (N, F) on the same N held-out positions,
 one to one, with the largest possible sum.
 
 When something happens is given twice: as the training step, and as what the learning rate has added
-up to by then, Σ_{t < step} lr_t / max lr, in steps at the peak rate. Models with different warm-ups
-that reach a point at the same sum were moved as far by then.
+up to by then, Σ_{t < step} lr_t, in steps at the experiment's own peak rate. Models with different
+warm-ups or rates that reach a point at the same sum were moved as far by then.
 """
 
 from __future__ import annotations
@@ -76,11 +76,14 @@ def interval(values: np.ndarray) -> dict[str, float]:
     return {"models": count, "mean": mean, "low": mean - half, "high": mean + half}
 
 
-def rate_sum(p: Pretrain, step: float) -> float:
-    """Σ_{t < step} lr_t over the peak rate, a part of a step counting in proportion."""
+def rate_sum(p: Pretrain, step: float, peak: float) -> float:
+    """Σ_{t < step} lr_t over a peak rate, a part of a step counting in proportion.
+
+    Models are compared by one peak: else twice the rate would count as the same.
+    """
     whole = int(step)
     total = sum(learning_rate(t, p) for t in range(whole))
-    return (total + (step - whole) * learning_rate(whole, p)) / p.learning_rate
+    return (total + (step - whole) * learning_rate(whole, p)) / peak
 
 
 def match_models(first: Files, second: Files, device: torch.device) -> pd.DataFrame:
@@ -212,24 +215,27 @@ def onsets(results: dict[str, Files], only_seed: list[str]) -> pd.DataFrame:
     return every.reset_index()
 
 
-def _summary(path: Path, pretrain: Pretrain | None) -> dict[str, Any]:
-    """The numbers of a model that are compared, by name."""
+def _numbers(path: Path, pretrain: Pretrain | None, itself: Pretrain | None) -> dict[str, Any]:
+    """The numbers of a model that are compared, by name; `itself` is the experiment's own."""
     assert pretrain is not None  # there are no replicates of other models
+    assert itself is not None
+    peak = itself.learning_rate
     values = {
         key: value
         for key, value in json.loads(path.read_text()).items()
         if not isinstance(value, (str, dict, list)) and not key.startswith(LEFT_OUT)
     }
     clocked = [key for key in CLOCKED if values.get(key) is not None]
-    return values | {f"{key}_rate_sum": rate_sum(pretrain, values[key]) for key in clocked}
+    return values | {f"{key}_rate_sum": rate_sum(pretrain, values[key], peak) for key in clocked}
 
 
 def numbers_of(settings: Settings, results: dict[str, Files]) -> dict[str, dict[str, Any]]:
     """The numbers of each model that are compared, by model and name; the experiment is first."""
     itself, *others = results
     models = {itself: settings} | {name: settings.replicate(name) for name in others}
+    peak_of = settings.snapshots.pretrain
     return {
-        name: _summary(results[name]["numbers"], own.snapshots.pretrain)
+        name: _numbers(results[name]["numbers"], own.snapshots.pretrain, peak_of)
         for name, own in models.items()
     }
 

@@ -46,6 +46,8 @@ def test_a_replicate_is_the_experiment_with_another_model():
         ({"a": {SEED: 2}, "b": {SEED: 2}}, "replicates.b: the same as replicates.a"),
         ({"a": {"snapshots.pretrain.steps": 10}}, "replicates.a: snapshots.steps: step 20 lies"),
         ({"a": {"crosscoders.PRIMARY.k": 99}}, "replicates.a: crosscoders.batchtopk.k: 99"),
+        ({"a": {"corpus.seed": 3}}, "replicates.a: changes corpus; replicates read the same text"),
+        ({"a": {"activations.seed": 3}, "b": {"activations.seed": 3}}, "replicates.b: the same as"),
     ],
 )
 def test_impossible_replicates_are_told_by_name(given, message):
@@ -80,6 +82,11 @@ def test_a_condition_is_held_against_models_of_the_same_seed():
         "itself": ("baseline", 0), "slowseed0": ("slow", 0), "slowseed1": ("slow", 1),
         "seedseed1": ("baseline", 1), "seedseed2": ("baseline", 2),
     }  # fmt: skip
+    odd = {"baseline": {WARMUP: 30, SEED: [0, 1]}}  # called like what it differs from
+    named = controls.conditions(settings.load(tiny({"replicates": odd})))
+    assert named["baselineseed0"] == ("baselineseed0", 0)
+    assert named["baselineseed1"] == ("baselineseed0", 1)
+    assert named["itself"] == ("baseline", 0)
     steps = {
         "itself": 100.0,
         "seedseed1": 200,
@@ -95,6 +102,22 @@ def test_a_condition_is_held_against_models_of_the_same_seed():
     half = stats.t.ppf(0.975, 1) * np.std([30, 40], ddof=1) / np.sqrt(2)
     assert slow["difference_high"] == pytest.approx(35 + half)
     assert np.isnan(found.loc["baseline", "difference"])
+
+
+def test_a_fault_of_the_experiment_is_told_once():
+    given = tiny({"replicates": {"a": {SEED: 1}, "b": {SEED: 2}}, "analyses": ["nothing"]})
+    given["crosscoders"]["batchtopk"]["k"] = 99
+    with pytest.raises(settings.SettingsError) as error:
+        settings.load(given)
+    lines = str(error.value).splitlines()
+    assert len(lines) == 2, lines
+    assert not any(line.startswith("replicates") for line in lines)
+
+
+def test_any_key_may_differ():
+    given = {"other": {"activations.seed": 3}, "wide": {"basis.seed": 4}}
+    s = settings.load(tiny({"replicates": given}))
+    assert (s.replicate("other").activations.seed, s.replicate("wide").basis.seed) == (3, 4)
 
 
 def test_models_that_are_not_trained_here_have_none():
@@ -134,10 +157,12 @@ def test_the_interval_is_students():
 
 def test_the_learning_rate_adds_up():
     p = settings.Pretrain(steps=100, warmup_steps=10, learning_rate=2.0, final_learning_rate=1.0)
-    assert replicates.rate_sum(p, 0) == 0
-    assert replicates.rate_sum(p, 4) == pytest.approx(0.1 + 0.2 + 0.3 + 0.4)
-    assert replicates.rate_sum(p, 4.5) == pytest.approx(1.0 + 0.25)
-    assert replicates.rate_sum(p, 50) == pytest.approx(5.5 + 40)
+    assert replicates.rate_sum(p, 0, 2.0) == 0
+    assert replicates.rate_sum(p, 4, 2.0) == pytest.approx(0.1 + 0.2 + 0.3 + 0.4)
+    assert replicates.rate_sum(p, 4.5, 2.0) == pytest.approx(1.0 + 0.25)
+    assert replicates.rate_sum(p, 50, 2.0) == pytest.approx(5.5 + 40)
+    # Beside an experiment of half the rate each step counts twice.
+    assert replicates.rate_sum(p, 50, 1.0) == pytest.approx(2 * (5.5 + 40))
 
 
 def test_agreement_of_histories():

@@ -63,8 +63,8 @@ def _mean(axis: Axes, of: pd.DataFrame, names: list[str], outcome: str) -> pd.Da
     if np.isfinite(low):
         axis.axvspan(low, high, color="0.92", zorder=0)
     place = np.arange(len(names))
-    axis.hlines(place, of["low"], of["high"], color=style.COLOURS["all"], linewidth=1.2)
-    axis.plot(of["mean"], place, "o", color=style.COLOURS["all"], markersize=4)
+    axis.hlines(place, of["low"], of["high"], color=style.COLOURS["held_out"], linewidth=1.2)
+    axis.plot(of["mean"], place, "o", color=style.COLOURS["held_out"], markersize=4)
     table = of[["mean", "low", "high"]].rename(columns={"mean": "value"}).reset_index()
     return table.assign(outcome=outcome)
 

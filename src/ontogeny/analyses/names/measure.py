@@ -15,12 +15,14 @@ and, since half of all positions may lie in brackets, where *all* contexts agree
     quotes      inside quotes        after an odd number of quotation marks in its line
     brackets    inside brackets      after a bracket in the window that is not closed
 
-Of the kind induction the name says that the token comes again. No language model judges, and a name
+Of the kind induction the name says that the token comes again; where no rule holds, that a name
+does (rule `kind`). No language model judges, and a name
 says what the strongest contexts look like, not what the feature does in its weak ones.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,6 +36,8 @@ from ontogeny.settings import Settings
 
 FIRST = 3  # positions of a block that are its start
 OPENING, CLOSING = "([{", ")]}"
+# A ' between letters is an apostrophe, unless a prefix of strings stands before it, as in f'x'.
+MARK = r"""(?i)"|'(?![a-z])|(?<![a-z])'|(?<=\b[rbfu])'(?=[a-z])(?!(?:m|d|s|t|ll|re|ve)\b)"""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,11 @@ class Context:
     def line(self) -> str:
         """The text of the position's line, as far as the window shows it, up to the position."""
         return "".join(self.tokens[:-1]).rpartition("↵")[2]
+
+    @property
+    def quotation_marks(self) -> int:
+        """How many stand in that line; an apostrophe, as in it's, is none."""
+        return len(re.findall(MARK, self.line))
 
 
 def quoted(text: str) -> str:
@@ -90,7 +99,7 @@ def _comment(c: Context) -> str | None:
 
 
 def _quotes(c: Context) -> str | None:
-    return "inside quotes" if (c.line.count('"') + c.line.count("'")) % 2 else None
+    return "inside quotes" if c.quotation_marks % 2 else None
 
 
 def _brackets(c: Context) -> str | None:
@@ -139,7 +148,7 @@ def name(
             label, count = found.most_common(1)[0]
             if count >= needed * len(contexts):
                 return f"{label}, again" if again else label, rule, count / len(contexts)
-    return ("a name, again", "again", 1.0) if again else ("", "", 0.0)
+    return ("a name, again", "kind", 0.0) if again else ("", "", 0.0)
 
 
 def measure(settings: Settings, contexts: Path, kinds: Path | None, named: Path) -> None:

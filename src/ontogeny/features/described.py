@@ -7,6 +7,7 @@ import torch
 
 KINDS = ("current_token", "previous_token", "induction", "context", "position")
 """Kinds of feature, in the order in which they are shown; a feature of none of them is 'none'."""
+UNTESTED = "untested"  # by cause: active at too few of the sampled positions
 CLASSES = ("initialisation", "emergent", "transient", "reappearing")
 DOUBTS = {
     "relay": "in a relay: another feature carries the same concept before or after it",

@@ -29,12 +29,10 @@ from ontogeny.analyses.kinds.causes import CONTROLLED, REPLACED
 from ontogeny.analyses.kinds.settings import Kinds
 from ontogeny.corpus.build import Tokens
 from ontogeny.crosscoder.model import Crosscoder
-from ontogeny.features.described import KINDS
+from ontogeny.features.described import KINDS, UNTESTED
 from ontogeny.features.held_out import held_out
 from ontogeny.files import InputError, write_table
 from ontogeny.settings import Settings
-
-UNTESTED = "untested"
 
 
 def by_cause(losses: pd.DataFrame, section: Kinds) -> pd.Series:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ontogeny.experiment import Experiment
-from ontogeny.features.described import KINDS
+from ontogeny.features.described import KINDS, UNTESTED
 
 
 def numbers(experiment: Experiment) -> dict[str, Any]:
@@ -22,9 +22,12 @@ def numbers(experiment: Experiment) -> dict[str, Any]:
     rng = np.random.default_rng(analysis.seed)
     values: dict[str, Any] = {
         "kinds_permuted_features": int(control["permuted"].drop("none").sum()),
+        # Of too few positions: their kind is by rule.
+        "kinds_untested_features": int((living["cause"].fillna(UNTESTED) == UNTESTED).sum()),
     }
     for kind in (*KINDS, "none"):
         of_kind = living[living["kind"] == kind]
+        values[f"kind_{kind}_tested"] = int((of_kind["cause"].fillna(UNTESTED) != UNTESTED).sum())
         for group, part in (("", of_kind), ("_matched", of_kind[of_kind["matched"]])):
             values[f"kind_{kind}{group}"] = len(part)
             if kind != "none":

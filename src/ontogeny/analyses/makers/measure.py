@@ -19,7 +19,7 @@ blocks.
 
 References
 ----------
-docs/method.md 6.
+docs/method.md 5.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Pairs:
 
 
 def find_heads(model: Any, last: int) -> dict[int, Heads]:
-    """The heads of each layer up to `last` that has any; what has none is said aloud."""
+    """The heads of each layer up to `last` that has any; that none has is said aloud."""
     found = {layer: attention.find(model, layer) for layer in range(last + 1)}
     heads = {layer: h for layer, h in found.items() if not isinstance(h, str)}
     if not heads:

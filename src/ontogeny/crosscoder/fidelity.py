@@ -10,6 +10,7 @@ With a token table of its own a crosscoder reconstructs T[x] and what that leave
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -188,13 +189,13 @@ def spliced_losses(
     blocks = data.take(np.arange(first, first + count)).astype(np.int64)
     ids = torch.from_numpy(blocks).to(device)
     step = max(1, BATCH_TOKENS // context)
-    model = None
+    model: Any = None
     loaded = -1
     results = []
 
     def by_block(batch: Tensor) -> np.ndarray:
         """Cross-entropy of the model as it is now, summed over each block."""
-        logits = model(input_ids=batch).logits[:, :-1]  # type: ignore[misc]
+        logits = model(input_ids=batch).logits[:, :-1]
         losses = cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none")
         return losses.double().sum(1).cpu().numpy()
 
@@ -218,13 +219,13 @@ def spliced_losses(
             for start in range(0, count, step):
                 batch = ids[start : start + step]
                 losses[0].append(by_block(batch))
-                base = model_sites.read(model, batch, [key])[key]  # type: ignore[arg-type]
+                base = model_sites.read(model, batch, [key])[key]
                 inside = (flat >= start * context) & (flat < (start + len(batch)) * context)
                 for value, found in ((rebuilt, losses[1]), (mean, losses[2])):
                     changed = base.flatten(0, 1).clone()
                     changed[flat[inside] - start * context] = value[inside].to(changed)
                     changed = changed.view(len(batch), context, -1)
-                    with model_sites.continued(model, *key, changed):  # type: ignore[arg-type]
+                    with model_sites.continued(model, *key, changed):
                         found.append(by_block(batch))
             loss, spliced, ablated = (np.concatenate(found) for found in losses)
             results.append(recovered(loss, spliced, ablated, context - 1, settings))

@@ -259,7 +259,7 @@ function feature(site) {
     fill(element,
       h("div", { class: "heading" },
         h("h1", { tabindex: -1 }, "Feature ", h("span", { class: "figure-number" }, String(number)),
-          nameOf(site, place) && h("span", { class: "name" }, ` ${nameOf(site, place)}`)),
+          nameOf(site, place) && h("span", { class: "name" }, nameOf(site, place))),
         h("p", { class: "walk" }, step(-1, "‹ previous", "Previous"), " ",
           h("span", {}, at < 0 ? "not in this list" : `${format.count(at + 1)} of ${format.count(found.length)}`), " ", step(1, "next ›", "Next"),
           " ", h("a", { href: hash("table", ofList(params)) }, some ? "this list" : "all features"))),

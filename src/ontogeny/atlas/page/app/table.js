@@ -118,7 +118,7 @@ function table(site) {
     const sort = params.get("sort") || "feature";
     fill(head, columns.map(([name, text, unit]) => header(name, text, unit, sort)),
       task && header("attribution", "attribution", "nats", sort),
-      about.contexts && h("th", { scope: "col", class: "col-text" }, "strongest context"));
+      about.contexts && h("th", { scope: "col", class: "col-text" }, about.names ? "name, strongest context" : "strongest context"));
     const cells = [];
     fill(body, rows.map((p) => {
       const text = about.contexts && h("td", { class: "col-text text" });

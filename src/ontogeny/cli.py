@@ -155,6 +155,26 @@ def check(file: Path, results: Path) -> None:
 
 
 @main.command()
+@click.argument("source")
+@click.option("--text", multiple=True, help="Files, a pattern, a folder, or a dataset of the hub.")
+@click.option("--output", type=FILE, help="The file to write; experiments/NAME.yaml.")
+@click.option("--results", type=FOLDER, default=Path("results"))
+def new(source: str, text: tuple[str, ...], output: Path | None, results: Path) -> None:
+    """Look at SOURCE, a folder of checkpoints or a repository, and write an experiment file."""
+    from ontogeny import new as experiments
+    from ontogeny import preflight
+
+    file = experiments.write(source, text, output, results)
+    print(f"{file}: written", flush=True)
+    settings = schema.load(file)
+    preflight.check(settings, results)
+    for line in experiments.summary(file, results):
+        print(line)
+    preflight.check_room(settings, results)
+    print(f"next: snakemake --cores {os.cpu_count()} --configfile {file}")
+
+
+@main.command()
 @click.argument("file", type=FILE)
 @click.option("--device", help="Hours on a device of devices.yaml, such as H100; else timed here.")
 @click.option("--terms", is_flag=True, help="Also what each stage's memory is made of.")

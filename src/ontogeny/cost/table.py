@@ -41,7 +41,7 @@ def show(planned: Bill, all_terms: bool = False) -> str:
             f"device  {amount(planned.device)} in the largest job; {machine.device_name}, {has}"
         )
     if rates:
-        text.append(f"time    {_time(planned.hours)}, one job after the other; {rates.how}")
+        text.append(f"time    {duration(planned.hours)}, one job after the other; {rates.how}")
     if any(line.at_most for line in planned.lines):
         text.append("≤       a bound until the stages before it have run")
     text += [f"note    {note}" for note in planned.notes]
@@ -66,10 +66,10 @@ def _row(line: Line, planned: Bill, gpu: bool) -> list[str]:
     row = [line.name, f"{line.left}" + (f" of {line.jobs}" if line.left != line.jobs else "")]
     row += [bound + amount(size) if size else "–" for size in sizes]
     row.append(f"{bound}{flops:.1e}" if flops else "–")
-    return row + ([_time(line.hours(planned.rates))] if planned.rates else [])
+    return row + ([duration(line.hours(planned.rates))] if planned.rates else [])
 
 
-def _time(hours: float) -> str:
+def duration(hours: float) -> str:
     """A time to read, in the unit that suits it."""
     if hours >= 2:
         return f"{hours:.1f} h"

@@ -39,6 +39,19 @@ def revisions(hub: Hub, steps: list[int]) -> dict[int, str]:
     return {step: _only(hub, pattern, step, published) for step in steps}
 
 
+def published_steps(hub: Hub) -> list[int]:
+    """The steps that the repository's branches and tags have, ascending; raises as `publish`."""
+    pattern = _pattern(hub)
+    with _explained(hub):
+        return list(_published(pattern, download.names_of(hub.repository)))
+
+
+def repository_names(hub: Hub) -> list[str]:
+    """The names of all branches and tags of a repository; raises as `publish`."""
+    with _explained(hub):
+        return download.names_of(hub.repository)
+
+
 def faults(hub: Hub, steps: list[int]) -> list[str]:
     """What is known to keep these steps from being fetched, one line each with the mend.
 

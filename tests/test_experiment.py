@@ -55,12 +55,19 @@ def test_what_an_experiment_has_follows_its_settings():
     assert {"training", "peaks", "kinds"} <= set(experiment.figures())
     assert "examples" not in experiment.figures()
 
-    few = mapped({"snapshots.steps": [0, 20, 40]})  # histories need four snapshots
-    assert few.with_histories == []
-    assert list(few.analyses()) == []
-    assert few.figures() == ["training", "divergence", "fidelity"]
-    assert not few.has("features")
-    assert few.has("phases")
+    # Directions turn between two blocks of two; two snapshots have no history, and are compared.
+    three, two = mapped({"snapshots.steps": [0, 20, 40]}), mapped({"snapshots.steps": [0, 40]})
+    assert {"histories", "comparison"} <= set(three.figures())
+    assert {"directions", "comparison"} & set(experiment.figures()) == {"directions"}
+    expected = ["training", "divergence", "fidelity", "stability", "comparison", "dimensionality"]
+    assert two.figures() == [*expected, "kinds"]
+
+    one = mapped({"snapshots.steps": [40]})
+    assert one.with_histories == []
+    assert list(one.analyses()) == []
+    assert one.figures() == ["training", "divergence", "fidelity"]
+    assert not one.has("features")
+    assert one.has("phases")
 
     asked = mapped({"frontier": FRONTIER})
     assert set(asked.settings.all_crosscoders) > {"batchtopk", "frontier-F16-k2"}

@@ -107,12 +107,17 @@ class Experiment:
         return [name for name in self.settings.crosscoders if self.has_histories(name)]
 
     def has_histories(self, crosscoder: str) -> bool:
-        """Whether features have histories: trained, over four snapshots of one layer and stream."""
+        """Whether features have histories: trained, over snapshots of one layer and stream."""
         chosen = self.settings.all_crosscoders[crosscoder]
         sites = chosen.outputs or chosen.inputs
-        count = len(self.steps) if sites.snapshots == "all" else len(sites.snapshots)
         one = len(sites.layers) == len(sites.streams) == 1
-        return chosen.train_decoder and one and count >= 4
+        return chosen.train_decoder and one and self._compared(crosscoder) >= 2
+
+    def _compared(self, crosscoder: str) -> int:
+        """How many snapshots a crosscoder's features have a strength at."""
+        chosen = self.settings.all_crosscoders[crosscoder]
+        sites = chosen.outputs or chosen.inputs
+        return len(self.steps) if sites.snapshots == "all" else len(sites.snapshots)
 
     def analyses(self) -> Iterator[str]:
         """The analyses of the default target that this experiment can have, in their order."""
@@ -337,11 +342,11 @@ class Experiment:
 
     def figures(self) -> list[str]:
         """The names of the default target's figures, in the order of the report."""
-        from ontogeny.stages import ALWAYS, OF_HISTORIES
+        from ontogeny.stages import ALWAYS, of_histories
 
         names = list(ALWAYS)
         if self.has_histories(self.primary):
-            names += OF_HISTORIES
+            names += of_histories(self._compared(self.primary))
         for analysis in self.analyses():
             names += [figure.name for figure in registry.all_analyses()[analysis].figures]
         return names

@@ -56,6 +56,11 @@ PRODUCTS = [
         f"{TABLES}/strengths.parquet",
         "one row per feature and snapshot",
     ),
+    Product(
+        "comparison",
+        f"{TABLES}/comparison.parquet",
+        "what the first and the last snapshot share, by feature",
+    ),
     Product("directions", f"{TABLES}/directions.csv", "mean cosine between snapshots' decoders"),
     Product("classes", f"{TABLES}/classes.csv", "features of each class, by threshold"),
     Product(
@@ -124,6 +129,7 @@ STAGES = [
             "features": "features",
             "strengths": "strengths",
             "directions": "directions",
+            "comparison": "comparison",
             "classes": "classes",
             "matches": "matches",
             "turning_point": "turning_point",
@@ -303,6 +309,13 @@ FIGURES = [
         {"features": "features", "directions": "directions", "turning_point": "turning_point"},
     ),
     Figure(
+        "comparison",
+        "ontogeny.figures.comparison:draw",
+        HISTORIES,
+        "Two snapshots compared",
+        {"features": "features", "comparison": "comparison"},
+    ),
+    Figure(
         "replicates",
         "ontogeny.figures.replicates:draw",
         MODEL,
@@ -328,5 +341,12 @@ FIGURES = [
 ]
 ALWAYS = ("training", "divergence", "fidelity")
 """Figures that every experiment has."""
-OF_HISTORIES = ("stability", "histories", "peaks", "lifetimes", "directions")
-"""Figures of a primary crosscoder whose features have histories."""
+
+
+def of_histories(snapshots: int) -> tuple[str, ...]:
+    """Figures of a primary crosscoder over so many snapshots, of which two make no history yet.
+
+    Directions turn where two blocks of two snapshots each can be told apart: of four or more.
+    """
+    lives = () if snapshots < 3 else ("histories", "peaks", "lifetimes")
+    return ("stability", *lives, "comparison" if snapshots < 4 else "directions")

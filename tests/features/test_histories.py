@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import tiny
 
-from ontogeny import settings, summary
+from ontogeny import registry, settings, summary
+from ontogeny.crosscoder.model import Crosscoder, Description
 from ontogeny.features import histories, matching
 
 STEPS = np.array([0, 1, 3, 7, 15, 31])
@@ -78,6 +81,50 @@ def turning(features: int, at: int, noise: float, seed: int = 0) -> np.ndarray:
     early, late = rng.normal(size=(2, features, 1, 24))
     second = (np.arange(len(STEPS)) >= at)[None, :, None]
     return np.where(second, late, early) + noise * rng.normal(size=(features, len(STEPS), 24))
+
+
+def test_two_snapshots_are_compared_by_relative_norm():
+    rng = np.random.default_rng(0)
+    unit = rng.normal(size=(5, 24))
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    # Only in the first, only in the last, in both with one direction and with opposite ones, dead.
+    norms = np.array([[2, 0.1], [0, 3], [1, 1.2], [1, 1], [1, 1]])
+    decoders = norms[:, :, None] * unit[:, None]
+    decoders[3, 1] *= -1
+    features = pd.DataFrame(
+        {"feature": range(5), "density": 0.1, "matched": True, "alive": [True] * 4 + [False]}
+    )
+    table = histories.compare(decoders, np.array([0, 7]), features)
+    assert list(table["group"]) == ["only_first", "only_last", "shared", "shared"]
+    assert list(table["relative_norm"]) == pytest.approx([1 / 21, 1, 1.2 / 2.2, 0.5])
+    assert list(table["cosine"])[2:] == pytest.approx([1, -1])
+    assert table[["first_step", "last_step"]].drop_duplicates().to_numpy().tolist() == [[0, 7]]
+
+
+@pytest.mark.parametrize("snapshots", [2, 3])
+def test_few_snapshots_have_lives_and_no_turning_point(tmp_path, snapshots):
+    steps = [0, 8, 40][:snapshots]
+    made = settings.load(tiny({"snapshots.steps": steps, "snapshots.pretrain.steps": 40}))
+    sites = [(step, 0, "residual") for step in steps]
+    F, d = 12, 6
+    tensors = {
+        "W_enc": torch.randn(F, snapshots * d), "W_dec": torch.randn(F, snapshots * d),
+        "b_enc": torch.zeros(F), "log_threshold": torch.zeros(F),
+        "silent_rows": torch.zeros(F, dtype=torch.int64),
+        "scales_in": torch.ones(snapshots), "scales_out": torch.ones(snapshots),
+        **{name: torch.zeros(snapshots * d) for name in ("b_dec", "mean_in", "mean_out")},
+    }  # fmt: skip
+    about = Description("batch_topk", "feature", F, d, sites, sites, "full", 0.5, 0, {}, "", "", "")
+    Crosscoder(about, tensors).save(tmp_path / "seed0")
+    density = pd.DataFrame({"density": np.full(F, 0.1), "dead": np.zeros(F, bool)})
+    density.to_parquet(tmp_path / "density.parquet")
+    paths = {name: tmp_path / name for name in registry.stages()["features"].makes}
+    paths |= {name: tmp_path / f"{name}.parquet" for name in ("features", "strengths")}
+    histories.describe(made, [tmp_path / "seed0"], [tmp_path / "density.parquet"], **paths)
+    assert json.loads(paths["turning_point"].read_text()) == {}
+    assert len(pd.read_parquet(paths["strengths"])) == snapshots * F
+    assert len(pd.read_csv(paths["directions"])) == snapshots**2
+    assert len(pd.read_csv(paths["comparison"])) == F
 
 
 @pytest.mark.parametrize("at", [2, 3, 4])

@@ -15,6 +15,7 @@ from ontogeny.analyses.dimensionality import figure as dimensionality
 from ontogeny.analyses.kinds import figure as kinds
 from ontogeny.analyses.tokens import figure as tokens
 from ontogeny.figures import (
+    comparison,
     directions,
     divergence,
     fidelity,
@@ -167,6 +168,12 @@ def write_tables(folder, matching: str = "some"):
             for i, step in enumerate(STEPS, 1)
         ]
     )
+    ends = pd.DataFrame({"feature": living["feature"], "first_step": 0, "last_step": 128})
+    ends["relative_norm"] = np.linspace(0, 1, len(living))
+    ends["group"] = ["only_first", *["between"] * 3, *["shared"] * 3, *["between"] * 3, "only_last"]
+    ends = ends.assign(cosine=0.5, matched=living["matched"].to_numpy(), density=0.1)
+    ends.to_parquet(folder / "comparison.parquet")
+
     size["total"] = size["features"] * 0.5
     size["share"], size["mean"] = size["total"] / 16, size["total"] / size["features"]
     if matching == "one seed":
@@ -204,6 +211,7 @@ def write_tables(folder, matching: str = "some"):
         peaks: (f, s),
         lifetimes: (f, folder / "classes.csv"),
         directions: (f, folder / "directions.csv", folder / "turning_point.json"),
+        comparison: (f, folder / "comparison.parquet"),
         dimensionality: (f, folder / "dimensionality.csv"),
         kinds: (settings.load(tiny()), f, s, folder / "kinds.parquet", folder / "control.csv"),
         stability: (
@@ -217,8 +225,9 @@ def write_tables(folder, matching: str = "some"):
 
 
 FIGURES = [training, divergence, fidelity, histories, peaks, lifetimes, directions]
-FIGURES += [dimensionality, kinds, stability, tokens]
-OF_FEATURES = [histories, peaks, lifetimes, directions, dimensionality, kinds, stability]
+FIGURES += [comparison, dimensionality, kinds, stability, tokens]
+OF_FEATURES = [histories, peaks, lifetimes, directions, comparison, dimensionality, kinds]
+OF_FEATURES += [stability]
 
 
 def name_of(figure) -> str:
@@ -376,7 +385,7 @@ def test_every_figure_of_features_names_the_matched_share(drawn, tmp_path, monke
     arguments = write_tables(tmp_path)
     for figure in OF_FEATURES:
         figure.draw(*arguments[figure], tmp_path / "x")
-    shares = ["36%"] * 6 + ["40%"]  # stability leaves out the one without partner
+    shares = ["36%"] * 7 + ["40%"]  # stability leaves out the one without partner
     for figure, share, text in zip(OF_FEATURES, shares, texts, strict=True):
         assert share in text, name_of(figure)
 
@@ -427,6 +436,7 @@ def test_same_bytes_again(drawn, tmp_path):
         (peaks, "features.parquet", "peak_snapshot_index"),
         (lifetimes, "classes.csv", "presence"),
         (directions, "directions.csv", "cosine"),
+        (comparison, "comparison.parquet", "cosine"),
         (dimensionality, "dimensionality.csv", "share"),
         (kinds, "control.csv", "permuted"),
         (stability, "matches.csv", "partner"),

@@ -334,7 +334,7 @@ def test_every_kind_of_dictionary_has_its_place_in_the_workflow(finished):
     assert jobs["extract"] == 5  # every stream and layer of a snapshot in one pass
     assert jobs["stack"] == jobs["token_table"] == 4  # of six, those that a dictionary reads
     assert jobs["basis"] == 3  # the histories', the SAE's and the cross-layer crosscoder's
-    assert jobs["features"] == 1  # histories need four snapshots of one place
+    assert jobs["features"] == 1  # histories need several snapshots of one place
 
 
 def test_lint_is_clean(finished):

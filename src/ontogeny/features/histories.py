@@ -16,9 +16,10 @@ import pandas as pd
 from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.features.matching import match
 from ontogeny.files import InputError, write_json, write_table
-from ontogeny.settings import Settings
+from ontogeny.settings import Analysis, Settings
 
 SWEEP = (0.3, 0.4, 0.5, 0.6, 0.7)
+ALONE, SHARED = 0.1, 0.1  # relative norms of a feature in one of two snapshots, or in both
 TOGETHER = 128  # bootstrap samples in one product
 
 
@@ -238,6 +239,42 @@ def class_sweep(normalised: np.ndarray, ratio: float) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["presence", "initialisation", "emergent", "transient"])
 
 
+def relative_norm(first: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """The later of two strengths over the sum of both, (F,): 0 only in the first, 1 in the last."""
+    return last / np.maximum(first + last, 1e-12)
+
+
+def compare(decoders: np.ndarray, steps: np.ndarray, features: pd.DataFrame) -> pd.DataFrame:
+    """What the first and the last snapshot have in common, a row for each living feature.
+
+    Two snapshots may as well be two models, such as a base model and what was made of it. As usual
+    there a feature is in one of them alone where its relative norm is at most `ALONE` or at least
+    1 - `ALONE`, and in both where it lies within `SHARED` of a half.
+
+    Parameters
+    ----------
+    decoders : (F, n, d). features : the features table, for `alive`, `matched` and `density`.
+    """
+    strength = decoder_norms(decoders)[:, [0, -1]]
+    unit = decoders[:, [0, -1]] / np.maximum(strength, 1e-12)[:, :, None]
+    relative = relative_norm(*strength.T)
+    group = np.select(
+        [relative <= ALONE, relative >= 1 - ALONE, np.abs(relative - 0.5) <= SHARED],
+        ["only_first", "only_last", "shared"],
+        "between",
+    )
+    table = features[["feature", "density", "matched"]].assign(
+        first_step=steps[0],
+        last_step=steps[-1],
+        first_strength=strength[:, 0],
+        last_strength=strength[:, 1],
+        relative_norm=relative,
+        cosine=np.einsum("fd,fd->f", unit[:, 0], unit[:, 1]),
+        group=group,
+    )
+    return table[features["alive"].to_numpy()]
+
+
 def describe(
     settings: Settings,
     crosscoders: list[Path],
@@ -245,6 +282,7 @@ def describe(
     features: Path,
     strengths: Path,
     directions: Path,
+    comparison: Path,
     classes: Path,
     matches: Path,
     turning_point: Path,
@@ -260,13 +298,13 @@ def describe(
 
     Raises
     ------
-    InputError : the sites are not four or more snapshots of one layer and stream.
+    InputError : the sites are not two or more snapshots of one layer and stream.
     """
     trained = [Crosscoder.load(folder) for folder in crosscoders]
     steps = np.array([site[0] for site in trained[0].about.outputs])
-    if len(set(steps)) < len(steps) or len(steps) < 4:
+    if len(set(steps)) < len(steps) or len(steps) < 2:
         raise InputError(
-            f"{crosscoders[0]}: histories need four or more snapshots of one layer and stream; "
+            f"{crosscoders[0]}: histories need two or more snapshots of one layer and stream; "
             "choose another primary crosscoder"
         )
     numbers = snapshot_numbers(settings, steps)
@@ -295,13 +333,11 @@ def describe(
     write_table(classes, class_sweep(normalised[alive], analysis.absence / analysis.presence))
     groups = {"all": alive, "matched": table["matched"].to_numpy()}
     cosines = direction_cosines(decoders, analysis.direction_floor)
-    matrices, turning = [], {}
-    for group, chosen in groups.items():
-        if chosen.any():
-            matrix, turning[group] = _turn(group, cosines[chosen], steps, numbers, settings)
-            matrices.append(matrix)
+    of_groups = {group: cosines[chosen] for group, chosen in groups.items() if chosen.any()}
+    matrices = [_matrix(group, own, steps, numbers) for group, own in of_groups.items()]
     write_table(directions, pd.concat(matrices))
-    write_json(turning_point, turning)
+    write_table(comparison, compare(decoders, steps, table))
+    write_json(turning_point, _turns(of_groups, steps, analysis))
 
 
 def _histories(
@@ -372,13 +408,24 @@ def _with_partners(table: pd.DataFrame, pairs: pd.DataFrame, least: float) -> pd
     return table.assign(matched=table["matched_cosine"].fillna(-1) >= least)
 
 
-def _turn(
-    group: str, cosines: np.ndarray, steps: np.ndarray, numbers: np.ndarray, settings: Settings
-) -> tuple[pd.DataFrame, dict[str, float]]:
-    """Mean cosine between a group's directions at all pairs of snapshots; its turning point."""
+def _turns(
+    cosines: dict[str, np.ndarray], steps: np.ndarray, analysis: Analysis
+) -> dict[str, dict[str, float]]:
+    """The turning point of each group of features; none of fewer than four snapshots."""
+    if not len(splits(len(steps))):
+        return {}
+    samples, seed = analysis.bootstrap, analysis.seed
+    return {
+        group: {"features": len(own), **turning_point(own, steps, samples, seed)}
+        for group, own in cosines.items()
+    }
+
+
+def _matrix(
+    group: str, cosines: np.ndarray, steps: np.ndarray, numbers: np.ndarray
+) -> pd.DataFrame:
+    """Mean cosine between a group's directions at all pairs of snapshots."""
     i, j = (index.ravel() for index in np.indices((len(steps), len(steps))))
     matrix = {"group": group, "snapshot_index": numbers[i], "other_index": numbers[j]}
     matrix |= {"step": steps[i], "other_step": steps[j], "cosine": mean_matrix(cosines).ravel()}
-    analysis = settings.analysis
-    about = turning_point(cosines, steps, analysis.bootstrap, analysis.seed)
-    return pd.DataFrame(matrix), {"features": len(cosines), **about}
+    return pd.DataFrame(matrix)

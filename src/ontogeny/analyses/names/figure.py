@@ -75,7 +75,7 @@ def draw(
     rows = choose(living, settings.section(Names).shown)
     curves = style.read(strengths, ["feature", "step", "normalised_strength"])
     loss = style.read(phases, ["step", "loss"])
-    turning = style.read_json(turning_point, ["all"])["all"]
+    turning = style.read_json(turning_point, []).get("all")  # none of fewer than four snapshots
     last = float(curves["step"].max())
     with style.paper():
         figure = style.new_figure(180, 45 + 3.3 * max(8, len(rows)))
@@ -84,18 +84,25 @@ def draw(
         drawn += _lives(below, rows, curves)
         for axis in (above, below):
             style.step_axis(axis, last, "log", labels=axis is below)
-            axis.axvspan(turning["low"], turning["high"], color="0.93", zorder=0)
-            axis.axvline(turning["step"], color="0.6", linewidth=0.6, zorder=0)
-        above.annotate(
-            "directions turn", (turning["step"], 1), xycoords=("data", "axes fraction"),
-            xytext=(2, -2), textcoords="offset points", va="top", fontsize=6, color="0.4",
-        )  # fmt: skip
+        if turning is not None:
+            _turning(above, below, turning)
         found = [kind for kind in KINDS if (rows["kind"] == kind).any()]
         handles = [Patch(color=_colour(kind), label=kind.replace("_", " ")) for kind in found]
         figure.legend(handles=handles, loc="outside lower center", ncols=6)
         columns = ["panel", "feature", "name", "kind", "onset_step", "step", "value"]
         table = pd.concat(drawn, ignore_index=True).reindex(columns=columns)
         style.save(figure, table.astype({"feature": "Int64"}), output)
+
+
+def _turning(above: Axes, below: Axes, about: dict[str, float]) -> None:
+    """The turning point of directions, with its interval."""
+    for axis in (above, below):
+        axis.axvspan(about["low"], about["high"], color="0.93", zorder=0)
+        axis.axvline(about["step"], color="0.6", linewidth=0.6, zorder=0)
+    above.annotate(
+        "directions turn", (about["step"], 1), xycoords=("data", "axes fraction"),
+        xytext=(2, -2), textcoords="offset points", va="top", fontsize=6, color="0.4",
+    )  # fmt: skip
 
 
 def _colour(kind: str) -> str:

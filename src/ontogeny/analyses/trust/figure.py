@@ -54,7 +54,8 @@ def draw(
         a.set(ylim=(0, None), ylabel="share")
         for axis, event in ((b, "birth"), (c, "death")):
             axis.axvline(-0.5, color="0.6", linewidth=0.6)
-            axis.set(ylim=(-0.05, 1.05), xlabel=f"snapshots after the {event}")
+            axis.set(xlim=(AROUND[0] - 0.3, AROUND[-1] + 0.3), ylim=(-0.05, 1.05))
+            axis.set_xlabel(f"snapshots after the {event}")
         b.set_ylabel("R² / best in life")
         last = max(pd.read_csv(path)["step"].max() for path in by_snapshot)
         for axis in (d, e):
@@ -122,7 +123,7 @@ def _around(
         values = (own[f"r2_{offset:+d}"] / own["best"]).dropna()
         if len(values) >= LEAST:
             rows.append((offset, *np.quantile(values, [0.25, 0.5, 0.75])))
-    table = pd.DataFrame(rows, columns=["x", "low", "value", "high"])
+    table = pd.DataFrame(rows, columns=["x", "low", "value", "high"], dtype=float)
     colour = COLOURS[i % len(COLOURS)]
     axis.fill_between(table["x"], table["low"], table["high"], color=colour, alpha=0.12, lw=0)
     axis.plot(table["x"], table["value"], f"{MARKERS[i % len(MARKERS)]}-", color=colour,

@@ -1,0 +1,59 @@
+"""What two snapshots share, or two models: relative decoder norms, and how far directions agree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from ontogeny.figures import style
+
+GROUPS = {
+    "only_first": ("only at step {first}", "initialisation"),
+    "shared": ("at both", "matched"),
+    "only_last": ("only at step {last}", "emergent"),
+    "between": ("between", "all"),
+}
+NORM_BINS, COSINE_BINS = list(np.linspace(0, 1, 41)), list(np.linspace(-1, 1, 41))
+
+
+def draw(features: Path, comparison: Path, output: Path) -> None:
+    """Histograms of the relative decoder norm, and of the cosine of what both snapshots have.
+
+    Parameters
+    ----------
+    features, comparison : tables of a crosscoder.
+    output : path without ending. Its CSV is the comparison table.
+    """
+    living = style.read_living(features)
+    columns = ["feature", "first_step", "last_step", "relative_norm", "cosine", "group", "matched"]
+    table = style.read(comparison, columns)
+    ends = {"first": "?", "last": "?"}
+    if len(table):
+        ends = {end: f"{table[f'{end}_step'].iloc[0]:,}" for end in ends}
+    with style.paper():
+        figure = style.new_figure(180, 80)
+        axes = figure.subplots(1, 2, width_ratios=[3, 2])
+        for name, (text, role) in GROUPS.items():
+            own = table.loc[table["group"] == name, "relative_norm"]
+            label = f"{text.format(**ends)} ({len(own):,})"
+            axes[0].hist(own, NORM_BINS, color=style.COLOURS[role], label=label)
+        axes[0].set(xlim=(0, 1), ylabel="features")
+        axes[0].set_xlabel(
+            f"relative decoder norm: 0 only at step {ends['first']}, 1 only at {ends['last']}"
+        )
+        style.title(axes[0], "a", "in which of the two a feature is")
+        _cosines(axes[1], table.loc[table["group"] == "shared", "cosine"].to_numpy())
+        style.legend(figure, axes[:1], loc="outside lower center", ncols=4)
+        figure.suptitle(style.matched_note(living), x=0.01, ha="left")
+        style.save(figure, table, output)
+
+
+def _cosines(axis: Axes, cosines: np.ndarray) -> None:
+    style.title(axis, "b", "features at both: do directions agree?")
+    if not len(cosines):
+        style.empty(axis, "no feature is at both")
+        return
+    axis.hist(cosines, COSINE_BINS, color=style.COLOURS["matched"])
+    axis.set(xlim=(-1, 1), ylabel="features", xlabel="cosine between the two decoder directions")

@@ -7,8 +7,8 @@
 .DEFAULT_GOAL := help
 .PHONY: help env figures report test test-cluster check lock
 
-IS_SUPPORTED := -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))'
-PYTHON ?= $(shell for python in python3.11 python3.12; do \
+IS_SUPPORTED := -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))'
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14; do \
 	$$python $(IS_SUPPORTED) 2>/dev/null && echo $$python && exit; done; echo python3)
 CORES ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 # Files of tests side by side: several start workflows, of two jobs each.
@@ -27,7 +27,7 @@ help: ## list the targets
 env: .venv/.complete ## make the environment in .venv from the lock
 
 .venv/.complete: envs/requirements.lock envs/torch.txt pyproject.toml
-	@$(PYTHON) $(IS_SUPPORTED) 2>/dev/null || { echo "Python 3.11 or 3.12 is needed, found" \
+	@$(PYTHON) $(IS_SUPPORTED) 2>/dev/null || { echo "Python 3.11 to 3.14 is needed, found" \
 		"$$($(PYTHON) --version 2>/dev/null || echo none): make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv --clear .venv
 	$(PIP) install --no-deps --require-hashes -r envs/requirements.lock

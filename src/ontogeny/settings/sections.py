@@ -172,9 +172,17 @@ class Hub(Section):
 class Local(Section):
     """Snapshots that are folders in Hugging Face format."""
 
-    folders: str = Field(..., description="Such as runs/mine/checkpoint-{step}.")
+    folders: str = Field(
+        ..., description="Such as runs/mine/checkpoint-{step}; files such as step={step}.ckpt too."
+    )
     tokenizer: str | None = Field(
         None, description="Folder of the tokenizer; the last snapshot's when left out."
+    )
+    config: str | None = Field(
+        None, description="config.json, or a folder that has one, of checkpoints that bring none."
+    )
+    base: str | None = Field(
+        None, description="Folder of the base model, where checkpoints are adapters of PEFT."
     )
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Iterable
+import time
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Literal
 
 from ontogeny.files import InputError
 from ontogeny.settings import Local
-from ontogeny.snapshots import weights
+from ontogeny.snapshots import adapters, kinds, weights
 from ontogeny.snapshots.presets import nearest
 
+YOUNG = 60.0  # seconds after which a checkpoint is taken for finished
 # What transformers' tokenizers read, of all kinds; the first group is enough to make one.
 TOKENIZER = (
     "tokenizer.json",
@@ -46,7 +48,7 @@ def tokenizer_files(names: Iterable[str], code: bool = False) -> list[str]:
 
 
 def folders(local: Local) -> dict[int, Path]:
-    """Every folder that fits the pattern, by its step, ascending.
+    """Every folder, or file of weights, that fits the pattern, by its step, ascending.
 
     `{step}` stands for digits; `*`, `?`, `[...]` and `**` mean what they mean in a glob pattern.
     InputError where two folders have the same step.
@@ -56,7 +58,9 @@ def folders(local: Local) -> dict[int, Path]:
     wanted = re.compile(_expression(pattern))
     for name in sorted(glob.glob(re.sub(r"\{step[^}]*\}", "[0-9]*", pattern), recursive=True)):
         match = wanted.fullmatch(name)
-        if match is None or not Path(name).is_dir():
+        path = Path(name)
+        alone = path.is_file() and path.suffix in (".safetensors", *weights.PICKLED)
+        if match is None or not (alone or path.is_dir()):
             continue
         step = int(match["step"])
         if step in by_step:
@@ -79,49 +83,126 @@ def resolve_steps(local: Local) -> list[int]:
     return steps
 
 
-def faults(local: Local, steps: list[int] | Literal["all"]) -> list[str]:
-    """What keeps these steps from being published, one line each with the mend."""
+def faults(
+    local: Local, steps: list[int] | Literal["all"], kept: Collection[int] = ()
+) -> list[str]:
+    """What keeps these steps from being published, one line each with the mend.
+
+    Parameters
+    ----------
+    kept : steps whose snapshots the experiment has already, wherever they came from.
+    """
     try:
-        every, by_step = resolve_steps(local), folders(local)
+        by_step = folders(local)
+        every = sorted({*by_step, *kept}) or resolve_steps(local)
     except InputError as error:
         return [str(error)]
     chosen = every if steps == "all" else steps
     lines = []
     for step in chosen:
+        if step in kept and step not in by_step:
+            continue
         try:
             folder = _of_step(local, by_step, step)
         except InputError as error:
             lines.append(str(error))
-            continue
-        lines += [
-            f"snapshots.steps: {folder} has no {name}; remove step {step} or save it again"
-            for name in weights.lacking(weights.present(folder))
-        ]
+        else:
+            lines += _folder_faults(local, folder, step)
     if not lines:
         try:
-            tokenizer_sources(local, chosen)
+            tokenizer_sources(local, [step for step in chosen if step in by_step])
         except InputError as error:
             lines.append(str(error))
     return lines
 
 
+def _folder_faults(local: Local, folder: Path, step: int) -> list[str]:
+    """What keeps a folder from being a snapshot, a line each."""
+    names = [folder.name] if folder.is_file() else weights.present(folder)
+    lacking = [n for n in weights.lacking(names) if n != weights.CONFIG or local.config is None]
+    if folder.is_file():
+        lacking = [n for n in lacking if n == weights.CONFIG]
+        if not (folder.parent / weights.CONFIG).is_file() and lacking:
+            return [
+                f"snapshots.local.config: {folder} is weights alone; name the model's config.json"
+            ]
+    elif lacking and weights.choice(names) is None:
+        other = kinds.otherwise(str(folder), weights.within(folder))
+        if not kinds.is_adapter(names) and other is not None:
+            return [f"snapshots.steps: {folder} holds {other}"]
+        lacking = [] if other is not None else lacking
+    if lacking and not folder.is_file():
+        return [
+            f"snapshots.steps: {folder} has no {name}; remove step {step} or save it again"
+            for name in lacking
+        ]
+    try:
+        found = found_at(local, folder)
+        weights.read_config(found.config)
+        weights.check(found)
+        if found.adapter is not None:
+            adapters.settings(found.adapter)
+    except InputError as error:
+        age = time.time() - newest(folder)
+        still = f"; written {max(age, 0):.0f} seconds ago: wait for the training that saves it"
+        return [f"snapshots.steps: {error}{still if age < YOUNG else ''}"]
+    return []
+
+
+def advice(local: Local, steps: list[int]) -> list[str]:
+    """What is doubtful about folders that can be published: that one may be unfinished."""
+    by_step = folders(local)
+    young = [step for step in steps if step in by_step]
+    if not young or time.time() - newest(by_step[young[-1]]) >= YOUNG:
+        return []
+    age = max(time.time() - newest(by_step[young[-1]]), 0)
+    return [
+        f"snapshots.steps: {by_step[young[-1]]} was written {age:.0f} seconds ago; if a training "
+        "still saves it, wait until it is done"
+    ]
+
+
+def newest(folder: Path) -> float:
+    """When the newest file of a checkpoint was written, in seconds since 1970."""
+    files = [folder] if folder.is_file() else [p for p in folder.iterdir() if p.is_file()]
+    return max((path.stat().st_mtime for path in files), default=0.0)
+
+
+def found_at(local: Local, folder: Path) -> weights.Found:
+    """Where a checkpoint keeps what a snapshot is made of; InputError as weights.find."""
+    config = None if local.config is None else Path(local.config).expanduser()
+    return weights.find(folder, config, local.base)
+
+
 def sources(local: Local, step: int) -> list[Path]:
-    """The files that a step's snapshot is made from; none where it has no folder."""
+    """The files that a step's snapshot is made from; none where it has no folder, or no weights."""
     folder = folders(local).get(step)
     if folder is None:
         return []
-    kinds = (".safetensors", ".bin", ".json", ".py")
-    named = [n for n in weights.present(folder) if n.startswith(("model", "pytorch_model"))]
-    return [folder / n for n in [weights.CONFIG, *named] if n.endswith(kinds)]
+    try:
+        found = found_at(local, folder)
+    except InputError:
+        return []
+    paths = [found.config, *found.files]
+    paths += [found.index] if found.index is not None else []
+    if found.adapter is not None:
+        paths += [found.adapter / kinds.ADAPTER, adapters.weights_of(found.adapter)]
+    if folder.is_dir():
+        paths += [folder / name for name in weights.present(folder) if name.endswith(".py")]
+    return paths
 
 
 def tokenizer_sources(local: Local, steps: list[int]) -> list[Path]:
     """The files of the tokenizer, of local.tokenizer or the last wanted folder, or InputError."""
     if local.tokenizer is None:
+        folder = _of_step(local, folders(local), steps[-1])
         folder, mend = (
-            _of_step(local, folders(local), steps[-1]),
+            folder.parent if folder.is_file() else folder,
             "name the tokenizer's folder there",
         )
+        if not tokenizer_files(weights.present(folder), code=True):
+            config = found_at(local, _of_step(local, folders(local), steps[-1])).config
+            folder = config.parent if tokenizer_files(weights.present(config.parent)) else folder
     else:
         folder, mend = Path(local.tokenizer).expanduser(), "name another folder"
         if not folder.is_dir():
@@ -140,7 +221,10 @@ def publish(local: Local, step: int, output: Path) -> None:
     InputError where the step has no folder, or its folder no sound weights.
     """
     folder = _of_step(local, folders(local), step)
-    weights.publish(folder, output, {"folder": str(folder), "step": step}, code=True)
+    read = [str(path) for path in sources(local, step)]
+    about = {"folder": str(folder), "step": step, "read": read}
+    config = None if local.config is None else Path(local.config).expanduser()
+    weights.publish(folder, output, about, code=True, config=config, base=local.base)
 
 
 def tokenizer(local: Local, steps: list[int], output: Path) -> None:

@@ -1,7 +1,8 @@
 """A model's weights as safetensors, from any folder in Hugging Face format.
 
-What is safetensors already is linked; `pytorch_model.bin` is loaded by torch's
-restricted unpickler, which runs no code, and saved as safetensors. Nothing else is ever unpickled.
+What is safetensors already is linked; what is pickled is loaded by torch's restricted unpickler,
+which runs no code, and saved as safetensors. Nothing else is ever unpickled. Tensors get the names
+that transformers knows them by (naming.py), adapters are merged into their base (adapters.py).
 """
 
 from __future__ import annotations
@@ -11,16 +12,41 @@ import os
 import re
 import shutil
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ontogeny.files import InputError, digest_file, one_line, whole, write_json
+from ontogeny.snapshots import adapters, headers, kinds, naming, pickles
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 BIN = "pytorch_model.bin"
 BIN_INDEX = "pytorch_model.bin.index.json"
+ALONE = ("model.pt", "model.pth", "ckpt.pt")  # a state dict under another name, if it is the only
+PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+KNOWN = (SINGLE, INDEX, BIN, BIN_INDEX)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where a checkpoint keeps what a snapshot is made of.
+
+    config : its config.json. files : of its weights, each with the tensors that an index names.
+    index : the index of several files, if there is one. adapter : the folder of an adapter that is
+    to be merged into the weights.
+    """
+
+    config: Path
+    files: dict[Path, list[str]]
+    index: Path | None = None
+    adapter: Path | None = None
+
+    @property
+    def pickled(self) -> bool:
+        """Whether the weights are pickled."""
+        return any(path.suffix in PICKLED for path in self.files)
 
 
 def choice(names: Collection[str]) -> str | None:
@@ -28,7 +54,9 @@ def choice(names: Collection[str]) -> str | None:
 
     Safetensors come before pickles; None where `names` hold no weights.
     """
-    return next((name for name in (SINGLE, INDEX, BIN, BIN_INDEX) if name in names), None)
+    known = next((name for name in KNOWN if name in names), None)
+    alone = [name for name in names if name in ALONE or name.endswith(".ckpt")]
+    return known or (alone[0] if len(alone) == 1 else None)
 
 
 def lacking(names: Collection[str]) -> list[str]:
@@ -78,18 +106,72 @@ def shards(index: Path) -> dict[str, list[str]]:
     return tensors
 
 
-def check(path: Path) -> set[str]:
-    """Names of the tensors of a safetensors file; InputError unless header and size agree."""
-    from safetensors import SafetensorError, safe_open
+def find(source: Path, config: Path | None = None, base: str | None = None) -> Found:
+    """Where a checkpoint keeps its configuration and weights.
 
-    try:
-        # numpy's reader suffices for names, and loads no torch
-        with safe_open(path, framework="np") as file:
-            return set(file.keys())
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"{path}: damaged safetensors ({one_line(error, 160)}); delete it and get it again"
-        ) from None
+    Parameters
+    ----------
+    source : a folder in Hugging Face format, or a file of weights alone.
+    config : a config.json, or a folder that has one, for checkpoints that bring none.
+    base : folder of the model that an adapter belongs to.
+
+    Raises
+    ------
+    InputError : no configuration or weights, or a shard is missing.
+    """
+    alone = source.is_file()
+    folder = source.parent if alone else source
+    names = present(folder)
+    if not alone and kinds.is_adapter(names) and choice(names) is None:
+        return _with_adapter(folder, config, base)
+    own = folder if config is None or (folder / CONFIG).is_file() else config
+    chosen = source.name if alone else choice(names)
+    if chosen is None:
+        other = kinds.otherwise(str(source), within(source))
+        lacks = f"no {SINGLE} or {BIN} in it; name a folder that has weights"
+        raise InputError(f"{source}: {f'holds {other}' if other else lacks}")
+    if chosen not in (INDEX, BIN_INDEX):
+        parts: dict[str, list[str]] = {chosen: []}
+    else:
+        parts = shards(folder / chosen)
+    for name in parts:
+        if name not in names:
+            raise InputError(f"{folder / chosen}: names {name}, which is missing; fetch it again")
+    index = folder / chosen if chosen in (INDEX, BIN_INDEX) else None
+    files = {folder / name: tensors for name, tensors in parts.items()}
+    return Found(own / CONFIG if own.is_dir() else own, files, index)
+
+
+def _with_adapter(folder: Path, config: Path | None, base: str | None) -> Found:
+    """The base model of an adapter, and the adapter."""
+    adapters.weights_of(folder)
+    place = adapters.base_of(folder, base)
+    if place is None:
+        raise InputError(f"{folder}: holds {kinds.otherwise(str(folder), present(folder))}")
+    if not place.is_dir():
+        raise InputError(f"snapshots.local.base: {place} is no folder; correct it")
+    found = find(place, config)
+    return Found(found.config, found.files, found.index, folder)
+
+
+def within(source: Path) -> list[str]:
+    """Names of what lies in a folder, and of the files of the folders in it as FOLDER/FILE."""
+    if not source.is_dir():
+        return []
+    return sorted(
+        str(path.relative_to(source)) for deep in ("*", "*/*") for path in source.glob(deep)
+    )
+
+
+def check(found: Found) -> None:
+    """InputError where a file of weights is damaged, or lacks what the index names."""
+    for path, named in found.files.items():
+        if path.suffix in PICKLED:
+            pickles.check(path)
+        else:
+            absent = set(named) - headers.names(path)
+            if absent:
+                raise InputError(f"{path}: lacks {min(absent)}, which {INDEX} names")
 
 
 def publish(
@@ -98,15 +180,17 @@ def publish(
     about: Mapping[str, Any],
     code: bool = False,
     known: Mapping[str, str] | None = None,
+    config: Path | None = None,
+    base: str | None = None,
 ) -> list[str]:
     """Make a snapshot's folder, whole or not at all: config.json, weights and source.json.
 
     Parameters
     ----------
-    source : a folder in Hugging Face format: a Trainer's checkpoint, or a commit in a cache.
+    source, config, base : as for `find`.
     output : the folder to make.
     about : the origin, for source.json; to which come SHA-256 and size in bytes of the `files`
-        and, where pickled weights were saved as safetensors, of what was `converted`.
+        and, where they were not linked but written anew, of what was `converted`.
     code : bring the model's own Python files too.
     known : SHA-256 of files of `source` that have been hashed just now, by name.
 
@@ -116,37 +200,28 @@ def publish(
 
     Raises
     ------
-    InputError : no configuration or weights, a shard is missing, a file is damaged, or a pickle
-        holds more than tensors.
+    InputError : as `find`, a file is damaged, or a pickle holds more than tensors.
     """
     known = known or {}
-    names = present(source)
-    read_config(source / CONFIG)
-    chosen = choice(names)
-    if chosen is None:
-        raise InputError(f"{source}: no {SINGLE} or {BIN} in it; name a folder that has weights")
-    parts = shards(source / chosen) if chosen in (INDEX, BIN_INDEX) else {chosen: []}
-    for name in parts:
-        if name not in names:
-            raise InputError(f"{source / chosen}: names {name}, which is missing; fetch it again")
-    pickled = list(parts) if chosen in (BIN, BIN_INDEX) else []
-    copied = [CONFIG, *(name for name in names if code and name.endswith(".py"))]
+    found = find(source, config, base)
+    architecture = read_config(found.config)
+    check(found)
+    home = next(iter(found.files)).parent
+    copied = [path for path in home.glob("*.py") if code and path.is_file()]
     with whole(output) as draft:
         draft.mkdir()
-        for name in [*copied, INDEX] if chosen == INDEX else copied:
-            shutil.copyfile(source / name, draft / name)
-        if pickled:
-            _convert(source, draft, pickled)
+        for path in (found.config, *copied):
+            shutil.copyfile(path, draft / path.name)
+        if found.pickled or found.adapter is not None:
+            _convert(found, draft, architecture, code)
+            linked = False
         else:
-            for name, tensors in parts.items():
-                absent = set(tensors) - check(source / name)
-                if absent:
-                    raise InputError(f"{source / name}: lacks {min(absent)}, which {INDEX} names")
-                _link(source / name, draft / name)
-        files = _describe(draft, present(draft), {} if pickled else known)
-        origin = {"converted": _describe(source, pickled, known)} if pickled else {}
+            linked = _bring(found, draft, architecture, code)
+        files = _describe(draft, present(draft), known if linked else {})
+        read = [path.name for path in found.files]
+        origin = {} if linked else {"converted": _describe(home, read, known)}
         write_json(draft / "source.json", {**about, "files": files, **origin})
-    return pickled
+    return [] if not found.pickled else read
 
 
 def copy(files: Iterable[Path], output: Path, about: Mapping[str, Any] | None = None) -> None:
@@ -159,69 +234,66 @@ def copy(files: Iterable[Path], output: Path, about: Mapping[str, Any] | None = 
             write_json(draft / "source.json", about)
 
 
-def _convert(source: Path, output: Path, parts: list[str]) -> None:
-    """Save pickled weights as safetensors, one shard in memory at a time."""
-    from safetensors.torch import save_file
+def _bring(found: Found, output: Path, config: dict[str, Any], code: bool) -> bool:
+    """Link safetensors, or copy them where tensors have to be renamed; whether they are linked."""
+    every = [name for path in found.files for name in headers.names(path)]
+    new = naming.unwrapped(every, config, _own(code, config))
+    plain = all(old == name for old, name in new.items())
+    for path in found.files:
+        if plain:
+            _link(path, output / path.name)
+        else:
+            headers.renamed(path, output / _named(path.name, len(found.files)), new)
+    if found.index is not None and plain:
+        shutil.copyfile(found.index, output / INDEX)
+    elif found.index is not None:
+        files = {new[name]: path.name for path in found.files for name in headers.names(path)}
+        _write_index(output, files)
+    return plain
 
+
+def _own(code: bool, config: dict[str, Any]) -> bool:
+    """Whether a model is built by code that the repository brings."""
+    return code and "auto_map" in config
+
+
+def _named(name: str, files: int) -> str:
+    """What a file of weights is called in a snapshot."""
+    return SINGLE if files == 1 else name
+
+
+def _write_index(output: Path, files: Mapping[str, str]) -> None:
+    size = sum(path.stat().st_size for path in output.glob("*.safetensors"))
+    index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(files.items()))}
+    (output / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _convert(found: Found, output: Path, config: dict[str, Any], code: bool) -> None:
+    """Save weights as safetensors of their own, one file in memory at a time."""
+    from safetensors.torch import load_file, save_file
+
+    def read(path: Path) -> dict[str, Any]:
+        return pickles.load(path) if path.suffix in PICKLED else load_file(path)
+
+    named = [name for names in found.files.values() for name in names]
+    adapter = None if found.adapter is None else adapters.Lora(found.adapter)
     files: dict[str, str] = {}
-    size = 0
-    for number, part in enumerate(parts, 1):
+    for number, path in enumerate(found.files, 1):
         name = SINGLE
-        if len(parts) > 1:
-            name = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
-        tensors = _separate(_load(source / part))
-        save_file(tensors, output / name, metadata={"format": "pt"})
-        check(output / name)
-        files |= dict.fromkeys(tensors, name)
-        size += sum(tensor.nbytes for tensor in tensors.values())
-    if len(parts) > 1:
-        index = {"metadata": {"total_size": size}, "weight_map": files}
-        (output / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def _load(path: Path) -> dict[str, Any]:
-    """The tensors of a pickled state, by name, or InputError; no code in it is run."""
-    import torch
-
-    try:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap can only be used" not in str(error):
-                raise
-            # files of before torch 1.6 are no archives that could be mapped
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged pickle can raise anything
-        raise InputError(
-            f"{path}: cannot be loaded as plain tensors ({one_line(error, 160)}); get it again, or "
-            "save the model as safetensors"
-        ) from None
-    if not isinstance(state, dict) or not state:
-        raise InputError(f"{path}: holds no tensors by name; save the model as safetensors")
-    for name, tensor in state.items():
-        if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided:
-            raise InputError(
-                f"{path}: {name} is a {type(tensor).__name__}, no dense tensor; save the model as "
-                "safetensors"
-            )
-    return state
-
-
-def _separate(state: dict[str, Any]) -> dict[str, Any]:
-    """The same tensors, contiguous, none sharing memory with another, as safetensors demands.
-
-    Tied tensors are stored twice: to leave one out is right only where the model ties them again.
-    """
-    taken: set[int] = set()
-    separate = {}
-    for name, tensor in state.items():
-        memory = tensor.untyped_storage().data_ptr()
-        tensor = tensor.detach()
-        separate[name] = tensor.clone().contiguous() if memory in taken else tensor.contiguous()
-        taken.add(memory)
-    return separate
+        if len(found.files) > 1:
+            name = f"model-{number:05d}-of-{len(found.files):05d}.safetensors"
+        state = read(path)
+        new = naming.unwrapped(named or list(state), config, _own(code, config))
+        state = {new.get(old, old): tensor for old, tensor in state.items()}
+        if adapter is not None:
+            state = {tensor: adapter.added_to(tensor, value) for tensor, value in state.items()}
+        save_file(pickles.separate(state), output / name, metadata={"format": "pt"})
+        headers.names(output / name)
+        files |= dict.fromkeys(state, name)
+    if adapter is not None:
+        adapter.finish()
+    if len(found.files) > 1:
+        _write_index(output, files)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -1,0 +1,80 @@
+"""Names of tensors as transformers knows them: what wraps a model in training leaves prefixes.
+
+torch.compile puts `_orig_mod.` before every name, DistributedDataParallel `module.`, FSDP
+`_fsdp_wrapped_module.` wherever it wraps, Lightning the attribute that holds the model, such as
+`model.` or `net.`. Weights saved so are the model's own under other names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
+# First parts of the names that most causal language models of transformers have.
+TOPS = {"model", "transformer", "gpt_neox", "backbone", "rwkv", "lm_head", "embed_out", "output"}
+
+
+def unwrapped(names: Collection[str], config: dict[str, Any], code: bool = False) -> dict[str, str]:
+    """The name that transformers knows each tensor by, by the name that it has.
+
+    Parameters
+    ----------
+    names : of all tensors of a model. config : its config.json.
+    code : whether the model is built by code of its own, whose names nobody else knows.
+    """
+    inner = {name: _inside(name) for name in names}
+    shared = _shared(list(inner.values()))
+    if not code and shared:
+        cut = _cut([name.split(".") for name in inner.values()], len(shared), config)
+        inner = {old: ".".join(new.split(".")[cut:]) for old, new in inner.items()}
+    return inner if len(set(inner.values())) == len(inner) else {name: name for name in names}
+
+
+def _inside(name: str) -> str:
+    parts = [part for part in name.split(".") if part not in WRAPPERS]
+    while parts[:1] == ["module"]:
+        parts = parts[1:]
+    return ".".join(parts)
+
+
+def _shared(names: list[str]) -> list[str]:
+    """The parts that all names begin with, but for the last part of a name."""
+    if not names:
+        return []
+    first, last = min(names).split(".")[:-1], max(names).split(".")[:-1]
+    count = next(
+        (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b),
+        min(len(first), len(last)),
+    )
+    return first[:count]
+
+
+def _cut(parts: list[list[str]], shared: int, config: dict[str, Any]) -> int:
+    """How many of the shared first parts are a wrapper's."""
+    for count in reversed(range(shared + 1)):
+        if {name[count] for name in parts} <= TOPS:
+            return count
+    known = _names_of(config)
+    fitting = [sum(".".join(name[i:]) in known for name in parts) for i in range(shared + 1)]
+    return fitting.index(max(fitting))
+
+
+def _names_of(config: dict[str, Any]) -> set[str]:
+    """Names of the tensors of the model that a configuration describes, also without its base's.
+
+    Empty where transformers does not know the architecture.
+    """
+    import torch
+    from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
+
+    if config.get("model_type") not in CONFIG_MAPPING:
+        return set()
+    known = AutoConfig.for_model(**{k: v for k, v in config.items() if k != "quantization_config"})
+    try:
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(known)
+    except ValueError:
+        return set()
+    names = set(model.state_dict())
+    return names | {name.removeprefix(f"{model.base_model_prefix}.") for name in names}

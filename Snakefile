@@ -37,6 +37,7 @@ onstart:
         for experiment in at_work():
             claim(experiment)
             refuse_what_does_not_fit(experiment)
+            advise(experiment)
 
 
 # What the experiment costs, before it runs: `snakemake --cores 1 plan`.

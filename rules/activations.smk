@@ -11,6 +11,7 @@ rule extract:
         tokens=at("tokens"),
     output:
         [str(E.path("held_out", site=site, step="{step}")) for site in E.sites],
+        at("held_out_loss"),
         rows=kept(extracted("{step}", 0)),
     log:
         log("extract/{step}"),

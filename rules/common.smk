@@ -2,12 +2,13 @@
 
 import fcntl
 import re
+import sys
 from functools import cache
 from pathlib import Path
 
 import yaml
 
-from ontogeny import lineage, preflight, registry, running, scratch
+from ontogeny import doubts, lineage, preflight, registry, running, scratch
 from ontogeny import settings as schema
 from ontogeny.corpus import text as texts
 from ontogeny.corpus.wheels import needed
@@ -22,7 +23,8 @@ CONDA = "../envs/ontogeny.yaml"
 try:
     for file in workflow.configfiles:
         schema.read(file)  # Snakemake's own reader takes the last of a key that stands twice
-    S = sources.resolve(schema.load(config))
+    GIVEN = schema.load(config)
+    S = sources.resolve(GIVEN)
     if workflow.is_main_process:
         preflight.check(S, "results")
     E = Experiment(f"results/{S.name}", S)
@@ -85,6 +87,12 @@ def at_work():
         for name, replicate in REPLICATES.items()
         if any(rule.startswith(f"{name}_") for rule in rules)
     ]
+
+
+def advise(settings):
+    """Print what is doubtful about an experiment before its first job."""
+    for line in doubts.before(settings, "results", GIVEN.snapshots.steps == "all"):
+        print(f"advice: {line}", file=sys.stderr)
 
 
 def refuse_what_does_not_fit(settings):
@@ -191,7 +199,7 @@ def tokenizer_digests():
     """Of the files of a local model's tokenizer: the content decides, not the folder."""
     if S.snapshots.local is None:
         return {}
-    paths = map(Path, local.tokenizer_sources(S.snapshots.local, STEPS))
+    paths = sources.tokenizer_files(S, "results")
     return {path.name: digest_file(path) for path in paths if path.name != "config.json"}
 
 
@@ -211,6 +219,13 @@ def trained_before(wildcards):
     own = E.path("trained_mark", leg=wildcards.leg)
     before = [E.path("trained_mark", leg=leg) for leg in E.legs if leg < int(wildcards.leg)]
     return [ancient(str(mark)) for mark in before[-1:] if mark.exists() or not own.exists()]
+
+
+def snapshot_origin(wildcards):
+    """What a snapshot is taken from, or was: files of a folder that is gone are still its own."""
+    if S.snapshots.local is not None:
+        return sources.read_from(S, "results", int(wildcards.step))
+    return snapshot_inputs(wildcards)
 
 
 def snapshot_inputs(wildcards):

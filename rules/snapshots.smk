@@ -103,7 +103,7 @@ rule snapshot:
     params:
         model=MODEL,
         experiment=experiment,
-        reads=reads(snapshot_inputs),
+        reads=reads(snapshot_origin),
     message:
         "Snapshot of step {wildcards.step}"
     shell:

@@ -145,13 +145,15 @@ def use_threads(count: int) -> None:
 @click.option("--results", type=FOLDER, default=Path("results"))
 def check(file: Path, results: Path) -> None:
     """List, one per line, everything that would stop a run of the configuration FILE here."""
-    from ontogeny import preflight
+    from ontogeny import doubts, preflight
     from ontogeny.snapshots import sources
 
-    settings = sources.resolve(schema.load(file))
+    given = schema.load(file)
+    settings = sources.resolve(given, results)
     preflight.check(settings, results)
     preflight.check_room(settings, results)
-    print(f"{file}: can run")
+    advice = doubts.before(settings, results, given.snapshots.steps == "all")
+    print(*(f"advice: {line}" for line in advice), f"{file}: can run", sep="\n")
 
 
 @main.command()
@@ -184,7 +186,7 @@ def plan(file: Path, device: str | None, terms: bool, results: Path) -> None:
     from ontogeny.cost import bill, machines, table
     from ontogeny.snapshots import sources
 
-    settings = sources.resolve(schema.load(file))
+    settings = sources.resolve(schema.load(file), results)
     precision = settings.crosscoders[settings.primary].precision
     rates = machines.table(device, precision) if device else bill.measure(settings, results)
     print(table.show(bill.bill(settings, results, rates), terms))
@@ -289,8 +291,9 @@ def extract(experiment: Experiment, step: int, shard: int) -> None:
     from ontogeny.activations import extract as stage
 
     snapshot, tokens = experiment.path("snapshot", step=step), experiment.path("tokens")
+    loss = experiment.path("held_out_loss", step=step) if shard == 0 else None
     stage.extract(
-        experiment.settings, snapshot, step, tokens, experiment.path("activations"), shard
+        experiment.settings, snapshot, step, tokens, experiment.path("activations"), shard, loss
     )
 
 

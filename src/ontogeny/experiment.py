@@ -355,10 +355,10 @@ class Experiment:
         """What a stage reads under a product's name: for the workflow, and for its function.
 
         Beside the products: `crosscoder` (the folder of its first seed); `crosscoders`, `densities`
-        and `fidelities` (a list, one per seed), `seeds` (their numbers); `activations`,
-        `token_tables` (of its sites) and `snapshots` (folders); `baselines` (fidelity of the
-        dictionaries with random directions); `replicates` (the products that are compared, by model
-        and name).
+        and `fidelities` (a list, one per seed), `seeds` (their numbers); `held_out_losses` (a
+        list, one per snapshot); `activations`, `token_tables` (of its sites) and `snapshots`
+        (folders); `baselines` (fidelity of the dictionaries with random directions); `replicates`
+        (the products that are compared, by model and name).
         """
         settings, chosen = self.settings, crosscoder or self.primary
         lists = {"densities": "density", "fidelities": "fidelity"}
@@ -374,6 +374,9 @@ class Experiment:
             return Source([], settings.crosscoders[chosen].seeds)
         if name == "snapshots":
             return Source([self.path("snapshot", step=s) for s in self.steps], self.path(name))
+        if name == "held_out_losses":
+            paths = [self.path("held_out_loss", step=step) for step in self.steps]
+            return Source(paths, paths)
         if name == "activations":
             return Source(self.stacks(chosen), self.path(name))
         if name == "token_tables":

@@ -161,7 +161,7 @@ def check(settings: Settings, results: str | Path) -> None:
     ----------
     results : the folder that holds the experiments' folders.
     """
-    faults = list(_faults(settings, Path(results)))
+    faults = list(dict.fromkeys(_faults(settings, Path(results))))
     if faults:
         raise InputError("\n".join(faults))
 

@@ -26,6 +26,10 @@ PRODUCTS = [
     Product("activations", "activations", "a folder for each layer and stream"),
     Product("held_out", "activations/{site}/step{step}.h5", "held-out rows of a snapshot"),
     Product("rows", "activations/{site}/step{step}.rows{shard}.h5", "training rows of a snapshot"),
+    Product(
+        "held_out_loss", "losses/step{step}.json", "loss of a snapshot as it was read, in nats"
+    ),
+    Product("losses", "losses/losses.csv", "those of all snapshots, and which is out of place"),
     Product("stack", f"activations/{{site}}/{STACK}", "all snapshots of a layer and stream"),
     Product("token_tables", "token_tables", "a file for each layer and stream"),
     Product("token_table", "token_tables/{site}.h5", "mean activation of every token, by snapshot"),
@@ -95,6 +99,17 @@ PRODUCTS = [
 ]
 
 STAGES = [
+    Stage(
+        "losses",
+        run="ontogeny.snapshots.losses:gather",
+        about="Hold every snapshot's loss as it was read against its neighbours'.",
+        reads={"files": "held_out_losses"},
+        makes={"table": "losses"},
+        scope="experiment",
+        core=True,
+        gpu=False,
+        cost=Cost({"one": 1.0}, {"one": 0.2e9}, {"one": 1000, "snapshots": 50}, torch=False),
+    ),
     Stage(
         "phases",
         run="ontogeny.phases.levels:measure",
@@ -254,7 +269,7 @@ FIGURES = [
         "ontogeny.figures.training:draw",
         MODEL,
         "Training overview",
-        {"log": Optional("log"), "phases": "phases", "levels": "levels"},
+        {"log": Optional("log"), "phases": "phases", "levels": "levels", "losses": "losses"},
         scope="experiment",
     ),
     Figure(

@@ -8,6 +8,7 @@ from dataclasses import replace
 from ontogeny.activations.sizes import PIECE_ROWS, READ_AHEAD
 from ontogeny.cost.sizes import Dictionary, Sizes
 from ontogeny.cost.terms import Job, Terms, Work, job
+from ontogeny.snapshots.sizes import loss_blocks
 
 AHEAD = READ_AHEAD + 2  # pieces at a time: those that are ready, one being read, one in use
 
@@ -42,8 +43,18 @@ def extract(sizes: Sizes, shard: int) -> Job:
         "snapshots on the device": sizes.truncated,
         "forward pass": sizes.forward_memory(sizes.batch, sizes.run_bytes) + values,
     }
+    looks = first * loss_blocks(settings.corpus.held_out_blocks, context) * context
+    if first:
+        # Before the model is cut off and a row is there: all of it, and the logits of a block.
+        logits = 14.0 * context * model.vocabulary
+        later = device["forward pass"]
+        if sizes.gpu:
+            later -= model.parameters * sizes.run_bytes - sizes.truncated
+        else:
+            later += sum(size for term, size in host.items() if "loads" not in term)
+        device["logits"] = max(0.0, logits - later)
     work = Work(
-        forward=positions * sizes.token_flops,
+        forward=positions * sizes.token_flops + looks * model.flops_per_token(context),
         read=model.parameters * sizes.file_bytes,
         written=rows * (model.width * sizes.item + 8) * sizes.places,
         host_moved=4.0 * positions * model.width * sizes.item * sizes.places,

@@ -22,7 +22,7 @@ from ontogeny.corpus.build import Tokens
 from ontogeny.files import InputError, whole
 from ontogeny.progress import bar
 from ontogeny.settings import Activations, Settings
-from ontogeny.snapshots import sites
+from ontogeny.snapshots import held_out, sites
 
 Key = tuple[int, str]  # (layer, stream)
 
@@ -34,10 +34,16 @@ class Snapshot:
     ----------
     settings : activations.layers and streams say what is wanted.
     folder : of the snapshot. step : its training step.
+    look : called with the model while it is whole.
     """
 
     def __init__(
-        self, settings: Settings, folder: str | Path, step: int, device: torch.device
+        self,
+        settings: Settings,
+        folder: str | Path,
+        step: int,
+        device: torch.device,
+        look: Callable[[Any], None] | None = None,
     ) -> None:
         section = settings.activations
         self.step, self.device = step, device
@@ -50,6 +56,7 @@ class Snapshot:
             devices.precision(section.precision, device),
             settings.snapshots.remote_code,
             last_layer=max(section.layers),
+            look=look,
         )
         self.width = sites.width(self.model)
         self._stored = getattr(torch, section.dtype)
@@ -177,6 +184,7 @@ def extract(
     tokens: str | Path,
     folder: str | Path,
     shard: int = 0,
+    loss: Path | None = None,
 ) -> None:
     """Write a shard of a snapshot's training rows, and with the first its held-out rows (store.py).
 
@@ -187,6 +195,7 @@ def extract(
     ----------
     snapshot : folder of the model. step : its training step. tokens : tokens.h5.
     folder : the experiment's activations folder.
+    loss : JSON for the snapshot's loss on a little held-out text, where it is wanted.
 
     Raises
     ------
@@ -195,14 +204,20 @@ def extract(
     """
     section, text = settings.activations, Tokens(tokens)
     train = order_of.Order(text, "train", section)
-    model = Snapshot(settings, snapshot, step, devices.choose(settings.device))
+
+    def look(whole_model: Any) -> None:
+        held_out.check_ids(whole_model, text, step)
+        if loss is not None:
+            held_out.measure(whole_model, text, step, loss)
+
+    model = Snapshot(settings, snapshot, step, devices.choose(settings.device), look)
     shards = order_of.shards(settings, model.width)
     cached = section.mode == "cached"
     windows = shards[shard] if cached else range(1)
     blocks = sum(len(train.windows[window]) for window in windows)
     if shard == 0:
-        held_out = order_of.Order(text, "held_out", section)
-        blocks += sum(map(len, held_out.windows))
+        kept_back = order_of.Order(text, "held_out", section)
+        blocks += sum(map(len, kept_back.windows))
     what = f"extract step {step}" + (f", shard {shard}" if shard else "")
 
     def site_files(name: Callable[[Path], Path]) -> dict[Key, h5py.File]:
@@ -221,8 +236,8 @@ def extract(
         if shard == 0:
             check_varies(measured, step)
             files.append(site_files(lambda path: path))
-            every = range(len(held_out.windows))
-            _write_rows(model, held_out, every, section, files[-1], "held_out/", progress)
+            every = range(len(kept_back.windows))
+            _write_rows(model, kept_back, every, section, files[-1], "held_out/", progress)
         for (layer, stream), found in measured.items():
             facts = {
                 "model": str(model.model.config.model_type),

@@ -26,6 +26,7 @@ experiment
     snapshots among all, from 1); tokens (training rows), held_out (rows); features (dead ones
     included), living; explained_variance, l0, dead (as summary.json has them); matched_cosine,
     presence (thresholds); curve {step, loss} of held-out text, log {step, loss} of batches or null;
+    out_of_place (steps whose loss lies far outside its neighbours');
     levels (levels.json), turning (turning_point.json's group `all`) or null; kinds, tasks (names,
     and what the model does with each), sites (of the lens), matrix (m indices of snapshots),
     classes, doubts (why a feature's births and deaths are doubtful); names (L strings,

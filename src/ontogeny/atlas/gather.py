@@ -195,6 +195,7 @@ def _about(experiment: Experiment, first: Crosscoder, steps: list[int]) -> dict[
         "matched_cosine": settings.analysis.matched_cosine,
         "presence": settings.analysis.presence,
         "curve": experiment.table("phases")[["step", "loss"]].to_dict("list"),
+        "out_of_place": _out_of_place(experiment),
         "log": log,
         "levels": experiment.json("levels"),
         "turning": experiment.json("turning_point").get("all"),
@@ -212,6 +213,12 @@ def _about(experiment: Experiment, first: Crosscoder, steps: list[int]) -> dict[
             if not experiment.has(product)
         },
     }
+
+
+def _out_of_place(experiment: Experiment) -> list[int]:
+    """Steps whose held-out loss lies far outside their neighbours'."""
+    losses = experiment.table("losses")
+    return [int(step) for step in losses.loc[losses["out_of_place"], "step"]]
 
 
 def _thinned(curve: pd.DataFrame) -> pd.DataFrame:

@@ -18,7 +18,7 @@ def files(experiment: Experiment) -> dict[str, list[Path]]:
         name: experiment.seeds_of(name, primary) for name in ("weights", "fidelity", "density")
     }
     files["stacks"] = experiment.stacks(primary)
-    for name in ("features", "matches", "turning_point", "phases", "levels"):
+    for name in ("features", "matches", "turning_point", "phases", "losses", "levels"):
         files[name] = [experiment.path(name)]
     for name in ("log", "kinds", "names", "trust", "contexts", "span", "attribution", "behaviour"):
         if experiment.has(name):

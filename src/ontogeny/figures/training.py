@@ -27,7 +27,7 @@ SERIES = {
 LEVELS = ("unigram", "bigram")
 
 
-def draw(log: Path | None, phases: Path, levels: Path, output: Path) -> None:
+def draw(log: Path | None, phases: Path, levels: Path, losses: Path, output: Path) -> None:
     """Loss beside the n-gram levels, learning rate and copying gains, on a log and a linear axis.
 
     Of a model that was not trained here the loss at the snapshots alone is known, and drawn.
@@ -36,8 +36,10 @@ def draw(log: Path | None, phases: Path, levels: Path, output: Path) -> None:
     ----------
     log : None where the model was not trained here; its held-out loss and gains are there at some
         steps only.
+    losses : which snapshots' losses are out of place; those are marked.
     output : path without ending. Its CSV has panel, series, step, value; for panel 'crossing',
-        step is where the loss crosses the level `value`; for panel 'snapshot', value is a number.
+        step is where the loss crosses the level `value`; for panel 'snapshot', value is a number;
+        for panel 'out_of_place', value is the loss of a snapshot that is.
     """
     if log is None:
         series = {"held_out_loss": SERIES["held_out_loss"]}
@@ -62,6 +64,7 @@ def draw(log: Path | None, phases: Path, levels: Path, output: Path) -> None:
     marks = snapshots.assign(
         panel="snapshot", series="snapshot_index", value=snapshots["snapshot_index"]
     )
+    apart = _out_of_place(style.read(losses, ["step", "out_of_place"]), phases)
     panels = list(dict.fromkeys(panel for panel, *_ in series.values()))
     heights = [PANELS[panel][0] for panel in panels]
     with style.paper():
@@ -84,6 +87,7 @@ def draw(log: Path | None, phases: Path, levels: Path, output: Path) -> None:
                         )
                 if panel == "loss":
                     _levels(axis, crossings)
+                    _mark(axis, apart)
                 if panel == "gain":
                     axis.axhline(0, color="0.6", linewidth=0.6, zorder=0)
         style.over_training(grid, table["step"].max(), style.snapshots(snapshots))
@@ -91,7 +95,7 @@ def draw(log: Path | None, phases: Path, levels: Path, output: Path) -> None:
         if "gain" in panels:
             gains = grid[2, 0].get_legend_handles_labels()
             figure.legend(*gains, loc="outside lower center", ncols=3)
-        drawn = pd.concat([long, crossings, marks])
+        drawn = pd.concat([long, crossings, marks, *([apart] if len(apart) else [])])
         style.save(figure, drawn[["panel", "series", "step", "value"]], output)
 
 
@@ -105,3 +109,27 @@ def _levels(axis: Axes, crossings: pd.DataFrame) -> None:
         axis.axhline(value, color=colour, linewidth=0.9, linestyle="--", zorder=1, label=text)
         if crossed:
             axis.axvline(step, color=colour, linewidth=0.8, linestyle=":", zorder=1)
+
+
+def _out_of_place(losses: pd.DataFrame, phases: Path) -> pd.DataFrame:
+    """The held-out loss of the snapshots that are out of place."""
+    apart = losses.loc[losses["out_of_place"], ["step"]]
+    found = apart.merge(style.read(phases, ["step", "loss"]), on="step")
+    return found.rename(columns={"loss": "value"}).assign(
+        panel="out_of_place", series="held_out_loss"
+    )
+
+
+def _mark(axis: Axes, apart: pd.DataFrame) -> None:
+    """Ring the snapshots whose loss lies far outside their neighbours'."""
+    if len(apart):
+        axis.plot(
+            apart["step"],
+            apart["value"],
+            linestyle="none",
+            marker="o",
+            markersize=9,
+            markerfacecolor="none",
+            markeredgecolor=style.COLOURS["doubtful"],
+            label="out of place: may hold another step's weights",
+        )

@@ -72,13 +72,19 @@ class Got:
 
 
 def refs(repository: str, timeout: float) -> list[str]:
-    """Names of the branches and tags of a repository. HfApi's own listing waits for ever."""
+    """Names of the branches and tags of a repository."""
+    return list(commits(repository, timeout))
+
+
+def commits(repository: str, timeout: float) -> dict[str, str]:
+    """The commit of each branch and tag. HfApi's own listing waits for ever."""
     url = f"{hf.HfApi().endpoint}/api/models/{repository}/refs"
     response = hf.get_session().get(url, headers=build_hf_headers(), timeout=timeout)
     hf.hf_raise_for_status(response)
     with _as_a_hub(url):
         answer = response.json()
-        return [ref["name"] for kind in ("branches", "tags") for ref in answer[kind]]
+        every = [ref for kind in ("tags", "branches") for ref in answer[kind]]
+        return {ref["name"]: ref["targetCommit"] for ref in every}
 
 
 @contextmanager
@@ -137,7 +143,12 @@ def listing(repository: str, revision: str) -> tuple[str, dict[str, File]]:
     commit = info.sha or revision
     if commit != revision and not (ref.is_file() and ref.read_text() == commit):
         write_text(ref, commit)
-    return commit, {
+    return commit, files_of(info)
+
+
+def files_of(info: hf.ModelInfo) -> dict[str, File]:
+    """The files of a listing that was asked for with `files_metadata`."""
+    return {
         file.rfilename: File(file.size or 0, file.lfs.sha256 if file.lfs else file.blob_id)
         for file in info.siblings or []
     }

@@ -108,8 +108,8 @@ def publish(
         where = f"{hub.repository} at {revision}"
         chosen = weights.choice(files)
         if chosen is None or weights.lacking(files):
-            lacks = weights.lacking(files)[-1]
-            raise InputError(f"snapshots.hub: {where} has no {lacks}; choose other steps")
+            lacks = f"{where} has no {weights.lacking(files)[-1]}; choose other steps"
+            raise InputError(f"snapshots.hub: {weights.instead(where, files) or lacks}")
         first = [weights.CONFIG]
         if remote_code:
             first += [name for name in files if re.fullmatch(r"\w[\w.-]*\.py", name)]

@@ -72,6 +72,13 @@ def folders(local: Local) -> dict[int, Path]:
     return dict(sorted(by_step.items()))
 
 
+def step_of(local: Local, folder: str) -> int | None:
+    """The step that the name of a folder says, whether or not it is there; None if none."""
+    pattern = str(Path(local.folders).expanduser())
+    match = re.fullmatch(_expression(pattern), folder)
+    return int(match["step"]) if match else None
+
+
 def resolve_steps(local: Local) -> list[int]:
     """The steps of all folders, ascending: what `steps: all` means; raises where there are none."""
     steps = list(folders(local))
@@ -108,9 +115,9 @@ def faults(
             lines.append(str(error))
         else:
             lines += _folder_faults(local, folder, step)
-    if not lines:
+    if not lines and (local.tokenizer is not None or chosen[-1] in by_step):
         try:
-            tokenizer_sources(local, [step for step in chosen if step in by_step])
+            tokenizer_sources(local, chosen)
         except InputError as error:
             lines.append(str(error))
     return lines

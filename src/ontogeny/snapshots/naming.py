@@ -23,7 +23,7 @@ def unwrapped(names: Collection[str], config: dict[str, Any], code: bool = False
     names : of all tensors of a model. config : its config.json.
     code : whether the model is built by code of its own, whose names nobody else knows.
     """
-    inner = {name: _inside(name) for name in names}
+    inner = {name: inside(name) for name in names}
     shared = _shared(list(inner.values()))
     if not code and shared:
         cut = _cut([name.split(".") for name in inner.values()], len(shared), config)
@@ -31,7 +31,8 @@ def unwrapped(names: Collection[str], config: dict[str, Any], code: bool = False
     return inner if len(set(inner.values())) == len(inner) else {name: name for name in names}
 
 
-def _inside(name: str) -> str:
+def inside(name: str) -> str:
+    """A name without the parts that wrappers put into it."""
     parts = [part for part in name.split(".") if part not in WRAPPERS]
     while parts[:1] == ["module"]:
         parts = parts[1:]

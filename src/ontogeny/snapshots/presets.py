@@ -41,6 +41,25 @@ def find(repository: str) -> Preset | None:
     return None
 
 
+def doubts(repository: str, steps: Sequence[int]) -> list[str]:
+    """What public reports say is wrong with some of a repository's steps, a sentence each."""
+    preset = find(repository)
+    lines = []
+    for fault in families()[preset.name].get("faults", []) if preset else []:
+        known = fault.get("steps")
+        hit = [step for step in steps if known is None or step in _expand(known)]
+        concerned = any(fnmatchcase(repository, each) for each in fault["repositories"])
+        # Of steps that are said to be alike, one alone is right.
+        enough = len(hit) >= (2 if fault.get("alike") else 1)
+        if concerned and enough:
+            named = ", ".join(map(str, hit[:6])) + (" …" if len(hit) > 6 else "")
+            lines.append(
+                f"snapshots.steps: of {repository}, {named}: {fault['says']} "
+                f"({fault['report']}); leave them out"
+            )
+    return lines
+
+
 def architecture(repository: str) -> dict[str, Any] | None:
     """Keyword arguments of `transformers.AutoConfig.for_model` for a repository's model, or None.
 

@@ -34,6 +34,7 @@ def load_model(
     dtype: torch.dtype,
     remote_code: bool = False,
     last_layer: int | None = None,
+    look: Callable[[Any], None] | None = None,
 ) -> Any:
     """A causal language model in Hugging Face format, in evaluation mode; safetensors only.
 
@@ -42,6 +43,7 @@ def load_model(
     remote_code : let the Python code that the snapshot brings run (snapshots.remote_code).
     last_layer : drop what comes after this block, which then takes no memory on the device;
         `read` works up to it, logits are no more to be had. None keeps everything.
+    look : called with the model while it is whole, on the device.
 
     Raises
     ------
@@ -52,7 +54,7 @@ def load_model(
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    spoiled = f"{folder}: not a snapshot; delete it to make it again"
+    spoiled = f"{folder}: not a snapshot that transformers can load"
     try:
         kind = json.loads((Path(folder) / "config.json").read_text())["model_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -78,6 +80,8 @@ def load_model(
     if absent:
         raise InputError(f"{spoiled} (no weights of the right shape for {absent[0]})")
     model.eval()
+    if look is not None:
+        look(model.to(device))
     if last_layer is not None:
         truncate(model, last_layer)
     return model.to(device)

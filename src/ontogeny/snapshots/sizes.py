@@ -26,6 +26,14 @@ def leg_ends(steps: int, chosen: Iterable[int]) -> list[int]:
     return sorted({*(min(end for end in ends if end >= step) for step in chosen), steps})
 
 
+LOSS_BLOCKS, LOSS_TOKENS = 8, 4096  # of held-out text that a snapshot's first look reads, at most
+
+
+def loss_blocks(held_out: int, context: int) -> int:
+    """Blocks of held-out text that a snapshot's loss is measured on as it is read."""
+    return max(1, min(LOSS_BLOCKS, LOSS_TOKENS // context, held_out))
+
+
 def neox_tensors(layers: int) -> int:
     """Tensors of the GPT-NeoX model that is trained here: twelve a block and four outside."""
     return 12 * layers + 4

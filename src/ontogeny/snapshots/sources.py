@@ -2,41 +2,201 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ontogeny.files import InputError, digest_value, write_json
 from ontogeny.settings import Settings, load
-from ontogeny.snapshots import local, presets, shape, weights
+from ontogeny.snapshots import local, presets, same, shape, weights
 
 
-def resolve(settings: Settings) -> Settings:
+def resolve(settings: Settings, results: str | Path = "results") -> Settings:
     """The settings with `snapshots.steps: all` replaced by the steps that are there.
 
-    InputError where there are none, SettingsError where they do not fit the rest.
+    Those are the folders' steps, and those of the experiment's last run whose snapshots it has:
+    that a training removes its old checkpoints takes none out of an experiment.
+
+    Parameters
+    ----------
+    results : the folder that holds the experiments' folders.
+
+    Raises
+    ------
+    InputError : there are none, or one of the last run is nowhere any more. SettingsError : they do
+        not fit the rest.
     """
-    if settings.snapshots.steps != "all" or settings.snapshots.local is None:
+    source = settings.snapshots
+    if source.steps != "all" or source.local is None:
         return settings
+    before = remembered(settings, results)
+    there = _kept(settings, results, before)
+    steps = sorted({*local.folders(source.local), *there}) or local.resolve_steps(source.local)
+    lost = [step for step in before if step not in steps]
+    if lost:
+        raise InputError(
+            f"snapshots.steps: {source.local.folders} had {same.steps_in_words(lost)} when "
+            f"{Path(results) / settings.name} ran last, and has not now; to go on without, write "
+            f"steps: {steps}"
+        )
     given = settings.model_dump(mode="json")
-    given["snapshots"]["steps"] = local.resolve_steps(settings.snapshots.local)
+    given["snapshots"]["steps"] = steps
     return load(given)
+
+
+def remembered(settings: Settings, results: str | Path) -> list[int]:
+    """The steps of the experiment's last run on the same folders, by its resolved configuration.
+
+    Empty where there was none.
+    """
+    assert settings.snapshots.local is not None
+    path = Path(results) / settings.name / "config.yaml"
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))["snapshots"]
+        if given["local"]["folders"] != settings.snapshots.local.folders:
+            return []
+        return [int(step) for step in given["steps"]]
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        return []
+
+
+def kept(settings: Settings, results: str | Path) -> list[int]:
+    """The wanted steps whose snapshots from elsewhere the experiment has already, ascending."""
+    return _kept(settings, results, settings.snapshots.chosen)
+
+
+def _kept(settings: Settings, results: str | Path, steps: Iterable[int]) -> list[int]:
+    """Those of the steps whose snapshots are there, whole, and from the source of the settings."""
+    folder, source = Path(results) / settings.name / "snapshots", settings.snapshots
+    whole = []
+    for step in steps:
+        snapshot = folder / f"step{step}"
+        try:
+            about = json.loads((snapshot / "source.json").read_text(encoding="utf-8"))
+            sizes = {name: file["size"] for name, file in about["files"].items()}
+            fits = all((snapshot / name).stat().st_size == size for name, size in sizes.items())
+            if source.local is not None:
+                fits = fits and local.step_of(source.local, about["folder"]) == step
+            whole += [step] if fits else []
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return whole
 
 
 def faults(settings: Settings, results: str | Path) -> list[str]:
     """What is known before any job to be wrong with the snapshots, a line each with the mend.
 
-    A hub is not asked about snapshots that are there.
+    A source is not asked about snapshots that are there.
     """
-    source = settings.snapshots
+    source, there = settings.snapshots, kept(settings, results)
     if source.local is not None:
-        return local.faults(source.local, source.chosen)
-    folder = Path(results) / settings.name / "snapshots"
-    absent = [step for step in source.chosen if not (folder / f"step{step}").is_dir()]
+        lines = local.faults(source.local, source.chosen, there)
+        return lines or _together(settings, results)[0]
+    absent = [step for step in source.chosen if step not in there]
     if source.hub is None or not absent:
         return []
-    from ontogeny.snapshots import hub
+    from ontogeny.snapshots import hub, listed
 
-    return hub.faults(source.hub, absent)
+    lines = hub.faults(source.hub, absent)
+    return lines or listed.compared(source.hub, source.chosen, results)[0]
+
+
+def advice(settings: Settings, results: str | Path, every: bool = False) -> list[str]:
+    """What is doubtful about the snapshots though they can be read, a sentence each.
+
+    Parameters
+    ----------
+    every : whether the settings asked for all steps, so that the list can change by itself.
+    """
+    source = settings.snapshots
+    if source.hub is not None:
+        from ontogeny.snapshots import listed
+
+        known = presets.doubts(source.hub.repository, source.chosen)
+        return known + listed.compared(source.hub, source.chosen, results)[1]
+    if source.local is None:
+        return []
+    lines = _changed(settings, results, every)
+    lines += local.advice(source.local, source.chosen)
+    return lines + _together(settings, results)[1] + equal(settings, results)
+
+
+def read_from(settings: Settings, results: str | Path, step: int) -> list[str]:
+    """The files that a local snapshot is made from, or was where these are gone."""
+    assert settings.snapshots.local is not None
+    paths = [str(path) for path in local.sources(settings.snapshots.local, step)]
+    if paths or not _kept(settings, results, [step]):
+        return paths
+    about = Path(results) / settings.name / "snapshots" / f"step{step}" / "source.json"
+    return [str(path) for path in json.loads(about.read_text(encoding="utf-8")).get("read", [])]
+
+
+def equal(settings: Settings, results: str | Path) -> list[str]:
+    """A sentence for each two snapshots whose weights are the same, where these are at hand."""
+    source = settings.snapshots
+    where = source.local.folders if source.local else source.hub and source.hub.repository
+    contents = same.contents(_found(settings, results))
+    return list(same.equal_lines(same.equal_weights(contents), where or "the snapshots"))
+
+
+def _found(settings: Settings, results: str | Path) -> dict[int, weights.Found]:
+    """Where the weights of the wanted steps lie: in their folders, or in the experiment."""
+    source, found = settings.snapshots, {}
+    folders = local.folders(source.local) if source.local is not None else {}
+    for step in source.chosen:
+        snapshot = Path(results) / settings.name / "snapshots" / f"step{step}"
+        try:
+            if source.local is not None and step in folders:
+                found[step] = local.found_at(source.local, folders[step])
+            elif snapshot.is_dir():
+                found[step] = weights.find(snapshot)
+        except InputError:
+            continue  # it is told where the snapshot is wanted
+    return found
+
+
+def _together(settings: Settings, results: str | Path) -> tuple[list[str], list[str]]:
+    """What of folders differs that has to be equal: faults, and doubts."""
+    found = _found(settings, results)
+    configs = {step: weights.read_config(each.config) for step, each in found.items()}
+    if not found:
+        return [], []
+    faults, doubts = same.config_lines(configs)
+    faults += [] if faults else same.shape_faults(same.contents(found))
+    folders = {step: next(iter(each.files)).parent for step, each in found.items()}
+    for name in local.TOKENIZER:
+        having = {s: folder / name for s, folder in folders.items() if (folder / name).is_file()}
+        if len(having) > 1:
+            more = same.tokenizer_lines(having)
+            return [*faults, *more[0]], [*doubts, *more[1]]
+    return faults, doubts
+
+
+def _changed(settings: Settings, results: str | Path, every: bool) -> list[str]:
+    """Sentences on steps that have vanished from the folders, or appeared there."""
+    source = settings.snapshots
+    assert source.local is not None
+    folders, lines = local.folders(source.local), []
+    gone = [step for step in source.chosen if step not in folders]
+    home = Path(results) / settings.name
+    if gone:
+        lines.append(
+            f"snapshots.steps: {source.local.folders} has {same.steps_in_words(gone)} no longer; "
+            f"what {home} has read of them stays in use"
+            + (f"; to leave them out, write steps: {sorted(folders)}" if every else "")
+        )
+    before = remembered(settings, results)
+    new = [step for step in source.chosen if step not in before]
+    if every and before and new:
+        lines.append(
+            f"snapshots.steps: {source.local.folders} has {same.steps_in_words(new)}, new since "
+            f"{home} ran last, so that what follows from all snapshots is made again; to keep to "
+            f"those of before, write steps: {before}"
+        )
+    return lines
 
 
 def publish(
@@ -75,6 +235,23 @@ def publish(
         weights.copy((state / name for name in (weights.CONFIG, weights.SINGLE)), output)
 
 
+def tokenizer_files(settings: Settings, results: str | Path) -> list[Path]:
+    """The files of a local model's tokenizer: the source's, or what was taken while it was there.
+
+    InputError where there is none.
+    """
+    source = settings.snapshots
+    assert source.local is not None
+    taken = Path(results) / settings.name / "corpus" / "own-tokenizer"
+    try:
+        return local.tokenizer_sources(source.local, source.chosen)
+    except InputError:
+        gone = source.chosen[-1] not in local.folders(source.local)
+        if source.local.tokenizer is None and gone and taken.is_dir():
+            return sorted(taken.iterdir())
+        raise
+
+
 def tokenizer(settings: Settings, output: Path, slots: Path | None = None) -> None:
     """Make the folder of the tokenizer of a model that is not trained here; `slots` as above.
 
@@ -106,10 +283,11 @@ def architecture(settings: Settings, results: str | Path) -> dict[str, Any]:
         corpus = settings.corpus
         return shape.config_of_pretrain(source.pretrain, corpus.vocabulary, corpus.context)
     if source.local is not None:
-        folder = local.folders(source.local).get(steps[-1])
-        if folder is None:
-            raise InputError(local.faults(source.local, steps)[0])
-        return weights.read_config(folder / weights.CONFIG)
+        found = _found(settings, results).get(steps[-1])
+        if found is None:
+            there = _kept(settings, results, steps)
+            raise InputError(local.faults(source.local, steps, there)[0])
+        return weights.read_config(found.config)
     assert source.hub is not None, "there are three sources"
     snapshots = Path(results) / settings.name / "snapshots"
     names = [source.hub.repository, source.hub.revision]

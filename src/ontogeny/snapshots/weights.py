@@ -65,6 +65,12 @@ def lacking(names: Collection[str]) -> list[str]:
     return config if choice(names) else [*config, f"{SINGLE} or {BIN}"]
 
 
+def instead(where: str, names: Collection[str]) -> str | None:
+    """What weights of another kind lie where none of a model's do, and the mend; None if none."""
+    other = None if choice(names) else kinds.otherwise(where, names)
+    return other and f"{where} holds {other}"
+
+
 def present(folder: Path) -> list[str]:
     """Names of the files of a folder, ascending; links that lead nowhere are left out."""
     return sorted(path.name for path in folder.iterdir() if path.is_file())

@@ -63,8 +63,11 @@ function trainingCurve(sites, tools) {
   });
 }
 
-function turningMarks({ turning }) {
-  return turning ? [{ x: turning.step, low: turning.low, high: turning.high, name: "turning point" }] : [];
+function turningMarks({ turning, out_of_place: apart }) {
+  return [
+    ...(turning ? [{ x: turning.step, low: turning.low, high: turning.high, name: "turning point" }] : []),
+    ...(apart || []).map((step) => ({ x: step, low: step, high: step, name: "out of place" })),
+  ];
 }
 
 /** Where the loss crosses the n-gram levels, and the directions turn, in a sentence. */
@@ -76,7 +79,9 @@ function crossings(about) {
   const turn = about.turning
     ? ` Directions turn at step ${format.step(about.turning.step)} (95% ${format.step(about.turning.low)} to ${format.step(about.turning.high)}): mean cosine ${format.fixed(about.turning.within)} within the two blocks of snapshots, ${format.fixed(about.turning.between)} between them.`
     : "";
-  return `The loss crosses ${words.join(", ")}.${turn}`;
+  const steps = (about.out_of_place || []).map(format.step).join(", ");
+  const apart = steps ? ` The loss at step ${steps} lies far outside its neighbours': these may be the weights of another step.` : "";
+  return `The loss crosses ${words.join(", ")}.${turn}${apart}`;
 }
 
 /** How many features there are of each kind and class; each is a filter. */

@@ -1,5 +1,6 @@
 """The presets of the hub agree with what their families publish, and with transformers."""
 
+import re
 from fnmatch import fnmatchcase
 
 import pytest
@@ -42,6 +43,13 @@ PARAMETERS = {
     "allenai/OLMo-2-1124-13B": 13.7e9,
     "allenai/OLMo-2-0325-32B": 32.2e9,
     "LLM360/Amber": 6_738_415_616,
+    "allenai/Olmo-3-1025-7B": 7_298_011_136,
+    "HuggingFaceTB/SmolLM3-3B-checkpoints": 3_075_098_624,
+    "bigscience/bloom-560m-intermediate": 559_214_592,
+    "bigscience/bloom-1b1-intermediate": 1_065_314_304,
+    "bigscience/bloom-1b7-intermediate": 1_722_408_960,
+    "bigscience/bloom-3b-intermediate": 3_002_557_440,
+    "bigscience/bloom-7b1-intermediate": 7_069_016_064,
 }
 MODELS = [repository for family in presets.families().values() for repository in family["models"]]
 EXPERIMENTS = ("pythia-14m", "pythia-160m", "pythia-160m-98k", "pythia-6.9b", "olmo-2-1b",
@@ -53,13 +61,21 @@ def published(repository: str) -> float:
         return 124_439_808
     if "gpt2-medium" in repository:
         return 354_823_168
-    return PARAMETERS[repository.removesuffix("-deduped")]
+    return PARAMETERS[re.sub(r"-deduped|(-data|-weight)?-seed\d", "", repository)]
 
 
 def test_steps_ascend_without_repeats():
     known = {name: presets.find(next(iter(f["models"]))) for name, f in presets.families().items()}
     assert {name for name, p in known.items() if p and p.steps is None} == {
-        *("olmo", "olmo-2-1124-7b", "olmo-2-1124-13b", "olmo-2-0325-32b", "gpt2-crfm-medium")
+        *(
+            "olmo",
+            "olmo-2-1124-7b",
+            "olmo-2-1124-13b",
+            "olmo-2-0325-32b",
+            "gpt2-crfm-medium",
+            "olmo-3",
+            "bloom",
+        )
     }
     for name, preset in known.items():
         assert preset is not None
@@ -76,12 +92,52 @@ def test_steps_ascend_without_repeats():
         ("allenai/OLMo-2-0425-1B", 195, 1_907_359, "stage1-step1907359-tokens*B"),
         ("allenai/OLMo-2-0425-1B-early-training", 37, 36_000, "stage1-step36000-tokens*B"),
         ("LLM360/Amber", 359, 358, "ckpt_358"),
+        ("EleutherAI/pythia-410m-seed9", 154, 143_000, "step143000"),
+        ("EleutherAI/pythia-160m-weight-seed2", 154, 143_000, "step143000"),
     ],
 )
 def test_published_grids(repository, count, last, revision):
     preset = presets.find(repository)
     assert (len(preset.steps), preset.steps[0], preset.steps[-1]) == (count, 0, last)
     assert preset.revision.format(step=last) == revision
+
+
+def test_smollm3_has_the_three_stages_of_its_card():
+    preset = presets.find("HuggingFaceTB/SmolLM3-3B-checkpoints")
+    stages = [(0, 3_450_000), (3_450_000, 4_200_000), (4_200_000, 4_720_000)]
+    counts = [sum(low < step <= high for step in preset.steps) for low, high in stages]
+    assert counts == [86, 19, 13]
+    assert preset.revision.format(step=3_440_000) == "stage*-step-3440000"
+    assert preset.tokenizer == "HuggingFaceTB/SmolLM3-3B-Base"
+
+
+def test_public_reports_are_told_of_the_steps_that_they_are_about():
+    (line,) = presets.doubts("EleutherAI/pythia-160m", PAPER)
+    assert line == (
+        "snapshots.steps: 0, 2 of EleutherAI/pythia-160m: these are said to have the same weights "
+        "(EleutherAI/pythia#83, #198); keep one of them"
+    )
+    assert presets.doubts("EleutherAI/pythia-160m", [0, 4, 8]) == []
+    (alike, final) = presets.doubts("EleutherAI/pythia-2.8b", PAPER)
+    assert "#198" in alike
+    assert final.startswith("snapshots.steps: 0, 2, 4, 8, 16, 32, … of EleutherAI/pythia-2.8b:")
+    (shard,) = presets.doubts("EleutherAI/pythia-12b", [49_000, 50_000])
+    assert "50000 of EleutherAI/pythia-12b" in shard
+    assert shard.endswith("(EleutherAI/pythia#206); leave it out")
+    (bloom,) = presets.doubts("bigscience/bloom-7b1-intermediate", [100_000, 150_000, 200_000])
+    assert "discussions/3" in bloom
+    assert presets.doubts("someone/model", [0, 1, 2]) == []
+
+
+def test_the_report_on_pythia_2_8b_counts_86_steps():
+    wrong = next(
+        fault
+        for fault in yaml.safe_load(presets.FAULTS.read_text())
+        if fault["repositories"] == ["EleutherAI/pythia-2.8b"]
+    )
+    steps = presets._expand(wrong["steps"])
+    assert len(steps) == len(set(steps)) == 86
+    assert set(steps) <= set(presets.find("EleutherAI/pythia-2.8b").steps)
 
 
 def test_the_first_revision_of_amber_is_padded():

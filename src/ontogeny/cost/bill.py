@@ -27,9 +27,10 @@ from ontogeny.crosscoder import cost as of_training
 from ontogeny.crosscoder.sizes import LOG_EVERY
 from ontogeny.declarations import Cost, Figure, Optional, Stage
 from ontogeny.experiment import Experiment
-from ontogeny.settings import Settings
+from ontogeny.files import InputError
+from ontogeny.settings import Local, Settings
 from ontogeny.snapshots import cost as of_model
-from ontogeny.snapshots import local, sources
+from ontogeny.snapshots import local, sources, weights
 from ontogeny.snapshots.sizes import SAVE_EVERY
 
 BESIDE = 20_000  # bytes of a file beside its data, about: headers, attributes, an index
@@ -291,22 +292,28 @@ class _Pass:
         size, masks = of_model.folder(self.sizes, kind)
         if masks:
             self.notes["snapshots: with the causal masks that older files hold, at most"] = None
-        if source is not None and self._linked(local.folders(source).values()):
-            size = 0
-            self.notes["snapshots: linked, not copied"] = None
         paths = [self.map.path("snapshot", step=step) for step in self.map.steps]
-        files = [file("snapshots", path, size) for path in paths]
-        job = of_model.snapshot(self.sizes, size)
-        return self.line("snapshot", [(job, f.there > 0) for f in files], files, on_host=True)
+        links = set() if source is None else self._linked(source)
+        if links:
+            few = "" if links >= set(self.map.steps) else f" ({len(links)} of {len(paths)})"
+            self.notes[f"snapshots: linked, not copied{few}"] = None
+        sizes = [0.0 if step in links else size for step in self.map.steps]
+        files = [file("snapshots", *each) for each in zip(paths, sizes, strict=True)]
+        made = [of_model.snapshot(self.sizes, size) for size in sizes]
+        jobs = [(job, f.there > 0) for job, f in zip(made, files, strict=True)]
+        return self.line("snapshot", jobs, files, on_host=True)
 
-    def _linked(self, folders: Iterable[Path]) -> bool:
-        """Whether files of this experiment can be links to those of local snapshots."""
-        device = machines.nearest(self.map.folder).stat().st_dev
-        return not any(
-            (path / "pytorch_model.bin").exists() or path.stat().st_dev != device
-            for path in folders
-            if path.exists()
-        )
+    def _linked(self, source: Local) -> set[int]:
+        """The steps whose files can be linked into this experiment, of local snapshots."""
+        home, links = machines.nearest(self.map.folder), set()
+        for step, folder in local.folders(source).items():
+            try:
+                found = local.found_at(source, folder)
+            except InputError:
+                continue
+            if step in self.map.steps and weights.linked(found, home):
+                links.add(step)
+        return links
 
     def tables(self) -> list[Path]:
         """The token tables of all places that a crosscoder reads or writes."""

@@ -17,8 +17,7 @@ import huggingface_hub as hf
 
 from ontogeny.files import InputError, digest_value, write_json
 from ontogeny.settings import Hub
-from ontogeny.snapshots import download, hub, same, weights
-from ontogeny.snapshots.local import TOKENIZER
+from ontogeny.snapshots import download, hub, local, same, weights
 
 AT_ONCE = 8
 LARGEST_FETCHED = 32e6  # bytes of a tokenizer that is fetched to be compared
@@ -51,6 +50,10 @@ def compared(chosen: Hub, steps: list[int], results: str | Path) -> tuple[list[s
             faults, doubts = [*faults, *more[0]], [*more[1], *doubts]
     except (InputError, OSError, *download.FAILURES):
         pass
+    last = files[max(files)] if files else {}
+    if chosen.tokenizer is None and local.tokenizer_files(last):
+        unread = local.unreadable_tokenizer(chosen.repository, list(last))
+        faults += [f"snapshots.hub.tokenizer: {unread}"] if unread else []
     lacking = {s: weights.lacking(names) for s, names in files.items() if weights.lacking(names)}
     for step, names in lacking.items():
         what = weights.instead(f"{chosen.repository} at step {step}", files[step])
@@ -129,7 +132,7 @@ def _configs(
 def _tokenizers(
     chosen: Hub, listings: Mapping[int, tuple[str, Listing]]
 ) -> tuple[list[str], list[str]]:
-    for name in TOKENIZER:
+    for name in local.TOKENIZER:
         if any(name in files for _, files in listings.values()):
             paths = _differing(chosen, listings, name)
             return same.tokenizer_lines(paths) if paths else ([], [])

@@ -6,6 +6,7 @@ import glob
 import re
 import time
 from collections.abc import Collection, Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -33,6 +34,37 @@ TOKENIZER_SETTINGS = (
     # names the kind of tokenizer where tokenizer_config.json does not
     weights.CONFIG,
 )
+
+
+def unreadable_tokenizer(where: str, names: Collection[str]) -> str | None:
+    """Why a tokenizer of these files cannot be read here, and the mend; None where it can.
+
+    SentencePiece's and tiktoken's files need their own libraries; a tokenizer.json needs none.
+    """
+    if {"tokenizer.json", "vocab.json", "vocab.txt"} & set(names):
+        return None
+    file = next(iter(tokenizer_files(names)), "")
+    file = next((n for n in tokenizer_files(names) if n.endswith((".model", ".tiktoken"))), file)
+    if file.endswith(".tiktoken"):
+        kind, needed, packages = "tiktoken", ["tiktoken"], "tiktoken"
+    else:
+        kind, needed = "SentencePiece or tiktoken", ["sentencepiece", "google.protobuf"]
+        packages = "sentencepiece protobuf tiktoken"
+    if all(_installed(module) for module in needed):
+        return None
+    return (
+        f"{where} has {file} ({kind}) and no tokenizer.json; make one in an environment with `pip "
+        f'install transformers {packages}`: `python -c "from transformers import AutoTokenizer; '
+        f"AutoTokenizer.from_pretrained('{where}').save_pretrained('tokenizer')\"`, and name its "
+        "folder"
+    )
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that it lies in
+        return False
 
 
 def tokenizer_files(names: Iterable[str], code: bool = False) -> list[str]:
@@ -219,6 +251,9 @@ def tokenizer_sources(local: Local, steps: list[int]) -> list[Path]:
         raise InputError(
             f"snapshots.local.tokenizer: {folder} has no tokenizer files ({TOKENIZER[0]}); {mend}"
         )
+    unread = unreadable_tokenizer(str(folder), names)
+    if unread is not None:
+        raise InputError(f"snapshots.local.tokenizer: {unread}")
     return [folder / name for name in names]
 
 

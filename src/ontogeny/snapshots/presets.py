@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 FILE = Path(__file__).with_suffix(".yaml")
+FAULTS = FILE.with_name("faults.yaml")
 
 
 @dataclass(frozen=True)
@@ -43,19 +44,17 @@ def find(repository: str) -> Preset | None:
 
 def doubts(repository: str, steps: Sequence[int]) -> list[str]:
     """What public reports say is wrong with some of a repository's steps, a sentence each."""
-    preset = find(repository)
     lines = []
-    for fault in families()[preset.name].get("faults", []) if preset else []:
-        known = fault.get("steps")
-        hit = [step for step in steps if known is None or step in _expand(known)]
+    for fault in yaml.safe_load(FAULTS.read_text(encoding="utf-8")):
+        known = set(_expand(fault["steps"]))
+        hit = [step for step in steps if step in known]
         concerned = any(fnmatchcase(repository, each) for each in fault["repositories"])
-        # Of steps that are said to be alike, one alone is right.
-        enough = len(hit) >= (2 if fault.get("alike") else 1)
-        if concerned and enough:
-            named = ", ".join(map(str, hit[:6])) + (" …" if len(hit) > 6 else "")
+        if concerned and len(hit) >= (2 if fault.get("alike") else 1):
+            named = ", ".join(map(str, hit[:6])) + (", …" if len(hit) > 6 else "")
+            mend = "keep one of them" if fault.get("alike") else "leave it out"
             lines.append(
-                f"snapshots.steps: of {repository}, {named}: {fault['says']} "
-                f"({fault['report']}); leave them out"
+                f"snapshots.steps: {named} of {repository}: {fault['says']} ({fault['report']}); "
+                f"{mend}"
             )
     return lines
 

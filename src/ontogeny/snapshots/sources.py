@@ -248,7 +248,8 @@ def tokenizer_files(settings: Settings, results: str | Path) -> list[Path]:
     except InputError:
         gone = source.chosen[-1] not in local.folders(source.local)
         if source.local.tokenizer is None and gone and taken.is_dir():
-            return sorted(taken.iterdir())
+            names = local.tokenizer_files(weights.present(taken), code=True)
+            return [taken / name for name in names]
         raise
 
 

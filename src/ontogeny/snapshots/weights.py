@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -300,6 +301,24 @@ def _convert(found: Found, output: Path, config: dict[str, Any], code: bool) -> 
         adapter.finish()
     if len(found.files) > 1:
         _write_index(output, files)
+
+
+def linked(found: Found, folder: Path) -> bool:
+    """Whether a checkpoint's weights would be linked into a folder, not copied: tried with one.
+
+    Links go to the same file system alone, not to files of another user where the system protects
+    these, and not where tensors have to be renamed.
+    """
+    if found.pickled or found.adapter is not None:
+        return False
+    path = next(iter(found.files))
+    try:
+        every = [name for file in found.files for name in headers.names(file)]
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".link") as probe:
+            os.link(path.resolve(), Path(probe) / path.name)
+    except (OSError, InputError):
+        return False
+    return all(naming.inside(name) == name for name in every)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -163,21 +163,19 @@ def inverse_spread(model: nn.Module, norm: Norm, ids: torch.Tensor) -> torch.Ten
 def unembedding(model: nn.Module, vocabulary: int, ids: torch.Tensor) -> Unembedding:
     """The model's, for the first `vocabulary` ids, without rows that only pad the matrix.
 
+    A tokenizer may know more ids than the model has rows for, such as an added padding token; no
+    text holds these (snapshots/held_out.py), and nothing promotes them.
+
     Parameters
     ----------
     ids : (B, T) text, on the model's device, over which the norm's denominator is averaged.
 
     Raises
     ------
-    InputError : as `final_norm`, or fewer rows than ids.
+    InputError : as `final_norm`.
     """
     norm = final_norm(model)
     weight = cast(torch.Tensor, _head(model).weight).detach().float()
-    if len(weight) < vocabulary:
-        raise InputError(
-            f"{type(model).__name__}: its output embedding has {len(weight)} tokens, the "
-            f"tokenizer {vocabulary}; give the model its own tokenizer"
-        )
     matrix = weight[:vocabulary] - weight[:vocabulary].mean(0)
     if norm is None:
         return Unembedding(matrix, False)

@@ -29,8 +29,8 @@ EXPERIMENT: dict[str, Any] = {
     "corpus": {"files": {"paths": ["text.jsonl"]}, "context": 32},
     "snapshots": {"steps": "all", "local": {"folders": "run/checkpoint-{step}"}},
     "activations": {"layers": [0]},
-    "crosscoders": {"main": {"inputs": {"layers": [0]}, "features": 16, "k": 2, "batch_rows": 64,
-                             "aux_features": 0}},
+    "crosscoders": {"main": {"inputs": {"layers": [0]}, "features": 16, "k": 2, "steps": 4,
+                             "batch_rows": 64, "aux_features": 0}},
     "primary": "main",
     "analyses": [],
 }  # fmt: skip
@@ -144,6 +144,7 @@ def test_tensors_of_another_shape_under_the_same_configuration(run) -> None:
 def tokenizer(folder: Path, words: dict[str, int], **more: Any) -> None:
     given = {"model": {"type": "WordLevel", "vocab": words}, "added_tokens": [], **more}
     (folder / "tokenizer.json").write_text(json.dumps(given))
+    os.utime(folder / "tokenizer.json", (1e9, 1e9))
 
 
 def test_ids_that_mean_other_text_are_refused(run) -> None:

@@ -177,13 +177,16 @@ def _folder_faults(local: Local, folder: Path, step: int) -> list[str]:
         ]
     try:
         found = found_at(local, folder)
-        weights.read_config(found.config)
-        weights.check(found)
         if found.adapter is not None:
             adapters.settings(found.adapter)
     except InputError as error:
-        age = time.time() - newest(folder)
-        still = f"; written {max(age, 0):.0f} seconds ago: wait for the training that saves it"
+        return [str(error) if str(error).startswith("snapshots.") else f"snapshots.steps: {error}"]
+    try:
+        weights.read_config(found.config)
+        weights.check(found)
+    except InputError as error:
+        age = max(time.time() - newest(folder), 0)
+        still = f"; written {age:.0f} seconds ago: wait for the training that saves it"
         return [f"snapshots.steps: {error}{still if age < YOUNG else ''}"]
     return []
 

@@ -81,10 +81,16 @@ def _computing(config: Mapping[str, Any]) -> dict[str, Any]:
 def _completed(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration with its defaults, as another version of transformers may have left out."""
     from transformers import CONFIG_MAPPING, AutoConfig
+    from transformers.utils import logging
 
     if config.get("model_type") not in CONFIG_MAPPING:
         return config
-    return AutoConfig.for_model(**config).to_dict()
+    loud = logging.get_verbosity()
+    logging.set_verbosity_error()  # what it says of special tokens is of no account here
+    try:
+        return AutoConfig.for_model(**config).to_dict()
+    finally:
+        logging.set_verbosity(loud)
 
 
 def _shown(value: Any) -> str:

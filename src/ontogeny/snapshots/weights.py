@@ -135,8 +135,8 @@ def find(source: Path, config: Path | None = None, base: str | None = None) -> F
     chosen = source.name if alone else choice(names)
     if chosen is None:
         other = kinds.otherwise(str(source), within(source))
-        lacks = f"no {SINGLE} or {BIN} in it; name a folder that has weights"
-        raise InputError(f"{source}: {f'holds {other}' if other else lacks}")
+        lacks = f"{source}: no {SINGLE} or {BIN} in it; name a folder that has weights"
+        raise InputError(f"{source} holds {other}" if other else lacks)
     if chosen not in (INDEX, BIN_INDEX):
         parts: dict[str, list[str]] = {chosen: []}
     else:
@@ -154,7 +154,7 @@ def _with_adapter(folder: Path, config: Path | None, base: str | None) -> Found:
     adapters.weights_of(folder)
     place = adapters.base_of(folder, base)
     if place is None:
-        raise InputError(f"{folder}: holds {kinds.otherwise(str(folder), present(folder))}")
+        raise InputError(f"{folder} holds {kinds.otherwise(str(folder), present(folder))}")
     if not place.is_dir():
         raise InputError(f"snapshots.local.base: {place} is no folder; correct it")
     found = find(place, config)

@@ -231,9 +231,7 @@ def test_an_adapter_without_its_base_is_named(tmp_path, monkeypatch) -> None:
 def test_an_adapter_of_another_base_is_named(tmp_path) -> None:
     saved(tmp_path / "base", model("llama"))
     folder = adapter(tmp_path / "a", None)
-    with pytest.raises(
-        InputError, match=r"its base model has no transformer\.h\.0\.attn\.c_attn; na"
-    ):
+    with pytest.raises(InputError, match=r"its base model has no transformer\.h\.0\.attn"):
         weights.publish(folder, tmp_path / "out", {}, base=str(tmp_path / "base"))
 
 

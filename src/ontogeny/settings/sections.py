@@ -172,9 +172,7 @@ class Hub(Section):
 class Local(Section):
     """Snapshots that are folders in Hugging Face format."""
 
-    folders: str = Field(
-        ..., description="Such as runs/mine/checkpoint-{step}; files such as step={step}.ckpt too."
-    )
+    folders: str = Field(..., description="Such as runs/mine/checkpoint-{step}; also files.")
     tokenizer: str | None = Field(
         None, description="Folder of the tokenizer; the last snapshot's when left out."
     )

@@ -35,9 +35,9 @@ include: "rules/replicates.smk"
 onstart:
     if workflow.is_main_process:
         for experiment in at_work():
+            advise(experiment)  # which compares with what the last run has left
             claim(experiment)
             refuse_what_does_not_fit(experiment)
-            advise(experiment)
 
 
 # What the experiment costs, before it runs: `snakemake --cores 1 plan`.

@@ -26,8 +26,7 @@ def before(settings: Settings, results: str | Path, every: bool = False) -> list
 
 def after(experiment: Experiment) -> list[str]:
     """What is doubtful about what a finished experiment found, each sentence once."""
-    settings, results = experiment.settings, experiment.results
-    lines = sources.advice(settings, results) + sources.equal(settings, results)
+    lines = sources.doubts(experiment.settings, experiment.results)
     if experiment.path("losses").exists():
         lines += losses.doubts(experiment.table("losses"))
     return list(dict.fromkeys(lines))

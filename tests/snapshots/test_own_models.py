@@ -172,6 +172,20 @@ def test_a_checkpoint_that_is_written_again_is_read_again(changeable) -> None:
     assert not {"tokenizer", "corpus"} & set(jobs)
 
 
+def test_a_checkpoint_that_the_trainer_removed_runs_nothing_again(changeable) -> None:
+    """With the steps that are there, and with the steps listed; the last one too."""
+    given = yaml.safe_load((changeable / "own.yaml").read_text())
+    given["snapshots"]["steps"] = KEPT
+    (changeable / "listed.yaml").write_text(yaml.safe_dump(given))
+    for step in (5, 15):
+        shutil.rmtree(changeable / RUN / f"checkpoint-{step}")
+        for file in ("own.yaml", "listed.yaml"):
+            assert changeable.would_run("--configfile", file) == {}, (step, file)
+    said = run(changeable, "ontogeny", "check", "own.yaml")
+    assert "has steps 5 and 15 no longer; what results/local-trainer has read" in said
+    assert "write steps: [0, 2]" in said
+
+
 def test_another_tokenizer_tokenises_anew(changeable) -> None:
     changeable.edit(f"{RUN}/checkpoint-15/tokenizer.json", '"version": "1.0",', '"version":"1.0",')
     jobs = changeable.would_run("--configfile", "own.yaml")

@@ -94,7 +94,7 @@ def faults(settings: Settings, results: str | Path) -> list[str]:
     source, there = settings.snapshots, kept(settings, results)
     if source.local is not None:
         lines = local.faults(source.local, source.chosen, there)
-        return lines or _together(settings, results)[0]
+        return lines or _together(_found(settings, results))[0]
     absent = [step for step in source.chosen if step not in there]
     if source.hub is None or not absent:
         return []
@@ -105,23 +105,31 @@ def faults(settings: Settings, results: str | Path) -> list[str]:
 
 
 def advice(settings: Settings, results: str | Path, every: bool = False) -> list[str]:
-    """What is doubtful about the snapshots though they can be read, a sentence each.
+    """What is doubtful about the snapshots though they can be read, before a run.
 
     Parameters
     ----------
     every : whether the settings asked for all steps, so that the list can change by itself.
     """
-    source = settings.snapshots
+    source, lines = settings.snapshots, doubts(settings, results)
     if source.hub is not None:
         from ontogeny.snapshots import listed
 
-        known = presets.doubts(source.hub.repository, source.chosen)
-        return known + listed.compared(source.hub, source.chosen, results)[1]
+        return lines + listed.compared(source.hub, source.chosen, results)[1]
     if source.local is None:
-        return []
-    lines = _changed(settings, results, every)
-    lines += local.advice(source.local, source.chosen)
-    return lines + _together(settings, results)[1] + equal(settings, results)
+        return lines
+    changed = _changed(settings, results, every)
+    return changed + local.advice(source.local, source.chosen) + lines
+
+
+def doubts(settings: Settings, results: str | Path) -> list[str]:
+    """What is doubtful about the snapshots themselves, as far as these are at hand, a line each."""
+    source = settings.snapshots
+    known = presets.doubts(source.hub.repository, source.chosen) if source.hub else []
+    found = _found(settings, results)
+    where = source.local.folders if source.local else source.hub and source.hub.repository
+    groups = same.equal_weights(same.contents(found))
+    return known + _together(found)[1] + list(same.equal_lines(groups, where or "the snapshots"))
 
 
 def read_from(settings: Settings, results: str | Path, step: int) -> list[str]:
@@ -132,14 +140,6 @@ def read_from(settings: Settings, results: str | Path, step: int) -> list[str]:
         return paths
     about = Path(results) / settings.name / "snapshots" / f"step{step}" / "source.json"
     return [str(path) for path in json.loads(about.read_text(encoding="utf-8")).get("read", [])]
-
-
-def equal(settings: Settings, results: str | Path) -> list[str]:
-    """A sentence for each two snapshots whose weights are the same, where these are at hand."""
-    source = settings.snapshots
-    where = source.local.folders if source.local else source.hub and source.hub.repository
-    contents = same.contents(_found(settings, results))
-    return list(same.equal_lines(same.equal_weights(contents), where or "the snapshots"))
 
 
 def _found(settings: Settings, results: str | Path) -> dict[int, weights.Found]:
@@ -158,9 +158,8 @@ def _found(settings: Settings, results: str | Path) -> dict[int, weights.Found]:
     return found
 
 
-def _together(settings: Settings, results: str | Path) -> tuple[list[str], list[str]]:
-    """What of folders differs that has to be equal: faults, and doubts."""
-    found = _found(settings, results)
+def _together(found: dict[int, weights.Found]) -> tuple[list[str], list[str]]:
+    """What of checkpoints differs that has to be equal: faults, and doubts."""
     configs = {step: weights.read_config(each.config) for step, each in found.items()}
     if not found:
         return [], []

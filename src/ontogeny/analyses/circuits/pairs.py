@@ -35,13 +35,16 @@ class Unfit(ValueError):
 class Text:
     """What the templates need of a tokenizer."""
 
-    def __init__(self, tokenizer: Tokenizer, end: int | None, context: int) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, end: int | None, context: int, known: int | None = None
+    ) -> None:
         self._tokenizer = tokenizer
         self._start = [] if end is None else [end]
         self.context = context
         special = {i for i, t in tokenizer.get_added_tokens_decoder().items() if t.special}
         special |= set(self._start)
-        self.ordinary = np.array(sorted(set(tokenizer.get_vocab().values()) - special))
+        ids = set(tokenizer.get_vocab().values()) - special
+        self.ordinary = np.array(sorted(i for i in ids if known is None or i < known))
 
     def ids(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)

@@ -48,16 +48,17 @@ def build(
         raise InputError(
             f"{tokenizer}: not a tokenizer; delete it to make it again ({why})"
         ) from None
+    step, device = settings.snapshots.chosen[-1], devices.choose(settings.device)
+    model = load(settings, snapshots, step, device)
+    known = len(model.get_input_embeddings().weight)
     made, rows = prompts.every(
-        section.tasks, backend, data.end_of_text, data.context, section.pairs, section.seed
+        section.tasks, backend, data.end_of_text, data.context, section.pairs, section.seed, known
     )
     if not made:
         reasons = "; ".join(f"{row['task']}: {row['left_out']}" for row in rows)
         raise InputError(
             f"circuits.tasks: none can be made with this tokenizer; add others ({reasons})"
         )
-    step, device = settings.snapshots.chosen[-1], devices.choose(settings.device)
-    model = load(settings, snapshots, step, device)
     kept: list[Task] = []
     about = {row["task"]: row for row in rows}
     for task in made:

@@ -244,19 +244,26 @@ MAKERS |= {
 
 
 def make(
-    name: str, tokenizer: Tokenizer, end: int | None, context: int, pairs: int, seed: int
+    name: str,
+    tokenizer: Tokenizer,
+    end: int | None,
+    context: int,
+    pairs: int,
+    seed: int,
+    known: int | None = None,
 ) -> tuple[Task, dict[str, object]]:
     """A task's pairs, all different, and what its table says of it.
 
     Parameters
     ----------
     end : the token before every prompt, or None. context : most tokens of a prompt.
+    known : ids that the model has rows for, where the tokenizer may have more.
 
     Raises
     ------
     Unfit : fewer than 16 pairs can be made; the reason.
     """
-    text = Text(tokenizer, end, context)
+    text = Text(tokenizer, end, context, known)
     # A generator of its own: a task is the same whichever others are made.
     draws, kept = MAKERS[name](text, np.random.default_rng([seed, zlib.crc32(name.encode())]))
     different: dict[tuple[object, ...], Pair] = {}
@@ -309,13 +316,14 @@ def every(
     context: int,
     pairs: int,
     seed: int,
+    known: int | None = None,
 ) -> tuple[list[Task], list[dict[str, object]]]:
     """The tasks that can be made, and a row of the table for each of the names; as for `make`."""
     rows: list[dict[str, object]] = []
     made: list[Task] = []
     for name in names:
         try:
-            task, about = make(name, tokenizer, end, context, pairs, seed)
+            task, about = make(name, tokenizer, end, context, pairs, seed, known)
         except Unfit as reason:
             rows.append({"task": name, "pairs": 0, "left_out": str(reason)})
             continue

@@ -10,6 +10,7 @@ from conftest import ROOT
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ontogeny import settings
+from ontogeny.cost import bill
 from ontogeny.snapshots import presets
 
 # The paper's snapshots of Pythia (arXiv 2509.17196).
@@ -252,6 +253,33 @@ def test_experiments_on_the_hub_can_run(name):
     for crosscoder in loaded.crosscoders.values():
         passes = crosscoder.steps * crosscoder.batch_rows / rows
         assert passes < 1 or loaded.activations.mode == "cached"
+
+
+@pytest.mark.parametrize("name", presets.families())
+def test_every_family_can_be_planned_without_the_hub(name, tmp_path, monkeypatch):
+    """The smallest model of each: what it costs follows from the preset alone."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    repository = next(iter(presets.families()[name]["models"]))
+    steps = (presets.find(repository).steps or [1000, 2000, 4000, 8000])[-4:]
+    given = {
+        "name": "planned",
+        "device": "cpu",
+        "corpus": {"files": {"paths": ["text.jsonl"]}, "context": 64, "train_blocks": 64},
+        "snapshots": {"steps": steps, "hub": {"repository": repository}},
+        "activations": {"layers": [1]},
+        "basis": {"dimensions": 16},
+        "crosscoders": {"main": {"inputs": {"layers": [1]}, "features": 64, "k": 4, "steps": 10,
+                                 "batch_rows": 128, "aux_features": 0}},
+        "primary": "main",
+        "analyses": [],
+    }  # fmt: skip
+    planned = bill.bill(settings.load(given), tmp_path)
+    parameters = published(repository)
+    per_weight = 2 if presets.architecture(repository)["dtype"].endswith("16") else 4
+    assert planned.line("snapshot").jobs == 4
+    (size, *_) = (file.size for file in planned.line("snapshot").files)
+    # Old files of GPT-2 and GPT-NeoX hold masks too, which weigh on small models alone.
+    assert 0.98 < size / (parameters * per_weight) < (2 if parameters < 1e8 else 1.3)
 
 
 def test_the_papers_experiment_has_the_papers_numbers():

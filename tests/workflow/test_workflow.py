@@ -53,6 +53,7 @@ BEFORE_TRAINING = {
     "basis",
     "project",
     "phases",
+    "losses",
 } | {"training_log"}
 
 

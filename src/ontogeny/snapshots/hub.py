@@ -18,7 +18,7 @@ from huggingface_hub import constants, errors, try_to_load_from_cache
 
 from ontogeny.files import InputError, one_line
 from ontogeny.settings import Hub
-from ontogeny.snapshots import download, presets, weights
+from ontogeny.snapshots import download, kinds, presets, weights
 from ontogeny.snapshots.local import missing, tokenizer_files
 
 LOOK = 5.0  # seconds that a look before any job may take
@@ -108,8 +108,9 @@ def publish(
         where = f"{hub.repository} at {revision}"
         chosen = weights.choice(files)
         if chosen is None or weights.lacking(files):
-            lacks = f"{where} has no {weights.lacking(files)[-1]}; choose other steps"
-            raise InputError(f"snapshots.hub: {weights.instead(where, files) or lacks}")
+            other = None if chosen else kinds.otherwise(where, files)
+            mend = f", but {other}" if other else "; choose other steps"
+            raise InputError(f"snapshots.hub: {where} has no {weights.lacking(files)[-1]}{mend}")
         first = [weights.CONFIG]
         if remote_code:
             first += [name for name in files if re.fullmatch(r"\w[\w.-]*\.py", name)]

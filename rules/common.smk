@@ -2,7 +2,6 @@
 
 import fcntl
 import re
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -91,8 +90,7 @@ def at_work():
 
 def advise(settings):
     """Print what is doubtful about an experiment before its first job."""
-    for line in doubts.before(settings, "results", GIVEN.snapshots.steps == "all"):
-        print(f"advice: {line}", file=sys.stderr)
+    doubts.tell(doubts.before(settings, "results", GIVEN.snapshots.steps == "all"))
 
 
 def refuse_what_does_not_fit(settings):

@@ -152,8 +152,8 @@ def check(file: Path, results: Path) -> None:
     settings = sources.resolve(given, results)
     preflight.check(settings, results)
     preflight.check_room(settings, results)
-    advice = doubts.before(settings, results, given.snapshots.steps == "all")
-    print(*(f"advice: {line}" for line in advice), f"{file}: can run", sep="\n")
+    print(f"{file}: can run")
+    doubts.tell(doubts.before(settings, results, given.snapshots.steps == "all"), sys.stdout)
 
 
 @main.command()

@@ -208,11 +208,10 @@ def summarise(experiment: Experiment) -> None:
     # Snapshots are links to the archive's files: each inode counts once.
     files = [p.stat() for p in below(experiment.folder) if p.is_file() and not p.is_symlink()]
     values["disk_bytes"] = sum({(s.st_dev, s.st_ino): s.st_size for s in files}.values())
-    values["doubts"] = doubts.after(experiment)
+    values["doubts"] = doubts.every(experiment)
     write_json(experiment.path("summary"), values)
     write_json(experiment.path("provenance"), _provenance(experiment))
-    for line in values["doubts"]:
-        print(f"doubt: {line}")
+    doubts.tell(values["doubts"])
 
 
 def _provenance(experiment: Experiment) -> dict[str, Any]:

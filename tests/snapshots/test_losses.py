@@ -85,7 +85,7 @@ def test_the_table_and_its_sentence(tmp_path, capsys) -> None:
     assert table.columns.tolist() == ["step", "loss", "out_of_place"]
     assert table.loc[table["out_of_place"], "step"].tolist() == [128]
     said = capsys.readouterr().out.splitlines()
-    assert said == [f"doubt: {line}" for line in losses.doubts(table)]
+    assert said == [f"advice: {line}" for line in losses.doubts(table)]
     assert losses.doubts(table) == [
         "snapshots: the held-out loss of step 128, 3.53, lies far outside its neighbours' (5.80 at "
         "step 64, 4.60 at step 256); it may hold the weights of another step: leave it out"

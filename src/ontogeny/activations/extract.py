@@ -22,7 +22,8 @@ from ontogeny.corpus.build import Tokens
 from ontogeny.files import InputError, whole
 from ontogeny.progress import bar
 from ontogeny.settings import Activations, Settings
-from ontogeny.snapshots import held_out, sites
+from ontogeny.snapshots import held_out as first_look
+from ontogeny.snapshots import sites
 
 Key = tuple[int, str]  # (layer, stream)
 
@@ -206,9 +207,9 @@ def extract(
     train = order_of.Order(text, "train", section)
 
     def look(whole_model: Any) -> None:
-        held_out.check_ids(whole_model, text, step)
+        first_look.check_ids(whole_model, text, step)
         if loss is not None:
-            held_out.measure(whole_model, text, step, loss)
+            first_look.measure(whole_model, text, step, loss)
 
     model = Snapshot(settings, snapshot, step, devices.choose(settings.device), look)
     shards = order_of.shards(settings, model.width)
@@ -216,8 +217,8 @@ def extract(
     windows = shards[shard] if cached else range(1)
     blocks = sum(len(train.windows[window]) for window in windows)
     if shard == 0:
-        kept_back = order_of.Order(text, "held_out", section)
-        blocks += sum(map(len, kept_back.windows))
+        held_out = order_of.Order(text, "held_out", section)
+        blocks += sum(map(len, held_out.windows))
     what = f"extract step {step}" + (f", shard {shard}" if shard else "")
 
     def site_files(name: Callable[[Path], Path]) -> dict[Key, h5py.File]:
@@ -236,8 +237,8 @@ def extract(
         if shard == 0:
             check_varies(measured, step)
             files.append(site_files(lambda path: path))
-            every = range(len(kept_back.windows))
-            _write_rows(model, kept_back, every, section, files[-1], "held_out/", progress)
+            every = range(len(held_out.windows))
+            _write_rows(model, held_out, every, section, files[-1], "held_out/", progress)
         for (layer, stream), found in measured.items():
             facts = {
                 "model": str(model.model.config.model_type),

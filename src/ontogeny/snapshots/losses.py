@@ -34,7 +34,7 @@ def gather(files: Sequence[Path], table: Path) -> None:
     losses["out_of_place"] = out_of_place(losses["loss"].to_numpy())
     write_table(table, losses)
     for line in doubts(losses):
-        print(f"doubt: {line}")
+        print(f"advice: {line}")
 
 
 def doubts(table: pd.DataFrame) -> list[str]:

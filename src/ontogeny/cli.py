@@ -163,8 +163,8 @@ def check(file: Path, results: Path) -> None:
 @click.option("--results", type=FOLDER, default=Path("results"))
 def new(source: str, text: tuple[str, ...], output: Path | None, results: Path) -> None:
     """Look at SOURCE, a folder of checkpoints or a repository, and write an experiment file."""
+    from ontogeny import doubts, preflight
     from ontogeny import new as experiments
-    from ontogeny import preflight
 
     file = experiments.write(source, text, output, results)
     print(f"{file}: written", flush=True)
@@ -172,6 +172,7 @@ def new(source: str, text: tuple[str, ...], output: Path | None, results: Path) 
     preflight.check(settings, results)
     for line in experiments.summary(file, results):
         print(line)
+    doubts.tell(doubts.before(settings, results), sys.stdout)
     preflight.check_room(settings, results)
     print(f"next: snakemake --cores {os.cpu_count()} --configfile {file}")
 

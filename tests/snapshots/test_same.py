@@ -131,6 +131,21 @@ def test_which_keys_have_to_agree(changes, fault, doubt) -> None:
             )
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"n_embd": "wide"}, {"n_embd": 9}, {"n_layer": 0}, {"model_type": ["gpt2"]}, {"n_head": None}],
+)
+def test_a_configuration_that_makes_no_model_is_a_line(run, changes) -> None:
+    for steps in (STEPS, (200,)):
+        for step in steps:
+            (run / f"checkpoint-{step}/config.json").write_text(json.dumps(CONFIG | changes))
+        code, lines = check()
+        assert code == 1
+        assert all(line.startswith("ontogeny: snapshots") for line in lines), lines
+        for step in STEPS:
+            (run / f"checkpoint-{step}/config.json").write_text(json.dumps(CONFIG))
+
+
 def test_tensors_of_another_shape_under_the_same_configuration(run) -> None:
     wide = tensors(200) | {"transformer.wte.weight": np.zeros((6, 8), np.float32)}
     save_file(wide, run / "checkpoint-200/model.safetensors", {"format": "pt"})

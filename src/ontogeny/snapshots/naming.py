@@ -69,13 +69,14 @@ def _names_of(config: dict[str, Any]) -> set[str]:
     import torch
     from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
-    if config.get("model_type") not in CONFIG_MAPPING:
+    if str(config.get("model_type")) not in CONFIG_MAPPING:
         return set()
-    known = AutoConfig.for_model(**{k: v for k, v in config.items() if k != "quantization_config"})
+    given = {key: value for key, value in config.items() if key != "quantization_config"}
     try:
+        known = AutoConfig.for_model(**given)
         with torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(known)
-    except ValueError:
+    except Exception:  # of a configuration that is told of elsewhere
         return set()
     names = set(model.state_dict())
     return names | {name.removeprefix(f"{model.base_model_prefix}.") for name in names}

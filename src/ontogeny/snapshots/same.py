@@ -83,12 +83,14 @@ def _completed(config: dict[str, Any]) -> dict[str, Any]:
     from transformers import CONFIG_MAPPING, AutoConfig
     from transformers.utils import logging
 
-    if config.get("model_type") not in CONFIG_MAPPING:
+    if str(config.get("model_type")) not in CONFIG_MAPPING:
         return config
     loud = logging.get_verbosity()
     logging.set_verbosity_error()  # what it says of special tokens is of no account here
     try:
         return AutoConfig.for_model(**config).to_dict()
+    except Exception:  # of its validation; what is wrong is told where the shape is asked for
+        return config
     finally:
         logging.set_verbosity(loud)
 

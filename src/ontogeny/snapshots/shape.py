@@ -132,23 +132,27 @@ def of_config(config: dict[str, Any]) -> Shape:
     from ontogeny.snapshots import sites
 
     kind = config.get("model_type")
-    if kind not in CONFIG_MAPPING:
+    if str(kind) not in CONFIG_MAPPING:
         raise InputError(
             f"snapshots: transformers does not know the architecture '{kind}', and its size cannot "
             "be told without the code that its repository brings; choose another model"
         )
-    known = AutoConfig.for_model(**{k: v for k, v in config.items() if k != "quantization_config"})
+    given = {key: value for key, value in config.items() if key != "quantization_config"}
     try:
+        known = AutoConfig.for_model(**given)
         with torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(known, dtype=torch.float32)
-    except ValueError as error:
+    except Exception as error:  # of validation and of every model's own code
         raise InputError(
-            f"snapshots: no causal language model of the architecture '{kind}' can be made; "
-            f"choose another model ({one_line(error, 200)})"
+            f"snapshots: no causal language model of the architecture '{kind}' can be made of "
+            f"this configuration; choose another model, or mend its config.json "
+            f"({one_line(error, 200)})"
         ) from None
     model.eval()
     text = known.get_text_config()
     blocks = sites.blocks(model)
+    if not len(blocks):
+        raise InputError("snapshots: config.json describes a model without layers; mend it")
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         ids = torch.zeros((1, 1), dtype=torch.long, device="meta")
         later = {name: model.get_submodule(name) for name in sites.unused(model, ids, -1)}

@@ -56,7 +56,7 @@ def load_model(
     logging.disable_progress_bar()
     spoiled = f"{folder}: not a snapshot that transformers can load"
     try:
-        kind = json.loads((Path(folder) / "config.json").read_text())["model_type"]
+        kind = str(json.loads((Path(folder) / "config.json").read_text())["model_type"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{spoiled} (config.json: {one_line(error, 200)})") from None
     if kind not in CONFIG_MAPPING and not remote_code:

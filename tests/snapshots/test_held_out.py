@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from runs import Run
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
+from ontogeny import doubts
 from ontogeny.analyses.contexts import lens
 from ontogeny.corpus.build import Tokens
 from ontogeny.files import InputError
@@ -73,3 +75,22 @@ def test_the_loss_is_json(run) -> None:
     about = json.loads(path.read_text())
     assert about.keys() == {"step", "loss"}
     assert about["step"] == 1
+
+
+def test_what_is_found_is_a_doubt_of_the_summary(run) -> None:
+    """Equal weights and a loss out of place; nothing of a sound run."""
+    assert doubts.every(run.map) == []
+    files = [run.map.path("snapshot", step=step) / "model.safetensors" for step in (1, 3)]
+    body, table = files[1].read_bytes(), run.map.table("losses")
+    try:
+        files[1].unlink()  # a link to the training's own
+        shutil.copyfile(files[0], files[1])
+        table.assign(out_of_place=table["step"] == 3).to_csv(run.map.path("losses"), index=False)
+        equal, apart = doubts.every(run.map)
+    finally:
+        files[1].write_bytes(body)
+        table.to_csv(run.map.path("losses"), index=False)
+    assert equal.startswith(
+        "snapshots.steps: of the snapshots steps 1 and 3 have the same weights; "
+    )
+    assert apart.startswith("snapshots: the held-out loss of step 3, ")

@@ -19,7 +19,7 @@ import h5py
 import torch
 from torch import Tensor
 
-from ontogeny.activations.rows import Rows, SiteRows, pieces
+from ontogeny.activations.rows import Cached, Rows, SiteRows, pieces
 from ontogeny.activations.sizes import PIECE_ROWS
 from ontogeny.activations.subspace import FORMAT
 from ontogeny.files import InputError, whole
@@ -175,7 +175,8 @@ def build(b: Basis, rows: SiteRows, output: str | Path, device: torch.device) ->
     InputError : damaged activations, or too few rows.
     """
     size = math.prod(rows.shape)
-    limit = min(b.rows, rows.rows)
+    # Of several shards the first alone is there.
+    limit = min(b.rows, rows.starts[1] if isinstance(rows, Cached) else rows.rows)
     if limit <= (b.dimensions or 1):
         raise InputError(
             f"basis.dimensions: {limit} training rows span fewer than {b.dimensions or 1} "

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, create_model, field_validator
 
 from ontogeny import registry
 from ontogeny.declarations import function
-from ontogeny.settings.base import AnalysisSection, Section, SettingsError
+from ontogeny.settings.base import AnalysisSection, Section, SettingsError, as_number
 from ontogeny.settings.sections import (
     Activations,
     Analysis,
@@ -69,7 +69,8 @@ class Settings(Section):
             if not isinstance(seeds, list):
                 expanded[name] = changed
                 continue
-            expanded |= {f"{name}seed{seed}": changed | {MODEL_SEED: seed} for seed in seeds}
+            for seed in as_number(seeds, list[int]):
+                expanded[f"{name}seed{seed}"] = changed | {MODEL_SEED: seed}
         return expanded
 
     def section(self, kind: type[S]) -> S:

@@ -44,7 +44,9 @@ def read(path: str | Path) -> Any:
     try:
         with Path(path).open(encoding="utf-8") as file:
             return yaml.load(file, _Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except SettingsError:
+        raise
+    except (OSError, ValueError, yaml.YAMLError) as error:  # or a number of too many digits
         raise SettingsError(f"{path}: {' '.join(str(error).split())}") from None
 
 

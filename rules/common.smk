@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from ontogeny import lineage, preflight, registry, running, scratch
+from ontogeny import doubts, lineage, preflight, registry, running, scratch
 from ontogeny import settings as schema
 from ontogeny.corpus import text as texts
 from ontogeny.corpus.wheels import needed

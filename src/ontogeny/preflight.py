@@ -12,17 +12,19 @@ from ontogeny import registry
 from ontogeny.activations import order
 from ontogeny.activations.sites import expand
 from ontogeny.corpus import text
+from ontogeny.corpus.build import check_bos, model_tokenizer
 from ontogeny.corpus.wheels import check_sources, find_wheels, most_tokens, needed
 from ontogeny.cost import limits
 from ontogeny.experiment import Experiment
 from ontogeny.files import InputError
 from ontogeny.scratch import below
 from ontogeny.settings import Settings
-from ontogeny.snapshots import sources
+from ontogeny.snapshots import local, sources
 
 # Datasets that a product's HDF5 files hold; the first whose pattern fits counts.
 CONTENTS = {
     "tokens": ("tokens",),
+    "norms_of": ("over",),
     "rows": ("activations", "position", "token"),
     "held_out": ("held_out",),
     "stack": ("held_out",),
@@ -134,11 +136,30 @@ def _shard_faults(s: Settings, results: Path) -> Iterator[str]:
                 )
 
 
+def _mark_faults(s: Settings) -> Iterator[str]:
+    """Tokens that are to be left out or put first, and that a local model's tokenizer lacks."""
+    named = [name for name in s.activations.leave_out if name in ("bos", "padding")]
+    numbers = [name for name in s.activations.leave_out if isinstance(name, int)]
+    if s.snapshots.local is None or not (named or numbers or s.corpus.bos):
+        return
+    try:
+        files = local.tokenizer_sources(s.snapshots.local, s.snapshots.chosen)
+        _, vocabulary, marks = model_tokenizer(files[0].parent)
+    except InputError:
+        return  # told with the snapshots, or by the corpus stage
+    try:
+        check_bos(s.corpus, marks)
+        marks.ids(list(s.activations.leave_out), vocabulary)
+    except InputError as fault:
+        yield str(fault)
+
+
 def _faults(settings: Settings, results: Path) -> Iterator[str]:
     folder = results / settings.name
     yield from _wheel_faults(settings, results)
     yield from text.faults(settings.corpus)
     yield from sources.faults(settings, results)
+    yield from _mark_faults(settings)
     misfits = list(_shape_faults(settings, results))
     yield from misfits
     if not misfits:

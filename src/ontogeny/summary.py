@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from ontogeny import provenance, registry
+from ontogeny import doubts, provenance, registry
 from ontogeny.declarations import function
 from ontogeny.experiment import Experiment
 from ontogeny.features.matching import shares
@@ -208,6 +208,8 @@ def summarise(experiment: Experiment) -> None:
     # Snapshots are links to the archive's files: each inode counts once.
     files = [p.stat() for p in below(experiment.folder) if p.is_file() and not p.is_symlink()]
     values["disk_bytes"] = sum({(s.st_dev, s.st_ino): s.st_size for s in files}.values())
+    values["doubts"] = doubts.every(experiment)
+    doubts.tell(values["doubts"])
     write_json(experiment.path("summary"), values)
     write_json(experiment.path("provenance"), _provenance(experiment))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,7 +16,7 @@ import torch
 
 from ontogeny import devices
 from ontogeny.activations import order as order_of
-from ontogeny.activations import store
+from ontogeny.activations import outliers, store
 from ontogeny.activations.rows import read_ahead
 from ontogeny.activations.sites import folder_name, rows_path
 from ontogeny.activations.sizes import PIECE_ROWS
@@ -125,7 +127,7 @@ def _write_rows(
     files: dict[Key, h5py.File],
     group: str,
     progress: Any,
-) -> dict[Key, dict[str, float]]:
+) -> dict[Key, dict[str, Any]]:
     """Write some windows' rows and what they are of; a thread computes one as another is written.
 
     Parameters
@@ -134,7 +136,8 @@ def _write_rows(
 
     Returns
     -------
-    The `norms` of the first window's rows, by site.
+    Of the first window's rows, by site, their `norms`; of training rows also what outliers.py finds
+    (`outliers`, JSON) and their mean norm by position (`norm_by_offset`).
     """
     rows = int(order.starts[windows.stop] - order.starts[windows.start])
     writers = {
@@ -147,16 +150,30 @@ def _write_rows(
         file[f"{group}position"] = positions
         store.Writer(file, f"{group}token", rows, 2, "int32").write(tokens)
 
-    measured: dict[Key, dict[str, float]] = {}
+    measured: dict[Key, dict[str, Any]] = {}
     compute = functools.partial(_window, snapshot, order, a=a, progress=progress)
     jobs = ((window, functools.partial(compute, window)) for window in windows)
     for window, by_site in read_ahead(jobs, depth=1):
         for key, values in by_site.items():
             if window == windows.start:
                 measured[key] = norms(values)
+            if window == windows.start and not group:
+                offset, token = order.position(window)[:, 1], order.token(window)[:, 1]
+                measured[key] |= {
+                    "outliers": json.dumps(outliers.find(values, offset, token)),
+                    "norm_by_offset": outliers.by_offset(values, offset, order.tokens.context),
+                }
             if key in writers:
                 writers[key].write(values.numpy())
     return measured
+
+
+def _tell(found: dict[str, Any], step: int, layer: int, stream: str) -> None:
+    """Say on stderr which rows of a site are unlike the others."""
+    for each in json.loads(found["outliers"]):
+        print(
+            f"the {stream} of layer {layer} at step {step}: {outliers.told(each)}", file=sys.stderr
+        )
 
 
 def extract(
@@ -166,6 +183,7 @@ def extract(
     tokens: str | Path,
     folder: str | Path,
     shard: int = 0,
+    norms_folder: Path | None = None,
 ) -> None:
     """Write a shard of a snapshot's training rows, and with the first its held-out rows (store.py).
 
@@ -176,20 +194,22 @@ def extract(
     ----------
     snapshot : folder of the model. step : its training step. tokens : tokens.h5.
     folder : the experiment's activations folder.
+    norms_folder : what the norms stage wrote, where activations.leave_out_norm asks for it.
 
     Raises
     ------
     InputError : damaged inputs, or a value that the stored type cannot hold.
     """
     section, text = settings.activations, Tokens(tokens)
-    train = order_of.Order(text, "train", section)
+    over = order_of.above_bound(settings, norms_folder, text)
+    train = order_of.Order(text, "train", section, over)
     model = Snapshot(settings, snapshot, step, devices.choose(settings.device))
     shards = order_of.shards(settings, model.width)
     cached = section.mode == "cached"
     windows = shards[shard] if cached else range(1)
     blocks = sum(len(train.windows[window]) for window in windows)
     if shard == 0:
-        held_out = order_of.Order(text, "held_out", section)
+        held_out = order_of.Order(text, "held_out", section, over)
         blocks += sum(map(len, held_out.windows))
     what = f"extract step {step}" + (f", shard {shard}" if shard else "")
 
@@ -224,5 +244,6 @@ def extract(
             }
             if shard == 0:
                 facts |= found
+                _tell(found, step, layer, stream)
             for by_site in files:
                 store.describe(by_site[layer, stream], facts)

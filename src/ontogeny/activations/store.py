@@ -8,7 +8,8 @@
         held_out/activations  (rows', d)    held-out rows, in text order
         held_out/position     (rows', 2)
         held_out/token        (rows', 2)
-        attributes mean_norm, centred_norm: of the first window of training rows (extract.norms)
+        attributes of the first window of training rows: mean_norm, centred_norm (extract.norms),
+                              norm_by_offset (context,), outliers (JSON, outliers.find)
     {stream}.{layer}/stack.h5
         held_out/activations  virtual, (n, rows', d): all snapshots, no copy
         activations           the same of training rows, where they lie in one shard that is kept

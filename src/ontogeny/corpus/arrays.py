@@ -10,6 +10,7 @@ import numpy as np
 from ontogeny.files import InputError, one_line
 from ontogeny.settings import TokenArray
 
+MOST_IDS = 1 << 24  # of any tokenizer
 PIECE = 1 << 20  # tokens that are read at a time
 
 

@@ -55,7 +55,8 @@ def faults(corpus: Corpus) -> list[str]:
     lines = []
     try:
         if corpus.tokens is not None:
-            blocks = arrays.opened(corpus.tokens, corpus.context).size // corpus.context
+            taken = corpus.context - corpus.bos
+            blocks = arrays.opened(corpus.tokens, taken).size // taken
             if blocks < corpus.held_out_blocks + corpus.train_blocks:
                 lines.append(too_little(corpus, blocks))
         elif corpus.files is not None:

@@ -43,6 +43,7 @@ def as_number(value: Any, kind: Any) -> Any:
     if origin is list and isinstance(value, list):
         return [as_number(each, members[0]) for each in value]
     kinds = members if origin in (Union, UnionType) else (kind,)
+    kinds = tuple(get_args(k)[0] if get_origin(k) is Annotated else k for k in kinds)
     if isinstance(value, list):
         lists = [each for each in kinds if get_origin(each) is list]
         return as_number(value, lists[0]) if lists and len(kinds) > 1 else value
@@ -75,6 +76,19 @@ class Section(BaseModel):
     @classmethod
     def _as_people_write_numbers(cls, value: Any, info: ValidationInfo) -> Any:
         return as_number(value, cls.model_fields[str(info.field_name)].annotation)
+
+
+def at_most(section: type[Section], given: Any, key: str, other: str) -> Any:
+    """What is given of a section, with `key`, if its default exceeds a given `other`, set to that.
+
+    So a default that was never written is no fault beside what was.
+    """
+    if not isinstance(given, dict) or key in given or given.get(other) is None:
+        return given
+    limit = as_number(given[other], section.model_fields[other].annotation)
+    default = section.model_fields[key].default
+    fits = isinstance(limit, int | float) and not isinstance(limit, bool) and 0 < limit < default
+    return given | {key: limit} if fits else given
 
 
 class AnalysisSection(Section):

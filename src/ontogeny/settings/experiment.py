@@ -15,12 +15,11 @@ from ontogeny.settings.sections import (
     Activations,
     Analysis,
     Basis,
-    Corpus,
     Crosscoder,
     Snapshots,
     Storage,
-    Wheels,
 )
+from ontogeny.settings.text import Corpus, Wheels
 
 MODEL_SEED = "snapshots.pretrain.seed"
 S = TypeVar("S", bound=AnalysisSection)

@@ -15,10 +15,10 @@ from ontogeny.settings.base import Section, SettingsError, expanded
 from ontogeny.settings.experiment import Settings
 from ontogeny.settings.sections import (
     SNAPSHOT_SOURCES,
-    TEXT_SOURCES,
     Crosscoder,
     Pretrain,
 )
+from ontogeny.settings.text import TEXT_SOURCES
 
 
 def faults(s: Settings) -> Iterator[str]:
@@ -287,6 +287,10 @@ def _pretrain_faults(s: Settings, p: Pretrain) -> Iterator[str]:
                 f"activations.layers: layer {layer} does not exist; the model has {p.layers}, "
                 f"numbered 0 to {p.layers - 1}"
             )
+    for name in {"bos", "padding"} & set(s.activations.leave_out):
+        yield f"activations.leave_out: a model that is trained here has no {name} token; remove it"
+    if s.corpus.bos:
+        yield "corpus.bos: a model that is trained here has no token that begins a text; remove it"
     if s.corpus.tokens is not None:
         yield "corpus.tokens: a model that is trained here has no tokenizer yet; give it text"
     if s.corpus.dataset is not None and s.corpus.pretrain_blocks is None:

@@ -16,7 +16,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from ontogeny.activations import outliers
-from ontogeny.corpus import arrays
+from ontogeny.corpus import arrays, text
 from ontogeny.corpus.build import Tokens
 from ontogeny.corpus.marks import Marks, of_folder
 from ontogeny.corpus.shares import fillers
@@ -78,6 +78,10 @@ def _tokenizer(s: Settings) -> tuple[Any, Marks] | None:
 
 def _of_text(s: Settings) -> Iterator[str]:
     """What the tokenizer and, where it is tokenised, the text say ahead."""
+    empty = text.empty(s.corpus)
+    if empty:
+        others = f", and {len(empty) - 1} further files" if len(empty) > 1 else ""
+        yield f"corpus.files.paths: {empty[0]} is empty{others}; restore what should not be"
     known = _tokenizer(s)
     backend, marks = known or (None, Marks())
     if marks.first is not None and not s.corpus.bos and s.corpus.tokens is None:
@@ -142,13 +146,13 @@ def of_tokens(experiment: Experiment) -> Iterator[str]:
         backend = Tokenizer.from_file(str(experiment.path("tokenizer")))
     except Exception:  # the library raises no narrower class
         backend = None  # only names are missing then
-    text = Tokens(experiment.path("tokens"))
-    first, last = text.splits["train"]
-    blocks = text.take(np.arange(first, min(last, first + BLOCKS))).astype(np.int64)
-    mark = text.marks.first
+    held = Tokens(experiment.path("tokens"))
+    first, last = held.splits["train"]
+    blocks = held.take(np.arange(first, min(last, first + BLOCKS))).astype(np.int64)
+    mark = held.marks.first
     if mark is not None and (blocks[:, 0] != mark).mean() > 0.5:
         yield missing_bos(_name(backend, mark))
-    yield from _of_blocks(blocks, experiment.settings, text.marks, backend)
+    yield from _of_blocks(blocks, experiment.settings, held.marks, backend)
 
 
 def _of_rows(experiment: Experiment) -> Iterator[str]:

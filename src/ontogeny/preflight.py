@@ -11,7 +11,7 @@ import h5py
 from ontogeny import registry
 from ontogeny.activations import order
 from ontogeny.activations.sites import expand
-from ontogeny.corpus import text
+from ontogeny.corpus import arrays, text
 from ontogeny.corpus.build import check_bos, model_tokenizer
 from ontogeny.corpus.wheels import check_sources, find_wheels, most_tokens, needed
 from ontogeny.cost import limits
@@ -79,6 +79,15 @@ def _shape_faults(s: Settings, results: Path) -> Iterator[str]:
             f"activations.layers: layer {max(s.activations.layers)} does not exist; the model has "
             f"{model.layers}, numbered 0 to {model.layers - 1}"
         )
+    if s.corpus.tokens is not None:
+        wanted = s.corpus.train_blocks + s.corpus.held_out_blocks
+        try:
+            taken = s.corpus.context - s.corpus.bos
+            line = arrays.beyond(s.corpus.tokens, taken, wanted, model.vocabulary)
+        except InputError:
+            line = None  # told as a fault of the text
+        if line:
+            yield line
     if model.positions is not None and s.corpus.context > model.positions:
         yield (
             f"corpus.context: {s.corpus.context} tokens exceed the model's {model.positions} "

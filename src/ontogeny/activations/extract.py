@@ -55,6 +55,7 @@ class Snapshot:
         )
         self.width = sites.width(self.model)
         self._stored = getattr(torch, section.dtype)
+        self._vocabulary = int(self.model.get_input_embeddings().weight.shape[0])
 
     def read(self, ids: np.ndarray) -> dict[Key, torch.Tensor]:
         """Values of every wanted site, each (B·T, D) on the device in the stored type.
@@ -62,7 +63,16 @@ class Snapshot:
         Parameters
         ----------
         ids : (B, T) token ids.
+
+        Raises
+        ------
+        InputError : an id that the model's embedding lacks.
         """
+        if ids.max(initial=0) >= self._vocabulary:
+            raise InputError(
+                f"corpus: the text holds id {ids.max()}, the embedding of step {self.step} has ids "
+                f"below {self._vocabulary}; use the model's own tokenizer"
+            )
         on_device = torch.from_numpy(ids.astype(np.int64)).to(self.device)
         values = sites.read(self.model, on_device, self.wanted)
         return {key: value.flatten(0, 1).to(self._stored) for key, value in values.items()}

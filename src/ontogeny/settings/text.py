@@ -52,10 +52,13 @@ class TokenArray(Section):
 
     path: PathText = Field(
         ...,
-        description="A .npy array, (tokens,) or (blocks, context), or a .bin file of integers.",
+        description="A .npy array, (tokens,) or (blocks, context), or a .bin file of integers, "
+        "also with the header of llm.c.",
     )
-    dtype: Literal["uint16", "uint32", "int32", "int64"] = Field(
-        "uint16", description="Type of a .bin file's integers."
+    dtype: Literal["uint16", "uint32", "int32", "int64"] | None = Field(
+        None,
+        description="Type of a .bin file's integers. Left out: what its header (llm.c) or a JSON "
+        "file beside it says, else uint16, as nanoGPT writes them.",
     )
     end_of_text: int | None = Field(
         None, ge=0, description="Token between documents; the tokenizer's when left out."

@@ -37,8 +37,7 @@ onstart:
         for experiment in at_work():
             claim(experiment)
             refuse_what_does_not_fit(experiment)
-            for line in doubts.before(experiment):
-                logger.warning(f"advice: {line}")
+            doubts.tell(doubts.before(experiment))
 
 
 # What the experiment costs, before it runs: `snakemake --cores 1 plan`.

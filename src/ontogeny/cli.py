@@ -232,6 +232,7 @@ def tokenizer(experiment: Experiment) -> None:
 def corpus(experiment: Experiment) -> None:
     """Text → tokenizer → blocks of tokens."""
     from ontogeny import doubts
+    from ontogeny.activations import doubts as rows
     from ontogeny.corpus import shared
 
     settings = experiment.settings
@@ -242,7 +243,7 @@ def corpus(experiment: Experiment) -> None:
         experiment.path("tokens"),
         experiment.path("tokenizer"),
     )
-    doubts.tell(doubts.of_tokens(experiment))
+    doubts.tell(rows.of_tokens(experiment))
 
 
 @main.command()

@@ -17,7 +17,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from ontogeny import doubts, settings
+from ontogeny import settings
+from ontogeny.activations import doubts
 from ontogeny.corpus import arrays, build, text
 from ontogeny.corpus.marks import of_folder
 from ontogeny.files import InputError

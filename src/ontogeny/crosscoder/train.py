@@ -27,7 +27,14 @@ from ontogeny.crosscoder import losses, model, native, pairs
 from ontogeny.crosscoder.data import Data
 from ontogeny.crosscoder.optimizer import Adam, corrected
 from ontogeny.crosscoder.ranks import Ranks
-from ontogeny.crosscoder.sizes import JUDGED_ROWS, LOG_EVERY, NORM_GRID, ROOM, SAVE_EVERY
+from ontogeny.crosscoder.sizes import (
+    JUDGED_ROWS,
+    LOG_EVERY,
+    NORM_GRID,
+    ROOM,
+    SAVE_EVERY,
+    measured_batches,
+)
 from ontogeny.crosscoder.state import Progress, kept
 from ontogeny.files import InputError, write_table
 from ontogeny.progress import bar
@@ -35,8 +42,6 @@ from ontogeny.settings import Crosscoder, Settings
 from ontogeny.version import VERSION
 
 THRESHOLD_MEMORY = 0.99
-LEAST_AVERAGED = 500  # steps from which the running mean of thresholds has forgotten the first
-MEASURED_BATCHES = 32  # that a shorter training's threshold is measured on at its end
 LEAST_THRESHOLD = 1e-3  # that a jumprelu begins with
 L0_MEMORY = 0.9
 L0_MISSED = 0.25  # share of a wanted L0 by which it is missed, to be told
@@ -255,7 +260,8 @@ class Training:
         batches are those that would come next.
         """
         c, cuts = self.c, []
-        batches = self.data.batches(c.batch_rows, now.step, now.step + MEASURED_BATCHES)
+        last = now.step + measured_batches(c.activation, c.steps)
+        batches = self.data.batches(c.batch_rows, now.step, last)
         for x, target in batches:
             cuts.append(self._gradients(now, x, target, judged=True).cut.clone())
         now.threshold.copy_(torch.stack(cuts).mean())
@@ -394,7 +400,7 @@ def train(
             if now.step % SAVE_EVERY == 0 and now.step < c.steps:
                 now.save(state)
 
-    if c.activation == "batch_topk" and c.steps < LEAST_AVERAGED:
+    if measured_batches(c.activation, c.steps):
         training.measure_threshold(now)
     weights = now.whole_weights()
     if ranks.rank > 0:

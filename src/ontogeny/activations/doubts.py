@@ -9,11 +9,11 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import h5py
 import numpy as np
 from tokenizers import Tokenizer
 
 from ontogeny.activations import outliers
+from ontogeny.activations.store import open_checked
 from ontogeny.corpus import arrays, text
 from ontogeny.corpus.build import Tokens
 from ontogeny.corpus.marks import Marks, of_folder
@@ -82,8 +82,11 @@ def _of_text(s: Settings) -> Iterator[str]:
         return  # told as a fault
     first = s.corpus.held_out_blocks
     last = first + min(BLOCKS, s.corpus.train_blocks)
-    ids = np.asarray(array.reshape(-1)[first * context : last * context])
-    blocks = ids[: ids.size // context * context].reshape(-1, context)
+    if array.ndim == 1:
+        array = array[first * context : last * context]
+        blocks = np.asarray(array[: len(array) // context * context]).reshape(-1, context)
+    else:
+        blocks = np.asarray(array[first:last])
     if not blocks.size or blocks.min() < 0 or blocks.max() >= arrays.MOST_IDS:
         return
     yield from _of_blocks(blocks.astype(np.int64), s, marks, backend)
@@ -149,7 +152,7 @@ def _of_rows(experiment: Experiment) -> Iterator[str]:
         stack = experiment.path("stack", site=site)
         if not stack.exists():
             continue
-        with h5py.File(stack) as file:
+        with open_checked(stack) as file:
             steps, scales = file.attrs["steps"], file.attrs["scales"]
         constant = [int(step) for step, scale in zip(steps, scales, strict=True) if scale == 0]
         if constant:
@@ -166,7 +169,7 @@ def _of_site(experiment: Experiment, site: str, settings: Settings) -> Iterator[
         path = experiment.path("held_out", site=site, step=step)
         if not path.exists():
             continue
-        with h5py.File(path) as file:
+        with open_checked(path) as file:
             told = json.loads(file.attrs.get("outliers", "[]"))
         for each in told:
             number = -1 if each["kind"] == "norm" else each["number"]

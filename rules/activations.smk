@@ -5,8 +5,39 @@
 # two are on disk at a time. Streamed training rows are never on disk.
 
 
+if S.activations.leave_out_norm is not None:
+
+    # Which positions have no row at any snapshot: each is run once more before.
+    rule norms:
+        input:
+            snapshot=at("snapshot"),
+            tokens=at("tokens"),
+        output:
+            at("norms_of"),
+        log:
+            log("norms/{step}"),
+        benchmark:
+            benchmark_of("norms/{step}")
+        priority: FIRST["rows"]
+        conda:
+            CONDA
+        resources:
+            **needs("extract"),
+        params:
+            model=MODEL,
+            activations=ROWS,
+            code=code("ontogeny.activations.norms"),
+            experiment=experiment,
+        message:
+            "Norms of step {wildcards.step}"
+        shell:
+            "ontogeny extract {params.experiment} {wildcards.step} --norms --threads {threads} 2>&1"
+            " | tee {log}"
+
+
 rule extract:
     input:
+        strings(E.norms),
         snapshot=at("snapshot"),
         tokens=at("tokens"),
     output:
@@ -38,6 +69,7 @@ if len(SHARDS) > 1:
     rule extract_shard:
         input:
             projected_before,
+            strings(E.norms),
             snapshot=at("snapshot"),
             tokens=at("tokens"),
         output:

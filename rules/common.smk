@@ -190,7 +190,8 @@ def text_inputs():
         return {"wheels": str(E.wheels), **own}
     if S.corpus.tokens:
         return {"text": S.corpus.tokens.path, **own}
-    return {"text": strings(texts.files(S.corpus.files)), **own} if S.corpus.files else own
+    read = texts.files(S.corpus.files) if S.corpus.files else texts.saved_dataset(S.corpus.dataset)
+    return {"text": strings(read), **own} if read else own
 
 
 def tokenizer_digests():

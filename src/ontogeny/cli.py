@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,8 @@ def tokenizer(experiment: Experiment) -> None:
 @of_experiment
 def corpus(experiment: Experiment) -> None:
     """Text → tokenizer → blocks of tokens."""
+    from ontogeny import doubts
+    from ontogeny.activations import doubts as rows
     from ontogeny.corpus import shared
 
     settings = experiment.settings
@@ -242,6 +245,7 @@ def corpus(experiment: Experiment) -> None:
         experiment.path("tokens"),
         experiment.path("tokenizer"),
     )
+    doubts.tell(rows.of_tokens(experiment))
 
 
 @main.command()
@@ -287,15 +291,18 @@ def snapshot(experiment: Experiment, step: int, threads: int) -> None:
 @threads
 @click.argument("step", type=int)
 @click.option("--shard", type=click.IntRange(0), default=0, help="A later one of training rows.")
-def extract(experiment: Experiment, step: int, shard: int) -> None:
+@click.option("--norms", is_flag=True, help="What activations.leave_out_norm leaves out alone.")
+def extract(experiment: Experiment, step: int, shard: int, norms: bool) -> None:
     """Write the activations of the snapshot of STEP, all layers and streams in one pass."""
     from ontogeny.activations import extract as stage
+    from ontogeny.activations import norms as measured
 
     snapshot, tokens = experiment.path("snapshot", step=step), experiment.path("tokens")
+    given = (experiment.settings, snapshot, step, tokens)
+    if norms:
+        return measured.measure(*given, experiment.path("norms_of", step=step))
     loss = experiment.path("held_out_loss", step=step) if shard == 0 else None
-    stage.extract(
-        experiment.settings, snapshot, step, tokens, experiment.path("activations"), shard, loss
-    )
+    stage.extract(*given, experiment.path("activations"), shard, loss, experiment.path("norms"))
 
 
 @main.command()
@@ -320,11 +327,8 @@ def token_table(experiment: Experiment, site: str) -> None:
     from ontogeny.activations import token_table as stage
     from ontogeny.activations.rows import RowPaths
 
-    places = {
-        folder_name(layer, stream): (layer, stream)
-        for layer in experiment.settings.activations.layers
-        for stream in experiment.settings.activations.streams
-    }
+    of = experiment.settings.activations
+    places = {folder_name(*key): key for key in product(of.layers, of.streams)}
     if site not in places:
         raise InputError(f"{site}: no layer and stream of activations; use one of {list(places)}")
     where = RowPaths(

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TextIO
 
+from ontogeny.activations import doubts as rows
 from ontogeny.experiment import Experiment
 from ontogeny.settings import Settings
 from ontogeny.snapshots import losses, sources
@@ -27,7 +28,29 @@ def before(
     settings : steps resolved. results : the folder that holds the experiments' folders.
     all_steps : whether `snapshots.steps: all` was asked for.
     """
-    return sources.advice(settings, results, all_steps)
+    lines = [*sources.advice(settings, results, all_steps), *rows.before(settings)]
+    return lines + missing(Experiment(Path(results) / settings.name, settings))
+
+
+def missing(experiment: Experiment) -> list[str]:
+    """What a run will not have because its primary crosscoder sees too few snapshots."""
+    name, few = experiment.primary, experiment.compared(experiment.primary)
+    if not experiment.has_histories(name):
+        return [
+            f"primary: {name} has no two snapshots of one layer and stream, or random directions, "
+            "so its features have no histories: no kinds, figures of features or atlas"
+        ]
+    if few == 2:
+        return [
+            "snapshots.steps: two snapshots are compared, not followed: the figure comparison "
+            "stands in for histories, peaks and lifetimes; a turning point needs four"
+        ]
+    if few == 3:
+        return [
+            "snapshots.steps: three snapshots make short histories and no turning point, which "
+            "needs four; the figure comparison holds the first against the last"
+        ]
+    return []
 
 
 def found(experiment: Experiment) -> list[str]:
@@ -35,12 +58,14 @@ def found(experiment: Experiment) -> list[str]:
     lines = sources.doubts(experiment.settings, experiment.results)
     if experiment.path("losses").exists():
         lines += losses.doubts(experiment.table("losses"))
-    return lines
+    return [*lines, *rows.found(experiment)]
 
 
 def every(experiment: Experiment) -> list[str]:
     """All that stands in summary.json, each sentence once."""
-    return list(dict.fromkeys(found(experiment)))
+    settings = experiment.settings
+    lines = [*rows.before(settings), *missing(experiment), *found(experiment)]
+    return list(dict.fromkeys(lines))
 
 
 def tell(lines: Iterable[str], to: TextIO | None = None) -> None:

@@ -111,9 +111,9 @@ class Experiment:
         chosen = self.settings.all_crosscoders[crosscoder]
         sites = chosen.outputs or chosen.inputs
         one = len(sites.layers) == len(sites.streams) == 1
-        return chosen.train_decoder and one and self._compared(crosscoder) >= 2
+        return chosen.train_decoder and one and self.compared(crosscoder) >= 2
 
-    def _compared(self, crosscoder: str) -> int:
+    def compared(self, crosscoder: str) -> int:
         """How many snapshots a crosscoder's features have a strength at."""
         chosen = self.settings.all_crosscoders[crosscoder]
         sites = chosen.outputs or chosen.inputs
@@ -246,7 +246,14 @@ class Experiment:
         """What the token table of a layer's stream is made from."""
         files = [self.path("stack", site=site), self.path("tokens")]
         files += [path for step in self.steps for path in self.rows_of(step, 0, [site])]
-        return files + ([] if self.cached else self.source("snapshots").files)
+        return files + ([] if self.cached else self.source("snapshots").files + self.norms)
+
+    @property
+    def norms(self) -> list[Path]:
+        """The files that say which positions are above the bound on the norm, if there is one."""
+        if self.settings.activations.leave_out_norm is None:
+            return []
+        return [self.path("norms_of", step=step) for step in self.steps]
 
     def tables(self, crosscoder: str) -> list[Path]:
         """The token tables of the layers and streams that a crosscoder reads and writes."""
@@ -261,7 +268,7 @@ class Experiment:
     def training_rows(self, crosscoder: str, shard: Any = 0) -> list[Path]:
         """The files of training rows that a crosscoder reads, or what they are streamed from."""
         if not self.cached:
-            return [*self.source("snapshots").files, self.path("tokens")]
+            return [*self.source("snapshots").files, self.path("tokens"), *self.norms]
         sites = self.sites_of(crosscoder)
         return [path for step in self.steps for path in self.rows_of(step, shard, sites)]
 
@@ -323,6 +330,7 @@ class Experiment:
             self.path("snapshots"),
             self.path("tokens"),
             self.path("token_tables"),
+            self.path("norms"),
         )
 
     @property
@@ -346,7 +354,7 @@ class Experiment:
 
         names = list(ALWAYS)
         if self.has_histories(self.primary):
-            names += of_histories(self._compared(self.primary))
+            names += of_histories(self.compared(self.primary))
         for analysis in self.analyses():
             names += [figure.name for figure in registry.all_analyses()[analysis].figures]
         return names

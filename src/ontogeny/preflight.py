@@ -11,18 +11,20 @@ import h5py
 from ontogeny import registry
 from ontogeny.activations import order
 from ontogeny.activations.sites import expand
-from ontogeny.corpus import text
+from ontogeny.corpus import arrays, text
+from ontogeny.corpus.build import check_bos, model_tokenizer
 from ontogeny.corpus.wheels import check_sources, find_wheels, most_tokens, needed
 from ontogeny.cost import limits
 from ontogeny.experiment import Experiment
 from ontogeny.files import InputError
 from ontogeny.scratch import below
 from ontogeny.settings import Settings
-from ontogeny.snapshots import sources
+from ontogeny.snapshots import local, sources
 
 # Datasets that a product's HDF5 files hold; the first whose pattern fits counts.
 CONTENTS = {
     "tokens": ("tokens",),
+    "norms_of": ("over",),
     "rows": ("activations", "position", "token"),
     "held_out": ("held_out",),
     "stack": ("held_out",),
@@ -77,6 +79,15 @@ def _shape_faults(s: Settings, results: Path) -> Iterator[str]:
             f"activations.layers: layer {max(s.activations.layers)} does not exist; the model has "
             f"{model.layers}, numbered 0 to {model.layers - 1}"
         )
+    if s.corpus.tokens is not None:
+        wanted = s.corpus.train_blocks + s.corpus.held_out_blocks
+        try:
+            taken = s.corpus.context - s.corpus.bos
+            line = arrays.beyond(s.corpus.tokens, taken, wanted, model.vocabulary)
+        except InputError:
+            line = None  # told as a fault of the text
+        if line:
+            yield line
     if model.positions is not None and s.corpus.context > model.positions:
         yield (
             f"corpus.context: {s.corpus.context} tokens exceed the model's {model.positions} "
@@ -113,7 +124,8 @@ def _shard_faults(s: Settings, results: Path) -> Iterator[str]:
         s.corpus.train_blocks, s.corpus.context, a.window
     )
     rows = int(blocks * s.corpus.context * len(shards[0]))
-    if s.basis.rows > rows:
+    # Left out, it is of the first shard alone (basis.build).
+    if s.basis.rows > rows and s.basis.rows != type(s.basis).model_fields["rows"].default:
         yield (
             f"basis.rows: {s.basis.rows:,} rows exceed the first shard's {rows:,}; lower it, or "
             "raise activations.budget"
@@ -133,11 +145,30 @@ def _shard_faults(s: Settings, results: Path) -> Iterator[str]:
                 )
 
 
+def _mark_faults(s: Settings) -> Iterator[str]:
+    """Tokens that are to be left out or put first, and that a local model's tokenizer lacks."""
+    named = [name for name in s.activations.leave_out if name in ("bos", "padding")]
+    numbers = [name for name in s.activations.leave_out if isinstance(name, int)]
+    if s.snapshots.local is None or not (named or numbers or s.corpus.bos):
+        return
+    try:
+        files = local.tokenizer_sources(s.snapshots.local, s.snapshots.chosen)
+        _, vocabulary, marks = model_tokenizer(files[0].parent)
+    except InputError:
+        return  # told with the snapshots, or by the corpus stage
+    try:
+        check_bos(s.corpus, marks)
+        marks.ids(list(s.activations.leave_out), vocabulary)
+    except InputError as fault:
+        yield str(fault)
+
+
 def _faults(settings: Settings, results: Path) -> Iterator[str]:
     folder = results / settings.name
     yield from _wheel_faults(settings, results)
     yield from text.faults(settings.corpus)
     yield from sources.faults(settings, results)
+    yield from _mark_faults(settings)
     misfits = list(_shape_faults(settings, results))
     yield from misfits
     if not misfits:

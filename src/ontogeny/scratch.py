@@ -6,17 +6,17 @@ and no rule knows where its files lie, and moving them makes nothing again.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from ontogeny.files import InputError
 from ontogeny.settings import Settings
+from ontogeny.settings import base as settings_base
 
 
 def expanded(path: str) -> Path:
     """A configured folder, with ~ and $VARIABLES replaced."""
-    return Path(os.path.expanduser(os.path.expandvars(path)))
+    return Path(settings_base.expanded(path))
 
 
 def below(folder: Path) -> Iterator[Path]:

@@ -23,6 +23,8 @@ PRODUCTS = [
     Product("log", "pretrain/log.csv", "losses and learning rate of the pre-training, by step"),
     Product("snapshots", "snapshots", "a folder for each snapshot"),
     Product("snapshot", "snapshots/step{step}", "config.json and model.safetensors"),
+    Product("norms", "norms", "a file for each snapshot, where activations.leave_out_norm is set"),
+    Product("norms_of", "norms/step{step}.h5", "positions of a norm above the bound"),
     Product("activations", "activations", "a folder for each layer and stream"),
     Product("held_out", "activations/{site}/step{step}.h5", "held-out rows of a snapshot"),
     Product("rows", "activations/{site}/step{step}.rows{shard}.h5", "training rows of a snapshot"),

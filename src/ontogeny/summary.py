@@ -208,7 +208,7 @@ def summarise(experiment: Experiment) -> None:
     # Snapshots are links to the archive's files: each inode counts once.
     files = [p.stat() for p in below(experiment.folder) if p.is_file() and not p.is_symlink()]
     values["disk_bytes"] = sum({(s.st_dev, s.st_ino): s.st_size for s in files}.values())
-    values["doubts"] = doubts.every(experiment)
+    values["doubts"] = [*values.get("doubts", []), *doubts.every(experiment)]  # after trust's
     write_json(experiment.path("summary"), values)
     write_json(experiment.path("provenance"), _provenance(experiment))
     doubts.tell(values["doubts"])

@@ -16,7 +16,6 @@ from ontogeny.activations import extract, store
 from ontogeny.activations.rows import Cached
 from ontogeny.activations.sites import Site, rows_path
 from ontogeny.activations.sizes import PIECE_ROWS
-from ontogeny.files import InputError
 
 STEPS, D, ROWS = [0, 4], 16, 2 * PIECE_ROWS + 100
 SITES = [Site(step, 0, "residual") for step in STEPS]
@@ -81,7 +80,7 @@ def test_equal_rows_have_no_centred_norm():
     assert found["mean_norm"] == pytest.approx(np.linalg.norm(row.astype(float)), rel=1e-6)
 
 
-def test_a_site_whose_rows_are_all_equal_is_refused(tmp_path):
+def test_a_site_whose_rows_are_all_equal_has_the_scale_0(tmp_path):
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 40}
     model = GPTNeoXForCausalLM(GPTNeoXConfig(**sizes, num_attention_heads=2))
@@ -105,8 +104,11 @@ def test_a_site_whose_rows_are_all_equal_is_refused(tmp_path):
             )
         )
         where = (tmp_path / "step4", 4, tmp_path / "tokens.h5", tmp_path / "activations")
-        with pytest.raises(
-            InputError, match=r"mlp_out of layer 1 at step 4 are equal.*leave .*activations\.layers"
-        ):
-            extract.extract(s, *where)
-        assert not list((tmp_path / "activations").rglob("*.h5"))
+        extract.extract(s, *where)
+        for place in ("residual.0", "residual.1", "mlp_out.0", "mlp_out.1"):
+            folder = tmp_path / "activations" / place
+            store.stack([folder / "step4.h5"], [4], folder / "stack.h5", scale=scale)
+            with h5py.File(folder / "stack.h5") as file:
+                (found,) = file.attrs["scales"]
+            assert (found == 0) == (place == "mlp_out.1")
+            assert np.isfinite(found)

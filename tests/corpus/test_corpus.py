@@ -26,7 +26,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ontogeny import settings
-from ontogeny.corpus import arrays, build, text
+from ontogeny.corpus import arrays, build, formats, text
 from ontogeny.corpus import wheels as wheel_text
 from ontogeny.files import InputError, digest_file
 
@@ -175,10 +175,10 @@ def test_the_mixing_buffer_is_bounded(monkeypatch, documents, characters):
 
 
 def test_a_long_text_is_cut_at_line_ends(monkeypatch, tmp_path, standard_library):
-    monkeypatch.setattr(text, "LONGEST", 1000)
+    monkeypatch.setattr(formats, "LONGEST", 1000)
     whole = "".join(standard_library[:10])
     (tmp_path / "long.txt").write_text("\ufeff" + whole + "word " * 500 + "x" * 3000, newline="")
-    parts = list(text._read(tmp_path / "long.txt", "text"))
+    parts = list(formats.read(tmp_path / "long.txt", "text"))
     assert "".join(parts) == whole + "word " * 500 + "x" * 3000
     assert max(map(len, parts)) <= 1000
     assert sum(part.endswith("\n") for part in parts) > len(whole) // 1000
@@ -470,7 +470,7 @@ WRONG_FILES = {
         lambda f: lines(f / "a.jsonl", b'{"text": "x" "y"}'),
         r"a\.jsonl, line 1: not JSON \(Expecting ',' delimiter.*\); mend or remove the line$",
     ),
-    "a list": (lambda f: lines(f / "a.json", b'["x"]'), r"a\.json, line 1: not an object; the fi"),
+    "a list": (lambda f: lines(f / "a.json", b"[3]"), r"a\.json, item 1: not an object; the fi"),
     "deep": (lambda f: lines(f / "a.jsonl", b"[" * 100_000), r"a\.jsonl, line 1: not JSON \(maxim"),
     "a number": (
         lambda f: lines(f / "a.jsonl", b'{"text": 3}'),
@@ -514,15 +514,15 @@ LATE_FAULTS = {
     ),
     "text of another encoding": (
         lambda f: lines(f / "a.txt", "\ufeff".encode(), b"x" * 300_000, "é".encode("latin-1")),
-        r"a\.txt: byte 300,005 is not UTF-8; convert the file to UTF-8 or remove it$",
+        r"a\.txt, line 3: byte 300,005 is not UTF-8; convert the file to UTF-8, or leave it out$",
     ),
     "text that ends within a character": (
         lambda f: lines(f / "a.txt", b"x", "é".encode()[:1]),
-        r"a\.txt: byte 2 is not UTF-8",
+        r"a\.txt, line 2: byte 2 is not UTF-8",
     ),
     "cut zstd": (
         lambda f: cut(packed(f, ".jsonl.zst")),
-        r"rows\.jsonl\.zst: cannot be read \(the compressed data ends too early\); restore or",
+        r"rows\.jsonl\.zst: cannot be read \(the compressed data ends too early\); restore it",
     ),
 }  # fmt: skip
 

@@ -311,3 +311,43 @@ def test_loss_recovered_and_its_interval_over_blocks():
     exact = fidelity.recovered(loss, loss + 0.2 * damage, loss + damage, 10, given)
     bounds = exact["loss_recovered_low"], exact["loss_recovered_high"]
     assert bounds == pytest.approx((0.8, 0.8))
+
+
+@pytest.mark.parametrize("steps", [3, 40])
+@pytest.mark.parametrize("kind", ["sae", "hybrid"])
+def test_after_few_steps_l0_is_k(kind, steps, experiment, tmp_path, monkeypatch):
+    """The running mean of thresholds is still near the first one, which the scores have left."""
+    s, activations = experiment
+    monkeypatch.setattr(train.devices, "compiled", lambda function, device: function)
+    own = s.crosscoders["sae"].model_copy(
+        update={"steps": steps, "learning_rate": 1e-2, "k": 6, "gate": "snapshot"}
+        if kind == "sae"
+        else {"steps": steps, "inputs": s.crosscoders["hybrid_auxk"].inputs, "gate": "feature"}
+    )
+    monkeypatch.setitem(s.crosscoders, "sae", own)
+    train.train(s, "sae", 0, RowPaths(activations), tmp_path / "out", tmp_path / "state")
+    trained = Crosscoder.load(tmp_path / "out")
+    rows = Cached(activations, expand(own.inputs, STEPS))
+    f = trained.encode(torch.from_numpy(rows.read(0, 4000)))
+    sites = f.shape[2] if f.ndim == 3 else 1
+    assert int((f > 0).sum()) / 4000 / sites == pytest.approx(own.k, rel=0.1)
+
+
+def test_a_feature_that_is_never_active_is_dead_however_short_the_training(
+    experiment, tmp_path, monkeypatch
+):
+    s, activations = experiment
+    monkeypatch.setattr(train.devices, "compiled", lambda function, device: function)
+    many = {"steps": 20, "features": 512, "dead_after_rows": 1_000_000}
+    own = s.crosscoders["sae"].model_copy(update=many)
+    monkeypatch.setitem(s.crosscoders, "sae", own)
+    train.train(s, "sae", 0, RowPaths(activations), tmp_path / "out", tmp_path / "state")
+    trained = Crosscoder.load(tmp_path / "out")
+    silent = trained._tensors["silent_rows"] == own.steps * own.batch_rows
+    assert trained.short
+    assert silent.any()
+    assert torch.equal(trained.dead, silent)
+    _, by_feature, _ = fidelity.explained(trained, activations, 0.1)
+    never = by_feature["density"] == 0
+    assert (by_feature["dead"] == (never | silent.numpy())).all()
+    assert never.any()

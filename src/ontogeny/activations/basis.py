@@ -19,8 +19,9 @@ import h5py
 import torch
 from torch import Tensor
 
-from ontogeny.activations.rows import Rows, SiteRows, pieces
+from ontogeny.activations.rows import Cached, Rows, SiteRows, pieces
 from ontogeny.activations.sizes import PIECE_ROWS
+from ontogeny.activations.store import check_varies
 from ontogeny.activations.subspace import FORMAT
 from ontogeny.files import InputError, whole
 from ontogeny.progress import bar
@@ -74,15 +75,27 @@ def moments(rows: Rows, limit: int, device: torch.device) -> tuple[Tensor, Tenso
     return mean + shift, second
 
 
+def _varying(per_site: Tensor, rows: Rows) -> Tensor:
+    """(N·D,) bool: columns of the sites that are not constant."""
+    return (per_site > 0).repeat_interleave(math.prod(rows.shape) // len(per_site))
+
+
 def exact(rows: Rows, limit: int, device: torch.device) -> Spectrum:
     """All N·D directions, from the covariance's eigenvectors."""
     mean, covariance = moments(rows, limit, device)
     per_site = covariance.diagonal().unflatten(0, rows.shape).sum(1)
-    values, vectors = torch.linalg.eigh(covariance.to(torch.float32))
-    return Spectrum(mean, values.flip(0).double(), vectors.flip(1), per_site)
+    varies = _varying(per_site, rows)
+    if not varies.all():  # a constant site is in no direction
+        covariance = covariance[varies][:, varies]
+    values, found = torch.linalg.eigh(covariance.to(torch.float32))
+    vectors = found.new_zeros(len(varies), found.shape[1])
+    vectors[varies] = found.flip(1)
+    return Spectrum(mean, values.flip(0).double(), vectors, per_site)
 
 
-def randomised(rows: Rows, limit: int, device: torch.device, largest: int, seed: int) -> Spectrum:
+def randomised(
+    rows: SiteRows, limit: int, device: torch.device, largest: int, seed: int
+) -> Spectrum:
     """About the `largest` leading directions, without an (N·D, N·D) matrix.
 
     A randomised range finder with one power iteration and a Rayleigh-Ritz step (Halko, Martinsson
@@ -90,7 +103,8 @@ def randomised(rows: Rows, limit: int, device: torch.device, largest: int, seed:
     rows. A tenth of the directions searched are spare and left out at the end.
     """
     size = math.prod(rows.shape)
-    width = min(largest + largest // 10 + 8, size, limit - 1)
+    varying = size // len(rows.scales) * int((rows.scales > 0).sum())
+    width = min(largest + largest // 10 + 8, varying, limit - 1)
     generator = torch.Generator().manual_seed(seed)
     Q = torch.randn(size, width, generator=generator).to(device)
     total, squares = (torch.zeros(size, dtype=torch.float64, device=device) for _ in range(2))
@@ -122,11 +136,12 @@ def shares(spectrum: Spectrum) -> Tensor:
     """(N, M): the share of each site's variance inside the first 1 … M directions, about.
 
     Exact for eigenvectors: then a direction's part of a site's variance is its value times the
-    square of its coordinates there.
+    square of its coordinates there. A constant site loses nothing: 1.
     """
     shape = (len(spectrum.per_site), -1)
     part = spectrum.vectors.double().square().unflatten(0, shape).sum(1)
-    return (part * spectrum.values.clamp(min=0)).cumsum(1) / spectrum.per_site[:, None]
+    inside = (part * spectrum.values.clamp(min=0)).cumsum(1) / spectrum.per_site[:, None]
+    return torch.where(spectrum.per_site[:, None] > 0, inside, 1.0)
 
 
 def choose(b: Basis, spectrum: Spectrum) -> int:
@@ -137,7 +152,11 @@ def choose(b: Basis, spectrum: Spectrum) -> int:
     InputError : the directions found, or `largest`, do not suffice.
     """
     searched = spectrum.vectors.shape[1]
+    sites, varying = len(spectrum.per_site), int((spectrum.per_site > 0).sum())
+    every = len(spectrum.mean) * varying // sites
     if b.dimensions is not None:
+        if varying < sites and b.dimensions > every:
+            return min(every, searched)
         if b.dimensions > searched:
             raise InputError(
                 f"basis.dimensions: {b.dimensions} exceeds the {searched} directions that these "
@@ -148,7 +167,7 @@ def choose(b: Basis, spectrum: Spectrum) -> int:
     kept = shares(spectrum)
     missing = int((kept < 1 - b.max_variance_lost).sum(1).max())
     wanted = min(missing + 1, searched)
-    if missing < searched or searched == len(spectrum.mean):  # what all miss is rounding
+    if missing < searched or searched == every:  # what all miss is rounding
         if wanted <= b.largest:
             return wanted
         raise InputError(
@@ -175,7 +194,9 @@ def build(b: Basis, rows: SiteRows, output: str | Path, device: torch.device) ->
     InputError : damaged activations, or too few rows.
     """
     size = math.prod(rows.shape)
-    limit = min(b.rows, rows.rows)
+    check_varies(rows.sites, rows.scales)
+    # Of several shards the first alone is there.
+    limit = min(b.rows, rows.starts[1] if isinstance(rows, Cached) else rows.rows)
     if limit <= (b.dimensions or 1):
         raise InputError(
             f"basis.dimensions: {limit} training rows span fewer than {b.dimensions or 1} "
@@ -192,6 +213,7 @@ def build(b: Basis, rows: SiteRows, output: str | Path, device: torch.device) ->
     turn = (turn * upper.diagonal().sign()).to(device, torch.float32)
     leading = spectrum.vectors[:, :r].to(torch.float32)
     U, _ = torch.linalg.qr(leading @ turn)
+    U[~_varying(spectrum.per_site, rows).to(U.device)] = 0
     with whole(output) as draft, h5py.File(draft, "w") as file:
         file["basis"] = U.cpu().numpy()
         file["turn"] = (leading.T @ U).cpu().numpy()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,7 +16,7 @@ import torch
 
 from ontogeny import devices
 from ontogeny.activations import order as order_of
-from ontogeny.activations import store
+from ontogeny.activations import outliers, store
 from ontogeny.activations.rows import read_ahead
 from ontogeny.activations.sites import folder_name, rows_path
 from ontogeny.activations.sizes import PIECE_ROWS
@@ -61,6 +63,7 @@ class Snapshot:
         )
         self.width = sites.width(self.model)
         self._stored = getattr(torch, section.dtype)
+        self._vocabulary = int(self.model.get_input_embeddings().weight.shape[0])
 
     def read(self, ids: np.ndarray) -> dict[Key, torch.Tensor]:
         """Values of every wanted site, each (B·T, D) on the device in the stored type.
@@ -68,7 +71,16 @@ class Snapshot:
         Parameters
         ----------
         ids : (B, T) token ids.
+
+        Raises
+        ------
+        InputError : an id that the model's embedding lacks.
         """
+        if ids.max(initial=0) >= self._vocabulary:
+            raise InputError(
+                f"corpus: the text holds id {ids.max()}, the embedding of step {self.step} has ids "
+                f"below {self._vocabulary}; use the model's own tokenizer"
+            )
         on_device = torch.from_numpy(ids.astype(np.int64)).to(self.device)
         values = sites.read(self.model, on_device, self.wanted)
         return {key: value.flatten(0, 1).to(self._stored) for key, value in values.items()}
@@ -133,7 +145,7 @@ def _write_rows(
     files: dict[Key, h5py.File],
     group: str,
     progress: Any,
-) -> dict[Key, dict[str, float]]:
+) -> dict[Key, dict[str, Any]]:
     """Write some windows' rows and what they are of; a thread computes one as another is written.
 
     Parameters
@@ -142,7 +154,8 @@ def _write_rows(
 
     Returns
     -------
-    The `norms` of the first window's rows, by site.
+    Of the first window's rows, by site, their `norms`; of training rows also what outliers.py finds
+    (`outliers`, JSON) and their mean norm by position (`norm_by_offset`).
     """
     rows = int(order.starts[windows.stop] - order.starts[windows.start])
     writers = {
@@ -155,27 +168,30 @@ def _write_rows(
         file[f"{group}position"] = positions
         store.Writer(file, f"{group}token", rows, 2, "int32").write(tokens)
 
-    measured: dict[Key, dict[str, float]] = {}
+    measured: dict[Key, dict[str, Any]] = {}
     compute = functools.partial(_window, snapshot, order, a=a, progress=progress)
     jobs = ((window, functools.partial(compute, window)) for window in windows)
     for window, by_site in read_ahead(jobs, depth=1):
         for key, values in by_site.items():
             if window == windows.start:
                 measured[key] = norms(values)
+            if window == windows.start and not group:
+                offset, token = order.position(window)[:, 1], order.token(window)[:, 1]
+                measured[key] |= {
+                    "outliers": json.dumps(outliers.find(values, offset, token)),
+                    "norm_by_offset": outliers.by_offset(values, offset, order.tokens.context),
+                }
             if key in writers:
                 writers[key].write(values.numpy())
     return measured
 
 
-def check_varies(measured: dict[Key, dict[str, float]], step: int) -> None:
-    """Raise InputError if all rows of a site, by their `norms`, are equal."""
-    for (layer, stream), found in measured.items():
-        if not found["centred_norm"] > 0:
-            raise InputError(
-                f"activations: all rows of the {stream} of layer {layer} at step {step} are equal, "
-                "so that they have no scale and nothing to learn; leave that step out of "
-                "snapshots.steps, or the site out of activations.layers or activations.streams"
-            )
+def _tell(found: dict[str, Any], step: int, layer: int, stream: str) -> None:
+    """Say on stderr which rows of a site are unlike the others."""
+    for each in json.loads(found["outliers"]):
+        print(
+            f"the {stream} of layer {layer} at step {step}: {outliers.told(each)}", file=sys.stderr
+        )
 
 
 def extract(
@@ -186,6 +202,7 @@ def extract(
     folder: str | Path,
     shard: int = 0,
     loss: Path | None = None,
+    norms_folder: Path | None = None,
 ) -> None:
     """Write a shard of a snapshot's training rows, and with the first its held-out rows (store.py).
 
@@ -197,14 +214,15 @@ def extract(
     snapshot : folder of the model. step : its training step. tokens : tokens.h5.
     folder : the experiment's activations folder.
     loss : JSON for the snapshot's loss on a little held-out text, where it is wanted.
+    norms_folder : what the norms stage wrote, where activations.leave_out_norm asks for it.
 
     Raises
     ------
-    InputError : damaged inputs, a value that the stored type cannot hold, or a site whose rows are
-        all equal.
+    InputError : damaged inputs, or a value that the stored type cannot hold.
     """
     section, text = settings.activations, Tokens(tokens)
-    train = order_of.Order(text, "train", section)
+    over = order_of.above_bound(settings, norms_folder, text)
+    train = order_of.Order(text, "train", section, over)
 
     def look(whole_model: Any) -> None:
         first_look.check_ids(whole_model, text, step)
@@ -217,7 +235,7 @@ def extract(
     windows = shards[shard] if cached else range(1)
     blocks = sum(len(train.windows[window]) for window in windows)
     if shard == 0:
-        held_out = order_of.Order(text, "held_out", section)
+        held_out = order_of.Order(text, "held_out", section, over)
         blocks += sum(map(len, held_out.windows))
     what = f"extract step {step}" + (f", shard {shard}" if shard else "")
 
@@ -235,7 +253,6 @@ def extract(
         written = files[0] if cached else {}
         measured = _write_rows(model, train, windows, section, written, "", progress)
         if shard == 0:
-            check_varies(measured, step)
             files.append(site_files(lambda path: path))
             every = range(len(held_out.windows))
             _write_rows(model, held_out, every, section, files[-1], "held_out/", progress)
@@ -253,5 +270,6 @@ def extract(
             }
             if shard == 0:
                 facts |= found
+                _tell(found, step, layer, stream)
             for by_site in files:
                 store.describe(by_site[layer, stream], facts)

@@ -8,13 +8,17 @@ window can be made alone. Training rows on disk are cut into *shards*, each some
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import h5py
 import numpy as np
 
 from ontogeny.activations.sizes import FORWARD_TOKENS, PLACE_BYTES
 from ontogeny.corpus.build import Tokens
 from ontogeny.files import InputError
 from ontogeny.settings import Activations, Settings
+
+NORMS_FORMAT = "ontogeny-norms-1"
 
 
 def number_of_windows(blocks: int, context: int, window: int) -> int:
@@ -29,16 +33,24 @@ class Order:
     ----------
     tokens : the corpus. split : 'train', shuffled, or 'held_out', in text order.
     a : the settings' section; window, leave_out and seed are used.
+    over : (blocks, context) bool, positions that have no row beside these: `above_bound`.
 
     Attributes
     ----------
     windows : block numbers of each window.
     starts : (windows + 1,) the first row of each window, then the number of all rows.
+
+    Raises
+    ------
+    InputError : leave_out names a token that the tokenizer does not have, or leaves no row.
     """
 
-    def __init__(self, tokens: Tokens, split: str, a: Activations) -> None:
+    def __init__(
+        self, tokens: Tokens, split: str, a: Activations, over: np.ndarray | None = None
+    ) -> None:
         self.tokens = tokens
-        self._leave_out = a.leave_out
+        self._first, self._over = "first" in a.leave_out, over
+        self._ids = tokens.marks.ids(list(a.leave_out), tokens.vocabulary)
         first, last = tokens.splits[split]
         numbers = np.arange(first, last)
         self._bits: np.random.PCG64 | None = None
@@ -47,17 +59,24 @@ class Order:
             np.random.Generator(self._bits).shuffle(numbers)
         count = number_of_windows(len(numbers), tokens.context, a.window)
         self.windows = np.array_split(numbers, count)
-        sizes = [int(self._kept(w).sum()) for w in self.windows]
+        sizes = [int(self.kept(w).sum()) for w in self.windows]
+        if not sizes[0]:
+            raise InputError(
+                f"activations.leave_out: no row is left of the {split} blocks; leave out less, or "
+                "raise corpus.train_blocks and corpus.held_out_blocks"
+            )
         self.starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 
-    def _kept(self, numbers: np.ndarray) -> np.ndarray:
+    def kept(self, numbers: np.ndarray) -> np.ndarray:
         """(W, context) bool: which positions of some blocks have a row."""
         ids = self.tokens.take(numbers)
         kept = np.ones(ids.shape, bool)
-        if "end_of_text" in self._leave_out and self.tokens.end_of_text is not None:
-            kept &= ids != self.tokens.end_of_text
-        if "first" in self._leave_out:
+        for number in self._ids:
+            kept &= ids != number
+        if self._first:
             kept[:, 0] = False
+        if self._over is not None:
+            kept &= ~self._over[numbers]
         return kept
 
     @property
@@ -67,7 +86,7 @@ class Order:
 
     def slots(self, window: int) -> np.ndarray:
         """(R,) the window's rows, as indices into its W·context positions."""
-        slots = np.flatnonzero(self._kept(self.windows[window]))
+        slots = np.flatnonzero(self.kept(self.windows[window]))
         if self._bits is not None:
             np.random.Generator(self._bits.jumped(window)).shuffle(slots)
         return slots
@@ -86,6 +105,40 @@ class Order:
         ids = self.tokens.take(self.windows[window]).astype(np.int32)
         before = np.pad(ids[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
         return np.stack([before.ravel(), ids.ravel()], 1)[self.slots(window)]
+
+
+def above_bound(settings: Settings, folder: Path | None, tokens: Tokens) -> np.ndarray | None:
+    """(blocks, context) bool: positions whose norm exceeds activations.leave_out_norm anywhere.
+
+    None where there is no such bound.
+
+    Parameters
+    ----------
+    folder : of the norms stage, with step{S}.h5 of each snapshot.
+
+    Raises
+    ------
+    InputError : a file is not there, damaged, or of other tokens or another bound.
+    """
+    bound = settings.activations.leave_out_norm
+    if bound is None:
+        return None
+    assert folder is not None, "a bound on the norm needs the norms"
+    over = np.zeros((tokens.splits["train"][1], tokens.context), bool)
+    for step in settings.snapshots.chosen:
+        path = folder / f"step{step}.h5"
+        try:
+            with h5py.File(path, "r") as file:
+                known = [file.attrs.get(key) for key in ("format", "tokens", "bound")]
+                own = file["over"][:]
+        except (OSError, KeyError):
+            raise InputError(
+                f"{path}: not there or damaged; make it again with `ontogeny extract --norms`"
+            ) from None
+        if known != [NORMS_FORMAT, tokens.digest, bound] or own.shape != over.shape:
+            raise InputError(f"{path}: of other tokens or another bound; make it again")
+        over |= own
+    return over
 
 
 def batches(numbers: np.ndarray, context: int) -> Iterator[np.ndarray]:

@@ -64,6 +64,7 @@ class RowPaths:
     basis : basis file. projected : files of projected rows, in the shards' order.
     tables : folder of the token tables (token_table.py).
     snapshots, tokens : folder of snapshots and tokens.h5, where rows are streamed.
+    norms : folder of the norms stage, where rows are streamed and their norm is bounded.
     """
 
     activations: Path
@@ -72,6 +73,7 @@ class RowPaths:
     snapshots: Path | None = None
     tokens: Path | None = None
     tables: Path | None = None
+    norms: Path | None = None
 
 
 class Cached(Stacks):

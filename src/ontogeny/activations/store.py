@@ -8,11 +8,13 @@
         held_out/activations  (rows', d)    held-out rows, in text order
         held_out/position     (rows', 2)
         held_out/token        (rows', 2)
-        attributes mean_norm, centred_norm: of the first window of training rows (extract.norms)
+        attributes of the first window of training rows: mean_norm, centred_norm (extract.norms),
+                              norm_by_offset (context,), outliers (JSON, outliers.find)
     {stream}.{layer}/stack.h5
         held_out/activations  virtual, (n, rows', d): all snapshots, no copy
         activations           the same of training rows, where they lie in one shard that is kept
-        attribute scales      (n,) √d over the norm that activations.scale names
+        attribute scales      (n,) √d over the norm that activations.scale names; 0 where the
+                              stream is constant at a snapshot
 
 Every dataset of rows has Fletcher-32 checksums, for any reader of HDF5, and beside it
 `{name}_xxh3`, a digest of each chunk: with these ours reads chunks from where they lie in the file,
@@ -25,6 +27,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,7 @@ from ontogeny.files import InputError, whole
 from ontogeny.version import VERSION
 
 FORMAT = "ontogeny-activations-4"
+CONSTANT = 1e-6  # centred norm over norm, up to which rows differ by rounding alone
 NORMS = {"centred": "centred_norm", "mean_norm": "mean_norm"}  # by activations.scale
 
 
@@ -193,7 +197,9 @@ def stack(
                 keys = ("layer", "stream", "dtype", "tokens", "seed", "shard_rows")
                 shared = {key: file.attrs[key] for key in keys}
                 held_out, width = file["held_out/activations"].shape
-            scales.append(float(np.sqrt(width) / file.attrs[NORMS[scale]]))
+            norm, centred = file.attrs[NORMS[scale]], file.attrs["centred_norm"]
+            varies = centred > CONSTANT * file.attrs["mean_norm"]
+            scales.append(float(np.sqrt(width) / norm) if varies else 0.0)
     shown = {"held_out/activations": (held_out, width)}
     if len(shared["shard_rows"]) == 1 and cached:
         shown["activations"] = (int(shared["shard_rows"][0]), width)
@@ -214,6 +220,16 @@ def stack(
         describe(file, shared | facts)
 
 
+def check_varies(sites: Sequence[Site], scales: np.ndarray) -> None:
+    """Raise InputError if none of the sites varies, by their scales."""
+    if not np.any(scales):
+        named = ", ".join(site.name for site in sites[:3]) + (", …" if len(sites) > 3 else "")
+        raise InputError(
+            f"activations: all rows of {named} are equal, so that there is nothing to learn; read "
+            "other activations.layers, activations.streams or snapshots.steps"
+        )
+
+
 class Stacks:
     """What the stacks of some sites say of their activations.
 
@@ -225,7 +241,8 @@ class Stacks:
     Attributes
     ----------
     scales : (N,) √D over the mean norm of the first window of training rows, as they are or less
-        their mean (activations.scale), by site; or those that were given.
+        their mean (activations.scale), by site, 0 where these rows are all equal; or those that
+        were given.
     width : D. tokens : digest of the tokens that the models read.
     shard_rows : training rows by shard, whether or not they are still on disk.
     position : (rows', 2) block and offset of each held-out row.

@@ -56,7 +56,8 @@ class Streamed(Stacks):
                 f"{paths.activations}: activations of other tokens than {paths.tokens}; delete "
                 "them to make them again"
             )
-        self.order = order.Order(self._text, "train", settings.activations)
+        over = order.above_bound(settings, paths.norms, self._text)
+        self.order = order.Order(self._text, "train", settings.activations, over)
         self.rows = self.order.rows
         self.shape: tuple[int, ...] = (len(sites), self.width)
         self._stored = self._dtype = getattr(torch, settings.activations.dtype)

@@ -6,6 +6,7 @@ With U an orthonormal basis of the leading R principal directions of the stacked
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,19 @@ class Subspace:
             self.sites = list(file.attrs["sites"])
             self.tokens = str(file.attrs["tokens"])
         self.dimensions = self.U.shape[1]
+
+    def only(self, sites: Sequence[Site]) -> Subspace:
+        """The part of it that some of its sites see; at the others U and mean have to be 0."""
+        names = [site.name for site in sites]
+        if names == self.sites:
+            return self
+        part = copy.copy(self)
+        kept = [self.sites.index(name) for name in names]
+        part.U = self.U.reshape(len(self.sites), -1, self.dimensions)[kept]
+        part.U = part.U.reshape(-1, self.dimensions)
+        part.mean = self.mean.reshape(len(self.sites), -1)[kept].ravel()
+        part.sites, part.kept = names, self.kept[kept]
+        return part
 
     def leading(self, count: int) -> np.ndarray:
         """(N·D, count): the principal directions of largest variance, in order."""

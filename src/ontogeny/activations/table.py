@@ -16,7 +16,7 @@ import numpy as np
 from ontogeny.activations.sites import Site, folder_name
 from ontogeny.files import InputError
 
-FORMAT = "ontogeny-token-table-1"
+FORMAT = "ontogeny-token-table-2"
 HALF = 65504.0  # the largest float16
 
 
@@ -65,7 +65,7 @@ class Table:
     ----------
     folder : the experiment's token tables. sites : N sites in the order wanted.
     scales : (N,) constants of the sites; None for those that bring the mean norm of what the table
-        leaves to √D.
+        leaves to √D, or are 0 where a site is constant.
 
     Attributes
     ----------
@@ -86,13 +86,15 @@ class Table:
             width = file["table"].shape[2]
         if scales is None:
             left = np.array(list(of_sites(folder, sites, "left_norm")))
-            if not left.all():
-                site = sites[int((left == 0).argmax())]
+            varies = np.array(list(of_sites(folder, sites, "varies")))
+            if (varies & (left == 0)).any():
+                site = sites[int((varies & (left == 0)).argmax())]
                 raise InputError(
                     f"{site.name}: the token alone gives every row, so that the token table leaves "
                     "nothing to learn; set token_table: false, or leave the site out of inputs"
                 )
-            scales = (width**0.5 / left).astype(np.float32)
+            scales = np.where(varies, width**0.5 / np.where(left > 0, left, 1), 0)
+            scales = scales.astype(np.float32)
         self.scales = scales
         self.values = np.empty((len(sites), len(self.token) + 1, width), np.float32)
         for own, raw, scale in zip(

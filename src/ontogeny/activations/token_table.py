@@ -153,7 +153,7 @@ def _left(rows: SiteRows, limit: int, means: Tensor, group: Grouping) -> tuple[f
         norms, left = norms + float(norm.sum()), left + float(norm.square().sum())
         total, squares = total + x.sum(0), squares + float(x.square().sum())
     there = squares - float(total.square().sum()) / limit
-    return norms / limit, 1 - left / there
+    return norms / limit, 1 - left / there if there > 0 else float("nan")
 
 
 def measure(
@@ -167,6 +167,8 @@ def measure(
     output : HDF5; `token` (M,) ids with an entry, `count` (M,) rows of each; by snapshot
             table               (n, M + 1, D) float32, in raw units; the last entry is the mean
             left_norm           (n,) mean norm of the first activations.window rows less it
+            varies              (n,) whether these rows differ; where not, left_norm is 0 and the
+                                shares are NaN
             explained           (n,) share of the held-out rows' variance that it explains
             explained_by_pairs  (n,) that the pair table does, of the first PAIR_ROWS of them
         attributes: tokens, steps, rows (that the table comes from), covered (share of these whose
@@ -184,6 +186,7 @@ def measure(
             site = Site(step, layer, stream)
             train = feed.site_rows(settings, [site], rows, device)
             held_out = HeldOut(rows.activations, [site])
+            varies = bool(train.scales[0])
             train.scales = held_out.scales = np.ones(1, np.float32)
             # Of several shards the first alone is there.
             limit = train.starts[1] if isinstance(train, Cached) else min(train.rows, STREAMED_ROWS)
@@ -204,17 +207,19 @@ def measure(
             of_pairs = shrunk(by_pair[:-1], counts[1][:-1], table[groups.of_pairs])
             window = min(limit, settings.activations.window)
             tested = min(held_out.rows, PAIR_ROWS)
-            measures = {
-                "table": table.cpu().numpy(),
-                "left_norm": _left(train, window, table, groups.by_token)[0],
-                "explained": _left(held_out, held_out.rows, table, groups.by_token)[1],
-                "explained_by_pairs": _left(
-                    held_out, tested, torch.cat([table, of_pairs]), groups.by_either
-                )[1],
-            }
+            measures = {"table": table.cpu().numpy(), "varies": varies}
+            if varies:
+                both_tables = torch.cat([table, of_pairs])
+                measures |= {
+                    "left_norm": _left(train, window, table, groups.by_token)[0],
+                    "explained": _left(held_out, held_out.rows, table, groups.by_token)[1],
+                    "explained_by_pairs": _left(held_out, tested, both_tables, groups.by_either)[1],
+                }
+            else:
+                measures |= {"left_norm": 0, "explained": np.nan, "explained_by_pairs": np.nan}
             for name, found in measures.items():
-                value = np.asarray(found, np.float32)
+                value = np.asarray(found, bool if name == "varies" else np.float32)
                 if i == 0:
-                    file.create_dataset(name, (len(steps), *value.shape), np.float32)
+                    file.create_dataset(name, (len(steps), *value.shape), value.dtype)
                 file[name][i] = value
             progress.update()

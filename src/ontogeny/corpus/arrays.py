@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,15 @@ import numpy as np
 from ontogeny.files import InputError, one_line
 from ontogeny.settings import TokenArray
 
+MOST_IDS = 1 << 24  # of any tokenizer
 PIECE = 1 << 20  # tokens that are read at a time
+NPY = b"\x93NUMPY"
+# By magic and version, the integers behind a header of llm.c (dev/data/data_common.py): 256 int32,
+# the third of which is how many ids follow.
+HEADERS = {(20240520, 1): "uint16", (20240801, 7): "uint32"}
+HEADER_BYTES = 1024
+LEAST_JUDGED = 256  # integers from which their type is judged by their values
+MOST_HIGH = 8  # in the upper half of an id of any vocabulary
 
 
 def opened(tokens: TokenArray, context: int) -> np.ndarray:
@@ -18,21 +27,18 @@ def opened(tokens: TokenArray, context: int) -> np.ndarray:
 
     InputError where there is no such file, or its ending, size, type or shape is wrong.
     """
-    path = Path(tokens.path).expanduser()
+    path = Path(tokens.path)
     key = "corpus.tokens.path"
     if not path.is_file():
         raise InputError(f"{key}: {tokens.path}: no such file; correct the path")
     if path.suffix == ".bin":
-        item = np.dtype(tokens.dtype).newbyteorder("<")
-        size = path.stat().st_size
-        if size == 0 or size % item.itemsize:
-            raise InputError(
-                f"{key}: {path} has {size:,} bytes, which are no {tokens.dtype} integers; restore "
-                "it or correct corpus.tokens.dtype"
-            )
-        return np.memmap(path, item, "r")
+        return _integers(tokens, path)
     if path.suffix != ".npy":
         raise InputError(f"{key}: {path}: unknown format; name a .npy or a .bin file")
+    with path.open("rb") as file:
+        foreign = file.read(len(NPY)) != NPY
+    if foreign and path.stat().st_size and tokens.dtype is not None:  # plain integers, as OLMo's
+        return _integers(tokens, path)
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -53,6 +59,106 @@ def opened(tokens: TokenArray, context: int) -> np.ndarray:
     return array
 
 
+def _integers(tokens: TokenArray, path: Path) -> np.ndarray:
+    """A file of plain integers, (tokens,), behind llm.c's header where it has that."""
+    known, start, count = _header(path)
+    source = "its header"
+    if known is None:
+        known, source = _beside(path)
+    if known and tokens.dtype and known != tokens.dtype:
+        raise InputError(
+            f"corpus.tokens.dtype: {tokens.dtype} is set, {source} of {path} says {known}; "
+            "remove the key"
+        )
+    dtype = tokens.dtype or known or "uint16"
+    item, size = np.dtype(dtype).newbyteorder("<"), path.stat().st_size - start
+    if size <= 0 or size % item.itemsize:
+        raise InputError(
+            f"corpus.tokens.path: {path} has {path.stat().st_size:,} bytes, which are no {dtype} "
+            "integers; restore it or correct corpus.tokens.dtype"
+        )
+    if count is not None and size != count * item.itemsize:
+        raise InputError(
+            f"corpus.tokens.path: {path} holds {size // item.itemsize:,} integers, its header says "
+            f"{count:,}; restore it"
+        )
+    array: np.ndarray = np.memmap(path, item, "r", offset=start)
+    wider = _wider(array[:PIECE]) if item.itemsize == 2 else None
+    if wider:
+        raise InputError(
+            f"corpus.tokens.dtype: {path} read as {dtype} has hardly anything in every second "
+            f"place, as {wider} integers have; set {wider}"
+        )
+    return array
+
+
+def _header(path: Path) -> tuple[str | None, int, int | None]:
+    """What llm.c's header says: type, bytes before the ids, number of ids; None without one."""
+    with path.open("rb") as file:
+        head = np.frombuffer(file.read(HEADER_BYTES), "<i4")[:3].tolist()
+    if len(head) < 3 or head[0] not in {magic for magic, _ in HEADERS}:
+        return None, 0, None
+    if (head[0], head[1]) not in HEADERS:
+        raise InputError(
+            f"corpus.tokens.path: {path} has a header of llm.c in version {head[1]}, which is not "
+            "known; write the ids as .npy"
+        )
+    return HEADERS[head[0], head[1]], HEADER_BYTES, head[2]
+
+
+def _beside(path: Path) -> tuple[str | None, str]:
+    """The type that a JSON file beside it names, and that file's name."""
+    for other in (path.with_name(f"{path.name}.json"), path.with_suffix(".json"),
+                  path.with_name("meta.json")):  # fmt: skip
+        try:
+            given = json.loads(other.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        named = [given.get(key) for key in ("dtype", "token_dtype")] if type(given) is dict else []
+        for name in named:
+            if name in ("uint16", "uint32", "int32", "int64"):
+                return str(name), other.name
+    return None, ""
+
+
+def _wider(array: np.ndarray) -> str | None:
+    """The type whose halves an array of uint16 seems to hold; None where it seems to be one."""
+    if len(array) < LEAST_JUDGED or len(array) % 2:
+        return None
+    low, high = array[::2], array[1::2]
+    if low.max() <= MOST_HIGH or high.max() > MOST_HIGH:
+        return None
+    return "int64" if len(low) % 2 == 0 and not low[1::2].any() else "uint32"
+
+
+def beyond(tokens: TokenArray, context: int, blocks: int, embedding: int) -> str | None:
+    """The line that names the first id, of so many blocks, that a model's embedding lacks.
+
+    InputError as for `opened`.
+    """
+    array = opened(tokens, context)
+    needed = blocks * context if array.ndim == 1 else blocks
+    rows = PIECE if array.ndim == 1 else max(1, PIECE // context)
+    for start in range(0, min(needed, len(array)), rows):
+        piece = np.asarray(array[start : min(start + rows, needed)])
+        wrong = _first_outside(piece, embedding)
+        if wrong is not None:
+            wrong[0] += start
+            return (
+                f"corpus.tokens.path: {tokens.path} holds {array[tuple(wrong)]} at "
+                f"{wrong.tolist()}, the model's embedding has ids below {embedding}; give the ids "
+                "of its own tokenizer, or correct corpus.tokens.dtype"
+            )
+    return None
+
+
+def _first_outside(piece: np.ndarray, vocabulary: int) -> np.ndarray | None:
+    """Index of the first id that a vocabulary lacks."""
+    if piece.min() >= 0 and piece.max() < vocabulary:
+        return None
+    return np.argwhere((piece < 0) | (piece >= vocabulary))[0]
+
+
 def pieces(tokens: TokenArray, context: int, vocabulary: int) -> Iterator[np.ndarray]:
     """The array's ids in order, in pieces of about a million, each (tokens,).
 
@@ -62,8 +168,8 @@ def pieces(tokens: TokenArray, context: int, vocabulary: int) -> Iterator[np.nda
     rows = PIECE if array.ndim == 1 else max(1, PIECE // context)
     for start in range(0, len(array), rows):
         piece = np.asarray(array[start : start + rows])
-        if piece.min() < 0 or piece.max() >= vocabulary:
-            index = np.argwhere((piece < 0) | (piece >= vocabulary))[0]
+        index = _first_outside(piece, vocabulary)
+        if index is not None:
             value = piece[tuple(index)]
             index[0] += start
             raise InputError(

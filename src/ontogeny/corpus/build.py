@@ -22,6 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 from ontogeny.corpus import arrays, text
 from ontogeny.corpus import wheels as wheel_text
+from ontogeny.corpus.marks import Marks, of_tokenizer
 from ontogeny.corpus.sizes import chunk_blocks
 from ontogeny.files import InputError, one_line, whole, write_text
 from ontogeny.progress import bar
@@ -49,10 +50,9 @@ def train_tokenizer(documents: Iterable[str], vocabulary: int) -> Tokenizer:
     return tokenizer
 
 
-def model_tokenizer(folder: str | Path) -> tuple[Tokenizer, int, int | None]:
-    """A model's own tokenizer: its fast form, its number of ids, and what ends a document.
+def model_tokenizer(folder: str | Path) -> tuple[Tokenizer, int, Marks]:
+    """A model's own tokenizer: its fast form, its number of ids, and its marks.
 
-    That is the end-of-text token, in its absence the one that begins or separates texts, or None.
     InputError where there is no tokenizer, none in a fast form, or one that needs code of its own.
     """
     from transformers import AutoTokenizer
@@ -79,8 +79,13 @@ def model_tokenizer(folder: str | Path) -> tuple[Tokenizer, int, int | None]:
     backend.no_padding()
     # Ids may have gaps, so that the highest one can exceed the number of entries.
     vocabulary = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))
-    ends = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.sep_token_id)
-    return backend, vocabulary, next((end for end in ends if end is not None), None)
+    return backend, vocabulary, of_tokenizer(tokenizer)
+
+
+def check_bos(corpus: Corpus, marks: Marks) -> None:
+    """Raise InputError where blocks are to begin with a token that the tokenizer lacks."""
+    if corpus.bos and marks.bos is None:
+        raise InputError("corpus.bos: the tokenizer has no token that begins a text; remove it")
 
 
 def build(
@@ -100,9 +105,10 @@ def build(
     tokenizer_from : folder of the model's own tokenizer; None trains one on the text (of a stream
         on its first 50 M characters).
     tokens : HDF5 to write; dataset `tokens` (blocks, context) uint16, or uint32 where the
-        vocabulary exceeds 65,536; attributes vocabulary, end_of_text (-1: none), tokenizer, corpus
-        and digest (SHA-256 of tokenizer.json, of the text that was read, of the file's contents),
-        and `held_out`, `train`, `pretrain`, each (first block, one past the last).
+        vocabulary exceeds 65,536; attributes vocabulary, end_of_text (-1: none), the tokenizer's
+        other marks (marks.py) where it has them, tokenizer, corpus and digest (SHA-256 of
+        tokenizer.json, of the text that was read, of the file's contents), and `held_out`,
+        `train`, `pretrain`, each (first block, one past the last).
     tokenizer : tokenizer.json to write.
     pretrain : whether blocks for pre-training follow: `pretrain_blocks`, or all that is left.
         Without them no more text is read than the other two splits need.
@@ -120,7 +126,7 @@ def build(
         documents = text.documents(corpus)
 
     if tokenizer_from is not None:
-        backend, vocabulary, end = model_tokenizer(tokenizer_from)
+        backend, vocabulary, marks = model_tokenizer(tokenizer_from)
     elif corpus.tokens is not None:
         raise InputError("corpus.tokens: ids need the model's tokenizer; give text instead")
     else:
@@ -130,11 +136,15 @@ def build(
             sample = next(_batches(stream, SAMPLE_CHARACTERS), [])
             documents = chain(sample, stream)
         backend, vocabulary = train_tokenizer(sample, corpus.vocabulary), corpus.vocabulary
-        end = backend.token_to_id(END_OF_TEXT)
+        marks = Marks(end=backend.token_to_id(END_OF_TEXT))
+    end = marks.end
+    check_bos(corpus, marks)
     if corpus.tokens is None:
         ids = _encoded(documents, backend, end, text_digest)
     else:
-        ids = _hashed(arrays.pieces(corpus.tokens, corpus.context, vocabulary), text_digest)
+        ids = _hashed(
+            arrays.pieces(corpus.tokens, corpus.context - corpus.bos, vocabulary), text_digest
+        )
         if corpus.tokens.end_of_text is not None:
             end = corpus.tokens.end_of_text
             if end >= vocabulary:
@@ -151,7 +161,8 @@ def build(
     described = backend.to_str(pretty=True)
     with whole(tokens) as draft, h5py.File(draft, "w") as file:
         digest = hashlib.sha256()
-        n_blocks = _pack(ids, file, corpus, limit, dtype, digest)
+        bos = marks.bos if corpus.bos else None
+        n_blocks = _pack(ids, file, corpus, limit, dtype, digest, bos)
         if n_blocks < (limit or 0) or n_blocks < wanted + pretrain:
             raise InputError(text.too_little(corpus, n_blocks, pretrain))
         bounds = (0, corpus.held_out_blocks, wanted, n_blocks)
@@ -161,6 +172,7 @@ def build(
             "vocabulary": vocabulary,
             "tokenizer": hashlib.sha256(described.encode()).hexdigest(),
         }
+        attributes |= _marks_beside(marks, end)
         shape = [n_blocks, corpus.context, dtype.str]
         digest.update(json.dumps([shape, attributes], sort_keys=True).encode())
         attributes |= {"corpus": text_digest.hexdigest(), "digest": digest.hexdigest()}
@@ -168,6 +180,15 @@ def build(
             file.attrs[name] = value
         # First, so that where tokens.h5 stands its tokenizer stands too.
         write_text(tokenizer, described)
+
+
+def _marks_beside(marks: Marks, end: int | None) -> dict[str, Any]:
+    """Attributes of the marks other than what ends a document; none of a tokenizer without."""
+    own = {"bos": marks.bos, "padding": marks.padding, "first": marks.first}
+    known: dict[str, Any] = {name: mark for name, mark in own.items() if mark is not None}
+    if set(marks.special) - {end}:
+        known["special"] = list(marks.special)
+    return known
 
 
 def _encoded(
@@ -211,9 +232,14 @@ def _pack(
     limit: int | None,
     dtype: np.dtype[Any],
     digest: Any,
+    bos: int | None,
 ) -> int:
-    """Write ids as blocks until there are `limit`, or no more ids. Returns how many there are."""
+    """Write ids as blocks until there are `limit`, or no more ids. Returns how many there are.
+
+    Each block begins with `bos` where there is one.
+    """
     context, done = corpus.context, 0
+    taken = context - (bos is not None)  # of the text, by each block
     chunk = (chunk_blocks(context, dtype.itemsize), context)
     dataset = file.create_dataset(
         "tokens", (0, context), dtype, maxshape=(None, context), chunks=chunk, fletcher32=True
@@ -222,10 +248,12 @@ def _pack(
     with bar("corpus", limit and limit * context, "tokens") as progress:
         for piece in pieces:
             rest = np.concatenate([rest, piece.astype(dtype)])
-            count = len(rest) // context
+            count = len(rest) // taken
             if limit is not None:
                 count = min(count, limit - done)
-            blocks, rest = rest[: count * context].reshape(count, context), rest[count * context :]
+            blocks, rest = rest[: count * taken].reshape(count, taken), rest[count * taken :]
+            if bos is not None:
+                blocks = np.insert(blocks, 0, bos, axis=1)
             dataset.resize(done + count, axis=0)
             dataset[done : done + count] = blocks
             digest.update(blocks)
@@ -251,6 +279,10 @@ class Tokens:
             self.splits = {name: tuple(map(int, file.attrs[name])) for name in SPLITS}
             end = int(file.attrs["end_of_text"])
             self.end_of_text = None if end < 0 else end
+            marks = [file.attrs.get(name) for name in ("bos", "padding", "first")]
+            bos, padding, first = (None if mark is None else int(mark) for mark in marks)
+            special = tuple(int(number) for number in file.attrs.get("special", ()))
+            self.marks = Marks(self.end_of_text, bos, padding, special, first)
             self.vocabulary = int(file.attrs["vocabulary"])
             self.tokenizer = str(file.attrs["tokenizer"])
             self.corpus = str(file.attrs["corpus"])

@@ -6,28 +6,21 @@ into memory.
 
 from __future__ import annotations
 
-import codecs
 import glob
-import gzip
 import json
-import os
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ontogeny.corpus import arrays
+from ontogeny.corpus.formats import kind_of, read, text_of
 from ontogeny.files import InputError, one_line
 from ontogeny.settings import Corpus, Dataset, TextFiles
 
-LONGEST = 1 << 22  # characters: a longer .txt becomes several documents, cut at line ends
 BUFFER_DOCUMENTS = 10_000
 BUFFER_CHARACTERS = 1 << 26
-CHUNK_BYTES = 1 << 17
-FORMATS = (".txt", ".jsonl", ".json", ".parquet")
-COMPRESSIONS = (".gz", ".zst")
+LOOK = 1 << 25  # characters of all files together that are read to find faults ahead
 
 
 def documents(corpus: Corpus) -> Iterator[str]:
@@ -49,13 +42,15 @@ def documents(corpus: Corpus) -> Iterator[str]:
 def faults(corpus: Corpus) -> list[str]:
     """What of the text can be known to fail before any job starts, a line each.
 
-    Files are looked for, the first that has columns is read as far as its first document, and an
-    array's type, shape and length are checked. A dataset is not asked for: that needs the network.
+    Files are looked for and read, each as far as its first document and all together as far as
+    LOOK; an array's type, shape and length are checked. A dataset of the hub is not asked for: that
+    needs the network.
     """
     lines = []
     try:
         if corpus.tokens is not None:
-            blocks = arrays.opened(corpus.tokens, corpus.context).size // corpus.context
+            taken = corpus.context - corpus.bos
+            blocks = arrays.opened(corpus.tokens, taken).size // taken
             if blocks < corpus.held_out_blocks + corpus.train_blocks:
                 lines.append(too_little(corpus, blocks))
         elif corpus.files is not None:
@@ -65,11 +60,42 @@ def faults(corpus: Corpus) -> list[str]:
                     paths += _matching(pattern)
                 except InputError as fault:
                     lines.append(str(fault))
-            for path in [path for path in paths if _format(path) != ".txt"][:1]:
-                next(_read(path, corpus.files.column), None)
+            lines += _unreadable(paths, corpus.files.column, "corpus.files.column")
+        elif corpus.dataset is not None and (paths := saved_dataset(corpus.dataset)):
+            lines += _unreadable(paths, corpus.dataset.column, "corpus.dataset.column")
     except InputError as fault:
         lines.append(str(fault))
     return lines
+
+
+def _unreadable(paths: list[Path], column: str, key: str) -> list[str]:
+    """A line for each of some files that cannot be read as far as is looked, or for all."""
+    lines: list[str] = []
+    some = False
+    for path in dict.fromkeys(paths):
+        held = 0
+        try:
+            for document in read(path, column, key):
+                held += len(document)
+                some = some or not (not document or document.isspace())
+                if held > LOOK // len(paths):
+                    break
+        except InputError as fault:
+            named = f"{key}: {column}"  # a wrong column is told once
+            if not (str(fault).startswith(named) and any(line.startswith(named) for line in lines)):
+                lines.append(str(fault))
+    if paths and not (some or lines):
+        lines.append(f"{paths[0]}: no text in it, nor in any other file; name files that have some")
+    return lines
+
+
+def empty(corpus: Corpus) -> list[Path]:
+    """The text files that hold nothing at all; none where they cannot be looked for."""
+    try:
+        paths = files(corpus.files) if corpus.files is not None else []
+    except InputError:
+        return []
+    return [path for path in paths if path.stat().st_size == 0]
 
 
 def too_little(corpus: Corpus, blocks: int, pretrain: bool = False) -> str:
@@ -98,184 +124,89 @@ def files(text: TextFiles) -> list[Path]:
 
 def _matching(pattern: str) -> list[Path]:
     """Files that one pattern names, sorted, all of a known format."""
-    expanded = os.path.expanduser(pattern)
-    literal, names = Path(expanded), glob.glob(expanded, recursive=True)
+    literal, names = Path(pattern), glob.glob(pattern, recursive=True)
     paths = sorted(path for path in map(Path, names) if path.is_file())
     if literal.is_file():  # whatever signs of a pattern its name has
         paths = [literal]
+    if not paths and literal.is_dir():
+        paths = saved(literal, "corpus.files.paths")
     if not paths:
         what = "no such file; correct the path or pattern (** is any depth of folders)"
         if literal.is_dir():
             what = "is a folder; add a pattern such as /**/*.jsonl"
         raise InputError(f"corpus.files.paths: {pattern}: {what}")
     for path in paths:
-        _format(path)
+        kind_of(path)
     return paths
 
 
-def _format(path: Path) -> str:
-    """The ending that names a file's format, compression left aside."""
-    name = path.name.lower()
-    packed = next((ending for ending in COMPRESSIONS if name.endswith(ending)), "")
-    ending = Path(name.removesuffix(packed)).suffix
-    if ending not in FORMATS or (packed and ending == ".parquet"):
+def saved(folder: Path, key: str, split: str | None = None) -> list[Path]:
+    """The Arrow files of a folder that `save_to_disk` of datasets wrote; [] of another folder.
+
+    Parameters
+    ----------
+    key : of the settings that names it. split : to take of several.
+
+    Raises
+    ------
+    InputError : it holds several splits and none or another is named, or it is damaged.
+    """
+    try:
+        if (folder / "dataset_dict.json").is_file():
+            splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))
+            names = list(splits["splits"])
+            if split is None and len(names) > 1:
+                raise InputError(
+                    f"{key}: {folder} holds the splits {', '.join(names)}; name one of them, as in "
+                    f"{folder / names[0]}"
+                )
+            if split is not None and split not in names:
+                raise InputError(
+                    f"corpus.dataset.split: {folder} has no {split}; it has {', '.join(names)}"
+                )
+            return saved(folder / (split or names[0]), key)
+        if not (folder / "state.json").is_file():
+            return []
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        paths = [folder / each["filename"] for each in state["_data_files"]]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(
-            f"corpus.files.paths: {path}: unknown format; name files that end in .txt, .jsonl or "
-            ".json, also with .gz or .zst, or in .parquet"
-        )
-    return ending
+            f"{key}: {folder}: not a whole folder of save_to_disk ({one_line(error)}); save it "
+            "again"
+        ) from None
+    absent = [path.name for path in paths if not path.is_file()]
+    if absent:
+        raise InputError(f"{key}: {folder} lacks {absent[0]}; save the dataset again")
+    return paths
+
+
+def saved_dataset(dataset: Dataset) -> list[Path]:
+    """The files of a dataset that is a folder here which `save_to_disk` wrote; [] of any other.
+
+    InputError as `saved`, and where its name is a path at which there is nothing.
+    """
+    folder = Path(dataset.name)
+    if not folder.is_dir():
+        if dataset.name.startswith((".", "/")):
+            raise InputError(f"corpus.dataset.name: {dataset.name}: no such folder; correct it")
+        return []
+    return saved(folder, "corpus.dataset.name", dataset.split)
 
 
 def _of_files(text: TextFiles, seed: int) -> Iterator[str]:
     paths = files(text)
     for i in np.random.default_rng((seed, 0)).permutation(len(paths)):
-        yield from _read(paths[i], text.column)
-
-
-def _read(path: Path, column: str) -> Iterator[str]:
-    """Documents of one file, in its order; '' where a row has no text."""
-    ending = _format(path)
-    if ending == ".txt":
-        return _plain(path)
-    return _parquet(path, column) if ending == ".parquet" else _json_lines(path, column)
-
-
-def _unpacked(path: Path) -> Iterator[bytes]:
-    """A file's bytes in chunks, uncompressed; a cut or damaged file is an InputError."""
-    import zstandard
-
-    try:
-        if path.name.lower().endswith(".zst"):
-            with path.open("rb") as file:
-                yield from _zstd_frames(file)
-        else:
-            opened = gzip.open if path.name.lower().endswith(".gz") else open
-            with opened(path, "rb") as file:
-                while chunk := file.read(CHUNK_BYTES):
-                    yield chunk
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-        raise _unreadable(path, error) from None
-
-
-def _unreadable(path: Path, error: Exception) -> InputError:
-    return InputError(f"{path}: cannot be read ({one_line(error)}); restore or remove the file")
-
-
-def _zstd_frames(file: Any) -> Iterator[bytes]:
-    # zstandard's own file reader takes a file that ends inside a frame for complete.
-    import zstandard
-
-    unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 31)
-    frame = None
-    while chunk := file.read(CHUNK_BYTES):
-        while chunk:
-            frame = frame or unpacker.decompressobj()
-            yield frame.decompress(chunk)
-            chunk = frame.unused_data
-            if frame.eof:
-                frame = None
-    if frame is not None:
-        raise EOFError("the compressed data ends too early")
-
-
-def _plain(path: Path) -> Iterator[str]:
-    """A text file: one document, or several where it is longer than LONGEST."""
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
-    text, read = "", 0
-    try:
-        for chunk in _unpacked(path):
-            read += len(chunk)
-            text += decoder.decode(chunk)
-            while len(text) > LONGEST:
-                line, word = text.rfind("\n", 0, LONGEST) + 1, text.rfind(" ", 1, LONGEST)
-                cut = line or max(word, 0) or LONGEST
-                yield text[:cut]
-                text = text[cut:]
-        text += decoder.decode(b"", final=True)
-    except UnicodeDecodeError as error:
-        byte = read - len(error.object) + error.start
-        raise InputError(
-            f"{path}: byte {byte:,} is not UTF-8; convert the file to UTF-8 or remove it"
-        ) from None
-    yield text
-
-
-def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    parts: list[bytes] = []
-    for chunk in chunks:
-        first, *rest = chunk.split(b"\n")
-        parts.append(first)
-        for line in rest:
-            yield b"".join(parts)
-            parts = [line]
-    yield b"".join(parts)
-
-
-def _json_lines(path: Path, column: str) -> Iterator[str]:
-    for number, line in enumerate(_lines(_unpacked(path)), 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            decoded = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            row = json.loads(decoded)
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{where}: byte {error.start:,} is not UTF-8; convert the file to UTF-8"
-            ) from None
-        except (ValueError, RecursionError) as error:
-            raise InputError(
-                f"{where}: not JSON ({one_line(error)}); mend or remove the line"
-            ) from None
-        if not isinstance(row, dict):
-            raise InputError(f"{where}: not an object; the file must hold one {{…}} a line")
-        if column not in row:
-            raise InputError(_no_column(where, list(row), column))
-        text = _text(row[column], where, f"corpus.files.column: {column}")
-        if "\\u" in decoded:
-            # An escape can name half a character, which no tokenizer takes.
-            text = text.encode("utf-8", "replace").decode("utf-8")
-        yield text
-
-
-def _parquet(path: Path, column: str) -> Iterator[str]:
-    """One column of a Parquet file, a row group at a time."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if column not in names:
-                raise InputError(_no_column(str(path), names, column))
-            for group in range(file.num_row_groups):
-                for batch in file.iter_batches(1000, row_groups=[group], columns=[column]):
-                    for value in batch.column(0).to_pylist():
-                        yield _text(value, str(path), f"corpus.files.column: {column}")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: a document's byte {error.start:,} is not UTF-8; write the file with UTF-8"
-        ) from None
-    except (pyarrow.ArrowException, OSError) as error:
-        raise _unreadable(path, error) from None
-
-
-def _text(value: Any, where: str, key: str) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise InputError(
-            f"{key} holds {type(value).__name__}, not text ({where}); name a column of text"
-        )
-    return value
-
-
-def _no_column(where: str, names: list[str], column: str) -> str:
-    known = ", ".join(names[:20]) or "none"
-    return f"corpus.files.column: {column} is not a column of {where}; it has {known}"
+        yield from read(paths[i], text.column)
 
 
 def _of_dataset(wanted: Dataset, seed: int) -> Iterator[str]:
+    local = saved_dataset(wanted)
+    if local:
+        for i in np.random.default_rng((seed, 0)).permutation(len(local)):
+            yield from read(local[i], wanted.column, "corpus.dataset.column")
+        return
     import datasets
 
     key = f"corpus.dataset.column: {wanted.column}"
@@ -289,7 +220,7 @@ def _of_dataset(wanted: Dataset, seed: int) -> Iterator[str]:
         rows = rows.select_columns([wanted.column])
         # This shuffles and interleaves the shards; documents() mixes the rows, by their length too.
         for row in rows.shuffle(seed=seed, buffer_size=100):
-            yield _text(row[wanted.column], wanted.name, key)
+            yield text_of(row[wanted.column], wanted.name, key)
     except InputError:
         raise
     except KeyError:

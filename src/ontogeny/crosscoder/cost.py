@@ -8,7 +8,14 @@ from dataclasses import replace
 from ontogeny.activations import cost as of_rows
 from ontogeny.cost.sizes import Dictionary, Sizes
 from ontogeny.cost.terms import Job, Terms, Work, base, job
-from ontogeny.crosscoder.sizes import JUDGED_ROWS, LOG_EVERY, NORM_GRID, ROOM, SPREAD
+from ontogeny.crosscoder.sizes import (
+    JUDGED_ROWS,
+    LOG_EVERY,
+    NORM_GRID,
+    ROOM,
+    SPREAD,
+    measured_batches,
+)
 
 
 def pairs_of(dictionary: Dictionary, gpu: bool) -> tuple[float, float]:
@@ -125,7 +132,8 @@ def streamed_positions(sizes: Sizes, dictionary: Dictionary) -> float:
     total, reduced, chosen = sizes.positions, dictionary.principal, dictionary.crosscoder
     if sizes.windows <= (2 if reduced else 1):
         return total
-    visits = math.ceil(chosen.steps * chosen.batch_rows / max(1, sizes.rows) * sizes.windows)
+    batches = chosen.steps + measured_batches(chosen.activation, chosen.steps)
+    visits = math.ceil(batches * chosen.batch_rows / max(1, sizes.rows) * sizes.windows)
     return visits * total / sizes.windows + (
         total if chosen.basis == "full" and chosen.center else 0
     )
@@ -169,7 +177,8 @@ def _train(sizes: Sizes, dictionary: Dictionary) -> Job:
     B, A, columns = chosen.batch_rows, dictionary.aux, dictionary.columns
     dense, over = step_flops(dictionary, sizes.gpu, A)
     judged = len(NORM_GRID) * JUDGED_ROWS / B  # of a step, on a few rows
-    steps = chosen.steps + judged
+    batches = chosen.steps + measured_batches(chosen.activation, chosen.steps)
+    steps = batches + judged
     # A step's elementwise parts: norms, gradients' zeros, Adam, selection. The core reads and
     # writes the decoder and its moments once.
     passes = 3 if native(dictionary, sizes.gpu) else 6
@@ -186,9 +195,7 @@ def _train(sizes: Sizes, dictionary: Dictionary) -> Job:
     device = on_device(sizes, dictionary)
     item = {"principal": 2 * columns, "full": sizes.item * columns}
     rows = (
-        float(chosen.steps)
-        * B
-        * item.get(chosen.basis, 2 * dictionary.I + sizes.item * dictionary.n_in)
+        float(batches) * B * item.get(chosen.basis, 2 * dictionary.I + sizes.item * dictionary.n_in)
     )
     centred = chosen.basis == "full" and chosen.center
     mean = float(sizes.rows * dictionary.I * sizes.item) if centred else 0.0
@@ -207,7 +214,7 @@ def _train(sizes: Sizes, dictionary: Dictionary) -> Job:
     n = dictionary.n_in if same else dictionary.n_in + dictionary.n_out
     R = dictionary.dimensions
     positions = streamed_positions(sizes, dictionary)
-    projected = positions if dictionary.principal else chosen.steps * B
+    projected = positions if dictionary.principal else batches * B
     work = replace(
         work,
         forward=of_rows.streamed_flops(sizes, positions, dictionary.snapshots),

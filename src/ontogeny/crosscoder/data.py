@@ -11,11 +11,41 @@ from torch import Tensor
 from ontogeny.activations import feed
 from ontogeny.activations.rows import RowPaths, Rows
 from ontogeny.activations.sites import Site
-from ontogeny.activations.store import Stacks
+from ontogeny.activations.store import Stacks, check_varies
 from ontogeny.activations.subspace import Subspace
 from ontogeny.crosscoder.losses import Out
 from ontogeny.files import InputError, digest_value
 from ontogeny.settings import Crosscoder, Settings
+
+
+def varying(paths: RowPaths, sites: list[Site]) -> tuple[list[Site], Tensor]:
+    """Those of N sites whose rows are not all equal, and which they are, (N,) bool.
+
+    Raises
+    ------
+    InputError : none of them varies, or as Stacks.
+    """
+    scales = Stacks(paths.activations, sites).scales
+    check_varies(sites, scales)
+    chosen = [site for site, scale in zip(sites, scales, strict=True) if scale]
+    return chosen, torch.from_numpy(scales > 0)
+
+
+def spread(tensor: Tensor, there: Tensor, dim: int = 0) -> Tensor:
+    """A tensor of some sites' parts along `dim` as one of all sites, with zeros for the others.
+
+    Parameters
+    ----------
+    there : (N,) bool, the sites that the tensor is of.
+    """
+    if there.all():
+        return tensor
+    parts = tensor.unflatten(dim, (int(there.sum()), -1))
+    shape = list(parts.shape)
+    shape[dim] = len(there)
+    whole = tensor.new_zeros(shape)
+    whole.index_copy_(dim, there.nonzero()[:, 0].to(tensor.device), parts)
+    return whole.flatten(dim, dim + 1)
 
 
 class Data:
@@ -23,12 +53,18 @@ class Data:
 
     Attributes
     ----------
+    inputs, outputs : the N sites that vary. A training never sees a site that is constant: features
+        are absent there, and `complete` puts it back.
     sources : the training rows, less the token table where the crosscoder has one: coordinates in
         the subspace where there is one; activations of the inputs, then, where they differ, of the
         outputs.
     space : full, principal or hybrid. U : (N·D, R) principal directions on the device, or None.
     scales_in, scales_out : (N,) normalisation constants by site.
     width : D. tokens : digest of the tokens that the rows are of.
+
+    Raises
+    ------
+    InputError : damaged or foreign files, or no site that varies.
     """
 
     def __init__(
@@ -40,25 +76,30 @@ class Data:
         paths: RowPaths,
         device: torch.device,
     ) -> None:
+        every_input, every_output = inputs, outputs
+        inputs, self._there_in = varying(paths, inputs)
+        outputs, self._there_out = varying(paths, outputs)
+        self.inputs, self.outputs = inputs, outputs
         stacks = Stacks(paths.activations, inputs)
         self.device, self.width, self.tokens = device, stacks.width, stacks.tokens
         self._table = table = feed.table_of(c, inputs, paths)
         self.scales_in = torch.from_numpy(table.scales if table else stacks.scales)
         self.scales_out = self.scales_in.clone()
-        if inputs != outputs:
+        if every_input != every_output:
             self.scales_out = torch.from_numpy(Stacks(paths.activations, outputs).scales)
         self.space = c.basis
         self.sources: list[Rows] = []
         self.U: Tensor | None = None
         self._shift: Tensor | None = None
-        self._same = inputs == outputs
+        self._same = every_input == every_output
         self._sites = inputs if self._same else inputs + outputs
         self._inputs, n_out = len(inputs) * self.width, len(outputs) * self.width
         mean = torch.zeros(len(self._sites) * self.width)
         if c.basis != "full":
             assert paths.basis, f"basis: {c.basis} needs --basis"
             subspace = Subspace(paths.basis)
-            subspace.check_sites(inputs)
+            subspace.check_sites(every_input)
+            subspace = subspace.only(inputs)
             self.U = torch.from_numpy(subspace.U).to(device)
             mean = torch.from_numpy(subspace.mean)
             # Where rows are computed when they are wanted, they are projected here (split).
@@ -149,11 +190,32 @@ class Data:
 
     def constants(self) -> dict[str, Tensor]:
         """What a crosscoder needs of its data to be used: scales, means, directions, its table."""
-        tensors = {"scales_in": self.scales_in, "scales_out": self.scales_out}
-        tensors |= {"mean_in": self._mean_in.clone(), "mean_out": self._mean_out.clone()}
+        there_in, there_out = self._there_in, self._there_out
+        tensors = {
+            "scales_in": spread(self.scales_in, there_in),
+            "scales_out": spread(self.scales_out, there_out),
+            "mean_in": spread(self._mean_in.clone(), there_in),
+            "mean_out": spread(self._mean_out.clone(), there_out),
+        }
         if self.U is not None:
-            tensors["basis"] = self.U.cpu()
+            tensors["basis"] = spread(self.U.cpu(), there_in)
         if self._table is not None:
             tensors["token"] = torch.from_numpy(self._table.token)
-            tensors["token_table"] = torch.from_numpy(self._table.values).half()
+            values = torch.from_numpy(self._table.values).half()
+            tensors["token_table"] = spread(values, there_in)
         return tensors
+
+    def complete(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Trained weights, W_dec as (F, S·D), with zeros where a site is constant."""
+        whole = dict(weights)
+        if self.space == "full":
+            whole["W_enc"] = spread(weights["W_enc"], self._there_in, dim=1)
+        if self.space != "principal":
+            whole["W_dec"] = spread(weights["W_dec"], self._there_out, dim=1)
+            whole["b_dec"] = spread(weights["b_dec"], self._there_out)
+        return whole
+
+    @property
+    def numbers(self) -> list[int]:
+        """Of each output site, its number from 1 among all, those that are constant included."""
+        return [n for n, there in enumerate(self._there_out.tolist(), start=1) if there]

@@ -1,6 +1,6 @@
 """How well a crosscoder describes each site, on held-out text (method.md 3).
 
-    EV^θ = 1 − Σ‖ã − â‖² / Σ‖ã − mean ã‖²
+    EV^θ = 1 − Σ‖ã − â‖² / Σ‖ã − mean ã‖²     (NaN, an empty cell, where a site is constant)
     loss recovered = 1 − (CE with â spliced in − CE) / (CE with the site mean-ablated − CE)
 
 and beside EV what PCA with as many coefficients reaches, the token table, and the token pair table.
@@ -66,7 +66,8 @@ def explained(
     -------
     by site : explained_variance, l0, l0_present (of features whose normalised strength at the
         site is at least `floor`).
-    by feature : density (share of held-out tokens on which it is active at any site), dead.
+    by feature : density (share of held-out tokens on which it is active at any site), dead: silent
+        at the end of training, and, where that was short, silent on the held-out rows.
     f : feature activations, sparse (keep_rows, F) on the CPU: one, or one for each site where each
         has its own gate.
     """
@@ -112,8 +113,9 @@ def explained(
             "l0_present": (active_present / rows).cpu().numpy(),
         }
     )
+    dead = crosscoder.dead | (density == 0) if crosscoder.short else crosscoder.dead
     by_feature = pd.DataFrame(
-        {"density": (density / rows).cpu().numpy(), "dead": crosscoder.dead.cpu().numpy()}
+        {"density": (density / rows).cpu().numpy(), "dead": dead.cpu().numpy()}
     )
     return by_site, by_feature, [torch.cat(parts) for parts in kept if parts]
 
@@ -210,11 +212,16 @@ def spliced_losses(
             own_rows = HeldOut(activations, [site], outputs.scales[n : n + 1])
             scale = float(own_rows.scales[0])
             own = torch.from_numpy(own_rows.read(0, rows))[:, 0]
+            if not scale:  # a constant site: its mean is all there is
+                raw = HeldOut(activations, [site], np.ones(1, np.float32)).read(0, rows)
+                own, scale = torch.from_numpy(raw)[:, 0], 1.0
             each = f[0] if len(f) == 1 else f[n]
             W, b = crosscoder.W_dec[:, n].cpu(), crosscoder.b_dec[n].cpu()
             rebuilt = (torch.sparse.mm(each, W) + b).to(device)
             rebuilt = (rebuilt + crosscoder.table.at(n, outputs.tokens_at(0, rows)[:, 1])) / scale
             mean = (own.mean(0) / scale).to(device).expand_as(rebuilt)
+            if not outputs.scales[n]:
+                rebuilt = mean
             losses: list[list[np.ndarray]] = [[], [], []]
             for start in range(0, count, step):
                 batch = ids[start : start + step]

@@ -43,6 +43,7 @@ from ontogeny.activations.table import lookup
 from ontogeny.files import InputError, whole, write_json
 
 EVERY = slice(None)  # all features
+SHORT = 4  # times dead_after_rows that a training has to have for its silent features to be known
 Ids = Tensor | np.ndarray | None  # the token of each row
 
 
@@ -212,7 +213,8 @@ class Crosscoder:
     W_dec : (F, N, D) full decoders. b_dec : (N, D). Both in normalised units.
     table : T[x] of tokens, 0 where there is no token table.
     scales : (N_in,) and (N_out,) dataset-wise normalisation constants: √D over the mean norm of
-        rows, less their mean or as they are (activations.scale), or less the token table.
+        rows, less their mean or as they are (activations.scale), or less the token table. 0 of a
+        site that is constant, where features are absent: its rows, decoders and b_dec are 0.
     """
 
     def __init__(self, about: Description, tensors: dict[str, Tensor]) -> None:
@@ -234,20 +236,38 @@ class Crosscoder:
 
     @property
     def dead(self) -> Tensor:
-        """(F,) features silent over the last `dead_after_rows` rows of training."""
-        return self._tensors["silent_rows"] >= self.about.settings["dead_after_rows"]
+        """(F,) features silent over the last `dead_after_rows` rows of training, or over all."""
+        span = self.about.settings["dead_after_rows"]
+        return self._tensors["silent_rows"] >= min(span, self._trained_rows or span)
+
+    @property
+    def short(self) -> bool:
+        """Whether training was too short to tell which features are dead: see SHORT."""
+        rows = self._trained_rows
+        return 0 < rows < SHORT * self.about.settings["dead_after_rows"]
+
+    @property
+    def _trained_rows(self) -> int:
+        """Rows that it was trained on; 0 of one from elsewhere, which does not say."""
+        settings = self.about.settings
+        return int(settings.get("steps", 0) * settings.get("batch_rows", 0))
 
     @property
     def strength(self) -> Tensor:
         """(F, N): s = r, the decoder norm of every feature at every output site."""
         return self.W_dec.norm(dim=2)
 
+    @property
+    def divisors(self) -> Tensor:
+        """(N,) what brings a decoder to the model's units: the output's scales, 1 where 0."""
+        return torch.where(self.scales_out > 0, self.scales_out, 1.0)
+
     def _gate_norms(self) -> Tensor:
         """(F, N) decoder norms that the gate sees; (F, 1) for one gate per feature."""
         if self.about.gate == "snapshot":
             return self.strength
         W = self.weights.W_dec
-        return W.norm(dim=1, keepdim=True) / len(self.about.outputs) ** 0.5
+        return W.norm(dim=1, keepdim=True) / int((self.scales_out > 0).sum()) ** 0.5
 
     @torch.no_grad()
     def pre_activations(self, activations: Tensor, ids: Ids = None) -> Tensor:

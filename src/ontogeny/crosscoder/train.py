@@ -27,7 +27,14 @@ from ontogeny.crosscoder import losses, model, native, pairs
 from ontogeny.crosscoder.data import Data
 from ontogeny.crosscoder.optimizer import Adam, corrected
 from ontogeny.crosscoder.ranks import Ranks
-from ontogeny.crosscoder.sizes import JUDGED_ROWS, LOG_EVERY, NORM_GRID, ROOM, SAVE_EVERY
+from ontogeny.crosscoder.sizes import (
+    JUDGED_ROWS,
+    LOG_EVERY,
+    NORM_GRID,
+    ROOM,
+    SAVE_EVERY,
+    measured_batches,
+)
 from ontogeny.crosscoder.state import Progress, kept
 from ontogeny.files import InputError, write_table
 from ontogeny.progress import bar
@@ -246,6 +253,19 @@ class Training:
         now.ranks.note(out.full)
         return out
 
+    def measure_threshold(self, now: Progress) -> None:
+        """Set the threshold to the mean of BatchTopK's smallest kept scores, of the final weights.
+
+        For a training that is so short that the running mean still lags behind the scores. The
+        batches are those that would come next.
+        """
+        c, cuts = self.c, []
+        last = now.step + measured_batches(c.activation, c.steps)
+        batches = self.data.batches(c.batch_rows, now.step, last)
+        for x, target in batches:
+            cuts.append(self._gradients(now, x, target, judged=True).cut.clone())
+        now.threshold.copy_(torch.stack(cuts).mean())
+
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
         c, space = self.c, self.data.U
@@ -329,8 +349,8 @@ def train(
     output : folder to write: crosscoder.safetensors, config.json, metrics.csv (one row each 50
         steps: step, rows, loss, explained_variance of the batch in the training space (less the
         token table, if there is one), l0, dead_fraction, threshold, sparsity (λ, but for
-        batch_topk), explained_variance_{site number from 1}, learning_rate, rows_per_second,
-        bytes_per_parameter).
+        batch_topk), explained_variance_{site number from 1} of sites that vary, learning_rate,
+        rows_per_second, bytes_per_parameter).
     state : folder for resuming.
     ranks : this process among those that share the training.
 
@@ -347,7 +367,7 @@ def train(
         torch.set_float32_matmul_precision(c.precision)
     data = Data(settings, c, inputs, outputs, paths, device)
     ranks = ranks or Ranks()
-    training = Training(c, data, len(outputs), ranks)
+    training = Training(c, data, len(data.outputs), ranks)
     now = training.begin(seed)
     state = Path(state)
     now.resume(state)
@@ -380,6 +400,8 @@ def train(
             if now.step % SAVE_EVERY == 0 and now.step < c.steps:
                 now.save(state)
 
+    if measured_batches(c.activation, c.steps):
+        training.measure_threshold(now)
     weights = now.whole_weights()
     if ranks.rank > 0:
         return
@@ -407,6 +429,7 @@ def train(
         token_table=c.token_table,
     )
     weights["W_dec"] = weights["W_dec"].flatten(1)
+    weights = data.complete(weights)
     tensors = weights | {"silent_rows": now.silent.cpu()} | data.constants()
     model.Crosscoder(about, tensors).save(output)
     write_table(Path(output) / "metrics.csv", pd.DataFrame(now.log))
@@ -429,4 +452,5 @@ def _report(
     if c.activation != "batch_topk":
         row["sparsity"] = steered(now, c).item()
     per_site = data.explained_by_site(out, target)
-    return row | {f"explained_variance_{n}": v for n, v in enumerate(per_site, start=1)}
+    named = zip(data.numbers, per_site, strict=True)
+    return row | {f"explained_variance_{n}": explained for n, explained in named}

@@ -100,7 +100,8 @@ def write(trained: Crosscoder, output: Path, gate: str = "padded") -> None:
         tensors[LOG_THRESHOLD] = t.clamp(min=LEAST_THRESHOLD).log()
     names = [name_of(place) for place in about.outputs]
     for name, scale in zip(names, trained.scales_in.tolist(), strict=True):
-        tensors[NORM + name] = torch.tensor(math.sqrt(D) / scale)
+        # Of a constant site the scale is 0.
+        tensors[NORM + name] = torch.tensor(math.sqrt(D) / scale if scale else math.inf)
     config = {
         "sae_type": "crosscoder",
         "d_model": D,

@@ -82,7 +82,7 @@ def write(
     if alone is not None and not one:
         E, b, quality = fitted(trained, site, function, alone)
         one = True
-    scale = trained.scales_out[site]
+    scale = trained.divisors[site]
     tensors = {
         "W_enc": E,
         "b_enc": b,
@@ -170,7 +170,8 @@ def fitted(
         a = torch.cat([x[:, own].double(), torch.ones(len(x), 1).double()], 1)
         gram += a.T @ a
         cross += a.T @ trained.pre_activations(x).double()
-    gram.diagonal()[:D] += 1e-6 * gram.diagonal()[:D].mean()  # where a dimension is silent
+    # Where a dimension is silent, or the whole site.
+    gram.diagonal()[:D] += (1e-6 * gram.diagonal()[:D].mean()).clamp_min(1e-30)
     solved = torch.linalg.solve(gram, cross).float()
     E, b = solved[:D], solved[D]
     t = threshold(function, site) if function.t is not None else torch.zeros(about.features)

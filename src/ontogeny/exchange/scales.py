@@ -58,7 +58,8 @@ def rescaled(trained: Crosscoder, scales: torch.Tensor, tokens: str) -> tuple[Cr
     The crosscoder, and the largest |c/c̄ − 1| of a gate a feature and snapshot, else 0.
     """
     about, W = trained.about, trained.weights
-    c = trained.scales_in.double() / scales.double()
+    both = (trained.scales_in > 0) & (scales > 0)  # of a constant site nothing moves
+    c = torch.where(both, trained.scales_in.double() / scales.double(), 1.0)
     shape = (len(about.outputs), about.width)
     W_enc = W.W_enc.double().unflatten(1, shape) * c[:, None]
     W_dec = W.W_dec.double().unflatten(1, shape) / c[:, None]

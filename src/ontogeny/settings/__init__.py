@@ -4,7 +4,8 @@
 naming the key and the mend. Nothing here imports torch, so that the Snakefile parses fast.
 
     base.py        what every section is
-    sections.py    the core's keys: type, default, description
+    text.py        the keys of the corpus: type, default, description
+    sections.py    the core's other keys
     experiment.py  Settings: the core's sections, the analyses' own, a replicate's settings
     faults.py      impossible combinations
     reading.py     YAML, messages, the JSON schema
@@ -19,9 +20,7 @@ from ontogeny.settings.sections import (
     Activations,
     Analysis,
     Basis,
-    Corpus,
     Crosscoder,
-    Dataset,
     Hub,
     Local,
     Pretrain,
@@ -29,10 +28,8 @@ from ontogeny.settings.sections import (
     Snapshots,
     Storage,
     Stream,
-    TextFiles,
-    TokenArray,
-    Wheels,
 )
+from ontogeny.settings.text import Corpus, Dataset, TextFiles, TokenArray, Wheels
 
 __all__ = [
     "Activations",

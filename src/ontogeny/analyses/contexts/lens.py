@@ -211,7 +211,7 @@ def of_features(
     ids = torch.from_numpy(text).to(device)
     token = np.zeros((*site.shape, 2, k), np.uint32)
     value = np.zeros(token.shape, np.float32)
-    scales = crosscoder.scales_out.cpu().numpy()
+    scales = crosscoder.divisors.cpu().numpy()
     wanted = sorted(set(site.ravel()), key=lambda i: (places[i].snapshot, i))
     loaded, head = -1, None
     with bar("contexts: logit lens", len(wanted), "sites") as progress:

@@ -105,7 +105,8 @@ class Probes:
         mean = x.mean(0)
         x = x - mean
         gram = x.T @ x / len(x)
-        gram.diagonal().add_(RIDGE * gram.diagonal().mean())
+        # A constant snapshot has no variance; its weights are 0 whatever is added.
+        gram.diagonal().add_((RIDGE * gram.diagonal().mean()).clamp_min(1e-30))
         # Σ (x − mean) over active positions; less the labels' mean makes no difference.
         towards = self._bags[fit].times(x)
         weights = torch.linalg.solve(gram, (towards / self._count[fit].clamp_min(1)[:, None]).T)

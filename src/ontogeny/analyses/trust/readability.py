@@ -46,7 +46,8 @@ def read_out(
         offset = a[first_half].mean(0)
         x, z = a[first_half] - offset, a[~first_half] - offset
         gram = x.T @ x / len(x)
-        gram[np.diag_indices_from(gram)] += RIDGE * np.trace(gram) / len(gram)
+        # A constant snapshot has no variance; its W is 0 whatever is added.
+        gram[np.diag_indices_from(gram)] += max(RIDGE * np.trace(gram) / len(gram), 1e-30)
         # x is centred, so that the mean of f drops out of its product with x.
         W = np.linalg.solve(gram, (fit.T @ x).T / len(x))  # (d, F)
         # mean (f − zW − centre)², without the (rows, F) predictions

@@ -1,0 +1,60 @@
+"""The norms stage, where `activations.leave_out_norm` asks for it: which positions are outliers.
+
+Rows are the same at every snapshot, and snapshots are extracted apart. So each is run once before,
+over all blocks, and a position whose norm exceeds the bound at any snapshot, layer or stream has no
+row at any.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from ontogeny import devices
+from ontogeny.activations import order
+from ontogeny.activations.extract import Snapshot
+from ontogeny.corpus.build import Tokens
+from ontogeny.files import InputError, whole
+from ontogeny.progress import bar
+from ontogeny.settings import Settings
+
+
+def measure(
+    settings: Settings, snapshot: str | Path, step: int, tokens: str | Path, output: str | Path
+) -> None:
+    """Write which positions of a snapshot have a norm above the bound.
+
+    Parameters
+    ----------
+    snapshot : folder of the model. step : its training step. tokens : tokens.h5.
+    output : HDF5; `over` (blocks, context) bool, of the held-out and the training blocks, by their
+        number: whether the norm exceeds activations.leave_out_norm times the median over the
+        training rows at any layer and stream. Attributes: format, step, tokens, bound.
+
+    Raises
+    ------
+    InputError : damaged inputs, no bound, or nothing is left of the training rows.
+    """
+    section, text = settings.activations, Tokens(tokens)
+    if section.leave_out_norm is None:
+        raise InputError("activations.leave_out_norm: not set, so that no norm is measured; set it")
+    model = Snapshot(settings, snapshot, step, devices.choose(settings.device))
+    first, last = text.splits["train"]
+    kept = order.Order(text, "train", section).kept(np.arange(first, last))
+    norms = {key: np.empty((last, text.context), np.float32) for key in model.wanted}
+    with bar(f"norms of step {step}", last * text.context, "tokens") as progress:
+        for blocks in order.batches(np.arange(last), text.context):
+            ids = text.take(blocks)
+            for key, values in model.read(ids).items():
+                norms[key][blocks] = values.float().norm(dim=1).cpu().numpy().reshape(ids.shape)
+            progress.update(ids.size)
+    over = np.zeros((last, text.context), bool)
+    for found in norms.values():
+        over |= found > section.leave_out_norm * np.median(found[first:last][kept])
+    facts = {"format": order.NORMS_FORMAT, "step": step, "tokens": text.digest}
+    facts["bound"] = section.leave_out_norm
+    with whole(output) as draft, h5py.File(draft, "w") as file:
+        file.create_dataset("over", data=over, compression="gzip")
+        file.attrs.update(facts)

@@ -1,23 +1,26 @@
 # What the rules share: the experiment's map, digests of code and settings, resources. No rule.
 
-import fcntl
 import re
 from functools import cache
 from pathlib import Path
 
 import yaml
 
-from ontogeny import lineage, preflight, registry, running, scratch
+from ontogeny import digests, interrupts, lineage, locks, manifest
+from ontogeny import preflight, registry, running, scratch
 from ontogeny import settings as schema
 from ontogeny.corpus import text as texts
-from ontogeny.corpus.wheels import needed
+from ontogeny.corpus.wheels import needed, requirements_file
 from ontogeny.cost import needs as jobs_needs
 from ontogeny.experiment import Experiment
-from ontogeny.files import InputError, digest_file, digest_value, write_text
+from ontogeny.files import InputError, digest_file, digest_value, explained, write_text
 from ontogeny.lineage import NO_RESULT, code, values
 from ontogeny.snapshots import local, sources
 
 CONDA = "../envs/ontogeny.yaml"
+
+if workflow.is_main_process and not workflow.dryrun:
+    interrupts.end_with_jobs(workflow.local_exec)
 
 try:
     for file in workflow.configfiles:
@@ -59,22 +62,25 @@ def claim(settings):
     however it ends; Snakemake's own outlives a kill, and the profile leaves it out.
     """
     experiment = Experiment(f"results/{settings.name}", settings)
-    experiment.folder.mkdir(parents=True, exist_ok=True)
-    try:
-        scratch.link(settings, "results")
-    except InputError as error:
-        raise WorkflowError(str(error)) from None
-    _claimed.append(open(experiment.folder / ".lock", "w"))
-    try:
-        fcntl.flock(_claimed[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise WorkflowError(
-            f"{experiment.folder}: another run works here; wait for it or end it"
-        ) from None
     resolved = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
     config = experiment.path("config")
-    if not (config.exists() and config.read_text() == resolved):
-        write_text(config, resolved)
+    try:
+        scratch.link(settings, "results")
+        _claimed.append(locks.claim(experiment.folder))
+        digests.begin(experiment.folder)
+        if not (config.exists() and config.read_text() == resolved):
+            write_text(config, resolved)
+    except InputError as error:
+        raise WorkflowError(str(error)) from None
+    except OSError as error:
+        raise WorkflowError(explained(error)) from None
+    interrupts.wait_for_others(experiment.folder)
+
+
+def keep_manifest(settings):
+    """Gather the digests of an experiment's files beside them, in one table."""
+    experiment = Experiment(f"results/{settings.name}", settings)
+    manifest.gather(experiment.folder, experiment.path("manifest"))
 
 
 def at_work():

@@ -23,13 +23,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ontogeny import registry
+from ontogeny import manifest, registry
 from ontogeny import settings as schema
 from ontogeny.activations import order
 from ontogeny.activations.sites import basis_name, folder_name
 from ontogeny.corpus.wheels import wheels_folder
 from ontogeny.declarations import Source
-from ontogeny.files import InputError
+from ontogeny.files import InputError, one_line
 from ontogeny.settings import Settings
 from ontogeny.snapshots import sources
 from ontogeny.snapshots.sizes import leg_ends
@@ -423,19 +423,29 @@ class Experiment:
         import pandas as pd
 
         path = self.path(product, crosscoder=crosscoder or self.primary, **keys)
+        manifest.check(path)
         read = pd.read_parquet if path.suffix == ".parquet" else pd.read_csv
         try:
             return read(path)
         except FileNotFoundError:
             raise InputError(f"{path}: not made yet; run the experiment") from None
         except (OSError, ValueError) as error:
-            why = " ".join(str(error).split())[:200]
+            why = one_line(error, 200)
             raise InputError(f"{path}: damaged; delete it to make it again ({why})") from None
 
     def json(self, product: str, **keys: Any) -> dict[str, Any]:
         """A JSON object of the experiment, such as "levels" or "turning_point"."""
-        value: dict[str, Any] = json.loads(self.path(product, **keys).read_text(encoding="utf-8"))
-        return value
+        path = self.path(product, **keys)
+        manifest.check(path)
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"{path}: not made yet; run the experiment") from None
+        except ValueError as error:
+            raise InputError(
+                f"{path}: damaged ({one_line(error, 200)}); delete it to make it again"
+            ) from None
+        return dict(value)
 
     def crosscoder(self, name: str | None = None, seed: int | None = None) -> Crosscoder:
         """A trained crosscoder: the primary one, and of its first seed, if not said.
@@ -459,19 +469,23 @@ class Experiment:
                 crosscoder="*", seed="*"))  # fmt: skip
             made = sorted(str(p.parent.relative_to(folder.parents[1])) for p in weights)
             raise InputError(f"{folder}: no crosscoder; there are {', '.join(made) or 'none yet'}")
+        manifest.check(self.path("weights", **keys), self.path("about", **keys))
         return folder
 
     def tokens(self) -> Tokens:
         """The tokenised text: `take(blocks)`, `splits`, `context`, `end_of_text`."""
         from ontogeny.corpus.build import Tokens
 
+        manifest.check(self.path("tokens"))
         return Tokens(self.path("tokens"))
 
     def contexts(self, crosscoder: str | None = None) -> Store:
         """What each feature is active on, nearly active on, and which tokens it promotes."""
         from ontogeny.features.contexts import Store
 
-        return Store(self.path("contexts", crosscoder=crosscoder or self.primary))
+        path = self.path("contexts", crosscoder=crosscoder or self.primary)
+        manifest.check(path)
+        return Store(path)
 
     def files(self) -> Iterator[Path]:
         """Every file of the experiment, also below folders that are links to other disks."""

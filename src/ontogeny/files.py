@@ -1,18 +1,27 @@
-"""Whole-or-nothing writing, and digests: a killed job leaves no file that looks finished."""
+"""Whole-or-nothing writing, and digests: a killed job leaves no file that looks finished.
+
+A full disk, a folder that cannot be written to and the like end in one line.
+"""
 
 from __future__ import annotations
 
+import atexit
+import errno
 import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
+
+from ontogeny import digests
 
 if TYPE_CHECKING:
+    import h5py
     import pandas as pd
 
 
@@ -25,26 +34,127 @@ def one_line(error: BaseException, longest: int | None = None) -> str:
     return " ".join(str(error).split())[:longest] or type(error).__name__
 
 
+REASONS = {
+    errno.ENOSPC: "no space is left on this disk; free some, or lower what `ontogeny plan` lists",
+    errno.EDQUOT: "your quota on this disk is used up; free some of it, or have it raised",
+    errno.EFBIG: "the file exceeds what this system allows (`ulimit -f`); have the limit raised",
+    errno.EROFS: "this file system cannot be written to; work in a folder that can",
+    errno.EACCES: "it may not be written or read here; see who owns it (`ls -l`)",
+    errno.EPERM: "it may not be written or read here; see who owns it (`ls -l`)",
+    errno.EIO: "the disk failed to read or write; see the system's log (`dmesg`)",
+    errno.ESTALE: "the network's file system has lost it; run the same command again",
+    errno.EMFILE: "too many files are open; raise the limit (`ulimit -n`)",
+    errno.ENFILE: "too many files are open on this machine; run the same command again later",
+    errno.ENOMEM: "no memory is left; end what else runs, or lower what `ontogeny plan` lists",
+    errno.ENOLCK: "this file system has no locks; set HDF5_USE_FILE_LOCKING=FALSE",
+}
+
+
+def explained(error: OSError) -> str:
+    """An error of the system as one line: the file, what is wrong, and the mend."""
+    reason = REASONS.get(error.errno or 0) or (error.strerror or one_line(error))
+    return f"{error.filename}: {reason}" if error.filename else reason
+
+
+def failure(error: BaseException) -> OSError | None:
+    """The system's error behind that of a library, such as HDF5, Arrow or safetensors."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None:
+        said = re.search(r"(?:errno = |os error |Errno )(\d+)", str(error))
+        number = int(said[1]) if said else None
+    if number not in REASONS:
+        return None
+    name = error.filename if isinstance(error, OSError) else None
+    return OSError(number, os.strerror(number), name)
+
+
 @contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, renamed to it when the block ends without error.
 
     Works for a file or a folder; a folder that is already there is replaced. Drafts of the same
-    path that killed processes left are removed.
+    path that killed processes left are removed. In an experiment's folder the digests of what was
+    written are kept.
+
+    Raises
+    ------
+    InputError : the system cannot write, as on a full disk.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        if not _runs(stale.name.split(".")[-2]):
-            _remove(stale)
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for stale in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+            if not _runs(stale.name.split(".")[-2]):
+                _remove(stale)
         yield draft
+        written = digests.of_all(draft) if digests.home(path) else {}
+        digests.forget(path)
         if path.is_dir():
             shutil.rmtree(path)
         os.replace(draft, path)
+        if written:
+            digests.keep(path, written)
+    except Exception as error:
+        system = failure(error)
+        if system is None:
+            raise
+        if system.filename is None or str(draft) in str(system.filename):
+            system.filename = str(path)
+        raise InputError(explained(system)) from None
     finally:
         _remove(draft)
+
+
+@contextmanager
+def whole_hdf5(path: str | Path, **options: Any) -> Iterator[h5py.File]:
+    """Yield a new HDF5 file, in its place when the block ends without error.
+
+    HDF5 crashes the process as it ends if a file cannot be closed, as on a full disk: what is left
+    to write then goes into memory.
+
+    Parameters
+    ----------
+    options : of h5py.File.
+    """
+    import h5py
+
+    with whole(path) as draft:
+        file = h5py.File(draft, "w", **options)
+        try:
+            yield file
+            file.flush()
+        except BaseException:
+            _divert(file)
+            raise
+        file.close()
+
+
+def reserve(file: IO[Any], size: int, folder: str | Path) -> None:
+    """Take the disk space of a file that is then written through a memory map.
+
+    Such a map ends the process without a word where the disk is full.
+
+    Raises
+    ------
+    InputError : there are no `size` bytes on the disk of `folder`.
+    """
+    if hasattr(os, "posix_fallocate") and size:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            raise InputError(explained(OSError(error.errno, "", str(folder)))) from None
+
+
+def _divert(file: h5py.File) -> None:
+    """Close a file that cannot be written; its rest goes into memory and is lost."""
+    try:
+        spare = os.memfd_create("unwritten")
+        os.dup2(spare, file.id.get_vfd_handle())
+        os.close(spare)
+        file.close()
+    except (AttributeError, OSError, RuntimeError, ValueError):
+        atexit.register(os._exit, 1)  # before HDF5 tries once more, and crashes
 
 
 def _runs(process: str) -> bool:
@@ -59,7 +169,7 @@ def _runs(process: str) -> bool:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

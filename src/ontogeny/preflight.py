@@ -12,7 +12,13 @@ from ontogeny import registry
 from ontogeny.activations import order
 from ontogeny.activations.sites import expand
 from ontogeny.corpus import text
-from ontogeny.corpus.wheels import check_sources, find_wheels, most_tokens, needed
+from ontogeny.corpus.wheels import (
+    check_sources,
+    find_wheels,
+    most_tokens,
+    needed,
+    requirements_file,
+)
 from ontogeny.cost import limits
 from ontogeny.experiment import Experiment
 from ontogeny.files import InputError
@@ -49,7 +55,7 @@ def _wheel_faults(s: Settings, results: Path) -> Iterator[str]:
         check_sources(wheels)
         folder = experiment.wheels
         if folder.is_dir() and not experiment.path("tokens").exists():
-            find_wheels(wheels.requirements, needed(wheels), folder)
+            find_wheels(requirements_file(wheels), needed(wheels), folder)
     except InputError as error:
         yield str(error)
     batch = s.snapshots.pretrain.batch_blocks if s.snapshots.pretrain else 0

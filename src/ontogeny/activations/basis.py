@@ -15,14 +15,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import torch
 from torch import Tensor
 
 from ontogeny.activations.rows import Rows, SiteRows, pieces
 from ontogeny.activations.sizes import PIECE_ROWS
 from ontogeny.activations.subspace import FORMAT
-from ontogeny.files import InputError, whole
+from ontogeny.files import InputError, whole_hdf5
 from ontogeny.progress import bar
 from ontogeny.settings import Basis
 
@@ -192,7 +191,7 @@ def build(b: Basis, rows: SiteRows, output: str | Path, device: torch.device) ->
     turn = (turn * upper.diagonal().sign()).to(device, torch.float32)
     leading = spectrum.vectors[:, :r].to(torch.float32)
     U, _ = torch.linalg.qr(leading @ turn)
-    with whole(output) as draft, h5py.File(draft, "w") as file:
+    with whole_hdf5(output) as file:
         file["basis"] = U.cpu().numpy()
         file["turn"] = (leading.T @ U).cpu().numpy()
         file["mean"] = spectrum.mean.float().cpu().numpy()

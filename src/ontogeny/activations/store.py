@@ -34,7 +34,7 @@ import xxhash
 
 from ontogeny.activations.sites import STACK, Site, folder_name, rows_path
 from ontogeny.activations.sizes import CHUNK_BYTES, FLETCHER_BYTES
-from ontogeny.files import InputError, whole
+from ontogeny.files import InputError, whole_hdf5
 from ontogeny.version import VERSION
 
 FORMAT = "ontogeny-activations-4"
@@ -199,7 +199,7 @@ def stack(
         shown["activations"] = (int(shared["shard_rows"][0]), width)
         for path, step in zip(paths, steps, strict=True):
             open_checked(rows_path(path, 0), step=step, **shared).close()
-    with whole(output) as draft, h5py.File(draft, "w", libver="latest") as file:
+    with whole_hdf5(output, libver="latest") as file:
         for name, shape in shown.items():
             layout = h5py.VirtualLayout((len(paths), *shape), shared["dtype"])
             for i, path in enumerate(paths):

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from ontogeny.corpus import arrays, text
 from ontogeny.corpus import wheels as wheel_text
 from ontogeny.corpus.sizes import chunk_blocks
-from ontogeny.files import InputError, one_line, whole, write_text
+from ontogeny.files import InputError, one_line, whole_hdf5, write_text
 from ontogeny.progress import bar
 from ontogeny.settings import Corpus
 
@@ -149,7 +149,7 @@ def build(
         limit = None if corpus.pretrain_blocks is None else wanted + corpus.pretrain_blocks
     dtype = np.dtype("<u2" if vocabulary <= 2**16 else "<u4")
     described = backend.to_str(pretty=True)
-    with whole(tokens) as draft, h5py.File(draft, "w") as file:
+    with whole_hdf5(tokens) as file:
         digest = hashlib.sha256()
         n_blocks = _pack(ids, file, corpus, limit, dtype, digest)
         if n_blocks < (limit or 0) or n_blocks < wanted + pretrain:

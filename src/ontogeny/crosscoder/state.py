@@ -14,7 +14,7 @@ from torch import Tensor
 from ontogeny.crosscoder import model
 from ontogeny.crosscoder.optimizer import Adam
 from ontogeny.crosscoder.ranks import Ranks
-from ontogeny.files import whole
+from ontogeny.files import whole_hdf5
 
 
 @dataclass
@@ -76,7 +76,7 @@ class Progress:
             for name in sorted(shared):
                 self.ranks.gathered(self.tensors()[name])
             return
-        with whole(folder / "state.h5") as draft, h5py.File(draft, "w") as file:
+        with whole_hdf5(folder / "state.h5") as file:
             for name, tensor in sorted(self.tensors().items()):
                 every = self.ranks.gathered(tensor) if name in shared else tensor.cpu()
                 file[name] = _bits(every).numpy()

@@ -8,7 +8,6 @@ killed run. States of other tokens, of text that was changed in its place, are n
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import shutil
@@ -23,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
-from ontogeny import devices
+from ontogeny import devices, locks
 from ontogeny.corpus.build import Tokens
 from ontogeny.files import InputError, whole, write_table, write_text
 from ontogeny.progress import bar
@@ -148,7 +147,7 @@ def claimed(archive: Path, tokens: str) -> Iterator[None]:
     """
     archive.mkdir(parents=True, exist_ok=True)
     with open(archive / ".lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        locks.hold(file, wait=True)
         mark = archive / "tokens"
         if not mark.exists() or mark.read_text() != tokens:
             for step in _steps_in(archive):

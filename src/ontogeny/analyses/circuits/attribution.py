@@ -23,6 +23,7 @@ circuits.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -40,7 +41,7 @@ from ontogeny.analyses.circuits.downstream import Downstream, measured, path_gra
 from ontogeny.analyses.circuits.settings import Circuits
 from ontogeny.analyses.circuits.tasks import Task
 from ontogeny.crosscoder.model import Crosscoder
-from ontogeny.files import InputError, whole, write_table
+from ontogeny.files import InputError, reserve, whole_hdf5, write_table
 from ontogeny.progress import bar
 from ontogeny.settings import Settings
 from ontogeny.snapshots import sites
@@ -125,6 +126,7 @@ def find_differences(
     remote = settings.snapshots.remote_code
     with tempfile.TemporaryFile(dir=scratch) as file:
         # A map of a file that has no name: the system drops it whatever happens.
+        reserve(file, 4 * math.prod(shape), scratch)
         values: Any = np.memmap(file, np.float32, "w+", shape=shape)
         steps = list(dict.fromkeys(step for step, _, _ in about.inputs))
         with bar("attribution: features", len(steps), "snapshots") as progress:
@@ -212,7 +214,7 @@ def _encoded(
 
 def write_differences(path: Path, by_task: dict[str, Difference]) -> None:
     """Write what `read_differences` reads: HDF5, one group per task."""
-    with whole(path) as draft, h5py.File(draft, "w") as file:
+    with whole_hdf5(path) as file:
         for name, difference in by_task.items():
             for field in fields(Difference):
                 file[f"{name}/{field.name}"] = getattr(difference, field.name)

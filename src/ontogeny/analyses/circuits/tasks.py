@@ -50,7 +50,7 @@ from tokenizers import Tokenizer
 
 from ontogeny.analyses.circuits import python_words, words
 from ontogeny.analyses.circuits.pairs import Draws, Pair, Text, Unfit
-from ontogeny.files import InputError, whole
+from ontogeny.files import InputError, whole_hdf5
 
 LEAST_PAIRS = 16  # of a task; with fewer it is left out
 LEAST_WORDS = 4  # nouns of a task
@@ -331,7 +331,7 @@ def write(path: Path, tasks: list[Task], tokens: str) -> None:
     ----------
     tokens : digest of the tokens that they are of.
     """
-    with whole(path) as draft, h5py.File(draft, "w") as file:
+    with whole_hdf5(path) as file:
         file.attrs["tokens"] = tokens
         file.attrs["tasks"] = [task.name for task in tasks]
         for task in tasks:

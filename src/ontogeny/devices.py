@@ -8,10 +8,14 @@ import shutil
 import sys
 import sysconfig
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import torch
+
+EAGERLY = "training runs eagerly, slower"
+_said: list[str] = []
 
 
 def choose(device: str) -> torch.device:
@@ -58,10 +62,55 @@ def compiler_missing() -> str:
     return ""
 
 
+def _say(reason: str) -> None:
+    """Say, once a process, why nothing is compiled."""
+    if not _said:
+        _said.append(reason)
+        print(f"{reason}: {EAGERLY}", file=sys.stderr)
+
+
+def _fails_to_compile(error: BaseException) -> bool:
+    """Whether an error is the compiler's, or the system's as it keeps and loads what it makes."""
+    from torch._dynamo.exc import TorchDynamoException
+    from torch._inductor.exc import InductorError
+
+    return isinstance(error, TorchDynamoException | InductorError | OSError | ImportError)
+
+
+def _reason(error: BaseException) -> str:
+    """What a compiler complains of, in one line: the system's reason, or its own first error."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
+    telling = ("error:", "Error:", "failed to map", "No space left", "denied", "Read-only")
+    return next((line for line in lines if any(word in line for word in telling)), lines[0])[:200]
+
+
 def compiled(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
-    """`torch.compile` as one graph, or the function itself, said aloud, where that cannot be."""
+    """`torch.compile` as one graph, or the function itself, said aloud, where that cannot be.
+
+    That shows when it is first called: a compiler may fail, its cache may be full, or lie where
+    nothing can be run from.
+    """
     missing = compiler_missing() if device.type == "cpu" else ""
     if missing:
-        print(f"{missing}: training runs eagerly, slower", file=sys.stderr)
+        _say(missing)
         return function
-    return torch.compile(function, fullgraph=True, dynamic=False)
+    try:
+        use: Callable[..., Any] = torch.compile(function, fullgraph=True, dynamic=False)
+    except (OSError, ImportError) as error:  # its cache cannot be made
+        _say(f"torch.compile: {_reason(error)}")
+        return function
+
+    @wraps(function)
+    def call(*given: Any, **named: Any) -> Any:
+        nonlocal use
+        try:
+            return use(*given, **named)
+        except Exception as error:
+            if use is function or not _fails_to_compile(error):
+                raise
+            # Nothing has been computed: compiling comes before a graph's first operation.
+            _say(f"torch.compile: {_reason(error)}")
+            use = function
+        return use(*given, **named)
+
+    return call

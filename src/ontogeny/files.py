@@ -130,6 +130,30 @@ def whole_hdf5(path: str | Path, **options: Any) -> Iterator[h5py.File]:
         file.close()
 
 
+BROKEN = (OSError, KeyError, ValueError, TypeError, RuntimeError, EOFError)
+"""What readers of HDF5 raise of a damaged file."""
+
+
+def open_hdf5(path: str | Path) -> h5py.File:
+    """Open an HDF5 file for reading.
+
+    Raises
+    ------
+    InputError : the system refuses to, so that nothing is known of the file. OSError : it is
+        truncated, or no HDF5.
+    """
+    import h5py
+
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        system = failure(error)
+        if system is None:
+            raise
+        system.filename = str(path)
+        raise InputError(explained(system)) from None
+
+
 def reserve(file: IO[Any], size: int, folder: str | Path) -> None:
     """Take the disk space of a file that is then written through a memory map.
 

@@ -6,8 +6,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import h5py
-
 from ontogeny import registry
 from ontogeny.activations import order
 from ontogeny.activations.sites import expand
@@ -21,7 +19,7 @@ from ontogeny.corpus.wheels import (
 )
 from ontogeny.cost import limits
 from ontogeny.experiment import Experiment
-from ontogeny.files import InputError
+from ontogeny.files import BROKEN, InputError, open_hdf5
 from ontogeny.scratch import below
 from ontogeny.settings import Settings
 from ontogeny.snapshots import sources
@@ -151,9 +149,11 @@ def _faults(settings: Settings, results: Path) -> Iterator[str]:
     for path in sorted(p for p in below(folder) if p.suffix == ".h5"):
         name = path.relative_to(folder)
         try:
-            with h5py.File(path, "r") as file:
+            with open_hdf5(path) as file:
                 ours = set(_datasets(name)) <= set(file)
-        except OSError:
+        except InputError as error:
+            yield str(error)
+        except BROKEN:
             yield f"{path}: truncated or not HDF5; delete it to make it again"
         else:
             if not ours:

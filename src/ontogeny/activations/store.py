@@ -34,7 +34,7 @@ import xxhash
 
 from ontogeny.activations.sites import STACK, Site, folder_name, rows_path
 from ontogeny.activations.sizes import CHUNK_BYTES, FLETCHER_BYTES
-from ontogeny.files import InputError, whole_hdf5
+from ontogeny.files import InputError, open_hdf5, whole_hdf5
 from ontogeny.version import VERSION
 
 FORMAT = "ontogeny-activations-4"
@@ -93,7 +93,7 @@ class Reader:
         self.path = path
         self._file = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             data = file[name]
             self.shape: tuple[int, int] = data.shape
             self._digests = [int(digest) for digest in file[f"{name}_xxh3"][:]]
@@ -143,7 +143,7 @@ def open_checked(path: str | Path, **expected: Any) -> h5py.File:
     InputError : the file is truncated, foreign, or differs from `expected` in an attribute.
     """
     try:
-        file = h5py.File(path, "r")
+        file = open_hdf5(path)
     except OSError as error:
         why = str(error).split("(")[-1].rstrip(")")
         raise InputError(
@@ -207,7 +207,7 @@ def stack(
                 source = held.name if path.parent == Path(output).parent else held.resolve()
                 layout[i] = h5py.VirtualSource(str(source), name, shape)
             file.create_virtual_dataset(name, layout)
-        with h5py.File(paths[0]) as first:
+        with open_hdf5(paths[0]) as first:
             for name in ("held_out/position", "held_out/token"):
                 file[name] = first[name][:]
         facts = {"steps": steps, "scale": scale, "scales": scales, "width": width}

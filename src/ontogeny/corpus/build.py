@@ -23,7 +23,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from ontogeny.corpus import arrays, text
 from ontogeny.corpus import wheels as wheel_text
 from ontogeny.corpus.sizes import chunk_blocks
-from ontogeny.files import InputError, one_line, whole_hdf5, write_text
+from ontogeny.files import BROKEN, InputError, one_line, open_hdf5, whole_hdf5, write_text
 from ontogeny.progress import bar
 from ontogeny.settings import Corpus
 
@@ -245,7 +245,7 @@ class Tokens:
     def __init__(self, path: str | Path) -> None:
         self.path = path
         try:
-            file = h5py.File(path, "r")
+            file = open_hdf5(path)
             self._data = file["tokens"]
             self.context = int(self._data.shape[1])
             self.splits = {name: tuple(map(int, file.attrs[name])) for name in SPLITS}
@@ -255,7 +255,9 @@ class Tokens:
             self.tokenizer = str(file.attrs["tokenizer"])
             self.corpus = str(file.attrs["corpus"])
             self.digest = str(file.attrs["digest"])
-        except (OSError, KeyError) as error:
+        except InputError:
+            raise
+        except BROKEN as error:
             raise self._damaged(error) from None
 
     def _damaged(self, error: Exception) -> InputError:

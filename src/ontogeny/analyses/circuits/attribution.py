@@ -29,7 +29,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pandas as pd
 import torch
@@ -41,7 +40,7 @@ from ontogeny.analyses.circuits.downstream import Downstream, measured, path_gra
 from ontogeny.analyses.circuits.settings import Circuits
 from ontogeny.analyses.circuits.tasks import Task
 from ontogeny.crosscoder.model import Crosscoder
-from ontogeny.files import InputError, reserve, whole_hdf5, write_table
+from ontogeny.files import BROKEN, InputError, open_hdf5, reserve, whole_hdf5, write_table
 from ontogeny.progress import bar
 from ontogeny.settings import Settings
 from ontogeny.snapshots import sites
@@ -228,9 +227,11 @@ def read_differences(path: Path, name: str) -> Difference:
     InputError : the file is damaged, or has no such task.
     """
     try:
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             return Difference(*(file[name][field.name][:] for field in fields(Difference)))
-    except (OSError, KeyError) as error:
+    except InputError:
+        raise
+    except BROKEN as error:
         why = " ".join(str(error).split())
         raise InputError(
             f"{path}: truncated, or of other tasks; delete it to make it again ({why})"

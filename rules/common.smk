@@ -1,6 +1,7 @@
 # What the rules share: the experiment's map, digests of code and settings, resources. No rule.
 
 import re
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -33,6 +34,9 @@ try:
 except (schema.SettingsError, InputError) as error:
     raise WorkflowError(str(error)) from None
 
+if workflow.is_main_process and workflow.dryrun and digests.copied_without_times(E.folder):
+    print(manifest.copied(E.folder), file=sys.stderr)
+
 RESULTS = str(E.folder)
 STEPS = E.steps
 DICTIONARIES = S.all_crosscoders  # analyses' own too, which are trained when they are asked for
@@ -62,6 +66,9 @@ def claim(settings):
     however it ends; Snakemake's own outlives a kill, and the profile leaves it out.
     """
     experiment = Experiment(f"results/{settings.name}", settings)
+    forced = workflow.touch or workflow.dag_settings.forceall
+    if not forced and digests.copied_without_times(experiment.folder):
+        raise WorkflowError(manifest.copied(experiment.folder))
     resolved = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
     config = experiment.path("config")
     try:

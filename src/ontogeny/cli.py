@@ -94,6 +94,7 @@ def use_threads(count: int) -> None:
 
     devices.use_threads(count)
     devices.keep_memory()
+    devices.find_compiled()
 
 
 # Before a run

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 
+COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 EAGERLY = "training runs eagerly, slower"
 _said: list[str] = []
 
@@ -50,6 +52,23 @@ def keep_memory() -> None:
         mmap_threshold, trim_threshold = -3, -1
         library.mallopt(mmap_threshold, 1 << 30)
         library.mallopt(trim_threshold, (1 << 31) - 1)
+
+
+def find_compiled() -> None:
+    """See to it that torch has a folder for what it compiles, which it needs as it is loaded."""
+    named = os.environ.get(COMPILED)
+    if not named:
+        return
+    try:
+        Path(named).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=named).close()
+    except OSError as error:
+        os.environ[COMPILED] = tempfile.mkdtemp(prefix="ontogeny-compiled-")
+        print(
+            f"{COMPILED}: {named} cannot be written to ({error.strerror}); "
+            f"{os.environ[COMPILED]} is used",
+            file=sys.stderr,
+        )
 
 
 def compiler_missing() -> str:
@@ -94,11 +113,7 @@ def compiled(function: Callable[..., Any], device: torch.device) -> Callable[...
     if missing:
         _say(missing)
         return function
-    try:
-        use: Callable[..., Any] = torch.compile(function, fullgraph=True, dynamic=False)
-    except (OSError, ImportError) as error:  # its cache cannot be made
-        _say(f"torch.compile: {_reason(error)}")
-        return function
+    use: Callable[..., Any] = torch.compile(function, fullgraph=True, dynamic=False)
 
     @wraps(function)
     def call(*given: Any, **named: Any) -> Any:

@@ -16,25 +16,28 @@ from typing import Any, NamedTuple
 
 import xxhash
 
-FOLDER, MARK = "digests", "README"
+FOLDER, MARK, PLACE = "digests", "README", "place"
+SAME_TIME = 2_000_000_000  # ns: some file systems keep no finer times
 PIECE = 1 << 22  # bytes that are read at a time
 
 
 class Digest(NamedTuple):
-    """A file's size in bytes and the hexadecimal XXH3 (128 bits) of its content."""
+    """A file's size in bytes, the hexadecimal XXH3 (128 bits) of its content, and its time, ns."""
 
     size: int
     xxh3: str
+    time: int
 
 
 def of(path: Path) -> Digest:
     """Digest of a file as it is now."""
     digest, size = xxhash.xxh3_128(), 0
     with open(path, "rb", buffering=0) as file:
+        time = os.fstat(file.fileno()).st_mtime_ns
         while piece := file.read(PIECE):
             digest.update(piece)
             size += len(piece)
-    return Digest(size, digest.hexdigest())
+    return Digest(size, digest.hexdigest(), time)
 
 
 def of_all(path: Path) -> dict[str, Digest]:
@@ -49,6 +52,28 @@ def begin(experiment: Path) -> None:
     """Keep digests of what is written in an experiment's folder from now on."""
     (experiment / FOLDER).mkdir(exist_ok=True)
     (experiment / FOLDER / MARK).write_text(__doc__ or "", encoding="utf-8")
+    (experiment / FOLDER / PLACE).write_text(_place(experiment), encoding="utf-8")
+
+
+def _place(experiment: Path) -> str:
+    about = (experiment / FOLDER).stat()
+    return f"{about.st_dev} {about.st_ino}"
+
+
+def copied_without_times(experiment: Path) -> bool:
+    """Whether a folder is a copy whose files are as old as the copying, in its order.
+
+    Snakemake then takes results for older than what they are made from. `cp -a` and `rsync -a`
+    keep the times.
+    """
+    try:
+        if (experiment / FOLDER / PLACE).read_text(encoding="utf-8") == _place(experiment):
+            return False
+    except OSError:
+        return False
+    files = [(path, digest.time) for path, (digest, _) in known(experiment).items()]
+    there = [(path.stat().st_mtime_ns, time) for path, time in files if path.exists()]
+    return sum(abs(now - then) > SAME_TIME for now, then in there) > len(there) / 2
 
 
 def home(path: Path) -> Path | None:
@@ -90,7 +115,9 @@ def _read(record: Path) -> dict[str, Digest]:
     """The digests of a record; none where it is damaged itself."""
     try:
         kept: Any = json.loads(record.read_text(encoding="utf-8"))
-        return {name: Digest(int(d["size"]), str(d["xxh3"])) for name, d in kept.items()}
+        return {
+            name: Digest(int(d["size"]), str(d["xxh3"]), int(d["time"])) for name, d in kept.items()
+        }
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}
 
@@ -136,7 +163,7 @@ def fault(path: Path, digest: Digest, most: int | None = None) -> str:
         size = path.stat().st_size
         if size != digest.size:
             return f"holds {size:,} bytes of the {digest.size:,} that were written"
-        if (most is None or size <= most) and of(path) != digest:
+        if (most is None or size <= most) and of(path).xxh3 != digest.xxh3:
             return "its content is no longer what was written"
     except FileNotFoundError:
         return "missing"

@@ -5,10 +5,10 @@ A full disk, a folder that cannot be written to and the like end in one line.
 
 from __future__ import annotations
 
-import atexit
 import errno
 import glob
 import hashlib
+import io
 import json
 import os
 import re
@@ -106,12 +106,53 @@ def whole(path: str | Path) -> Iterator[Path]:
         _remove(draft)
 
 
+class _Draft(io.FileIO):
+    """The file that HDF5 writes to, which keeps the system's first error and hides it from HDF5.
+
+    HDF5 crashes the process if it cannot write, as on a full disk, at once or as the process ends.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w+")
+        self.failed: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        done = 0
+        try:
+            while done < len(view) and self.failed is None:
+                done += super().write(view[done:]) or 0
+        except OSError as error:
+            self.failed = error
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            if self.failed is None:
+                return super().truncate(size)
+        except OSError as error:
+            self.failed = error
+        return size or 0
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        done = super().readinto(view) or 0
+        if self.failed is not None and done < len(view):
+            view[done:] = bytes(len(view) - done)
+        return len(view) if self.failed is not None else done
+
+    def check(self) -> None:
+        """Raise the error that a write has met."""
+        if self.failed is not None:
+            raise self.failed
+
+
 @contextmanager
 def whole_hdf5(path: str | Path, **options: Any) -> Iterator[h5py.File]:
     """Yield a new HDF5 file, in its place when the block ends without error.
 
-    HDF5 crashes the process as it ends if a file cannot be closed, as on a full disk: what is left
-    to write then goes into memory.
+    Its attribute `check` is a function that raises the error of a write that has failed: until
+    then writing goes on into nothing.
 
     Parameters
     ----------
@@ -119,15 +160,15 @@ def whole_hdf5(path: str | Path, **options: Any) -> Iterator[h5py.File]:
     """
     import h5py
 
-    with whole(path) as draft:
-        file = h5py.File(draft, "w", **options)
+    with whole(path) as draft, _Draft(draft) as raw:
         try:
-            yield file
-            file.flush()
-        except BaseException:
-            _divert(file)
+            with h5py.File(raw, "w", **options) as file:
+                file.check = raw.check
+                yield file
+        except Exception:
+            raw.check()  # what else went wrong follows from it
             raise
-        file.close()
+        raw.check()
 
 
 BROKEN = (OSError, KeyError, ValueError, TypeError, RuntimeError, EOFError)
@@ -139,19 +180,28 @@ def open_hdf5(path: str | Path) -> h5py.File:
 
     Raises
     ------
-    InputError : the system refuses to, so that nothing is known of the file. OSError : it is
-        truncated, or no HDF5.
+    InputError : the system refuses to. OSError : it is truncated, or no HDF5; or it is not there.
     """
     import h5py
 
     try:
         return h5py.File(path, "r")
+    except FileNotFoundError:
+        raise
     except OSError as error:
         system = failure(error)
         if system is None:
             raise
         system.filename = str(path)
         raise InputError(explained(system)) from None
+
+
+def unopened(path: str | Path, error: OSError) -> InputError:
+    """What to say of an HDF5 file that cannot be opened."""
+    if isinstance(error, FileNotFoundError):
+        return InputError(f"{path}: not made yet; run the experiment")
+    why = str(error).split("(")[-1].rstrip(")")
+    return InputError(f"{path}: truncated or not HDF5; delete it to make it again ({why})")
 
 
 def reserve(file: IO[Any], size: int, folder: str | Path) -> None:
@@ -168,17 +218,6 @@ def reserve(file: IO[Any], size: int, folder: str | Path) -> None:
             os.posix_fallocate(file.fileno(), 0, size)
         except OSError as error:
             raise InputError(explained(OSError(error.errno, "", str(folder)))) from None
-
-
-def _divert(file: h5py.File) -> None:
-    """Close a file that cannot be written; its rest goes into memory and is lost."""
-    try:
-        spare = os.memfd_create("unwritten")
-        os.dup2(spare, file.id.get_vfd_handle())
-        os.close(spare)
-        file.close()
-    except (AttributeError, OSError, RuntimeError, ValueError):
-        atexit.register(os._exit, 1)  # before HDF5 tries once more, and crashes
 
 
 def _runs(process: str) -> bool:

@@ -158,10 +158,20 @@ def verify(experiment: Path, gone: Iterable[str] = ()) -> Verdict:
     return Verdict(faults, files, size, unknown)
 
 
+def copied(experiment: Path) -> str:
+    """What to do about a copy of results that has lost the times of its files."""
+    config = experiment / registry.products()["config"].path
+    return (
+        f"{experiment}: copied without the times of its files, so that everything would run again; "
+        f"if nothing has changed since, `snakemake --cores 1 --touch --configfile {config}` keeps "
+        "it, and --forceall makes everything anew (`cp -a` and `rsync -a` keep the times)"
+    )
+
+
 def gather(experiment: Path, output: Path) -> None:
     """Write one table of all digests: name → size in bytes and XXH3."""
     table = {
-        str(path.relative_to(experiment)): digest._asdict()
+        str(path.relative_to(experiment)): {"size": digest.size, "xxh3": digest.xxh3}
         for path, (digest, _) in sorted(digests.known(experiment).items())
         if path != output and path.exists()
     }

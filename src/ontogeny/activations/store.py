@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ import xxhash
 
 from ontogeny.activations.sites import STACK, Site, folder_name, rows_path
 from ontogeny.activations.sizes import CHUNK_BYTES, FLETCHER_BYTES
-from ontogeny.files import InputError, open_hdf5, whole_hdf5
+from ontogeny.files import InputError, open_hdf5, unopened, whole_hdf5
 from ontogeny.version import VERSION
 
 FORMAT = "ontogeny-activations-4"
@@ -58,6 +59,7 @@ class Writer:
         self._chunk = np.zeros((chunk, width), dtype)  # the chunk that is being filled
         self._found: list[int] = []
         self._row = 0
+        self._check: Callable[[], None] = getattr(file, "check", lambda: None)
 
     def write(self, values: np.ndarray) -> None:
         """Append rows (P, width)."""
@@ -72,6 +74,7 @@ class Writer:
                 filled = self._row - len(self._found) * chunk
                 self._chunk[filled:] = 0  # HDF5 fills the last chunk up with zeros
                 self._data[self._row - filled : self._row] = self._chunk[:filled]
+                self._check()
                 self._found.append(xxhash.xxh3_64_intdigest(self._chunk.data))
                 if self._row == rows:
                     self._digests[:] = np.array(self._found, np.uint64)
@@ -145,10 +148,7 @@ def open_checked(path: str | Path, **expected: Any) -> h5py.File:
     try:
         file = open_hdf5(path)
     except OSError as error:
-        why = str(error).split("(")[-1].rstrip(")")
-        raise InputError(
-            f"{path}: truncated or not HDF5; delete it to make it again ({why})"
-        ) from None
+        raise unopened(path, error) from None
     if file.attrs.get("format") != FORMAT:
         raise InputError(f"{path}: not an activations file of this version; delete it")
     for name, value in expected.items():

@@ -19,7 +19,7 @@ from ontogeny.activations.rows import Cached, across, pieces, starts_of
 from ontogeny.activations.sites import Site
 from ontogeny.activations.sizes import PIECE_ROWS
 from ontogeny.activations.store import Reader, Writer
-from ontogeny.files import InputError, open_hdf5, whole_hdf5
+from ontogeny.files import InputError, open_hdf5, unopened, whole_hdf5
 from ontogeny.progress import bar
 
 FORMAT = "ontogeny-basis-2"
@@ -28,8 +28,8 @@ FORMAT = "ontogeny-basis-2"
 def _open(path: str | Path) -> h5py.File:
     try:
         return open_hdf5(path)
-    except OSError:
-        raise InputError(f"{path}: truncated or not HDF5; delete it to make it again") from None
+    except OSError as error:
+        raise unopened(path, error) from None
 
 
 class Subspace:

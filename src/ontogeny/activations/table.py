@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 
 from ontogeny.activations.sites import Site, folder_name
-from ontogeny.files import InputError, open_hdf5
+from ontogeny.files import InputError, open_hdf5, unopened
 
 FORMAT = "ontogeny-token-table-1"
 HALF = 65504.0  # the largest float16
@@ -29,8 +29,8 @@ def open_table(path: str | Path) -> h5py.File:
     """
     try:
         file = open_hdf5(path)
-    except OSError:
-        raise InputError(f"{path}: truncated or not HDF5; delete it to make it again") from None
+    except OSError as error:
+        raise unopened(path, error) from None
     if file.attrs.get("format") != FORMAT:
         raise InputError(f"{path}: not a token table of this version; delete it")
     return file

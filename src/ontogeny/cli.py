@@ -467,9 +467,8 @@ def verify(experiment: Experiment) -> None:
     found = manifest.verify(experiment.folder, gone)
     if found.faults:
         raise InputError("\n".join(found.faults))
-    print(
-        f"{experiment.folder}: {found.files} files, {found.size / 1e9:.2f} GB, as they were written"
-    )
+    compared = f"{found.files} files, {found.size / 1e9:.3g} GB"
+    print(f"{experiment.folder}: {compared}, all as they were written")
     for path in found.unknown:
         print(f"{path}: no digest is kept of it; its content was not compared")
 

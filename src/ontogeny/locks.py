@@ -47,8 +47,13 @@ def claim(folder: Path) -> IO[str]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = open(folder / ".lock", "w")
-    held = hold(lock)
+    try:
+        held = hold(lock)
+    except OSError:
+        lock.close()
+        raise
     if held is False:
+        lock.close()
         raise InputError(f"{folder}: another run works here; wait for it or end it")
     if held is None:
         print(

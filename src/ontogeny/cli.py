@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ontogeny import gpus, lineage, manifest, registry, running
+from ontogeny import lineage, manifest, registry, running
 from ontogeny import settings as schema
 from ontogeny.activations.sites import folder_name
-from ontogeny.console import Group
+from ontogeny.console import Group, of_experiment, on_device, take_gpus, threads, use_threads
 from ontogeny.declarations import Figure, Stage
 from ontogeny.exchange import commands
 from ontogeny.experiment import Experiment
@@ -47,54 +45,6 @@ def _figures() -> list[click.Command]:
 @click.version_option(VERSION)
 def main() -> None:
     """Watch concepts grow inside a language model while it trains."""
-
-
-def _open(_: Any, __: Any, folder: Path) -> Experiment:
-    return Experiment.open(folder)
-
-
-def _open_on_device(_: Any, __: Any, folder: Path) -> Experiment:
-    """Of several GPUs this process takes one for itself, before torch starts."""
-    experiment = Experiment.open(folder)
-    take_gpus(experiment)
-    return experiment
-
-
-def take_gpus(experiment: Experiment, count: int = 1) -> None:
-    """Take so many of this machine's GPUs for this process, before CUDA starts."""
-    name = gpus.take(experiment.settings.device, count)
-    if name is not None:
-        print(f"on GPU {name}", file=sys.stderr)
-
-
-def of_experiment(function: Callable[..., Any], callback: Callable[..., Any] = _open) -> Any:
-    """The argument EXPERIMENT, a folder such as results/default, handed on as its map."""
-    return click.argument("experiment", type=FOLDER, callback=callback, is_eager=True)(function)
-
-
-def on_device(function: Callable[..., Any]) -> Any:
-    """As `of_experiment`, for what uses the device of the configuration."""
-    return of_experiment(function, _open_on_device)
-
-
-def threads(function: Callable[..., Any]) -> Any:
-    """The --threads option, obeyed before the command runs."""
-
-    def obey(_: Any, __: Any, value: int) -> None:
-        use_threads(value)
-
-    return click.option(
-        "--threads", type=click.IntRange(1), default=1, expose_value=False, callback=obey
-    )(function)
-
-
-def use_threads(count: int) -> None:
-    """Fix the threads of what follows, which imports torch."""
-    from ontogeny import devices
-
-    devices.use_threads(count)
-    devices.keep_memory()
-    devices.find_compiled()
 
 
 # Before a run

@@ -1,4 +1,7 @@
-"""How commands end: what cannot be done is one line a fault, and a traceback is a fault of ours."""
+"""What commands share: the experiment that they work on, its device, and how they end.
+
+What cannot be done is one line a fault; a traceback is a fault of ours.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ from typing import Any
 
 import click
 
-from ontogeny import process
+from ontogeny import gpus, process
+from ontogeny.experiment import Experiment
 from ontogeny.files import InputError, explained, failure, one_line
 from ontogeny.settings import SettingsError
 
@@ -75,3 +79,56 @@ def _reasons(error: Exception, words: Sequence[str]) -> list[str]:
 
     folders = [Path(word) for word in words if Path(word, "config.yaml").is_file()]
     return [line for folder in folders for line in manifest.damaged(folder)]
+
+
+def _open(_: Any, __: Any, folder: Path) -> Experiment:
+    return Experiment.open(folder)
+
+
+def _open_on_device(_: Any, __: Any, folder: Path) -> Experiment:
+    """Of several GPUs this process takes one for itself, before torch starts."""
+    experiment = Experiment.open(folder)
+    take_gpus(experiment)
+    return experiment
+
+
+def take_gpus(experiment: Experiment, count: int = 1) -> None:
+    """Take so many of this machine's GPUs for this process, before CUDA starts."""
+    name = gpus.take(experiment.settings.device, count)
+    if name is not None:
+        print(f"on GPU {name}", file=sys.stderr)
+
+
+def of_experiment(function: Callable[..., Any], callback: Callable[..., Any] = _open) -> Any:
+    """The argument EXPERIMENT, a folder such as results/default, handed on as its map."""
+    return click.argument(
+        "experiment",
+        type=click.Path(path_type=Path, file_okay=False),
+        callback=callback,
+        is_eager=True,
+    )(function)
+
+
+def on_device(function: Callable[..., Any]) -> Any:
+    """As `of_experiment`, for what uses the device of the configuration."""
+    return of_experiment(function, _open_on_device)
+
+
+def threads(function: Callable[..., Any]) -> Any:
+    """The --threads option, obeyed before the command runs."""
+
+    def obey(_: Any, __: Any, value: int) -> None:
+        use_threads(value)
+
+    return click.option(
+        "--threads", type=click.IntRange(1), default=1, expose_value=False, callback=obey
+    )(function)
+
+
+def use_threads(count: int) -> None:
+    """Fix the threads of what follows, which imports torch."""
+    from ontogeny import devices
+
+    devices.use_threads(count)
+    devices.keep_memory()
+    devices.find_compiled()

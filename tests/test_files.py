@@ -102,6 +102,8 @@ def test_a_file_system_that_cannot_be_written_to(small_disk):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with pytest.raises(InputError, match=r"/a: this file system cannot be written to"):
         write_text(small_disk / "a/b.txt", "x")
+    with pytest.raises(InputError, match=r"/b\.txt: this file system cannot be written to"):
+        write_text(small_disk / "b.txt", "x")
 
 
 def test_files_are_read_back_as_they_were_written(tmp_path):

@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -103,7 +103,8 @@ def whole(path: str | Path) -> Iterator[Path]:
             system.filename = str(path)
         raise InputError(explained(system)) from None
     finally:
-        _remove(draft)
+        with suppress(OSError):  # where nothing can be written, nothing can be removed
+            _remove(draft)
 
 
 class _Draft(io.FileIO):

@@ -14,7 +14,7 @@ from ontogeny.files import InputError
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Run:
-    run = Run(tmp_path_factory.mktemp("state"))
+    run = Run(tmp_path_factory.mktemp("state"), {"crosscoders.topk.steps": 120})
     digests.begin(run.map.folder)
     run.stages("corpus", "pretrain", "extract", "basis", "project")
     return run
@@ -27,7 +27,7 @@ def trained(run: Run) -> bytes:
 
 
 def test_a_damaged_state_is_left_alone(run, capsys, monkeypatch):
-    monkeypatch.setattr(stage, "SAVE_EVERY", 8)  # of 20 steps
+    monkeypatch.setattr(stage, "SAVE_EVERY", 50)  # of 120 steps
     unbroken = trained(run)
     state = lineage.state(run.map, "topk", 0) / "state.h5"
     data = bytearray(state.read_bytes())

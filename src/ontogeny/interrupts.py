@@ -12,6 +12,7 @@ import os
 import shlex
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,8 @@ def end_with_jobs(local: bool) -> None:
         end_children(GRACE)
         os._exit(128 + number)
 
+    if threading.current_thread() is not threading.main_thread():
+        return  # where Snakemake is called by another program, that one has the signals
     for each in SIGNALS:
         if signal.getsignal(each) != signal.SIG_IGN:
             signal.signal(each, stop)

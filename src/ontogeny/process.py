@@ -6,6 +6,7 @@ import atexit
 import gc
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -38,7 +39,8 @@ def interruptible() -> Iterator[None]:
         sys.exit(128 + number)
 
     before = {}
-    for each in (signal.SIGINT, signal.SIGTERM):
+    main = threading.current_thread() is threading.main_thread()  # others have no signals
+    for each in (signal.SIGINT, signal.SIGTERM) if main else ():
         if signal.getsignal(each) in (signal.SIG_DFL, signal.default_int_handler):
             before[each] = signal.signal(each, leave)
     try:

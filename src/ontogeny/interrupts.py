@@ -71,7 +71,11 @@ def end_children(grace: float) -> None:
         if not left:
             return
         late = time.monotonic() > deadline
-        for process in left if late else left - asked:
+        new = left if late else left - asked
+        shells = {process for process in new if _is_shell(process)}
+        for process in shells:  # they have nothing to tidy, and would report what ends below them
+            _send(process, signal.SIGKILL)
+        for process in new - shells:
             _send(process, signal.SIGKILL if late else signal.SIGTERM)
         asked |= left
         time.sleep(0.05)
@@ -84,6 +88,13 @@ def _below(own: psutil.Process) -> Iterator[psutil.Process]:
                 yield process
         except psutil.Error:
             continue
+
+
+def _is_shell(process: psutil.Process) -> bool:
+    try:
+        return process.name() in ("sh", "bash", "dash")
+    except psutil.Error:
+        return False
 
 
 def _send(process: psutil.Process, number: int) -> None:

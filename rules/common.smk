@@ -20,7 +20,10 @@ from ontogeny.snapshots import local, sources
 
 CONDA = "../envs/ontogeny.yaml"
 
-if workflow.is_main_process and not workflow.dryrun:
+# Snakemake says only later what kind of run this is.
+DRY_RUN = any(re.fullmatch(r"--dry-?run|-[a-zA-Z]*n[a-zA-Z]*", word) for word in sys.argv)
+
+if workflow.is_main_process:
     interrupts.end_with_jobs(workflow.local_exec)
 
 try:
@@ -34,7 +37,7 @@ try:
 except (schema.SettingsError, InputError) as error:
     raise WorkflowError(str(error)) from None
 
-if workflow.is_main_process and workflow.dryrun and digests.copied_without_times(E.folder):
+if workflow.is_main_process and DRY_RUN and digests.copied_without_times(E.folder):
     print(manifest.copied(E.folder), file=sys.stderr)
 
 RESULTS = str(E.folder)

@@ -78,7 +78,7 @@ def test_the_workflow_runs_from_a_folder_without_a_checkout(tmp_path):
     (tmp_path / "text.txt").write_text("some words of text\n" * 2000)
     given = tiny({"corpus": {"files": {"paths": ["text.txt"]}, "context": 16, "train_blocks": 64}})
     given["corpus"] |= {"held_out_blocks": 8, "pretrain_blocks": 16, "vocabulary": 270}
-    given["replicates"] = {"seed1": {"snapshots": {"pretrain": {"seed": 1}}}}
+    given["replicates"] = {"seed1": {"snapshots.pretrain.seed": 1}}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(given))
     words = ("--snakefile", str(ROOT / "Snakefile"))
     said = elsewhere.snakemake(*words, "--dry-run", "--configfile", "mine.yaml")

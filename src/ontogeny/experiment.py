@@ -469,7 +469,8 @@ class Experiment:
                 crosscoder="*", seed="*"))  # fmt: skip
             made = sorted(str(p.parent.relative_to(folder.parents[1])) for p in weights)
             raise InputError(f"{folder}: no crosscoder; there are {', '.join(made) or 'none yet'}")
-        manifest.check(self.path("weights", **keys), self.path("about", **keys))
+        weights = self.path("weights", **keys)
+        manifest.check(weights, weights.with_name("config.json"))
         return folder
 
     def tokens(self) -> Tokens:

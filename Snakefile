@@ -13,13 +13,19 @@
 # snakemake --cores 2                                       the default experiment, config.yaml
 # snakemake --cores 2 --configfile experiments/NAME.yaml    another; both live under results/
 
+import os
+
 from snakemake.utils import min_version
 
 min_version("9.0")
 
+DEFAULT = "config.yaml"
+if not os.path.exists(DEFAULT):  # in another working folder
+    DEFAULT = os.path.join(workflow.basedir, DEFAULT)
+
 if not config:  # --configfile replaces the default experiment, it is not merged into it
 
-    configfile: "config.yaml"
+    configfile: DEFAULT
 
 
 include: "rules/common.smk"
@@ -34,10 +40,19 @@ include: "rules/replicates.smk"
 
 onstart:
     if workflow.is_main_process:
+        interrupts.end_with_jobs(
+            workflow.local_exec
+        )  # Snakemake has just put in its own handler
         for experiment in at_work():
             advise(experiment)  # which compares with what the last run has left
             claim(experiment)
             refuse_what_does_not_fit(experiment)
+
+
+onsuccess:
+    if workflow.is_main_process:
+        for experiment in at_work():
+            keep_manifest(experiment)
 
 
 # What the experiment costs, before it runs: `snakemake --cores 1 plan`.

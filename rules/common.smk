@@ -1,23 +1,30 @@
 # What the rules share: the experiment's map, digests of code and settings, resources. No rule.
 
-import fcntl
 import re
+import sys
 from functools import cache
 from pathlib import Path
 
 import yaml
 
-from ontogeny import doubts, lineage, preflight, registry, running, scratch
+from ontogeny import digests, doubts, interrupts, lineage, locks, manifest
+from ontogeny import preflight, registry, running, scratch
 from ontogeny import settings as schema
 from ontogeny.corpus import text as texts
-from ontogeny.corpus.wheels import needed
+from ontogeny.corpus.wheels import needed, requirements_file
 from ontogeny.cost import needs as jobs_needs
 from ontogeny.experiment import Experiment
-from ontogeny.files import InputError, digest_file, digest_value, write_text
+from ontogeny.files import InputError, digest_file, digest_value, explained, write_text
 from ontogeny.lineage import NO_RESULT, code, values
 from ontogeny.snapshots import local, sources
 
 CONDA = "../envs/ontogeny.yaml"
+
+# Snakemake says only later what kind of run this is.
+DRY_RUN = any(re.fullmatch(r"--dry-?run|-[a-zA-Z]*n[a-zA-Z]*", word) for word in sys.argv)
+
+if workflow.is_main_process:
+    interrupts.end_with_jobs(workflow.local_exec)
 
 try:
     for file in workflow.configfiles:
@@ -30,6 +37,9 @@ try:
     SHARDS = E.shards
 except (schema.SettingsError, InputError) as error:
     raise WorkflowError(str(error)) from None
+
+if workflow.is_main_process and DRY_RUN and digests.copied_without_times(E.folder):
+    print(manifest.copied(E.folder), file=sys.stderr)
 
 RESULTS = str(E.folder)
 STEPS = E.steps
@@ -60,22 +70,28 @@ def claim(settings):
     however it ends; Snakemake's own outlives a kill, and the profile leaves it out.
     """
     experiment = Experiment(f"results/{settings.name}", settings)
-    experiment.folder.mkdir(parents=True, exist_ok=True)
-    try:
-        scratch.link(settings, "results")
-    except InputError as error:
-        raise WorkflowError(str(error)) from None
-    _claimed.append(open(experiment.folder / ".lock", "w"))
-    try:
-        fcntl.flock(_claimed[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise WorkflowError(
-            f"{experiment.folder}: another run works here; wait for it or end it"
-        ) from None
+    forced = workflow.touch or workflow.dag_settings.forceall
+    if not forced and digests.copied_without_times(experiment.folder):
+        raise WorkflowError(manifest.copied(experiment.folder))
     resolved = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
     config = experiment.path("config")
-    if not (config.exists() and config.read_text() == resolved):
-        write_text(config, resolved)
+    try:
+        scratch.link(settings, "results")
+        _claimed.append(locks.claim(experiment.folder))
+        digests.begin(experiment.folder)
+        if not (config.exists() and config.read_text() == resolved):
+            write_text(config, resolved)
+    except InputError as error:
+        raise WorkflowError(str(error)) from None
+    except OSError as error:
+        raise WorkflowError(explained(error)) from None
+    interrupts.wait_for_others(experiment.folder)
+
+
+def keep_manifest(settings):
+    """Gather the digests of an experiment's files beside them, in one table."""
+    experiment = Experiment(f"results/{settings.name}", settings)
+    manifest.gather(experiment.folder, experiment.path("manifest"))
 
 
 def at_work():

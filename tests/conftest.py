@@ -230,7 +230,9 @@ def analysed(finished, tmp_path_factory):
     from ontogeny.experiment import Experiment
 
     folder = tmp_path_factory.mktemp("analysed") / "results" / "hostile"
-    shutil.copytree(finished / RESULTS, folder, ignore=shutil.ignore_patterns("atlas", "state"))
+    shutil.copytree(
+        finished / RESULTS, folder, ignore=shutil.ignore_patterns("atlas", "state", "digests")
+    )
     given = yaml.safe_load((folder / "config.yaml").read_text())
     given |= {
         "name": "hostile",

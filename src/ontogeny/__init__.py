@@ -10,6 +10,7 @@ drawing of how data flows through them.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,10 @@ from ontogeny.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from ontogeny.experiment import Experiment
+
+# HDF5 reads it as it is loaded. Its locks fail on file systems that have none, and nothing here
+# needs them: a file is written under a name of its own and renamed when it is whole.
+os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
 
 __all__ = ["__version__", "open"]
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ontogeny import provenance
 from ontogeny.corpus import text
-from ontogeny.corpus.wheels import needed, pins
+from ontogeny.corpus.wheels import needed, pins, requirements_file
 from ontogeny.files import InputError, digest_file, digest_value, whole, write_json
 from ontogeny.settings import Analysis, Corpus, Pretrain
 
@@ -93,7 +93,7 @@ def corpus_key(c: Corpus, own: Path | None, pretrain: bool) -> str | None:
         if len(revision) != 40 or set(revision) - set("0123456789abcdef"):
             return None
     if c.wheels is not None:
-        pinned = pins(c.wheels.requirements, needed(c.wheels))
+        pinned = pins(requirements_file(c.wheels), needed(c.wheels))
         read.append(digest_value(sorted(pinned.items())))
     if c.files is not None:
         read += [digest_file(path) for path in text.files(c.files)]

@@ -10,21 +10,20 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ontogeny import gpus, lineage, process, registry, running
+from ontogeny import lineage, manifest, registry, running
 from ontogeny import settings as schema
 from ontogeny.activations.sites import folder_name
+from ontogeny.console import Group, of_experiment, on_device, take_gpus, threads, use_threads
 from ontogeny.declarations import Figure, Stage
 from ontogeny.exchange import commands
 from ontogeny.experiment import Experiment
 from ontogeny.files import InputError
-from ontogeny.settings import SettingsError
 from ontogeny.version import VERSION
 
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -34,47 +33,6 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 # starve where anything else runs; those that never spin are a tenth slower where nothing does.
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
     os.environ.update(OMP_WAIT_POLICY="passive", GOMP_SPINCOUNT="3000")
-
-
-class Group(click.Group):
-    """A group with the commands of what is declared; bad input ends with one line, no traceback.
-
-    Parameters
-    ----------
-    declared : makes the commands that are not written down here.
-    """
-
-    def __init__(
-        self, *args: Any, declared: Callable[[], list[click.Command]], **more: Any
-    ) -> None:
-        super().__init__(*args, **more)
-        self._declared: Callable[[], list[click.Command]] | None = declared
-
-    def _declare(self) -> None:
-        if self._declared is not None:
-            made, self._declared = self._declared(), None
-            for command in made:
-                self.add_command(command)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """A command by its name."""
-        self._declare()
-        return super().get_command(ctx, cmd_name)
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names of all commands."""
-        self._declare()
-        return super().list_commands(ctx)
-
-    def main(self, *args: Any, **more: Any) -> Any:
-        """Run the command line."""
-        process.begin()
-        try:
-            return super().main(*args, **more)
-        except (InputError, SettingsError) as error:
-            for line in str(error).splitlines():
-                print(f"ontogeny: {line}", file=sys.stderr)
-            sys.exit(1)
 
 
 def _stages() -> list[click.Command]:
@@ -89,53 +47,6 @@ def _figures() -> list[click.Command]:
 @click.version_option(VERSION)
 def main() -> None:
     """Watch concepts grow inside a language model while it trains."""
-
-
-def _open(_: Any, __: Any, folder: Path) -> Experiment:
-    return Experiment.open(folder)
-
-
-def _open_on_device(_: Any, __: Any, folder: Path) -> Experiment:
-    """Of several GPUs this process takes one for itself, before torch starts."""
-    experiment = Experiment.open(folder)
-    take_gpus(experiment)
-    return experiment
-
-
-def take_gpus(experiment: Experiment, count: int = 1) -> None:
-    """Take so many of this machine's GPUs for this process, before CUDA starts."""
-    name = gpus.take(experiment.settings.device, count)
-    if name is not None:
-        print(f"on GPU {name}", file=sys.stderr)
-
-
-def of_experiment(function: Callable[..., Any], callback: Callable[..., Any] = _open) -> Any:
-    """The argument EXPERIMENT, a folder such as results/default, handed on as its map."""
-    return click.argument("experiment", type=FOLDER, callback=callback, is_eager=True)(function)
-
-
-def on_device(function: Callable[..., Any]) -> Any:
-    """As `of_experiment`, for what uses the device of the configuration."""
-    return of_experiment(function, _open_on_device)
-
-
-def threads(function: Callable[..., Any]) -> Any:
-    """The --threads option, obeyed before the command runs."""
-
-    def obey(_: Any, __: Any, value: int) -> None:
-        use_threads(value)
-
-    return click.option(
-        "--threads", type=click.IntRange(1), default=1, expose_value=False, callback=obey
-    )(function)
-
-
-def use_threads(count: int) -> None:
-    """Fix the threads of what follows, which imports torch."""
-    from ontogeny import devices
-
-    devices.use_threads(count)
-    devices.keep_memory()
 
 
 # Before a run
@@ -238,6 +149,7 @@ def corpus(experiment: Experiment) -> None:
     from ontogeny.corpus import shared
 
     settings = experiment.settings
+    manifest.check(experiment.path("own_tokenizer"))
     shared.build(
         settings,
         experiment.wheels if settings.corpus.wheels else None,
@@ -257,6 +169,7 @@ def pretrain(experiment: Experiment, log: bool, until: int | None) -> None:
     """Train the language model and keep its snapshots."""
     from ontogeny.snapshots import shared
 
+    manifest.check(experiment.path("tokens"))
     archive = lineage.archive(experiment)
     table = experiment.path("log") if log else None
     shared.pretrain(experiment.settings, experiment.path("tokens"), archive, table, until)
@@ -282,6 +195,7 @@ def snapshot(experiment: Experiment, step: int, threads: int) -> None:
             from ontogeny.snapshots import shared
 
             shared.pretrain(settings, experiment.path("tokens"), archive, until=step)
+        manifest.check(archive / f"step{step}")
     output = experiment.path("snapshot", step=step)
     sources.publish(settings, step, output, archive, experiment.slots)
 
@@ -298,6 +212,7 @@ def extract(experiment: Experiment, step: int, shard: int, norms: bool) -> None:
     from ontogeny.activations import norms as measured
 
     snapshot, tokens = experiment.path("snapshot", step=step), experiment.path("tokens")
+    manifest.check(snapshot, tokens)
     given = (experiment.settings, snapshot, step, tokens)
     if norms:
         return measured.measure(*given, experiment.path("norms_of", step=step))
@@ -314,6 +229,7 @@ def stack(experiment: Experiment, site: str) -> None:
 
     steps = experiment.steps
     files = [experiment.path("held_out", site=site, step=step) for step in steps]
+    manifest.check(files)
     output, scale = experiment.path("stack", site=site), experiment.settings.activations.scale
     store.stack(files, steps, output, experiment.cached, scale)
 
@@ -336,6 +252,7 @@ def token_table(experiment: Experiment, site: str) -> None:
         snapshots=experiment.path("snapshots"),
         tokens=experiment.path("tokens"),
     )
+    manifest.check(experiment.table_sources(site))
     output = experiment.path("token_table", site=site)
     stage.measure(experiment.settings, *places[site], where, output)
 
@@ -346,6 +263,12 @@ def _of_basis(experiment: Experiment, sites: str) -> str:
     if sites not in bases:
         raise InputError(f"{sites}: no crosscoder has this basis; use one of {sorted(bases)}")
     return bases[sites]
+
+
+def _sources_of_basis(experiment: Experiment, crosscoder: str, shard: int = 0) -> list[Any]:
+    """What a basis is found from, or a shard of rows is projected from."""
+    files: list[Any] = [experiment.stacks(crosscoder), experiment.tables_of(crosscoder)]
+    return [*files, experiment.training_rows(crosscoder, shard)]
 
 
 @main.command()
@@ -362,6 +285,7 @@ def basis(experiment: Experiment, sites: str) -> None:
     settings, name = experiment.settings, _of_basis(experiment, sites)
     device = devices.choose(settings.device)
     crosscoder, where = settings.all_crosscoders[name], experiment.row_paths(name)
+    manifest.check(_sources_of_basis(experiment, name))
     chosen = expand(crosscoder.inputs, experiment.steps)
     table = feed.table_of(crosscoder, chosen, where)
     rows = feed.site_rows(settings, chosen, where, device, table)
@@ -386,6 +310,7 @@ def project(experiment: Experiment, sites: str, shard: int) -> None:
     table = feed.table_of(crosscoder, chosen, experiment.row_paths(name))
     rows = Cached(experiment.path("activations"), chosen, table)
     basis = experiment.path("basis", sites=sites)
+    manifest.check(basis, _sources_of_basis(experiment, name, shard))
     output = experiment.path("projected", sites=sites, shard=shard)
     subspace.project(basis, rows, shard, output, devices.choose(settings.device))
 
@@ -403,6 +328,7 @@ def train(experiment: Experiment, crosscoder: str, seed: int) -> None:
     settings = experiment.settings
     count = settings.all_crosscoders[crosscoder].devices
     take_gpus(experiment, count)
+    manifest.check(experiment.training_sources(crosscoder))
     state = lineage.state(experiment, crosscoder, seed)
     output = experiment.path("trained", crosscoder=crosscoder, seed=seed)
     where = experiment.row_paths(crosscoder)
@@ -429,6 +355,7 @@ def fidelity(experiment: Experiment, crosscoder: str, seed: int) -> None:
     from ontogeny.crosscoder import fidelity as stage
 
     keys = {"crosscoder": crosscoder, "seed": seed}
+    manifest.check(experiment.fidelity_sources(crosscoder), experiment.path("weights", **keys))
     stage.measure(
         experiment.settings,
         experiment.path("trained", **keys),
@@ -492,6 +419,21 @@ def summary(experiment: Experiment, numbers: bool) -> None:
 
 @main.command()
 @of_experiment
+def verify(experiment: Experiment) -> None:
+    """Compare every file of an experiment with what was written; one line for each that differs."""
+    activations = experiment.settings.activations
+    gone = () if activations.keep and activations.budget is None else ("rows",)
+    found = manifest.verify(experiment.folder, gone)
+    if found.faults:
+        raise InputError("\n".join(found.faults))
+    compared = f"{found.files} files, {found.size / 1e9:.3g} GB"
+    print(f"{experiment.folder}: {compared}, all as they were written")
+    for path in found.unknown:
+        print(f"{path}: no digest is kept of it; its content was not compared")
+
+
+@main.command()
+@of_experiment
 def timeline(experiment: Experiment) -> None:
     """Draw when each job of a run worked: figures/timeline.pdf, .png and .csv."""
     from ontogeny.figures import timeline as stage
@@ -504,8 +446,9 @@ def timeline(experiment: Experiment) -> None:
 @threads
 def atlas(experiment: Experiment) -> None:
     """Write the static site that shows every feature of a finished experiment."""
-    from ontogeny.atlas import build
+    from ontogeny.atlas import build, reads
 
+    manifest.check(reads.files(experiment))
     build.build(experiment)
 
 

@@ -7,11 +7,17 @@ import os
 import shutil
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import torch
+
+COMPILED = "TORCHINDUCTOR_CACHE_DIR"
+EAGERLY = "training runs eagerly, slower"
+_said: list[str] = []
 
 
 def choose(device: str) -> torch.device:
@@ -48,6 +54,23 @@ def keep_memory() -> None:
         library.mallopt(trim_threshold, (1 << 31) - 1)
 
 
+def find_compiled() -> None:
+    """See to it that torch has a folder for what it compiles, which it needs as it is loaded."""
+    named = os.environ.get(COMPILED)
+    if not named:
+        return
+    try:
+        Path(named).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=named).close()
+    except OSError as error:
+        os.environ[COMPILED] = tempfile.mkdtemp(prefix="ontogeny-compiled-")
+        print(
+            f"{COMPILED}: {named} cannot be written to ({error.strerror}); "
+            f"{os.environ[COMPILED]} is used",
+            file=sys.stderr,
+        )
+
+
 def compiler_missing() -> str:
     """What torch.compile needs on a CPU and this machine lacks; '' where nothing is."""
     names = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]
@@ -58,10 +81,51 @@ def compiler_missing() -> str:
     return ""
 
 
+def _say(reason: str) -> None:
+    """Say, once a process, why nothing is compiled."""
+    if not _said:
+        _said.append(reason)
+        print(f"{reason}: {EAGERLY}", file=sys.stderr)
+
+
+def _fails_to_compile(error: BaseException) -> bool:
+    """Whether an error is the compiler's, or the system's as it keeps and loads what it makes."""
+    from torch._dynamo.exc import TorchDynamoException
+    from torch._inductor.exc import InductorError
+
+    return isinstance(error, TorchDynamoException | InductorError | OSError | ImportError)
+
+
+def _reason(error: BaseException) -> str:
+    """What a compiler complains of, in one line: the system's reason, or its own first error."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
+    telling = ("error:", "Error:", "failed to map", "No space left", "denied", "Read-only")
+    return next((line for line in lines if any(word in line for word in telling)), lines[0])[:200]
+
+
 def compiled(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
-    """`torch.compile` as one graph, or the function itself, said aloud, where that cannot be."""
+    """`torch.compile` as one graph, or the function itself, said aloud, where that cannot be.
+
+    That shows when it is first called: a compiler may fail, its cache may be full, or lie where
+    nothing can be run from.
+    """
     missing = compiler_missing() if device.type == "cpu" else ""
     if missing:
-        print(f"{missing}: training runs eagerly, slower", file=sys.stderr)
+        _say(missing)
         return function
-    return torch.compile(function, fullgraph=True, dynamic=False)
+    use: Callable[..., Any] = torch.compile(function, fullgraph=True, dynamic=False)
+
+    @wraps(function)
+    def call(*given: Any, **named: Any) -> Any:
+        nonlocal use
+        try:
+            return use(*given, **named)
+        except Exception as error:
+            if use is function or not _fails_to_compile(error):
+                raise
+            # Nothing has been computed: compiling comes before a graph's first operation.
+            _say(f"torch.compile: {_reason(error)}")
+            use = function
+        return use(*given, **named)
+
+    return call

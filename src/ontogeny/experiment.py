@@ -17,19 +17,19 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ontogeny import registry
+from ontogeny import manifest, registry
 from ontogeny import settings as schema
 from ontogeny.activations import order
 from ontogeny.activations.sites import basis_name, folder_name
 from ontogeny.corpus.wheels import wheels_folder
 from ontogeny.declarations import Source
-from ontogeny.files import InputError
+from ontogeny.files import InputError, one_line
 from ontogeny.settings import Settings
 from ontogeny.snapshots import sources
 from ontogeny.snapshots.sizes import leg_ends
@@ -434,19 +434,12 @@ class Experiment:
         import pandas as pd
 
         path = self.path(product, crosscoder=crosscoder or self.primary, **keys)
-        read = pd.read_parquet if path.suffix == ".parquet" else pd.read_csv
-        try:
-            return read(path)
-        except FileNotFoundError:
-            raise InputError(f"{path}: not made yet; run the experiment") from None
-        except (OSError, ValueError) as error:
-            why = " ".join(str(error).split())[:200]
-            raise InputError(f"{path}: damaged; delete it to make it again ({why})") from None
+        return _read(path, pd.read_parquet if path.suffix == ".parquet" else pd.read_csv)
 
     def json(self, product: str, **keys: Any) -> dict[str, Any]:
-        """A JSON object of the experiment, such as "levels" or "turning_point"."""
-        value: dict[str, Any] = json.loads(self.path(product, **keys).read_text(encoding="utf-8"))
-        return value
+        """A JSON object of the experiment, such as "levels"; raises as `table`."""
+        path = self.path(product, **keys)
+        return dict(_read(path, lambda file: json.loads(file.read_text(encoding="utf-8"))))
 
     def crosscoder(self, name: str | None = None, seed: int | None = None) -> Crosscoder:
         """A trained crosscoder: the primary one, and of its first seed, if not said.
@@ -464,27 +457,43 @@ class Experiment:
         keys = {"crosscoder": name or self.primary} | ({} if seed is None else {"seed": seed})
         if keys["crosscoder"] not in self.settings.all_crosscoders:
             keys.setdefault("seed", 0)
-        folder = self.path("trained", **keys)
-        if not self.path("weights", **keys).exists():
-            weights = self.folder.glob(registry.products()["weights"].path.format(
-                crosscoder="*", seed="*"))  # fmt: skip
-            made = sorted(str(p.parent.relative_to(folder.parents[1])) for p in weights)
-            raise InputError(f"{folder}: no crosscoder; there are {', '.join(made) or 'none yet'}")
+        folder, weights = self.path("trained", **keys), self.path("weights", **keys)
+        if not weights.exists():
+            pattern = registry.products()["weights"].path.format(crosscoder="*", seed="*")
+            made = [str(p.parent.relative_to(folder.parents[1])) for p in self.folder.glob(pattern)]
+            there = ", ".join(sorted(made)) or "none yet"
+            raise InputError(f"{folder}: no crosscoder; there are {there}")
+        manifest.check(weights, weights.with_name("config.json"))
         return folder
 
     def tokens(self) -> Tokens:
         """The tokenised text: `take(blocks)`, `splits`, `context`, `end_of_text`."""
         from ontogeny.corpus.build import Tokens
 
+        manifest.check(self.path("tokens"))
         return Tokens(self.path("tokens"))
 
     def contexts(self, crosscoder: str | None = None) -> Store:
         """What each feature is active on, nearly active on, and which tokens it promotes."""
         from ontogeny.features.contexts import Store
 
-        return Store(self.path("contexts", crosscoder=crosscoder or self.primary))
+        path = self.path("contexts", crosscoder=crosscoder or self.primary)
+        manifest.check(path)
+        return Store(path)
 
     def files(self) -> Iterator[Path]:
         """Every file of the experiment, also below folders that are links to other disks."""
         for folder, _, names in os.walk(self.folder, followlinks=True):
             yield from (Path(folder, name) for name in names)
+
+
+def _read(path: Path, read: Callable[[Path], Any]) -> Any:
+    """What a file holds, or InputError where it is not there or damaged."""
+    manifest.check(path)
+    try:
+        return read(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: not made yet; run the experiment") from None
+    except (OSError, ValueError) as error:
+        why = one_line(error, 200)
+        raise InputError(f"{path}: damaged; delete it to make it again ({why})") from None

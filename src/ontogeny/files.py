@@ -1,18 +1,27 @@
-"""Whole-or-nothing writing, and digests: a killed job leaves no file that looks finished."""
+"""Whole-or-nothing writing, and digests: a killed job leaves no file that looks finished.
+
+A full disk, a folder that cannot be written to and the like end in one line.
+"""
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
+import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
+
+from ontogeny import digests
 
 if TYPE_CHECKING:
+    import h5py
     import pandas as pd
 
 
@@ -25,26 +34,191 @@ def one_line(error: BaseException, longest: int | None = None) -> str:
     return " ".join(str(error).split())[:longest] or type(error).__name__
 
 
+REASONS = {
+    errno.ENOSPC: "no space is left on this disk; free some, or lower what `ontogeny plan` lists",
+    errno.EDQUOT: "your quota on this disk is used up; free some of it, or have it raised",
+    errno.EFBIG: "the file exceeds what this system allows (`ulimit -f`); have the limit raised",
+    errno.EROFS: "this file system cannot be written to; work in a folder that can",
+    errno.EACCES: "it may not be written or read here; see who owns it (`ls -l`)",
+    errno.EPERM: "it may not be written or read here; see who owns it (`ls -l`)",
+    errno.EIO: "the disk failed to read or write; see the system's log (`dmesg`)",
+    errno.ESTALE: "the network's file system has lost it; run the same command again",
+    errno.EMFILE: "too many files are open; raise the limit (`ulimit -n`)",
+    errno.ENFILE: "too many files are open on this machine; run the same command again later",
+    errno.ENOMEM: "no memory is left; end what else runs, or lower what `ontogeny plan` lists",
+    errno.ENOLCK: "this file system has no locks; set HDF5_USE_FILE_LOCKING=FALSE",
+}
+
+
+def explained(error: OSError) -> str:
+    """An error of the system as one line: the file, what is wrong, and the mend."""
+    reason = REASONS.get(error.errno or 0) or (error.strerror or one_line(error))
+    return f"{error.filename}: {reason}" if error.filename else reason
+
+
+def failure(error: BaseException) -> OSError | None:
+    """The system's error behind that of a library, such as HDF5, Arrow or safetensors."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None:
+        said = re.search(r"(?:errno = |os error |Errno )(\d+)", str(error))
+        number = int(said[1]) if said else None
+    if number not in REASONS:
+        return None
+    name = error.filename if isinstance(error, OSError) else None
+    return OSError(number, os.strerror(number), name)
+
+
 @contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, renamed to it when the block ends without error.
 
     Works for a file or a folder; a folder that is already there is replaced. Drafts of the same
-    path that killed processes left are removed.
+    path that killed processes left are removed. In an experiment's folder the digests of what was
+    written are kept.
+
+    Raises
+    ------
+    InputError : the system cannot write, as on a full disk.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        if not _runs(stale.name.split(".")[-2]):
-            _remove(stale)
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for stale in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+            if not _runs(stale.name.split(".")[-2]):
+                _remove(stale)
         yield draft
+        written = digests.of_all(draft) if digests.home(path) else {}
+        digests.forget(path)
         if path.is_dir():
             shutil.rmtree(path)
         os.replace(draft, path)
+        if written:
+            digests.keep(path, written)
+    except Exception as error:
+        system = failure(error)
+        if system is None:
+            raise
+        if system.filename is None or str(draft) in str(system.filename):
+            system.filename = str(path)
+        raise InputError(explained(system)) from None
     finally:
-        _remove(draft)
+        with suppress(OSError):  # where nothing can be written, nothing can be removed
+            _remove(draft)
+
+
+class _Draft(io.FileIO):
+    """The file that HDF5 writes to, which keeps the system's first error and hides it from HDF5.
+
+    HDF5 crashes the process if it cannot write, as on a full disk, at once or as the process ends.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w+")
+        self.failed: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        done = 0
+        try:
+            while done < len(view) and self.failed is None:
+                done += super().write(view[done:]) or 0
+        except OSError as error:
+            self.failed = error
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            if self.failed is None:
+                return super().truncate(size)
+        except OSError as error:
+            self.failed = error
+        return size or 0
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        done = super().readinto(view) or 0
+        if self.failed is not None and done < len(view):
+            view[done:] = bytes(len(view) - done)
+        return len(view) if self.failed is not None else done
+
+    def check(self) -> None:
+        """Raise the error that a write has met."""
+        if self.failed is not None:
+            raise self.failed
+
+
+@contextmanager
+def whole_hdf5(path: str | Path, **options: Any) -> Iterator[h5py.File]:
+    """Yield a new HDF5 file, in its place when the block ends without error.
+
+    Its attribute `check` is a function that raises the error of a write that has failed: until
+    then writing goes on into nothing.
+
+    Parameters
+    ----------
+    options : of h5py.File.
+    """
+    import h5py
+
+    with whole(path) as draft, _Draft(draft) as raw:
+        try:
+            with h5py.File(raw, "w", **options) as file:
+                file.check = raw.check
+                yield file
+        except Exception:
+            raw.check()  # what else went wrong follows from it
+            raise
+        raw.check()
+
+
+BROKEN = (OSError, KeyError, ValueError, TypeError, RuntimeError, EOFError)
+"""What readers of HDF5 raise of a damaged file."""
+
+
+def open_hdf5(path: str | Path) -> h5py.File:
+    """Open an HDF5 file for reading.
+
+    Raises
+    ------
+    InputError : the system refuses to. OSError : it is truncated, or no HDF5; or it is not there.
+    """
+    import h5py
+
+    try:
+        return h5py.File(path, "r")
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        system = failure(error)
+        if system is None:
+            raise
+        system.filename = str(path)
+        raise InputError(explained(system)) from None
+
+
+def unopened(path: str | Path, error: OSError) -> InputError:
+    """What to say of an HDF5 file that cannot be opened."""
+    if isinstance(error, FileNotFoundError):
+        return InputError(f"{path}: not made yet; run the experiment")
+    why = str(error).split("(")[-1].rstrip(")")
+    return InputError(f"{path}: truncated or not HDF5; delete it to make it again ({why})")
+
+
+def reserve(file: IO[Any], size: int, folder: str | Path) -> None:
+    """Take the disk space of a file that is then written through a memory map.
+
+    Such a map ends the process without a word where the disk is full.
+
+    Raises
+    ------
+    InputError : there are no `size` bytes on the disk of `folder`.
+    """
+    if hasattr(os, "posix_fallocate") and size:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            raise InputError(explained(OSError(error.errno, "", str(folder)))) from None
 
 
 def _runs(process: str) -> bool:
@@ -59,7 +233,7 @@ def _runs(process: str) -> bool:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

@@ -11,13 +11,14 @@ CUDA_VISIBLE_DEVICES. No torch is imported: it has to start when the choice is m
 
 from __future__ import annotations
 
-import fcntl
 import getpass
 import os
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+
+from ontogeny.locks import hold
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 NAMED = "ONTOGENY_GPUS"  # names of this machine's GPUs, with commas, in place of asking the driver
@@ -73,9 +74,7 @@ def take(device: str, count: int = 1, locks: Path | None = None) -> str | None:
 def _lock(path: Path) -> bool:
     """Lock a file until this process ends; False where another holds it."""
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if hold(file) is False:
         os.close(file)
         return False
     _held.append(file)

@@ -6,17 +6,21 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import h5py
-
 from ontogeny import registry
 from ontogeny.activations import order
 from ontogeny.activations.sites import expand
 from ontogeny.corpus import arrays, text
 from ontogeny.corpus.build import check_bos, model_tokenizer
-from ontogeny.corpus.wheels import check_sources, find_wheels, most_tokens, needed
+from ontogeny.corpus.wheels import (
+    check_sources,
+    find_wheels,
+    most_tokens,
+    needed,
+    requirements_file,
+)
 from ontogeny.cost import limits
 from ontogeny.experiment import Experiment
-from ontogeny.files import InputError
+from ontogeny.files import BROKEN, InputError, open_hdf5
 from ontogeny.scratch import below
 from ontogeny.settings import Settings
 from ontogeny.snapshots import local, sources
@@ -51,7 +55,7 @@ def _wheel_faults(s: Settings, results: Path) -> Iterator[str]:
         check_sources(wheels)
         folder = experiment.wheels
         if folder.is_dir() and not experiment.path("tokens").exists():
-            find_wheels(wheels.requirements, needed(wheels), folder)
+            find_wheels(requirements_file(wheels), needed(wheels), folder)
     except InputError as error:
         yield str(error)
     batch = s.snapshots.pretrain.batch_blocks if s.snapshots.pretrain else 0
@@ -176,9 +180,11 @@ def _faults(settings: Settings, results: Path) -> Iterator[str]:
     for path in sorted(p for p in below(folder) if p.suffix == ".h5"):
         name = path.relative_to(folder)
         try:
-            with h5py.File(path, "r") as file:
+            with open_hdf5(path) as file:
                 ours = set(_datasets(name)) <= set(file)
-        except OSError:
+        except InputError as error:
+            yield str(error)
+        except BROKEN:
             yield f"{path}: truncated or not HDF5; delete it to make it again"
         else:
             if not ours:

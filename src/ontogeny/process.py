@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import atexit
 import gc
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 
 def begin() -> None:
@@ -16,3 +22,29 @@ def begin() -> None:
     gc.set_threshold(50_000, 20, 100)
     atexit.unregister(gc.freeze)
     atexit.register(gc.freeze)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Leave on Ctrl-C or SIGTERM quietly, by an exception, so that drafts of files are removed.
+
+    A second signal ends the process at once. Signals that are ignored stay so.
+    """
+
+    def leave(number: int, _: FrameType | None) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_DFL)
+        if sys.stderr.isatty():
+            print("ontogeny: interrupted; the same command goes on", file=sys.stderr)
+        sys.exit(128 + number)
+
+    before = {}
+    main = threading.current_thread() is threading.main_thread()  # others have no signals
+    for each in (signal.SIGINT, signal.SIGTERM) if main else ():
+        if signal.getsignal(each) in (signal.SIG_DFL, signal.default_int_handler):
+            before[each] = signal.signal(each, leave)
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)

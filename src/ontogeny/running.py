@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ontogeny import registry
+from ontogeny import manifest, registry
 from ontogeny.declarations import Figure, Optional, Source, Stage, folder, function
 from ontogeny.experiment import Experiment
 
@@ -73,6 +73,7 @@ def outputs(experiment: Experiment, stage: Stage) -> dict[str, str]:
 def call(experiment: Experiment, declared: Declared, crosscoder: str | None = None) -> None:
     """Run a stage, or draw a figure."""
     arguments: dict[str, Any] = {}
+    manifest.check(inputs(experiment, declared, crosscoder))
     for argument, source in sources(experiment, declared, crosscoder):
         if isinstance(source, list):
             arguments[argument] = [each.argument for each in source]

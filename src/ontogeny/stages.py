@@ -95,6 +95,7 @@ PRODUCTS = [
     Product("numbers", "numbers.json", "what was found, in one flat file"),
     Product("summary", "summary.json", "the same, and what it cost"),
     Product("provenance", "provenance.json", "what the results were made from"),
+    Product("manifest", "manifest.json", "size and digest of each of these files"),
     Product("atlas", "atlas", "the static site of all features"),
     Product("benchmarks", "benchmarks", "seconds and memory of each job, by Snakemake"),
     Product("figures", "figures", "PDF, PNG and CSV of each figure"),

@@ -10,7 +10,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pandas as pd
 
@@ -18,7 +17,7 @@ from ontogeny import doubts, provenance, registry
 from ontogeny.declarations import function
 from ontogeny.experiment import Experiment
 from ontogeny.features.matching import shares
-from ontogeny.files import digest_value, write_json
+from ontogeny.files import digest_value, open_hdf5, write_json
 from ontogeny.scratch import below
 
 
@@ -217,9 +216,9 @@ def summarise(experiment: Experiment) -> None:
 def _provenance(experiment: Experiment) -> dict[str, Any]:
     """What the results were made from; no commit where the package is no checkout of its own."""
     root = provenance.ROOT.parents[1]
-    with h5py.File(experiment.path("tokens")) as file:
+    with open_hdf5(experiment.path("tokens")) as file:
         digests = {name: str(file.attrs[name]) for name in ("corpus", "tokenizer")}
-    with h5py.File(experiment.path("stack", site=experiment.sites[0])) as file:
+    with open_hdf5(experiment.path("stack", site=experiment.sites[0])) as file:
         tokens = str(file.attrs["tokens"])
     # Each snapshot that was not trained here names where it came from.
     sources = {step: experiment.path("snapshot", step=step) for step in experiment.steps}

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import torch
 from torch import Tensor
 
@@ -23,7 +22,7 @@ from ontogeny.activations.rows import Cached, Rows, SiteRows, pieces
 from ontogeny.activations.sizes import PIECE_ROWS
 from ontogeny.activations.store import check_varies
 from ontogeny.activations.subspace import FORMAT
-from ontogeny.files import InputError, whole
+from ontogeny.files import InputError, whole_hdf5
 from ontogeny.progress import bar
 from ontogeny.settings import Basis
 
@@ -214,7 +213,7 @@ def build(b: Basis, rows: SiteRows, output: str | Path, device: torch.device) ->
     leading = spectrum.vectors[:, :r].to(torch.float32)
     U, _ = torch.linalg.qr(leading @ turn)
     U[~_varying(spectrum.per_site, rows).to(U.device)] = 0
-    with whole(output) as draft, h5py.File(draft, "w") as file:
+    with whole_hdf5(output) as file:
         file["basis"] = U.cpu().numpy()
         file["turn"] = (leading.T @ U).cpu().numpy()
         file["mean"] = spectrum.mean.float().cpu().numpy()

@@ -21,7 +21,7 @@ from ontogeny.activations.rows import read_ahead
 from ontogeny.activations.sites import folder_name, rows_path
 from ontogeny.activations.sizes import PIECE_ROWS
 from ontogeny.corpus.build import Tokens
-from ontogeny.files import InputError, whole
+from ontogeny.files import InputError, whole_hdf5
 from ontogeny.progress import bar
 from ontogeny.settings import Activations, Settings
 from ontogeny.snapshots import held_out as first_look
@@ -243,8 +243,8 @@ def extract(
         """New files, by site, that are there once the contexts end."""
         files = {}
         for key in model.wanted:
-            draft = whole(name(Path(folder) / folder_name(*key) / f"step{step}.h5"))
-            files[key] = open_files.enter_context(h5py.File(open_files.enter_context(draft), "w"))
+            path = name(Path(folder) / folder_name(*key) / f"step{step}.h5")
+            files[key] = open_files.enter_context(whole_hdf5(path))
         return files
 
     with ExitStack() as open_files:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from ontogeny import devices
 from ontogeny.activations import order
 from ontogeny.activations.extract import Snapshot
 from ontogeny.corpus.build import Tokens
-from ontogeny.files import InputError, whole
+from ontogeny.files import InputError, whole_hdf5
 from ontogeny.progress import bar
 from ontogeny.settings import Settings
 
@@ -55,6 +54,6 @@ def measure(
         over |= found > section.leave_out_norm * np.median(found[first:last][kept])
     facts = {"format": order.NORMS_FORMAT, "step": step, "tokens": text.digest}
     facts["bound"] = section.leave_out_norm
-    with whole(output) as draft, h5py.File(draft, "w") as file:
+    with whole_hdf5(output) as file:
         file.create_dataset("over", data=over, compression="gzip")
         file.attrs.update(facts)

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ import xxhash
 
 from ontogeny.activations.sites import STACK, Site, folder_name, rows_path
 from ontogeny.activations.sizes import CHUNK_BYTES, FLETCHER_BYTES
-from ontogeny.files import InputError, whole
+from ontogeny.files import InputError, open_hdf5, unopened, whole_hdf5
 from ontogeny.version import VERSION
 
 FORMAT = "ontogeny-activations-4"
@@ -62,6 +62,7 @@ class Writer:
         self._chunk = np.zeros((chunk, width), dtype)  # the chunk that is being filled
         self._found: list[int] = []
         self._row = 0
+        self._check: Callable[[], None] = getattr(file, "check", lambda: None)
 
     def write(self, values: np.ndarray) -> None:
         """Append rows (P, width)."""
@@ -76,6 +77,7 @@ class Writer:
                 filled = self._row - len(self._found) * chunk
                 self._chunk[filled:] = 0  # HDF5 fills the last chunk up with zeros
                 self._data[self._row - filled : self._row] = self._chunk[:filled]
+                self._check()
                 self._found.append(xxhash.xxh3_64_intdigest(self._chunk.data))
                 if self._row == rows:
                     self._digests[:] = np.array(self._found, np.uint64)
@@ -97,7 +99,7 @@ class Reader:
         self.path = path
         self._file = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             data = file[name]
             self.shape: tuple[int, int] = data.shape
             self._digests = [int(digest) for digest in file[f"{name}_xxh3"][:]]
@@ -147,12 +149,9 @@ def open_checked(path: str | Path, **expected: Any) -> h5py.File:
     InputError : the file is truncated, foreign, or differs from `expected` in an attribute.
     """
     try:
-        file = h5py.File(path, "r")
+        file = open_hdf5(path)
     except OSError as error:
-        why = str(error).split("(")[-1].rstrip(")")
-        raise InputError(
-            f"{path}: truncated or not HDF5; delete it to make it again ({why})"
-        ) from None
+        raise unopened(path, error) from None
     if file.attrs.get("format") != FORMAT:
         raise InputError(f"{path}: not an activations file of this version; delete it")
     for name, value in expected.items():
@@ -205,7 +204,7 @@ def stack(
         shown["activations"] = (int(shared["shard_rows"][0]), width)
         for path, step in zip(paths, steps, strict=True):
             open_checked(rows_path(path, 0), step=step, **shared).close()
-    with whole(output) as draft, h5py.File(draft, "w", libver="latest") as file:
+    with whole_hdf5(output, libver="latest") as file:
         for name, shape in shown.items():
             layout = h5py.VirtualLayout((len(paths), *shape), shared["dtype"])
             for i, path in enumerate(paths):
@@ -213,7 +212,7 @@ def stack(
                 source = held.name if path.parent == Path(output).parent else held.resolve()
                 layout[i] = h5py.VirtualSource(str(source), name, shape)
             file.create_virtual_dataset(name, layout)
-        with h5py.File(paths[0]) as first:
+        with open_hdf5(paths[0]) as first:
             for name in ("held_out/position", "held_out/token"):
                 file[name] = first[name][:]
         facts = {"steps": steps, "scale": scale, "scales": scales, "width": width}

@@ -20,7 +20,7 @@ from ontogeny.activations.rows import Cached, across, pieces, starts_of
 from ontogeny.activations.sites import Site
 from ontogeny.activations.sizes import PIECE_ROWS
 from ontogeny.activations.store import Reader, Writer
-from ontogeny.files import InputError, whole
+from ontogeny.files import InputError, open_hdf5, unopened, whole_hdf5
 from ontogeny.progress import bar
 
 FORMAT = "ontogeny-basis-2"
@@ -28,9 +28,9 @@ FORMAT = "ontogeny-basis-2"
 
 def _open(path: str | Path) -> h5py.File:
     try:
-        return h5py.File(path, "r")
-    except OSError:
-        raise InputError(f"{path}: truncated or not HDF5; delete it to make it again") from None
+        return open_hdf5(path)
+    except OSError as error:
+        raise unopened(path, error) from None
 
 
 class Subspace:
@@ -102,8 +102,7 @@ def project(
     to_subspace = subspace.projection(device)
     first, stop = rows.starts[shard : shard + 2]
     with (
-        whole(output) as draft,
-        h5py.File(draft, "w") as file,
+        whole_hdf5(output) as file,
         bar(f"project onto {subspace.dimensions} dimensions", stop - first, "rows") as progress,
     ):
         writer = Writer(file, "projected", stop - first, subspace.dimensions, "float16")

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 
 from ontogeny.activations.sites import Site, folder_name
-from ontogeny.files import InputError
+from ontogeny.files import InputError, open_hdf5, unopened
 
 FORMAT = "ontogeny-token-table-2"
 HALF = 65504.0  # the largest float16
@@ -28,9 +28,9 @@ def open_table(path: str | Path) -> h5py.File:
     InputError : truncated or foreign.
     """
     try:
-        file = h5py.File(path, "r")
-    except OSError:
-        raise InputError(f"{path}: truncated or not HDF5; delete it to make it again") from None
+        file = open_hdf5(path)
+    except OSError as error:
+        raise unopened(path, error) from None
     if file.attrs.get("format") != FORMAT:
         raise InputError(f"{path}: not a token table of this version; delete it")
     return file

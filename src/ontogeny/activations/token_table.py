@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
@@ -35,7 +34,7 @@ from ontogeny.activations.sizes import (
 )
 from ontogeny.activations.table import FORMAT, lookup
 from ontogeny.corpus.build import Tokens
-from ontogeny.files import whole
+from ontogeny.files import whole_hdf5
 from ontogeny.progress import bar
 from ontogeny.settings import Settings, Stream
 
@@ -178,8 +177,7 @@ def measure(
     device, steps = devices.choose(settings.device), settings.snapshots.chosen
     groups: Groups | None = None
     with (
-        whole(output) as draft,
-        h5py.File(draft, "w") as file,
+        whole_hdf5(output) as file,
         bar(f"token table of {folder_name(layer, stream)}", len(steps), "snapshots") as progress,
     ):
         for i, step in enumerate(steps):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import h5py
 import numpy as np
 import pandas as pd
 import torch
@@ -16,7 +15,7 @@ from ontogeny.experiment import Experiment
 from ontogeny.features.contexts import LISTS, Store
 from ontogeny.features.described import CLASSES, DOUBTS, KINDS
 from ontogeny.figures.style import COLOURS
-from ontogeny.files import InputError
+from ontogeny.files import InputError, open_hdf5
 from ontogeny.version import VERSION
 
 FORMAT = "ontogeny-atlas-1"
@@ -170,7 +169,7 @@ def _about(experiment: Experiment, first: Crosscoder, steps: list[int]) -> dict[
     log = None
     if experiment.has("log"):
         log = _thinned(experiment.table("log")[["step", "loss"]].dropna()).to_dict("list")
-    with h5py.File(experiment.path("stack", site=folder_name(layer, stream))) as file:
+    with open_hdf5(experiment.path("stack", site=folder_name(layer, stream))) as file:
         held_out = int(file["held_out/position"].shape[0])
         rows = int(sum(file.attrs["shard_rows"]))
     drawn = (*KINDS, "unigram", "bigram", "batch", *CLASSES, "doubtful")

@@ -24,7 +24,7 @@ from ontogeny.corpus import arrays, text
 from ontogeny.corpus import wheels as wheel_text
 from ontogeny.corpus.marks import Marks, of_tokenizer
 from ontogeny.corpus.sizes import chunk_blocks
-from ontogeny.files import InputError, one_line, whole, write_text
+from ontogeny.files import BROKEN, InputError, one_line, open_hdf5, whole_hdf5, write_text
 from ontogeny.progress import bar
 from ontogeny.settings import Corpus
 
@@ -159,7 +159,7 @@ def build(
         limit = None if corpus.pretrain_blocks is None else wanted + corpus.pretrain_blocks
     dtype = np.dtype("<u2" if vocabulary <= 2**16 else "<u4")
     described = backend.to_str(pretty=True)
-    with whole(tokens) as draft, h5py.File(draft, "w") as file:
+    with whole_hdf5(tokens) as file:
         digest = hashlib.sha256()
         bos = marks.bos if corpus.bos else None
         n_blocks = _pack(ids, file, corpus, limit, dtype, digest, bos)
@@ -273,7 +273,7 @@ class Tokens:
     def __init__(self, path: str | Path) -> None:
         self.path = path
         try:
-            file = h5py.File(path, "r")
+            file = open_hdf5(path)
             self._data = file["tokens"]
             self.context = int(self._data.shape[1])
             self.splits = {name: tuple(map(int, file.attrs[name])) for name in SPLITS}
@@ -287,7 +287,9 @@ class Tokens:
             self.tokenizer = str(file.attrs["tokenizer"])
             self.corpus = str(file.attrs["corpus"])
             self.digest = str(file.attrs["digest"])
-        except (OSError, KeyError) as error:
+        except InputError:
+            raise
+        except BROKEN as error:
             raise self._damaged(error) from None
 
     def _damaged(self, error: Exception) -> InputError:

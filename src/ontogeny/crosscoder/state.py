@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ontogeny import digests
 from ontogeny.crosscoder import model
 from ontogeny.crosscoder.optimizer import Adam
 from ontogeny.crosscoder.ranks import Ranks
-from ontogeny.files import whole
+from ontogeny.files import BROKEN, InputError, one_line, open_hdf5, whole_hdf5
 
 
 @dataclass
@@ -76,7 +78,7 @@ class Progress:
             for name in sorted(shared):
                 self.ranks.gathered(self.tensors()[name])
             return
-        with whole(folder / "state.h5") as draft, h5py.File(draft, "w") as file:
+        with whole_hdf5(folder / "state.h5") as file:
             for name, tensor in sorted(self.tensors().items()):
                 every = self.ranks.gathered(tensor) if name in shared else tensor.cpu()
                 file[name] = _bits(every).numpy()
@@ -84,19 +86,41 @@ class Progress:
             file.attrs.update(about | {"log": json.dumps(self.log)})
 
     def resume(self, folder: Path) -> None:
-        """Read the folder's state into place, each rank its share, if it is of the same rows."""
+        """Read the folder's state into place, each rank its share, if it is of the same rows.
+
+        A damaged state is left alone, with a line, and training begins anew.
+
+        Raises
+        ------
+        InputError : it is damaged, which shows only as it is read.
+        """
         if not kept(folder):
             return
+        path = folder / "state.h5"
+        for _, wrong in digests.faults(path):
+            if self.ranks.rank == 0:
+                print(f"{path}: {wrong}; training begins anew", file=sys.stderr)
+            return
+        try:
+            with open_hdf5(path) as file:
+                if file.attrs["data"] == self.data:
+                    self._read(file)
+        except InputError:
+            raise
+        except BROKEN as error:
+            why = one_line(error, 200)
+            raise InputError(
+                f"{path}: damaged ({why}); delete it to train from the beginning"
+            ) from None
+
+    def _read(self, file: h5py.File) -> None:
         shared = self.shared()
-        with h5py.File(folder / "state.h5") as file:
-            if file.attrs["data"] != self.data:
-                return
-            for name, tensor in self.tensors().items():
-                stored = file[name]
-                own = self.ranks.share(len(stored)) if name in shared else ()
-                _bits(tensor).copy_(torch.from_numpy(np.asarray(stored[own])))
-            self.step, self.aux = int(file.attrs["step"]), int(file.attrs["aux"])
-            self.log = json.loads(file.attrs["log"])
+        for name, tensor in self.tensors().items():
+            stored = file[name]
+            own = self.ranks.share(len(stored)) if name in shared else ()
+            _bits(tensor).copy_(torch.from_numpy(np.asarray(stored[own])))
+        self.step, self.aux = int(file.attrs["step"]), int(file.attrs["aux"])
+        self.log = json.loads(file.attrs["log"])
 
     def whole_weights(self) -> dict[str, Tensor]:
         """The weights of all features in the host's memory of rank 0; of others, their own."""

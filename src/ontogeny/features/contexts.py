@@ -27,7 +27,7 @@ import numpy as np
 
 from ontogeny.activations.sites import Site
 from ontogeny.corpus.pieces import Vocabulary
-from ontogeny.files import InputError
+from ontogeny.files import BROKEN, InputError, open_hdf5
 
 FORMAT = "ontogeny-contexts-1"
 LISTS = ("top", "quantiles", "near_misses")
@@ -164,7 +164,7 @@ class Store:
     def __init__(self, path: str | Path) -> None:
         self.path = path
         try:
-            self._file = h5py.File(path, "r")
+            self._file = open_hdf5(path)
             self._records = self._file["features"].id
             # What h5py would make anew at each access, at ten times the cost of the read.
             self._one = (h5py.h5s.create_simple((1,)), self._records.get_space())
@@ -183,7 +183,9 @@ class Store:
                     strict=True,
                 )
             ]
-        except (OSError, KeyError) as error:
+        except InputError:
+            raise
+        except BROKEN as error:
             raise self._damaged(error) from None
         if version != FORMAT:
             raise self._damaged(f"format {version}, not {FORMAT}")

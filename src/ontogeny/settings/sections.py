@@ -16,10 +16,10 @@ SNAPSHOT_SOURCES = ("pretrain", "hub", "local")
 class Pretrain(Section):
     """The language model and its pre-training."""
 
-    width: int = Field(128, ge=8, description="Width of the residual stream, d.")
-    layers: int = Field(2, ge=1, description="Transformer blocks.")
+    width: int = Field(128, ge=8, le=10**6, description="Width of the residual stream, d.")
+    layers: int = Field(2, ge=1, le=1000, description="Transformer blocks.")
     heads: int = Field(4, ge=1, description="Attention heads; must divide the width.")
-    steps: int = Field(1500, ge=1, description="Optimiser steps.")
+    steps: int = Field(1500, ge=1, le=10**9, description="Optimiser steps.")
     batch_blocks: int = Field(16, ge=1, description="Blocks in a step.")
     rotary_share: float = Field(
         1.0,

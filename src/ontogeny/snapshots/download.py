@@ -7,7 +7,6 @@ bodies are read here because it begins a file anew when its process was killed.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import re
 import shutil
@@ -30,7 +29,7 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 from tqdm import tqdm
 
-from ontogeny import progress
+from ontogeny import locks, progress
 from ontogeny.files import InputError, write_text
 from ontogeny.settings import Hub
 from ontogeny.snapshots import weights
@@ -353,13 +352,9 @@ def _one_of(files: list[Path], look: Callable[[int], None]) -> Iterator[None]:
         for path in files:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("w") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
+                if locks.hold(file) is False:
                     continue
-                except OSError:
-                    pass  # a file system without locks: what is fetched is verified all the same
-                yield
+                yield  # also on a file system without locks: what is fetched is verified
                 return
         look(0)
         time.sleep(0.1)

@@ -8,7 +8,6 @@ killed run. States of other tokens, of text that was changed in its place, are n
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import shutil
@@ -23,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
-from ontogeny import devices
+from ontogeny import devices, digests, locks
 from ontogeny.corpus.build import Tokens
 from ontogeny.files import InputError, whole, write_table, write_text
 from ontogeny.progress import bar
@@ -118,7 +117,16 @@ def _save_state(
 
 
 def _load_state(folder: Path, model: Any, optimizers: list[torch.optim.Optimizer]) -> list[Any]:
-    """Read a training state into model and optimisers; returns the log so far."""
+    """Read a training state into model and optimisers; returns the log so far.
+
+    Raises
+    ------
+    InputError : it is not as it was written.
+    """
+    for file, wrong in digests.faults(folder):
+        raise InputError(
+            f"{file}: {wrong}; delete {folder}, and training goes on from the state before it"
+        )
     model.load_state_dict(type(model).from_pretrained(folder).state_dict())
     file = folder / "optimizer.safetensors"
     if file.exists():
@@ -148,7 +156,7 @@ def claimed(archive: Path, tokens: str) -> Iterator[None]:
     """
     archive.mkdir(parents=True, exist_ok=True)
     with open(archive / ".lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        locks.hold(file, wait=True)
         mark = archive / "tokens"
         if not mark.exists() or mark.read_text() != tokens:
             for step in _steps_in(archive):

@@ -23,12 +23,12 @@ circuits.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pandas as pd
 import torch
@@ -40,7 +40,7 @@ from ontogeny.analyses.circuits.downstream import Downstream, measured, path_gra
 from ontogeny.analyses.circuits.settings import Circuits
 from ontogeny.analyses.circuits.tasks import Task
 from ontogeny.crosscoder.model import Crosscoder
-from ontogeny.files import InputError, whole, write_table
+from ontogeny.files import BROKEN, InputError, open_hdf5, reserve, whole_hdf5, write_table
 from ontogeny.progress import bar
 from ontogeny.settings import Settings
 from ontogeny.snapshots import sites
@@ -125,6 +125,7 @@ def find_differences(
     remote = settings.snapshots.remote_code
     with tempfile.TemporaryFile(dir=scratch) as file:
         # A map of a file that has no name: the system drops it whatever happens.
+        reserve(file, 4 * math.prod(shape), scratch)
         values: Any = np.memmap(file, np.float32, "w+", shape=shape)
         steps = list(dict.fromkeys(step for step, _, _ in about.inputs))
         with bar("attribution: features", len(steps), "snapshots") as progress:
@@ -212,7 +213,7 @@ def _encoded(
 
 def write_differences(path: Path, by_task: dict[str, Difference]) -> None:
     """Write what `read_differences` reads: HDF5, one group per task."""
-    with whole(path) as draft, h5py.File(draft, "w") as file:
+    with whole_hdf5(path) as file:
         for name, difference in by_task.items():
             for field in fields(Difference):
                 file[f"{name}/{field.name}"] = getattr(difference, field.name)
@@ -226,9 +227,11 @@ def read_differences(path: Path, name: str) -> Difference:
     InputError : the file is damaged, or has no such task.
     """
     try:
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             return Difference(*(file[name][field.name][:] for field in fields(Difference)))
-    except (OSError, KeyError) as error:
+    except InputError:
+        raise
+    except BROKEN as error:
         why = " ".join(str(error).split())
         raise InputError(
             f"{path}: truncated, or of other tasks; delete it to make it again ({why})"

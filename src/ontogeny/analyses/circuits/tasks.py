@@ -44,13 +44,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import h5py
 import numpy as np
 from tokenizers import Tokenizer
 
 from ontogeny.analyses.circuits import python_words, words
 from ontogeny.analyses.circuits.pairs import Draws, Pair, Text, Unfit
-from ontogeny.files import InputError, whole
+from ontogeny.files import BROKEN, InputError, open_hdf5, whole_hdf5
 
 LEAST_PAIRS = 16  # of a task; with fewer it is left out
 LEAST_WORDS = 4  # nouns of a task
@@ -339,7 +338,7 @@ def write(path: Path, tasks: list[Task], tokens: str) -> None:
     ----------
     tokens : digest of the tokens that they are of.
     """
-    with whole(path) as draft, h5py.File(draft, "w") as file:
+    with whole_hdf5(path) as file:
         file.attrs["tokens"] = tokens
         file.attrs["tasks"] = [task.name for task in tasks]
         for task in tasks:
@@ -360,10 +359,12 @@ def read(path: Path, tokens: str) -> list[Task]:
     InputError : the file is damaged or not one of tasks, or they are of other tokens.
     """
     try:
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             names, own = [str(name) for name in file.attrs["tasks"]], file.attrs.get("tokens")
             tasks = [Task(name, *(file[name][array][:] for array in ARRAYS)) for name in names]
-    except (OSError, KeyError) as error:
+    except InputError:
+        raise
+    except BROKEN as error:
         why = " ".join(str(error).split())
         raise InputError(
             f"{path}: truncated or not a file of tasks; delete it to make it again ({why})"

@@ -7,7 +7,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pyarrow as pa
 import torch
@@ -23,7 +22,7 @@ from ontogeny.corpus.pieces import read_tokens, visible
 from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.features.contexts import FORMAT, LISTS, Store, around, bin_edges, record_type
 from ontogeny.features.held_out import inputs_of
-from ontogeny.files import InputError, whole
+from ontogeny.files import InputError, whole, whole_hdf5
 from ontogeny.progress import bar
 from ontogeny.settings import Settings
 from ontogeny.version import VERSION
@@ -88,8 +87,8 @@ def measure(
     ids = data.take(np.zeros(0, np.int64)).dtype
     _, count, _, k = lenses["lens_token"].shape if lenses else (0, 0, 2, 0)
     dtype = record_type(sizes, section.window, ids, count, k)
-    with whole(contexts) as draft, whole(table) as draft_table:
-        with h5py.File(draft, "w") as file:
+    with whole(table) as draft_table:
+        with whole_hdf5(contexts) as file:
             file.attrs.update(
                 {
                     "format": FORMAT,
@@ -118,7 +117,7 @@ def measure(
                 for low, records in _records(dtype, living, seen, lenses, position, data, section):
                     stored[low : low + len(records)] = records
                     progress.update(len(records))
-        store = Store(draft)
+        store = Store(contexts)
         with parquet.ParquetWriter(draft_table, SCHEMA) as writer:
             for low in range(0, len(living), RECORDS):
                 lines = [

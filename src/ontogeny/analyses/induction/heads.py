@@ -39,7 +39,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pandas as pd
 import torch
@@ -48,7 +47,7 @@ from torch.nn.functional import cross_entropy
 from ontogeny import devices
 from ontogeny.analyses.induction.settings import Induction
 from ontogeny.corpus.build import Tokens
-from ontogeny.files import InputError, whole, write_table
+from ontogeny.files import InputError, whole_hdf5, write_table
 from ontogeny.progress import bar
 from ontogeny.settings import Settings
 from ontogeny.snapshots import sites
@@ -387,7 +386,7 @@ def measure(settings: Settings, snapshots: Path, tokens: Path, sums: Path, table
             progress.update()
     arrays = {name: np.stack([getattr(m, name) for m in measures]) for name in MEASURED}
     arrays["chance"], arrays["count"] = chances(blocks, p)
-    with whole(sums) as draft, h5py.File(draft, "w") as file:
+    with whole_hdf5(sums) as file:
         for name, array in arrays.items():
             file[name] = array.astype(np.float32)
         file.attrs["steps"] = steps

@@ -27,14 +27,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pandas as pd
 
 from ontogeny.analyses.induction.settings import Induction
 from ontogeny.features.described import KINDS
 from ontogeny.features.histories import normalise, onset
-from ontogeny.files import InputError, write_table
+from ontogeny.files import BROKEN, InputError, open_hdf5, write_table
 from ontogeny.settings import Settings
 
 SAMPLES = 32  # bootstrap samples of all heads in memory at a time
@@ -68,7 +67,7 @@ def read(path: Path) -> Sums:
     InputError : the file is damaged, or no such file.
     """
     try:
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             arrays = {name: file[name][()].astype(np.float64) for name in ARRAYS}
             scores = zip(file.attrs["scores"], file.attrs["score_distances"], strict=True)
             return Sums(
@@ -78,7 +77,9 @@ def read(path: Path) -> Sums:
                 distances=[int(distance) for distance in file.attrs["distances"]],
                 half=int(file.attrs["half"]),
             )
-    except (OSError, KeyError) as error:
+    except InputError:
+        raise
+    except BROKEN as error:
         why = " ".join(str(error).split())
         raise InputError(
             f"{path}: not a file of heads ({why}); delete it to make it again"

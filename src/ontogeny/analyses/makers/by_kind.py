@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pandas as pd
 
 from ontogeny.features.histories import normalise, onset
-from ontogeny.files import InputError, write_table
+from ontogeny.files import InputError, open_hdf5, write_table
 from ontogeny.settings import Settings
 
 LEAST_FEATURES = 5  # of a kind
@@ -75,7 +74,7 @@ def measure(
     InputError : makers and shares of two runs.
     """
     table = pd.read_parquet(makers)
-    with h5py.File(shares, "r") as file:
+    with open_hdf5(shares) as file:
         share, known = file["share"][()].astype(np.float64), file["feature"][()]
         heads, steps = np.c_[file["layer"][()], file["head"][()]], file["step"][()]
     loss = table["loss"].to_numpy().reshape(-1, len(heads)) if len(heads) else np.zeros((0, 0))

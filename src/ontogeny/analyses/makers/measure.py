@@ -31,7 +31,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pandas as pd
 import torch
@@ -42,7 +41,7 @@ from ontogeny.corpus.build import Tokens
 from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.crosscoder.readout import Readout
 from ontogeny.features.held_out import held_out
-from ontogeny.files import whole, write_table
+from ontogeny.files import whole_hdf5, write_table
 from ontogeny.progress import bar
 from ontogeny.settings import Settings
 from ontogeny.snapshots import attention, sites
@@ -310,7 +309,7 @@ def measure(
     share = sums / total[:, None, None]
     every = table(active, without, share, pairs, names)
     write_table(makers, every.assign(feature=features[every["feature"].astype(int)]))
-    with whole(shares) as draft, h5py.File(draft, "w") as file:
+    with whole_hdf5(shares) as file:
         file["share"] = share.astype(np.float32)
         file["feature"] = features
         file["layer"], file["head"] = np.array(names, np.int64).reshape(-1, 2).T

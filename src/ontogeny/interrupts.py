@@ -1,0 +1,147 @@
+"""How a workflow is interrupted: its jobs end with it, in seconds, and one line says what is kept.
+
+Snakemake waits for running jobs on SIGTERM, which may take hours, and reports each interrupted job
+as a failure. Nothing has to be finished or tidied here: files are written whole, and a training
+goes on from its last state.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+GRACE = 4.0  # seconds in which a job may remove its drafts
+
+
+def end_with_jobs(local: bool) -> None:
+    """From now on end on Ctrl-C, SIGTERM or a closed terminal with all jobs of this process.
+
+    Signals that this process was started to ignore, as by nohup, stay ignored.
+
+    Parameters
+    ----------
+    local : whether the jobs are processes of this machine. A cluster's are left to Snakemake, which
+        cancels them when a KeyboardInterrupt reaches it.
+    """
+
+    def stop(number: int, _: FrameType | None) -> None:
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+        logging.disable(logging.CRITICAL)  # jobs that end now have not failed
+        print(closing_line(), file=sys.stderr, flush=True)
+        if not local:
+            raise KeyboardInterrupt
+        end_children(GRACE)
+        os._exit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        return  # where Snakemake is called by another program, that one has the signals
+    for each in SIGNALS:
+        if signal.getsignal(each) != signal.SIG_IGN:
+            signal.signal(each, stop)
+
+
+def closing_line() -> str:
+    """What an interrupted run says last."""
+    program, *words = sys.argv
+    command = "python -m snakemake" if Path(program).name == "__main__.py" else Path(program).name
+    again = "" if "MAKELEVEL" in os.environ else f": {shlex.join([*command.split(), *words])}"
+    return f"Interrupted. What is done is kept; the same command goes on from here{again}"
+
+
+def end_children(grace: float) -> None:
+    """End all processes below this one: asked at first, killed after `grace` seconds."""
+    own, asked = psutil.Process(), set[psutil.Process]()
+    deadline = time.monotonic() + grace
+    while True:
+        # A job that a thread is just starting is found in the next round.
+        left = {p for p in asked if p.is_running() and p.status() != psutil.STATUS_ZOMBIE}
+        left |= set(_below(own))
+        if not left:
+            return
+        late = time.monotonic() > deadline
+        new = left if late else left - asked
+        shells = {process for process in new if _is_shell(process)}
+        for process in shells:  # they have nothing to tidy, and would report what ends below them
+            _send(process, signal.SIGKILL)
+        for process in new - shells:
+            _send(process, signal.SIGKILL if late else signal.SIGTERM)
+        asked |= left
+        time.sleep(0.05)
+
+
+def _below(own: psutil.Process) -> Iterator[psutil.Process]:
+    for process in own.children(recursive=True):
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE:
+                yield process
+        except psutil.Error:
+            continue
+
+
+def _is_shell(process: psutil.Process) -> bool:
+    try:
+        return process.name() in ("sh", "bash", "dash")
+    except psutil.Error:
+        return False
+
+
+def _send(process: psutil.Process, number: int) -> None:
+    try:
+        process.send_signal(number)
+    except psutil.Error:
+        pass  # it has ended
+
+
+def at_work(folder: str | Path) -> list[tuple[int, str]]:
+    """Commands of ours that work on an experiment's folder on this machine: process and command."""
+    place, own = Path(folder).resolve(), {os.getpid(), os.getppid()}
+    commands = []
+    for process in psutil.process_iter():
+        try:
+            words = process.cmdline()
+            if process.pid in own or not _is_ours(words) or process.status() == "zombie":
+                continue
+            if any(Path(process.cwd(), word).resolve() == place for word in words[2:]):
+                commands.append((process.pid, shlex.join(_said(words))))
+        except (psutil.Error, OSError, ValueError):
+            continue
+    return commands
+
+
+def _is_ours(words: list[str]) -> bool:
+    return any(Path(w).name == "ontogeny" for w in words[:2]) or words[1:3] == ["-m", "ontogeny"]
+
+
+def _said(words: list[str]) -> list[str]:
+    """A command as it was typed: without Python and the place of the program."""
+    if words[1:3] == ["-m", "ontogeny"]:
+        return words[2:]
+    return ["ontogeny", *words[[Path(word).name for word in words].index("ontogeny") + 1 :]]
+
+
+def wait_for_others(folder: str | Path) -> None:
+    """Wait until no job that a killed run has left works on an experiment's folder any more."""
+    told: set[int] = set()
+    while others := at_work(folder):
+        for process, command in others:
+            if process not in told:
+                told.add(process)
+                print(
+                    f"{folder}: waiting for `{command}`, process {process}, which another run has "
+                    f"left at work here; `kill {process}` ends it",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        time.sleep(0.5)

@@ -1,0 +1,63 @@
+"""Locks on files, which the system drops when their process ends, however it ends.
+
+Some file systems of clusters are mounted without locks. What is locked here is also safe without:
+files are written whole, and what is downloaded is verified.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import sys
+from pathlib import Path
+from typing import IO
+
+from ontogeny.files import InputError
+
+UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
+
+
+def hold(file: int | IO[str], wait: bool = False) -> bool | None:
+    """Lock an open file until it is closed or this process ends.
+
+    Returns whether it is ours: False where another process holds it, None where the file system
+    has no locks.
+
+    Parameters
+    ----------
+    wait : for whoever holds it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        return None
+    return True
+
+
+def claim(folder: Path) -> IO[str]:
+    """An experiment's lock, held: no other run works in its folder until the file is closed.
+
+    Raises
+    ------
+    InputError : another run holds it. OSError : the folder cannot be written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = open(folder / ".lock", "w")
+    try:
+        held = hold(lock)
+    except OSError:
+        lock.close()
+        raise
+    if held is False:
+        lock.close()
+        raise InputError(f"{folder}: another run works here; wait for it or end it")
+    if held is None:
+        print(
+            f"{folder}: this file system has no locks; see to it that no other run works here",
+            file=sys.stderr,
+        )
+    return lock

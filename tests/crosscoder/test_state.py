@@ -1,0 +1,44 @@
+"""A damaged state of a training: one line, and training begins anew."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from runs import Run
+
+from ontogeny import digests, lineage
+from ontogeny.crosscoder import train as stage
+from ontogeny.files import InputError
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Run:
+    run = Run(tmp_path_factory.mktemp("state"), {"crosscoders.topk.steps": 120})
+    digests.begin(run.map.folder)
+    run.stages("corpus", "pretrain", "extract", "basis", "project")
+    return run
+
+
+def trained(run: Run) -> bytes:
+    output, state = run.map.path("trained"), lineage.state(run.map, "topk", 0)
+    stage.train(run.settings, "topk", 0, run.map.row_paths("topk"), output, state)
+    return (output / "crosscoder.safetensors").read_bytes()
+
+
+def test_a_damaged_state_is_left_alone(run, capsys, monkeypatch):
+    monkeypatch.setattr(stage, "SAVE_EVERY", 50)  # of 120 steps
+    unbroken = trained(run)
+    state = lineage.state(run.map, "topk", 0) / "state.h5"
+    data = bytearray(state.read_bytes())
+    data[random.Random(0).randrange(len(data))] ^= 1
+    state.write_bytes(data)
+    capsys.readouterr()
+    assert trained(run) == unbroken
+    line = f"{state}: its content is no longer what was written; training begins anew\n"
+    assert line in capsys.readouterr().err
+    record = next((run.map.folder / "digests/state").rglob("*.json"))
+    record.unlink()
+    state.write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match=r"state\.h5: damaged \(.*\); delete it to train from"):
+        trained(run)

@@ -1,0 +1,116 @@
+"""Interrupted processes end in seconds, and a run waits for what another has left at work."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from ontogeny import interrupts
+
+SLEEPER = "import sys, time; print('here', flush=True); time.sleep(60)"
+STUBBORN = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {SLEEPER}"
+# A run of two jobs, one of which does not end when it is asked to.
+RUN = """
+import subprocess, sys, time
+from ontogeny import interrupts
+interrupts.GRACE = 0.5
+interrupts.end_with_jobs(local=True)
+for code in sys.argv[1:]:
+    subprocess.Popen(f"{sys.executable} -c \\"{code}\\" | cat", shell=True)
+time.sleep(60)
+"""
+COMMAND = """
+import sys, time
+from pathlib import Path
+from ontogeny import process
+from ontogeny.files import whole
+with process.interruptible(), whole(sys.argv[1]) as draft:
+    draft.write_text("half")
+    print("here", flush=True)
+    time.sleep(60)
+"""
+
+
+def started(code: str, *words: object, lines: int = 1) -> subprocess.Popen[str]:
+    """A Python process that has said so many lines."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert [process.stdout.readline() for _ in range(lines)] == ["here\n"] * lines
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_run_ends_with_its_jobs_and_says_how_to_go_on(number):
+    run = started(RUN, SLEEPER, STUBBORN, lines=2)
+    below = psutil.Process(run.pid).children(recursive=True)
+    assert len(below) >= 4
+    begun = time.monotonic()
+    run.send_signal(number)
+    said = run.communicate(timeout=20)[1]
+    assert time.monotonic() - begun < 5
+    assert run.returncode == 128 + number
+    assert said.startswith("Interrupted. What is done is kept; the same command goes on from here")
+    assert said.count("\n") == 1
+    assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in below)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_command_that_is_interrupted_leaves_no_draft_and_no_traceback(tmp_path, number):
+    command = started(COMMAND, tmp_path / "made.txt")
+    assert list(tmp_path.iterdir())
+    command.send_signal(number)
+    assert command.communicate(timeout=20)[1] == ""
+    assert command.returncode == 128 + number
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_closing_line_repeats_the_command(monkeypatch):
+    monkeypatch.delenv("MAKELEVEL", raising=False)
+    monkeypatch.setattr(sys, "argv", ["/x/bin/snakemake", "--configfile", "my run.yaml"])
+    assert interrupts.closing_line().endswith(": snakemake --configfile 'my run.yaml'")
+    monkeypatch.setattr(sys, "argv", ["/x/snakemake/__main__.py", "-n"])
+    assert interrupts.closing_line().endswith(": python -m snakemake -n")
+    monkeypatch.setenv("MAKELEVEL", "1")
+    assert interrupts.closing_line().endswith("the same command goes on from here")
+
+
+def test_a_run_waits_for_jobs_that_another_has_left(tmp_path, capsys):
+    folder = tmp_path / "results/mine"
+    folder.mkdir(parents=True)
+    program = tmp_path / "ontogeny"
+    program.write_text("import time\nprint('here', flush=True)\ntime.sleep(3)\n")
+    job = subprocess.Popen(
+        [sys.executable, str(program), "train", "results/mine", "main", "--seed", "0"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert job.stdout.readline() == "here\n"
+    assert interrupts.at_work(tmp_path / "results/other") == []
+    command = "ontogeny train results/mine main --seed 0"
+    assert interrupts.at_work(folder) == [(job.pid, command)]
+    interrupts.wait_for_others(folder)
+    assert job.poll() is not None
+    said = capsys.readouterr().err
+    assert said == (
+        f"{folder}: waiting for `{command}`, process {job.pid}, which another run has left at work "
+        f"here; `kill {job.pid}` ends it\n"
+    )
+    job.communicate()
+
+
+def test_our_own_process_is_none_that_is_waited_for(tmp_path):
+    words = [sys.executable, "-c", "import ontogeny.interrupts as i; print(i.at_work('.'))"]
+    done = subprocess.run([*words, "."], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stdout == "[]\n"

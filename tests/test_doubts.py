@@ -13,7 +13,7 @@ from runs import Run, small
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from ontogeny import doubts
+from ontogeny import doubts, summary
 from ontogeny.cli import main
 from ontogeny.experiment import Experiment
 
@@ -125,3 +125,8 @@ def test_l0_that_is_not_k_is_told(tmp_path):
     assert line.startswith(
         f"crosscoders.topk.k: L0 of seed 0 is {l0:.1f} on held-out text, k is 12"
     )
+
+
+def test_what_is_not_known_is_null_in_a_summary():
+    values = {"a": float("nan"), "b": float("inf"), "c": 1.5, "d": "nan", "e": None, "f": 3}
+    assert summary.known(values) == {"a": None, "b": None, "c": 1.5, "d": "nan", "e": None, "f": 3}

@@ -7,6 +7,7 @@ provenance.json has versions and digests.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,14 @@ from ontogeny.experiment import Experiment
 from ontogeny.features.matching import shares
 from ontogeny.files import digest_value, open_hdf5, write_json
 from ontogeny.scratch import below
+
+
+def known(values: dict[str, Any]) -> dict[str, Any]:
+    """The same with None, JSON's null, for what is not known: of a constant stream, for one."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in values.items()
+    }
 
 
 def timings(folder: str | Path) -> tuple[dict[str, float], float]:
@@ -50,7 +59,7 @@ def fidelity_numbers(experiment: Experiment, crosscoder: str) -> dict[str, Any]:
         "explained_variance_total_mean": float(sites["explained_variance"].mean()),
         "explained_variance_min": float(sites["explained_variance"].min()),
         "explained_variance_beyond_mean": float(sites["explained_variance_beyond"].mean()),
-        "l0_mean": float(sites["l0"].mean()),
+        "l0_mean": float(sites.loc[sites["explained_variance"].notna(), "l0"].mean()),
         "dead_fraction": float(pd.concat(dead).mean()),
         "pca_explained_variance": float(sites["pca_explained_variance"].mean()),
         "token_explained_variance": float(sites["token_explained_variance"].mean()),
@@ -194,7 +203,7 @@ def gather(experiment: Experiment) -> None:
         for name in experiment.analyses():
             numbers = registry.all_analyses()[name].numbers
             values |= function(numbers)(experiment) if numbers else {}
-    write_json(experiment.path("numbers"), values | _others(experiment))
+    write_json(experiment.path("numbers"), known(values | _others(experiment)))
 
 
 def summarise(experiment: Experiment) -> None:
@@ -208,7 +217,7 @@ def summarise(experiment: Experiment) -> None:
     files = [p.stat() for p in below(experiment.folder) if p.is_file() and not p.is_symlink()]
     values["disk_bytes"] = sum({(s.st_dev, s.st_ino): s.st_size for s in files}.values())
     values["doubts"] = [*values.get("doubts", []), *doubts.every(experiment)]  # after trust's
-    write_json(experiment.path("summary"), values)
+    write_json(experiment.path("summary"), known(values))
     write_json(experiment.path("provenance"), _provenance(experiment))
     doubts.tell(values["doubts"])
 

@@ -67,7 +67,7 @@ def explained(
     by site : explained_variance, l0, l0_present (of features whose normalised strength at the
         site is at least `floor`).
     by feature : density (share of held-out tokens on which it is active at any site), dead: silent
-        at the end of training, and, where that was short, silent on the held-out rows.
+        at the end of training, or on all held-out rows.
     f : feature activations, sparse (keep_rows, F) on the CPU: one, or one for each site where each
         has its own gate.
     """
@@ -113,7 +113,7 @@ def explained(
             "l0_present": (active_present / rows).cpu().numpy(),
         }
     )
-    dead = crosscoder.dead | (density == 0) if crosscoder.short else crosscoder.dead
+    dead = crosscoder.dead | (density == 0)
     by_feature = pd.DataFrame(
         {"density": (density / rows).cpu().numpy(), "dead": dead.cpu().numpy()}
     )

@@ -43,7 +43,6 @@ from ontogeny.activations.table import lookup
 from ontogeny.files import InputError, whole, write_json
 
 EVERY = slice(None)  # all features
-SHORT = 4  # times dead_after_rows that a training has to have for its silent features to be known
 Ids = Tensor | np.ndarray | None  # the token of each row
 
 
@@ -239,12 +238,6 @@ class Crosscoder:
         """(F,) features silent over the last `dead_after_rows` rows of training, or over all."""
         span = self.about.settings["dead_after_rows"]
         return self._tensors["silent_rows"] >= min(span, self._trained_rows or span)
-
-    @property
-    def short(self) -> bool:
-        """Whether training was too short to tell which features are dead: see SHORT."""
-        rows = self._trained_rows
-        return 0 < rows < SHORT * self.about.settings["dead_after_rows"]
 
     @property
     def _trained_rows(self) -> int:

@@ -24,10 +24,11 @@ def of_place(table: pd.DataFrame) -> dict[str, Any]:
     """The numbers of one layer and stream, whose rows are in the order of the snapshots."""
     columns = ("step", "explained", "cosine_last", "distinct")
     steps, explained, cosine, distinct = (table[name].to_numpy() for name in columns)
+    seen = np.where(np.isnan(explained), np.inf, explained)  # NaN of a constant stream
     return {
         "token_table_first": float(explained[0]),
-        "token_table_least": float(explained.min()),
-        "token_table_least_step": int(steps[explained.argmin()]),
+        "token_table_least": float(seen.min()),
+        "token_table_least_step": int(steps[seen.argmin()]),
         "token_table_last": float(explained[-1]),
         "token_means_settled_step": since(steps, cosine, SETTLED),
         "token_means_distinct_step": since(steps, distinct, PARTED),

@@ -469,8 +469,8 @@ class Experiment:
                 crosscoder="*", seed="*"))  # fmt: skip
             made = sorted(str(p.parent.relative_to(folder.parents[1])) for p in weights)
             raise InputError(f"{folder}: no crosscoder; there are {', '.join(made) or 'none yet'}")
-        weights = self.path("weights", **keys)
-        manifest.check(weights, weights.with_name("config.json"))
+        own = self.path("weights", **keys)
+        manifest.check(own, own.with_name("config.json"))
         return folder
 
     def tokens(self) -> Tokens:

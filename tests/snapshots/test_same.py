@@ -377,3 +377,29 @@ def test_the_plan_counts_links_only_where_they_can_be_made(run) -> None:
         os.setresuid(65534, 65534, 65534)
         os._exit(int(weights.linked(found, Path("home"))))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_two_models_are_a_list_of_folders(run) -> None:
+    """They are steps 0 and 1; one that is missing, or counts its tokens otherwise, is refused."""
+    own = EXPERIMENT | {
+        "snapshots": {
+            "steps": "all",
+            "local": {"folders": [f"run/checkpoint-{s}" for s in (50, 0)]},
+        }
+    }
+    Path("two.yaml").write_text(yaml.safe_dump(own))
+    resolved = sources.resolve(schema.load("two.yaml"))
+    assert resolved.snapshots.chosen == [0, 1]
+    assert not sources.faults(resolved, "results")
+    sources.publish(resolved, 1, Path("published"))
+    published = load_file("published/model.safetensors")["transformer.wte.weight"]
+    assert (published == tensors(0)["transformer.wte.weight"]).all()
+
+    tokenizer = run / "checkpoint-50/tokenizer.json"
+    words = {"model": {"type": "WordLevel", "vocab": WORDS | {"a": 1, "b": 0}}}
+    tokenizer.write_text(json.dumps(words | {"added_tokens": []}))
+    (line,) = sources.faults(resolved, "results")
+    assert "tokenizer.json of step" in line
+    shutil.rmtree(run / "checkpoint-50")
+    (line,) = sources.faults(resolved, "results")
+    assert line == "snapshots.local.folders: run/checkpoint-50: no such folder; correct it"

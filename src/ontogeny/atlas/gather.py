@@ -149,7 +149,7 @@ def _model(experiment: Experiment) -> str:
     if snapshots.hub is not None:
         return snapshots.hub.repository
     if snapshots.local is not None:
-        return snapshots.local.folders
+        return snapshots.local.where
     assert snapshots.pretrain is not None
     tokens = int(experiment.table("log")["tokens"].max())
     count = f"{tokens / 1e6:.3g}M" if tokens >= 1e6 else f"{tokens:,}"

@@ -45,10 +45,11 @@ def faults(s: Settings) -> Iterator[str]:
         yield f"snapshots.steps: step {steps[0]} is negative; start at 0"
     if s.snapshots.pretrain is not None:
         yield from _pretrain_faults(s, s.snapshots.pretrain)
-    if s.snapshots.local is not None and "{step" not in s.snapshots.local.folders:
+    local = s.snapshots.local
+    if local is not None and isinstance(local.folders, str) and "{step" not in local.folders:
         yield (
-            f"snapshots.local.folders: {s.snapshots.local.folders} has no {{step}}; put it where "
-            "the step stands in the folders' names"
+            f"snapshots.local.folders: {local.folders} has no {{step}}; put it where the step "
+            "stands in the folders' names, or list the folders"
         )
     hub = s.snapshots.hub
     if hub is not None and hub.revision is not None and "{step" not in hub.revision:
@@ -139,7 +140,8 @@ def paths(s: Settings) -> Iterator[tuple[str, str]]:
     if c.dataset is not None:
         yield "corpus.dataset.name", c.dataset.name
     if local is not None:
-        yield "snapshots.local.folders", local.folders
+        named = [local.folders] if isinstance(local.folders, str) else local.folders
+        yield from (("snapshots.local.folders", path) for path in named)
     if local is not None and local.tokenizer is not None:
         yield "snapshots.local.tokenizer", local.tokenizer
     for key in ("scratch", "cache"):

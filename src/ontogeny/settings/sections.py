@@ -84,7 +84,11 @@ class Hub(Section):
 class Local(Section):
     """Snapshots that are folders in Hugging Face format."""
 
-    folders: PathText = Field(..., description="Such as runs/mine/checkpoint-{step}; also files.")
+    folders: PathText | list[PathText] = Field(
+        ...,
+        description="Such as runs/mine/checkpoint-{step}; also files. Or a list of folders, which "
+        "are steps 0, 1, …: models to compare, such as a base model and a fine-tuned one.",
+    )
     tokenizer: PathText | None = Field(
         None, description="Folder of the tokenizer; the last snapshot's when left out."
     )
@@ -94,6 +98,11 @@ class Local(Section):
     base: PathText | None = Field(
         None, description="Folder of the base model, where checkpoints are adapters of PEFT."
     )
+
+    @property
+    def where(self) -> str:
+        """The pattern or the folders, as a part of a sentence."""
+        return self.folders if isinstance(self.folders, str) else ", ".join(self.folders)
 
 
 class Snapshots(Section):

@@ -83,8 +83,11 @@ def folders(local: Local) -> dict[int, Path]:
     """Every folder, or file of weights, that fits the pattern, by its step, ascending.
 
     `{step}` stands for digits; `*`, `?`, `[...]` and `**` mean what they mean in a glob pattern.
-    InputError where two folders have the same step.
+    InputError where two folders have the same step. Folders that are listed have the steps 0, 1, …
     """
+    if not isinstance(local.folders, str):
+        listed = (Path(name).expanduser() for name in local.folders)
+        return {step: path for step, path in enumerate(listed) if path.exists()}
     pattern = str(Path(local.folders).expanduser())
     by_step: dict[int, Path] = {}
     wanted = re.compile(_expression(pattern))
@@ -104,8 +107,16 @@ def folders(local: Local) -> dict[int, Path]:
     return dict(sorted(by_step.items()))
 
 
+def named(local: Local) -> list[int]:
+    """The steps of all folders that are there, or, where they are listed, of all in the list."""
+    return list(folders(local) if isinstance(local.folders, str) else range(len(local.folders)))
+
+
 def step_of(local: Local, folder: str) -> int | None:
     """The step that the name of a folder says, whether or not it is there; None if none."""
+    if not isinstance(local.folders, str):
+        listed = [str(Path(name).expanduser()) for name in local.folders]
+        return listed.index(folder) if folder in listed else None
     pattern = str(Path(local.folders).expanduser())
     match = re.fullmatch(_expression(pattern), folder)
     return int(match["step"]) if match else None
@@ -113,10 +124,10 @@ def step_of(local: Local, folder: str) -> int | None:
 
 def resolve_steps(local: Local) -> list[int]:
     """The steps of all folders, ascending: what `steps: all` means; raises where there are none."""
-    steps = list(folders(local))
+    steps = named(local)
     if not steps:
         raise InputError(
-            f"snapshots.local.folders: no folder fits {local.folders} (from {Path.cwd()}); correct "
+            f"snapshots.local.folders: no folder fits {local.where} (from {Path.cwd()}); correct "
             "it, or make the checkpoints first"
         )
     return steps
@@ -279,7 +290,10 @@ def tokenizer(local: Local, steps: list[int], output: Path) -> None:
 
 def _of_step(local: Local, by_step: dict[int, Path], step: int) -> Path:
     if step not in by_step:
-        raise InputError(f"snapshots.steps: {missing(local.folders, step, by_step)}")
+        listed = [] if isinstance(local.folders, str) else local.folders
+        if step < len(listed):
+            raise InputError(f"snapshots.local.folders: {listed[step]}: no such folder; correct it")
+        raise InputError(f"snapshots.steps: {missing(local.where, step, by_step)}")
     return by_step[step]
 
 

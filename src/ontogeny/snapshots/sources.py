@@ -34,11 +34,11 @@ def resolve(settings: Settings, results: str | Path = "results") -> Settings:
         return settings
     before = remembered(settings, results)
     there = _kept(settings, results, before)
-    steps = sorted({*local.folders(source.local), *there}) or local.resolve_steps(source.local)
+    steps = sorted({*local.named(source.local), *there}) or local.resolve_steps(source.local)
     lost = [step for step in before if step not in steps]
     if lost:
         raise InputError(
-            f"snapshots.steps: {source.local.folders} had {same.steps_in_words(lost)} when "
+            f"snapshots.steps: {source.local.where} had {same.steps_in_words(lost)} when "
             f"{Path(results) / settings.name} ran last, and has not now; to go on without, write "
             f"steps: {steps}"
         )
@@ -127,7 +127,7 @@ def doubts(settings: Settings, results: str | Path) -> list[str]:
     source = settings.snapshots
     known = presets.doubts(source.hub.repository, source.chosen) if source.hub else []
     found = _found(settings, results)
-    where = source.local.folders if source.local else source.hub and source.hub.repository
+    where = source.local.where if source.local else source.hub and source.hub.repository
     groups = same.equal_weights(same.contents(found))
     return known + _together(found)[1] + list(same.equal_lines(groups, where or "the snapshots"))
 
@@ -183,7 +183,7 @@ def _changed(settings: Settings, results: str | Path, every: bool) -> list[str]:
     home = Path(results) / settings.name
     if gone:
         lines.append(
-            f"snapshots.steps: {source.local.folders} has {same.steps_in_words(gone)} no longer; "
+            f"snapshots.steps: {source.local.where} has {same.steps_in_words(gone)} no longer; "
             f"what {home} has read of them stays in use"
             + (f"; to leave them out, write steps: {sorted(folders)}" if every else "")
         )
@@ -191,7 +191,7 @@ def _changed(settings: Settings, results: str | Path, every: bool) -> list[str]:
     new = [step for step in source.chosen if step not in before]
     if every and before and new:
         lines.append(
-            f"snapshots.steps: {source.local.folders} has {same.steps_in_words(new)}, new since "
+            f"snapshots.steps: {source.local.where} has {same.steps_in_words(new)}, new since "
             f"{home} ran last, so that what follows from all snapshots is made again; to keep to "
             f"those of before, write steps: {before}"
         )

@@ -198,7 +198,7 @@ def gather(experiment: Experiment) -> None:
         "features": settings.crosscoders[experiment.primary].features,
         **fidelity_numbers(experiment, experiment.primary),
     }
-    if experiment.path("features").exists():  # none of fewer than four snapshots
+    if experiment.path("features").exists():  # none of one snapshot, or several places
         values |= _histories(experiment, experiment.primary)
         for name in experiment.analyses():
             numbers = registry.all_analyses()[name].numbers

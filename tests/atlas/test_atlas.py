@@ -339,7 +339,7 @@ def test_ten_thousand_features_take_less_than_60_mb(tmp_path):
 
 @pytest.mark.slow
 def test_without_histories_the_reason_is_told(experiment):
-    experiment.configure({"snapshots.steps": [0, 8, 40]})
+    experiment.configure({"snapshots.steps": [40]})
     done = experiment.command("snakemake", "--cores", "1", "-n", "atlas")
     assert done.returncode != 0
     assert "atlas: batchtopk has no feature histories to show" in done.stdout + done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ WORDS = ["<end>", "<s>", "<pad>", *(f"w{i}" for i in range(61))]
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
-    """Two checkpoints of a tiny model whose tokenizer puts <s> first and has a padding token."""
+    """Four checkpoints of a tiny model whose tokenizer puts <s> first and has a padding token."""
     folder = tmp_path_factory.mktemp("home")
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<end>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -33,9 +34,11 @@ def home(tmp_path_factory) -> Path:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **marks)
     config = GPT2Config(vocab_size=64, n_positions=32, n_embd=16, n_layer=2, n_head=2,
                         bos_token_id=1, eos_token_id=0)  # fmt: skip
-    for step in (0, 10):
+    for step in (0, 10, 100, 1000):
         for made in (GPT2LMHeadModel(config), fast):
             made.save_pretrained(folder / f"run/checkpoint-{step}")
+    for path in folder.glob("run/*/*"):  # finished long ago
+        os.utime(path, (1e9, 1e9))
     rng = np.random.default_rng(0)
     (folder / "text.txt").write_text(" ".join(rng.choice(WORDS[3:], 4000)))
     ids = rng.integers(3, 64, (60, 32))

@@ -347,7 +347,7 @@ def test_weights_that_do_not_fit_the_configuration(change, snapshot):
         weights["model.layers.1.mlp.up_proj.weight"] = weight[:-1].contiguous()
     save_file(weights, file, {"format": "pt"})
     said = refused(snapshot)
-    assert said.startswith(f"{snapshot}: not a snapshot; delete it to make it again (")
+    assert said.startswith(f"{snapshot}: not a snapshot that transformers can load (")
     assert "model.layers.1.mlp.up_proj.weight" in said
 
 
@@ -355,7 +355,7 @@ def test_weights_that_do_not_fit_the_configuration(change, snapshot):
 def test_a_file_that_is_cut_or_absent(file, snapshot):
     whole = (snapshot / file).read_bytes()
     (snapshot / file).write_bytes(whole[: len(whole) // 2])
-    start = f"{snapshot}: not a snapshot; delete it to make it again ("
+    start = f"{snapshot}: not a snapshot that transformers can load ("
     assert refused(snapshot).startswith(start)
     (snapshot / file).unlink()
     assert refused(snapshot).startswith(start)

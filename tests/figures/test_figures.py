@@ -96,6 +96,7 @@ def write_tables(folder, matching: str = "some"):
 
     phases = pd.DataFrame({"snapshot_index": numbers, "step": STEPS})
     phases["kl_unigram"], phases["kl_bigram"] = numbers / 3, 3 / numbers
+    phases["loss"] = 3.0
     phases.to_csv(folder / "phases.csv", index=False)
     (folder / "levels.json").write_text(json.dumps(LEVELS))
 
@@ -168,6 +169,10 @@ def write_tables(folder, matching: str = "some"):
             for i, step in enumerate(STEPS, 1)
         ]
     )
+    apart = [step == STEPS[2] for step in STEPS]
+    pd.DataFrame({"step": STEPS, "loss": 3.0, "out_of_place": apart}).to_csv(
+        folder / "losses.csv", index=False
+    )
     ends = pd.DataFrame({"feature": living["feature"], "first_step": 0, "last_step": 128})
     ends["relative_norm"] = np.linspace(0, 1, len(living))
     ends["group"] = ["only_first", *["between"] * 3, *["shared"] * 3, *["between"] * 3, "only_last"]
@@ -200,7 +205,12 @@ def write_tables(folder, matching: str = "some"):
     f, s = folder / "features.parquet", folder / "strengths.parquet"
     seeds = [0] if matching == "one seed" else [0, 1]
     return {
-        training: (folder / "log.csv", folder / "phases.csv", folder / "levels.json"),
+        training: (
+            folder / "log.csv",
+            folder / "phases.csv",
+            folder / "levels.json",
+            folder / "losses.csv",
+        ),
         divergence: (folder / "phases.csv", folder / "levels.json"),
         fidelity: (
             [folder / f"fidelity{seed}.csv" for seed in seeds],

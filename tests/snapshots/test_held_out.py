@@ -24,7 +24,9 @@ from ontogeny.snapshots.sizes import loss_blocks
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Run:
     """A small experiment as far as its activations, of several streams."""
-    made = Run(tmp_path_factory.mktemp("run"), {"activations.streams": ["residual", "mlp_out"]})
+    made = Run(tmp_path_factory.mktemp("run"), {
+        "activations.streams": ["residual", "mlp_out"], "crosscoders.topk.dead_after_rows": 1000,
+    })  # fmt: skip
     made.stages("corpus", "pretrain", "extract", "losses")
     return made
 

@@ -30,7 +30,7 @@ EXPERIMENT: dict[str, Any] = {
     "snapshots": {"steps": "all", "local": {"folders": "run/checkpoint-{step}"}},
     "activations": {"layers": [0]},
     "crosscoders": {"main": {"inputs": {"layers": [0]}, "features": 16, "k": 2, "steps": 4,
-                             "batch_rows": 64, "aux_features": 0}},
+                             "batch_rows": 64, "aux_features": 0, "dead_after_rows": 64}},
     "primary": "main",
     "analyses": [],
 }  # fmt: skip

@@ -365,7 +365,7 @@ def test_a_damaged_snapshot(home):
     snapshot = home / "snapshots/step40"
     truncated(*[snapshot / "model.safetensors"] * 2)
     said = refused(home, ROWS, "extract", home, 40)
-    assert said.startswith(f"ontogeny: {snapshot}: not a snapshot; delete it to make it again")
+    assert said.startswith(f"ontogeny: {snapshot}: not a snapshot that transformers can load")
 
 
 @pytest.mark.slow

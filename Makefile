@@ -11,8 +11,8 @@ IS_SUPPORTED := -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= 
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14; do \
 	$$python $(IS_SUPPORTED) 2>/dev/null && echo $$python && exit; done; echo python3)
 CORES ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
-# Files of tests side by side: several start workflows, of two jobs each.
-WORKERS ?= $(shell test $(CORES) -lt 4 && echo $(CORES) || echo 4)
+# Files of tests side by side: one more than cores, for many wait for processes of theirs.
+WORKERS ?= $(shell test $(CORES) -lt 4 && echo $$(($(CORES) + 1)) || echo 4)
 REPORT ?= results/default/report.html
 UV ?= uv
 ARGS ?=

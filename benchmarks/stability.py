@@ -43,25 +43,25 @@ DOCS = Path(__file__).parents[1] / "docs"
 MARKS = "<!-- stability -->", "<!-- /stability -->"
 MATCHED = 0.7
 FREQUENT = 0.01  # density from which a feature counts as frequent
+SHORT: dict[str, Any] = {"k": 16, "steps": 2500}
 TRIALS: dict[str, dict[str, Any]] = {
     "as it stands": {},
-    "F 1,024": {"features": 1024},
-    "gate per snapshot, F 1,024": {"gate": "snapshot", "features": 1024},
-    "F 1,024, principal subspace, AuxK": {
-        "features": 1024,
-        "basis": "principal",
-        "aux_features": 128,
-    },
+    "k 16, 2,500 steps": SHORT,
+    "k 16, 2,500 steps, F 1,024": SHORT | {"features": 1024},
+    "k 16, 2,500 steps, F 2,048": SHORT | {"features": 2048},
+    "k 16, 2,500 steps, F 1,024, gate per snapshot": SHORT | {"gate": "snapshot", "features": 1024},
+    "k 16, 2,500 steps, F 1,024, principal subspace, AuxK": SHORT
+    | {"features": 1024, "basis": "principal", "aux_features": 128},
     "gate per snapshot": {"gate": "snapshot"},
     "no token table": {"token_table": False},
     "table, not scaled by what it leaves": {"scale": "activations"},
-    "4,000 steps": {"steps": 4000},
+    "5,000 steps": {"steps": 5000},
     "decay 0.4": {"decay": 0.4},
     "rate 1.5e-3": {"learning_rate": 1.5e-3},
     "rate 6e-3": {"learning_rate": 6e-3},
     "k 12": {"k": 12},
     "k 24": {"k": 24},
-    "F 2,048": {"features": 2048},
+    "F 1,024": {"features": 1024},
 }
 
 

@@ -194,7 +194,8 @@ def _mend(found: dict[str, Any], settings: Settings) -> str:
 def _of_thresholds(experiment: Experiment) -> Iterator[str]:
     """Dictionaries whose L0 on held-out text is not k."""
     for name, c in experiment.settings.crosscoders.items():
-        for seed in c.seeds if c.activation == "batch_topk" else ():
+        judged = c.activation == "batch_topk" and c.train_decoder  # else a baseline
+        for seed in c.seeds if judged else ():
             if not experiment.path("fidelity", crosscoder=name, seed=seed).exists():
                 continue
             table = experiment.table("fidelity", name, seed=seed)

@@ -46,7 +46,7 @@ ATTRIBUTION = Stage(
             "pieces read ahead": 1,
             "gradients": 1,
             "logits": 1,
-            "one": 1.2e9,
+            "one": 0.7e9,
             "features * circuits.pairs": 3100,
             "sites * width * circuits.tasks * circuits.pairs": 180,
             "features * sites * circuits.tasks": 200,

@@ -48,7 +48,7 @@ KINDS = Stage(
             "active features": 30,
             "held-out rows * kinds.permutations": 50,
             "features * kinds.permutations": 120,
-            "one": 0.1e9,
+            "one": 0.2e9,
         },
         {"one": 9000, "features": 200},
     ),

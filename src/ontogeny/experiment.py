@@ -106,18 +106,20 @@ class Experiment:
         """The crosscoders whose features have histories."""
         return [name for name in self.settings.crosscoders if self.has_histories(name)]
 
+    @cached_property
+    def _dictionaries(self) -> dict[str, schema.Crosscoder]:
+        return self.settings.all_crosscoders  # which asks every analysis for its own
+
     def has_histories(self, crosscoder: str) -> bool:
         """Whether features have histories: trained, over snapshots of one layer and stream."""
-        chosen = self.settings.all_crosscoders[crosscoder]
-        sites = chosen.outputs or chosen.inputs
-        one = len(sites.layers) == len(sites.streams) == 1
+        chosen = self._dictionaries[crosscoder]
+        one = len(chosen.written.layers) == len(chosen.written.streams) == 1
         return chosen.train_decoder and one and self.compared(crosscoder) >= 2
 
     def compared(self, crosscoder: str) -> int:
         """How many snapshots a crosscoder's features have a strength at."""
-        chosen = self.settings.all_crosscoders[crosscoder]
-        sites = chosen.outputs or chosen.inputs
-        return len(self.steps) if sites.snapshots == "all" else len(sites.snapshots)
+        snapshots = self._dictionaries[crosscoder].written.snapshots
+        return len(self.steps if snapshots == "all" else snapshots)
 
     def analyses(self) -> Iterator[str]:
         """The analyses of the default target that this experiment can have, in their order."""
@@ -158,8 +160,8 @@ class Experiment:
     def path(self, product: str, **keys: Any) -> Path:
         """Where a product lies; of the primary crosscoder and of its first seed if not said."""
         keys.setdefault("crosscoder", self.primary)
-        if "seed" not in keys and keys["crosscoder"] in self.settings.all_crosscoders:
-            keys["seed"] = self.settings.all_crosscoders[keys["crosscoder"]].seeds[0]
+        if "seed" not in keys and keys["crosscoder"] in self._dictionaries:
+            keys["seed"] = self._dictionaries[keys["crosscoder"]].seeds[0]
         return Path(self.pattern(product).format(**keys))
 
     @cached_property
@@ -187,20 +189,18 @@ class Experiment:
 
     def seeds_of(self, product: str, crosscoder: str) -> list[Path]:
         """Where a product of every seed of a crosscoder lies, in the seeds' order."""
-        seeds = self.settings.all_crosscoders[crosscoder].seeds
+        seeds = self._dictionaries[crosscoder].seeds
         return [self.path(product, crosscoder=crosscoder, seed=seed) for seed in seeds]
 
     @property
     def sites(self) -> list[str]:
         """Names of all (layer, stream) pairs whose activations are kept, such as residual.0."""
-        activations = self.settings.activations
-        return [
-            folder_name(i, stream) for i in activations.layers for stream in activations.streams
-        ]
+        kept = self.settings.activations
+        return [folder_name(i, stream) for i in kept.layers for stream in kept.streams]
 
     def sites_of(self, crosscoder: str) -> list[str]:
         """Names of the (layer, stream) pairs that a crosscoder reads and writes, sorted."""
-        chosen = self.settings.all_crosscoders[crosscoder]
+        chosen = self._dictionaries[crosscoder]
         names = {
             folder_name(layer, stream)
             for sites in (chosen.inputs, chosen.outputs)
@@ -274,7 +274,7 @@ class Experiment:
 
     def basis_of(self, crosscoder: str) -> str | None:
         """Name of the basis that a crosscoder is trained in; None for all dimensions."""
-        chosen = self.settings.all_crosscoders[crosscoder]
+        chosen = self._dictionaries[crosscoder]
         return basis_name(chosen) if chosen.basis != "full" else None
 
     def bases(self, crosscoders: Iterable[str]) -> dict[str, str]:
@@ -293,7 +293,7 @@ class Experiment:
 
     def training_sources(self, crosscoder: str) -> dict[str, list[Path]]:
         """What a crosscoder is trained on, and the stacks that the scales come from."""
-        basis, chosen = self.basis_of(crosscoder), self.settings.all_crosscoders[crosscoder]
+        basis, chosen = self.basis_of(crosscoder), self._dictionaries[crosscoder]
         files = {"stacks": self.stacks(crosscoder)} | self.tables_of(crosscoder)
         if basis is not None:
             files["basis"] = [self.path("basis", sites=basis)]
@@ -305,7 +305,7 @@ class Experiment:
 
     def tables_of(self, crosscoder: str) -> dict[str, list[Path]]:
         """The token tables, where the crosscoder has one taken off its rows."""
-        has = self.settings.all_crosscoders[crosscoder].token_table
+        has = self._dictionaries[crosscoder].token_table
         return {"tables": self.tables(crosscoder)} if has else {}
 
     def fidelity_sources(self, crosscoder: str) -> dict[str, list[Path]]:
@@ -455,7 +455,7 @@ class Experiment:
     def trained(self, name: str | None = None, seed: int | None = None) -> Path:
         """The folder of a trained crosscoder; as for `crosscoder`."""
         keys = {"crosscoder": name or self.primary} | ({} if seed is None else {"seed": seed})
-        if keys["crosscoder"] not in self.settings.all_crosscoders:
+        if keys["crosscoder"] not in self._dictionaries:
             keys.setdefault("seed", 0)
         folder, weights = self.path("trained", **keys), self.path("weights", **keys)
         if not weights.exists():

@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import subprocess
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -34,6 +35,15 @@ PACKAGES = (
 @cache
 def _parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    """A node and all statements below it; expressions, the most of a tree, hold none."""
+    yield node
+    for name in ("body", "orelse", "finalbody", "handlers", "cases"):
+        below = getattr(node, name, None)
+        for each in below if isinstance(below, list) else ():
+            yield from _statements(each)
 
 
 @cache
@@ -63,7 +73,7 @@ def _file(module: str) -> Path | None:
 def _imports(path: Path, packages: frozenset[str]) -> set[str]:
     """Modules of some packages that a source imports, wherever in the file."""
     found = set()
-    for node in ast.walk(_parse(path)):
+    for node in _statements(_parse(path)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -109,7 +119,7 @@ def modules_of(module: str) -> list[str]:
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             node.body = [
                 statement

@@ -310,7 +310,7 @@ def sizes(experiment: Experiment, here: Machine, count: bool = True) -> Sizes:
 def dictionary(experiment: Experiment, sizes: Sizes, name: str) -> Dictionary:
     """A crosscoder's sizes; until its basis is there, with the most dimensions that it may have."""
     settings, chosen = experiment.settings, experiment.settings.all_crosscoders[name]
-    outputs, width = chosen.outputs or chosen.inputs, sizes.model.width
+    outputs, width = chosen.written, sizes.model.width
 
     def steps(sites: Sites) -> list[int]:
         return experiment.steps if sites.snapshots == "all" else list(sites.snapshots)

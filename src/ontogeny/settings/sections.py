@@ -376,6 +376,11 @@ class Crosscoder(Section):
         return at_most(cls, filled, "k", "features")
 
     @property
+    def written(self) -> Sites:
+        """The sites that are reconstructed."""
+        return self.outputs or self.inputs
+
+    @property
     def aux(self) -> int:
         """How many dead features AuxK trains at a time."""
         if self.activation != "batch_topk" or self.gate == "snapshot":

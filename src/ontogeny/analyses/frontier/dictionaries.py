@@ -63,7 +63,7 @@ def sae_steps(settings: Settings) -> list[int]:
     if section.sae_snapshots != "last":
         return list(section.sae_snapshots)
     primary = settings.crosscoders[settings.primary]
-    sites = primary.outputs or primary.inputs
+    sites = primary.written
     return [max(settings.snapshots.chosen if sites.snapshots == "all" else sites.snapshots)]
 
 

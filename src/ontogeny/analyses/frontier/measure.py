@@ -107,7 +107,7 @@ def points(
     parts = []
     for name, paths in fidelities.items():
         chosen = settings.all_crosscoders[name]
-        kept = (chosen.outputs or chosen.inputs).snapshots
+        kept = chosen.written.snapshots
         steps = settings.snapshots.chosen if kept == "all" else sorted(kept)
         about = {
             "dictionary": name,

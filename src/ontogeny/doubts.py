@@ -37,8 +37,8 @@ def missing(experiment: Experiment) -> list[str]:
     name, few = experiment.primary, experiment.compared(experiment.primary)
     if not experiment.has_histories(name):
         return [
-            f"primary: {name} has no two snapshots of one layer and stream, or random directions, "
-            "so its features have no histories: no kinds, figures of features or atlas"
+            f"primary: features of {name} have no histories, which need a trained decoder over two "
+            "or more snapshots of one layer and stream: no kinds, figures of features or atlas"
         ]
     if few == 2:
         return [

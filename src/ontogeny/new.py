@@ -31,7 +31,7 @@ from ontogeny.snapshots.shape import Shape
 MOST = 32  # snapshots, as in the paper
 DEPTH = 4  # folders below the one that is named
 TEXT = (".txt", ".jsonl", ".json", ".parquet")
-CHARACTERS = 5  # a token, in bytes of text: more than of most languages, so that text suffices
+BYTES_PER_TOKEN = 5  # more than most tokenizers need: tokens are rather under-counted
 HELD_OUT, CONTEXT = 128, 512  # blocks, and tokens in a block at most
 LEAST = 16  # blocks of text that an experiment is written for
 TOKENS = 2**18, 2**22  # that train the dictionary, on a processor and on a GPU
@@ -144,7 +144,8 @@ def choose(steps: Sequence[int], count: int = MOST) -> list[int]:
 def tokens_in(paths: Sequence[Path]) -> int:
     """Tokens that text files hold at least, about: by their bytes, of packed ones twice as many."""
     packed = (".gz", ".bz2", ".xz", ".zst", ".parquet", ".arrow")
-    return sum((2 if p.suffix in packed else 1) * p.stat().st_size for p in paths) // CHARACTERS
+    sizes = ((2 if p.suffix in packed else 1) * p.stat().st_size for p in paths)
+    return sum(sizes) // BYTES_PER_TOKEN
 
 
 def _corpus(given: Sequence[str], beside: Path) -> tuple[str, int | None]:
@@ -154,8 +155,8 @@ def _corpus(given: Sequence[str], beside: Path) -> tuple[str, int | None]:
             return f"  dataset: {{ name: {given[0]}, split: train }}", None
     patterns = [_pattern(name) for name in given] or _text_beside(beside)
     if not patterns:
-        note = "of Python packages; replace it by what the model was trained on, of which it has"
-        return f"  wheels: {{ sources: [python] }} # {note} not seen this\n", None
+        note = "of Python packages; better is text like the model's own that it has not seen"
+        return f"  wheels: {{ sources: [python] }} # {note}", None
     paths = texts.files(TextFiles(paths=patterns))
     return f"  files: {{ paths: {json.dumps(patterns)} }}", tokens_in(paths)
 

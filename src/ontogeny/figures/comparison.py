@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from ontogeny.figures import style
 
 GROUPS = {
-    "only_first": ("only at step {first}", "initialisation"),
-    "shared": ("at both", "matched"),
-    "only_last": ("only at step {last}", "emergent"),
-    "between": ("between", "all"),
+    "only_first": "only at step {first}",
+    "shared": "at both",
+    "only_last": "only at step {last}",
+    "between": "between",
 }
 NORM_BINS, COSINE_BINS = list(np.linspace(0, 1, 41)), list(np.linspace(-1, 1, 41))
 
@@ -35,10 +35,10 @@ def draw(features: Path, comparison: Path, output: Path) -> None:
     with style.paper():
         figure = style.new_figure(180, 80)
         axes = figure.subplots(1, 2, width_ratios=[3, 2])
-        for name, (text, role) in GROUPS.items():
+        for name, text in GROUPS.items():
             own = table.loc[table["group"] == name, "relative_norm"]
             label = f"{text.format(**ends)} ({len(own):,})"
-            axes[0].hist(own, NORM_BINS, color=style.COLOURS[role], label=label)
+            axes[0].hist(own, NORM_BINS, color=style.COLOURS[name], label=label)
         axes[0].set(xlim=(0, 1), ylabel="features")
         axes[0].set_xlabel(
             f"relative decoder norm: 0 only at step {ends['first']}, 1 only at {ends['last']}"
@@ -55,5 +55,10 @@ def _cosines(axis: Axes, cosines: np.ndarray) -> None:
     if not len(cosines):
         style.empty(axis, "no feature is at both")
         return
-    axis.hist(cosines, COSINE_BINS, color=style.COLOURS["matched"])
-    axis.set(xlim=(-1, 1), ylabel="features", xlabel="cosine between the two decoder directions")
+    axis.hist(cosines, COSINE_BINS, color=style.COLOURS["shared"])
+    axis.set(
+        xlim=(-1, 1),
+        xticks=[-1, -0.5, 0, 0.5, 1],
+        ylabel="features",
+        xlabel="cosine between the two decoder directions",
+    )

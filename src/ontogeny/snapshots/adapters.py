@@ -48,7 +48,7 @@ def settings(folder: Path) -> dict[str, Any]:
 def base_of(folder: Path, given: str | None) -> Path | None:
     """The folder of an adapter's base model: the one that is given, or the adapter's own name."""
     if given is not None:
-        return Path(given).expanduser()
+        return Path(given)
     named = settings(folder).get("base_model_name_or_path")
     path = Path(str(named)).expanduser()
     return path if named and (path / "config.json").is_file() else None

@@ -47,7 +47,10 @@ def log_spaced(last: int, count: int = 32) -> list[int]:
     count : how many steps to save, at least 2; fewer come back where the run has fewer.
     """
     if last < 1 or count < 2:
-        raise InputError(f"snapshots: {count} of a run of {last} steps; at least 2 of 1 are needed")
+        raise InputError(
+            f"snapshots: {count} of {last} steps are asked for; a run has at least 1 step, and at "
+            "least 2 snapshots are needed"
+        )
     steps = [0]
     for left in range(count - 2, 0, -1):
         # Those still to come are a constant factor apart; where that is under 1, the next integer.

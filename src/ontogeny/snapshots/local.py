@@ -86,9 +86,9 @@ def folders(local: Local) -> dict[int, Path]:
     InputError where two folders have the same step. Folders that are listed have the steps 0, 1, …
     """
     if not isinstance(local.folders, str):
-        listed = (Path(name).expanduser() for name in local.folders)
+        listed = map(Path, local.folders)
         return {step: path for step, path in enumerate(listed) if path.exists()}
-    pattern = str(Path(local.folders).expanduser())
+    pattern = str(Path(local.folders))
     by_step: dict[int, Path] = {}
     wanted = re.compile(_expression(pattern))
     for name in sorted(glob.glob(re.sub(r"\{step[^}]*\}", "[0-9]*", pattern), recursive=True)):
@@ -107,7 +107,7 @@ def folders(local: Local) -> dict[int, Path]:
     return dict(sorted(by_step.items()))
 
 
-def named(local: Local) -> list[int]:
+def all_steps(local: Local) -> list[int]:
     """The steps of all folders that are there, or, where they are listed, of all in the list."""
     return list(folders(local) if isinstance(local.folders, str) else range(len(local.folders)))
 
@@ -115,16 +115,16 @@ def named(local: Local) -> list[int]:
 def step_of(local: Local, folder: str) -> int | None:
     """The step that the name of a folder says, whether or not it is there; None if none."""
     if not isinstance(local.folders, str):
-        listed = [str(Path(name).expanduser()) for name in local.folders]
+        listed = [str(Path(name)) for name in local.folders]
         return listed.index(folder) if folder in listed else None
-    pattern = str(Path(local.folders).expanduser())
+    pattern = str(Path(local.folders))
     match = re.fullmatch(_expression(pattern), folder)
     return int(match["step"]) if match else None
 
 
 def resolve_steps(local: Local) -> list[int]:
     """The steps of all folders, ascending: what `steps: all` means; raises where there are none."""
-    steps = named(local)
+    steps = all_steps(local)
     if not steps:
         raise InputError(
             f"snapshots.local.folders: no folder fits {local.where} (from {Path.cwd()}); correct "
@@ -223,7 +223,7 @@ def newest(folder: Path) -> float:
 
 def found_at(local: Local, folder: Path) -> weights.Found:
     """Where a checkpoint keeps what a snapshot is made of; InputError as weights.find."""
-    config = None if local.config is None else Path(local.config).expanduser()
+    config = None if local.config is None else Path(local.config)
     return weights.find(folder, config, local.base)
 
 
@@ -257,7 +257,7 @@ def tokenizer_sources(local: Local, steps: list[int]) -> list[Path]:
             config = found_at(local, _of_step(local, folders(local), steps[-1])).config
             folder = config.parent if tokenizer_files(weights.present(config.parent)) else folder
     else:
-        folder, mend = Path(local.tokenizer).expanduser(), "name another folder"
+        folder, mend = Path(local.tokenizer), "name another folder"
         if not folder.is_dir():
             raise InputError(f"snapshots.local.tokenizer: {folder} is no folder; correct it")
     names = tokenizer_files(weights.present(folder), code=True)
@@ -279,7 +279,7 @@ def publish(local: Local, step: int, output: Path) -> None:
     folder = _of_step(local, folders(local), step)
     read = [str(path) for path in sources(local, step)]
     about = {"folder": str(folder), "step": step, "read": read}
-    config = None if local.config is None else Path(local.config).expanduser()
+    config = None if local.config is None else Path(local.config)
     weights.publish(folder, output, about, code=True, config=config, base=local.base)
 
 

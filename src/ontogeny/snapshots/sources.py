@@ -34,7 +34,7 @@ def resolve(settings: Settings, results: str | Path = "results") -> Settings:
         return settings
     before = remembered(settings, results)
     there = _kept(settings, results, before)
-    steps = sorted({*local.named(source.local), *there}) or local.resolve_steps(source.local)
+    steps = sorted({*local.all_steps(source.local), *there}) or local.resolve_steps(source.local)
     lost = [step for step in before if step not in steps]
     if lost:
         raise InputError(

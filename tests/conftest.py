@@ -52,7 +52,6 @@ class Checkout:
         self.environment = os.environ | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(folder / "src"),
-            "PYTHONDONTWRITEBYTECODE": "1",
         }
 
     def __truediv__(self, path: str) -> Path:
@@ -155,7 +154,7 @@ def new_checkout(wheels, tmp_path_factory):
         folder = tmp_path_factory.mktemp("checkout")
         for name in SOURCES:
             if (ROOT / name).is_dir():
-                ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+                ignored = shutil.ignore_patterns("*.egg-info")
                 shutil.copytree(ROOT / name, folder / name, ignore=ignored)
             else:
                 shutil.copy2(ROOT / name, folder / name)

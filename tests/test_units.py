@@ -114,12 +114,13 @@ def package(tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
 
     def digest(module: str = "ontogeny.room.top") -> str:
-        for name in ("_parse", "_root", "_file", "_imports", "_own_digest", "code_digest"):
+        for name in ("_root", "_file", "_source", "_imports", "code_digest"):
             getattr(provenance, name).cache_clear()
         return provenance.code_digest(module)
 
     yield digest
     monkeypatch.undo()
+    provenance._kept.cache_clear()
     digest()
 
 
@@ -131,6 +132,24 @@ def test_imports_are_followed_wherever_they_stand(package):
         "ontogeny.room.middle",
         "ontogeny.room.top",
     ]
+
+
+@pytest.mark.parametrize("kept", ["{", "[]", '{"a": 1}', '{"a": {"imports": []}}'])
+def test_what_was_found_in_sources_is_kept_and_may_be_damaged(package, tmp_path, monkeypatch, kept):
+    monkeypatch.setattr(provenance, "_KEPT", tmp_path / "kept" / "sources.json")
+    monkeypatch.setattr(provenance.sys, "dont_write_bytecode", False)
+    provenance._kept.cache_clear()
+    first = package()
+    provenance._keep()
+    provenance._kept.cache_clear()
+    monkeypatch.setattr(provenance, "_digested", None)  # nothing is parsed again
+    assert package() == first
+    monkeypatch.undo()
+    (tmp_path / "kept" / "sources.json").write_text(kept)
+    monkeypatch.setattr(provenance, "_KEPT", tmp_path / "kept" / "sources.json")
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    provenance._kept.cache_clear()
+    assert package() == first
 
 
 def test_code_digest_sees_code_and_nothing_else(package, tmp_path):

@@ -7,11 +7,17 @@ that it imports changes, and not for a comment, a docstring or a touched file.
 from __future__ import annotations
 
 import ast
+import atexit
 import hashlib
 import importlib.metadata
 import importlib.util
+import json
+import os
 import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -30,11 +36,6 @@ PACKAGES = (
     "datasets",
     "huggingface-hub",
 )
-
-
-@cache
-def _parse(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def _statements(node: ast.AST) -> Iterator[ast.AST]:
@@ -69,19 +70,74 @@ def _file(module: str) -> Path | None:
     return None
 
 
+@dataclass(frozen=True)
+class Source:
+    """What counts of a source: the modules that it names in imports, and its code's digest."""
+
+    imports: list[str]
+    digest: str
+
+
+def _named(tree: ast.Module) -> list[str]:
+    """All that a source may import, wherever in the file: modules, and names that could be."""
+    named: list[str] = []
+    for node in _statements(tree):
+        if isinstance(node, ast.Import):
+            named += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            named += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return sorted(set(named))
+
+
+def _digested(text: bytes) -> Source:
+    tree = ast.parse(text)
+    named = _named(tree)
+    code = ast.dump(_without_docstrings(tree))
+    return Source(named, hashlib.sha256(code.encode()).hexdigest())
+
+
+# Parsing all sources takes a second at every start. What was found in them is kept beside Python's
+# own bytecode, by their content, and by this file, which says what is looked for.
+_KEPT = Path(importlib.util.cache_from_source(__file__)).with_suffix(".json")
+_MOST = 1000  # sources that are remembered; ours are fewer
+_met: dict[str, Source] = {}
+
+
+@cache
+def _kept() -> dict[str, Source]:
+    try:
+        return {key: Source(**found) for key, found in json.loads(_KEPT.read_bytes()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+@cache
+def _source(path: Path) -> Source:
+    text = path.read_bytes()
+    key = hashlib.sha256(Path(__file__).read_bytes() + text).hexdigest()
+    _met[key] = _kept().get(key) or _digested(text)
+    return _met[key]
+
+
+@atexit.register
+def _keep() -> None:
+    """Keep what was found in new sources; where there is no place for it, they are parsed again."""
+    if sys.dont_write_bytecode or _met.keys() <= _kept().keys():
+        return
+    both = _kept() | _met
+    found = {key: vars(source) for key, source in (both if len(both) <= _MOST else _met).items()}
+    with suppress(OSError):
+        _KEPT.parent.mkdir(parents=True, exist_ok=True)
+        draft = _KEPT.with_suffix(f".{os.getpid()}")
+        draft.write_text(json.dumps(found))
+        draft.replace(_KEPT)
+
+
 @cache
 def _imports(path: Path, packages: frozenset[str]) -> set[str]:
-    """Modules of some packages that a source imports, wherever in the file."""
-    found = set()
-    for node in _statements(_parse(path)):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        else:
-            continue
-        found |= {n for n in names if n.split(".")[0] in packages and _file(n)}
-    return found
+    """Modules of some packages that a source imports."""
+    named = _source(path).imports
+    return {n for n in named if n.split(".")[0] in packages and _file(n)}
 
 
 MAPS = {"ontogeny", *(f"ontogeny.{name}" for name in ("experiment", "registry", "stages"))}
@@ -134,11 +190,6 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
 
 
 @cache
-def _own_digest(path: Path) -> str:
-    return hashlib.sha256(ast.dump(_without_docstrings(_parse(path))).encode()).hexdigest()
-
-
-@cache
 def code_digest(module: str) -> str:
     """Digest of the syntax trees, docstrings left out, of a module and all that it imports.
 
@@ -152,7 +203,7 @@ def code_digest(module: str) -> str:
         path = _file(name)
         if path is None:
             continue
-        digest.update(f"{name} {_own_digest(path)}\n".encode())
+        digest.update(f"{name} {_source(path).digest}\n".encode())
         folders.add(path.parent)
     for folder in sorted(folders - {ROOT}):
         for path in sorted(p for p in folder.iterdir() if p.suffix in DATA and p.name != WORDS):

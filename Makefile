@@ -5,7 +5,7 @@
 #   make lock ARGS=--upgrade
 
 .DEFAULT_GOAL := help
-.PHONY: help env figures report test test-cluster check lock
+.PHONY: help env demo figures report test test-cluster check lock
 
 IS_SUPPORTED := -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))'
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14; do \
@@ -36,6 +36,9 @@ env: .venv/.complete ## make the environment in .venv from the lock
 	$(PIP) install --no-deps --no-build-isolation -e .
 	$(PIP) check
 	@touch $@
+
+demo: env ## run a small experiment: 3 minutes on 2 cores
+	$(IN_ENV) snakemake --cores $(CORES) --configfile experiments/demo.yaml $(ARGS)
 
 figures: env ## run the default experiment, from raw text to figures
 	$(IN_ENV) snakemake --cores $(CORES) $(ARGS)

@@ -53,6 +53,11 @@ def test_every_link_leads_to_a_file_and_a_heading_that_exist(page):
     assert not broken
 
 
+def test_the_sites_menu_has_every_page():
+    shown = set(re.findall(r"[\w-]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8")))
+    assert shown == {page.name for page in (ROOT / "docs").glob("*.md")} | {"index.md"}
+
+
 # Numbers of the default experiment
 
 

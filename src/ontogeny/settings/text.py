@@ -34,7 +34,7 @@ class TextFiles(Section):
     paths: list[PathText] = Field(
         ...,
         min_length=1,
-        description="Files or patterns: .txt (a document each), .jsonl, .parquet; also .gz, .zst.",
+        description="Files or patterns: .txt (one document), .jsonl, .parquet; also .gz, .zst.",
     )
     column: str = Field("text", min_length=1, description="Column of .jsonl and .parquet.")
 

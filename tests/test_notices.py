@@ -20,7 +20,7 @@ def test_a_new_run_says_what_it_makes_and_how_long_it_takes(tmp_path):
         f"{tmp_path}/tiny: 5 snapshots of a model that is trained here, steps 0 to 40; the "
         "crosscoder batchtopk with 64 features"
     )
-    assert " minutes on 2 cores, and " in lines[1]
+    assert " minutes on 2 idle cores, and " in lines[1]
     assert lines[-1].endswith(f"{tmp_path}/tiny/figures")
 
 

@@ -67,9 +67,9 @@ def opening(settings: Settings, results: str | Path, cores: int) -> list[str]:
     left = sum(line.left for line in planned.lines)
     spent = hours(planned, cores)
     if left and not math.isnan(spent):
-        where = planned.machine.device_name if planned.machine.device else f"{cores} cores"
+        where = planned.machine.device_name if planned.machine.device else _idle(cores)
         lines.append(
-            f"  about {_roughly(spent)} on {where.replace('1 cores', 'one core')}, and "
+            f"  about {_roughly(spent)} on {where}, and "
             f"{amount(planned.disk)} of disk; `ontogeny plan` measures this machine first"
         )
     elif left:
@@ -81,6 +81,10 @@ def opening(settings: Settings, results: str | Path, cores: int) -> list[str]:
     else:
         lines.append(f"  figures appear one by one in {experiment.folder}/figures")
     return lines
+
+
+def _idle(cores: int) -> str:
+    return "one idle core" if cores == 1 else f"{cores} idle cores"
 
 
 def _roughly(hours: float) -> str:

@@ -5,7 +5,7 @@
 #   make lock ARGS=--upgrade
 
 .DEFAULT_GOAL := help
-.PHONY: help env figures report test test-cluster check lock
+.PHONY: help env demo figures report docs test test-cluster check lock
 
 IS_SUPPORTED := -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))'
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14; do \
@@ -37,11 +37,23 @@ env: .venv/.complete ## make the environment in .venv from the lock
 	$(PIP) check
 	@touch $@
 
+demo: env ## run a small experiment: 3 minutes on 2 cores
+	$(IN_ENV) snakemake --cores $(CORES) --configfile experiments/demo.yaml $(ARGS)
+
 figures: env ## run the default experiment, from raw text to figures
 	$(IN_ENV) snakemake --cores $(CORES) $(ARGS)
 
 report: env ## gather finished figures in one self-contained page
 	$(IN_ENV) snakemake --report $(REPORT) $(ARGS)
+
+docs: .venv-docs/.complete ## build the pages as a site, in build/site
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+	@echo "$(CURDIR)/build/site/index.html"
+
+.venv-docs/.complete: envs/docs.lock
+	$(PYTHON) -m venv --clear .venv-docs
+	.venv-docs/bin/python -m pip --disable-pip-version-check install -q --require-hashes -r envs/docs.lock
+	@touch $@
 
 test: env ## run the tests
 	$(IN_ENV) python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
@@ -61,3 +73,5 @@ lock: ## pin every dependency anew (needs uv)
 	$(UV) pip compile pyproject.toml --extra dev --extra cluster --output-file envs/requirements.lock \
 		--universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
 		--no-emit-package torch --custom-compile-command "make lock" $(ARGS)
+	$(UV) pip compile envs/docs.in --output-file envs/docs.lock \
+		--universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock" $(ARGS)

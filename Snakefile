@@ -44,6 +44,7 @@ onstart:
             workflow.local_exec
         )  # Snakemake has just put in its own handler
         for experiment in at_work():
+            introduce(experiment)
             advise(experiment)  # which compares with what the last run has left
             claim(experiment)
             refuse_what_does_not_fit(experiment)
@@ -53,6 +54,7 @@ onsuccess:
     if workflow.is_main_process:
         for experiment in at_work():
             keep_manifest(experiment)
+            show_what_to_open(experiment)
 
 
 # What the experiment costs, before it runs: `snakemake --cores 1 plan`.

@@ -2,13 +2,14 @@
 
 import re
 import sys
+import time
 from functools import cache
 from pathlib import Path
 
 import yaml
 
 from ontogeny import digests, doubts, interrupts, lineage, locks, manifest
-from ontogeny import preflight, registry, running, scratch
+from ontogeny import notices, preflight, registry, running, scratch
 from ontogeny import settings as schema
 from ontogeny.corpus import text as texts
 from ontogeny.corpus.wheels import needed, requirements_file
@@ -50,7 +51,7 @@ REPLICATES = {f"replicate_{name}": S.replicate(name) for name in S.replicates}
 TEXT, MODEL, ROWS = lineage.text(E), lineage.model(E), lineage.rows(E)
 # What the longest path needs starts first, and what takes long before what is short: priorities.
 FIRST = {"pretrain": 6, "token_table": 5, "rows": 4, "train": 3, "fidelity": 2, "core": 1}
-_claimed = []
+_claimed, _began = [], time.monotonic()
 
 
 wildcard_constraints:
@@ -104,6 +105,26 @@ def at_work():
     ]
 
 
+def introduce(settings):
+    """Print what an experiment is, how long it will take, and what can be looked at already."""
+    if workflow.local_exec and not only_planned():
+        try:
+            notices.tell(notices.opening(settings, "results", workflow.cores))
+        except InputError:
+            pass  # the checks that follow say it
+
+
+def show_what_to_open(settings):
+    """Print what there is to look at now."""
+    if not only_planned():
+        notices.tell(notices.closing(settings, "results", _began))
+
+
+def only_planned():
+    """Whether this run shows the bill, and makes nothing."""
+    return list(workflow.dag_settings.targets) == ["plan"]
+
+
 def advise(settings):
     """Print what is doubtful about an experiment before its first job."""
     doubts.tell(doubts.before(settings, "results", GIVEN.snapshots.steps == "all"))
@@ -111,7 +132,7 @@ def advise(settings):
 
 def refuse_what_does_not_fit(settings):
     """Raise unless what is left to do has room: on disk, and in memory where jobs run here."""
-    if list(workflow.dag_settings.targets) == ["plan"]:
+    if only_planned():
         return
     try:
         preflight.check_room(settings, "results", memory=workflow.local_exec)

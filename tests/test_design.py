@@ -63,7 +63,7 @@ def test_stages_know_neither_the_map_nor_snakemake():
         reached = modules_of(declared.module)
         assert "ontogeny.experiment" not in reached, declared.name
         assert "ontogeny.running" not in reached, declared.name
-    for module in MODULES:
+    for module in MODULES.keys() - {"ontogeny.launch"}:  # which starts it
         source = MODULES[module].read_text()
         assert not re.search(r"^\s*(import|from) snakemake", source, re.M), module
 

@@ -62,6 +62,15 @@ def test_lock_names_no_place_to_download_from() -> None:
     assert not re.search(r"^-|://| @ ", text, re.MULTILINE)
 
 
+def test_the_sites_tools_are_pinned_with_hashes() -> None:
+    locked = read_requirements(ROOT / "envs/docs.lock")
+    pinned = {entry.name: (entry, hashes) for entry, hashes in locked}
+    for wanted, _ in read_requirements(ROOT / "envs/docs.in"):
+        entry, _ = pinned[wanted.name]
+        assert wanted.specifier.contains(pinned_version(entry))
+    assert all(hashes for _, hashes in pinned.values())
+
+
 def test_torch_alone_is_unhashed() -> None:
     (wanted,) = [requirement for requirement in RUNTIME if requirement.name == "torch"]
     assert TORCH == [(wanted, [])]

@@ -65,7 +65,7 @@ def test_a_folder_of_checkpoints_becomes_an_experiment_that_runs(runs):
     result = invoke("runs/my run", "--text", "text")
     assert result.exit_code == 0, result.output
     assert "3 snapshots, steps 0 to 200, of a model of 3 blocks of width 16" in result.output
-    assert "next: snakemake" in result.output
+    assert "next: ontogeny run" in result.output
     made = settings.load(Path("my-run.yaml"))
     assert made.snapshots.chosen == [0, 10, 200]
     assert made.activations.layers == [1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import sys
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -165,6 +166,17 @@ def test_in_a_principal_subspace_the_numbers_are_those_of_the_full_decoders():
     alive = np.arange(F) > 0
     decoders = show.Decoders(t["W_dec"].numpy(), t["basis"].numpy(), N)
     found = show.dimensionality_of(decoders, 5, alive)
+    np.testing.assert_allclose(found, of_decoders(one.W_dec.numpy()[1:])[4], rtol=1e-4)
+
+
+def test_a_hybrids_decoders_are_read_as_the_full_ones_that_they_are(tmp_path):
+    made = opened(tmp_path)
+    one = crosscoder()
+    one.about = replace(one.about, basis="hybrid")
+    one._tensors |= {"basis": torch.eye(N * D)[:, :10].contiguous()}
+    one.save(made.path("trained"))
+    decoders = show.Subject(made, made.primary, 5).decoders(F)
+    found = show.dimensionality_of(decoders, 5, np.arange(F) > 0)
     np.testing.assert_allclose(found, of_decoders(one.W_dec.numpy()[1:])[4], rtol=1e-4)
 
 

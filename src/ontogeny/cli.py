@@ -49,7 +49,22 @@ def main() -> None:
     """Watch concepts grow inside a language model while it trains."""
 
 
-# Before a run
+# Before a run, and the run
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.argument("file", type=FILE, default=Path("config.yaml"))
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[TARGET]... [OPTION]...")
+@click.option("--cores", type=click.IntRange(1), default=os.cpu_count() or 1, show_default=True)
+def run(file: Path, words: tuple[str, ...], cores: int) -> None:
+    """Run the experiment in FILE here; its results go to results/NAME.
+
+    Snakemake runs it, and takes the targets and options that follow: `ontogeny run FILE kinds -n`
+    shows what would be done for the analysis kinds.
+    """
+    from ontogeny import launch
+
+    launch.run(file, cores, words)
 
 
 @main.command()
@@ -86,7 +101,7 @@ def new(source: str, text: tuple[str, ...], output: Path | None, results: Path) 
         print(line)
     doubts.tell(doubts.before(settings, results), sys.stdout)
     preflight.check_room(settings, results)
-    print(f"next: snakemake --cores {os.cpu_count()} --configfile {file}")
+    print(f"next: ontogeny run {file} --cores {os.cpu_count()}")
 
 
 @main.command()

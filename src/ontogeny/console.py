@@ -1,6 +1,6 @@
 """What commands share: the experiment that they work on, its device, and how they end.
 
-What cannot be done is one line a fault; a traceback is a fault of ours.
+What cannot be done is one line per fault; a traceback is a fault of ours.
 """
 
 from __future__ import annotations

@@ -55,7 +55,8 @@ def end_with_jobs(local: bool) -> None:
 def closing_line() -> str:
     """What an interrupted run says last."""
     program, *words = sys.argv
-    command = "python -m snakemake" if Path(program).name == "__main__.py" else Path(program).name
+    path = Path(program)
+    command = f"python -m {path.parent.name}" if path.name == "__main__.py" else path.name
     again = "" if "MAKELEVEL" in os.environ else f": {shlex.join([*command.split(), *words])}"
     return f"Interrupted. What is done is kept; the same command goes on from here{again}"
 

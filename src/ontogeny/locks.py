@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 import sys
 from pathlib import Path
 from typing import IO
@@ -46,18 +47,24 @@ def claim(folder: Path) -> IO[str]:
     InputError : another run holds it. OSError : the folder cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = open(folder / ".lock", "w")
+    lock = open(folder / ".lock", "a+")  # what it says stays until it is ours
     try:
         held = hold(lock)
     except OSError:
         lock.close()
         raise
     if held is False:
+        lock.seek(0)
+        process = lock.read()
         lock.close()
-        raise InputError(f"{folder}: another run works here; wait for it or end it")
+        how = f" (`kill {process}`)" if process else ""
+        raise InputError(f"{folder}: another run works here; wait for it or end it{how}")
     if held is None:
         print(
             f"{folder}: this file system has no locks; see to it that no other run works here",
             file=sys.stderr,
         )
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
     return lock

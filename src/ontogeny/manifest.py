@@ -68,7 +68,7 @@ def lines(path: Path, most: int | None = None) -> Iterator[str]:
 
 
 def check(*given: Any) -> None:
-    """Raise InputError, one line a file, unless what is about to be read is as it was written.
+    """Raise InputError, one line per file, unless what is about to be read is as it was written.
 
     A stack shows the rows of its folder's files, which are looked at as well. What is missing is
     left to whoever reads it.

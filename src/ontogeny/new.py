@@ -256,7 +256,7 @@ def _experiment(
 # Written by `ontogeny new`; every value is a first choice, to be changed. See
 # docs/your-own-model.md, and schemas/config.schema.json for each key.
 #   ontogeny check FILE, ontogeny plan FILE
-#   snakemake --cores {os.cpu_count() or 1} --configfile FILE
+#   ontogeny run FILE --cores {os.cpu_count() or 1}
 
 name: {name} # folder under results/
 device: auto

@@ -102,7 +102,10 @@ class Subject:
         path = self.experiment.path("weights", crosscoder=self.crosscoder)
         try:
             tensors = load_file(path)
-            made = Decoders(tensors["W_dec"], tensors.get("basis"), len(tensors["scales_out"]))
+            about = self.experiment.json("about", crosscoder=self.crosscoder)
+            # A hybrid's basis is its encoder's alone.
+            basis = tensors.get("basis") if about["basis"] == "principal" else None
+            made = Decoders(tensors["W_dec"], basis, len(tensors["scales_out"]))
         except (OSError, SafetensorError, KeyError) as error:
             raise InputError(f"{path}: damaged; delete it to train it again ({error})") from None
         if len(made.W) != features:

@@ -1,3 +1,3 @@
 """The version of the package, which files that it writes carry."""
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"

@@ -282,7 +282,7 @@ def test_on_a_gpu_no_step_waits_for_the_device_or_adds_atomically(case, dead):
     PyTorch without CUDA cannot make fake CUDA tensors of all operations; these take the same way.
     """
     if dead and case != CASES["batch_topk"]:
-        pytest.skip("AuxK is batch_topk's, with one gate a feature")
+        pytest.skip("AuxK is batch_topk's, with one gate per feature")
     sites, features, tokens = 3, 16, 12
     gates = sites if case["per_site"] else 1
     with Operations() as done:

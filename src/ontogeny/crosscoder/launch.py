@@ -1,6 +1,6 @@
 """Starting the ranks of one training on this machine, and ending as they end (ranks.py).
 
-torch's elastic launcher starts a process a rank, watches all, and ends the others when one has
+torch's elastic launcher starts one process per rank, watches all, and ends the others when one has
 failed or been killed, or when it is told to end itself. What failed is told once: the ranks that
 then miss a message of the one that failed wait to be ended.
 """

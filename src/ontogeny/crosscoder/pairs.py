@@ -6,7 +6,7 @@ activations there are f (G,), of which some are 0. A step needs four products ov
     decode            f W_dec          for each block of the decoder, (S, B, D)
     gradient          E W_decᵀ         the gradient of f
     decoder_gradient  fᵀ E
-    encoder_gradient  dhᵀ x            dh is summed over gates first: one value a candidate
+    encoder_gradient  dhᵀ x            dh is summed over gates first: one value per candidate
 
 Each is a sum of rows of a matrix over the candidates of a token or of a feature, which are sorted
 for it; so no product needs atomic additions, and no tensor of tokens × features × sites exists. On

@@ -70,7 +70,7 @@ def step(
     df = np.einsum("bnd,fnd->bfn", dE, W["W_dec"])
 
     if activation == "jumprelu":
-        # One gate a feature has one f and one norm; Σ over its N equal copies is that one's.
+        # One gate per feature has one f and one norm; Σ over its N equal copies is that one's.
         z = f * gate_norm[None]
         omega = np.tanh(4 * z).mean(0)  # (F, N)
         omega_0 = 0.03

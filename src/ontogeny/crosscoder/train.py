@@ -395,7 +395,7 @@ def train(
                 }
                 now.log.append(row)
                 shown.set_postfix_str(
-                    f", EV {row['explained_variance']:.3f}, dead {row['dead_fraction']:.0%}"
+                    f"EV {row['explained_variance']:.3f}, dead {row['dead_fraction']:.0%}"
                 )
             if now.step % SAVE_EVERY == 0 and now.step < c.steps:
                 now.save(state)

@@ -29,7 +29,7 @@ LICENCES = {  # of the texts that the project brings (README.md)
     "sentences": "sentences of tatoeba.org's contributors, CC BY 2.0 FR",
 }
 KINDS = {"batch_topk": "BatchTopK", "jumprelu": "JumpReLU", "relu": "ReLU"}
-GATES = {"feature": "one gate a feature", "snapshot": "a gate a feature and snapshot"}
+GATES = {"feature": "one gate per feature", "snapshot": "one gate per feature and snapshot"}
 FIDELITY = {
     "layer": "layer",
     "stream": "stream",

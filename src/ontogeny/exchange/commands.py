@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 NOTES = {
-    "padded": "one gate a feature: the last dimension of W_D makes it exact; it is no activation",
+    "padded": "one gate per feature: the last dimension of W_D makes it exact; it is no activation",
     "heads": "each head now opens by its own norm: not the function that was trained",
 }
 UNKNOWN = (
@@ -82,7 +82,7 @@ def _find(experiment: Path, name: str | None, seed: int | None) -> tuple[Path, E
     "--gate",
     type=click.Choice(["padded", "heads"]),
     default="padded",
-    help="Of one gate a feature: exact, by one more dimension; or each head by its own norm.",
+    help="Of one gate per feature: exact, by one more dimension; or each head by its own norm.",
 )
 def llamascopium(output: Path, gate: str, **chosen: Any) -> None:
     """The Crosscoder folder of the paper's library."""

@@ -12,7 +12,7 @@ That norm is written as √d_model over the site's scale, of whichever norm the 
 φ(z) = z·1[z > t] for jumprelu, t a feature's, the same for all heads: this is our gate a feature
 and snapshot, and nothing else. BatchTopK's threshold at inference becomes t of every feature.
 
-One gate a feature opens by the norm over all snapshots, which no threshold of theirs can state by
+One gate per feature opens by the norm over all snapshots, which no threshold of theirs can state by
 the heads' own norms. `padded` states it all the same: each decoder gets one more dimension, which
 brings its norm to the feature's largest, so that all heads' gates are one. Their `prepare_input`
 pads activations to d_model with zeros; the last dimension of a reconstruction means nothing.
@@ -64,7 +64,7 @@ def write(trained: Crosscoder, output: Path, gate: str = "padded") -> None:
 
     Parameters
     ----------
-    gate : of a crosscoder with one gate a feature, one of GATES; without meaning for others.
+    gate : of a crosscoder with one gate per feature, one of GATES; without meaning for others.
 
     Raises
     ------

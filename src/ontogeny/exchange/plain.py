@@ -36,7 +36,7 @@ class Plain:
     Attributes
     ----------
     E : (N_in, D, F). b : (F,). W_dec : (F, N, D). b_dec : (N, D). All for normalised activations.
-    r : (F, N) decoder norms that the gate sees, (F, 1) for one gate a feature.
+    r : (F, N) decoder norms that the gate sees, (F, 1) for one gate per feature.
     t : (F,) thresholds of h·r; None for ReLU, whose gate is h > 0.
     """
 

@@ -1,14 +1,14 @@
 """A crosscoder from elsewhere for activations that are here, which have constants of their own.
 
 Analyses read activations times the constants of their files. With s and s' the constants that a
-crosscoder was made with and those of the files, and c = s/s' a site, the same function of raw
+crosscoder was made with and those of the files, and c = s/s' at a site, the same function of raw
 activations is
 
     E'^θ = c^θ E^θ    b' = b    W'^θ = W^θ / c^θ    b'_dec^θ = b_dec^θ / c^θ
 
-whose decoder norms are r^θ / c^θ. One gate a feature keeps its place with t' = t·r'/r. A gate a
-feature and snapshot would need a threshold for each: t' = t over the geometric mean of c, and gates
-move by c^θ over it.
+whose decoder norms are r^θ / c^θ. One gate per feature keeps its place with t' = t·r'/r. One gate
+per feature and snapshot would need a threshold for each: t' = t over the geometric mean of c, and
+gates move by c^θ over it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def rescaled(trained: Crosscoder, scales: torch.Tensor, tokens: str) -> tuple[Cr
 
     Returns
     -------
-    The crosscoder, and the largest |c/c̄ − 1| of a gate a feature and snapshot, else 0.
+    The crosscoder, and the largest |c/c̄ − 1| of one gate per feature and snapshot, else 0.
     """
     about, W = trained.about, trained.weights
     both = (trained.scales_in > 0) & (scales > 0)  # of a constant site nothing moves

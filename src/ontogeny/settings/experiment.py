@@ -45,8 +45,8 @@ class Settings(Section):
     )
     primary: str = Field(..., description="The crosscoder that the feature figures show.")
     analyses: list[str] = Field(
-        ["dimensionality", "kinds"],
-        description="What is made beside histories and phases; each is a target by its name too.",
+        ["dimensionality", "kinds", "contexts", "names"],
+        description="Analyses to run beside the histories and phases; each is also a target.",
     )
     analysis: Analysis = Field(Analysis(), description="Thresholds of the tables.")
     storage: Storage = Field(Storage(), description="Where large and shared files lie.")

@@ -60,7 +60,7 @@ def load(source: str | Path | dict[str, Any]) -> Settings:
 
     Raises
     ------
-    SettingsError : one line a fault, naming the key, what was given and the mend.
+    SettingsError : one line per fault, naming the key, what was given and the mend.
     """
     mapping: Any = source if isinstance(source, dict) else read(source)
     if not isinstance(mapping, dict):

@@ -344,7 +344,7 @@ class Crosscoder(Section):
     learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate (Adam).")
     moments: Literal["float32", "compact"] = Field(
         "compact",
-        description="Adam's moments: 8 bytes a weight, or 2 (bfloat16, one variance a feature).",
+        description="Adam's moments: 8 bytes per weight, or 2 (bfloat16, a variance per feature).",
     )
     precision: Literal["highest", "high", "medium"] = Field(
         "high",
@@ -357,8 +357,8 @@ class Crosscoder(Section):
     devices: int = Field(
         1,
         ge=1,
-        description="Processes that share one training, a GPU each where there are GPUs; each has "
-        "its share of the features. No result depends on it but for rounding.",
+        description="Processes that share one training, with one GPU each where there are GPUs "
+        "and a share of the features each. It changes results by no more than rounding.",
     )
 
     @model_validator(mode="before")

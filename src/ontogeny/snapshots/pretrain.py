@@ -178,7 +178,7 @@ def train(
     ----------
     tokens : tokens.h5 of the corpus stage.
     archive : folder of training states, `step{S}/`; kept between calls.
-    log : CSV to write, one row a logged step: step, tokens, learning_rate, loss (of the batch,
+    log : CSV to write, one row per logged step: step, tokens, learning_rate, loss (of the batch,
         doubled passages included), held_out_loss and the copying measures (at snapshots).
     until : leave what is wanted after this step to another call.
     """

@@ -72,7 +72,7 @@ class _Call:
 
     @property
     def width_out(self) -> int | None:
-        """Width of the output; None where it is not one value a position."""
+        """Width of the output; None where it is not one value per position."""
         out = value_of(self.out)
         return out.shape[-1] if _by_position(out) else None
 

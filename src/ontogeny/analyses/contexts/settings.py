@@ -14,11 +14,11 @@ class Contexts(AnalysisSection):
 
     key: ClassVar[str] = "contexts"
 
-    top: int = Field(10, ge=1, description="Contexts of the largest activations, one a block.")
+    top: int = Field(10, ge=1, description="Contexts of the largest activations, one per block.")
     quantiles: int = Field(
         8, ge=1, description="Contexts drawn one from each of so many quantiles of activation."
     )
-    near_misses: int = Field(5, ge=1, description="Contexts in which it nearly opens, one a block.")
+    near_misses: int = Field(5, ge=1, description="Near misses, one per block.")
     window: int = Field(20, ge=1, description="Tokens on either side of a context's position.")
     lens_snapshots: int = Field(
         5,

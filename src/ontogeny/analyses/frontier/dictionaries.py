@@ -110,8 +110,8 @@ def faults(s: Settings) -> Iterator[str]:
     several = primary.gate == "snapshot" or primary.activation == "relu"
     if f.sae_basis == "principal" and (several or primary.outputs is not None):
         yield (
-            f"frontier.sae_basis: principal needs one gate a feature, no L1, and outputs that are "
-            f"the inputs, unlike {key}; set full"
+            "frontier.sae_basis: principal needs one gate per feature, no L1, and outputs that "
+            f"are the inputs, unlike {key}; set full"
         )
     if s.snapshots.steps == "all":
         return

@@ -22,7 +22,7 @@ class Frontier(AnalysisSection):
         ..., min_length=1, description="Features of the dictionaries, F."
     )
     k: list[Annotated[int, Field(ge=1)]] = Field(
-        [], description="Active features a token and site, where the primary is batch_topk."
+        [], description="Active features per token and site, where the primary is batch_topk."
     )
     sparsity: list[Annotated[float, Field(ge=0)]] = Field(
         [], description="Weights of the penalty, λ, where the primary is jumprelu or relu."

@@ -141,7 +141,7 @@ def _strengths(axis: Axes, every: pd.DataFrame) -> list[pd.DataFrame]:
 
 
 def _curve(some: pd.DataFrame, kind: str, group: str) -> pd.DataFrame:
-    """Mean and quartiles over features, a row a snapshot."""
+    """Mean and quartiles over features, one row per snapshot."""
     by_step = some.groupby(["snapshot_index", "step"])["normalised_strength"]
     low, high = by_step.quantile(0.25), by_step.quantile(0.75)
     found = pd.DataFrame({"value": by_step.mean(), "low": low, "high": high}).reset_index()

@@ -246,7 +246,9 @@ def test_hostile_tokens_show_as_text_and_no_line_is_too_wide(small, width):
     reading = small.map.read(words(small, 6))
     tokens = [HOSTILE[i % len(HOSTILE)].encode() for i in range(len(reading.vocabulary.tokens))]
     names = pd.DataFrame({"feature": range(48), "name": [HOSTILE[4]] * 48})
-    hostile = Reading(reading.trace, Vocabulary(tokens), described({"names": names}), 0.5)
+    hostile = Reading(
+        reading.trace, Vocabulary(tokens), described({"names": names}), reading.source
+    )
     stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", stream)
@@ -256,3 +258,38 @@ def test_hostile_tokens_show_as_text_and_no_line_is_too_wide(small, width):
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e\u2028]", plain)
     assert r"\x00\x1b[31m" in re.sub(r"\s", "", plain)
     assert max(show.cells(line) for line in plain.splitlines()) <= width
+
+
+def test_a_feature_that_is_taken_out_takes_its_part_along(small):
+    reading = small.map.read(words(small, 6))
+    step, layer = 3, 1
+    crosscoder = small.map.crosscoder()
+    n = small.map.steps.index(step)
+    own = reading.features[reading.features["step"] == step]
+    feature = int(own.loc[own["contribution"].idxmax(), "feature"])
+    table = reading.ablate(feature, step)
+
+    pairs = reading.trace.feature == feature
+    f = torch.zeros(len(reading.trace.ids))
+    f[reading.trace.row[pairs]] = torch.from_numpy(reading.trace.activation[pairs, n])
+    part = f[:, None] * crosscoder.W_dec[feature, n] / crosscoder.scales_out[n]
+    folder = small.map.path("snapshot", step=step)
+    model = sites.load_model(folder, torch.device("cpu"), torch.float32)
+    model.gpt_neox.layers[layer].register_forward_hook(lambda m, a, out: out - part)
+    ids = torch.from_numpy(reading.trace.ids)
+    with torch.no_grad():
+        logits = model(input_ids=ids[None]).logits[0]
+    expected = cross_entropy(logits[:-1], ids[1:], reduction="none")
+    np.testing.assert_allclose(table["loss_without"], expected, rtol=1e-4)
+    with_it = reading.tokens.loc[reading.tokens["step"] == step, "loss"]
+    np.testing.assert_allclose(table["loss"], with_it, rtol=1e-4)
+    assert (table["loss"] - table["loss_without"]).abs().max() > 1e-4
+    assert table["divergence"].max() > 0
+
+    idle = set(range(48)) - set(reading.trace.feature)
+    unchanged = reading.ablate(min(idle), step)
+    np.testing.assert_allclose(unchanged["loss_without"], unchanged["loss"], rtol=1e-6)
+    with pytest.raises(InputError, match="no feature 48; they are numbered 0 to 47"):
+        reading.ablate(48, step)
+    with pytest.raises(InputError, match=r"writes 0 sites of step 2; choose a step of \[0, 1, 3"):
+        reading.ablate(1, 2)

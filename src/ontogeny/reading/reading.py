@@ -22,6 +22,7 @@ from ontogeny.corpus.pieces import Vocabulary, read_tokens
 from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.files import InputError
 from ontogeny.reading import passages
+from ontogeny.reading.ablation import Source, ablate
 from ontogeny.reading.trace import Trace, run
 from ontogeny.settings import Settings
 
@@ -37,13 +38,13 @@ class Reading:
     ----------
     trace : the same as arrays. vocabulary : what tokens look like.
     described : name and kind by feature, as far as there are any.
-    presence : share of its largest contribution from which a feature counts as there.
+    source : what it was read with.
     """
 
     trace: Trace
     vocabulary: Vocabulary
     described: pd.DataFrame
-    presence: float
+    source: Source
 
     @cached_property
     def texts(self) -> list[str]:
@@ -70,18 +71,22 @@ class Reading:
         """What the columns of `features`, `tokens` or `everything` hold, with units."""
         return registry.described("reading", list(getattr(self, table).columns))
 
+    def ablate(self, feature: int, step: int, site: int | None = None) -> pd.DataFrame:
+        """Losses at a snapshot with a feature and without it, by token; as `ablation.ablate`."""
+        return ablate(self.source, self.trace, self.texts, feature, step, site)
+
     def since(self, step: int) -> dict[tuple[int, int], int]:
         """From which snapshot on a feature is there: (row, feature) of the trace → step.
 
-        Its contribution to the token is at least `presence` of its largest there, at every snapshot
-        from that one to `step`; of several sites of a snapshot the largest counts. What is less
-        than that at `step` itself is left out.
+        Its contribution to the token is at least `analysis.presence` of its largest there, at every
+        snapshot from that one to `step`; of several sites of a snapshot the largest counts. What is
+        less than that at `step` itself is left out.
         """
-        found = self.trace
+        found, presence = self.trace, self.source.settings.analysis.presence
         steps = sorted({site.snapshot for site in found.outputs if site.snapshot <= step})
         share = found.contribution / np.maximum(found.contribution.max(1, keepdims=True), 1e-30)
         at = np.array([site.snapshot for site in found.outputs])
-        there = np.stack([share[:, at == each].max(1) for each in steps], 1) >= self.presence
+        there = np.stack([share[:, at == each].max(1) for each in steps], 1) >= presence
         back = np.logical_and.accumulate(there[:, ::-1], 1).sum(1)  # snapshots, counted from `step`
         return {
             (int(row), int(feature)): steps[-n]
@@ -166,7 +171,8 @@ def read(
         )
     found = run(settings, crosscoder, snapshots, [passage], data.vocabulary, top)
     vocabulary = Vocabulary(read_tokens(tokenizer, data.vocabulary))
-    return Reading(found, vocabulary, described(tables), settings.analysis.presence)
+    source = Source(settings, crosscoder, snapshots, passage, data.vocabulary)
+    return Reading(found, vocabulary, described(tables), source)
 
 
 def described(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

@@ -23,7 +23,8 @@ from ontogeny.activations.sites import Site
 from ontogeny.corpus.pieces import Vocabulary
 from ontogeny.files import InputError
 from ontogeny.reading import passages, terminal
-from ontogeny.reading.reading import Reading, described
+from ontogeny.reading.reading import Reading
+from ontogeny.reading.tables import described
 from ontogeny.reading.trace import run as traced
 from ontogeny.snapshots import sites
 

@@ -21,7 +21,7 @@ from ontogeny.corpus.build import Tokens
 from ontogeny.corpus.pieces import Vocabulary, read_tokens
 from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.files import InputError
-from ontogeny.reading import passages
+from ontogeny.reading import passages, tables
 from ontogeny.reading.ablation import Source, ablate
 from ontogeny.reading.trace import Trace, run
 from ontogeny.settings import Settings
@@ -54,12 +54,12 @@ class Reading:
     @cached_property
     def features(self) -> pd.DataFrame:
         """One row for each token, site (step, layer, stream) and feature that is active there."""
-        return features(self.trace, self.texts, self.described)
+        return tables.features(self.trace, self.texts, self.described).drop(columns="passage")
 
     @cached_property
     def tokens(self) -> pd.DataFrame:
         """One row for each token and snapshot: its loss, and what is likeliest to follow it."""
-        return tokens(self.trace, self.texts, self.vocabulary)
+        return tables.tokens(self.trace, self.texts, self.vocabulary).drop(columns="passage")
 
     @cached_property
     def everything(self) -> pd.DataFrame:
@@ -95,56 +95,13 @@ class Reading:
         }
 
 
-def features(found: Trace, texts: list[str], described: pd.DataFrame) -> pd.DataFrame:
-    """The table `Reading.features`, by token and site, the largest contribution first."""
-    pair, site = np.nonzero(found.activation > 0)
-    contribution = found.contribution[pair, site]
-    order = np.lexsort((-contribution, site, found.row[pair]))
-    pair, site, contribution = pair[order], site[order], contribution[order]
-    row, feature = found.row[pair], found.feature[pair]
-    places = pd.DataFrame([vars(output) for output in found.outputs]).iloc[site]
-    known = described.reindex(feature).fillna("")
-    largest = found.contribution.max(1, initial=0)[pair]
-    return pd.DataFrame(
-        {
-            "position": found.position[row],
-            "token": np.array(texts, object)[row],
-            "step": places["snapshot"].to_numpy(),
-            "layer": places["layer"].to_numpy(),
-            "stream": places["stream"].to_numpy(),
-            "feature": feature,
-            "name": known["name"].to_numpy(),
-            "kind": known["kind"].to_numpy(),
-            "activation": found.activation[pair, site],
-            "contribution": contribution,
-            "share": contribution / np.maximum(largest, 1e-30),
-        }
-    )
-
-
-def tokens(found: Trace, texts: list[str], vocabulary: Vocabulary) -> pd.DataFrame:
-    """The table `Reading.tokens`, by token and snapshot."""
-    shown, n = np.flatnonzero(found.position >= 0), len(found.steps)
-    columns = {
-        "position": np.repeat(found.position[shown], n),
-        "token": np.repeat(np.array(texts, object)[shown], n),
-        "step": np.tile(found.steps, len(shown)),
-        "loss": found.loss[shown].ravel(),
-    }
-    for i in range(found.following.shape[2]):
-        following = found.following[shown, :, i].ravel()
-        columns[f"next_{i + 1}"] = np.array([vocabulary.one(each) for each in following], object)
-        columns[f"probability_{i + 1}"] = found.probability[shown, :, i].ravel()
-    return pd.DataFrame(columns)
-
-
 def read(
     settings: Settings,
     crosscoder: Crosscoder,
     snapshots: Path,
     data: Tokens,
     tokenizer: Path,
-    tables: Mapping[str, pd.DataFrame],
+    given: Mapping[str, pd.DataFrame],
     text: str,
     top: int = TOP,
 ) -> Reading:
@@ -152,7 +109,7 @@ def read(
 
     Parameters
     ----------
-    snapshots : folder. tables : `names` and `kinds` of the crosscoder's features, as far as made.
+    snapshots : folder. given : `names` and `kinds` of the crosscoder's features, as far as made.
     top : likeliest next tokens to keep.
 
     Raises
@@ -172,15 +129,4 @@ def read(
     found = run(settings, crosscoder, snapshots, [passage], data.vocabulary, top)
     vocabulary = Vocabulary(read_tokens(tokenizer, data.vocabulary))
     source = Source(settings, crosscoder, snapshots, passage, data.vocabulary)
-    return Reading(found, vocabulary, described(tables), source)
-
-
-def described(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Name and kind by feature, '' where there is none, of the tables `names` and `kinds`."""
-    columns = {"name": "names", "kind": "kinds"}
-    known = {
-        column: tables[table].set_index("feature")[column]
-        for column, table in columns.items()
-        if table in tables
-    }
-    return pd.DataFrame(known, columns=list(columns), dtype=object)
+    return Reading(found, vocabulary, tables.described(given), source)

@@ -13,9 +13,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from ontogeny.corpus.pieces import visible
 from ontogeny.experiment import Experiment
-from ontogeny.figures import style
+from ontogeny.figures import style, token_losses
 from ontogeny.files import InputError
 from ontogeny.reading.reading import Reading
 
@@ -93,15 +92,10 @@ def onsets(
 def reading(read: Reading, axis: Axes | None = None) -> Axes:
     """Loss of each token (rows, from the top) at each snapshot, nats, as a map."""
     tokens = read.tokens
-    square = tokens.pivot(index="position", columns="step", values="loss")
-    texts = tokens.drop_duplicates("position")["token"]
+    largest = float(np.nanmax(tokens["loss"]))
     with style.paper():
-        axis = _axis(axis, (SIZE[0], 20 + 4 * len(square)))
-        largest = float(np.nanmax(square.to_numpy()))
-        image = axis.imshow(square, aspect="auto", vmin=0, vmax=largest, interpolation="nearest")
-        axis.set_yticks(range(len(square)), [visible(text).replace(" ", "␣") for text in texts])
-        numbers = list(range(1, len(square.columns) + 1))
-        style.snapshot_axis(axis, numbers, [int(step) for step in square.columns], 12)
+        axis = _axis(axis, (SIZE[0], 20 + 4 * tokens["position"].nunique()))
+        image = token_losses.draw(axis, tokens, largest)
         axis.figure.colorbar(image, ax=axis, label="loss of the token (nats)")
     return axis
 
@@ -111,8 +105,7 @@ def ablated(table: pd.DataFrame, axis: Axes | None = None) -> Axes:
     with style.paper():
         axis = _axis(axis, (SIZE[0], 20 + 4 * len(table)))
         axis.barh(range(len(table)), table["loss_without"] - table["loss"], color="#0072B2")
-        labels = [visible(text).replace(" ", "␣") for text in table["token"]]
-        axis.set_yticks(range(len(table)), labels)
+        token_losses.label(axis, table["token"])
         axis.invert_yaxis()
         axis.axvline(0, color="0.4", linewidth=0.6)
         axis.set_xlabel("loss without the feature − loss with it (nats)")

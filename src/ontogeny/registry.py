@@ -137,8 +137,7 @@ def page() -> str:
         for made in analysis.products:
             lines.append(f"- `{made.path}`: {made.about}")
         names = ", ".join(f"`{figure.name}` ({figure.label})" for figure in analysis.figures)
-        if names:
-            lines.append(f"- figures: {names}")
+        lines.append(f"- figures: {names}")
         if analysis.section is not None:
             keys = ", ".join(f"`{name}.{key}`" for key in analysis.section.model_fields)
             lines.append(f"- keys: {keys}")

@@ -6,14 +6,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import HOSTILE
 from runs import Run
 
+from ontogeny import registry, running
 from ontogeny.activations.rows import HeldOut, pieces
 from ontogeny.activations.sites import Site
 from ontogeny.analyses.circuits import tasks
 from ontogeny.analyses.passages import measure
 from ontogeny.analyses.passages.settings import Passages
 from ontogeny.crosscoder.model import Crosscoder
+from ontogeny.figures import style, token_losses
 from ontogeny.files import InputError
 
 CHANGES = {
@@ -61,6 +64,25 @@ def test_held_out_passages_have_the_activations_of_their_rows(run):
         assert one["activation"] == pytest.approx(expected, rel=0.02, abs=2e-3)
         norm = strength[one["feature"], steps[one["step"]]]
         assert one["contribution"] == pytest.approx(one["activation"] * norm, rel=1e-4)
+
+
+def test_the_figure_draws_the_tables_losses(run):
+    running.call(run.map, registry.figures()["passages"])
+    drawn = pd.read_csv(run.map.figure("passages", "csv"))
+    table = run.map.table("passages")
+    np.testing.assert_allclose(drawn["loss"], table["loss"], rtol=1e-5)
+    assert list(drawn["step"]) == list(table["step"])
+
+
+def test_tokens_are_drawn_as_they_are(tmp_path):
+    tokens = [*HOSTILE, "$x$", r"\frac{", "a very long token of many letters"]
+    axis = style.new_figure(80, 80).subplots()
+    table = pd.DataFrame({"position": range(len(tokens)), "token": tokens, "step": 0, "loss": 1.0})
+    token_losses.draw(axis, table, 2)
+    axis.figure.savefig(tmp_path / "x.png")
+    drawn = [text.get_text() for text in axis.get_yticklabels()]
+    assert drawn[-3:] == ["$x$", r"\frac{", "a␣very␣long␣t…"]
+    assert not any(set(text) & set("\x00\x1b\u202e\u2028") for text in drawn)
 
 
 def test_prompts_of_tasks_come_after_the_text_without_what_begins_them(run, tmp_path):

@@ -1,7 +1,8 @@
 """What the analysis `passages` reads, makes and costs."""
 
 from ontogeny.analyses.passages.settings import Passages
-from ontogeny.declarations import Analysis, Cost, Optional, Product, Stage
+from ontogeny.declarations import Analysis, Cost, Figure, Optional, Product, Stage
+from ontogeny.stages import MODEL
 
 READ = Stage(
     "passages",
@@ -40,7 +41,15 @@ ANALYSIS = Analysis(
     "atlas: loss of each token, likeliest next tokens, features that are active there.",
     section=Passages,
     stages=[READ],
-    figures=[],
+    figures=[
+        Figure(
+            "passages",
+            "ontogeny.analyses.passages.figure:draw",
+            MODEL,
+            "Passages through training",
+            {"passages": "passages"},
+        )
+    ],
     products=[
         Product(
             "passages",

@@ -246,7 +246,7 @@ def analysed(finished, tmp_path_factory):
         ],
         "circuits": {"tasks": ["induction"], "least_accuracy": 0, "pairs": 16, "path_steps": 2},
         "complexity": {"longest": 4, "contexts": 1},
-        "passages": {"held_out": 3, "tokens": 12},
+        "passages": {"held_out": 3, "length": 12},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(given))
     experiment = Experiment(folder, settings.load(given))

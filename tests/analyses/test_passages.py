@@ -22,7 +22,7 @@ from ontogeny.files import InputError
 CHANGES = {
     "crosscoders.topk.basis": "full",
     "crosscoders.topk.gate": "snapshot",
-    "passages": {"held_out": 3, "tokens": 10, "prompts": 2, "features": 4},
+    "passages": {"held_out": 3, "length": 10, "prompts": 2, "features": 4},
 }
 
 

@@ -31,7 +31,7 @@ READ = Stage(
             "logits": 1,
             "one": 0.3e9,
         },
-        {"snapshots * passages.held_out * passages.tokens": 400},
+        {"snapshots * passages.held_out * passages.length": 400},
     ),
 )
 

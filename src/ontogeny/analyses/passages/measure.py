@@ -67,7 +67,7 @@ def _of_text(settings: Settings, data: Tokens) -> Iterator[tuple[str, Passage]]:
     first, last = data.splits["held_out"]
     count = min(section.held_out, last - first)
     blocks = first + np.linspace(0, last - first - 1, count).round().astype(int)
-    shown = min(section.tokens, data.context - 1)
+    shown = min(section.length, data.context - 1)
     start = min(data.context // 2, data.context - shown)
     for block in data.take(np.unique(blocks)):
         yield HELD_OUT, of_ids(settings, data, block[: start + shown], start)

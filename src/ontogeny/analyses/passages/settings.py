@@ -15,7 +15,7 @@ class Passages(AnalysisSection):
     key: ClassVar[str] = "passages"
 
     held_out: int = Field(12, ge=1, description="Passages of held-out text.")
-    tokens: int = Field(40, ge=2, description="Tokens of each that are shown.")
+    length: int = Field(40, ge=2, description="Tokens of each that are shown.")
     prompts: int = Field(1, ge=0, description="Prompts of each task of `circuits`.")
     features: int = Field(
         6, ge=1, description="Features kept of each token and snapshot, the largest contributions."

@@ -235,9 +235,18 @@ def analysed(finished, tmp_path_factory):
     given = yaml.safe_load((folder / "config.yaml").read_text())
     given |= {
         "name": "hostile",
-        "analyses": ["dimensionality", "kinds", "contexts", "complexity", "trust", "circuits"],
+        "analyses": [
+            "dimensionality",
+            "kinds",
+            "contexts",
+            "complexity",
+            "trust",
+            "passages",
+            "circuits",
+        ],
         "circuits": {"tasks": ["induction"], "least_accuracy": 0, "pairs": 16, "path_steps": 2},
         "complexity": {"longest": 4, "contexts": 1},
+        "passages": {"held_out": 3, "length": 12},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(given))
     experiment = Experiment(folder, settings.load(given))
@@ -254,7 +263,8 @@ def analysed(finished, tmp_path_factory):
         names[number] = "".join(letters[byte] for byte in piece.encode())
     given["model"] |= {"vocab": {name: i for i, name in sorted(names.items())}, "merges": []}
     tokenizer.write_text(json.dumps(given))
-    running.call(experiment, registry.stages()["contexts"])
+    for name in ("contexts", "passages"):
+        running.call(experiment, registry.stages()[name])
     return experiment
 
 

@@ -24,6 +24,7 @@ from ontogeny.declarations import Figure, Stage
 from ontogeny.exchange import commands
 from ontogeny.experiment import Experiment
 from ontogeny.files import InputError
+from ontogeny.reading.commands import read
 from ontogeny.version import VERSION
 
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -481,3 +482,4 @@ def show(experiment: Experiment, feature: int, crosscoder: str | None, contexts:
 
 
 commands.add(main)
+main.add_command(read)

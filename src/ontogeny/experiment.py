@@ -6,6 +6,7 @@
     experiment.path("weights", crosscoder="l1")     where something lies
     experiment.crosscoder()                         the primary dictionary, first seed
     experiment.tokens(), experiment.contexts()      the text; what each feature is active on
+    experiment.read("def get(self):")               what every snapshot makes of a text
 
 Opening an experiment reads its configuration alone; torch is imported by what needs it. Rules,
 commands, costs, the atlas, the summary and `ontogeny show` find everything through this map, and no
@@ -18,7 +19,6 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ from ontogeny.files import InputError, one_line
 from ontogeny.settings import Settings
 from ontogeny.snapshots import sources
 from ontogeny.snapshots.sizes import leg_ends
+from ontogeny.stages import ALWAYS, COMPARED, of_histories
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,11 +42,7 @@ if TYPE_CHECKING:
     from ontogeny.corpus.build import Tokens
     from ontogeny.crosscoder.model import Crosscoder
     from ontogeny.features.contexts import Store
-
-
-COMPARED = ["numbers", "trained", "activations", "phases", "features", "strengths", "directions"]
-COMPARED += ["kinds", "dimensionality", "induction"]
-"""Products of the experiment and its replicates that the stage `compare` reads."""
+    from ontogeny.reading.reading import Reading
 
 
 class Experiment:
@@ -350,8 +347,6 @@ class Experiment:
 
     def figures(self) -> list[str]:
         """The names of the default target's figures, in the order of the report."""
-        from ontogeny.stages import ALWAYS, of_histories
-
         names = list(ALWAYS)
         if self.has_histories(self.primary):
             names += of_histories(self.compared(self.primary))
@@ -410,15 +405,7 @@ class Experiment:
 
     def columns(self, product: str) -> dict[str, str]:
         """What the columns of a table hold, with units, in the table's order."""
-        documented, found = registry.columns(product), {}
-        for column in self.table(product).columns:
-            patterns = (name for name in documented if fnmatchcase(column, name))
-            name = column if column in documented else next(patterns, "")
-            stem = column
-            for part in name.split("*"):
-                stem = stem.removeprefix(part).removesuffix(part)
-            found[column] = documented.get(name, "").replace("*", stem)
-        return found
+        return registry.described(product, list(self.table(product).columns))
 
     def table(self, product: str, crosscoder: str | None = None, **keys: Any) -> pd.DataFrame:
         """A table of the experiment; `columns` says what stands in it.
@@ -461,7 +448,8 @@ class Experiment:
         if not weights.exists():
             pattern = registry.products()["weights"].path.format(crosscoder="*", seed="*")
             made = [str(p.parent.relative_to(folder.parents[1])) for p in self.folder.glob(pattern)]
-            there = ", ".join(sorted(made)) or "none yet"
+            run = f"none yet; `snakemake --cores 2 --configfile {self.path('config')}` trains them"
+            there = ", ".join(sorted(made)) or run
             raise InputError(f"{folder}: no crosscoder; there are {there}")
         manifest.check(weights, weights.with_name("config.json"))
         return folder
@@ -472,6 +460,19 @@ class Experiment:
 
         manifest.check(self.path("tokens"))
         return Tokens(self.path("tokens"))
+
+    def read(self, text: str, crosscoder: str | None = None, top: int = 5) -> Reading:
+        """A text as every snapshot reads it: features, losses and `top` predictions by token.
+
+        InputError where it cannot be read, or the crosscoder or a snapshot is not there.
+        """
+        from ontogeny.reading import reading
+
+        name, trained = crosscoder or self.primary, self.crosscoder(crosscoder)
+        made = [n for n in ("names", "kinds") if self.path(n, crosscoder=name).exists()]
+        tables = {product: self.table(product, name) for product in made}
+        places = self.path("snapshots"), self.tokens(), self.path("tokenizer")
+        return reading.read(self.settings, trained, *places, tables, text, top)
 
     def contexts(self, crosscoder: str | None = None) -> Store:
         """What each feature is active on, nearly active on, and which tokens it promotes."""

@@ -12,6 +12,8 @@ import importlib
 import importlib.metadata
 import pkgutil
 import textwrap
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 
@@ -93,6 +95,19 @@ def columns(product: str) -> dict[str, str]:
     if analysis and (home / COLUMNS).exists():
         own = yaml.safe_load((home / COLUMNS).read_text(encoding="utf-8"))
     return dict(every["common"] | own.get(product, {}))
+
+
+def described(product: str, names: Iterable[str]) -> dict[str, str]:
+    """What some columns of a table hold, in their order; '' of one that is not documented."""
+    documented, found = columns(product), {}
+    for column in names:
+        patterns = (name for name in documented if fnmatchcase(column, name))
+        name = column if column in documented else next(patterns, "")
+        stem = column
+        for part in name.split("*"):
+            stem = stem.removeprefix(part).removesuffix(part)
+        found[column] = documented.get(name, "").replace("*", stem)
+    return found
 
 
 @cache

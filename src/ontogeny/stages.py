@@ -13,6 +13,10 @@ from ontogeny.declarations import Cost, Figure, Optional, Product, Stage
 TRAINED = "crosscoders/{crosscoder}/seed{seed}"
 TABLES = "features/{crosscoder}"
 
+COMPARED = ["numbers", "trained", "activations", "phases", "features", "strengths", "directions"]
+COMPARED += ["kinds", "dimensionality", "induction"]
+"""Products of the experiment and its replicates that the stage `compare` reads."""
+
 PRODUCTS = [
     Product("config", "config.yaml", "the resolved configuration"),
     Product("tokens", "corpus/tokens.h5", "blocks of tokens (blocks, context)"),

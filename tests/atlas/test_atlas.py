@@ -23,7 +23,7 @@ from ontogeny.features.described import CLASSES, DOUBTS
 from ontogeny.features.histories import direction_cosines
 from ontogeny.files import InputError
 
-ANALYSES = {"kinds", "contexts", "complexity", "dimensionality", "circuits"}
+ANALYSES = {"kinds", "contexts", "complexity", "dimensionality", "circuits", "passages"}
 
 
 @pytest.fixture(scope="module")
@@ -285,7 +285,7 @@ def test_the_experiment_in_short_is_the_summary(finished):
     assert about["l0"] == pytest.approx(summary["l0_mean"], rel=1e-5)
     assert about["living"] == summary["living_features"]
     assert about["turning"]["step"] == pytest.approx(summary["turning_point_step"], rel=1e-5)
-    assert set(about["missing"]) == {"contexts", "complexity", "circuits"}
+    assert set(about["missing"]) == {"contexts", "complexity", "circuits", "passages"}
     phases = pd.read_csv(finished / RESULTS / "phases/phases.csv")
     np.testing.assert_allclose(about["curve"]["loss"], phases["loss"], rtol=1e-5)
     assert summary["wall_seconds_atlas"] > 0

@@ -11,6 +11,8 @@ writes it whole or not at all; `gather` reads what an experiment has; `pack` has
     data/words.js                       strings that tokens show as                on demand
     data/text/N.js                      text to search in, TEXT_FEATURES each      on demand
     data/shards/N.js                    all else of a feature, SHARD features each on demand
+    data/passages.js                    passages that every snapshot has read      on demand
+    data/passages/N.js                  one of them                                on demand
 
 A page from disk may load scripts but no JSON, so each file under data/ is one call,
 `atlas(KEY, VALUE)`, KEY its path without data/ and .js, VALUE a JSON value in ASCII.
@@ -62,4 +64,10 @@ shards/N, of C features; every quantity in brackets is as fine as it is stored
     active, mean, threshold: C numbers each
     lens: site u2 (C, P), strength u1 (C, P) [1/255], word (C, P, 2, k), value i2 (C, P, 2, k), over
     `scale` [1/32767]
+passages
+    a list, of each passage: source (held-out text or a task), begins (its first characters), size
+passages/N, of T tokens, in the order of tokens, and of snapshots within each
+    words (strings), word (T, through `words`), loss f4 (T, n) nats, next (T, n, `predictions`)
+    through `words`, probability u1 of each [1/255]; active (T, n) features that are told, then an
+    entry for each: place, value u2 (contribution), over `scale` [1/65534]
 """

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ontogeny.analyses.dimensionality.measure import of_decoders
-from ontogeny.atlas import pack
+from ontogeny.atlas import pack, passages
 from ontogeny.atlas.gather import Contents, gather
 from ontogeny.corpus.pieces import visible
 from ontogeny.experiment import Experiment
@@ -77,6 +77,8 @@ def write(contents: Contents, output: str | Path) -> None:
             high = low + TEXT_FEATURES
             text = {"promoted": promoted[low:high], "contexts": texts[low:high]}
             pack.write(draft, f"text/{low // TEXT_FEATURES}", text)
+        if contents.passages is not None:
+            passages.write(draft, contents.passages, table["feature"].to_numpy(), steps)
         if store is not None:
             pack.write(draft, "words", [visible(text) for text in words])
         about = contents.about | {

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 
 from ontogeny.activations.sites import folder_name
+from ontogeny.atlas import passages
 from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.experiment import Experiment
 from ontogeny.features.contexts import LISTS, Store
@@ -27,6 +28,7 @@ PARTS = {
     "complexity": ("span", "the context span, a feature's complexity"),
     "dimensionality": ("dimensionality", "dimensionality"),
     "circuits": ("attribution", "attribution to tasks"),
+    "passages": ("passages", "passages that every snapshot has read"),
 }
 
 
@@ -46,6 +48,7 @@ class Contents:
     partner : (L, S − 1) number of the matching feature there, or −1.
     dimensionality : whether it is shown. store : contexts, or None.
     attribution : by task, places (A,) and values (A, n), NaN where a snapshot has none.
+    passages : tables of the passages and their features, or None.
     """
 
     about: dict[str, Any]
@@ -58,6 +61,7 @@ class Contents:
     dimensionality: bool = False
     store: Store | None = None
     attribution: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    passages: tuple[pd.DataFrame, pd.DataFrame] | None = None
 
 
 def gather(experiment: Experiment) -> Contents:
@@ -122,6 +126,7 @@ def gather(experiment: Experiment) -> Contents:
         dimensionality=has("dimensionality"),
         store=store,
         attribution=attribution,
+        passages=passages.gather(experiment),
     )
 
 

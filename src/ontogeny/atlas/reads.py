@@ -23,6 +23,8 @@ def files(experiment: Experiment) -> dict[str, list[Path]]:
     for name in ("log", "kinds", "names", "trust", "contexts", "span", "attribution", "behaviour"):
         if experiment.has(name):
             files[name] = [experiment.path(name)]
+    if experiment.has("passages"):
+        files["passages"] = [experiment.path(name) for name in ("passages", "passage_features")]
     return files
 
 

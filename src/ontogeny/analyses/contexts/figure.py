@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Hashable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ft2font import FT2Font
 from matplotlib.patches import Rectangle
 
 from ontogeny.figures import style
+from ontogeny.figures.glyphs import drawable, fonts
 
 CONTEXTS = 3  # drawn of each feature
 PROMOTED = 8
@@ -31,9 +29,6 @@ SIZE = 6.3  # of the contexts' letters, points
 ADVANCE = 0.602  # width of a letter of DejaVu Sans Mono over its size
 CELLS = int((TEXT_RIGHT - TEXT_LEFT) / 25.4 * 72 / (SIZE * ADVANCE))  # letters in a line
 BEFORE = 0.62  # share of a line up to the position's own token, at most
-# Letters that the first lacks are taken from the next that has them; most systems lack most of it.
-FAMILIES = ["DejaVu Sans Mono", "DejaVu Sans", "Noto Sans CJK SC", "Noto Sans Mono CJK SC"]
-FAMILIES += ["WenQuanYi Zen Hei", "Noto Sans Arabic", "Noto Sans Devanagari", "Noto Emoji"]
 SHADE = "#E69F00"
 
 
@@ -171,26 +166,6 @@ def _colour(example: dict[Hashable, Any]) -> str:
     return style.COLOURS["initialisation" if example["initialisation"] else name]
 
 
-@cache
-def _fonts() -> tuple[list[str], list[FT2Font]]:
-    """The families that this machine has, and their fonts."""
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    names = [name for name in FAMILIES if name in installed]
-    paths = [font_manager.findfont(name, fallback_to_default=False) for name in names]
-    return names, [font_manager.get_font(path) for path in paths]
-
-
-def drawable(text: str) -> str:
-    """Text with the code of each letter for which no font is there."""
-    fonts = _fonts()[1]
-    return "".join(
-        letter
-        if any(font.get_char_index(ord(letter)) for font in fonts)
-        else rf"\u{{{ord(letter):x}}}"
-        for letter in text
-    )
-
-
 def _cells(text: str) -> int:
     """How many letters of a fixed-width font a text is as wide as."""
     return sum(
@@ -223,7 +198,7 @@ def _put(axis: Axes, x: float, y: float, text: str, colour: str = "black") -> No
     """A token at a cell of a line, as it is: no letter of it is markup."""
     y += 0.2  # from the line's middle to where its letters stand
     axis.text(
-        x, y, text, fontfamily=_fonts()[0], fontsize=SIZE, va="baseline", color=colour,
+        x, y, text, fontfamily=fonts()[0], fontsize=SIZE, va="baseline", color=colour,
         parse_math=False, in_layout=False,
     )  # fmt: skip
 

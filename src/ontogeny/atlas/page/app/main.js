@@ -1,8 +1,8 @@
 // The start, and which page the address names.
 "use strict";
 
-const PAGES = { overview, table, feature, compare };
-const LINKS = [["", "overview", "Overview"], ["table", "table", "Features"], ["compare", "compare", "Compare"]];
+const PAGES = { overview, table, feature, compare, passages };
+const LINKS = [["", "overview", "Overview"], ["table", "table", "Features"], ["passages", "passages", "Passages"], ["compare", "compare", "Compare"]];
 
 async function start() {
   theme.start(document.getElementById("theme"));
@@ -32,7 +32,7 @@ async function start() {
     }
     const params = ofList(now.params);
     fill(document.getElementById("pages"), LINKS.map(([path, key, text]) =>
-      h("a", { href: hash(path, key === "compare" ? "" : params), "aria-current": key === name ? "page" : null }, text)));
+      h("a", { href: hash(path, key === "compare" || key === "passages" ? "" : params), "aria-current": key === name ? "page" : null }, text)));
     try {
       const title = (await view.update()) || view.title;
       document.title = `${shown(title)} · ${shown(site.about.name)} · Ontogeny atlas`;

@@ -1,0 +1,1 @@
+"""Stored passages, read by every snapshot: losses, predictions and features by token."""

@@ -96,7 +96,26 @@ def draw(log: Path | None, phases: Path, levels: Path, losses: Path, output: Pat
             gains = grid[2, 0].get_legend_handles_labels()
             figure.legend(*gains, loc="outside lower center", ncols=3)
         drawn = pd.concat([long, crossings, marks, *([apart] if len(apart) else [])])
-        style.save(figure, drawn[["panel", "series", "step", "value"]], output)
+        style.save(figure, drawn[["panel", "series", "step", "value"]], output, finding)
+
+
+def finding(table: pd.DataFrame) -> str:
+    """How the held-out loss falls, when it passes the n-gram levels, and whether copying helps."""
+    loss = table[table["series"] == "held_out_loss"].sort_values("step")["value"].to_numpy()
+    said = (
+        f"The held-out loss {'falls' if loss[-1] < loss[0] else 'does not fall'}: "
+        f"{loss[0]:.2f} to {loss[-1]:.2f} nats"
+    )
+    crossed = table[table["panel"] == "crossing"].set_index("series")["step"].dropna()
+    parts = [
+        f"below the {name} level from step {crossed[name]:,.0f}"
+        for name in ("unigram", "bigram")
+        if name in crossed
+    ]
+    gain = table[table["series"] == "copying_gain"].sort_values("step")["value"]
+    if len(gain):
+        parts.append(f"a copy in the text gains {gain.iloc[-1]:.2f} nats at the end")
+    return ", ".join([said, *parts])
 
 
 def _levels(axis: Axes, crossings: pd.DataFrame) -> None:

@@ -112,7 +112,19 @@ def draw(features: Path, strengths: Path, contexts: Path, kinds: Path | None, ou
         columns = ["panel", *LABELS, *whole, "token", "value", "shade", "own"]
         table = pd.concat(drawn, ignore_index=True) if drawn else pd.DataFrame()
         table = table.reindex(columns=columns).astype(dict.fromkeys(whole, "Int64"))
-        style.save(figure, table, output)
+        style.save(figure, table, output, finding)
+
+
+def finding(table: pd.DataFrame) -> str:
+    """What the features shown are."""
+    own = table[table["panel"] == "history"].drop_duplicates("feature")
+    if own.empty:
+        return ""
+    matched = int(own["matched"].astype(bool).sum())
+    return (
+        f"{len(own)} features, each of another life, {matched} of "
+        "them found in another seed: when they are strong, and on what"
+    )
 
 
 def choose(living: pd.DataFrame, texts: pd.DataFrame) -> pd.DataFrame:

@@ -83,7 +83,7 @@ def draw(fidelity: list[Path], seeds: list[int], random: list[Path], output: Pat
         presents = [name for name in looks if name not in (*tables, *BASELINES)]
         order = [*mains, HOLLOW, *presents, *list(tables)[len(mains) :], *BASELINES]
         style.legend(
-            figure, grid[:, 0], order, loc="outside upper center", ncols=3, handlelength=2.6
+            figure, grid[:, 0], order, loc="outside lower center", ncols=3, handlelength=2.6
         )
         style.save(figure, drawn, output, finding)
 

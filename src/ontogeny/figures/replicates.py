@@ -88,7 +88,7 @@ def draw(
         drawn += _onsets(grid[4, 1], pairs[pairs["correlation"] >= threshold], colours)
         drawn += _events(figure.add_subplot(rows[5, :]), events, colours, table["step"].max())
         handles = grid[0, 0].get_legend_handles_labels()
-        figure.legend(*handles, loc="outside upper left", ncols=len(colours))
+        figure.legend(*handles, loc="outside lower center", ncols=len(colours))
         columns = ["panel", "event", "model", "low", "high", "step", "value"]
         style.save(figure, pd.concat(drawn).reindex(columns=columns), output, finding)
 

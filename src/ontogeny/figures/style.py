@@ -24,7 +24,7 @@ from ontogeny.files import InputError, whole, write_table
 
 STYLE = Path(__file__).with_name("ontogeny.mplstyle")
 PNG_DPI = 200
-LETTERS = 14.5  # of a title, that fit an inch
+LETTERS, LINE = 15.2, 0.155  # of a title, that fit an inch; and a line's height in inches
 Kind = Literal["log", "linear"]
 KINDS: tuple[Kind, Kind] = ("log", "linear")
 
@@ -336,6 +336,21 @@ Finding = Callable[[pd.DataFrame], str]
 """What a figure's numbers say, in a sentence, from the table that its CSV holds; '' for nothing."""
 
 
+def _entitle(figure: Figure, said: str) -> None:
+    """Put lines above a figure's title, by which it becomes higher.
+
+    A figure without a layout engine has left room for them.
+    """
+    if not said:
+        return
+    note, place = figure.get_suptitle(), {}
+    if figure.get_layout_engine() is None:
+        place["y"] = 1 - 0.08 / figure.get_figheight()
+    else:
+        figure.set_figheight(figure.get_figheight() + LINE * (said.count("\n") + 1))
+    figure.suptitle(f"{said}\n{note}" if note else said, x=0.01, ha="left", va="top", **place)
+
+
 def save(
     figure: Figure, table: pd.DataFrame, path_stem: str | Path, finding: Finding | None = None
 ) -> None:
@@ -352,8 +367,7 @@ def save(
     if finding is not None:
         said = finding(pd.read_csv(f"{path_stem}.csv", low_memory=False))
         letters = int(LETTERS * figure.get_figwidth())
-        lines = [textwrap.fill(said, letters), figure.get_suptitle()]
-        figure.suptitle("\n".join(line for line in lines if line), x=0.01, ha="left")
+        _entitle(figure, textwrap.fill(said, letters))
     with whole(f"{path_stem}.png") as draft:
         figure.savefig(draft, format="png", dpi=PNG_DPI, metadata={"Software": None})
     figure.set_layout_engine("none")  # the PDF has the same layout, and it is not made again

@@ -91,7 +91,7 @@ def draw(log: Path | None, phases: Path, levels: Path, losses: Path, output: Pat
                 if panel == "gain":
                     axis.axhline(0, color="0.6", linewidth=0.6, zorder=0)
         style.over_training(grid, table["step"].max(), style.snapshots(snapshots))
-        figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+        grid[0, 1].legend(*grid[0, 0].get_legend_handles_labels(), loc="upper right")
         if "gain" in panels:
             gains = grid[2, 0].get_legend_handles_labels()
             figure.legend(*gains, loc="outside lower center", ncols=3)

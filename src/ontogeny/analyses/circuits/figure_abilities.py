@@ -16,7 +16,7 @@ from ontogeny.figures import style
 TOP = 5
 DASHES: Any = (0, (4, 1.2))  # of what is not matched
 ERROR = -1  # the error node's number in the table of attributions
-SHADES = style.CASES
+SHADES = tuple(shade for shade in style.CASES if shade != style.COLOURS["held_out"])
 TASKS = {
     "agreement_simple": "agreement, simple",
     "agreement_across_pp": "agreement across a prepositional phrase",

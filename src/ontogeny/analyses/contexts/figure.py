@@ -70,7 +70,6 @@ def draw(features: Path, strengths: Path, contexts: Path, kinds: Path | None, ou
         figure = style.new_figure(WIDTH, TOP + ROW * max(1, len(chosen)) + BOTTOM)
         figure.set_layout_engine("none")  # texts are placed by the letter
         height = figure.get_figheight() * 25.4
-        figure.text(2 / WIDTH, 1 - 2 / height, style.matched_note(living), va="top", fontsize=8.5)
         for row, example in enumerate(chosen.to_dict("records")):
             base = height - TOP - ROW * (row + 1)
             lowest = row == len(chosen) - 1

@@ -58,17 +58,10 @@ def finding(table: pd.DataFrame) -> str:
         own[own["step"] == step]["value"] for step in (own["step"].min(), own["step"].max())
     )
     apart = (first.min() - last.max()) * (first.max() - last.min()) > 0  # no seed says otherwise
-    how = (
-        "stay about as many"
-        if not apart
-        else "become more"
-        if last.mean() > first.mean()
-        else "become fewer"
-    )
-    return (
-        f"The dimensions that the features take up {how}: "
-        f"{first.mean():.2f} d at first, {last.mean():.2f} d at last"
-    )
+    change = "more" if last.mean() > first.mean() else "fewer"
+    how = change if apart else "neither more nor fewer"
+    ends = f"{first.mean():.2f} d at first, {last.mean():.2f} d at last"
+    return f"Features take up {how} dimensions as training goes on: {ends}"
 
 
 def _curves(

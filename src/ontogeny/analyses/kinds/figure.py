@@ -222,7 +222,9 @@ def _counts(
         if group in ("all", "rule"):
             axis.bar_label(bars, [f"{count:,}" for count in own], fontsize=5.5, padding=1)
         drawn.append(pd.DataFrame({"kind": names, "value": own}).assign(panel="count", group=group))
-    axis.set_xticks(at, [name.replace("_", "\n") for name in names])
+    axis.set_xticks(
+        at, ["none or\nuntested" if name == "none" else name.replace("_", "\n") for name in names]
+    )
     axis.set_yscale("symlog", linthresh=1)
     axis.set_ylim(0, 60 * max(1, *counts["all"], *counts["permuted"], *counts["rule"]))
     axis.yaxis.set_major_formatter("{x:g}")

@@ -149,12 +149,7 @@ def _matrix(axis: Axes, table: pd.DataFrame, roles: dict[Head, list[str]]) -> pd
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     axis.set_ylabel("head ablated, layer.head")
-    named = table[table["strongest"].astype(bool) & table["kind"].isin(list(style.MARKERS))]
-    most = (named if len(named) else table).sort_values("loss").iloc[-2:][::-1]
-    of_kind = most["kind"].str.replace("_", "-")
-    cells = zip(of_kind, most["loss"], most["layer"], most["head"], strict=True)
-    findings = [f"{n} features lose {x:.0%} without head {i}.{j}" for n, x, i, j in cells]
-    style.title(axis, "a", ", ".join(findings))
+    style.title(axis, "a", "share of a kind's activation that is lost without a head")
     return table.rename(columns={"loss": "value"})[
         ["kind", "layer", "head", "features", "value", "low", "high"]
     ].assign(panel="loss")

@@ -173,12 +173,12 @@ def test_the_start_tells_the_experiment(look, table, analysed):
     kinds = dict(zip(here.text(".census .term")[1:], here.text(".census .much"), strict=False))
     assert int(kinds["current token"]) == (table["kind"] == "current_token").sum()
     assert int(kinds["untested"]) == (table["kind"] == "untested").sum()
-    here.page.click("figure:has(h3:text-is('Training')) summary")
+    here.page.click("figure:has(h2:text-is('Training')) summary")
     phases = analysed.table("phases")
-    here.page.locator("figure:has(h3:text-is('Training')) .numbers td").first.wait_for()
-    rows = here.text("figure:has(h3:text-is('Training')) .numbers td")
+    here.page.locator("figure:has(h2:text-is('Training')) .numbers td").first.wait_for()
+    rows = here.text("figure:has(h2:text-is('Training')) .numbers td")
     np.testing.assert_allclose([float(x) for x in rows], phases["loss"], atol=6e-4)
-    assert "unigram" in here.page.text_content("figure:has(h3:text-is('Training')) .onplot")
+    assert "unigram" in here.page.text_content("figure:has(h2:text-is('Training')) .onplot")
     transient = here.page.locator(".census a.much[aria-label*=' transient ']")
     here.after(transient.click)
     assert here.count() == table["transient"].sum()
@@ -273,15 +273,15 @@ def test_lists_and_plots_can_be_kept_as_files(look, table, analysed):
     np.testing.assert_allclose(kept["density"], wanted["density"], rtol=1e-6)
     np.testing.assert_allclose(kept["onset"], wanted["onset_step"], rtol=1e-6)
     here.go(f"#/feature/{table['feature'][0]}")
-    here.page.click("figure:has(h3:text-is('Strength')) summary")
+    here.page.click("figure:has(h2:text-is('Strength')) summary")
     with here.page.expect_download() as told:
-        here.page.click("figure:has(h3:text-is('Strength')) button:has-text('SVG')")
+        here.page.click("figure:has(h2:text-is('Strength')) button:has-text('SVG')")
     drawn = ElementTree.parse(told.value.path()).getroot()
     assert drawn.tag == "{http://www.w3.org/2000/svg}svg"
     line = drawn.find(".//{*}path[@class='line']")
     assert line.get("stroke").startswith("rgb(")
     with here.page.expect_download() as told:
-        here.page.click("figure:has(h3:text-is('Strength')) button:has-text('CSV')")
+        here.page.click("figure:has(h2:text-is('Strength')) button:has-text('CSV')")
     assert pd.read_csv(told.value.path())["step"].tolist() == analysed.steps
 
 
@@ -519,7 +519,7 @@ def test_a_features_page_has_the_tables_numbers(look, table, analysed):
         summary.click()
 
     def numbers(title: str) -> np.ndarray:
-        cells = here.text(f"figure:has(h3:text-is('{title}')) .numbers td")
+        cells = here.text(f"figure:has(h2:text-is('{title}')) .numbers td")
         each = [float(x.replace("−", "-").replace(",", "").replace("–", "nan")) for x in cells]
         return np.array(each).reshape(len(analysed.steps), -1)
 
@@ -717,7 +717,7 @@ def test_the_default_experiments_site(look):
         row = living.loc[number]
         assert facts["peak"] == f"snapshot {row['peak_snapshot_index']}, step {row['peak_step']:,}"
         assert facts["kind"] == row["kind"].replace("_", " ")
-        numbers = "figure:has(h3:text-is('Strength')) .numbers"
+        numbers = "figure:has(h2:text-is('Strength')) .numbers"
         here.page.click(f"{numbers} summary")
         here.page.locator(f"{numbers} td").first.wait_for()  # made as it is opened
         cells = here.text(f"{numbers} td")

@@ -25,7 +25,7 @@ COLUMNS = ["density", "peak_step", "onset_step", "initialisation", "emergent", "
 OF_CONTEXTS = ["feature", "rank", "block", "offset", "activation", "tokens", "activations"]
 OF_CONTEXTS += ["position", "promoted"]
 LABELS = ["class", "feature", "kind", "matched", "matched_cosine"]  # of everything drawn
-WIDTH, ROW, TOP, BOTTOM = 180.0, 29.0, 8.0, 16.0  # mm
+WIDTH, ROW, TOP, BOTTOM = 180.0, 29.0, 12.0, 16.0  # mm
 TEXT_LEFT, TEXT_RIGHT = 80.0, 178.0  # of the page, mm
 SIZE = 6.3  # of the contexts' letters, points
 ADVANCE = 0.602  # width of a letter of DejaVu Sans Mono over its size
@@ -34,7 +34,7 @@ BEFORE = 0.62  # share of a line up to the position's own token, at most
 # Letters that the first lacks are taken from the next that has them; most systems lack most of it.
 FAMILIES = ["DejaVu Sans Mono", "DejaVu Sans", "Noto Sans CJK SC", "Noto Sans Mono CJK SC"]
 FAMILIES += ["WenQuanYi Zen Hei", "Noto Sans Arabic", "Noto Sans Devanagari", "Noto Emoji"]
-SHADE = "#E69F00"
+SHADE = "#FFD23C"  # of no kind
 
 
 def draw(features: Path, strengths: Path, contexts: Path, kinds: Path | None, output: Path) -> None:
@@ -70,6 +70,7 @@ def draw(features: Path, strengths: Path, contexts: Path, kinds: Path | None, ou
         figure = style.new_figure(WIDTH, TOP + ROW * max(1, len(chosen)) + BOTTOM)
         figure.set_layout_engine("none")  # texts are placed by the letter
         height = figure.get_figheight() * 25.4
+        figure.suptitle(style.matched_note(living))
         for row, example in enumerate(chosen.to_dict("records")):
             base = height - TOP - ROW * (row + 1)
             lowest = row == len(chosen) - 1

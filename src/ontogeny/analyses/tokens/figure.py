@@ -34,8 +34,12 @@ def title(table: pd.DataFrame) -> str:
         table["step"].max(): found["token_table_last"],
         found["token_table_least_step"]: found["token_table_least"],
     }
-    first, *others = (f"{steps[step]:.0%}%at step {step:,}" for step in sorted(steps))
-    shares = " and ".join([first.replace("%%", "% of the variance "), *others]).replace("%%", "% ")
+    first, *others = [f"at step {step:,}" for step in sorted(steps)]
+    each = [f"{steps[step]:.0%}" for step in sorted(steps)]
+    rest = [f"{share} {step}" for share, step in zip(each[1:], others, strict=True)]
+    shares = " and ".join(
+        [", ".join([f"{each[0]} of the variance {first}", *rest[:-1]]), *rest[-1:]]
+    )
     settled = found["token_means_settled_step"]
     kept = f"keep a cosine of {SETTLED:g} or more with their last ones"
     since = f"from step {settled:,} on" if settled is not None else "at no step"

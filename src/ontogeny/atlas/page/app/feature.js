@@ -137,7 +137,7 @@ function attributionFigure(one) {
 }
 
 function missingPart(title, why) {
-  return h("section", { class: "panel absent" }, h("h3", {}, title), h("p", { class: "missing" }, why));
+  return h("section", { class: "panel absent" }, h("h2", {}, title), h("p", { class: "missing" }, why));
 }
 
 /** A context's line: tokens shaded by activation, the position's own framed. */
@@ -199,7 +199,7 @@ function lensPart(one) {
     h("tr", {}, h("th", { scope: "row" }, String(row + 1)), columns.map((x) =>
       h("td", { title: `${format.number(x[side][row].value)} nats a unit of activation`, class: x.peak ? "at-peak" : null },
         lensToken(x[side][row].text))))));
-  const tableOf = (side, title) => h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": title },
+  const tableOf = (side, title) => h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `${title} by feature ${one.number} of ${about.name}` },
     h("table", { class: "lens" }, h("caption", {}, title),
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "step"), columns.map((x) =>
         h("th", { scope: "col", class: x.peak ? "at-peak" : null }, x.peak ? `peak, ${format.step(x.step)}` : format.step(x.step),
@@ -226,7 +226,7 @@ function nearPart(one) {
   return h("section", { class: "panel" }, h("h2", {}, "Nearest features"),
     h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Nearest features" },
       h("table", { class: "features near" }, h("caption", { class: "unseen" }, "Nearest features"),
-        h("thead", {}, h("tr", {}, ["feature", "cosine", "onset", site.columns.kind && "kind", site.about.contexts && "strongest context", ""].filter((x) => typeof x === "string").map((x) => h("th", { scope: "col" }, x)))),
+        h("thead", {}, h("tr", {}, ["feature", "cosine", "onset", site.columns.kind && "kind", site.about.contexts && "strongest context"].filter(Boolean).map((x) => h("th", { scope: "col" }, x)), h("th", { scope: "col" }, h("span", { class: "unseen" }, "compare")))),
         h("tbody", {}, rows))),
     h("p", { class: "note" }, "By the cosine of the decoders over all snapshots at once."));
 }

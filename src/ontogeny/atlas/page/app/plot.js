@@ -20,7 +20,7 @@ function figure(given) {
         numbers.append(keep(given, place), h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `Numbers of: ${given.title}` }, grid(given.table(), given.title)));
     });
   const element = h("figure", { "aria-labelledby": id, class: given.class },
-    h("figcaption", {}, h("h3", { id }, given.title), given.tools),
+    h("figcaption", {}, h("h2", { id }, given.title), given.tools),
     place, given.note && h("p", { class: "note" }, given.note), numbers);
   const again = responsive(place, (width) => given.draw(place, width));
   element.redraw = again;

@@ -620,7 +620,7 @@ def test_what_was_not_analysed_is_absent_with_a_sentence(look, sites, finished):
 def test_features_and_experiments_side_by_side(look, table, sites, analysed):
     a, b = (int(i) for i in table["feature"][:2])
     here = look(f"#/compare?a={a}&b={b}")
-    assert here.text("main h2 >> nth=0")[0] == f"hostile: feature {a}"
+    assert here.text("main section h2 >> nth=0")[0] == f"hostile: feature {a}"
     assert here.page.locator("section[aria-label^='Feature']").count() == 2
     here.page.fill("#compare-other", "../../tiny/atlas")
     here.page.fill("#compare-a", "")

@@ -111,7 +111,9 @@ def _say(figure: Figure, experiment: Experiment) -> None:
     if finding is not None:
         table = pd.read_csv(experiment.figure(figure.name, "csv"), low_memory=False)
         parts.insert(0, finding(table) and f"{finding(table)}.")
-    text = "\n\n".join(textwrap.fill(part, LETTERS) for part in parts if part.strip())
+    text = "\n\n".join(
+        textwrap.fill(part, LETTERS, break_on_hyphens=False) for part in parts if part.strip()
+    )
     with whole(experiment.figure(figure.name, "txt")) as draft:
         draft.write_text(f"{text}\n", encoding="utf-8")
 

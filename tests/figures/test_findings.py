@@ -105,6 +105,8 @@ def test_stability():
         "50% of the features come again in another seed, "
         "hardly more than 0% of token means, 25% of random rows"
     )
+    table["row_matched_cosine"] = 0.85
+    assert "another seed, no more than 0%" in stability.finding(table)
     table["row_matched_cosine"] = 0.1
     assert "another seed, against 0% of token means" in stability.finding(table)
     assert "One seed" in stability.finding(table.iloc[:0])
@@ -117,6 +119,9 @@ def test_training_and_divergence():
     assert training.finding(table) == (
         "The held-out loss falls: 7.00 to 3.00 nats, below the unigram level from step 36"
     )
+    for gain, said in ((-0.1, "gains nothing"), (0.5, "gains 0.50 nats")):
+        more = rows(columns, ("gain", "copying_gain", 100, gain))
+        assert said in training.finding(pd.concat([table, more]))
     assert "does not fall" in training.finding(rows(columns, *loss[::-1]).assign(step=[0, 1]))
     kl = [("kl_bigram", step, x) for step, x in ((0, 3.0), (8, 0.5), (16, 1.0))]
     table = rows("series step value", *kl)

@@ -82,8 +82,9 @@ def finding(table: pd.DataFrame) -> str:
     if not chance:
         return said
     beside = ", ".join(f"{value:.0%} of {text}" for text, value in chance.items())
-    more = share > 2 * max(chance.values())
-    return f"{said}, {'against' if more else 'hardly more than'} {beside}"
+    most = max(chance.values())
+    how = "against" if share > 2 * most else "hardly more than" if share > most else "no more than"
+    return f"{said}, {how} {beside}"
 
 
 def _cosines(axis: Axes, table: pd.DataFrame, threshold: float, known: dict[str, float]) -> None:

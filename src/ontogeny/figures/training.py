@@ -114,7 +114,8 @@ def finding(table: pd.DataFrame) -> str:
     ]
     gain = table[table["series"] == "copying_gain"].sort_values("step")["value"]
     if len(gain):
-        parts.append(f"a copy in the text gains {gain.iloc[-1]:.2f} nats at the end")
+        much = f"{gain.iloc[-1]:.2f} nats" if gain.iloc[-1] >= 0.005 else "nothing"
+        parts.append(f"a copy in the text gains {much} at the end")
     return ", ".join([said, *parts])
 
 

@@ -6,7 +6,8 @@ Synthetic features of the default experiment's sizes (32 snapshots, two seeds, 2
 tokens of a vocabulary of 50,000, a lens at six sites, three tasks) go through the same writer as an
 experiment's, and the site is opened from disk with an empty cache, in turn:
 
-    first view     the overview with the map of all features, until it is drawn
+    first view     the start, until it is drawn
+    lives          the range chart of all features, whose curves are read and drawn
     table          the first page of it, sorted by density
     search         until the table shows what a word is found in, the first time
     feature        a feature's page, whose files have not been read before
@@ -35,7 +36,7 @@ from ontogeny.analyses.kinds.measure import KINDS
 from ontogeny.atlas import build
 from ontogeny.atlas.gather import FORMAT, Contents
 from ontogeny.features import contexts
-from ontogeny.features.described import CLASSES
+from ontogeny.features.described import CLASSES, UNTESTED
 from ontogeny.figures.style import COLOURS
 from ontogeny.files import write_json
 
@@ -120,7 +121,7 @@ def synthetic(features: int, work: Path) -> Contents:
     decoders = rng.normal(size=(features, n, WIDTH)).cumsum(1).astype(np.float32)
     decoders *= (strength / np.linalg.norm(decoders, axis=2))[:, :, None].astype(np.float32)
     initial = strength[:, 0] >= 0.5 * strength.max(1)
-    kinds = [*KINDS, "none"]
+    kinds = [*KINDS, "none", UNTESTED]
     table = pd.DataFrame(
         {
             "feature": np.arange(features),
@@ -140,6 +141,7 @@ def synthetic(features: int, work: Path) -> Contents:
         }
     )
     matched = table["matched_cosine"].to_numpy() >= 0.7
+    table = table.assign(matched=matched, trusted=matched)
     others = strength[:, None] * rng.uniform(0.8, 1.2, (features, 1, n))
     others[~matched] = np.nan
     some = np.flatnonzero(rng.random(features) < 0.3)
@@ -155,7 +157,7 @@ def synthetic(features: int, work: Path) -> Contents:
         "levels": {"unigram_cross_entropy": 7.0, "unigram_crossing_step": 20.0,
                    "bigram_cross_entropy": 5.0, "bigram_crossing_step": 100.0},
         "turning": {"step": 90.0, "low": 64.0, "high": 128.0, "within": 0.8, "between": 0.1},
-        "colours": {**COLOURS, "none": COLOURS["unsure"]},
+        "colours": {**COLOURS, "none": COLOURS["unsure"], UNTESTED: COLOURS["unsure"]},
         "contexts": {name: getattr(Contexts(), name) for name in (*contexts.LISTS, "window")},
         "tasks": [{"name": name, "accuracy": 0.9, "difference": 2.0} for name in TASKS],
     }  # fmt: skip
@@ -205,6 +207,7 @@ def timed(site: Path, features: int) -> dict[str, float]:
             page.goto(f"file://{site.absolute()}/index.html")
             found = {"first_view": ready(page, 1)}
             ways = {
+                "lives": "location.hash = '#/lives'",
                 "table": "location.hash = '#/table?sort=-density'",
                 "search": "location.hash = '#/table?q=eta'",
                 "feature": f"location.hash = '#/feature/{(repeat * 997 + 500) % features}'",
@@ -250,7 +253,8 @@ def main(features: tuple[int, ...], output: Path) -> None:
     for row in rows:
         click.echo(
             f"{row['features']:>7,} features: {row['bytes'] / 1e6:.1f} MB, written in "
-            f"{row['write_seconds']:.0f} s; first view {row['first_view_seconds']:.2f} s, table "
+            f"{row['write_seconds']:.0f} s; first view {row['first_view_seconds']:.2f} s, lives "
+            f"{row['lives_seconds']:.2f} s, table "
             f"{row['table_seconds']:.2f} s, search {row['search_seconds']:.2f} s, feature "
             f"{row['feature_seconds']:.2f} s, the next {row['next_seconds']:.2f} s"
         )

@@ -337,20 +337,24 @@ def named(stage):
     return f"{stage.name}/{{crosscoder}}" if stage.scope == "crosscoder" else stage.name
 
 
+FIGURE_FILES = ("pdf", "png", "csv", "txt")
+
+
 def figures(names):
     """The files of some figures."""
-    return [str(E.figure(name, kind)) for name in names for kind in ("pdf", "png", "csv")]
+    return [str(E.figure(name, kind)) for name in names for kind in FIGURE_FILES]
 
 
 def drawn(figure):
-    """A figure's three files; its PNG goes into the report, with caption and category."""
+    """A figure's files; its PNG goes into the report, with caption and category."""
     png = report(
         str(E.figure(figure.name, "png")),
         caption=str(running.caption(figure)),
         category=figure.category,
         labels={"figure": figure.label},
     )
-    return [png, str(E.figure(figure.name, "pdf")), str(E.figure(figure.name, "csv"))]
+    others = [str(E.figure(figure.name, kind)) for kind in FIGURE_FILES if kind != "png"]
+    return [png, *others]
 
 
 def measured():

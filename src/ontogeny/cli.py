@@ -408,7 +408,7 @@ def _stage(stage: Stage) -> click.Command:
 
 @main.group(cls=Group, declared=_figures)
 def figure() -> None:
-    """Draw a figure: PDF, PNG, and a CSV with exactly the numbers drawn."""
+    """Draw a figure: PDF, PNG, a CSV with exactly the numbers drawn, a text with its caption."""
 
 
 def _figure(declared: Figure) -> click.Command:

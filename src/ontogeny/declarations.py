@@ -136,6 +136,9 @@ class Stage:
 class Figure:
     """A figure: PDF, PNG and a CSV of the numbers drawn; its caption is NAME.rst beside its code.
 
+    Its module may have `finding(table)`, which makes of its CSV's table the sentence that the title
+    and the text beside the figure say.
+
     Attributes
     ----------
     run : the function, which takes what `reads` names, and `output`, a path without ending.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,10 @@ from typing import Any
 from ontogeny import manifest, registry
 from ontogeny.declarations import Figure, Optional, Source, Stage, folder, function
 from ontogeny.experiment import Experiment
+from ontogeny.files import whole
 
 Declared = Stage | Figure
+LETTERS = 100  # of a line of a caption
 
 
 def owner(declared: Declared) -> str:
@@ -94,6 +98,24 @@ def call(experiment: Experiment, declared: Declared, crosscoder: str | None = No
     if "names" in known:
         arguments["names"] = experiment.with_histories
     run(**arguments)
+    if isinstance(declared, Figure):
+        _say(declared, experiment)
+
+
+def _say(figure: Figure, experiment: Experiment) -> None:
+    """Write a figure's finding and caption as text beside it, for whoever opens the picture."""
+    import pandas as pd
+
+    finding = getattr(importlib.import_module(figure.module), "finding", None)
+    parts = caption(figure).read_text(encoding="utf-8").split("\n\n")
+    if finding is not None:
+        table = pd.read_csv(experiment.figure(figure.name, "csv"), low_memory=False)
+        parts.insert(0, finding(table) and f"{finding(table)}.")
+    text = "\n\n".join(
+        textwrap.fill(part, LETTERS, break_on_hyphens=False) for part in parts if part.strip()
+    )
+    with whole(experiment.figure(figure.name, "txt")) as draft:
+        draft.write_text(f"{text}\n", encoding="utf-8")
 
 
 def caption(figure: Figure) -> Path:

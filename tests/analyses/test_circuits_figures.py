@@ -77,7 +77,8 @@ def rendered(monkeypatch, tmp_path):
     """A function that draws a figure coarsely and returns its words and its table."""
     found = []
 
-    def render(figure, table, _):
+    def render(figure, table, _, finding):
+        finding(table)
         figure.set_layout_engine("none")  # which takes the longest
         figure.savefig(tmp_path / "x.png", dpi=30)
         found.append((texts_of(figure), table))

@@ -469,7 +469,7 @@ def test_the_store_tells_what_was_there(experiment):
                 assert x.activations == pytest.approx(there, rel=1e-3, nan_ok=True)
                 if kind == "near_misses":
                     assert np.nansum(x.activations) == 0
-                    assert x.value <= one.threshold
+                    assert contexts.NEARLY * one.threshold <= x.value <= one.threshold
                 else:
                     assert x.value == pytest.approx(own[at[x.block, x.offset]], rel=1e-5)
 

@@ -126,8 +126,10 @@ def test_the_csv_holds_what_is_drawn(drawn):
 def test_the_figure_names_the_matched_share(tmp_path, monkeypatch, matching, kinds, said):
     texts = []
 
-    def look(figure, table, _):
+    def look(figure, table, _, finding):
+        finding(table)
         texts.extend(t.get_text() for t in figure.findobj(lambda a: hasattr(a, "get_text")))
+        texts.append(figure.get_suptitle())
         texts.append(set(table["kind"]))
 
     monkeypatch.setattr(style, "save", look)
@@ -147,7 +149,8 @@ def test_the_figure_names_the_matched_share(tmp_path, monkeypatch, matching, kin
 def test_no_feature_to_show(tmp_path, monkeypatch):
     tables, texts = [], []
 
-    def look(figure, table, _):
+    def look(figure, table, _, finding):
+        finding(table)
         tables.append(table)
         texts.extend(t.get_text() for t in figure.findobj(lambda a: hasattr(a, "get_text")))
 

@@ -300,7 +300,7 @@ def test_the_figures_numbers(run):
 
 def test_the_axes_hold_all_points_and_little_else(run, tmp_path, monkeypatch):
     figures = []
-    monkeypatch.setattr(style, "save", lambda made, table, _: figures.append((made, table)))
+    monkeypatch.setattr(style, "save", lambda made, table, *_: figures.append((made, table)))
     figure.draw(run.path("frontier"), tmp_path / "x")
     (made, table), *_ = figures
     axes = made.axes

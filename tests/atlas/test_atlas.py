@@ -74,12 +74,31 @@ def test_columns_are_the_tables(site, table, analysed):
         assert ((found["doubts"] & 1 << bit) > 0).tolist() == trust[name].tolist()
     kinds = analysed.table("kinds").set_index("feature")["kind"]
     about = read(site, "experiment")
+    causes = analysed.table("kinds").set_index("feature")["cause"]
+    untested = 0
     for feature, kind in zip(table["feature"], found["kind"], strict=True):
-        assert about["kinds"][kind] == kinds.get(feature, "none")
+        own = kinds.get(feature, "none")
+        if own == "none" and causes.get(feature, "untested") == "untested":
+            own, untested = "untested", untested + 1
+        assert about["kinds"][kind] == own
+    assert untested == pack.unpack(read(site, "features")["kind"]).tolist().count(
+        about["kinds"].index("untested")
+    )
     span = analysed.table("span")
     span = span[span["run"] == "replaced"].set_index("feature")["span"].reindex(table["feature"])
     assert span.notna().sum() > 20
     np.testing.assert_array_equal(found["complexity"], span.to_numpy(np.float32))
+
+
+def test_untested_is_not_none():
+    table = pd.DataFrame(
+        {
+            "feature": [2, 3, 5, 8],
+            "kind": ["none", "none", "context", "context"],
+            "cause": ["none", "untested", "context", "untested"],
+        }
+    )
+    assert gather._kinds(table)["kind"].tolist() == ["none", "untested", "context", "context"]
 
 
 def test_histories_are_the_decoders_within_what_is_stored(site, table, analysed):
@@ -113,6 +132,9 @@ def test_histories_are_the_decoders_within_what_is_stored(site, table, analysed)
     for c, (i, j) in enumerate(itertools.combinations(range(n), 2)):
         here = np.where(cosine[:, c] == pack.NO_COSINE, np.nan, cosine[:, c] / 127)
         np.testing.assert_allclose(here, wanted[:, i, j], atol=0.5 / 127 + 1e-6)
+    curves = np.concatenate([pack.unpack(read(site, f"curves/{i}")).reshape(-1, n) for i in (0, 1)])
+    share = own.loc[living].to_numpy() / own.loc[living].to_numpy().max(1, keepdims=True)
+    np.testing.assert_allclose(curves / 255, share, atol=0.5 / 255 + 1e-6)
     D = joined(site, "dimensionality", n) / 255
     np.testing.assert_allclose(D, of_decoders(W), atol=0.5 / 255 + 1e-9)
 
@@ -145,9 +167,10 @@ def test_nearest_features_are_the_nearest(site, table, analysed):
 
 
 def test_attribution_is_the_tables(site, table, analysed):
-    wanted = analysed.table("attribution").pivot(
-        index="feature", columns="step", values="attribution"
-    )
+    every = analysed.table("attribution")
+    told = every.groupby("feature")["told"].transform("any")
+    assert 0 < told.sum() < len(told)
+    wanted = every[told].pivot(index="feature", columns="step", values="attribution")
     place = {feature: i for i, feature in enumerate(table["feature"])}
     given = [i for i in wanted.index if i in place]
     assert len(given) > 3
@@ -218,13 +241,17 @@ def test_text_that_is_searched_is_that_of_contexts(site, table, analysed):
     parts = [read(site, f"text/{i}") for i in (0, 1)]
     lines = parts[0]["contexts"] + parts[1]["contexts"]
     assert [len(parts[0]["promoted"]), len(lines)] == [50, len(table)]
-    for feature, own in zip(table["feature"], lines, strict=True):
+    values = parts[0]["values"] + parts[1]["values"]
+    for feature, own, strong in zip(table["feature"], lines, values, strict=True):
         top = store.feature(int(feature)).top
         assert len(own) == min(4, len(top))
+        np.testing.assert_allclose(strong, [context.value for context in top[:4]], rtol=1e-5)
         for line, context in zip(own, top, strict=False):
             before, token, after = line.split("\t")
             texts = [visible(text) for text in context.texts]
             at = context.offset - context.start
+            while texts[at] == "":  # a later byte of a character
+                at -= 1
             assert token == texts[at]
             assert before == "".join(texts[max(0, at - 12) : at])
             assert after == "".join(texts[at + 1 : at + 5])
@@ -248,7 +275,7 @@ def test_hostile_text_is_data(site):
 def test_the_page_reads_nothing_from_elsewhere_and_makes_no_markup():
     files = [path for path in build.PAGE.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".html", ".css", ".js"}
-    assert sum(path.stat().st_size for path in files) < 150_000
+    assert sum(path.stat().st_size for path in files) < 180_000
     for path in files:
         text = path.read_text(encoding="utf-8")
         assert "http:" not in text.replace("http://www.w3.org/2000/svg", "")
@@ -272,7 +299,7 @@ def test_parts_that_were_not_analysed_are_told(analysed, tmp_path):
         "scale", "strength", "partner", "cosine", "near", "near_cosine",
     }  # fmt: skip
     assert sorted(p.name for p in (tmp_path / "atlas/data").iterdir()) == [
-        "experiment.js", "features.js", "shards",
+        "curves", "experiment.js", "features.js", "shards",
     ]  # fmt: skip
 
 

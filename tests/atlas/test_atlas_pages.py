@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -138,33 +139,150 @@ def look(browser, sites) -> Iterator:
 def table(analysed) -> pd.DataFrame:
     """What the site shows, from the tables themselves."""
     features = analysed.table("features")
-    kinds = analysed.table("kinds")[["feature", "kind"]]
+    kinds = analysed.table("kinds")[["feature", "kind", "cause"]]
     found = features[features["alive"]].merge(kinds, on="feature", how="left")
+    found = found.fillna({"kind": "none", "cause": "untested"}).reset_index(drop=True)
+    found["kind"] = found["kind"].mask(
+        (found["kind"] == "none") & (found["cause"] == "untested"), "untested"
+    )
+    found["trusted"] = gather.gather(analysed).table["trusted"]
     span = analysed.table("span")
-    return found.fillna({"kind": "none"}).merge(
+    return found.merge(
         span.loc[span["run"] == "replaced", ["feature", "span"]], on="feature", how="left"
     )
 
 
-def test_the_overview_tells_the_experiment(look, table, analysed):
+def usual(table: pd.DataFrame) -> pd.DataFrame:
+    """The order of a list for which none is chosen."""
+    late = np.where(table["initialisation"], 2, np.where(table["trusted"], 0, 1))
+    return table.assign(late=late).sort_values(["late", "onset_step", "settled_step", "feature"])
+
+
+def test_the_start_tells_the_experiment(look, table, analysed):
     here = look()
     summary = dict(zip(here.text(".facts dt"), here.text(".facts dd"), strict=True))
     fidelity = [analysed.table("fidelity", seed=seed) for seed in (0, 1)]
-    assert float(summary["explained variance"]) == pytest.approx(
+    explained, _, of = summary["explained variance"].partition(", ")
+    assert of == "mean of 2 seeds"
+    assert float(explained) == pytest.approx(
         pd.concat(fidelity)["explained_variance"].mean(), abs=6e-4
     )
     assert summary["snapshots"] == "5, steps 0 to 40"
-    assert here.text(".selection b") == [str(len(table))]
-    kinds = dict(zip(here.text(".census .what"), here.text(".census .much"), strict=True))
+    dead = analysed.table("features")["alive"].size
+    assert summary["dictionary"] == f"batchtopk, {len(table)} living features of {dead}"
+    kinds = dict(zip(here.text(".census .term")[1:], here.text(".census .much"), strict=False))
     assert int(kinds["current token"]) == (table["kind"] == "current_token").sum()
-    assert int(kinds["transient"]) == table["transient"].sum()
-    here.page.click("figure:has(h3:text-is('Training')) summary")
+    assert int(kinds["untested"]) == (table["kind"] == "untested").sum()
+    here.page.click("figure:has(h2:text-is('Training')) summary")
     phases = analysed.table("phases")
-    here.page.locator("figure:has(h3:text-is('Training')) .numbers td").first.wait_for()
-    rows = here.text("figure:has(h3:text-is('Training')) .numbers td")
+    here.page.locator("figure:has(h2:text-is('Training')) .numbers td").first.wait_for()
+    rows = here.text("figure:has(h2:text-is('Training')) .numbers td")
     np.testing.assert_allclose([float(x) for x in rows], phases["loss"], atol=6e-4)
-    assert "unigram" in here.page.text_content("figure:has(h3:text-is('Training')) .onplot")
-    assert here.page.locator(".over .mark").count() == 1  # the turning point
+    assert "unigram" in here.page.text_content("figure:has(h2:text-is('Training')) .onplot")
+    transient = here.page.locator(".census a.much[aria-label*=' transient ']")
+    here.after(transient.click)
+    assert here.count() == table["transient"].sum()
+
+
+def test_the_start_names_features_of_each_phase(look, table, analysed):
+    here = look()
+    sections = here.page.locator(".phase").all()
+    assert sections[0].locator("h2").inner_text().startswith("There at the first snapshot")
+    by = table.set_index("feature")
+    store = analysed.contexts()
+    seen = 0
+    for section in sections:
+        for row in section.locator("tbody tr").all():
+            number = int(row.locator("th").inner_text())
+            assert row.locator(".of-kind").inner_text() == by["kind"][number].replace("_", " ")
+            onset = row.locator(".of-onset").inner_text().replace(",", "")
+            assert int(onset) == round(by["onset_step"][number])
+            top = store.feature(number).top[0]
+            own = visible(top.texts[top.offset - top.start])
+            assert row.locator("mark").text_content() == re.sub(" {4,}", "   ", own)
+            assert row.locator("svg.spark path").count() == 2
+            seen += 1
+    assert seen > 5
+    lead = here.page.inner_text(".lead")
+    best = table[table["emergent"] & table["trusted"]].sort_values("onset_step")
+    if len(best):
+        assert f"Feature {best['feature'].iloc[0]} " in lead
+        assert f"appears at step {round(best['onset_step'].iloc[0])} " in lead
+    else:
+        assert "No emergent feature comes again in another seed" in lead
+    here.after(sections[0].locator("p.note a").click)
+    assert here.count() == table["initialisation"].sum()
+
+
+def test_words_tell_what_they_mean_where_they_stand(look):
+    here = look()
+    tip = here.page.locator("#definition")
+    assert not tip.is_visible()
+    here.page.hover(".census .term:text-is('untested')")
+    assert "fewer of the sampled positions than the test needs (" in tip.inner_text()
+    here.page.keyboard.press("Escape")
+    assert not tip.is_visible()
+    here.page.focus(".census .term:text-is('emergent')")
+    assert "Not present at the first snapshot" in tip.inner_text()
+    assert here.page.evaluate(
+        "document.activeElement.getAttribute('aria-describedby')"
+    ) == tip.get_attribute("id")
+    here.after(here.page.click, "nav a:has-text('Words')")
+    assert not tip.is_visible()
+    told = dict(zip(here.text("main dt"), here.text("main dd"), strict=True))
+    assert "its strength there is at least 0.5 of its largest" in told["initialisation"]
+    for hash_ in ("#/", "#/table", "#/lives", "#/map"):
+        here.go(hash_)
+        words = here.page.eval_on_selector_all(
+            "[data-term]", "all => all.map((one) => one.dataset.term)"
+        )
+        assert set(words) - {"feature"} <= set(told)
+
+
+def test_the_lives_of_all_are_one_chart(look, table):
+    here = look("#/lives")
+    canvas = here.page.locator("canvas.map")
+    some = usual(table)
+    assert here.text(".selection b") == [str(len(some))]
+    canvas.focus()
+    here.page.keyboard.press("0")
+    before = canvas.screenshot()
+    for key in ("+", "+", "ArrowDown"):
+        here.page.keyboard.press(key)
+    assert canvas.screenshot() != before
+    here.page.keyboard.press("0")
+    assert canvas.screenshot() == before
+    box = canvas.bounding_box()
+    rows = box["height"] - 52  # its margins
+    wanted = [0, len(some) // 2, len(some) - 1]
+    for row in wanted:
+        spot = {"x": 60, "y": 18 + (row + 0.5) * rows / len(some)}
+        canvas.hover(position=spot)
+        assert here.text(".lives-page .tip b") == [f"Feature {some['feature'].iloc[row]}"]
+    here.after(lambda: canvas.click(position=spot))
+    assert here.text("h1") == [f"Feature {some['feature'].iloc[-1]}"]
+
+
+def test_lists_and_plots_can_be_kept_as_files(look, table, analysed):
+    here = look("#/table?class=transient&sort=-density")
+    with here.page.expect_download() as told:
+        here.page.click("button:has-text('CSV')")
+    kept = pd.read_csv(told.value.path())
+    wanted = table[table["transient"]].sort_values("density", ascending=False, kind="stable")
+    assert kept["feature"].tolist() == wanted["feature"].tolist()
+    np.testing.assert_allclose(kept["density"], wanted["density"], rtol=1e-6)
+    np.testing.assert_allclose(kept["onset"], wanted["onset_step"], rtol=1e-6)
+    here.go(f"#/feature/{table['feature'][0]}")
+    here.page.click("figure:has(h2:text-is('Strength')) summary")
+    with here.page.expect_download() as told:
+        here.page.click("figure:has(h2:text-is('Strength')) button:has-text('SVG')")
+    drawn = ElementTree.parse(told.value.path()).getroot()
+    assert drawn.tag == "{http://www.w3.org/2000/svg}svg"
+    line = drawn.find(".//{*}path[@class='line']")
+    assert line.get("stroke").startswith("rgb(")
+    with here.page.expect_download() as told:
+        here.page.click("figure:has(h2:text-is('Strength')) button:has-text('CSV')")
+    assert pd.read_csv(told.value.path())["step"].tolist() == analysed.steps
 
 
 def test_files_are_read_when_they_are_needed(look, table):
@@ -174,11 +292,10 @@ def test_files_are_read_when_they_are_needed(look, table):
     here = look("#/")
     assert data(here) == ["experiment.js", "features.js"]
     here.after(here.page.click, "nav a:has-text('Features')")
-    assert data(here)[2:] == ["text/0.js"]
+    assert data(here) == ["curves/0.js", "experiment.js", "features.js", "text/0.js"]
     here.after(here.page.click, "tbody th a >> nth=0")
-    assert data(here)[2:] == ["shards/0.js", "text/0.js", "words.js"]
-    here.after(here.page.keyboard.press, "ArrowRight")
-    assert len(data(here)) == 5
+    assert len(data(here)) == 6
+    assert {"text/0.js", "words.js"} < set(data(here))
 
 
 def test_from_a_web_server(browser, sites, table):
@@ -209,7 +326,7 @@ class Quiet(SimpleHTTPRequestHandler):
 
 
 def test_a_rectangle_on_the_map_goes_to_the_table(look, table):
-    here = look("#/?x=lifetime&y=density")
+    here = look("#/map?x=lifetime&y=density")
     box = here.page.locator("canvas.map").bounding_box()
     x, y = box["x"] + box["width"] * 0.3, box["y"] + box["height"] * 0.05
     here.page.mouse.move(x, y)
@@ -228,7 +345,7 @@ def test_a_rectangle_on_the_map_goes_to_the_table(look, table):
     assert here.page.locator(".over .brush").count() == 1
     here.after(here.page.click, ".selection a.button")
     assert here.count() == chosen
-    assert here.text("tbody th") == [str(i) for i in some["feature"]][:50]
+    assert here.text("tbody th") == [str(i) for i in usual(some)["feature"]][:50]
     # The link alone brings the same view back.
     again = look(f"#{here.page.url.partition('#')[2]}")
     assert again.text("tbody th") == here.text("tbody th")
@@ -236,7 +353,7 @@ def test_a_rectangle_on_the_map_goes_to_the_table(look, table):
 
 
 def test_the_map_zooms_and_opens_a_feature(look, table):
-    here = look("#/?x=density&y=strength")
+    here = look("#/map?x=density&y=strength")
     canvas = here.page.locator("canvas.map")
     before = canvas.screenshot()
     canvas.focus()
@@ -267,7 +384,7 @@ def test_the_map_zooms_and_opens_a_feature(look, table):
 def test_the_table_shows_sorts_and_filters(look, table):
     here = look("#/table")
     assert here.count() == len(table)
-    assert here.text("tbody th") == [str(i) for i in table["feature"][:50]]
+    assert here.text("tbody th") == [str(i) for i in usual(table)["feature"][:50]]
     here.after(here.page.click, "th.col-density button")
     by = table.sort_values("density", ascending=False, kind="stable")
     assert here.page.get_attribute("th.col-density", "aria-sort") == "descending"
@@ -294,6 +411,7 @@ def test_the_table_shows_sorts_and_filters(look, table):
 
 def test_the_table_orders_by_attribution(look, table, analysed):
     every = analysed.table("attribution")
+    every = every[every.groupby("feature")["told"].transform("any")]
     largest = every[every["feature"].isin(table["feature"])].groupby("feature")["attribution"]
     wanted = largest.apply(lambda x: x[x.abs().idxmax()])
     here = look("#/table")
@@ -324,10 +442,47 @@ def test_search_looks_at_contexts_and_promoted_tokens(look, table, analysed):
     assert here.page.evaluate("document.activeElement.id") == "search"
     here.after(here.page.keyboard.type, word.upper())
     assert 0 < here.count() == len(wanted)
-    assert here.text("tbody th") == wanted[:50]
+    assert len(here.text("tbody th")) == min(50, len(wanted))
+    assert set(here.text("tbody th")) <= set(wanted)
     assert here.page.evaluate("document.activeElement.id") == "search"
     here.after(here.page.fill, "#search", "no such text")
     assert here.text("tbody td") == ["No feature is like this. Take a filter away."]
+
+
+def test_search_puts_the_best_match_first(look, table, analysed):
+    store = analysed.contexts()
+    word = visible(HOSTILE[3])  # a token of its own
+    exact = [
+        str(number)
+        for number in table["feature"]
+        if any(c.texts[c.offset - c.start] == HOSTILE[3] for c in store.feature(number).top[:4])
+    ]
+    here = look("#/table")
+    here.after(here.page.fill, "#search", word)
+    found = here.text("tbody th")
+    assert 0 < len(exact) < here.count()
+    assert sorted(found[: len(exact)], key=int) == exact
+    for row in here.page.locator("tbody tr").all()[: len(exact)]:
+        assert row.locator("mark.hit").first.text_content() == word
+    for row in here.page.locator("tbody tr").all()[len(exact) : 50]:
+        assert word in "".join(row.locator(".hit").all_text_contents())
+    number = str(table["feature"].iloc[-1])
+    here.after(here.page.fill, "#search", number)
+    assert here.text("tbody th")[0] == number
+
+
+def test_the_table_filters_by_what_another_seed_has(look, table, analysed):
+    here = look("#/table")
+    least = analysed.settings.analysis.matched_cosine
+    here.after(here.page.select_option, "#matched", "yes")
+    assert here.count() == (table["matched_cosine"] >= least).sum()
+    here.after(here.page.select_option, "#matched", "no")
+    assert here.count() == (table["matched_cosine"] < least).sum()
+    onset = here.page.locator("fieldset:has-text('onset') input").first
+    onset.fill("1")
+    here.after(onset.press, "Enter")
+    some = (table["matched_cosine"] < least) & (table["onset_step"] >= 1)
+    assert here.count() == some.sum()
 
 
 def test_hostile_text_shows_as_text(look, table, analysed):
@@ -358,13 +513,13 @@ def test_a_features_page_has_the_tables_numbers(look, table, analysed):
     facts = dict(zip(here.text(".facts dt"), here.text(".facts dd"), strict=True))
     assert facts["kind"] == row["kind"].replace("_", " ")
     assert facts["peak"] == f"snapshot {row['peak_snapshot_index']}, step {row['peak_step']}"
-    assert f"feature {row['partner']} of seed 1" in facts["in other seeds"]
-    assert f"cosine {row['matched_cosine']:.2f}" in facts["in other seeds"]
+    assert f"seed 1 has it as feature {row['partner']}" in facts["matched"]
+    assert f"cosine {row['matched_cosine']:.2f}" in facts["matched"]
     for summary in here.page.locator("figure .numbers summary").all():
         summary.click()
 
     def numbers(title: str) -> np.ndarray:
-        cells = here.text(f"figure:has(h3:text-is('{title}')) .numbers td")
+        cells = here.text(f"figure:has(h2:text-is('{title}')) .numbers td")
         each = [float(x.replace("−", "-").replace(",", "").replace("–", "nan")) for x in cells]
         return np.array(each).reshape(len(analysed.steps), -1)
 
@@ -425,11 +580,13 @@ def test_everything_is_reached_with_the_tab_key(look):
         seen.add(here.page.evaluate(
             "document.activeElement.id || document.activeElement.closest('th')?.className "
             "|| document.activeElement.textContent"))  # fmt: skip
-    assert {"search", "task", "transient", "Ranges"} <= seen
+    assert {"search", "task", "transient", "More ranges"} <= seen
     assert any("col-density" in one for one in seen)
 
 
-@pytest.mark.parametrize("page", ["", "table", "feature/{}", "compare?a={}&b={}"])
+@pytest.mark.parametrize(
+    "page", ["", "table", "lives", "map", "words", "feature/{}", "compare?a={}&b={}"]
+)
 def test_everything_has_a_name_and_pictures_a_table(look, table, page):
     here = look(f"#/{page.format(*table['feature'][:2])}")
     unnamed = here.page.evaluate("""() =>
@@ -463,7 +620,7 @@ def test_what_was_not_analysed_is_absent_with_a_sentence(look, sites, finished):
 def test_features_and_experiments_side_by_side(look, table, sites, analysed):
     a, b = (int(i) for i in table["feature"][:2])
     here = look(f"#/compare?a={a}&b={b}")
-    assert here.text("main h2 >> nth=0")[0] == f"hostile: feature {a}"
+    assert here.text("main section h2 >> nth=0")[0] == f"hostile: feature {a}"
     assert here.page.locator("section[aria-label^='Feature']").count() == 2
     here.page.fill("#compare-other", "../../tiny/atlas")
     here.page.fill("#compare-a", "")
@@ -481,6 +638,17 @@ def test_features_and_experiments_side_by_side(look, table, sites, analysed):
         assert "no other" in here.text("[role=alert]")[0]
 
 
+def test_a_feature_alone_is_told_what_to_compare_it_with(look, table):
+    number = int(table["feature"][0])
+    here = look(f"#/compare?a={number}")
+    others = here.text(".partners a")
+    assert len(others) >= 8
+    assert f"feature {number}" not in others
+    here.after(here.page.click, ".partners a >> nth=0")
+    assert here.text("main h2")[1:] != []
+    assert f"a={number}&b={others[0].split()[1]}" in here.page.url
+
+
 def test_a_folder_that_holds_no_atlas_is_told(look):
     here = look("#/compare?other=../../nothing")
     assert "cannot be read" in here.text("[role=alert]")[0]
@@ -488,7 +656,9 @@ def test_a_folder_that_holds_no_atlas_is_told(look):
     here.faults.clear()
 
 
-@pytest.mark.parametrize("page", ["", "table?sort=-density", "feature/{}", "compare?a={}&b={}"])
+@pytest.mark.parametrize(
+    "page", ["", "table?sort=-density", "lives", "map", "words", "feature/{}", "compare?a={}&b={}"]
+)
 def test_a_phone_scrolls_in_one_direction(look, table, page):
     here = look(
         f"#/{page.format(*table['feature'][:2])}",
@@ -530,9 +700,12 @@ def test_the_default_experiments_site(look):
         index="feature", columns="snapshot_index", values="strength"
     )
     here = look("#/", site=DEFAULT / "atlas")
-    census = dict(zip(here.text(".census .what"), here.text(".census .much"), strict=True))
-    assert int(census["previous token"]) == (living["kind"] == "previous_token").sum()
-    assert int(census["emergent"]) == living["emergent"].sum()
+    for name, count in {
+        "previous token": (living["kind"] == "previous_token").sum(),
+        "emergent": living["emergent"].sum(),
+    }.items():
+        link = f".census a.much[aria-label*=' {name} ']"
+        assert here.text(link) == [str(count)]
     here.go("#/table?kind=previous_token&onset=100..400&sort=-density")
     some = living[(living["kind"] == "previous_token") & living["onset_step"].between(100, 400)]
     some = some.sort_values("density", ascending=False, kind="stable")
@@ -544,7 +717,7 @@ def test_the_default_experiments_site(look):
         row = living.loc[number]
         assert facts["peak"] == f"snapshot {row['peak_snapshot_index']}, step {row['peak_step']:,}"
         assert facts["kind"] == row["kind"].replace("_", " ")
-        numbers = "figure:has(h3:text-is('Strength')) .numbers"
+        numbers = "figure:has(h2:text-is('Strength')) .numbers"
         here.page.click(f"{numbers} summary")
         here.page.locator(f"{numbers} td").first.wait_for()  # made as it is opened
         cells = here.text(f"{numbers} td")

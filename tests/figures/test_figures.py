@@ -404,7 +404,8 @@ def test_every_figure_of_features_names_the_matched_share(drawn, tmp_path, monke
 def test_without_matched_features(tmp_path, matching, monkeypatch):
     tables = []
 
-    def render(figure, table, _):
+    def render(figure, table, _, finding):
+        finding(table)
         figure.set_layout_engine("none")
         figure.savefig(tmp_path / "x.png", dpi=30)
         tables.append(table)

@@ -125,6 +125,22 @@ def test_a_figures_code_redraws_that_figure(experiment):
     assert jobs == {"figure_peaks": 1}
 
 
+def test_a_text_beside_each_figure_says_what_it_found(finished):
+    from ontogeny import registry, running
+
+    figures = finished / RESULTS / "figures"
+    drawn = sorted(path.stem for path in figures.glob("*.pdf"))
+    assert drawn == sorted(path.stem for path in figures.glob("*.txt"))
+    for name in drawn:
+        text = " ".join((figures / f"{name}.txt").read_text(encoding="utf-8").split())
+        declared = registry.figures()[name]
+        assert text.endswith(
+            " ".join(running.caption(declared).read_text(encoding="utf-8").split())
+        )
+    peaks = " ".join((figures / "peaks.txt").read_text().split())
+    assert peaks.startswith(("More features peak at step", "Features peak at all snapshots alike"))
+
+
 def test_the_style_redraws_the_figures_alone(experiment, finished):
     with (experiment / "src/ontogeny/figures/style.py").open("a") as source:
         source.write("\nCHANGED = True\n")

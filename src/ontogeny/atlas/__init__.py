@@ -1,13 +1,14 @@
 """The atlas: a folder of static files in which every living feature and its life can be looked at.
 
 It opens from disk (file://) or any web server: no network, no server code, no build step. `build`
-writes it whole or not at all; `gather` reads what an experiment has; `pack` has the encodings;
-`page/` holds the page's own files, which are copied as they are.
+writes it whole or not at all; `gather` reads what an experiment has; `start` chooses what the start
+page names; `pack` has the encodings; `page/` holds the page's own files, copied as they are.
 
     index.html, atlas.css, app/*.js     the page
     data/experiment.js                  the experiment in short                    first view
     data/features.js                    columns of numbers, an entry a feature     first view
     data/tasks.js                       attribution, an entry a task               on demand
+    data/curves/N.js                    strengths, TEXT_FEATURES features each     on demand
     data/words.js                       strings that tokens show as                on demand
     data/text/N.js                      text to search in, TEXT_FEATURES each      on demand
     data/shards/N.js                    all else of a feature, SHARD features each on demand
@@ -27,27 +28,31 @@ experiment
     format; name, model, layer, stream, crosscoder, activation, seeds; steps (n), numbers (n, of the
     snapshots among all, from 1); tokens (training rows), held_out (rows); features (dead ones
     included), living; explained_variance, l0, dead (as summary.json has them); matched_cosine,
-    presence (thresholds); curve {step, loss} of held-out text, log {step, loss} of batches or null;
-    out_of_place (steps whose loss lies far outside its neighbours');
-    levels (levels.json), turning (turning_point.json's group `all`) or null; kinds, tasks (names,
-    and what the model does with each), sites (of the lens), matrix (m indices of snapshots),
-    classes, doubts (why a feature's births and deaths are doubtful); names (L strings,
-    '' where a feature has none), if it has names; colours; shard, text_features, near;
+    presence, settled_cosine (thresholds), kinds_loss, kinds_active (the same, where there are
+    kinds); start (see atlas.start.choose; `curve` is a feature's row of curves/N, `context` a line
+    as in text/N, of the whole window); curve {step, loss} of held-out text, log {step, loss} of
+    batches or null; out_of_place (steps whose loss lies far outside its neighbours'); levels
+    (levels.json), turning (turning_point.json's group `all`) or null; kinds, tasks (names, and
+    what the model does with each), sites (of the lens), matrix (m indices of snapshots), classes,
+    doubts (why a feature's births and deaths are doubtful); names (L strings, '' where a
+    feature has none), if it has names; colours; shard, text_features, near;
     contexts {top, quantiles, near_misses, window} or null;
     missing {ANALYSIS: why it is not there}; command; version
 features, (L,) each; float32 as in the tables, NaN where not known
     feature u4, peak u2 (index from 1), onset f4 (step), settled f4 (step), lifetime f4, strength f4
     (at the peak), density f4, class u1 (a bit for each of `classes`), doubts u1 (a bit for each of
-    `doubts`), cosine f4 (matched), kind u1 (of `kinds`), complexity f4 (context span, tokens before
-    it replaced)
+    `doubts`), trusted u1 (see atlas.start.trusted), cosine f4 (matched), kind u1 (of `kinds`),
+    complexity f4 (context span, tokens before it replaced)
 tasks
-    by name: place u4, value f4 (attribution at the snapshot where it is largest in size), at u2
-    (that snapshot, from 0)
+    of features that are told from zero, by name: place u4, value f4 (attribution at the snapshot
+    where it is largest in size), at u2 (that snapshot, from 0)
 words
     a list of strings; every character shows, see corpus/pieces.visible
+curves/N
+    strength u1 (…, n) over the feature's largest [1/255]
 text/N
     promoted: a string of tokens a feature; contexts: a list of strings a feature, tabs before and
-    after the token at the position
+    after the token at the position; values: the activations there
 shards/N, of C features; every quantity in brackets is as fine as it is stored
     strength u2 (C, S, n), over `scale` [C numbers], 65535 for a seed without a match [1/65534 of
     the scale]; partner (C, S − 1) numbers of the matching features, −1 for none

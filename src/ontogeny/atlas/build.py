@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ontogeny.analyses.dimensionality.measure import of_decoders
-from ontogeny.atlas import pack, passages
+from ontogeny.atlas import pack, passages, start
 from ontogeny.atlas.gather import Contents, gather
 from ontogeny.corpus.pieces import visible
 from ontogeny.experiment import Experiment
@@ -56,6 +56,7 @@ def write(contents: Contents, output: str | Path) -> None:
         words: dict[str, int] = {}  # tokens' texts, numbered in the order in which they are met
         promoted: list[str] = []
         texts: list[list[str]] = []
+        values: list[list[float]] = []
         with bar("atlas: shards", L, "features") as progress:
             for low in range(0, L, SHARD):
                 part = slice(low, min(low + SHARD, L))
@@ -71,12 +72,22 @@ def write(contents: Contents, output: str | Path) -> None:
                     shard |= _contexts(store, features, words)
                     promoted += [_promoted(feature) for feature in features]
                     texts += [[_line(top) for top in f.top[:TEXT_CONTEXTS]] for f in features]
+                    values += [[top.value for top in f.top[:TEXT_CONTEXTS]] for f in features]
                 pack.write(draft, f"shards/{low // SHARD}", pack.plain(shard))
                 progress.update(part.stop - low)
-        for low in range(0, len(texts), TEXT_FEATURES):
+        strength = decoder_norms(contents.decoders)
+        for low in range(0, L, TEXT_FEATURES):
             high = low + TEXT_FEATURES
-            text = {"promoted": promoted[low:high], "contexts": texts[low:high]}
-            pack.write(draft, f"text/{low // TEXT_FEATURES}", text)
+            own = strength[low:high]
+            curves = pack.shares(own / own.max(1, keepdims=True))
+            pack.write(draft, f"curves/{low // TEXT_FEATURES}", curves)
+            if store is not None:
+                text = {
+                    "promoted": promoted[low:high],
+                    "contexts": texts[low:high],
+                    "values": pack.plain(values[low:high]),
+                }
+                pack.write(draft, f"text/{low // TEXT_FEATURES}", text)
         if contents.passages is not None:
             passages.write(draft, contents.passages, table["feature"].to_numpy(), steps)
         if store is not None:
@@ -87,6 +98,7 @@ def write(contents: Contents, output: str | Path) -> None:
             "shard": SHARD,
             "text_features": TEXT_FEATURES,
             "near": near.shape[1],
+            "start": start.choose(table, contents.about["levels"], strength, store),
             "sites": [] if store is None else [site.snapshot for site in store.sites],
         }
         pack.write(draft, "experiment", pack.plain(about))
@@ -105,6 +117,7 @@ def _columns(contents: Contents) -> dict[str, Any]:
     floats = {"onset": "onset_step", "lifetime": "lifetime", "strength": "peak_strength"}
     floats["settled"] = "settled_step"
     floats |= {"density": "density", "cosine": "matched_cosine", "complexity": "span"}
+    columns["trusted"] = pack.array(table["trusted"], "u1")
     columns |= {key: pack.array(table[name], "f4") for key, name in floats.items() if name in table}
     if "doubtful" in table:
         doubts = np.sum([table[name] * (1 << bit) for bit, name in enumerate(DOUBTS)], axis=0)
@@ -238,8 +251,5 @@ def _promoted(feature: Feature) -> str:
 
 
 def _line(context: Context) -> str:
-    """Text around a position, to search in; tabs before and after the position's own token."""
-    at = context.offset - context.start
-    tokens = [visible(text) for text in context.texts]
-    before, after = tokens[max(0, at - TEXT_BEFORE) : at], tokens[at + 1 : at + 1 + TEXT_AFTER]
-    return "\t".join(["".join(before), tokens[at], "".join(after)])
+    """Text around a position, to search in and to show."""
+    return start.line(context, TEXT_BEFORE, TEXT_AFTER)

@@ -11,15 +11,16 @@ import torch
 
 from ontogeny.activations.sites import folder_name
 from ontogeny.atlas import passages
+from ontogeny.atlas.start import trusted
 from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.experiment import Experiment
 from ontogeny.features.contexts import LISTS, Store
-from ontogeny.features.described import CLASSES, DOUBTS, KINDS
+from ontogeny.features.described import CLASSES, DOUBTS, KINDS, UNTESTED
 from ontogeny.figures.style import COLOURS
 from ontogeny.files import InputError, open_hdf5
 from ontogeny.version import VERSION
 
-FORMAT = "ontogeny-atlas-1"
+FORMAT = "ontogeny-atlas-2"
 CURVE_POINTS = 600  # of the batches' losses, drawn
 # By analysis: a product that it makes, and what the page does not show without it.
 PARTS = {
@@ -40,14 +41,15 @@ class Contents:
     ----------
     about : of `experiment` in the package's docstring, what is not counted from the rest.
     table : one row per living feature, ascending: feature, peak_snapshot_index, onset_step,
-        settled_step, lifetime, peak_strength, density, the classes, matched_cosine; kind, span,
-        and what DOUBTS names, where there are.
+        settled_step, lifetime, peak_strength, density, the classes, matched, matched_cosine,
+        trusted; kind, name, span, and what DOUBTS names, where there are.
     decoders : (L, n, D). stacked : (L, R) with the inner products of the stacked decoders (L, n·D),
         in as few dimensions as they need.
     others : strengths in the other seeds, (L, S − 1, n), NaN where a feature is not matched.
     partner : (L, S − 1) number of the matching feature there, or −1.
     dimensionality : whether it is shown. store : contexts, or None.
-    attribution : by task, places (A,) and values (A, n), NaN where a snapshot has none.
+    attribution : by task, places (A,) and values (A, n), NaN where a snapshot has none; of features
+        that are told from zero at some snapshot.
     passages : tables of the passages and their features, or None.
     """
 
@@ -87,8 +89,8 @@ def gather(experiment: Experiment) -> Contents:
     others, partner = _other_seeds(experiment, living, len(steps))
     about = _about(experiment, first, steps)
     if has("kinds"):
-        kinds = experiment.table("kinds")[["feature", "kind"]]
-        table = table.merge(kinds, on="feature", how="left").fillna({"kind": "none"})
+        table = table.merge(_kinds(experiment.table("kinds")), on="feature", how="left")
+        table = table.fillna({"kind": UNTESTED})
     if has("names"):
         table = table.merge(
             experiment.table("names")[["feature", "name"]], on="feature", how="left"
@@ -103,6 +105,7 @@ def gather(experiment: Experiment) -> Contents:
         table = table.merge(trust, on="feature", how="left")
         table = table.assign(doubtful=table[list(DOUBTS)].any(axis=1))
         about["classes"].append("doubtful")
+    table = table.assign(trusted=trusted(table, about["held_out"]))
     store = experiment.contexts() if has("contexts") else None
     if store is not None:
         if not np.isin(living, store.features).all():
@@ -198,15 +201,25 @@ def _about(experiment: Experiment, first: Crosscoder, steps: list[int]) -> dict[
         "dead": float(density["dead"].mean()),
         "matched_cosine": settings.analysis.matched_cosine,
         "presence": settings.analysis.presence,
+        "settled_cosine": settings.analysis.settled_cosine,
+        **{
+            f"kinds_{key}": experiment.value(f"kinds.{key}")
+            for key in ("loss", "active")
+            if experiment.has("kinds")
+        },
         "curve": experiment.table("phases")[["step", "loss"]].to_dict("list"),
         "out_of_place": _out_of_place(experiment),
         "log": log,
         "levels": experiment.json("levels"),
         "turning": experiment.json("turning_point").get("all"),
-        "kinds": [*KINDS, "none"],
+        "kinds": [*KINDS, "none", UNTESTED],
         "classes": [*CLASSES],
         "doubts": list(DOUBTS.values()),
-        "colours": {**{name: COLOURS[name] for name in drawn}, "none": COLOURS["unsure"]},
+        "colours": {
+            **{name: COLOURS[name] for name in drawn},
+            "none": COLOURS["unsure"],
+            UNTESTED: COLOURS["unmatched"],
+        },
         "contexts": None,
         "tasks": [],
         "command": "snakemake --cores 1 atlas --configfile "
@@ -217,6 +230,12 @@ def _about(experiment: Experiment, first: Crosscoder, steps: list[int]) -> dict[
             if not experiment.has(product)
         },
     }
+
+
+def _kinds(table: pd.DataFrame) -> pd.DataFrame:
+    """Features and their kinds, in which a feature that could not be tested is not one of none."""
+    silent = (table["kind"] == "none") & (table["cause"] == UNTESTED)
+    return table[["feature"]].assign(kind=table["kind"].mask(silent, UNTESTED))
 
 
 def _out_of_place(experiment: Experiment) -> list[int]:
@@ -237,9 +256,10 @@ def _thinned(curve: pd.DataFrame) -> pd.DataFrame:
 def _attribution(
     table: pd.DataFrame, living: np.ndarray, steps: list[int]
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """By task, places of the features that it has and their attribution (A, n)."""
+    """By task, places of the features told from zero and their attribution (A, n)."""
     by_task = {}
-    for task, rows in table[table["feature"].isin(living)].groupby("task", sort=False):
+    told = table.groupby(["task", "feature"])["told"].transform("any")
+    for task, rows in table[told & table["feature"].isin(living)].groupby("task", sort=False):
         wide = rows.pivot(index="feature", columns="step", values="attribution")
         values = wide.reindex(columns=steps).to_numpy()
         by_task[str(task)] = (np.searchsorted(living, wide.index), values)

@@ -31,6 +31,7 @@ from ontogeny.files import BROKEN, InputError, open_hdf5
 
 FORMAT = "ontogeny-contexts-1"
 LISTS = ("top", "quantiles", "near_misses")
+NEARLY = 0.5  # of the threshold: a near miss scores as much
 BINS, OCTAVE, LOWEST = 64, 4, -8  # of log₂ f: 64 bins of a quarter octave, from 2⁻⁸ to 2⁸
 
 
@@ -257,7 +258,7 @@ class Store:
         )
 
     def contexts(self, record: np.void, kind: str) -> list[Context]:
-        """The contexts of one of LISTS that a record holds."""
+        """The contexts of one of LISTS that a record holds; near misses that are near."""
         which = LISTS.index(kind)
         first, contexts = sum(self._sizes[:which]), []
         for i in range(first, first + int(record["found"][which])):
@@ -266,6 +267,8 @@ class Store:
             size = min(self.context, offset + self.window + 1) - start
             ids = record["token"][i, :size]
             near = kind == "near_misses"
+            if near and record["value"][i] < NEARLY * record["threshold"]:
+                continue
             active = np.zeros(size, np.float16) if near else record["activation"][i, :size]
             contexts.append(
                 Context(

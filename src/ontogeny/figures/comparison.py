@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 
 from ontogeny.figures import style
@@ -47,7 +48,22 @@ def draw(features: Path, comparison: Path, output: Path) -> None:
         _cosines(axes[1], table.loc[table["group"] == "shared", "cosine"].to_numpy())
         style.legend(figure, axes[:1], loc="outside lower center", ncols=4)
         figure.suptitle(style.matched_note(living), x=0.01, ha="left")
-        style.save(figure, table, output)
+        style.save(figure, table, output, finding)
+
+
+def finding(table: pd.DataFrame) -> str:
+    """How many features both snapshots have, and whether their directions agree."""
+    if table.empty:
+        return ""
+    shared = table[table["group"] == "shared"]
+    said = (
+        f"{len(shared):,} of {len(table):,} features are "
+        f"at both snapshots ({len(shared) / len(table):.0%})"
+    )
+    if shared.empty:
+        return said
+    agree = (shared["cosine"] >= 0.7).mean()
+    return f"{said}; directions agree (cosine 0.7 or more) in {agree:.0%} of them"
 
 
 def _cosines(axis: Axes, cosines: np.ndarray) -> None:

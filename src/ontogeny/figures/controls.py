@@ -53,7 +53,27 @@ def draw(controls: Path, models: Path, output: Path) -> None:
             grid[0, 0].set_visible(True)
         table = pd.concat(drawn, ignore_index=True) if drawn else pd.DataFrame()
         columns = ["outcome", "condition", "seed", "value", "low", "high"]
-        style.save(figure, table.reindex(columns=columns).astype({"seed": "Int64"}), output)
+        style.save(
+            figure, table.reindex(columns=columns).astype({"seed": "Int64"}), output, finding
+        )
+
+
+def finding(table: pd.DataFrame) -> str:
+    """Which conditions' intervals do not overlap with the baseline's."""
+    means = table[table["seed"].isna() & table["low"].notna()]
+    base = means[means["condition"] == BASELINE].set_index("outcome")
+    others = means[(means["condition"] != BASELINE) & means["outcome"].isin(base.index)]
+    if others.empty:
+        return "No condition has an interval to hold against that of the recipe as it stands"
+    low, high = (base.loc[others["outcome"], end].to_numpy() for end in ("low", "high"))
+    apart = others[(others["low"].to_numpy() > high) | (others["high"].to_numpy() < low)]
+    if apart.empty:
+        return "No change of the recipe is told apart from the recipe as it stands"
+    names = ", ".join(dict.fromkeys(apart["condition"]))
+    return (
+        f"{len(apart)} of {len(others)} outcomes are told "
+        f"apart from the recipe as it stands: under {names}"
+    )
 
 
 def _mean(axis: Axes, of: pd.DataFrame, names: list[str], outcome: str) -> pd.DataFrame:

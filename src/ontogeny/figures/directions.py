@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
@@ -13,6 +14,8 @@ from matplotlib.patches import Rectangle
 from ontogeny.figures import style
 
 GROUPS = {"all": "all living features", "matched": "matched features alone"}
+
+KEPT = 0.7  # mean cosine from which on directions are the same
 
 
 def draw(features: Path, directions: Path, turning_point: Path, output: Path) -> None:
@@ -59,7 +62,29 @@ def draw(features: Path, directions: Path, turning_point: Path, output: Path) ->
         if image is not None:
             figure.colorbar(image, ax=axes, shrink=0.6, label="mean cosine", pad=0.015)
         figure.suptitle(style.matched_note(living), x=0.01, ha="left")
-        style.save(figure, table, output)
+        style.save(figure, table, output, finding)
+
+
+def finding(table: pd.DataFrame) -> str:
+    """Whether the features' directions of the first snapshot are those of the last."""
+    of_all = table[table["group"] == "all"]
+    last = of_all[of_all["step"] == of_all["step"].max()].set_index("other_step")["cosine"]
+    first = last.get(of_all["step"].min(), np.nan)
+    if not np.isfinite(first):
+        return "Directions of the first and the last snapshot cannot be compared"
+    how = (
+        "are new"
+        if first < 0.3
+        else "are still those of the first"
+        if first >= KEPT
+        else "have turned in part"
+    )
+    away = last.index[last < KEPT]
+    since = last.index[last.index > away.max()].min() if len(away) else last.index.min()
+    return (
+        f"At the last snapshot directions {how} (mean cosine with the first {first:z.2f}); "
+        f"from step {since:,} on they keep one of {KEPT:g} or more with the last"
+    )
 
 
 def _matrix(axis: Axes, cosines: np.ndarray) -> AxesImage:

@@ -50,4 +50,20 @@ def draw(phases: Path, levels: Path, output: Path) -> None:
         figure.legend(*handles, loc="outside lower center", ncols=2)
         long = table.melt(["snapshot_index", "step"], columns, "series")
         drawn = pd.concat([long, crossings])[["series", "snapshot_index", "step", "value"]]
-        style.save(figure, drawn.astype({"snapshot_index": "Int64"}), output)
+        style.save(figure, drawn.astype({"snapshot_index": "Int64"}), output, finding)
+
+
+def finding(table: pd.DataFrame) -> str:
+    """When the model is nearest to the unigram and to the bigram distribution."""
+    parts = []
+    for name in ("unigram", "bigram"):
+        own = table[table["series"] == f"kl_{name}"].sort_values("step")
+        if own.empty:
+            continue
+        nearest = own.iloc[int(own["value"].argmin())]
+        leaves = "" if nearest["step"] < own["step"].max() else ", and still nears it"
+        parts.append(
+            f"to the {name} model at step {nearest['step']:,.0f} "
+            f"({nearest['value']:.2f} nats{leaves})"
+        )
+    return f"The model is nearest {', '.join(parts)}" if parts else ""

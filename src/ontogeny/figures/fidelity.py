@@ -28,8 +28,8 @@ NEEDED += ["l0", "l0_present", "loss", "loss_ablated"]
 NEEDED += ["loss_recovered", "loss_recovered_low", "loss_recovered_high"]
 HOLLOW = f"mean-ablation costs < {LEAST_DAMAGE} nats"
 LINES = ("-", "--", "-.", ":")
-SEEDS = ("#0072B2", "#000000", "#7A7A7A", "#D55E00")
-PRESENT = ("#56B4E9", "#CC79A7", "#B5B5B5", "#F0E442")
+SEEDS = ("#1F3A5F", "#000000", "#7A7A7A", "#AA4499")
+PRESENT = ("#8FA3B8", "#C9B037", "#B5B5B5", "#DDAACC")
 
 
 def draw(fidelity: list[Path], seeds: list[int], random: list[Path], output: Path) -> None:
@@ -83,9 +83,32 @@ def draw(fidelity: list[Path], seeds: list[int], random: list[Path], output: Pat
         presents = [name for name in looks if name not in (*tables, *BASELINES)]
         order = [*mains, HOLLOW, *presents, *list(tables)[len(mains) :], *BASELINES]
         style.legend(
-            figure, grid[:, 0], order, loc="outside upper center", ncols=3, handlelength=2.6
+            figure, grid[:, 0], order, loc="outside lower center", ncols=3, handlelength=2.6
         )
-        style.save(figure, drawn, output)
+        style.save(figure, drawn, output, finding)
+
+
+def finding(table: pd.DataFrame) -> str:
+    """What the crosscoder explains beside as many principal components, over all snapshots."""
+    own = table[table["measure"] == "explained_variance"]
+    by = own.pivot_table(index="step", columns="series", values="value")
+    seeds = [
+        name for name in by if str(name).startswith("crosscoder") and "present" not in str(name)
+    ]
+    if not seeds:
+        return ""
+    mean = by[seeds].mean(axis=1)
+    said = f"The crosscoder explains {mean.mean():.0%} of the variance"
+    pca = [name for name in by if str(name).startswith("PCA")]
+    if not pca:
+        return said
+    other = by[pca[0]]
+    better = int((mean > other).sum())
+    how = "more than" if better > len(by) / 2 else "no more than"
+    return (
+        f"{said}, {how} as many principal components "
+        f"({other.mean():.0%}): better at {better} of {len(by)} snapshots"
+    )
 
 
 def _read(path: str | Path) -> pd.DataFrame:

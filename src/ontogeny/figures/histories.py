@@ -17,7 +17,7 @@ LEAST_DENSITY = 1e-4
 COLUMNS = ["density", "peak_snapshot_index", "peak_step", "onset_step", "lifetime"]
 COLUMNS += ["initialisation", "emergent", "transient"]
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
-SHADES = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7")
+SHADES = ("#000000", *style.CASES[:4])
 TITLES = {"initialisation": "initialisation, kept", "emergent": "emergent, kept"}
 
 
@@ -90,7 +90,20 @@ def draw(features: Path, strengths: Path, output: Path) -> None:
                 )
         for axis in grid[:, 0]:
             axis.set_ylabel("strength / peak")
-        style.save(figure, _drawn(order, square, examples, snapshots), output)
+        style.save(figure, _drawn(order, square, examples, snapshots), output, finding)
+
+
+def finding(table: pd.DataFrame) -> str:
+    """By when half of the features have peaked, and how many end below half of their peak."""
+    each = table.drop_duplicates("feature")
+    steps = table.groupby("snapshot_index")["step"].first()
+    half = steps[int(np.ceil(each["peak_snapshot_index"].median()))]
+    end = table[table["step"] == table["step"].max()]
+    faded = (end.drop_duplicates("feature")["normalised_strength"] < 0.5).mean()
+    return (
+        f"Half of the {len(each):,} features have peaked by step {half:,}; "
+        f"{faded:.0%} end below half of their peak"
+    )
 
 
 def _examples(candidates: pd.DataFrame) -> pd.DataFrame:

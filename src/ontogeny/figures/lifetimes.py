@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from scipy import stats
 
 from ontogeny.figures import style
 
@@ -50,7 +51,37 @@ def draw(features: Path, classes: Path, output: Path) -> None:
         for letter, axis, text in zip("abcdef", grid.flat, texts, strict=True):
             style.title(axis, letter, text)
         figure.suptitle(style.matched_note(living), x=0.01, ha="left")
-        style.save(figure, pd.concat(drawn, ignore_index=True), output)
+        style.save(figure, pd.concat(drawn, ignore_index=True), output, finding)
+
+
+def finding(table: pd.DataFrame) -> str:
+    """Which life most features have, and whether unmatched ones have it as often."""
+    sums = (
+        table[table["panel"] == "lifetime"].groupby(["group", "class"], sort=False)["value"].sum()
+    )
+    lives = {
+        "initialisation": "are there from the first snapshot to the last",
+        "emergent": "emerge and stay",
+        "transient": "fade before the end",
+    }
+    group = "matched" if sums.get("matched", pd.Series([0])).sum() else "unmatched"
+    own = sums[group]
+    total = int(own.sum())
+    if not total:
+        return ""
+    most = str(own.idxmax())
+    said = f"{own[most] / total:.0%} of the {total:,} {group} features {lives[most]}"
+    other = sums.get("unmatched", pd.Series(dtype=float))
+    rest = int(other.sum())
+    if group == "unmatched" or not rest:
+        return said
+    pairs = [[own[most], total - own[most]], [other[most], rest - other[most]]]
+    apart = stats.fisher_exact(np.array(pairs, dtype=int)).pvalue < 0.05
+    how = "more often" if own[most] / total > other[most] / rest else "less often"
+    return (
+        f"{said}, {how if apart else 'no more or less often'} "
+        f"than unmatched ones ({other[most] / rest:.0%})"
+    )
 
 
 def _rows(

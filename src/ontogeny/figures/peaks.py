@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from ontogeny.figures import style
 
@@ -40,4 +41,17 @@ def draw(features: Path, strengths: Path, output: Path) -> None:
         style.snapshot_axis(axes[1], numbers, steps, 40, upright=True)
         axes[1].set(xlim=(-0.8, len(numbers) - 0.2))
         axes[1].set_xlabel("peak snapshot number · training step")
-        style.save(figure, counts, output)
+        style.save(figure, counts, output, finding)
+
+
+def finding(table: pd.DataFrame) -> str:
+    """At which snapshot most features peak, and whether that is more than chance makes."""
+    counts = (table["matched"] + table["unmatched"]).to_numpy()
+    total, most = int(counts.sum()), int(counts.argmax())
+    chance = stats.binomtest(int(counts[most]), total, 1 / len(counts), alternative="greater")
+    if chance.pvalue * len(counts) > 0.05:
+        return "Features peak at all snapshots alike: none is told apart from the others"
+    return (
+        f"More features peak at step {table['step'].iloc[most]:,} than at any other snapshot: "
+        f"{counts[most]:,} of {total:,} ({counts[most] / total:.0%})"
+    )

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from ontogeny.figures import style
 from ontogeny.settings import Settings
 
-SHADES = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+SHADES = ("#000000", *(shade for shade in style.CASES if shade != "#000000"))
 PANELS = {
     "loss": ("model", "held-out loss (nats)"),
     "dimensionality": ("features", "total dimensionality / d"),
@@ -88,9 +88,19 @@ def draw(
         drawn += _onsets(grid[4, 1], pairs[pairs["correlation"] >= threshold], colours)
         drawn += _events(figure.add_subplot(rows[5, :]), events, colours, table["step"].max())
         handles = grid[0, 0].get_legend_handles_labels()
-        figure.legend(*handles, loc="outside upper left", ncols=len(colours))
+        figure.legend(*handles, loc="outside lower center", ncols=len(colours))
         columns = ["panel", "event", "model", "low", "high", "step", "value"]
-        style.save(figure, pd.concat(drawn).reindex(columns=columns), output)
+        style.save(figure, pd.concat(drawn).reindex(columns=columns), output, finding)
+
+
+def finding(table: pd.DataFrame) -> str:
+    """How far the final losses of the models lie apart."""
+    loss = table[table["panel"] == "loss"].sort_values("step").groupby("model")["value"].last()
+    if len(loss) < 2:
+        return ""
+    return (
+        f"{len(loss)} models end at held-out losses from {loss.min():.2f} to {loss.max():.2f} nats"
+    )
 
 
 def _levels(axis: Axes, level: dict[str, float], side: Literal["left", "right"]) -> None:

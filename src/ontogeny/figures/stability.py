@@ -59,17 +59,37 @@ def draw(settings: Settings, matches: Path, strengths: Path, baselines: Path, ou
         texts += [f"peaks of the matched features ({table['matched'].sum():,})", apart]
         for letter, axis, text in zip("abcd", axes, texts, strict=True):
             style.title(axis, letter, text)
-            words = f"{table['matched'].mean():.0%} of the features come again in another seed"
-            if "beyond_token_means" in known:
-                words += f"; beyond token means {known['beyond_token_means']:.0%}"
+        if len(table) and "beyond_token_means" in known:
+            words = f"beyond token means {known['beyond_token_means']:.0%} come again"
             figure.suptitle(words, x=0.01, ha="left")
         columns = [*COLUMNS, "matched", "among_most_frequent", *WITHOUT]
-        style.save(figure, table[columns], output)
+        style.save(figure, table[columns], output, finding)
+
+
+def finding(table: pd.DataFrame) -> str:
+    """How many features come again in another seed, beside what token means and rows would give."""
+    if table.empty:
+        return "One seed: nothing says which features are stable"
+    share = table["matched"].mean()
+    names = {"token_matched_cosine": "token means", "row_matched_cosine": "random rows"}
+    least = table.loc[table["matched"], "cosine"].min()
+    chance = {
+        text: (table[name] >= least).mean()
+        for name, text in names.items()
+        if table[name].notna().any()
+    }
+    said = f"{share:.0%} of the features come again in another seed"
+    if not chance:
+        return said
+    beside = ", ".join(f"{value:.0%} of {text}" for text, value in chance.items())
+    most = max(chance.values())
+    how = "against" if share > 2 * most else "hardly more than" if share > most else "no more than"
+    return f"{said}, {how} {beside}"
 
 
 def _cosines(axis: Axes, table: pd.DataFrame, threshold: float, known: dict[str, float]) -> None:
     """Cosines with the partner, and with what needs no training: token means and random rows."""
-    shades = ("0.72", "#0072B2", "#E69F00", "#CC79A7")
+    shades = ("0.72", *style.CASES[:3])
     for i, (seed, own) in enumerate(table.groupby("other_seed")):
         label = f"all, seed {seed}: {own['matched'].mean():.0%} ≥ {threshold:g}"
         colour = shades[i % len(shades)]

@@ -7,7 +7,8 @@ the Agg and PDF renderers whatever backend is configured.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -23,45 +24,55 @@ from ontogeny.files import InputError, whole, write_table
 
 STYLE = Path(__file__).with_name("ontogeny.mplstyle")
 PNG_DPI = 200
+LETTERS, LINE = 15.2, 0.155  # of a title, that fit an inch; and a line's height in inches
 Kind = Literal["log", "linear"]
 KINDS: tuple[Kind, Kind] = ("log", "linear")
 
-COLOURS = {
-    "all": "#B5B5B5",
-    "matched": "#009E73",
-    "unmatched": "#B5B5B5",
-    "initialisation": "#0072B2",
-    "emergent": "#D55E00",
-    "transient": "#CC79A7",
-    "reappearing": "#56B4E9",
-    "only_first": "#88CCEE",
-    "shared": "#332288",
-    "only_last": "#AA4499",
-    "between": "#B5B5B5",
-    "doubtful": "#7F7F7F",
-    "held_out": "#000000",
-    "batch": "#BBBBBB",
-    "unigram": "#D55E00",
-    "bigram": "#0072B2",
-    "learning_rate": "#444444",
-    "copying": "#009E73",
-    "copying_near": "#56B4E9",
-    "random_tokens": "#E69F00",
-    "crosscoder": "#0072B2",
-    "pca": "#009E73",
-    "token": "#A65628",
-    "pair": "#5D3A9B",
-    "random_dictionary": "#E69F00",
-    "unsure": "#999999",
-    "token_means": "#D55E00",
-    "random_rows": "#CC79A7",
+# Those of kinds and classes mean nothing else, in no figure and nowhere in the atlas.
+KIND_COLOURS = {
     "current_token": "#0072B2",
     "previous_token": "#E69F00",
     "induction": "#CC79A7",
     "context": "#D55E00",
     "position": "#009E73",
 }
-MARKERS = {  # of the kinds of feature
+CLASS_COLOURS = {
+    "initialisation": "#5D3A9B",
+    "emergent": "#7A8B00",
+    "transient": "#8B1A1A",
+    "reappearing": "#6B4F3A",
+    "doubtful": "#7F7F7F",
+}
+COLOURS = {
+    **KIND_COLOURS,
+    **CLASS_COLOURS,
+    "all": "#B5B5B5",
+    "matched": "#33556B",
+    "unmatched": "#B5B5B5",
+    "only_first": "#88CCEE",
+    "shared": "#332288",
+    "only_last": "#AA4499",
+    "between": "#B5B5B5",
+    "held_out": "#000000",
+    "batch": "#BBBBBB",
+    "unigram": "#8A8A8A",
+    "bigram": "#4A4A4A",
+    "learning_rate": "#444444",
+    "copying": "#01665E",
+    "copying_near": "#5AB4AC",
+    "random_tokens": "#A67FB5",
+    "crosscoder": "#1F3A5F",
+    "pca": "#5AB4AC",
+    "token": "#A65628",
+    "pair": "#4D4D4D",
+    "random_dictionary": "#A67FB5",
+    "unsure": "#999999",
+    "token_means": "#A65628",
+    "random_rows": "#A67FB5",
+}
+# Of seeds, tasks, sizes and whatever else is told apart, in this order.
+CASES = ("#1F3A5F", "#A65628", "#5AB4AC", "#AA4499", "#8FA3B8", "#C9B037", "#000000", "#999999")
+MARKERS = {  # of the kinds of feature, in the atlas too
     "current_token": "o",
     "previous_token": "s",
     "induction": "D",
@@ -321,16 +332,42 @@ def snapshot_axis(
     one.set_label_text(label if stacked else "snapshot number · training step")
 
 
-def save(figure: Figure, table: pd.DataFrame, path_stem: str | Path) -> None:
+Finding = Callable[[pd.DataFrame], str]
+"""What a figure's numbers say, in a sentence, from the table that its CSV holds; '' for nothing."""
+
+
+def _entitle(figure: Figure, said: str) -> None:
+    """Put lines above a figure's title, by which it becomes higher.
+
+    A figure without a layout engine has left room for them.
+    """
+    if not said:
+        return
+    note, place = figure.get_suptitle(), {}
+    if figure.get_layout_engine() is None:
+        place["y"] = 1 - 0.08 / figure.get_figheight()
+    else:
+        figure.set_figheight(figure.get_figheight() + LINE * (said.count("\n") + 1))
+    figure.suptitle(f"{said}\n{note}" if note else said, x=0.01, ha="left", va="top", **place)
+
+
+def save(
+    figure: Figure, table: pd.DataFrame, path_stem: str | Path, finding: Finding | None = None
+) -> None:
     """Write `path_stem`.pdf, .png and .csv, each whole or not at all.
 
     The bytes depend on what is drawn alone: no dates, no software's name in the PNG.
 
     Parameters
     ----------
-    table : exactly the numbers drawn.
+    table : exactly the numbers drawn. finding : makes of them, as the CSV has them, the title, to
+    which a title that the figure has already is a note.
     """
     write_table(f"{path_stem}.csv", table)
+    if finding is not None:
+        said = finding(pd.read_csv(f"{path_stem}.csv", low_memory=False))
+        letters = int(LETTERS * figure.get_figwidth())
+        _entitle(figure, textwrap.fill(said, letters))
     with whole(f"{path_stem}.png") as draft:
         figure.savefig(draft, format="png", dpi=PNG_DPI, metadata={"Software": None})
     figure.set_layout_engine("none")  # the PDF has the same layout, and it is not made again

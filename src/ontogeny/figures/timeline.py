@@ -15,12 +15,12 @@ from ontogeny.figures import style
 from ontogeny.files import InputError
 
 PARTS = {  # of the workflow: its stages, and its colour
-    "data": ({"fetch", "corpus", "tokenizer"}, "#A65628"),
-    "snapshots": ({"pretrain", "training_log", "snapshot"}, "#D55E00"),
-    "activations": ({"extract", "stack", "token_table", "basis", "project"}, "#E69F00"),
-    "crosscoders": ({"train", "fidelity"}, "#0072B2"),
-    "features": ({"features", "phases", "baselines", "compare"}, "#009E73"),
-    "analyses": (set(), "#CC79A7"),
+    "data": ({"fetch", "corpus", "tokenizer"}, style.CASES[1]),
+    "snapshots": ({"pretrain", "training_log", "snapshot"}, style.CASES[3]),
+    "activations": ({"extract", "stack", "token_table", "basis", "project"}, style.CASES[5]),
+    "crosscoders": ({"train", "fidelity"}, style.CASES[0]),
+    "features": ({"features", "phases", "baselines", "compare"}, style.CASES[2]),
+    "analyses": (set(), style.CASES[4]),
     "report": ({"figures", "atlas", "numbers", "summary"}, "#7F7F7F"),
 }
 PAUSE = 60.0  # seconds without a job, of which more is cut out: a run that was gone on with

@@ -91,12 +91,32 @@ def draw(log: Path | None, phases: Path, levels: Path, losses: Path, output: Pat
                 if panel == "gain":
                     axis.axhline(0, color="0.6", linewidth=0.6, zorder=0)
         style.over_training(grid, table["step"].max(), style.snapshots(snapshots))
-        figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+        grid[0, 1].legend(*grid[0, 0].get_legend_handles_labels(), loc="upper right")
         if "gain" in panels:
             gains = grid[2, 0].get_legend_handles_labels()
             figure.legend(*gains, loc="outside lower center", ncols=3)
         drawn = pd.concat([long, crossings, marks, *([apart] if len(apart) else [])])
-        style.save(figure, drawn[["panel", "series", "step", "value"]], output)
+        style.save(figure, drawn[["panel", "series", "step", "value"]], output, finding)
+
+
+def finding(table: pd.DataFrame) -> str:
+    """How the held-out loss falls, when it passes the n-gram levels, and whether copying helps."""
+    loss = table[table["series"] == "held_out_loss"].sort_values("step")["value"].to_numpy()
+    said = (
+        f"The held-out loss {'falls' if loss[-1] < loss[0] else 'does not fall'}: "
+        f"{loss[0]:.2f} to {loss[-1]:.2f} nats"
+    )
+    crossed = table[table["panel"] == "crossing"].set_index("series")["step"].dropna()
+    parts = [
+        f"below the {name} level from step {crossed[name]:,.0f}"
+        for name in ("unigram", "bigram")
+        if name in crossed
+    ]
+    gain = table[table["series"] == "copying_gain"].sort_values("step")["value"]
+    if len(gain):
+        much = f"{gain.iloc[-1]:.2f} nats" if gain.iloc[-1] >= 0.005 else "nothing"
+        parts.append(f"a copy in the text gains {much} at the end")
+    return ", ".join([said, *parts])
 
 
 def _levels(axis: Axes, crossings: pd.DataFrame) -> None:

@@ -16,7 +16,7 @@ from ontogeny.figures import style
 TOP = 5
 DASHES: Any = (0, (4, 1.2))  # of what is not matched
 ERROR = -1  # the error node's number in the table of attributions
-SHADES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999933")
+SHADES = tuple(shade for shade in style.CASES if shade != style.COLOURS["held_out"])
 TASKS = {
     "agreement_simple": "agreement, simple",
     "agreement_across_pp": "agreement across a prepositional phrase",
@@ -130,7 +130,27 @@ def draw(features: Path, strengths: Path, behaviour: Path, attribution: Path, ou
         table["matched"] = of_matched.where(table["series"].str.isdigit())
         names_of = ["task", "done", "panel", "series", "matched", "snapshot_index", "step"]
         table = table.reindex(columns=[*names_of, "value", "low", "high"])
-        style.save(figure, table.astype({"snapshot_index": "Int64", "step": "Int64"}), output)
+        style.save(
+            figure, table.astype({"snapshot_index": "Int64", "step": "Int64"}), output, finding
+        )
+
+
+def finding(table: pd.DataFrame) -> str:
+    """In how many tasks the features add more than the error node, and how many are done."""
+    tasks = table["task"].dropna().unique()
+    bars = table[table["panel"] == "attribution"]
+    more = shown = 0
+    for _, own in bars.groupby("task"):
+        error = own.loc[own["series"] == "error", "value"]
+        if len(error):
+            shown += 1
+            more += own.loc[own["series"] != "error", "value"].sum() > error.iloc[0]
+    if not shown:
+        return f"None of {len(tasks)} tasks is told from chance at the last snapshot"
+    return (
+        f"The model does {shown} of {len(tasks)} tasks; in {more} of them features carry more "
+        "of the answer than what the crosscoder leaves"
+    )
 
 
 def _key(here: pd.DataFrame) -> pd.DataFrame:

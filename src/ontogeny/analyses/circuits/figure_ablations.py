@@ -24,12 +24,14 @@ GROUPS = {
     "random": "k random features that differ",
     "matched": "k others, as often different",
 }
-COLOURS = {"sufficiency": "#0072B2", "necessity": "#D55E00"}
+COLOURS = {"sufficiency": style.CASES[0], "necessity": style.CASES[1]}
 SIDES = {
     "sufficiency": "these clean, the rest corrupted",
     "necessity": "these corrupted, the rest clean",
 }
 RESTORED = ["restored", "restored_low", "restored_high"]
+
+FEW = 10  # features that a title speaks of
 
 
 def draw(features: Path, behaviour: Path, attribution: Path, curves: Path, output: Path) -> None:
@@ -115,7 +117,33 @@ def draw(features: Path, behaviour: Path, attribution: Path, curves: Path, outpu
         drawn = drawn or [pd.DataFrame(columns=names_of)]
         table = pd.concat(drawn, ignore_index=True).reindex(columns=names_of)
         kinds = {"k": "Int64", "top_matched": "Int64", "snapshot_index": "Int64"}
-        style.save(figure, table.astype(kinds), output)
+        style.save(figure, table.astype(kinds), output, finding)
+
+
+def finding(table: pd.DataFrame) -> str:
+    """In how many tasks ten features restore half of the difference, and more than random ones."""
+    own = table[
+        (table["side"] == "sufficiency") & ~table["error"].astype(bool) & (table["k"] <= FEW)
+    ]
+    own = own[own["step"] == table["step"].max()]
+    best = own.sort_values("k").groupby(["task", "group"]).last()
+    tasks = [str(task) for task in dict.fromkeys(own["task"])]
+    half, apart = [], []
+    for task in tasks:
+        key, random = best.loc[(task, "absolute")], best.loc[(task, "random")]
+        half += [task] if key["restored"] >= 0.5 else []
+        apart += [task] if key["restored_low"] > random["restored_high"] else []
+    if not tasks:
+        return "No task is done at the last snapshot"
+    beside = (
+        f"more than {FEW} random ones in {len(apart)}"
+        if apart
+        else "not told apart from random ones"
+    )
+    return (
+        f"{FEW} features restore half of the answer in {len(half)} "
+        f"of {len(tasks)} tasks at the last snapshot, {beside}"
+    )
 
 
 def _curves(axis: Axes, points: pd.DataFrame, last: bool) -> None:

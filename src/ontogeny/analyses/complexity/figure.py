@@ -24,10 +24,16 @@ LABELS = {
     "span_replaced": "context span (tokens),\ntokens before it replaced",
     "grade": "complexity, graded\nby a language model",
 }
-COLOURS = {"span_alone": "0.45", "span_replaced": "#D55E00", "grade": "#0072B2"}
+COLOURS = {"span_alone": "0.45", "span_replaced": style.CASES[1], "grade": style.CASES[0]}
 MARKERS = {"pearson": "o", "spearman": "s"}
 SYMBOLS = {"pearson": "r", "spearman": "ρ"}
 BINS = 6
+
+FINDING = {  # scores in a title
+    "span_alone": "the span of a suffix run alone",
+    "span_replaced": "the span with what is before replaced",
+    "grade": "the grade",
+}
 
 
 def draw(
@@ -97,7 +103,29 @@ def draw(
         columns = ["panel", "score", "against", "feature", "class", "which", "features"]
         columns += ["x", "coefficient", "value", "low", "high", "p"]
         numbers = pd.concat(drawn, ignore_index=True).reindex(columns=columns)
-        style.save(figure, numbers.astype({"feature": "Int64", "features": "Int64"}), output)
+        style.save(
+            figure, numbers.astype({"feature": "Int64", "features": "Int64"}), output, finding
+        )
+
+
+def finding(table: pd.DataFrame) -> str:
+    """Whether later features are more complex, given how frequent they are."""
+    own = table[
+        (table["panel"] == "correlation") & (table["against"] == "peak_snapshot_index")
+        & (table["class"] == "all") & (table["which"] == "all")
+        & (table["coefficient"] == "spearman_partial")
+    ]  # fmt: skip
+    parts = []
+    for row in own.to_dict("records"):
+        told = row["low"] > 0 or row["high"] < 0
+        how = ("rises" if row["value"] > 0 else "falls") if told else "is not told to change"
+        parts.append(
+            f"{FINDING[str(row['score'])]} {how} with the peak (ρ "
+            f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}])"
+        )
+    if not parts:
+        return "Too few features to correlate complexity with the peak"
+    return f"Given density, {'; '.join(parts)}"
 
 
 def _value_axis(axis: Axes, score: str, label: bool) -> None:

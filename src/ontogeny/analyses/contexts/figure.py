@@ -23,13 +23,13 @@ COLUMNS = ["density", "peak_step", "onset_step", "initialisation", "emergent", "
 OF_CONTEXTS = ["feature", "rank", "block", "offset", "activation", "tokens", "activations"]
 OF_CONTEXTS += ["position", "promoted"]
 LABELS = ["class", "feature", "kind", "matched", "matched_cosine"]  # of everything drawn
-WIDTH, ROW, TOP, BOTTOM = 180.0, 29.0, 8.0, 16.0  # mm
+WIDTH, ROW, TOP, BOTTOM = 180.0, 29.0, 12.0, 16.0  # mm
 TEXT_LEFT, TEXT_RIGHT = 80.0, 178.0  # of the page, mm
 SIZE = 6.3  # of the contexts' letters, points
 ADVANCE = 0.602  # width of a letter of DejaVu Sans Mono over its size
 CELLS = int((TEXT_RIGHT - TEXT_LEFT) / 25.4 * 72 / (SIZE * ADVANCE))  # letters in a line
 BEFORE = 0.62  # share of a line up to the position's own token, at most
-SHADE = "#E69F00"
+SHADE = "#FFD23C"  # of no kind
 
 
 def draw(features: Path, strengths: Path, contexts: Path, kinds: Path | None, output: Path) -> None:
@@ -65,7 +65,7 @@ def draw(features: Path, strengths: Path, contexts: Path, kinds: Path | None, ou
         figure = style.new_figure(WIDTH, TOP + ROW * max(1, len(chosen)) + BOTTOM)
         figure.set_layout_engine("none")  # texts are placed by the letter
         height = figure.get_figheight() * 25.4
-        figure.text(2 / WIDTH, 1 - 2 / height, style.matched_note(living), va="top", fontsize=8.5)
+        figure.suptitle(style.matched_note(living))
         for row, example in enumerate(chosen.to_dict("records")):
             base = height - TOP - ROW * (row + 1)
             lowest = row == len(chosen) - 1
@@ -107,7 +107,19 @@ def draw(features: Path, strengths: Path, contexts: Path, kinds: Path | None, ou
         columns = ["panel", *LABELS, *whole, "token", "value", "shade", "own"]
         table = pd.concat(drawn, ignore_index=True) if drawn else pd.DataFrame()
         table = table.reindex(columns=columns).astype(dict.fromkeys(whole, "Int64"))
-        style.save(figure, table, output)
+        style.save(figure, table, output, finding)
+
+
+def finding(table: pd.DataFrame) -> str:
+    """What the features shown are."""
+    own = table[table["panel"] == "history"].drop_duplicates("feature")
+    if own.empty:
+        return ""
+    matched = int(own["matched"].astype(bool).sum())
+    return (
+        f"{len(own)} features, each of another life, {matched} of "
+        "them found in another seed: when they are strong, and on what"
+    )
 
 
 def choose(living: pd.DataFrame, texts: pd.DataFrame) -> pd.DataFrame:

@@ -48,7 +48,20 @@ def draw(features: Path, dimensionality: Path, output: Path) -> None:
         figure.suptitle(style.matched_note(living), x=0.01, ha="left")
         grid[0, 1].legend(loc="best")
         figure.legend(*grid[1, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-        style.save(figure, pd.concat(drawn)[["panel", *columns, "value"]], output)
+        style.save(figure, pd.concat(drawn)[["panel", *columns, "value"]], output, finding)
+
+
+def finding(table: pd.DataFrame) -> str:
+    """Whether the features take up more dimensions at the end than at the start."""
+    own = table[(table["panel"] == "share") & (table["group"] == "all")].sort_values("step")
+    first, last = (
+        own[own["step"] == step]["value"] for step in (own["step"].min(), own["step"].max())
+    )
+    apart = (first.min() - last.max()) * (first.max() - last.min()) > 0  # no seed says otherwise
+    change = "more" if last.mean() > first.mean() else "fewer"
+    how = change if apart else "neither more nor fewer"
+    ends = f"{first.mean():.2f} d at first, {last.mean():.2f} d at last"
+    return f"Features take up {how} dimensions as training goes on: {ends}"
 
 
 def _curves(

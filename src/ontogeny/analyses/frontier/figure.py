@@ -22,7 +22,7 @@ MEASURES = {"explained_variance": "explained variance", "loss_recovered": "loss 
 PCA = "pca_explained_variance"
 NEEDED = ["dictionary", "kind", "features", "sparsity", "seed", "snapshot_index", "step"]
 NEEDED += [*MEASURES, PCA, "l0", "l0_present", "loss", "loss_ablated"]
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLOURS = style.CASES
 GREY = "0.6"
 EV_TICKS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.96, 0.97, 0.98, 0.99,
             0.995, 0.998, 0.999)  # fmt: skip
@@ -82,7 +82,18 @@ def draw(frontier: Path, output: Path) -> None:
             Line2D([], [], **grey, ls="--", label="PCA of that snapshot alone"),
         ]
         figure.legend(handles=of_kind, loc="outside lower center", ncols=2, handlelength=3)
-        style.save(figure, drawn[["panel", *drawn.columns.drop("panel")]], output)
+        style.save(figure, drawn[["panel", *drawn.columns.drop("panel")]], output, finding)
+
+
+def finding(table: pd.DataFrame) -> str:
+    """The most variance that a crosscoder of the sweep explains over all snapshots."""
+    own = table[(table["measure"] == "explained_variance") & table["value"].notna()]
+    if own.empty:
+        return ""
+    return (
+        f"{own['value'].max():.0%} of the variance is "
+        "the most that a dictionary of the sweep explains"
+    )
 
 
 def _mean(points: pd.DataFrame) -> pd.DataFrame:

@@ -14,10 +14,10 @@ HEADS = {
     "fixed_distance_head": ("fixed distance, half a block", style.COLOURS["matched"], "o-"),
     "duplicate_token_head": ("duplicate token", style.COLOURS["copying_near"], "v-"),
     "induction_head": ("induction, random tokens", style.COLOURS["induction"], "D-"),
-    "induction_head_text": ("induction, text", style.COLOURS["context"], "^-"),
+    "induction_head_text": ("induction, text", style.COLOURS["copying"], "^-"),
 }
 GAINS = {"copying_gain": ("text", "-"), "copying_gain_random": ("random tokens", "--")}
-SHADES = ("#9ECAE1", "#4292C6", "#08519C", "#D55E00", "#7A4A9E")  # of the distances, ascending
+SHADES = ("#9ECAE1", "#4292C6", "#08519C", "#A65628", "#000000")  # of the distances, ascending
 LEVELS = ("unigram", "bigram")
 
 
@@ -91,7 +91,31 @@ def draw(
         names = ["panel", "event", "detail", "group", "snapshot_index", "step", "value"]
         numbers_drawn = pd.concat(drawn, ignore_index=True).reindex(columns=[*names, "low", "high"])
         numbers_drawn = numbers_drawn.drop_duplicates()  # the same numbers over both axes
-        style.save(figure, numbers_drawn.astype({"snapshot_index": "Int64"}), output)
+        style.save(figure, numbers_drawn.astype({"snapshot_index": "Int64"}), output, finding)
+
+
+def finding(table: pd.DataFrame) -> str:
+    """Whether induction features appear before or after the induction head, if that is told."""
+    onsets = table[table["panel"] == "onset"]
+    own = onsets[(onsets["event"] == "features") & (onsets["detail"] == "induction")]
+    own = own[own["group"] == "all"].dropna(subset=["value"])
+    head = onsets[onsets["event"] == "induction_head_text"].dropna(subset=["value"])
+    if own.empty or head.empty:
+        absent = [text for text, part in (("features", own), ("head", head)) if part.empty]
+        return f"No induction {' and no induction '.join(absent)} to date"
+    features, low, high = own[["value", "low", "high"]].iloc[0]
+    at, since, until = head[["value", "low", "high"]].iloc[0]
+    how = "before" if high < since else "after" if low > until else "when"
+    if how == "when":
+        return (
+            "Induction features (median "
+            f"onset {features:,.0f}) and "
+            f"the induction head ({at:,.0f}) are not told apart in time"
+        )
+    return (
+        f"Induction features appear {how} the induction head: median onset at step "
+        f"{features:,.0f}, the head at {at:,.0f}"
+    )
 
 
 def _read(path: Path, columns: list[str]) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from scipy import stats
 
 from ontogeny.analyses.kinds.settings import Kinds
 from ontogeny.figures import style
@@ -93,27 +94,47 @@ def draw(
         style.title(grid[1, 1], "d", "features of each kind")
         style.title(grid[2, 0], "e", "induction, one dot per feature")
         style.title(grid[2, 1], "f", "previous token and context")
-        figure.suptitle(_order(living) + style.matched_note(living), x=0.01, ha="left")
+        figure.suptitle(style.matched_note(living), x=0.01, ha="left")
         handles = grid[0, 0].get_legend_handles_labels()
         figure.legend(*handles, loc="outside lower center", ncols=5)
         names = ["panel", "kind", "group", "feature", "snapshot_index", "step", "low", "high"]
         table = pd.concat(drawn, ignore_index=True).reindex(columns=[*names, "value", "against"])
         table = table.astype({"snapshot_index": "Int64", "feature": "Int64"})
-        style.save(figure, table, output)
+        style.save(figure, table, output, finding)
+
+
+def finding(table: pd.DataFrame) -> str:
+    """Which kinds appear first and which last, of those that are told apart (Mann-Whitney)."""
+    own = table[(table["panel"] == "onset") & (table["group"] == "matched")]
+    # The first and last row of a curve are the ends of the axis.
+    onsets = {str(kind): part["step"].to_numpy()[1:-1] for kind, part in own.groupby("kind")}
+    onsets = {kind: steps for kind, steps in onsets.items() if len(steps) >= LEAST_FEATURES}
+    medians = pd.Series({kind: np.median(steps) for kind, steps in onsets.items()}).sort_values()
+    if len(medians) < 2:
+        return "Fewer than two kinds have enough matched features to tell their onsets apart"
+
+    def like(kind: str) -> list[str]:
+        """Kinds whose onsets are not told apart from those of one."""
+        alike = (
+            stats.mannwhitneyu(onsets[kind], onsets[other]).pvalue >= 0.05
+            for other in medians.index
+        )
+        return [
+            _words(str(other)) for other, same in zip(medians.index, alike, strict=True) if same
+        ]
+
+    first, last = like(str(medians.index[0])), like(str(medians.index[-1]))
+    if set(first) & set(last):
+        return "The first and the last kind of feature are not told apart by their onsets"
+    between = ", ".join(f"{_words(str(kind))} {at:,.0f}" for kind, at in medians.items())
+    return (
+        f"Features of {' and '.join(first)} appear first, of {' and '.join(last)} last "
+        f"(median onsets of the matched: {between})"
+    )
 
 
 def _words(kind: str) -> str:
     return kind.replace("_", "-").replace("-token", " token")
-
-
-def _order(living: pd.DataFrame) -> str:
-    """In which order the kinds appear, in words; '' where there are no two."""
-    by_kind = living[living["kind"] != "none"].groupby("kind")["onset_step"]
-    medians = by_kind.median()[by_kind.size() >= LEAST_FEATURES].sort_values()
-    if len(medians) < 2:
-        return ""
-    order = ", ".join(f"{_words(str(kind))} {at:,.0f}" for kind, at in medians.items())
-    return f"Median onset, step: {order}\n"
 
 
 def _strengths(axis: Axes, every: pd.DataFrame) -> list[pd.DataFrame]:
@@ -201,7 +222,9 @@ def _counts(
         if group in ("all", "rule"):
             axis.bar_label(bars, [f"{count:,}" for count in own], fontsize=5.5, padding=1)
         drawn.append(pd.DataFrame({"kind": names, "value": own}).assign(panel="count", group=group))
-    axis.set_xticks(at, [name.replace("_", "\n") for name in names])
+    axis.set_xticks(
+        at, ["none or\nuntested" if name == "none" else name.replace("_", "\n") for name in names]
+    )
     axis.set_yscale("symlog", linthresh=1)
     axis.set_ylim(0, 60 * max(1, *counts["all"], *counts["permuted"], *counts["rule"]))
     axis.yaxis.set_major_formatter("{x:g}")

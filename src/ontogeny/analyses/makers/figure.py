@@ -52,7 +52,7 @@ def draw(
             for axis in (matrix, *grid):
                 style.empty(axis, "the heads of this model cannot be told apart")
             columns = ["panel", "kind", "layer", "head", "step", "value"]
-            style.save(figure, pd.DataFrame(columns=columns), output)
+            style.save(figure, pd.DataFrame(columns=columns), output, finding)
             return
         drawn = [_matrix(matrix, table, roles)]
         numbers, steps = style.snapshots(every)
@@ -77,7 +77,29 @@ def draw(
         ]
         numbers_drawn = numbers_drawn.reindex(columns=[*names, "value", "low", "high"])
         whole = dict.fromkeys(["features", "snapshot_index", "step"], "Int64")
-        style.save(figure, numbers_drawn.astype(whole), output)
+        style.save(figure, numbers_drawn.astype(whole), output, finding)
+
+
+def finding(table: pd.DataFrame) -> str:
+    """Which head induction and previous-token features lose most without, if it is told."""
+    loss = table[table["panel"] == "loss"]
+    parts = []
+    for kind in ("induction", "previous_token"):
+        own = loss[loss["kind"] == kind].sort_values("value", ascending=False)
+        if own.empty:
+            continue
+        first = own.iloc[0]
+        said = (
+            f"{kind.replace('_', '-')} features lose {first['value']:.0%} "
+            f"without head {first['layer']:.0f}.{first['head']:.0f}"
+        )
+        if len(own) > 1 and first["low"] <= own.iloc[1]["high"]:
+            said += (
+                f" (not told apart from head {own.iloc[1]['layer']:.0f}.{own.iloc[1]['head']:.0f})"
+            )
+        parts.append(said)
+    said = "; ".join(parts)
+    return said[:1].upper() + said[1:]
 
 
 Head = tuple[int, int]
@@ -127,12 +149,7 @@ def _matrix(axis: Axes, table: pd.DataFrame, roles: dict[Head, list[str]]) -> pd
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     axis.set_ylabel("head ablated, layer.head")
-    named = table[table["strongest"].astype(bool) & table["kind"].isin(list(style.MARKERS))]
-    most = (named if len(named) else table).sort_values("loss").iloc[-2:][::-1]
-    of_kind = most["kind"].str.replace("_", "-")
-    cells = zip(of_kind, most["loss"], most["layer"], most["head"], strict=True)
-    findings = [f"{n} features lose {x:.0%} without head {i}.{j}" for n, x, i, j in cells]
-    style.title(axis, "a", ", ".join(findings))
+    style.title(axis, "a", "share of a kind's activation that is lost without a head")
     return table.rename(columns={"loss": "value"})[
         ["kind", "layer", "head", "features", "value", "low", "high"]
     ].assign(panel="loss")

@@ -91,7 +91,28 @@ def draw(
         figure.legend(handles=handles, loc="outside lower center", ncols=6)
         columns = ["panel", "feature", "name", "kind", "onset_step", "step", "value"]
         table = pd.concat(drawn, ignore_index=True).reindex(columns=columns)
-        style.save(figure, table.astype({"feature": "Int64"}), output)
+        style.save(figure, table.astype({"feature": "Int64"}), output, finding)
+
+
+def finding(table: pd.DataFrame) -> str:
+    """When the named features shown appear, and of which kind the first and the last are."""
+    own = table[table["panel"] == "feature"].drop_duplicates("feature").sort_values("onset_step")
+    if own.empty:
+        return "No feature has a name"
+    early, late = (
+        part["kind"].mode().iloc[0]
+        for part in (own.head(len(own) // 3 + 1), own.tail(len(own) // 3 + 1))
+    )
+    named = [str(kind).replace("_", " ") for kind in (early, late)]
+    how = (
+        f"mostly of {named[0]} at first, of {named[1]} in the end"
+        if early != late
+        else f"mostly of {named[0]} throughout"
+    )
+    return (
+        f"{len(own)} named features appear between steps "
+        f"{own['onset_step'].min():,.0f} and {own['onset_step'].max():,.0f}: {how}"
+    )
 
 
 def _turning(above: Axes, below: Axes, about: dict[str, float]) -> None:

@@ -18,15 +18,18 @@ CELLS = 40
 BINS = np.linspace(0, 1, 11)
 LEAST = 20  # pairs in a bin of which a median is drawn
 TOP = 1.25  # of the scalings shown; what lies beyond counts at the edge
-SHADES = ("#0072B2", "#CC79A7", "#000000", "#56B4E9", "#E69F00", "#D55E00", "#999999")
+SHADES = style.CASES
 MARKERS = "osD^vP*"
 SERIES = [
     ("free", "all", "o-", "#000000", "free"),
     ("free", "matched", "^--", style.COLOURS["matched"], "free, matched features"),
-    ("scaling", "all", "s:", "#E69F00", "along peak direction"),
+    ("scaling", "all", "s:", style.CASES[1], "along peak direction"),
 ]
-CORNER = "#D55E00"
-TASKS = {"beyond_token": ("beyond the token", "#D55E00"), "token": ("token makes it", "#0072B2")}
+CORNER = style.CASES[3]
+TASKS = {
+    "beyond_token": ("beyond the token", style.CASES[1]),
+    "token": ("token makes it", style.CASES[0]),
+}
 TESTED = ["feature", "normalised_strength", "matched", "peak", "scaling", "free"]
 TESTED += ["current_token", "probe", "control"]
 JUDGED = ["measure", "test", "group", "threshold", "value", "low", "high", "pairs"]
@@ -104,7 +107,26 @@ def draw(
         order = ["crosscoder", "panel", "measure", "test", "group", "x_low", "x_high"]
         order += ["y_low", "y_high", "low", "value", "high", "pairs"]
         numbers = pd.concat(drawn, ignore_index=True).reindex(columns=order)
-        style.save(figure, numbers.astype({"pairs": "Int64"}), output)
+        style.save(figure, numbers.astype({"pairs": "Int64"}), output, finding)
+
+
+def finding(table: pd.DataFrame) -> str:
+    """How often scaling finds a feature where its norm calls it absent, by dictionary."""
+    own = table[
+        (table["panel"] == "verdict") & (table["measure"] == "contradicted")
+        & (table["test"] == "free") & (table["group"] == "all")
+    ].dropna(subset=["value"])  # fmt: skip
+    if own.empty:
+        return "No feature is absent anywhere: nothing for the norm to be wrong about"
+    parts = [
+        f"{row['value']:.0%} [{row['low']:.0%}, {row['high']:.0%}] of {row['crosscoder']}"
+        for row in own.to_dict("records")
+    ]
+    said = f"Where the norm calls a feature absent, scaling finds it in {', '.join(parts)}"
+    if len(own) > 1:
+        apart = own["low"].max() > own["high"].min()
+        said += "" if apart else ": not told apart"
+    return said
 
 
 def _note(living: pd.DataFrame, table: pd.DataFrame) -> str:

@@ -16,7 +16,7 @@ PANELS = {  # by panel: the label of its axis, and of each line its name, colour
         "explained_by_pairs": ("token pair table", style.COLOURS["pair"], "--"),
     },
     "cosine, share": {
-        "cosine_last": ("cosine with the last snapshot's means", style.COLOURS["emergent"], "o-"),
+        "cosine_last": ("cosine with the last snapshot's means", style.CASES[0], "o-"),
         "distinct": ("share of tokens that are distinct", style.COLOURS["matched"], "--"),
     },
     "norm, model's units": {
@@ -29,15 +29,21 @@ PANELS = {  # by panel: the label of its axis, and of each line its name, colour
 def title(table: pd.DataFrame) -> str:
     """The finding in words, from the table of one layer and stream."""
     found = of_place(table)
-    first, last = table["step"].min(), table["step"].max()
-    settled = found["token_means_settled_step"]
-    return (
-        f"The token alone explains {found['token_table_first']:.0%} of the variance at step "
-        f"{first:,}, {found['token_table_least']:.0%} at step "
-        f"{found['token_table_least_step']:,} and {found['token_table_last']:.0%} at step "
-        f"{last:,};\nfrom step {settled:,} on, tokens' means keep a cosine of {SETTLED:g} or more "
-        "with their last ones"
+    steps = {
+        table["step"].min(): found["token_table_first"],
+        table["step"].max(): found["token_table_last"],
+        found["token_table_least_step"]: found["token_table_least"],
+    }
+    first, *others = [f"at step {step:,}" for step in sorted(steps)]
+    each = [f"{steps[step]:.0%}" for step in sorted(steps)]
+    rest = [f"{share} {step}" for share, step in zip(each[1:], others, strict=True)]
+    shares = " and ".join(
+        [", ".join([f"{each[0]} of the variance {first}", *rest[:-1]]), *rest[-1:]]
     )
+    settled = found["token_means_settled_step"]
+    kept = f"keep a cosine of {SETTLED:g} or more with their last ones"
+    since = f"from step {settled:,} on" if settled is not None else "at no step"
+    return f"The token alone explains {shares}; tokens' means {kept} {since}"
 
 
 def draw(settings: Settings, token_means: Path, output: Path) -> None:
@@ -68,6 +74,11 @@ def draw(settings: Settings, token_means: Path, output: Path) -> None:
             row[0].set_ylabel(label)
             row[1].legend(loc="best")
         style.over_training(grid, table["step"].max(), style.snapshots(table))
-        figure.suptitle(title(table), x=0.01, ha="left")
         drawn = table.melt(["snapshot_index", "step"], names, var_name="series")
-        style.save(figure, drawn, output)
+        style.save(figure, drawn, output, finding)
+
+
+def finding(table: pd.DataFrame) -> str:
+    """What the token alone explains, and since when its means keep their direction."""
+    wide = table.pivot(index=["snapshot_index", "step"], columns="series", values="value")
+    return title(wide.reset_index())

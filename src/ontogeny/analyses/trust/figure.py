@@ -11,12 +11,17 @@ from matplotlib.axes import Axes
 from ontogeny.analyses.trust.readability import AROUND
 from ontogeny.figures import style
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
+COLOURS = style.CASES
 MARKERS = "osD^vP*"
 MEASURES = {
     "silent_births": "silent\nbirths",
     "silent_deaths": "silent\ndeaths",
     "relays": "features\nin relays",
+}
+SAID = {
+    "silent_births": "of births are silent",
+    "silent_deaths": "of deaths are silent",
+    "relays": "are in relays",
 }
 LEAST = 5  # events that a median is drawn of
 
@@ -69,25 +74,28 @@ def draw(
         titles += ["median strength, quartiles", "norm and gate agree", "the closest relay"]
         for letter, axis, text in zip("abcdef", (a, b, c, d, e, f), titles, strict=True):
             style.title(axis, letter, text)
-        figure.suptitle(_finding(names[0], tables[0]), x=0.01, ha="left")
         style.legend(figure, [a], loc="outside lower center", ncols=min(len(names), 6))
         order = ["crosscoder", "panel", "group", "x", "low", "value", "high"]
-        style.save(figure, pd.concat(drawn, ignore_index=True).reindex(columns=order), output)
+        style.save(
+            figure, pd.concat(drawn, ignore_index=True).reindex(columns=order), output, finding
+        )
 
 
-def _finding(name: str, verdicts: pd.DataFrame) -> str:
-    """What the first crosscoder's numbers say of its frequent features, as a sentence."""
-    own = verdicts[verdicts["group"] == "frequent"].set_index("measure")
-    if not own.loc["relays", "count"]:
-        return f"{name}: no feature is frequent enough to judge"
-    parts = []
-    for event in ("births", "deaths"):
-        row = own.loc[f"silent_{event}"]
-        if row["count"]:
-            parts.append(f"{row['value']:.1%} of {row['count']:.0f} {event} are silent")
-    row = own.loc["relays"]
-    parts.append(f"{row['value']:.1%} of {row['count']:.0f} features are in relays")
-    return f"{name}, frequent features:\n" + ", ".join(parts)
+def finding(table: pd.DataFrame) -> str:
+    """How many births and deaths of frequent features are not to be trusted."""
+    own = table[(table["panel"] == "share") & (table["group"] == "frequent")]
+    own = (
+        own[own["crosscoder"] == own["crosscoder"].iloc[0]].dropna(subset=["value"])
+        if len(own)
+        else own
+    )
+    if own.empty:
+        return "No feature is frequent enough to judge its births and deaths"
+    parts = [
+        f"{row['value']:.1%} [{row['low']:.1%}, {row['high']:.1%}] {SAID[str(row['x'])]}"
+        for row in own.to_dict("records")
+    ]
+    return f"{own['crosscoder'].iloc[0]}, frequent features: {', '.join(parts)}"
 
 
 def _shares(

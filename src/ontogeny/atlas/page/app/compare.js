@@ -60,7 +60,9 @@ function compare(site) {
       parts.push(second === site
         ? h("p", { class: "missing" }, "Name two features of this experiment, or the folder of another one's atlas.")
         : experimentsBeside(site, second));
-    else {
+    else if (second === site && wanted.filter(([, n]) => n !== null && site.place(n) >= 0).length === 1) {
+      parts.push(await partners(site, wanted.find(([, n]) => n !== null)[1]));
+    } else {
       const found = await Promise.all(wanted.map(async ([one, n]) => {
         if (n === null) return h("p", { class: "missing" }, "No feature is named.");
         const place = one.place(n);
@@ -73,6 +75,21 @@ function compare(site) {
     return "Compare";
   }
   return { element, update, title: "Compare" };
+}
+
+/** Which features a feature may well be compared with: those of its name, and the nearest. */
+async function partners(site, number) {
+  const place = site.place(number);
+  const one = await site.feature(place);
+  const name = nameOf(site, place);
+  const same = [];
+  for (let p = 0; name && p < site.count && same.length < 8; p++)
+    if (p !== place && nameOf(site, p) === name) same.push([p, "of the same name"]);
+  const near = one.near.map(({ place: p, cosine }) => [p, `direction near, cosine ${format.fixed(cosine)}`]);
+  return h("section", { class: "panel" }, h("h2", {}, `Compare feature ${number} with`),
+    h("ul", { class: "partners" }, [...near, ...same].map(([p, why]) => h("li", {},
+      h("a", { href: hash("compare", `a=${number}&b=${site.columns.feature[p]}`) }, `feature ${site.columns.feature[p]}`),
+      " ", h("span", { class: "name" }, nameOf(site, p)), " ", h("span", { class: "note" }, `${why}; onset ${format.step(site.columns.onset[p])}`)))));
 }
 
 function compareForm(params) {

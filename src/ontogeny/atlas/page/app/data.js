@@ -55,7 +55,7 @@ function unpack(packed) {
 
 /** An experiment's atlas. */
 class Site {
-  static FORMAT = "ontogeny-atlas-1";
+  static FORMAT = "ontogeny-atlas-2";
 
   static async open(base) {
     const [about, columns] = await Promise.all([load(base, "experiment"), load(base, "features")]);
@@ -98,6 +98,21 @@ class Site {
     return values;
   }
 
+  /** Strengths of a feature over its largest, from 0 to 255; a promise. */
+  async curve(place) {
+    const n = this.steps.length;
+    const part = await this.curves(Math.floor(place / this.about.text_features));
+    const i = place % this.about.text_features;
+    return part.subarray(i * n, (i + 1) * n);
+  }
+
+  /** Those of a whole file of features; a promise. */
+  async curves(number) {
+    const part = await load(this.base, `curves/${number}`);
+    if (!part.levels) Object.defineProperty(part, "levels", { value: unpack(part) });
+    return part.levels;
+  }
+
   /** Text to search in and to show of features, by place; a promise. */
   async text(place) {
     if (!this.about.contexts) return null;
@@ -107,22 +122,50 @@ class Site {
     return { promoted: part.promoted[i], contexts: part.contexts[i] };
   }
 
-  /** Places whose text holds a string, whatever the case, as a Set; a promise. */
+  /**
+   * What a string is found in, whatever the case; a promise.
+   *
+   * Returns a Map from place to {rank, context}: the better the match, the larger the rank; context
+   * is the number of the context that shows it, or −1. First come features whose number it is or
+   * whose own token it is exactly, then names, then contexts, by how strong the feature is there.
+   */
   async search(words) {
-    const found = new Set();
+    const found = new Map();
     const wanted = words.toLowerCase();
+    const bare = wanted.trim();
     const size = this.about.text_features;
-    if (!this.about.contexts) return found;
     for (let first = 0; first < this.count; first += size) {
-      const part = await load(this.base, `text/${first / size}`);
-      part.lower ||= part.promoted.map((promoted, i) =>
-        [promoted, ...part.contexts[i].map((line) => line.replaceAll("\t", ""))]
-          .join("\n")
-          .toLowerCase(),
-      );
-      part.lower.forEach((text, i) => text.includes(wanted) && found.add(first + i));
+      const part = this.about.contexts ? await load(this.base, `text/${first / size}`) : null;
+      if (part) part.lower ||= part.contexts.map((lines) => lines.map((line) => line.toLowerCase()));
+      for (let p = first; p < Math.min(first + size, this.count); p++) {
+        const match = this.match(p, part, p - first, wanted, bare);
+        if (match) found.set(p, match);
+      }
     }
     return found;
+  }
+
+  match(place, part, i, wanted, bare) {
+    if (String(this.columns.feature[place]) === bare) return { rank: 10, context: -1 };
+    const name = nameOf(this, place).toLowerCase();
+    let best = null;
+    const take = (rank, context) => {
+      if (!best || rank > best.rank) best = { rank, context };
+    };
+    (part ? part.lower[i] : []).forEach((line, j) => {
+      const [before, own] = line.split("\t");
+      const strong = part.values[i][j] / part.values[i][0]; // at most 1
+      if (own.trim() === bare && bare) take(8 + 0.5 * strong, j);
+      const text = line.replaceAll("\t", "");
+      if (!text.includes(wanted)) return;
+      // Nearer to the feature's own token is better: it is where the feature is active.
+      const touches = text.slice(Math.max(0, before.length - wanted.length + 1), before.length + own.length + wanted.length - 1).includes(wanted);
+      take(touches ? 3 + strong : 1 + strong, j);
+    });
+    if (bare && name.trim() === bare) take(9, best ? best.context : -1);
+    else if (name.includes(wanted)) take(6 + (best && best.rank >= 3 ? 0.5 : 0), best ? best.context : -1);
+    if (!best && part && part.promoted[i].toLowerCase().includes(wanted)) take(0, -1);
+    return best;
   }
 
   /** All that is known of a feature; a promise. */

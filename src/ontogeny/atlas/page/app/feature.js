@@ -12,20 +12,20 @@ function featureFacts(one) {
   const kind = kindOf(site, place);
   const { about } = site;
   const rows = [
-    kind && ["kind", [h("span", { class: "swatch", "aria-hidden": "true", vars: { "--c": colour(about.colours[kind]) } }), format.name(kind)]],
-    ["class", classOf(site, place).join(", ") || "–"],
+    kind && ["kind", kindWord(site, place)],
+    ["class", classOf(site, place).map((name, i) => [i ? " " : "", swatch(site, name), term(name)])],
     c.doubts && c.doubts[place] && ["doubtful", about.doubts.filter((_, i) => c.doubts[place] & (1 << i)).join("; ")],
     ["onset", `step ${format.step(c.onset[place])}`],
-    ["direction", `settled from step ${format.step(c.settled[place])}`],
+    ["settled", Number.isFinite(c.settled[place]) ? `step ${format.step(c.settled[place])}` : "nowhere"],
     ["peak", `snapshot ${c.peak[place]}, step ${format.step(stepOfPeak(site, place))}`],
     ["lifetime", `${format.fixed(c.lifetime[place])} of the snapshots`],
-    ["largest norm", format.number(c.strength[place])],
+    ["strength", format.number(c.strength[place])],
     ["density", format.percent(c.density[place])],
-    c.complexity && ["context span", Number.isFinite(c.complexity[place]) ? `${format.number(c.complexity[place])} tokens` : "not measured"],
-    about.seeds.length > 1 && ["in other seeds", matchText(one)],
+    c.complexity && ["span", Number.isFinite(c.complexity[place]) ? `${format.number(c.complexity[place])} tokens` : "not measured"],
+    about.seeds.length > 1 && ["matched", matchText(one)],
     one.contexts && ["activation", `mean ${format.number(one.mean)} at ${format.count(one.active)} position${one.active === 1 ? "" : "s"}`],
   ];
-  return h("dl", { class: "facts" }, rows.filter(Boolean).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
+  return h("dl", { class: "facts" }, rows.filter(Boolean).map(([name, value]) => h("div", {}, h("dt", {}, name === "activation" ? name : term(name)), h("dd", {}, value))));
 }
 
 /** The step of the peak: peaks are numbered among the experiment's snapshots. */
@@ -36,10 +36,10 @@ function stepOfPeak(site, place) {
 function matchText(one) {
   const { site, place } = one;
   const cosine = site.columns.cosine[place];
-  const named = one.partners.map((number, i) => (number >= 0 ? `feature ${number} of seed ${site.about.seeds[i + 1]}` : null)).filter(Boolean);
+  const named = one.partners.map((number, i) => (number >= 0 ? `seed ${site.about.seeds[i + 1]} has it as feature ${number}` : null)).filter(Boolean);
   return named.length
     ? `${named.join(", ")}, cosine ${format.fixed(cosine)}`
-    : `none (best cosine ${format.fixed(cosine)}, below ${site.about.matched_cosine})`;
+    : `no: best cosine ${format.fixed(cosine)}, below ${site.about.matched_cosine}`;
 }
 
 /** Strength through training, with the matching features of other seeds. */
@@ -51,6 +51,7 @@ function strengthFigure(one, tools) {
   const all = [one.strength[0], ...others.map(({ y }) => y)];
   const low = x.map((_, i) => Math.min(...all.map((y) => y[i])));
   const high = x.map((_, i) => Math.max(...all.map((y) => y[i])));
+  const own = featureColour(site, one.place);
   const peak = Math.max(...one.strength[0]);
   const label = `Decoder norm of feature ${one.number} through training: ${format.number(one.strength[0][0])} at first, ${format.number(peak)} at its peak, ${format.number(one.strength[0][x.length - 1])} at last.`;
   return figure({
@@ -61,10 +62,10 @@ function strengthFigure(one, tools) {
     draw: (place, width) => lines(place, width, {
       label, linear: isLinear(), height: 220,
       y: { label: "decoder norm", low: 0 },
-      bands: others.length ? [{ x, low, high, colour: ink("first") }] : [],
+      bands: others.length ? [{ x, low, high, colour: own }] : [],
       series: [
         ...others.map(({ y, seed }) => ({ name: `seed ${seed}, matched`, x, y, colour: ink("thin"), dash: true })),
-        { name: `seed ${about.seeds[0]}`, x, y: one.strength[0], colour: ink("first"), dots: true },
+        { name: `seed ${about.seeds[0]}`, x, y: one.strength[0], colour: own, dots: true },
       ],
       marks: turningMarks(about),
     }),
@@ -107,20 +108,21 @@ function dimensionalityFigure(one) {
   });
 }
 
-const TASK_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#8C6D31"];
+// Others than those of kinds and classes; with more tasks they come again.
+const TASK_COLOURS = ["#1F3A5F", "#A65628", "#5AB4AC", "#AA4499", "#8FA3B8", "#C9B037", "#000000", "#999999"];
 
 function attributionFigure(one) {
   const { about } = one.site;
   if (!about.tasks.length) return missingPart("Attribution", about.missing.circuits);
   if (!one.attribution.length)
-    return missingPart("Attribution", "No task's clean and corrupted prompts differ in this feature.");
+    return missingPart("Attribution", "No task's attribution to this feature is told from zero.");
   const strongest = (values) => Math.max(...values.map((v) => Math.abs(v) || 0));
   const sorted = [...one.attribution].sort((a, b) => strongest(b.values) - strongest(a.values));
   const label = `Attribution to ${sorted.length} tasks through training; the largest to ${format.name(sorted[0].task)}, ${format.number(strongest(sorted[0].values))} nats.`;
   return figure({
     title: "Attribution to tasks",
     label,
-    note: "What the feature adds to the logit difference of right and wrong answer, by integrated gradients, mean over pairs.",
+    note: "What the feature adds to the logit difference of right and wrong answer, by integrated gradients, mean over pairs; tasks for which it is told from zero at some step.",
     draw: (place, width) => lines(place, width, {
       label, linear: isLinear(), height: 200,
       y: { label: "attribution (nats)" },
@@ -135,25 +137,31 @@ function attributionFigure(one) {
 }
 
 function missingPart(title, why) {
-  return h("section", { class: "panel absent" }, h("h3", {}, title), h("p", { class: "missing" }, why));
+  return h("section", { class: "panel absent" }, h("h2", {}, title), h("p", { class: "missing" }, why));
 }
 
 /** A context's line: tokens shaded by activation, the position's own framed. */
-function contextLine(one, near) {
+function contextLine(one, threshold) {
+  // A token that only goes on with a character shows with the token where the character begins.
+  const owner = one.tokens.map((_, i) => i);
+  one.tokens.forEach((token, i) => i > 0 && token.text === "" && (owner[i] = owner[i - 1]));
+  const share = one.tokens.map(() => 0);
+  one.tokens.forEach((token, i) => (share[owner[i]] = Math.max(share[owner[i]], Number.isFinite(token.share) ? token.share : 0)));
   const tokens = one.tokens.map((token, i) => {
-    const own = i === one.position;
-    const share = Number.isFinite(token.share) ? token.share : 0;
-    const classes = ["token", share > 0 && "lit", share > 0.55 && "hot", own && "own"].filter(Boolean).join(" ");
+    const own = i === owner[one.position];
+    const part = own && i !== one.position ? "the active token is a later byte of this character" : null;
+    const lit = share[i] > 0 && token.text !== "";
+    const classes = ["token", lit && "lit", own && "own"].filter(Boolean).join(" ");
     return h("span", {
       class: classes,
-      vars: share > 0 ? { "--a": share.toFixed(3) } : null,
-      title: share > 0 ? `${format.fixed(share)} of the largest` : null,
+      vars: lit ? { "--a": share[i].toFixed(3) } : null,
+      title: [lit && `${format.fixed(share[i])} of the largest`, part].filter(Boolean).join("; ") || null,
     }, token.text);
   });
   const where = `block ${one.block}, token ${one.offset}`;
   return h("li", { class: "context" },
-    h("span", { class: "value", title: where }, near ? format.number(one.value) : format.number(one.value),
-      Number.isFinite(one.quantile) && !near ? h("small", {}, ` q ${format.fixed(one.quantile)}`) : null),
+    h("span", { class: "value", title: where }, threshold ? format.fixed(one.value / threshold) : format.number(one.value),
+      Number.isFinite(one.quantile) && !threshold ? h("small", {}, ` q ${format.fixed(one.quantile)}`) : null),
     h("span", { class: "line-of-text", dir: "ltr" }, tokens));
 }
 
@@ -163,14 +171,14 @@ function contextsPart(one) {
   const parts = [
     ["top", "Strongest", "activation at the framed token; one context a block"],
     ["quantiles", "Quantiles", "from weak to strong, one of each; q: share of the active positions below"],
-    ["near_misses", "Near misses", `score at the framed token, below the ${format.number(one.threshold)} that opens the feature`],
+    ["near_misses", "Near misses", "where it nearly opens: score at the framed token, as a share of the threshold"],
   ];
   const key = h("p", { class: "shade-key" }, "activation over the feature's largest ", h("span", { class: "shades", "aria-hidden": "true" }, [0.1, 0.3, 0.5, 0.75, 1].map((a) => h("span", { class: "lit token", vars: { "--a": a } }, " "))), " ", h("span", { class: "token own" }, "position"));
   return h("section", { class: "panel contexts" }, h("h2", {}, "Contexts"), key,
     parts.map(([name, title, what]) => {
       const some = one.contexts[name];
       return h("div", {}, h("h3", {}, title, h("small", {}, ` ${some.length ? what : ""}`)),
-        some.length ? h("ol", { class: "lines" }, some.map((c) => contextLine(c, name === "near_misses"))) : h("p", { class: "missing" }, "None in the held-out text."));
+        some.length ? h("ol", { class: "lines" }, some.map((c) => contextLine(c, name === "near_misses" ? one.threshold : 0))) : h("p", { class: "missing" }, "None in the held-out text."));
     }));
 }
 
@@ -191,7 +199,7 @@ function lensPart(one) {
     h("tr", {}, h("th", { scope: "row" }, String(row + 1)), columns.map((x) =>
       h("td", { title: `${format.number(x[side][row].value)} nats a unit of activation`, class: x.peak ? "at-peak" : null },
         lensToken(x[side][row].text))))));
-  const tableOf = (side, title) => h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": title },
+  const tableOf = (side, title) => h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `${title} by feature ${one.number} of ${about.name}` },
     h("table", { class: "lens" }, h("caption", {}, title),
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "step"), columns.map((x) =>
         h("th", { scope: "col", class: x.peak ? "at-peak" : null }, x.peak ? `peak, ${format.step(x.step)}` : format.step(x.step),
@@ -211,14 +219,14 @@ function nearPart(one) {
     const kind = kindOf(site, place);
     return h("tr", {}, h("th", { scope: "row" }, featureLink(site, place)), h("td", { class: "number" }, format.fixed(cosine)),
       h("td", { class: "number" }, format.step(site.columns.onset[place])),
-      kind && h("td", {}, h("span", { class: "swatch", title: format.name(kind), vars: { "--c": colour(site.about.colours[kind]) } }), h("span", { class: "unseen" }, format.name(kind))),
+      kind && h("td", {}, swatch(site, kind), format.name(kind)),
       site.about.contexts && text,
       h("td", {}, h("a", { href: hash("compare", `a=${one.number}&b=${site.columns.feature[place]}`), "aria-label": `Compare with feature ${site.columns.feature[place]}` }, "compare")));
   });
   return h("section", { class: "panel" }, h("h2", {}, "Nearest features"),
     h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Nearest features" },
       h("table", { class: "features near" }, h("caption", { class: "unseen" }, "Nearest features"),
-        h("thead", {}, h("tr", {}, ["feature", "cosine", "onset", site.columns.kind && "kind", site.about.contexts && "strongest context", ""].filter((x) => typeof x === "string").map((x) => h("th", { scope: "col" }, x)))),
+        h("thead", {}, h("tr", {}, ["feature", "cosine", "onset", site.columns.kind && "kind", site.about.contexts && "strongest context"].filter(Boolean).map((x) => h("th", { scope: "col" }, x)), h("th", { scope: "col" }, h("span", { class: "unseen" }, "compare")))),
         h("tbody", {}, rows))),
     h("p", { class: "note" }, "By the cosine of the decoders over all snapshots at once."));
 }
@@ -262,12 +270,13 @@ function feature(site) {
           nameOf(site, place) && h("span", { class: "name" }, nameOf(site, place))),
         h("p", { class: "walk" }, step(-1, "‹ previous", "Previous"), " ",
           h("span", {}, at < 0 ? "not in this list" : `${format.count(at + 1)} of ${format.count(found.length)}`), " ", step(1, "next ›", "Next"),
-          " ", h("a", { href: hash("table", ofList(params)) }, some ? "this list" : "all features"))),
+          " ", h("a", { href: hash("table", ofList(params)) }, some ? "this list" : "all features"),
+          " ", h("a", { href: hash("compare", `a=${number}`) }, "compare"))),
       chips(`feature/${number}`, params),
       featureFacts(one),
-      h("div", { class: "columns even" },
+      h("div", { class: "columns even life" },
         h("div", { class: "side-column" },
-          h("div", { class: "panel" }, strengthFigure(one, axisChoice())),
+          h("div", { class: "panel comes-first" }, strengthFigure(one, axisChoice())),
           h("div", { class: "panel pair" }, directionFigure(one), dimensionalityFigure(one)),
           wrapped(attributionFigure(one)), nearPart(one)),
         h("div", { class: "side-column" }, contextsPart(one), lensPart(one))),

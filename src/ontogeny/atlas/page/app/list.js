@@ -5,6 +5,7 @@
 const NUMBERS = {
   feature: { label: "feature", show: (x) => String(x) },
   onset: { label: "onset", axis: "onset (training step)", scale: "step", show: format.step },
+  settled: { label: "settled", axis: "settled (training step)", scale: "step", show: format.step },
   peak: { label: "peak", axis: "peak (snapshot)", scale: "index", show: (x) => String(x) },
   lifetime: { label: "lifetime", axis: "lifetime (share of the snapshots)", scale: "linear", show: (x) => format.fixed(x) },
   strength: { label: "strength", axis: "largest decoder norm", scale: "log", show: (x) => format.number(x) },
@@ -13,7 +14,7 @@ const NUMBERS = {
   cosine: { label: "matched", axis: "cosine with the match in other seeds", scale: "linear", show: (x) => format.fixed(x) },
 };
 const RANGES = Object.keys(NUMBERS).filter((name) => name !== "feature");
-const OF_LIST = ["q", "class", "kind", "task", "least", "sort", ...RANGES];
+const OF_LIST = ["q", "class", "kind", "matched", "task", "least", "sort", ...RANGES];
 
 /** Params of the list alone. */
 function ofList(params) {
@@ -69,19 +70,18 @@ async function listed(site, params) {
     const least = Math.max(0, Number(params.get("least")) || 0);
     tests.push((p) => Math.abs(task[p]) >= least);
   }
+  const cosine = site.columns.cosine;
+  const matched = params.get("matched");
+  if (matched) tests.push((p) => (cosine[p] >= site.about.matched_cosine) === (matched === "yes"));
   const words = params.get("q") || "";
-  if (words) {
-    const found = await site.search(words);
-    const number = /^\d+$/.test(words) ? Number(words) : -1;
-    const named = (p) => nameOf(site, p).toLowerCase().includes(words.toLowerCase());
-    tests.push((p) => found.has(p) || named(p) || site.columns.feature[p] === number);
-  }
+  const found = words ? await site.search(words) : null;
+  if (found) tests.push((p) => found.has(p));
   const places = [];
   for (let p = 0; p < site.count; p++) if (tests.every((test) => test(p))) places.push(p);
   const sort = /^(-?)(\w+)$/.exec(params.get("sort") || "");
   if (!sort) {
-    const named = (p) => Number(Boolean(words) && nameOf(site, p).toLowerCase().includes(words.toLowerCase()));
-    return places.sort((a, b) => named(b) - named(a) || a - b);
+    const order = usual(site);
+    return places.sort((a, b) => (found ? found.get(b).rank - found.get(a).rank : 0) || order[a] - order[b]);
   }
   const values = sort[2] === "attribution" ? task && task.map(Math.abs)
     : sort[2] === "kind" || sort[2] === "class" ? site.columns[sort[2]]
@@ -91,6 +91,23 @@ async function listed(site, params) {
   const last = (x) => (Number.isNaN(x) ? 1 : 0);
   return places.sort((a, b) =>
     last(values[a]) - last(values[b]) || sign * (values[a] - values[b]) || a - b);
+}
+
+/**
+ * Where each feature stands in the usual order: emergent ones that can be trusted, by onset, then
+ * the other emergent ones, then those that are there at the first snapshot, by when they settle.
+ */
+function usual(site) {
+  if (site.order) return site.order;
+  const { trusted, onset, settled } = site.columns;
+  const first = classBit(site, "initialisation");
+  const group = (p) => (site.columns.class[p] & first ? 2 : trusted[p] ? 0 : 1);
+  const late = (x) => (Number.isFinite(x) ? x : Infinity);
+  const places = Array.from({ length: site.count }, (_, p) => p).sort((a, b) =>
+    group(a) - group(b) || onset[a] - onset[b] || late(settled[a]) - late(settled[b]) || a - b);
+  site.order = new Uint32Array(site.count);
+  places.forEach((p, i) => (site.order[p] = i));
+  return site.order;
 }
 
 /** What the list is of, in words: one [text, params without it] a filter. */
@@ -107,6 +124,8 @@ function filters(params) {
   for (const name of ["class", "kind"])
     if (params.get(name))
       found.push([`${name}: ${chosen(params, name).map(format.name).join(" or ")}`, without(name)]);
+  if (params.get("matched"))
+    found.push([params.get("matched") === "yes" ? "found in another seed" : "in this seed alone", without("matched")]);
   for (const name of RANGES) {
     const bounds = range(params.get(name));
     if (!bounds) continue;
@@ -131,7 +150,6 @@ function chips(path, params) {
       h("li", {}, h("a", { href: hash(path, less), "aria-label": `Take away: ${text}` }, text, h("span", { "aria-hidden": "true" }, " ×")))));
 }
 
-/** Classes of a feature in words. */
 /** The bit of a class in the column of classes; 0 of one that this experiment does not have. */
 function classBit(site, name) {
   const at = site.about.classes.indexOf(name);
@@ -152,15 +170,10 @@ function kindOf(site, place) {
   return site.columns.kind ? site.about.kinds[site.columns.kind[place]] : null;
 }
 
-/** A feature's group on maps: its kind, or its class. */
+/** A feature's group on maps: its kind, or the one of the two classes that part the features. */
 function groups(site, by) {
   if (by === "kind" && site.columns.kind)
     return { names: site.about.kinds, of: site.columns.kind };
-  const names = ["initialisation", "emergent", "transient"];
-  const of = new Uint8Array(site.count);
-  for (let p = 0; p < site.count; p++) {
-    const flags = site.columns.class[p];
-    of[p] = flags & 4 ? 2 : flags & 1 ? 0 : 1;
-  }
-  return { names, of };
+  const first = classBit(site, "initialisation");
+  return { names: ["initialisation", "emergent"], of: site.columns.class.map((flags) => (flags & first ? 0 : 1)) };
 }

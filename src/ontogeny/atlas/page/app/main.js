@@ -1,10 +1,19 @@
 // The start, and which page the address names.
 "use strict";
 
-const PAGES = { overview, table, feature, compare, passages };
-const LINKS = [["", "overview", "Overview"], ["table", "table", "Features"], ["passages", "passages", "Passages"], ["compare", "compare", "Compare"]];
+const PAGES = { start, table, lives, map: mapPage, feature, compare, passages, words };
+// What the bar leads to: address, page, text, and whether the list of features goes along.
+const LINKS = [
+  ["", "start", "Start", false],
+  ["table", "table", "Features", true],
+  ["lives", "lives", "Lives", true],
+  ["map", "map", "Map", true],
+  ["passages", "passages", "Passages", false],
+  ["compare", "compare", "Compare", false],
+  ["words", "words", "Words", false],
+];
 
-async function start() {
+async function begin() {
   theme.start(document.getElementById("theme"));
   const main = document.getElementById("main");
   let site;
@@ -16,13 +25,14 @@ async function start() {
   }
   sites.set(new URL("./", document.baseURI).href, Promise.resolve(site));
   document.getElementById("experiment").textContent = shown(site.about.name);
+  startTerms(site);
   let page = null;
   let view = null;
   let searching = false; // whether the search field is wanted once its page is there
 
   async function show() {
     const now = address();
-    const name = Object.hasOwn(PAGES, now.page) ? now.page : "overview";
+    const name = Object.hasOwn(PAGES, now.page) ? now.page : "start";
     const first = view === null;
     const anew = name !== page;
     if (anew) {
@@ -31,8 +41,8 @@ async function start() {
       fill(main, view.element);
     }
     const params = ofList(now.params);
-    fill(document.getElementById("pages"), LINKS.map(([path, key, text]) =>
-      h("a", { href: hash(path, key === "compare" || key === "passages" ? "" : params), "aria-current": key === name ? "page" : null }, text)));
+    fill(document.getElementById("pages"), LINKS.map(([path, key, text, along]) =>
+      h("a", { href: hash(path, along ? params : ""), "aria-current": key === name ? "page" : null }, text)));
     try {
       const title = (await view.update()) || view.title;
       document.title = `${shown(title)} · ${shown(site.about.name)} · Ontogeny atlas`;
@@ -73,4 +83,4 @@ async function start() {
   await show();
 }
 
-start();
+begin();

@@ -1,19 +1,19 @@
-// The first page: the experiment in a line, its training curve, the map of all features.
+// The experiment in a line, its training curve, how many features there are of what; the map page.
 "use strict";
 
 /** Terms and numbers of an experiment, in the order of a line. */
 function facts(site) {
   const { about } = site;
   const steps = about.steps;
+  const of = about.seeds.length > 1 ? `, mean of ${about.seeds.length} seeds` : "";
   return [
     ["model", about.model],
     ["site", `${format.name(about.stream)} stream, layer ${about.layer}`],
     ["snapshots", `${steps.length}, steps ${format.step(steps[0])} to ${format.step(steps[steps.length - 1])}`],
     ["tokens", format.count(about.tokens)],
-    ["dictionary", `${about.crosscoder}, ${format.count(about.features)} features`],
-    ["explained variance", format.fixed(about.explained_variance, 3)],
-    ["L0", format.fixed(about.l0, 1)],
-    ["dead", format.percent(about.dead)],
+    ["dictionary", `${about.crosscoder}, ${format.count(site.count)} living features of ${format.count(about.features)}`],
+    ["explained variance", format.fixed(about.explained_variance, 3) + of],
+    ["L0", format.fixed(about.l0, 1) + of],
   ];
 }
 
@@ -84,56 +84,52 @@ function crossings(about) {
   return `The loss crosses ${words.join(", ")}.${turn}${apart}`;
 }
 
-/** How many features there are of each kind and class; each is a filter. */
-function census(site, params) {
+/** How many features there are of each kind and class; each leads to them. */
+function census(site) {
   const parts = [["kind", site.about.kinds], ["class", site.about.classes]];
+  const share = (count) => count / Math.max(1, site.count);
   return parts.map(([by, names]) => {
     if (by === "kind" && !site.columns.kind)
       return h("p", { class: "missing" }, site.about.missing.kinds);
-    const count = names.map((name, i) => {
-      let found = 0;
+    const counts = names.map((name, i) => {
+      let count = 0;
       for (let p = 0; p < site.count; p++)
-        found += by === "kind" ? site.columns.kind[p] === i : Boolean(site.columns.class[p] & classBit(site, name));
-      return found;
+        count += by === "kind" ? site.columns.kind[p] === i : Boolean(site.columns.class[p] & classBit(site, name));
+      return count;
     });
-    const most = Math.max(1, ...count);
-    const now = chosen(params, by);
+    // The first two classes part the features; others lie across them.
+    const note = by === "kind" ? `of ${format.count(site.count)} living features, each of one kind`
+      : "each living feature is of one of the first two; the others overlap with them";
     return h("section", { class: "census" },
-      h("h3", {}, by === "kind" ? "Kinds" : "Classes"),
-      h("ul", {}, names.map((name, i) =>
-        h("li", {}, h("button", {
-          type: "button",
-          "aria-pressed": String(now.includes(name)),
-          class: "row",
-          onclick: () => {
-            const left = now.includes(name) ? now.filter((one) => one !== name) : [...now, name];
-            change({ [by]: left.join(","), page: "" });
-          },
-        },
-        h("span", { class: "swatch", "aria-hidden": "true", vars: { "--c": colour(site.about.colours[name]) } }),
-        h("span", { class: "what" }, format.name(name)),
-        h("span", { class: "bar-of", "aria-hidden": "true" }, h("span", { vars: { "--w": `${(100 * count[i]) / most}%`, "--c": colour(site.about.colours[name]) } })),
-        h("span", { class: "much" }, format.count(count[i])))))));
+      h("h2", {}, term(by, by === "kind" ? "Kinds" : "Classes"), h("small", {}, ` ${note}`)),
+      h("ul", {}, names.map((name, i) => {
+        const width = `${(100 * share(counts[i])).toFixed(2)}%`;
+        const from = by === "class" && i === 1 ? `${(100 * share(counts[0])).toFixed(2)}%` : "0%";
+        return h("li", {},
+          swatch(site, name), term(format.name(name)),
+          h("span", { class: "bar-of", "aria-hidden": "true" }, h("span", { vars: { "--w": width, "--from": from, "--c": colour(site.about.colours[name]) } })),
+          h("a", { class: "much", href: hash("table", `${by}=${name}`), "aria-label": `${format.count(counts[i])} ${format.name(name)} features, ${format.percent(share(counts[i]))}` },
+            format.count(counts[i])),
+          h("span", { class: "percent" }, `${Math.round(100 * share(counts[i]))}%`));
+      })));
   });
 }
 
-function tasks(site, params) {
+function tasks(site) {
   const { about } = site;
   if (!about.tasks.length) return h("p", { class: "missing" }, about.missing.circuits || "No task could be made of this experiment's tokens.");
-  return h("section", { class: "census" }, h("h3", {}, "Tasks, at the last snapshot"),
+  return h("section", { class: "census" }, h("h2", {}, "Tasks", h("small", {}, " at the last snapshot; each leads to its features")),
     h("table", { class: "grid plain" },
       h("caption", { class: "unseen" }, "Tasks"),
       h("thead", {}, h("tr", {}, ["task", "accuracy", "logit difference"].map((x) => h("th", { scope: "col" }, x)))),
       h("tbody", {}, about.tasks.map((task) => {
-        const to = ofList(params);
-        to.set("task", task.name);
-        to.set("sort", "-attribution");
+        const to = new URLSearchParams({ task: task.name, sort: "-attribution" });
         return h("tr", {}, h("th", { scope: "row" }, h("a", { href: hash("table", to), title: "Features by attribution to it" }, format.name(task.name))),
           h("td", {}, format.fixed(task.accuracy)), h("td", {}, format.fixed(task.difference)));
       }))));
 }
 
-function overview(site) {
+function mapPage(site) {
   const { about } = site;
   const names = RANGES.filter((name) => numbers(site, name)?.some(Number.isFinite));
   const able = (name, otherwise) => (names.includes(name) ? name : otherwise);
@@ -143,10 +139,8 @@ function overview(site) {
     return { params, by, x: able(params.get("x"), "onset"), y: able(params.get("y"), "lifetime") };
   };
   const opened = (p) => (location.hash = hash(`feature/${site.columns.feature[p]}`, ofList(address().params)));
-  const aside = h("div", { class: "side-column" });
   const said = h("div", { class: "selection" });
   const notes = h("p", { class: "note", id: "map-help" });
-  const below = h("div", { class: "panel" });
   const view = map({
     site, ...now(), shown: null, opened,
     brushed: (changes) => change({ ...changes, page: "" }, true),
@@ -156,14 +150,11 @@ function overview(site) {
   });
   const axisOptions = names.map((name) => [name, NUMBERS[name].axis]);
   const controls = h("div", { class: "controls" });
-  const mapFigure = h("figure", { class: "panel", "aria-labelledby": "map-title" },
-    h("figcaption", {}, h("h2", { id: "map-title" }, "All features"), view.tools),
-    controls, view.element, said, notes);
-  const curve = trainingCurve([site], axisChoice());
-  const element = h("div", { class: "overview" },
-    h("h1", { class: "unseen", tabindex: -1 }, `Overview of ${about.name}`),
-    factList(site),
-    h("div", { class: "columns" }, h("div", { class: "side-column" }, mapFigure, below), h("div", { class: "side-column" }, curve, aside)));
+  const key = h("ul", { class: "legend" });
+  const element = h("div", { class: "map-page" },
+    h("h1", { tabindex: -1, id: "map-title" }, "Map"),
+    h("figure", { class: "panel", "aria-labelledby": "map-title" },
+      h("figcaption", {}, controls, view.tools), key, view.element, said, notes));
 
   async function update() {
     const { params, by, x, y } = now();
@@ -171,16 +162,14 @@ function overview(site) {
       select("across", axisOptions, x, (name) => change({ x: name === "onset" ? "" : name }), { id: "axis-x" }),
       select("up", axisOptions, y, (name) => change({ y: name === "lifetime" ? "" : name }), { id: "axis-y" }),
       site.columns.kind && choice("Colour", [["kind", "kinds"], ["class", "classes"]], by, (name) => change({ by: name === "kind" ? "" : name })));
-    fill(aside, census(site, params));
-    fill(below, tasks(site, params));
-    curve.redraw();
+    fill(key, groups(site, by).names.map((name) => h("li", {}, swatch(site, name), term(format.name(name)))));
     const some = filters(params).length > 0;
     const found = await list(site, params);
     view.set({ x, y, by, params, shown: some ? new Set(found) : null });
     fill(said,
       h("p", { role: "status" }, h("b", {}, format.count(found.length)), some ? ` of ${format.count(site.count)} features selected ` : " living features ",
         h("a", { class: "button", href: hash("table", ofList(params)) }, some ? "Show them in the table" : "Table of all")),
-      chips("", params));
+      chips("map", params));
   }
-  return { element, update, title: "Overview" };
+  return { element, update, title: "Map" };
 }

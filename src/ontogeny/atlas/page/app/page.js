@@ -80,7 +80,7 @@ const format = {
 function address(hash = location.hash) {
   const [path, query] = hash.replace(/^#\/?/, "").split(/\?(.*)/s);
   const [page, ...rest] = path.split("/");
-  return { page: page || "overview", rest, params: new URLSearchParams(query || "") };
+  return { page: page || "start", rest, params: new URLSearchParams(query || "") };
 }
 
 /** An address's hash; params that are empty are left out. */
@@ -96,7 +96,7 @@ function hash(path, params) {
 function change(changes, step = false) {
   const { page, rest, params } = address();
   for (const [key, value] of Object.entries(changes)) params.set(key, value ?? "");
-  const path = [page === "overview" ? "" : page, ...rest].filter(Boolean).join("/");
+  const path = [page === "start" ? "" : page, ...rest].filter(Boolean).join("/");
   const to = hash(path, params);
   if (to === location.hash) return;
   if (step) location.hash = to;
@@ -165,6 +165,27 @@ function responsive(place, draw) {
   const recolour = () => (place.isConnected ? again() : window.removeEventListener("recolour", recolour));
   window.addEventListener("recolour", recolour);
   return again;
+}
+
+/** The mark of a kind or class: its colour in a shape of its own. */
+function swatch(site, name) {
+  return h("span", { class: `swatch is-${name}`, "aria-hidden": "true", vars: { "--c": colour(site.about.colours[name]) } });
+}
+
+/** Give the browser a file to keep. */
+function download(name, type, text) {
+  const link = h("a", { href: URL.createObjectURL(new Blob([text], { type })), download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+}
+
+/** Rows as the text of a CSV file. */
+function csv(head, rows) {
+  const cell = (value) => {
+    const text = value === null || value === undefined || Number.isNaN(value) ? "" : String(value);
+    return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  };
+  return [head, ...rows].map((row) => row.map(cell).join(",")).join("\n") + "\n";
 }
 
 /** A group of buttons of which one is pressed. */

@@ -17,14 +17,45 @@ function figure(given) {
   if (numbers)
     numbers.addEventListener("toggle", () => {
       if (numbers.open && !numbers.querySelector("table"))
-        numbers.append(h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `Numbers of: ${given.title}` }, grid(given.table(), given.title)));
+        numbers.append(keep(given, place), h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `Numbers of: ${given.title}` }, grid(given.table(), given.title)));
     });
   const element = h("figure", { "aria-labelledby": id, class: given.class },
-    h("figcaption", {}, h("h3", { id }, given.title), given.tools),
+    h("figcaption", {}, h("h2", { id }, given.title), given.tools),
     place, given.note && h("p", { class: "note" }, given.note), numbers);
   const again = responsive(place, (width) => given.draw(place, width));
   element.redraw = again;
   return element;
+}
+
+/** Buttons that keep a figure's numbers and its picture as files. */
+function keep(given, place) {
+  const name = given.title.toLowerCase().replace(/\W+/g, "-");
+  return h("p", { class: "tools" },
+    h("button", {
+      type: "button",
+      onclick: () => {
+        const { head, rows } = given.table();
+        // As numbers are written in files: no signs or marks of their own.
+        const plain = (x) => (x === "–" ? "" : String(x).replaceAll("−", "-").replace(/(\d),(?=\d{3})/g, "$1"));
+        download(`${name}.csv`, "text/csv", csv(head, rows.map((row) => row.map(plain))));
+      },
+    }, "CSV"),
+    place.querySelector("svg[role=img]") && h("button", { type: "button", onclick: () => download(`${name}.svg`, "image/svg+xml", drawing(place.querySelector("svg[role=img]"))) }, "SVG"));
+}
+
+const STYLED = ["fill", "fill-opacity", "stroke", "stroke-width", "stroke-dasharray", "stroke-opacity", "font-family", "font-size", "text-anchor"];
+
+/** A plot as a file of its own, its style written into its elements' attributes. */
+function drawing(svg) {
+  const copy = svg.cloneNode(true);
+  const all = [svg, ...svg.querySelectorAll("*")];
+  [copy, ...copy.querySelectorAll("*")].forEach((one, i) => {
+    const style = getComputedStyle(all[i]);
+    one.removeAttribute("style");
+    for (const name of STYLED) one.setAttribute(name, style.getPropertyValue(name)); // the page's policy forbids style=""
+  });
+  copy.setAttribute("xmlns", SVG);
+  return new XMLSerializer().serializeToString(copy);
 }
 
 /** A table of {head, rows}; the first column names the row. */

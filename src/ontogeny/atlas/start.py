@@ -1,0 +1,143 @@
+"""What the start page names: the earliest emergent feature, and telling features of each phase.
+
+A phase is a part of the training, between the steps at which the held-out loss passes what token
+frequencies (the unigram level) and pairs of tokens (the bigram level) alone give. Features that
+emerge belong to the phase of their onset; those that are there at the first snapshot come before.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ontogeny.atlas import pack
+from ontogeny.corpus.pieces import visible
+from ontogeny.features.contexts import Context, Store
+from ontogeny.features.described import DOUBTS, UNTESTED
+
+TELLING = 10  # features of a phase
+OFTEN = 20  # positions at which a telling feature is active, at least
+LEVELS = ("unigram", "bigram")
+
+
+def choose(
+    table: pd.DataFrame, levels: dict[str, Any], strength: np.ndarray, store: Store | None
+) -> dict[str, Any]:
+    """What the start page shows, as JSON has it.
+
+    Parameters
+    ----------
+    table : of the living features, as in `Contents`, with `trusted`. levels : levels.json.
+    strength : (L, n) decoder norms. store : contexts, or None.
+
+    Returns
+    -------
+    earliest : the earliest emergent feature that can be trusted, or None; first : the place of the
+    earliest of all, where that is another; phases : low and high (steps, None where open), after
+    and until (the levels passed there; 'first' of features that the first snapshot has), count of
+    features and the telling ones; often : OFTEN.
+    """
+
+    def entries(places: np.ndarray) -> list[dict[str, Any]]:
+        return [_entry(int(p), int(table["feature"][p]), strength[p], store) for p in places]
+
+    emergent = table.index[table["emergent"]].to_numpy()
+    emergent = emergent[np.argsort(table["onset_step"].to_numpy()[emergent], kind="stable")]
+    trusted = emergent[table["trusted"].to_numpy()[emergent]]
+    listed = [
+        phase | {"count": len(places), "features": entries(telling(table.loc[places]))}
+        for phase, places in phases(table, levels)
+    ]
+    return {
+        "earliest": entries(trusted[:1])[0] if len(trusted) else None,
+        "first": int(emergent[0]) if len(emergent) and emergent[0] not in trusted[:1] else None,
+        "phases": listed,
+        "often": OFTEN,
+    }
+
+
+def phases(
+    table: pd.DataFrame, levels: dict[str, Any]
+) -> list[tuple[dict[str, Any], np.ndarray[Any, Any]]]:
+    """Each phase and the places of its features; one that the training does not reach is left out.
+
+    A level that the loss does not cross ends no phase.
+    """
+    place, onset = table.index.to_numpy(), table["onset_step"].to_numpy()
+    emergent = table["emergent"].to_numpy()
+    first = {"low": None, "high": None, "after": None, "until": "first"}
+    found = [(first, place[table["initialisation"]])]
+    low, after = None, None
+    for until in (*LEVELS, None):
+        high = None if until is None else levels.get(f"{until}_crossing_step")
+        if until is not None and (high is None or high <= (low or 0)):
+            continue
+        inside = emergent & (onset >= (low or 0)) & (onset < (np.inf if high is None else high))
+        found.append(({"low": low, "high": high, "after": after, "until": until}, place[inside]))
+        low, after = high, until
+    return found
+
+
+def trusted(table: pd.DataFrame, held_out: int) -> pd.Series:
+    """Whether a feature comes again in another seed, its life is not doubtful, it is frequent.
+
+    With one seed alone, whether it comes again is not known, and not asked.
+
+    Parameters
+    ----------
+    held_out : rows of which `density` is the share.
+    """
+    holds = table["density"] * held_out >= OFTEN - 0.5
+    if table["matched_cosine"].notna().any():
+        holds &= table["matched"]
+    for doubt in set(DOUBTS) & set(table):
+        holds &= ~table[doubt].astype(bool)
+    return holds
+
+
+def telling(table: pd.DataFrame) -> np.ndarray:
+    """Places of at most TELLING features of some, by onset.
+
+    Those that meet the most of these are taken: trusted; of a kind; named by rule. Of equals the
+    one whose match has the larger cosine. No two have one name and kind.
+    """
+    kind = table.get("kind", pd.Series("none", table.index))
+    name = table.get("name", pd.Series("", table.index)).fillna("")
+    points = 3 * table["trusted"] + ~kind.isin(["none", UNTESTED]) + (name != "")
+    ranked = table.assign(points=points, kind=kind, name=name).sort_values(
+        ["points", "matched_cosine", "feature"], ascending=[False, False, True], kind="stable"
+    )
+    again = ranked.duplicated(["kind", "name"]) & (ranked["name"] != "")
+    taken = ranked[~again].head(TELLING)
+    return taken.sort_values(["onset_step", "settled_step"], kind="stable").index.to_numpy()
+
+
+def _entry(place: int, feature: int, strength: np.ndarray, store: Store | None) -> dict[str, Any]:
+    """A feature on the start page: its place, its curve over its largest, its strongest context."""
+    shown: dict[str, Any] = {"place": place, "curve": pack.shares(strength / strength.max())}
+    if store is not None:
+        top = store.feature(feature).top
+        shown["context"] = line(top[0]) if top else None
+    return shown
+
+
+def line(context: Context, before: int | None = None, after: int | None = None) -> str:
+    """Text around a position; tabs before and after what stands at the position.
+
+    A token that only goes on with a character is shown as that character, which it is a part of.
+    """
+    at = own(context)
+    tokens = [visible(text) for text in context.texts]
+    low = 0 if before is None else max(0, at - before)
+    high = len(tokens) if after is None else at + 1 + after
+    return "\t".join(["".join(tokens[low:at]), tokens[at], "".join(tokens[at + 1 : high])])
+
+
+def own(context: Context) -> int:
+    """Where in the window the text of the position's token stands."""
+    at = context.offset - context.start
+    while at > 0 and not context.texts[at]:
+        at -= 1
+    return at

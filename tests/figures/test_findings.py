@@ -15,6 +15,7 @@ from ontogeny.analyses.induction import figure as induction
 from ontogeny.analyses.kinds import figure as kinds
 from ontogeny.analyses.makers import figure as makers
 from ontogeny.analyses.names import figure as names
+from ontogeny.analyses.passages import figure as passages
 from ontogeny.analyses.presence import figure as presence
 from ontogeny.analyses.trust import figure as trust
 from ontogeny.figures import (
@@ -295,17 +296,33 @@ def test_presence_and_trust():
     assert "No feature is frequent enough" in trust.finding(table.assign(group="all"))
 
 
+def test_passages():
+    table = rows(
+        "passage position step loss",
+        *[(0, place, step, loss)
+          for place, losses in ((1, (7, 4, 2)), (2, (7, 3, 1)), (3, (7, 8, 8)))
+          for step, loss in zip((0, 10, 100), losses, strict=True)],
+    )  # fmt: skip
+    assert passages.finding(table) == (
+        "One passage: the median token's loss falls from 7.0 to 2.0 nats, half of it by step 10; "
+        "33% of the tokens end less expected than they began"
+    )
+    turned = table.assign(step=100 - table["step"])
+    assert passages.finding(turned).endswith("loss does not fall: 2.0 to 7.0 nats")
+    assert "No passage" in passages.finding(table.assign(loss=float("nan")))
+
+
 def test_names_contexts_and_frontier():
     table = rows(
         "panel feature kind onset_step",
         *[("feature", i, kind, onset) for i, kind, onset in
           ((1, "context", 0), (2, "context", 5), (3, "induction", 90), (4, "induction", 99))],
     )  # fmt: skip
-    assert names.finding(table) == (
-        "4 named features appear between steps 0 and 99: mostly of context at first, "
-        "of induction in the end"
-    )
-    assert "mostly of context throughout" in names.finding(table.assign(kind="context"))
+    said = "4 named features by when they appear, in the median: "
+    assert names.finding(table) == said + "context at 2, induction at 94"
+    turned = table.assign(onset_step=table["onset_step"].to_numpy()[::-1])
+    assert names.finding(turned) == said + "induction at 2, context at 94"
+    assert "of a kind that could be told" in names.finding(table.assign(kind="none"))
     table = rows("panel feature matched", ("history", 1, True), ("history", 2, False))
     assert "2 features, each of another life, 1 of them" in contexts.finding(table)
     table = rows("measure value", ("explained_variance", 0.8), ("loss_recovered", 0.95))

@@ -95,24 +95,18 @@ def draw(
 
 
 def finding(table: pd.DataFrame) -> str:
-    """When the named features shown appear, and of which kind the first and the last are."""
-    own = table[table["panel"] == "feature"].drop_duplicates("feature").sort_values("onset_step")
+    """How many features are shown, and in which order their kinds appear, in the median."""
+    own = table[table["panel"] == "feature"].drop_duplicates("feature")
     if own.empty:
         return "No feature has a name"
-    early, late = (
-        part["kind"].mode().iloc[0]
-        for part in (own.head(len(own) // 3 + 1), own.tail(len(own) // 3 + 1))
+    told = own[own["kind"].fillna("none") != "none"]
+    order = told.groupby("kind")["onset_step"].median().sort_values()
+    if order.empty:
+        return f"{len(own)} named features, none of a kind that could be told"
+    said = ", ".join(
+        f"{str(kind).replace('_', ' ')} at {step:,.0f}" for kind, step in order.items()
     )
-    named = [str(kind).replace("_", " ") for kind in (early, late)]
-    how = (
-        f"mostly of {named[0]} at first, of {named[1]} in the end"
-        if early != late
-        else f"mostly of {named[0]} throughout"
-    )
-    return (
-        f"{len(own)} named features appear between steps "
-        f"{own['onset_step'].min():,.0f} and {own['onset_step'].max():,.0f}: {how}"
-    )
+    return f"{len(own)} named features by when they appear, in the median: {said}"
 
 
 def _turning(above: Axes, below: Axes, about: dict[str, float]) -> None:

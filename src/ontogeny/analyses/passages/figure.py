@@ -35,4 +35,24 @@ def draw(passages: Path, output: Path) -> None:
                 axis.set_xlabel("")
             style.title(axis, letter, str(own["source"].iloc[0]).replace("_", " "))
         figure.colorbar(image, ax=axes, label="loss of the token (nats)", shrink=0.6, pad=0.015)
-        style.save(figure, pd.DataFrame(table), output)
+        style.save(figure, pd.DataFrame(table), output, finding)
+
+
+def finding(table: pd.DataFrame) -> str:
+    """From where to where the median token's loss goes, and how many tokens end worse."""
+    known = table.dropna(subset=["loss"])
+    if known.empty:
+        return "No passage has a token whose loss is known"
+    curves = known.pivot_table(index=["passage", "position"], columns="step", values="loss")
+    median = curves.median()
+    first, last = float(median.iloc[0]), float(median.iloc[-1])
+    count = known["passage"].nunique()
+    passages = f"{count} passages" if count != 1 else "One passage"
+    if last >= first:
+        return f"{passages}: the median token's loss does not fall: {first:.1f} to {last:.1f} nats"
+    half = median.index[(median <= (first + last) / 2).to_numpy()][0]
+    worse = float((curves.iloc[:, -1] > curves.iloc[:, 0]).mean())
+    return (
+        f"{passages}: the median token's loss falls from {first:.1f} to {last:.1f} nats, half of "
+        f"it by step {half:,}; {worse:.0%} of the tokens end less expected than they began"
+    )

@@ -40,6 +40,10 @@ include: "rules/replicates.smk"
 
 onstart:
     if workflow.is_main_process:
+        if workflow.local_exec:
+            # Cores limit the jobs of this machine. Snakemake's limit of jobs a second has it weigh all
+            # waiting jobs again once a second for each job that has ended, a fifth of a core.
+            workflow.scheduler.job_rate_limiter = None
         interrupts.end_with_jobs(
             workflow.local_exec
         )  # Snakemake has just put in its own handler

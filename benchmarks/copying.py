@@ -46,6 +46,7 @@ def run(experiment: Experiment, changed: dict[str, Any], seed: int, folder: Path
     """Train until step UNTIL; returns the rows of the log that hold copying measures."""
     given = experiment.settings.model_dump(mode="json", exclude_unset=True)
     given["snapshots"]["pretrain"] |= changed | {"seed": seed}
+    given["replicates"] = {}
     given["snapshots"]["steps"] = list(range(0, UNTIL + 1, EVERY))
     devices.use_threads(1)
     log = folder / "log.csv"

@@ -144,7 +144,7 @@ def test_the_numbers_are_those_of_the_tables(experiment):
     assert f"lifetime   {one['lifetime']:.0%} of the snapshots" in said
     assert "density    4.545% of held-out tokens" in said
     assert "kind       previous token" in said
-    assert "complexity 6 tokens of context (quartiles 4 to 9), what is before replaced" in said
+    assert "span       6 tokens of context (quartiles 4 to 9), what is before replaced" in said
     assert "agree: largest -2 ± 0.1* at step 64, at the last +0.5 ± 0.1*" in said
     of_dimension = of_decoders(W[1:])[4]  # among the living
     for step, s, d in zip(STEPS, strength, of_dimension, strict=True):

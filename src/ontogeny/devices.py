@@ -17,6 +17,7 @@ import torch
 
 COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 EAGERLY = "training runs eagerly, slower"
+GRAPHS = 64  # that one function may be compiled to in a process
 _said: list[str] = []
 
 
@@ -114,6 +115,8 @@ def compiled(function: Callable[..., Any], device: torch.device) -> Callable[...
         _say(missing)
         return function
     use: Callable[..., Any] = torch.compile(function, fullgraph=True, dynamic=False)
+    # Of all trainings of a process: a graph for each shape, for AuxK's sizes and rooms for pairs.
+    torch._dynamo.config.recompile_limit = GRAPHS
 
     @wraps(function)
     def call(*given: Any, **named: Any) -> Any:

@@ -26,7 +26,7 @@ from ontogeny.analyses.dimensionality.measure import of_decoders
 from ontogeny.corpus.pieces import visible
 from ontogeny.experiment import Experiment
 from ontogeny.features.contexts import Context, Lens
-from ontogeny.features.described import CLASSES, DOUBTS, nearest
+from ontogeny.features.described import CLASSES, DOUBTS, UNTESTED, nearest
 from ontogeny.files import InputError
 
 PROMOTED = 8  # tokens of a snapshot
@@ -172,11 +172,12 @@ def _facts(subject: Subject, row: pd.Series, snapshots: int) -> list[Line]:
     for trust in subject.rows("trust").to_dict("records"):
         lines += [_fact("doubtful", why) for name, why in DOUBTS.items() if trust[name]]
     for kind in subject.rows("kinds").to_dict("records"):
-        lines.append(_fact("kind", kind["kind"].replace("_", " ")))
+        untold = kind["kind"] == "none" and kind["cause"] == UNTESTED
+        lines.append(_fact("kind", UNTESTED if untold else kind["kind"].replace("_", " ")))
     for span in subject.rows("span").to_dict("records"):
         spread = f"quartiles {span['span_low']:.3g} to {span['span_high']:.3g}"
         said = f"{span['span']:.3g} tokens of context ({spread}), what is before "
-        lines.append(_fact("complexity", said + RUNS.get(span["run"], span["run"])))
+        lines.append(_fact("span", said + RUNS.get(span["run"], span["run"])))
     for grade in subject.rows("grades").to_dict("records"):
         if pd.notna(grade.get("grade")):
             lines.append(_fact("graded", f"{grade['grade']:.3g} by a language model"))

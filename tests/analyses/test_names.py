@@ -32,7 +32,7 @@ PLANTED = {
     "spaces and breaks": (
         contexts(*[(f"a{i}", "↵    ") for i in range(5)]), "↵␣␣␣␣", "token", 1.0,
     ),
-    "start": (contexts(*[(f"a{i}", f"b{i}") for i in range(5)], offset=2), "start of block",
+    "start": (contexts(*[(f"a{i}", f"b{i}") for i in range(5)], offset=2), "start of window",
               "start", 1.0),
     "comment": (contexts(*[("↵", "  # ", f"a{i}", f"b{i}", f"c{i}") for i in range(5)]),
                 "in a comment", "comment", 1.0),

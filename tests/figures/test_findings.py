@@ -318,7 +318,7 @@ def test_names_contexts_and_frontier():
         *[("feature", i, kind, onset) for i, kind, onset in
           ((1, "context", 0), (2, "context", 5), (3, "induction", 90), (4, "induction", 99))],
     )  # fmt: skip
-    said = "4 named features by when they appear, in the median: "
+    said = "When half of the 4 features shown have appeared, by kind: "
     assert names.finding(table) == said + "context at 2, induction at 94"
     turned = table.assign(onset_step=table["onset_step"].to_numpy()[::-1])
     assert names.finding(turned) == said + "induction at 2, context at 94"

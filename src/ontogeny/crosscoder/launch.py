@@ -52,8 +52,6 @@ def _rank(
         gpu = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(gpu)
         dist.init_process_group("cpu:gloo,cuda:nccl", device_id=gpu)
-        # A graph for each of AuxK's sizes, with each room for pairs that there was (Ranks.room).
-        torch._dynamo.config.recompile_limit = 32
     else:
         dist.init_process_group("gloo")
     ranks = Ranks(dist.get_rank(), dist.get_world_size())

@@ -162,8 +162,8 @@ def _kind(record: dict[str, Any]) -> str:
 
 def _legend() -> list[Line]:
     text = (
-        "features: “name” or kind, #number, norm of what it adds to the reconstruction (rows have "
-        "the mean norm √d), @ step since which that is at least half its largest on this token, ↓ "
-        "where it is less"
+        "features at the last step shown: “name” or kind, #number, size of its contribution (a row "
+        "of activations has the mean size √d), @ the step since which that is at least half of its "
+        "largest on this token, ↓ where it is less by then"
     )
     return [Line([]), Line([Piece(text)], 0)]

@@ -106,7 +106,7 @@ def finding(table: pd.DataFrame) -> str:
     said = ", ".join(
         f"{str(kind).replace('_', ' ')} at {step:,.0f}" for kind, step in order.items()
     )
-    return f"{len(own)} named features by when they appear, in the median: {said}"
+    return f"When half of the {len(own)} features shown have appeared, by kind: {said}"
 
 
 def _turning(above: Axes, below: Axes, about: dict[str, float]) -> None:

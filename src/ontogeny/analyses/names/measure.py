@@ -7,7 +7,7 @@ in order; the first that holds in at least `names.agreement` of the contexts nam
     token       x_t                  the same token
     previous    after x_{t−1}        the same token before
     second      two after x_{t−2}    the same token two before
-    start       start of block       t is among the block's first three positions
+    start       start of window      t is among the first three positions of the text window
 
 and, since half of all positions may lie in brackets, where *all* contexts agree:
 
@@ -91,7 +91,7 @@ def _second(c: Context) -> str | None:
 
 
 def _start(c: Context) -> str | None:
-    return "start of block" if c.offset < FIRST else None
+    return "start of window" if c.offset < FIRST else None
 
 
 def _comment(c: Context) -> str | None:

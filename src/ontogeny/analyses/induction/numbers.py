@@ -11,7 +11,9 @@ def numbers(experiment: Experiment) -> dict[str, Any]:
     """Onset steps of heads and copying; None where they do not form."""
     table = experiment.table("induction")
     values: dict[str, Any] = {}
-    for event, rows in table[table["maximum"].notna()].groupby("event"):
+    gains = table["event"].str.startswith("copying_gain")
+    whole = table["detail"].isna() | ~gains  # of gains the median over distances, not each distance
+    for event, rows in table[table["maximum"].notna() & whole].groupby("event"):
         formed = rows[rows["verdict"] == "forms"]
         values[f"{event}_onset"] = formed["onset_step"].min() if len(formed) else None
         values[f"{event}_maximum"] = rows["maximum"].max()

@@ -47,6 +47,8 @@ def read(path: str | Path) -> Any:
             return yaml.load(file, _Loader)
     except SettingsError:
         raise
+    except FileNotFoundError:
+        raise SettingsError(f"{path}: there is no such file; `ontogeny new` writes one") from None
     except (OSError, ValueError, yaml.YAMLError) as error:  # or a number of too many digits
         raise SettingsError(f"{path}: {' '.join(str(error).split())}") from None
 

@@ -33,8 +33,9 @@ def features(**columns) -> pd.DataFrame:
     return made.assign(trusted=start.trusted(made, held_out=10_000))
 
 
-def chosen(table: pd.DataFrame, levels=LEVELS):
+def chosen(table: pd.DataFrame, levels=LEVELS, first: float = 1.0):
     strength = np.tile([1.0, 2.0, 4.0], (len(table), 1))
+    strength[2, 0] = first  # of the earliest that emerges
     return start.choose(table, levels, strength, None)
 
 
@@ -69,6 +70,8 @@ def test_a_level_that_is_never_passed_ends_no_phase(levels, until, counts):
 def test_the_earliest_is_one_that_can_be_trusted():
     found = chosen(features())
     assert (found["earliest"]["place"], found["first"]) == (2, None)
+    found = chosen(features(), first=1.01)  # it was there already, in part
+    assert (found["earliest"]["place"], found["first"]) == (3, 2)
     alone = [True, True, False, True, True, True]
     found = chosen(features(matched=alone))
     assert (found["earliest"]["place"], found["first"]) == (3, 2)

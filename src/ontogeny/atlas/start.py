@@ -19,6 +19,7 @@ from ontogeny.features.described import DOUBTS, UNTESTED
 
 TELLING = 10  # features of a phase
 OFTEN = 20  # positions at which a telling feature is active, at least
+WEAK = 0.25  # share of its largest norm that a telling first feature has at the first snapshot
 LEVELS = ("unigram", "bigram")
 
 
@@ -34,10 +35,10 @@ def choose(
 
     Returns
     -------
-    earliest : the earliest emergent feature that can be trusted, or None; first : the place of the
-    earliest of all, where that is another; phases : low and high (steps, None where open), after
-    and until (the levels passed there; 'first' of features that the first snapshot has), count of
-    features and the telling ones; often : OFTEN.
+    earliest : the earliest emergent feature that can be trusted and is weak at the first snapshot,
+    or None; first : the place of the earliest of all, where that is another; phases : low and high
+    (steps, None where open), after and until (the levels passed there; 'first' of features that the
+    first snapshot has), count of features and the telling ones; often, weak : OFTEN, WEAK.
     """
 
     def entries(places: np.ndarray) -> list[dict[str, Any]]:
@@ -45,7 +46,8 @@ def choose(
 
     emergent = table.index[table["emergent"]].to_numpy()
     emergent = emergent[np.argsort(table["onset_step"].to_numpy()[emergent], kind="stable")]
-    trusted = emergent[table["trusted"].to_numpy()[emergent]]
+    grown = strength[:, 0] <= WEAK * strength.max(1)
+    trusted = emergent[(table["trusted"].to_numpy() & grown)[emergent]]
     listed = [
         phase | {"count": len(places), "features": entries(telling(table.loc[places]))}
         for phase, places in phases(table, levels)
@@ -55,6 +57,7 @@ def choose(
         "first": int(emergent[0]) if len(emergent) and emergent[0] not in trusted[:1] else None,
         "phases": listed,
         "often": OFTEN,
+        "weak": WEAK,
     }
 
 

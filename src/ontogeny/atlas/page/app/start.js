@@ -38,7 +38,7 @@ function earliest(site) {
   const c = site.columns;
   if (!one)
     return h("section", { class: "panel lead" }, h("h2", {}, "The earliest emergent feature"),
-      h("p", { class: "missing" }, "No emergent feature comes again in another seed and is frequent enough to be trusted."));
+      h("p", { class: "missing" }, "No emergent feature is weak at first, comes again in another seed and is frequent enough to be trusted."));
   const p = one.place;
   const kind = kindOf(site, p);
   const { first } = start;
@@ -50,12 +50,12 @@ function earliest(site) {
         kind && [called(site, one) ? " It is of the " : " is of the ", term("kind"), " ", kindWord(site, p), "."],
         ` It appears at step ${format.step(c.onset[p])} (its `, term("onset"), ")",
         Number.isFinite(c.settled[p]) && [` and keeps its final direction from step ${format.step(c.settled[p])} (`, term("settled"), ")"],
-        c.class[p] & classBit(site, "transient") ? [`; it is `, term("transient"), ": it fades again before the training ends."] : "."),
+        c.class[p] & classBit(site, "transient") ? [`. It is `, term("transient"), ": its strength falls below half of its peak before the training ends."] : "."),
       sparkline(site, unpack(one.curve), featureColour(site, p)),
       one.context && h("p", { class: "sentence" }, "It is most active on ", h("q", { class: "text whole" }, snippet(one.context, Infinity)))),
     h("p", { class: "note" }, about.seeds.length > 1
-      ? ["Earliest of the emergent features that are ", term("matched"), `, not doubtful, and active at ${start.often} held-out tokens or more.`]
-      : `Earliest of the emergent features that are active at ${start.often} held-out tokens or more; with one seed, nothing says which would come again.`,
+      ? ["Earliest of the emergent features that are ", term("matched"), `, not doubtful, active at ${start.often} held-out tokens or more, and at the first snapshot no stronger than ${start.weak} of their peak.`]
+      : `Earliest of the emergent features that are active at ${start.often} held-out tokens or more and at the first snapshot no stronger than ${start.weak} of their peak; with one seed, nothing says which would come again.`,
       first !== null && [" ", featureLink(site, first, `Feature ${c.feature[first]}`), ` has an earlier onset, step ${format.number(c.onset[first], 2)}, without meeting that.`]));
 }
 

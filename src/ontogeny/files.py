@@ -197,6 +197,29 @@ def open_hdf5(path: str | Path) -> h5py.File:
         raise InputError(explained(system)) from None
 
 
+@contextmanager
+def read_hdf5(path: str | Path, what: str) -> Iterator[h5py.File]:
+    """An HDF5 file of ours, open while its contents are read.
+
+    Parameters
+    ----------
+    what : what it holds, such as "a file of tasks".
+
+    Raises
+    ------
+    InputError : it cannot be opened, or what is read is not there or not as it was written.
+    """
+    try:
+        with open_hdf5(path) as file:
+            yield file
+    except InputError:
+        raise
+    except BROKEN as error:
+        raise InputError(
+            f"{path}: truncated or not {what}; delete it to make it again ({one_line(error)})"
+        ) from None
+
+
 def unopened(path: str | Path, error: OSError) -> InputError:
     """What to say of an HDF5 file that cannot be opened."""
     if isinstance(error, FileNotFoundError):

@@ -68,15 +68,19 @@ def _types(decoder: dict[str, object] | None) -> set[str]:
     return {str(decoder["type"])}.union(*map(_types, inner))
 
 
-def read_tokens(path: str | Path, vocabulary: int) -> list[bytes]:
-    """`token_bytes` of a tokenizer.json; InputError where it is not one."""
+def read_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer of a tokenizer.json of ours; InputError where it is not one."""
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises no narrower class
         raise InputError(
             f"{path}: not a tokenizer; delete it to make it again ({one_line(error, 200)})"
         ) from None
-    return token_bytes(tokenizer, vocabulary)
+
+
+def read_tokens(path: str | Path, vocabulary: int) -> list[bytes]:
+    """`token_bytes` of a tokenizer.json; InputError where it is not one."""
+    return token_bytes(read_tokenizer(path), vocabulary)
 
 
 class Vocabulary:

@@ -11,7 +11,8 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from ontogeny.corpus.build import Tokens
-from ontogeny.files import InputError, one_line
+from ontogeny.corpus.pieces import read_tokenizer
+from ontogeny.files import InputError
 from ontogeny.settings import Settings
 
 
@@ -64,12 +65,7 @@ def of_text(settings: Settings, tokens: Tokens, tokenizer: Path, text: str) -> P
     InputError : the text is empty or longer than a context, or the tokenizer has no token for a
         part of it, or is damaged.
     """
-    try:
-        backend = Tokenizer.from_file(str(tokenizer))
-    except Exception as error:  # the library raises no narrower class
-        raise InputError(
-            f"{tokenizer}: not a tokenizer; delete it to make it again ({one_line(error, 200)})"
-        ) from None
+    backend = read_tokenizer(tokenizer)
     backend.no_truncation()
     backend.no_padding()
     try:

@@ -130,9 +130,12 @@ def run(
 
 
 def log_probabilities(model: Any, ids: torch.Tensor, vocabulary: int) -> torch.Tensor:
-    """ln p of the token after each of ids (T,), over the tokenizer's own: (T, V) float32."""
-    logits = model(input_ids=ids[None], use_cache=False).logits[0, :, :vocabulary]
-    return logits.float().log_softmax(1)
+    """ln p of the token after each of ids (T,), of the tokenizer's own: (T, V) float32.
+
+    Rows that a model has beyond them count in the sum, as in every other loss.
+    """
+    logits = model(input_ids=ids[None], use_cache=False).logits[0]
+    return logits.float().log_softmax(1)[:, :vocabulary]
 
 
 def _check_ids(model: Any, ids: torch.Tensor, step: int) -> None:

@@ -40,7 +40,7 @@ from ontogeny.analyses.circuits.downstream import Downstream, measured, path_gra
 from ontogeny.analyses.circuits.settings import Circuits
 from ontogeny.analyses.circuits.tasks import Task
 from ontogeny.crosscoder.model import Crosscoder
-from ontogeny.files import BROKEN, InputError, open_hdf5, reserve, whole_hdf5, write_table
+from ontogeny.files import InputError, read_hdf5, reserve, whole_hdf5, write_table
 from ontogeny.progress import bar
 from ontogeny.settings import Settings
 from ontogeny.snapshots import sites
@@ -226,16 +226,8 @@ def read_differences(path: Path, name: str) -> Difference:
     ------
     InputError : the file is damaged, or has no such task.
     """
-    try:
-        with open_hdf5(path) as file:
-            return Difference(*(file[name][field.name][:] for field in fields(Difference)))
-    except InputError:
-        raise
-    except BROKEN as error:
-        why = " ".join(str(error).split())
-        raise InputError(
-            f"{path}: truncated, or of other tasks; delete it to make it again ({why})"
-        ) from None
+    with read_hdf5(path, f"a file of differences of {name}") as file:
+        return Difference(*(file[name][field.name][:] for field in fields(Difference)))
 
 
 def decoders(

@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
-from tokenizers import Tokenizer
 
 from ontogeny import devices
 from ontogeny.analyses.circuits import tasks as prompts
@@ -18,6 +17,7 @@ from ontogeny.analyses.circuits.downstream import Downstream
 from ontogeny.analyses.circuits.settings import Circuits
 from ontogeny.analyses.circuits.tasks import Task
 from ontogeny.corpus.build import Tokens
+from ontogeny.corpus.pieces import read_tokenizer
 from ontogeny.files import InputError, write_table
 from ontogeny.settings import Settings
 
@@ -41,13 +41,7 @@ def build(
     InputError : a tokenizer that cannot be read, or no task can be made.
     """
     section, data = settings.section(Circuits), Tokens(tokens)
-    try:
-        backend = Tokenizer.from_file(str(tokenizer))
-    except Exception as error:  # the library raises plain Exception
-        why = " ".join(str(error).split())
-        raise InputError(
-            f"{tokenizer}: not a tokenizer; delete it to make it again ({why})"
-        ) from None
+    backend = read_tokenizer(tokenizer)
     step, device = settings.snapshots.chosen[-1], devices.choose(settings.device)
     model = load(settings, snapshots, step, device)
     known = len(model.get_input_embeddings().weight)

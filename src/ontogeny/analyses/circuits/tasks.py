@@ -49,7 +49,7 @@ from tokenizers import Tokenizer
 
 from ontogeny.analyses.circuits import python_words, words
 from ontogeny.analyses.circuits.pairs import Draws, Pair, Text, Unfit
-from ontogeny.files import BROKEN, InputError, open_hdf5, whole_hdf5
+from ontogeny.files import InputError, read_hdf5, whole_hdf5
 
 LEAST_PAIRS = 16  # of a task; with fewer it is left out
 LEAST_WORDS = 4  # nouns of a task
@@ -358,17 +358,9 @@ def read(path: Path, tokens: str) -> list[Task]:
     ------
     InputError : the file is damaged or not one of tasks, or they are of other tokens.
     """
-    try:
-        with open_hdf5(path) as file:
-            names, own = [str(name) for name in file.attrs["tasks"]], file.attrs.get("tokens")
-            tasks = [Task(name, *(file[name][array][:] for array in ARRAYS)) for name in names]
-    except InputError:
-        raise
-    except BROKEN as error:
-        why = " ".join(str(error).split())
-        raise InputError(
-            f"{path}: truncated or not a file of tasks; delete it to make it again ({why})"
-        ) from None
+    with read_hdf5(path, "a file of tasks") as file:
+        names, own = [str(name) for name in file.attrs["tasks"]], file.attrs.get("tokens")
+        tasks = [Task(name, *(file[name][array][:] for array in ARRAYS)) for name in names]
     if own != tokens:
         raise InputError(
             f"{path}: of other tokens than the crosscoder was trained on; make them again"

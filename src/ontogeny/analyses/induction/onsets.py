@@ -33,7 +33,7 @@ import pandas as pd
 from ontogeny.analyses.induction.settings import Induction
 from ontogeny.features.described import KINDS
 from ontogeny.features.histories import normalise, onset
-from ontogeny.files import BROKEN, InputError, open_hdf5, write_table
+from ontogeny.files import InputError, read_hdf5, write_table
 from ontogeny.settings import Settings
 
 SAMPLES = 32  # bootstrap samples of all heads in memory at a time
@@ -66,24 +66,16 @@ def read(path: Path) -> Sums:
     ------
     InputError : the file is damaged, or no such file.
     """
-    try:
-        with open_hdf5(path) as file:
-            arrays = {name: file[name][()].astype(np.float64) for name in ARRAYS}
-            scores = zip(file.attrs["scores"], file.attrs["score_distances"], strict=True)
-            return Sums(
-                **arrays,
-                steps=np.asarray(file.attrs["steps"]),
-                scores=[(str(name), int(distance)) for name, distance in scores],
-                distances=[int(distance) for distance in file.attrs["distances"]],
-                half=int(file.attrs["half"]),
-            )
-    except InputError:
-        raise
-    except BROKEN as error:
-        why = " ".join(str(error).split())
-        raise InputError(
-            f"{path}: not a file of heads ({why}); delete it to make it again"
-        ) from None
+    with read_hdf5(path, "a file of heads") as file:
+        arrays = {name: file[name][()].astype(np.float64) for name in ARRAYS}
+        scores = zip(file.attrs["scores"], file.attrs["score_distances"], strict=True)
+        return Sums(
+            **arrays,
+            steps=np.asarray(file.attrs["steps"]),
+            scores=[(str(name), int(distance)) for name, distance in scores],
+            distances=[int(distance) for distance in file.attrs["distances"]],
+            half=int(file.attrs["half"]),
+        )
 
 
 def excess(sums: Sums, score: str, weights: np.ndarray, distances: list[int]) -> np.ndarray:

@@ -12,7 +12,7 @@ from ontogeny.analyses.passages.settings import Passages
 from ontogeny.corpus.build import Tokens
 from ontogeny.corpus.pieces import Vocabulary, read_tokens
 from ontogeny.crosscoder.model import Crosscoder
-from ontogeny.files import BROKEN, InputError, open_hdf5, write_table
+from ontogeny.files import InputError, read_hdf5, write_table
 from ontogeny.reading import tables
 from ontogeny.reading.passages import Passage, of_ids
 from ontogeny.reading.trace import run
@@ -78,19 +78,15 @@ def _of_tasks(settings: Settings, data: Tokens, path: Path | None) -> Iterator[t
     count = settings.section(Passages).prompts
     if path is None or not count:
         return
-    try:
-        with open_hdf5(path) as file:
-            names = [str(name) for name in file.attrs["tasks"]]
-            prompts = {
-                name: (file[name]["clean"][:count], file[name]["length"][:count]) for name in names
-            }
-    except InputError:
-        raise
-    except BROKEN as error:
-        why = " ".join(str(error).split())
+    with read_hdf5(path, "a file of tasks") as file:
+        names, own = [str(name) for name in file.attrs["tasks"]], file.attrs.get("tokens")
+        prompts = {
+            name: (file[name]["clean"][:count], file[name]["length"][:count]) for name in names
+        }
+    if own != data.digest:
         raise InputError(
-            f"{path}: truncated or not a file of tasks; delete it to make it again ({why})"
-        ) from None
+            f"{path}: of other tokens than the crosscoder was trained on; make them again"
+        )
     for name, (clean, length) in prompts.items():
         for ids, size in zip(clean, length, strict=True):
             before = int(ids[0] == data.end_of_text)

@@ -11,7 +11,7 @@ from conftest import tiny
 
 from ontogeny import settings
 from ontogeny.analyses.names import figure, measure
-from ontogeny.analyses.names.measure import Context, name
+from ontogeny.analyses.names.measure import Context, name, too_frequent_for
 
 
 def contexts(*endings: tuple[str, ...], offset: int = 40) -> list[Context]:
@@ -81,9 +81,24 @@ def test_names_are_written_for_every_feature_with_contexts(tmp_path):
     table = table.assign(tokens=tokens, position=[3] * 5 + [1] * 2, offset=20)
     table.to_parquet(tmp_path / "contexts.parquet")
     s = settings.load(tiny({"analyses": ["names"]}))
-    measure.measure(s, tmp_path / "contexts.parquet", None, tmp_path / "names.parquet")
+    features = pd.DataFrame({"feature": [7, 9], "density": [0.05, 0.01]})
+    features.to_parquet(tmp_path / "features.parquet")
+    inputs = tmp_path / "contexts.parquet", tmp_path / "features.parquet"
+    measure.measure(s, *inputs, None, tmp_path / "names.parquet")
     named = pd.read_parquet(tmp_path / "names.parquet")
     assert named[["feature", "name"]].to_numpy().tolist() == [[7, "self."], [9, ""]]
+    features.assign(density=0.051).to_parquet(tmp_path / "features.parquet")
+    measure.measure(s, *inputs, None, tmp_path / "names.parquet")
+    assert pd.read_parquet(tmp_path / "names.parquet")["name"].tolist() == ["", ""]
+
+
+def test_a_frequent_feature_is_not_named_after_a_token_or_the_start():
+    assert too_frequent_for(6 / 256, context=256) == set()
+    assert too_frequent_for(7 / 256, 256) == {"start"}
+    assert too_frequent_for(0.06, 256) == set(measure.RULES)
+    inside = contexts(*[("(", f"a{i}", f"b{i}") for i in range(5)], offset=2)
+    assert name(inside, 5, 0.8)[1] == "second"
+    assert name(inside, 5, 0.8, without=measure.RULES)[:2] == ("inside brackets", "brackets")
 
 
 def test_the_chart_shows_matched_features_of_every_kind_in_order_of_onset():

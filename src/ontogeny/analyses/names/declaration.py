@@ -8,7 +8,7 @@ NAMES = Stage(
     "names",
     run="ontogeny.analyses.names.measure:measure",
     about="Name features after what their strongest contexts share.",
-    reads={"contexts": "contexts_table", "kinds": Optional("kinds")},
+    reads={"contexts": "contexts_table", "features": "features", "kinds": Optional("kinds")},
     makes={"named": "names"},
     settings=("names",),
     gpu=False,

@@ -9,7 +9,9 @@ in order; the first that holds in at least `names.agreement` of the contexts nam
     second      two after x_{t−2}    the same token two before
     start       start of window      t is among the first three positions of the text window
 
-and, since half of all positions may lie in brackets, where *all* contexts agree:
+These name no feature that is active far more often than what they name can stand: on more than
+DENSE of the positions, or twice as many as a window begins with. And, since half of all positions
+may lie in brackets, where *all* contexts agree:
 
     comment     in a comment         after a # in its line
     quotes      inside quotes        after an odd number of quotation marks in its line
@@ -24,7 +26,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +37,7 @@ from ontogeny.files import write_table
 from ontogeny.settings import Settings
 
 FIRST = 3  # positions of a block that are its start
+DENSE = 0.05  # share of positions; of a pair of tokens or a token hardly any has as many
 OPENING, CLOSING = "([{", ")]}"
 # A ' between letters is an apostrophe, unless a prefix of strings stands before it, as in f'x'.
 MARK = r"""(?i)"|'(?![a-z])|(?<![a-z])'|(?<=\b[rbfu])'(?=[a-z])(?!(?:m|d|s|t|ll|re|ve)\b)"""
@@ -120,19 +123,24 @@ RULES: dict[str, Rule] = {
     "second": _second,
     "start": _start,
 }
+OFTEN = 2  # times as many positions as a block's start has, above which it names no feature
 OF_ALL: dict[str, Rule] = {"comment": _comment, "quotes": _quotes, "brackets": _brackets}
 """Rules that hold by chance in many contexts, and so have to hold in all."""
 
 
 def name(
-    contexts: Sequence[Context], least: int, agreement: float, again: bool = False
+    contexts: Sequence[Context],
+    least: int,
+    agreement: float,
+    again: bool = False,
+    without: Collection[str] = (),
 ) -> tuple[str, str, float]:
     """The name of a feature, the rule that gave it, and the share of contexts that agree.
 
     Parameters
     ----------
     contexts : of its largest activations. least : fewer of them name nothing.
-    again : whether the feature is one of induction.
+    again : whether the feature is one of induction. without : rules that may not name it.
 
     Returns
     -------
@@ -143,7 +151,7 @@ def name(
     for rules, needed in ((RULES, agreement), (OF_ALL, 1.0)):
         for rule, of in rules.items():
             found = Counter(label for label in map(of, contexts) if label is not None)
-            if not found:
+            if rule in without or not found:
                 continue
             label, count = found.most_common(1)[0]
             if count >= needed * len(contexts):
@@ -151,13 +159,26 @@ def name(
     return ("a name, again", "kind", 0.0) if again else ("", "", 0.0)
 
 
-def measure(settings: Settings, contexts: Path, kinds: Path | None, named: Path) -> None:
+def too_frequent_for(density: float, context: int) -> set[str]:
+    """Rules whose names cannot stand at as many positions as a feature is active on.
+
+    Parameters
+    ----------
+    density : share of the positions. context : positions of a block.
+    """
+    start = {"start"} if density > OFTEN * FIRST / context else set()
+    return start | (set(RULES) if density > DENSE else set())
+
+
+def measure(
+    settings: Settings, contexts: Path, features: Path, kinds: Path | None, named: Path
+) -> None:
     """Name every living feature that its contexts name.
 
     Parameters
     ----------
-    contexts : Parquet of the analysis `contexts`, one row per feature and context. kinds : Parquet;
-        feature, kind; None where kinds are not told apart.
+    contexts : Parquet of the analysis `contexts`, one row per feature and context. features :
+        Parquet; feature, density. kinds : Parquet; feature, kind; None where kinds are not told.
     named : Parquet to write; feature, name ('' where no rule holds), rule, agreement.
     """
     section = settings.section(Names)
@@ -166,6 +187,7 @@ def measure(settings: Settings, contexts: Path, kinds: Path | None, named: Path)
     if kinds is not None:
         known = pd.read_parquet(kinds)
         kind = dict(zip(known["feature"], known["kind"], strict=True))
+    density = pd.read_parquet(features).set_index("feature")["density"]
     rows = []
     for _, own in table.sort_values(["feature", "rank"]).groupby("feature"):
         read = [
@@ -175,6 +197,8 @@ def measure(settings: Settings, contexts: Path, kinds: Path | None, named: Path)
             )
         ]
         number = int(own["feature"].iloc[0])
-        found = name(read, section.contexts, section.agreement, kind.get(number) == "induction")
+        without = too_frequent_for(float(density[number]), settings.corpus.context)
+        again = kind.get(number) == "induction"
+        found = name(read, section.contexts, section.agreement, again, without)
         rows.append((number, *found))
     write_table(named, pd.DataFrame(rows, columns=["feature", "name", "rule", "agreement"]))

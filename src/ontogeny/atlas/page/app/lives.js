@@ -208,10 +208,7 @@ function livesChart(given) {
   }
 
   const whole = () => move(0, count());
-  const at = (event) => {
-    const box = canvas.getBoundingClientRect();
-    return [event.clientX - box.left, event.clientY - box.top];
-  };
+  const at = (event) => pointIn(canvas, event);
   let start = null;
   canvas.addEventListener("pointerdown", (event) => {
     if (event.button) return;

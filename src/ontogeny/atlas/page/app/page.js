@@ -45,6 +45,12 @@ function fill(element, ...children) {
   return element;
 }
 
+/** Where a pointer is on an element: [x, y] from its upper left corner. */
+function pointIn(element, event) {
+  const box = element.getBoundingClientRect();
+  return [event.clientX - box.left, event.clientY - box.top];
+}
+
 /** Say something to a screen reader. */
 function say(text) {
   document.getElementById("said").textContent = shown(text);

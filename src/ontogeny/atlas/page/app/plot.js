@@ -248,9 +248,7 @@ function matrix(place, width, given) {
   const rest = () => fill(read, "snapshot by snapshot, the first at the top left");
   rest();
   canvas.addEventListener("pointermove", (event) => {
-    const box = canvas.getBoundingClientRect();
-    const i = Math.min(m - 1, Math.max(0, Math.floor((event.clientY - box.top) / cell)));
-    const j = Math.min(m - 1, Math.max(0, Math.floor((event.clientX - box.left) / cell)));
+    const [j, i] = pointIn(canvas, event).map((x) => Math.min(m - 1, Math.max(0, Math.floor(x / cell))));
     const value = given.values[i][j];
     fill(read, `step ${format.step(given.steps[i])} and ${format.step(given.steps[j])}: ${Number.isFinite(value) ? format.fixed(value) : "too weak to compare"}`);
   });

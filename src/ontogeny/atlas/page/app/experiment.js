@@ -1,4 +1,4 @@
-// The experiment in a line, its training curve, how many features there are of what; the map page.
+// The experiment in a line, its training curve, how many features there are of what, its tasks.
 "use strict";
 
 /** Terms and numbers of an experiment, in the order of a line. */
@@ -127,49 +127,4 @@ function tasks(site) {
         return h("tr", {}, h("th", { scope: "row" }, h("a", { href: hash("table", to), title: "Features by attribution to it" }, format.name(task.name))),
           h("td", {}, format.fixed(task.accuracy)), h("td", {}, format.fixed(task.difference)));
       }))));
-}
-
-function mapPage(site) {
-  const { about } = site;
-  const names = RANGES.filter((name) => numbers(site, name)?.some(Number.isFinite));
-  const able = (name, otherwise) => (names.includes(name) ? name : otherwise);
-  const now = () => {
-    const { params } = address();
-    const by = params.get("by") === "class" || !site.columns.kind ? "class" : "kind";
-    return { params, by, x: able(params.get("x"), "onset"), y: able(params.get("y"), "lifetime") };
-  };
-  const opened = (p) => (location.hash = hash(`feature/${site.columns.feature[p]}`, ofList(address().params)));
-  const said = h("div", { class: "selection" });
-  const notes = h("p", { class: "note", id: "map-help" });
-  const view = map({
-    site, ...now(), shown: null, opened,
-    brushed: (changes) => change({ ...changes, page: "" }, true),
-    missing: (count) => fill(notes,
-      "Drag to select, click a feature to open it. With the map in focus: arrow keys move, + and − and the wheel zoom, 0 shows all. The table lists the same features.",
-      count ? ` ${format.count(count)} features without one of the two numbers are not on the map.` : ""),
-  });
-  const axisOptions = names.map((name) => [name, NUMBERS[name].axis]);
-  const controls = h("div", { class: "controls" });
-  const key = h("ul", { class: "legend" });
-  const element = h("div", { class: "map-page" },
-    h("h1", { tabindex: -1, id: "map-title" }, "Map"),
-    h("figure", { class: "panel", "aria-labelledby": "map-title" },
-      h("figcaption", {}, controls, view.tools), key, view.element, said, notes));
-
-  async function update() {
-    const { params, by, x, y } = now();
-    fill(controls,
-      select("across", axisOptions, x, (name) => change({ x: name === "onset" ? "" : name }), { id: "axis-x" }),
-      select("up", axisOptions, y, (name) => change({ y: name === "lifetime" ? "" : name }), { id: "axis-y" }),
-      site.columns.kind && choice("Colour", [["kind", "kinds"], ["class", "classes"]], by, (name) => change({ by: name === "kind" ? "" : name })));
-    fill(key, groups(site, by).names.map((name) => h("li", {}, swatch(site, name), term(format.name(name)))));
-    const some = filters(params).length > 0;
-    const found = await list(site, params);
-    view.set({ x, y, by, params, shown: some ? new Set(found) : null });
-    fill(said,
-      h("p", { role: "status" }, h("b", {}, format.count(found.length)), some ? ` of ${format.count(site.count)} features selected ` : " living features ",
-        h("a", { class: "button", href: hash("table", ofList(params)) }, some ? "Show them in the table" : "Table of all")),
-      chips("map", params));
-  }
-  return { element, update, title: "Map" };
 }

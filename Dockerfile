@@ -1,9 +1,9 @@
 # The command and the whole workflow, with the locked versions:
 #
 #   docker build -t ontogeny .
-#   docker run --rm -v "$PWD:/work" ontogeny run experiments/demo.yaml --cores 2
+#   docker run --rm -v "$PWD:/data" ontogeny run experiments/demo.yaml --cores 2
 #
-# Results land in results/ of the folder that is mounted at /work. For a GPU, build with
+# Results land in results/ of the folder that is mounted at /data. For a GPU, build with
 # --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 and run with --gpus all.
 FROM python:3.11-slim
 
@@ -20,7 +20,7 @@ COPY . .
 RUN pip install --no-cache-dir --no-deps --no-build-isolation . && pip check
 
 # Snakemake and Hugging Face libraries keep caches in the home folder.
-ENV HOME=/work/.home
-WORKDIR /work
+ENV HOME=/data/.home
+WORKDIR /data
 ENTRYPOINT ["ontogeny"]
 CMD ["--help"]

@@ -17,6 +17,8 @@ import pytest
 import torch
 import yaml
 
+pytest_plugins = ["browsing"]
+
 ROOT = Path(__file__).parents[1]
 SOURCES = ("Snakefile", "rules", "envs", "profiles", "schemas", "src")
 RESULTS = "results/tiny"

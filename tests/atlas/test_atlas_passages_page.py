@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from test_atlas_pages import browser, look, sites  # noqa: F401  fixtures
 
 from ontogeny.corpus.pieces import visible
 
@@ -14,7 +13,7 @@ def shown(text: str) -> str:
     return visible(text).strip()
 
 
-def test_the_scrubber_changes_losses_features_and_what_is_expected(look, analysed):  # noqa: F811
+def test_the_scrubber_changes_losses_features_and_what_is_expected(look, analysed):
     table = analysed.table("passages")
     own = table[table["passage"] == 1]
     here = look("#/passages?text=1&at=0")
@@ -34,7 +33,7 @@ def test_the_scrubber_changes_losses_features_and_what_is_expected(look, analyse
     assert here.fits()
 
 
-def test_a_token_shows_all_that_is_kept_and_leads_to_features(look, analysed):  # noqa: F811
+def test_a_token_shows_all_that_is_kept_and_leads_to_features(look, analysed):
     features = analysed.table("features")
     living = set(features.loc[features["alive"], "feature"])
     kept = analysed.table("passage_features")
@@ -53,7 +52,7 @@ def test_a_token_shows_all_that_is_kept_and_leads_to_features(look, analysed):  
     assert f"#/feature/{expected[0]}" in here.page.url
 
 
-def test_hostile_tokens_stay_text_and_a_phone_scrolls_in_one_direction(look):  # noqa: F811
+def test_hostile_tokens_stay_text_and_a_phone_scrolls_in_one_direction(look):
     for scheme in ("light", "dark"):
         here = look(
             "#/passages?token=1", viewport={"width": 360, "height": 740}, color_scheme=scheme
@@ -68,6 +67,6 @@ def test_hostile_tokens_stay_text_and_a_phone_scrolls_in_one_direction(look):  #
         assert names == []
 
 
-def test_without_passages_a_sentence_says_why(look, sites):  # noqa: F811
+def test_without_passages_a_sentence_says_why(look, sites):
     here = look("#/passages", sites[1])
     assert "passages is not among its analyses" in here.text(".missing")[0]

@@ -33,8 +33,10 @@ def test_paths_are_of_the_primary_crosscoder_and_its_first_seed_unless_said():
         "seed3",
         "seed1",
     ]
-    with pytest.raises(KeyError):
+    with pytest.raises(InputError, match=r"nothing: the map has no product of this name; there are"):
         experiment.path("nothing")
+    with pytest.raises(InputError, match=r"feature: .* there are features"):
+        experiment.table("feature")
 
 
 def test_no_two_products_share_a_path():

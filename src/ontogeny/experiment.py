@@ -152,7 +152,7 @@ class Experiment:
 
     def pattern(self, product: str) -> str:
         """Where a product lies, with its {crosscoder}, {seed} ... left open."""
-        return f"{self.folder}/{registry.products()[product].path}"
+        return f"{self.folder}/{registry.product(product).path}"
 
     def path(self, product: str, **keys: Any) -> Path:
         """Where a product lies; of the primary crosscoder and of its first seed if not said."""

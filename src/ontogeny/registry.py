@@ -8,6 +8,7 @@ An installed package adds one through the entry point group `ontogeny.analyses`:
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.metadata
 import pkgutil
@@ -64,6 +65,17 @@ def products() -> dict[str, Product]:
 
     made = [*PRODUCTS, *(p for analysis in all_analyses().values() for p in analysis.products)]
     return {product.name: product for product in made}
+
+
+def product(name: str) -> Product:
+    """A product by its name in the map; InputError, with names like it, where there is none."""
+    known = products()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, 3) or sorted(known)
+        raise InputError(
+            f"{name}: the map has no product of this name; there are {', '.join(close)}"
+        )
+    return known[name]
 
 
 @cache

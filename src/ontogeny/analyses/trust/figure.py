@@ -23,6 +23,14 @@ SAID = {
     "silent_deaths": "of deaths are silent",
     "relays": "are in relays",
 }
+TITLES = {
+    "share": "not to be trusted",
+    "birth": "read-out around births",
+    "death": "read-out around deaths",
+    "strength": "median strength, quartiles",
+    "signs": "norm and gate agree",
+    "relay": "the closest relay",
+}
 LEAST = 5  # events that a median is drawn of
 
 
@@ -35,7 +43,7 @@ def draw(
     verdicts: list[Path],
     output: Path,
 ) -> None:
-    """The shares that are doubtful, read-outs around births and deaths, and both signs.
+    """The shares that are doubtful, read-outs around births and deaths, both signs, a relay.
 
     Parameters
     ----------
@@ -44,37 +52,40 @@ def draw(
         'strength', 'signs', 'relay'), group, x, low, value, high.
     """
     drawn: list[pd.DataFrame] = []
-    tables = [pd.read_csv(path) for path in verdicts]
+    shares = [pd.read_csv(path) for path in verdicts]
+    snapshots = [pd.read_csv(path) for path in by_snapshot]
+    found = pd.concat([pd.read_csv(path).assign(crosscoder=i) for i, path in enumerate(relays)])
+    # Both signs are there where each snapshot has a gate, a relay where one was found.
+    below = ["strength"]
+    below += ["signs"] * any(table["signs_agree"].notna().any() for table in snapshots)
+    below += ["relay"] * bool(len(found))
     with style.paper():
         figure = style.new_figure(180, 118)
-        (a, b, c), (d, e, f) = figure.subplots(2, 3)
+        rows = (["share", "birth", "death"], below)
+        axes = figure.subplot_mosaic([np.repeat(row, 6 // len(row)).tolist() for row in rows])
         for i, name in enumerate(names):
-            _shares(a, tables[i], len(names), name, i, drawn)
+            _shares(axes["share"], shares[i], len(names), name, i, drawn)
             table = pd.read_csv(events[i])
-            _around(b, table, "birth", name, i, drawn)
-            _around(c, table, "death", name, i, drawn)
-            _snapshots(d, e, pd.read_csv(by_snapshot[i]), name, i, drawn)
-        _relay(f, names, strengths, relays, drawn)
-        a.set_xticks(range(len(MEASURES)), list(MEASURES.values()))
-        a.set(ylim=(0, None), ylabel="share")
-        for axis, event in ((b, "birth"), (c, "death")):
-            axis.axvline(-0.5, color="0.6", linewidth=0.6)
-            axis.set(xlim=(AROUND[0] - 0.3, AROUND[-1] + 0.3), ylim=(-0.05, 1.05))
-            axis.set_xlabel(f"snapshots after the {event}")
-        b.set_ylabel("R² / best in life")
-        last = max(pd.read_csv(path)["step"].max() for path in by_snapshot)
-        for axis in (d, e):
-            style.step_axis(axis, last, "log")
-            axis.set_ylim(0, 1.02)
-        d.set_ylabel("normalised strength")
-        e.set_ylabel("share of features")
-        if all(pd.read_csv(path)["signs_agree"].isna().all() for path in by_snapshot):
-            style.empty(e, "one gate serves all snapshots:\nno second sign")
-        titles = ["not to be trusted", "read-out around births", "read-out around deaths"]
-        titles += ["median strength, quartiles", "norm and gate agree", "the closest relay"]
-        for letter, axis, text in zip("abcdef", (a, b, c, d, e, f), titles, strict=True):
-            style.title(axis, letter, text)
-        style.legend(figure, [a], loc="outside lower center", ncols=min(len(names), 6))
+            for event in ("birth", "death"):
+                _around(axes[event], table, event, name, i, drawn)
+            _snapshots(axes["strength"], axes.get("signs"), snapshots[i], name, i, drawn)
+        if "relay" in axes:
+            _relay(axes["relay"], names, strengths, found, drawn)
+        axes["share"].set_xticks(range(len(MEASURES)), list(MEASURES.values()))
+        axes["share"].set(ylim=(0, None), ylabel="share (filled: frequent; hollow: all)")
+        for event in ("birth", "death"):
+            axes[event].axvline(-0.5, color="0.6", linewidth=0.6)
+            axes[event].set(xlim=(AROUND[0] - 0.3, AROUND[-1] + 0.3), ylim=(-0.05, 1.05))
+            axes[event].set_xlabel(f"snapshots after the {event}")
+        axes["birth"].set_ylabel("R² / best in life")
+        last = max(table["step"].max() for table in snapshots)
+        for panel, label in (("strength", "normalised strength"), ("signs", "share of features")):
+            if panel in axes:
+                style.step_axis(axes[panel], last, "log")
+                axes[panel].set(ylim=(0, 1.02), ylabel=label)
+        for letter, (panel, axis) in zip("abcdef", axes.items(), strict=False):
+            style.title(axis, letter, TITLES[panel])
+        style.legend(figure, [axes["share"]], loc="outside lower center", ncols=min(len(names), 6))
         order = ["crosscoder", "panel", "group", "x", "low", "value", "high"]
         style.save(
             figure, pd.concat(drawn, ignore_index=True).reindex(columns=order), output, finding
@@ -140,7 +151,12 @@ def _around(
 
 
 def _snapshots(
-    strength: Axes, signs: Axes, table: pd.DataFrame, name: str, i: int, drawn: list[pd.DataFrame]
+    strength: Axes,
+    signs: Axes | None,
+    table: pd.DataFrame,
+    name: str,
+    i: int,
+    drawn: list[pd.DataFrame],
 ) -> None:
     colour, marker = COLOURS[i % len(COLOURS)], f"{MARKERS[i % len(MARKERS)]}-"
     low, middle, high = (table[f"strength_{q}"] for q in ("q25", "median", "q75"))
@@ -148,7 +164,7 @@ def _snapshots(
     strength.plot(table["step"], middle, marker, color=colour, markersize=2.5)
     frame = pd.DataFrame({"x": table["step"], "low": low, "value": middle, "high": high})
     drawn.append(frame.assign(crosscoder=name, panel="strength", group="all"))
-    if table["signs_agree"].notna().any():
+    if signs is not None and table["signs_agree"].notna().any():
         signs.plot(table["step"], table["signs_agree"], marker, color=colour, markersize=2.5)
         frame = pd.DataFrame({"x": table["step"], "value": table["signs_agree"]})
         drawn.append(frame.assign(crosscoder=name, panel="signs", group="all"))
@@ -158,16 +174,11 @@ def _relay(
     axis: Axes,
     names: list[str],
     strengths: list[Path],
-    relays: list[Path],
+    relays: pd.DataFrame,
     drawn: list[pd.DataFrame],
 ) -> None:
     """Normalised strengths of the two features of the relay with the largest overlap of all."""
-    found = [pd.read_csv(path).assign(crosscoder=i) for i, path in enumerate(relays)]
-    every = pd.concat([table for table in found if len(table)] or found[:1])
-    if every.empty:
-        style.empty(axis, "no relay was found")
-        return
-    most = every.sort_values("overlap", kind="stable").iloc[-1]
+    most = relays.sort_values("overlap", kind="stable").iloc[-1]
     i = int(most["crosscoder"])
     table = pd.read_parquet(strengths[i])
     for column, line in (("falling", "-"), ("rising", "--")):

@@ -47,7 +47,7 @@ def test_peaks():
         "More features peak at step 8 than at any other snapshot: 60 of 105 (57%)"
     )
     table[["matched", "unmatched"]] = 10, 11
-    assert "none is told apart" in peaks.finding(table)
+    assert "about equally often" in peaks.finding(table)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_histories():
         *[(3, 3, i, s, v) for i, s, v in ((1, 0, 0.1), (2, 8, 0.2), (3, 16, 1.0))],
     )
     assert histories.finding(table) == (
-        "Half of the 3 features have peaked by step 8; 33% end below half of their peak"
+        "Half of the 3 features have peaked by step 8; 33% end below half of their peak strength"
     )
 
 
@@ -94,7 +94,7 @@ def test_directions(first, said):
     )
     found = directions.finding(table)
     assert said in found
-    assert f"from step {0 if first > 0.7 else 8} on they keep one of 0.7" in found
+    assert f"from step {0 if first > 0.7 else 8} on they are within a cosine of 0.7" in found
 
 
 def test_stability():
@@ -103,14 +103,14 @@ def test_stability():
         "token_matched_cosine": [0.1, 0.1, 0.1, 0.1], "row_matched_cosine": [0.85, 0.1, 0.1, 0.1],
     })  # fmt: skip
     assert stability.finding(table) == (
-        "50% of the features come again in another seed, "
-        "hardly more than 0% of token means, 25% of random rows"
+        "50% of the features are found again in another seed, "
+        "hardly more than 0% of token means and 25% of random rows"
     )
     table["row_matched_cosine"] = 0.85
     assert "another seed, no more than 0%" in stability.finding(table)
     table["row_matched_cosine"] = 0.1
     assert "another seed, against 0% of token means" in stability.finding(table)
-    assert "One seed" in stability.finding(table.iloc[:0])
+    assert "With one seed nothing" in stability.finding(table.iloc[:0])
 
 
 def test_training_and_divergence():
@@ -118,7 +118,7 @@ def test_training_and_divergence():
     columns = "panel series step value"
     table = rows(columns, *loss, ("crossing", "unigram", 36.0, 5.9))
     assert training.finding(table) == (
-        "The held-out loss falls: 7.00 to 3.00 nats, below the unigram level from step 36"
+        "The held-out loss falls from 7.00 to 3.00 nats, below the unigram level at step 36"
     )
     for gain, said in ((-0.1, "gains nothing"), (0.5, "gains 0.50 nats")):
         more = rows(columns, ("gain", "copying_gain", 100, gain))
@@ -126,9 +126,9 @@ def test_training_and_divergence():
     assert "does not fall" in training.finding(rows(columns, *loss[::-1]).assign(step=[0, 1]))
     kl = [("kl_bigram", step, x) for step, x in ((0, 3.0), (8, 0.5), (16, 1.0))]
     table = rows("series step value", *kl)
-    said = "The model is nearest to the bigram model at step 8 (0.50 nats)"
+    said = "The model is closest to the bigram model at step 8 (0.50 nats)"
     assert divergence.finding(table) == said
-    assert "and still nears it" in divergence.finding(table.assign(value=[3, 2, 1.0]))
+    assert "and still approaching it" in divergence.finding(table.assign(value=[3, 2, 1.0]))
 
 
 def test_fidelity():
@@ -138,28 +138,28 @@ def test_fidelity():
         *[("explained_variance", "PCA, as many coefficients", step, 0.8) for step in (0, 8)],
     )
     assert fidelity.finding(table) == (
-        "The crosscoder explains 90% of the variance, more than as many principal components "
-        "(80%): better at 2 of 2 snapshots"
+        "The crosscoder explains 90% of the variance, more than the same number of principal "
+        "components (80%), and does better at 2 of 2 snapshots"
     )
     table["value"] = [0.7, 0.9, 0.8, 0.95]
-    assert "no more than as many principal components" in fidelity.finding(table)
+    assert "no more than the same number of principal components" in fidelity.finding(table)
 
 
 def test_comparison_controls_and_replicates():
     table = T({"group": ["shared", "shared", "only_last", "between"], "cosine": [0.9, 0.2, 0, 0]})
     assert comparison.finding(table) == (
-        "2 of 4 features are at both snapshots (50%); "
-        "directions agree (cosine 0.7 or more) in 50% of them"
+        "2 of 4 features are present at both snapshots (50%); "
+        "the directions agree (cosine of at least 0.7) in 50% of these"
     )
     means = rows(
         "outcome condition seed value low high",
         ("turn", controls.BASELINE, np.nan, 300, 250, 350),
         ("turn", "warmup", np.nan, 500, 450, 550),
     )
-    assert "1 of 1 outcomes are told apart" in controls.finding(means)
-    assert controls.finding(means).endswith("under warmup")
+    assert "1 of 1 outcomes differ" in controls.finding(means)
+    assert controls.finding(means).endswith("recipe's: warmup")
     means.loc[1, "low"] = 340
-    assert "No change of the recipe is told apart" in controls.finding(means)
+    assert "No change of the recipe can be distinguished" in controls.finding(means)
     loss = rows("panel model step value", ("loss", "a", 9, 2.0), ("loss", "b", 9, 2.5))
     assert replicates.finding(loss) == "2 models end at held-out losses from 2.00 to 2.50 nats"
 
@@ -171,7 +171,8 @@ def test_dimensionality():
           ((0, 0, 0.3), (1, 0, 0.4), (0, 9, 0.7), (1, 9, 0.8))],
     )  # fmt: skip
     assert dimensionality.finding(table) == (
-        "Features take up more dimensions as training goes on: 0.35 d at first, 0.75 d at last"
+        "Features occupy more dimensions as training goes on: 0.35 d at the start, "
+        "0.75 d at the end"
     )
     assert " fewer " in dimensionality.finding(table.assign(value=[0.8, 0.7, 0.4, 0.3]))
     assert "neither more nor fewer" in dimensionality.finding(
@@ -188,17 +189,19 @@ def test_kinds():
 
     early, late = list(range(10, 40)), list(range(500, 530))
     found = kinds.finding(onsets(context=early, current_token=early, induction=late))
-    assert found.startswith("Features of context and current token appear first, of induction last")
-    assert "not told apart" in kinds.finding(onsets(context=early, induction=early))
+    assert found.startswith(
+        "Context and current-token features appear first, induction features last (median"
+    )
+    assert "cannot be distinguished" in kinds.finding(onsets(context=early, induction=early))
     assert "Fewer than two kinds" in kinds.finding(onsets(context=early, induction=[1]))
 
 
 @pytest.mark.parametrize(
     ("low", "value", "high", "said"),
     [
-        (0.02, 0.1, 0.2, "rises with the peak (ρ 0.10 [0.02, 0.20])"),
-        (-0.3, -0.2, -0.1, "falls with the peak"),
-        (-0.1, 0.1, 0.3, "is not told to change with the peak"),
+        (0.02, 0.1, 0.2, "rises with the peak (ρ = 0.10 [0.02, 0.20])"),
+        (-0.3, -0.2, -0.1, "falls with the peak (ρ = −0.20 [−0.30, −0.10])"),
+        (-0.1, 0.1, 0.3, "shows no clear change with the peak"),
     ],
 )
 def test_complexity(low, value, high, said):
@@ -208,7 +211,7 @@ def test_complexity(low, value, high, said):
          low, value, high),
     )  # fmt: skip
     assert said in complexity.finding(table)
-    assert complexity.finding(table).startswith("Given density, the span with what is before")
+    assert complexity.finding(table).startswith("Given density, the span measured by repl")
     assert "Too few features" in complexity.finding(table.iloc[:0])
 
 
@@ -221,11 +224,11 @@ def test_circuits():
         ("agree", "task", "accuracy", 0.5),
     )
     assert figure_abilities.finding(table).startswith(
-        "The model does 1 of 2 tasks; in 1 of them features carry more"
+        "The model can do 1 of 2 tasks; in 1 of them the features account for more"
     )
     table.loc[2, "value"] = 5
     assert "in 0 of them" in figure_abilities.finding(table)
-    assert "None of 1 tasks is told from chance" in figure_abilities.finding(table.iloc[3:])
+    assert "none of 1 tasks better than chance" in figure_abilities.finding(table.iloc[3:])
 
     def curve(restored, low, random_high):
         columns = "task step side group error k restored restored_low restored_high"
@@ -235,17 +238,17 @@ def test_circuits():
                     (*one, "absolute", False, 100, 1.0, 1.0, 1.0))  # fmt: skip
 
     assert figure_ablations.finding(curve(0.6, 0.5, 0.2)) == (
-        "10 features restore half of the answer in 1 of 1 tasks at the last snapshot, "
-        "more than 10 random ones in 1"
+        "At the last snapshot the 10 most important features restore half of the answer in 1 of 1 "
+        "tasks, and more than 10 random features do in 1"
     )
     found = figure_ablations.finding(curve(0.3, 0.1, 0.2))
     assert "in 0 of 1 tasks" in found
-    assert found.endswith("not told apart from random ones")
+    assert found.endswith("in none more than random features do")
 
 
 @pytest.mark.parametrize(
     ("low", "high", "said"),
-    [(900, 1000, "before the induction head"), (1300, 1400, "after the"), (900, 1300, "not told")],
+    [(900, 1000, "before the induction head"), (1300, 1400, "after the"), (900, 1300, "cannot be")],
 )
 def test_induction(low, high, said):
     table = rows(
@@ -254,9 +257,9 @@ def test_induction(low, high, said):
         ("onset", "induction_head_text", "1.1", "", 1150, 1100, 1200),
     )
     assert said in induction.finding(table)
-    assert induction.finding(table.iloc[:1]) == "No induction head to date"
-    assert (
-        induction.finding(table.iloc[:0]) == "No induction features and no induction head to date"
+    assert induction.finding(table.iloc[:1]) == "No induction head with a known onset"
+    assert induction.finding(table.iloc[:0]) == (
+        "No induction features and no induction head with a known onset"
     )
 
 
@@ -266,9 +269,11 @@ def test_makers():
         ("loss", "induction", 0, 0, 0.75, 0.8, 0.85),
         ("loss", "induction", 1, 1, 0.6, 0.65, 0.7),
     )
-    assert makers.finding(table) == "Induction features lose 80% without head 0.0"
+    assert (
+        makers.finding(table) == "Induction features lose 80% of their activation without head 0.0"
+    )
     table.loc[1, "high"] = 0.76
-    assert makers.finding(table).endswith("(not told apart from head 1.1)")
+    assert makers.finding(table).endswith("(about as much as without head 1.1)")
     assert makers.finding(table.iloc[:0]) == ""
 
 
@@ -280,10 +285,10 @@ def test_presence_and_trust():
     )
     assert presence.finding(table) == (
         "Where the norm calls a feature absent, scaling finds it in "
-        "9% [5%, 15%] of one, 27% [19%, 36%] of two"
+        "9% [5%, 15%] of cases in one and 27% [19%, 36%] of cases in two"
     )
     table.loc[0, "high"] = 0.2
-    assert presence.finding(table).endswith("not told apart")
+    assert presence.finding(table).endswith("cannot be distinguished")
     assert "No feature is absent" in presence.finding(table.iloc[:0])
     table = rows(
         "crosscoder panel group x low value high",
@@ -291,7 +296,7 @@ def test_presence_and_trust():
         ("two", "share", "frequent", "silent_births", 0.1, 0.2, 0.3),
     )
     assert trust.finding(table) == (
-        "one, frequent features: 1.4% [0.3%, 7.7%] of births are silent"
+        "Among frequent features of one, 1.4% [0.3%, 7.7%] of births are silent"
     )
     assert "No feature is frequent enough" in trust.finding(table.assign(group="all"))
 
@@ -305,7 +310,7 @@ def test_passages():
     )  # fmt: skip
     assert passages.finding(table) == (
         "One passage: the median token's loss falls from 7.0 to 2.0 nats, half of it by step 10; "
-        "33% of the tokens end less expected than they began"
+        "33% of the tokens are less expected at the end than at the start"
     )
     turned = table.assign(step=100 - table["step"])
     assert passages.finding(turned).endswith("loss does not fall: 2.0 to 7.0 nats")
@@ -318,15 +323,15 @@ def test_names_contexts_and_frontier():
         *[("feature", i, kind, onset) for i, kind, onset in
           ((1, "context", 0), (2, "context", 5), (3, "induction", 90), (4, "induction", 99))],
     )  # fmt: skip
-    said = "When half of the 4 features shown have appeared, by kind: "
-    assert names.finding(table) == said + "context at 2, induction at 94"
+    said = "Median onset of the 4 features shown, by kind: "
+    assert names.finding(table) == said + "context 2, induction 94"
     turned = table.assign(onset_step=table["onset_step"].to_numpy()[::-1])
-    assert names.finding(turned) == said + "induction at 2, context at 94"
-    assert "of a kind that could be told" in names.finding(table.assign(kind="none"))
+    assert names.finding(turned) == said + "induction 2, context 94"
+    assert "of a kind that could be established" in names.finding(table.assign(kind="none"))
     table = rows("panel feature matched", ("history", 1, True), ("history", 2, False))
-    assert "2 features, each of another life, 1 of them" in contexts.finding(table)
+    assert "2 features with different histories, 1 of them" in contexts.finding(table)
     table = rows("measure value", ("explained_variance", 0.8), ("loss_recovered", 0.95))
-    assert frontier.finding(table).startswith("80% of the variance")
+    assert frontier.finding(table).endswith("explains 80% of the variance")
 
 
 def test_a_title_is_made_from_the_csv_and_makes_room(tmp_path):

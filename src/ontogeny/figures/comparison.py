@@ -58,12 +58,12 @@ def finding(table: pd.DataFrame) -> str:
     shared = table[table["group"] == "shared"]
     said = (
         f"{len(shared):,} of {len(table):,} features are "
-        f"at both snapshots ({len(shared) / len(table):.0%})"
+        f"present at both snapshots ({len(shared) / len(table):.0%})"
     )
     if shared.empty:
         return said
     agree = (shared["cosine"] >= 0.7).mean()
-    return f"{said}; directions agree (cosine 0.7 or more) in {agree:.0%} of them"
+    return f"{said}; the directions agree (cosine of at least 0.7) in {agree:.0%} of these"
 
 
 def _cosines(axis: Axes, cosines: np.ndarray) -> None:

@@ -64,16 +64,13 @@ def finding(table: pd.DataFrame) -> str:
     base = means[means["condition"] == BASELINE].set_index("outcome")
     others = means[(means["condition"] != BASELINE) & means["outcome"].isin(base.index)]
     if others.empty:
-        return "No condition has an interval to hold against that of the recipe as it stands"
+        return "No condition has an interval to compare with the unchanged recipe's"
     low, high = (base.loc[others["outcome"], end].to_numpy() for end in ("low", "high"))
     apart = others[(others["low"].to_numpy() > high) | (others["high"].to_numpy() < low)]
     if apart.empty:
-        return "No change of the recipe is told apart from the recipe as it stands"
+        return "No change of the recipe can be distinguished from the unchanged recipe"
     names = ", ".join(dict.fromkeys(apart["condition"]))
-    return (
-        f"{len(apart)} of {len(others)} outcomes are told "
-        f"apart from the recipe as it stands: under {names}"
-    )
+    return f"{len(apart)} of {len(others)} outcomes differ from the unchanged recipe's: {names}"
 
 
 def _mean(axis: Axes, of: pd.DataFrame, names: list[str], outcome: str) -> pd.DataFrame:

@@ -75,15 +75,15 @@ def finding(table: pd.DataFrame) -> str:
     how = (
         "are new"
         if first < 0.3
-        else "are still those of the first"
+        else "are still those of the first snapshot"
         if first >= KEPT
         else "have turned in part"
     )
     away = last.index[last < KEPT]
     since = last.index[last.index > away.max()].min() if len(away) else last.index.min()
     return (
-        f"At the last snapshot directions {how} (mean cosine with the first {first:z.2f}); "
-        f"from step {since:,} on they keep one of {KEPT:g} or more with the last"
+        f"By the last snapshot the directions {how} (mean cosine with the first {first:z.2f}); "
+        f"from step {since:,} on they are within a cosine of {KEPT:g} of the last"
     )
 
 

@@ -61,9 +61,9 @@ def finding(table: pd.DataFrame) -> str:
         if own.empty:
             continue
         nearest = own.iloc[int(own["value"].argmin())]
-        leaves = "" if nearest["step"] < own["step"].max() else ", and still nears it"
+        leaves = "" if nearest["step"] < own["step"].max() else ", and still approaching it"
         parts.append(
             f"to the {name} model at step {nearest['step']:,.0f} "
             f"({nearest['value']:.2f} nats{leaves})"
         )
-    return f"The model is nearest {', '.join(parts)}" if parts else ""
+    return f"The model is closest {' and '.join(parts)}" if parts else ""

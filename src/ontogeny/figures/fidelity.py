@@ -106,8 +106,8 @@ def finding(table: pd.DataFrame) -> str:
     better = int((mean > other).sum())
     how = "more than" if better > len(by) / 2 else "no more than"
     return (
-        f"{said}, {how} as many principal components "
-        f"({other.mean():.0%}): better at {better} of {len(by)} snapshots"
+        f"{said}, {how} the same number of principal components "
+        f"({other.mean():.0%}), and does better at {better} of {len(by)} snapshots"
     )
 
 

@@ -102,7 +102,7 @@ def finding(table: pd.DataFrame) -> str:
     faded = (end.drop_duplicates("feature")["normalised_strength"] < 0.5).mean()
     return (
         f"Half of the {len(each):,} features have peaked by step {half:,}; "
-        f"{faded:.0%} end below half of their peak"
+        f"{faded:.0%} end below half of their peak strength"
     )
 
 

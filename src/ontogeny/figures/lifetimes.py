@@ -60,7 +60,7 @@ def finding(table: pd.DataFrame) -> str:
         table[table["panel"] == "lifetime"].groupby(["group", "class"], sort=False)["value"].sum()
     )
     lives = {
-        "initialisation": "are there from the first snapshot to the last",
+        "initialisation": "are present from the first snapshot to the last",
         "emergent": "emerge and stay",
         "transient": "fade before the end",
     }

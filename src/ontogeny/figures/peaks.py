@@ -50,7 +50,7 @@ def finding(table: pd.DataFrame) -> str:
     total, most = int(counts.sum()), int(counts.argmax())
     chance = stats.binomtest(int(counts[most]), total, 1 / len(counts), alternative="greater")
     if chance.pvalue * len(counts) > 0.05:
-        return "Features peak at all snapshots alike: none is told apart from the others"
+        return "Features peak at all snapshots about equally often"
     return (
         f"More features peak at step {table['step'].iloc[most]:,} than at any other snapshot: "
         f"{counts[most]:,} of {total:,} ({counts[most] / total:.0%})"

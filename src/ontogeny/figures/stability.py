@@ -67,9 +67,9 @@ def draw(settings: Settings, matches: Path, strengths: Path, baselines: Path, ou
 
 
 def finding(table: pd.DataFrame) -> str:
-    """How many features come again in another seed, beside what token means and rows would give."""
+    """How many features another seed finds again, beside what token means and rows would give."""
     if table.empty:
-        return "One seed: nothing says which features are stable"
+        return "With one seed nothing can be said about which features are stable"
     share = table["matched"].mean()
     names = {"token_matched_cosine": "token means", "row_matched_cosine": "random rows"}
     least = table.loc[table["matched"], "cosine"].min()
@@ -78,10 +78,10 @@ def finding(table: pd.DataFrame) -> str:
         for name, text in names.items()
         if table[name].notna().any()
     }
-    said = f"{share:.0%} of the features come again in another seed"
+    said = f"{share:.0%} of the features are found again in another seed"
     if not chance:
         return said
-    beside = ", ".join(f"{value:.0%} of {text}" for text, value in chance.items())
+    beside = " and ".join(f"{value:.0%} of {text}" for text, value in chance.items())
     most = max(chance.values())
     how = "against" if share > 2 * most else "hardly more than" if share > most else "no more than"
     return f"{said}, {how} {beside}"

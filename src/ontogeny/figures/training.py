@@ -103,20 +103,21 @@ def finding(table: pd.DataFrame) -> str:
     """How the held-out loss falls, when it passes the n-gram levels, and whether copying helps."""
     loss = table[table["series"] == "held_out_loss"].sort_values("step")["value"].to_numpy()
     said = (
-        f"The held-out loss {'falls' if loss[-1] < loss[0] else 'does not fall'}: "
+        f"The held-out loss {'falls' if loss[-1] < loss[0] else 'does not fall: it goes'} from "
         f"{loss[0]:.2f} to {loss[-1]:.2f} nats"
     )
     crossed = table[table["panel"] == "crossing"].set_index("series")["step"].dropna()
     parts = [
-        f"below the {name} level from step {crossed[name]:,.0f}"
+        f"below the {name} level at step {crossed[name]:,.0f}"
         for name in ("unigram", "bigram")
         if name in crossed
     ]
     gain = table[table["series"] == "copying_gain"].sort_values("step")["value"]
+    copied = ""
     if len(gain):
         much = f"{gain.iloc[-1]:.2f} nats" if gain.iloc[-1] >= 0.005 else "nothing"
-        parts.append(f"a copy in the text gains {much} at the end")
-    return ", ".join([said, *parts])
+        copied = f"; a repeated passage gains {much} at the end"
+    return ", ".join([said, *parts]) + copied
 
 
 def _levels(axis: Axes, crossings: pd.DataFrame) -> None:

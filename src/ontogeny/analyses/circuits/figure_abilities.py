@@ -146,10 +146,10 @@ def finding(table: pd.DataFrame) -> str:
             shown += 1
             more += own.loc[own["series"] != "error", "value"].sum() > error.iloc[0]
     if not shown:
-        return f"None of {len(tasks)} tasks is told from chance at the last snapshot"
+        return f"At the last snapshot the model does none of {len(tasks)} tasks better than chance"
     return (
-        f"The model does {shown} of {len(tasks)} tasks; in {more} of them features carry more "
-        "of the answer than what the crosscoder leaves"
+        f"The model can do {shown} of {len(tasks)} tasks; in {more} of them the features account "
+        "for more of the answer than the crosscoder's error does"
     )
 
 

@@ -134,15 +134,15 @@ def finding(table: pd.DataFrame) -> str:
         half += [task] if key["restored"] >= 0.5 else []
         apart += [task] if key["restored_low"] > random["restored_high"] else []
     if not tasks:
-        return "No task is done at the last snapshot"
+        return "The model can do none of the tasks at the last snapshot"
     beside = (
-        f"more than {FEW} random ones in {len(apart)}"
+        f"and more than {FEW} random features do in {len(apart)}"
         if apart
-        else "not told apart from random ones"
+        else "in none more than random features do"
     )
     return (
-        f"{FEW} features restore half of the answer in {len(half)} "
-        f"of {len(tasks)} tasks at the last snapshot, {beside}"
+        f"At the last snapshot the {FEW} most important features restore half of the answer in "
+        f"{len(half)} of {len(tasks)} tasks, {beside}"
     )
 
 

@@ -30,8 +30,8 @@ SYMBOLS = {"pearson": "r", "spearman": "ρ"}
 BINS = 6
 
 FINDING = {  # scores in a title
-    "span_alone": "the span of a suffix run alone",
-    "span_replaced": "the span with what is before replaced",
+    "span_alone": "the context span measured by running a suffix alone",
+    "span_replaced": "the span measured by replacing what comes before",
     "grade": "the grade",
 }
 
@@ -118,10 +118,10 @@ def finding(table: pd.DataFrame) -> str:
     parts = []
     for row in own.to_dict("records"):
         told = row["low"] > 0 or row["high"] < 0
-        how = ("rises" if row["value"] > 0 else "falls") if told else "is not told to change"
+        how = ("rises" if row["value"] > 0 else "falls") if told else "shows no clear change"
         parts.append(
-            f"{FINDING[str(row['score'])]} {how} with the peak (ρ "
-            f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}])"
+            f"{FINDING[str(row['score'])]} {how} with the peak (ρ = "
+            f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}])".replace("-", "−")
         )
     if not parts:
         return "Too few features to correlate complexity with the peak"

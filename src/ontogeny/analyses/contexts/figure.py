@@ -117,8 +117,8 @@ def finding(table: pd.DataFrame) -> str:
         return ""
     matched = int(own["matched"].astype(bool).sum())
     return (
-        f"{len(own)} features, each of another life, {matched} of "
-        "them found in another seed: when they are strong, and on what"
+        f"{len(own)} features with different histories, {matched} of them found again in "
+        "another seed: when they are strong, and what they respond to"
     )
 
 

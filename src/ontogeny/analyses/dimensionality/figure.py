@@ -60,8 +60,8 @@ def finding(table: pd.DataFrame) -> str:
     apart = (first.min() - last.max()) * (first.max() - last.min()) > 0  # no seed says otherwise
     change = "more" if last.mean() > first.mean() else "fewer"
     how = change if apart else "neither more nor fewer"
-    ends = f"{first.mean():.2f} d at first, {last.mean():.2f} d at last"
-    return f"Features take up {how} dimensions as training goes on: {ends}"
+    ends = f"{first.mean():.2f} d at the start, {last.mean():.2f} d at the end"
+    return f"Features occupy {how} dimensions as training goes on: {ends}"
 
 
 def _curves(

@@ -90,10 +90,7 @@ def finding(table: pd.DataFrame) -> str:
     own = table[(table["measure"] == "explained_variance") & table["value"].notna()]
     if own.empty:
         return ""
-    return (
-        f"{own['value'].max():.0%} of the variance is "
-        "the most that a dictionary of the sweep explains"
-    )
+    return f"The best dictionary of the sweep explains {own['value'].max():.0%} of the variance"
 
 
 def _mean(points: pd.DataFrame) -> pd.DataFrame:

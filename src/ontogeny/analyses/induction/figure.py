@@ -102,19 +102,18 @@ def finding(table: pd.DataFrame) -> str:
     head = onsets[onsets["event"] == "induction_head_text"].dropna(subset=["value"])
     if own.empty or head.empty:
         absent = [text for text, part in (("features", own), ("head", head)) if part.empty]
-        return f"No induction {' and no induction '.join(absent)} to date"
+        return f"No induction {' and no induction '.join(absent)} with a known onset"
     features, low, high = own[["value", "low", "high"]].iloc[0]
     at, since, until = head[["value", "low", "high"]].iloc[0]
     how = "before" if high < since else "after" if low > until else "when"
     if how == "when":
         return (
-            "Induction features (median "
-            f"onset {features:,.0f}) and "
-            f"the induction head ({at:,.0f}) are not told apart in time"
+            f"Induction features (median onset at step {features:,.0f}) and the induction head "
+            f"({at:,.0f}) appear at times that cannot be distinguished"
         )
     return (
         f"Induction features appear {how} the induction head: median onset at step "
-        f"{features:,.0f}, the head at {at:,.0f}"
+        f"{features:,.0f}, the head's at {at:,.0f}"
     )
 
 

@@ -111,7 +111,7 @@ def finding(table: pd.DataFrame) -> str:
     onsets = {kind: steps for kind, steps in onsets.items() if len(steps) >= LEAST_FEATURES}
     medians = pd.Series({kind: np.median(steps) for kind, steps in onsets.items()}).sort_values()
     if len(medians) < 2:
-        return "Fewer than two kinds have enough matched features to tell their onsets apart"
+        return "Fewer than two kinds have enough matched features to compare their onsets"
 
     def like(kind: str) -> list[str]:
         """Kinds whose onsets are not told apart from those of one."""
@@ -125,12 +125,17 @@ def finding(table: pd.DataFrame) -> str:
 
     first, last = like(str(medians.index[0])), like(str(medians.index[-1]))
     if set(first) & set(last):
-        return "The first and the last kind of feature are not told apart by their onsets"
+        return "The onsets of the first and the last kind of feature cannot be distinguished"
     between = ", ".join(f"{_words(str(kind))} {at:,.0f}" for kind, at in medians.items())
     return (
-        f"Features of {' and '.join(first)} appear first, of {' and '.join(last)} last "
-        f"(median onsets of the matched: {between})"
+        f"{_joined(first).capitalize()} features appear first, {_joined(last)} features last "
+        f"(median onsets of matched features: {between})"
     )
+
+
+def _joined(kinds: list[str]) -> str:
+    """Before a noun: "context and current-token"."""
+    return " and ".join(kind.replace(" ", "-") for kind in kinds)
 
 
 def _words(kind: str) -> str:

@@ -91,12 +91,11 @@ def finding(table: pd.DataFrame) -> str:
         first = own.iloc[0]
         said = (
             f"{kind.replace('_', '-')} features lose {first['value']:.0%} "
-            f"without head {first['layer']:.0f}.{first['head']:.0f}"
+            f"of their activation without head {first['layer']:.0f}.{first['head']:.0f}"
         )
         if len(own) > 1 and first["low"] <= own.iloc[1]["high"]:
-            said += (
-                f" (not told apart from head {own.iloc[1]['layer']:.0f}.{own.iloc[1]['head']:.0f})"
-            )
+            other = own.iloc[1]
+            said += f" (about as much as without head {other['layer']:.0f}.{other['head']:.0f})"
         parts.append(said)
     said = "; ".join(parts)
     return said[:1].upper() + said[1:]

@@ -102,11 +102,9 @@ def finding(table: pd.DataFrame) -> str:
     told = own[own["kind"].fillna("none") != "none"]
     order = told.groupby("kind")["onset_step"].median().sort_values()
     if order.empty:
-        return f"{len(own)} named features, none of a kind that could be told"
-    said = ", ".join(
-        f"{str(kind).replace('_', ' ')} at {step:,.0f}" for kind, step in order.items()
-    )
-    return f"When half of the {len(own)} features shown have appeared, by kind: {said}"
+        return f"{len(own)} named features, none of a kind that could be established"
+    said = ", ".join(f"{str(kind).replace('_', ' ')} {step:,.0f}" for kind, step in order.items())
+    return f"Median onset of the {len(own)} features shown, by kind: {said}"
 
 
 def _turning(above: Axes, below: Axes, about: dict[str, float]) -> None:

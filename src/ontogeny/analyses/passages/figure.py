@@ -54,5 +54,6 @@ def finding(table: pd.DataFrame) -> str:
     worse = float((curves.iloc[:, -1] > curves.iloc[:, 0]).mean())
     return (
         f"{passages}: the median token's loss falls from {first:.1f} to {last:.1f} nats, half of "
-        f"it by step {half:,}; {worse:.0%} of the tokens end less expected than they began"
+        f"it by step {half:,}; {worse:.0%} of the tokens are less expected at the end than at "
+        "the start"
     )

@@ -117,15 +117,15 @@ def finding(table: pd.DataFrame) -> str:
         & (table["test"] == "free") & (table["group"] == "all")
     ].dropna(subset=["value"])  # fmt: skip
     if own.empty:
-        return "No feature is absent anywhere: nothing for the norm to be wrong about"
+        return "No feature is absent anywhere, so the norm has nothing to be wrong about"
     parts = [
-        f"{row['value']:.0%} [{row['low']:.0%}, {row['high']:.0%}] of {row['crosscoder']}"
+        f"{row['value']:.0%} [{row['low']:.0%}, {row['high']:.0%}] of cases in {row['crosscoder']}"
         for row in own.to_dict("records")
     ]
-    said = f"Where the norm calls a feature absent, scaling finds it in {', '.join(parts)}"
+    said = f"Where the norm calls a feature absent, scaling finds it in {' and '.join(parts)}"
     if len(own) > 1:
         apart = own["low"].max() > own["high"].min()
-        said += "" if apart else ": not told apart"
+        said += "" if apart else ", shares that cannot be distinguished"
     return said
 
 

@@ -41,9 +41,9 @@ def title(table: pd.DataFrame) -> str:
         [", ".join([f"{each[0]} of the variance {first}", *rest[:-1]]), *rest[-1:]]
     )
     settled = found["token_means_settled_step"]
-    kept = f"keep a cosine of {SETTLED:g} or more with their last ones"
+    kept = f"are within a cosine of {SETTLED:g} of their final values"
     since = f"from step {settled:,} on" if settled is not None else "at no step"
-    return f"The token alone explains {shares}; tokens' means {kept} {since}"
+    return f"The token alone explains {shares}; the token means {kept} {since}"
 
 
 def draw(settings: Settings, token_means: Path, output: Path) -> None:

@@ -24,7 +24,7 @@ SAID = {
     "relays": "are in relays",
 }
 TITLES = {
-    "share": "not to be trusted",
+    "share": "what cannot be trusted",
     "birth": "read-out around births",
     "death": "read-out around deaths",
     "strength": "median strength, quartiles",
@@ -93,7 +93,7 @@ def draw(
 
 
 def finding(table: pd.DataFrame) -> str:
-    """How many births and deaths of frequent features are not to be trusted."""
+    """How many births and deaths of frequent features cannot be trusted."""
     own = table[(table["panel"] == "share") & (table["group"] == "frequent")]
     own = (
         own[own["crosscoder"] == own["crosscoder"].iloc[0]].dropna(subset=["value"])
@@ -106,7 +106,7 @@ def finding(table: pd.DataFrame) -> str:
         f"{row['value']:.1%} [{row['low']:.1%}, {row['high']:.1%}] {SAID[str(row['x'])]}"
         for row in own.to_dict("records")
     ]
-    return f"{own['crosscoder'].iloc[0]}, frequent features: {', '.join(parts)}"
+    return f"Among frequent features of {own['crosscoder'].iloc[0]}, {', '.join(parts)}"
 
 
 def _shares(

@@ -483,7 +483,7 @@ def test_a_model_that_does_no_task_has_empty_tables_and_figures(experiment, tmp_
     strengths = {"feature": [0], "snapshot_index": 1, "step": 0, "normalised_strength": 1.0}
     pd.DataFrame(strengths).to_parquet(histories[1])
     drawn = [tmp_path / "behaviour.csv", tmp_path / "attribution.parquet"]
-    abilities.draw(*histories, *drawn, tmp_path / "abilities")
+    abilities.draw(*histories, *drawn, None, tmp_path / "abilities")
     ablations.draw(histories[0], *drawn, tables[0], tmp_path / "ablations")
     for name in ("abilities", "ablations"):
         assert pd.read_csv(tmp_path / f"{name}.csv").empty

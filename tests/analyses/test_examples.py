@@ -53,9 +53,11 @@ def arguments(folder, matching: str = "some", kinds: bool = True):
                 }
             )
     pd.DataFrame(rows).to_parquet(folder / "contexts.parquet")
-    names = ("features", "strengths", "contexts", "kinds")
+    named = pd.DataFrame({"feature": [3, 4, 10], "name": ["", "after (", "$x_{2}$ 50%"]})
+    named.to_parquet(folder / "names.parquet")
+    names = ("features", "strengths", "contexts", "kinds", "names")
     paths = [folder / f"{name}.parquet" for name in names]
-    return paths if kinds else [*paths[:3], None]
+    return paths if kinds else [*paths[:3], None, None]
 
 
 @pytest.fixture(scope="module")
@@ -85,13 +87,15 @@ def test_the_examples_follow_the_rule(drawn):
     assert chosen == {
         "initialisation, kept": 2,
         "initialisation, lost": 1,
-        "emergent, lost": 5,  # better matched than 4; both of a kind not drawn before
+        "emergent, lost": 4,  # has a name; 5 is better matched, both of a kind not drawn before
         "emergent early": 6,  # 3 is of a kind drawn before
         "emergent midway": 8,  # better matched than 7, whose kind is drawn before
         "emergent late": 10,
     }
     kinds = table.drop_duplicates("feature").set_index("feature")["kind"]
     assert kinds[2] == "current_token"
+    names = table.drop_duplicates("feature").set_index("feature")["name"].dropna()
+    assert names.to_dict() == {4: "after (", 10: "$x_{2}$ 50%"}
 
 
 def test_the_csv_holds_what_is_drawn(drawn):
@@ -137,6 +141,8 @@ def test_the_figure_names_the_matched_share(tmp_path, monkeypatch, matching, kin
     assert any(said in text for text in texts[:-1])
     heads = [t for t in texts[:-1] if "onset at step" in t]
     assert len(heads) == 6
+    named = "feature 10: $x_{2}$ 50% · emergent late"
+    assert sum(head.startswith(named) for head in heads) == int(kinds)
     if matching == "none":
         assert all("not matched" in head for head in heads)
         assert texts[-1] == {""}

@@ -139,6 +139,16 @@ def read_living(path: str | Path, columns: Iterable[str] = ()) -> pd.DataFrame:
     return living
 
 
+def names_of(path: Path | None) -> dict[int, str]:
+    """Names of features by their numbers, from the table of names; none where there is none."""
+    if path is None:
+        return {}
+    table = read(path, ["feature", "name"])
+    return {
+        int(i): str(name) for i, name in zip(table["feature"], table["name"], strict=True) if name
+    }
+
+
 def snapshots(table: pd.DataFrame) -> tuple[list[int], list[int]]:
     """Numbers and training steps of a tidy table's snapshots, in training order."""
     known = table[["snapshot_index", "step"]].drop_duplicates().sort_values("step")

@@ -1,7 +1,7 @@
 """What the analysis `circuits` reads, makes, costs and draws."""
 
 from ontogeny.analyses.circuits.settings import Circuits
-from ontogeny.declarations import Analysis, Cost, Figure, Product, Stage
+from ontogeny.declarations import Analysis, Cost, Figure, Optional, Product, Stage
 
 HERE = "ontogeny.analyses.circuits"
 ABILITIES = "From features to abilities"
@@ -94,7 +94,7 @@ ANALYSIS = Analysis(
             f"{HERE}.figure_abilities:draw",
             ABILITIES,
             "Tasks and their key features",
-            DRAWN | {"strengths": "strengths"},
+            DRAWN | {"strengths": "strengths", "named": Optional("names")},
         ),
         Figure(
             "ablations",

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from ontogeny.figures import style
+from ontogeny.figures.glyphs import drawable
 
 TOP = 5
 DASHES: Any = (0, (4, 1.2))  # of what is not matched
@@ -38,7 +39,14 @@ SERIES = {
 }
 
 
-def draw(features: Path, strengths: Path, behaviour: Path, attribution: Path, output: Path) -> None:
+def draw(
+    features: Path,
+    strengths: Path,
+    behaviour: Path,
+    attribution: Path,
+    named: Path | None,
+    output: Path,
+) -> None:
     """Accuracy of every task and the strength of its five key features, by snapshot.
 
     Key features are those of the largest |attribution| at the last snapshot, of those that are told
@@ -52,6 +60,7 @@ def draw(features: Path, strengths: Path, behaviour: Path, attribution: Path, ou
     behaviour : task, snapshot_index, step, done, accuracy and logit_difference with their
         intervals.
     attribution : task, feature, step, attribution, standard_error, told.
+    named : feature, name; None where features are not named.
     output : path without ending. Its CSV has task, done (at the last snapshot), panel ('task',
         'strength', 'attribution'), series (accuracy, logit_difference, a feature's number,
         'other features' or 'all features', 'error'), matched, snapshot_index, step, value, low,
@@ -69,7 +78,8 @@ def draw(features: Path, strengths: Path, behaviour: Path, attribution: Path, ou
     tasks = style.read(behaviour, columns)[columns]
     columns = ["task", "feature", "step", "attribution", "standard_error", "told"]
     attributed = style.read(attribution, columns)[columns]
-    names = list(dict.fromkeys(tasks["task"]))
+    called = style.names_of(named)
+    order = list(dict.fromkeys(tasks["task"]))
     snapshots = tasks[["snapshot_index", "step"]].drop_duplicates().sort_values("step")
     numbers, steps = list(snapshots["snapshot_index"]), list(snapshots["step"])
     known = set(living.loc[living["matched"], "feature"])
@@ -77,21 +87,21 @@ def draw(features: Path, strengths: Path, behaviour: Path, attribution: Path, ou
     drawn: list[pd.DataFrame] = []
     colours: dict[int, str] = {}
     with style.paper():
-        heights = [1.0 if done[name] else 0.62 for name in names] or [1.0]
+        heights = [1.0 if done[name] else 0.62 for name in order] or [1.0]
         figure = style.new_figure(180, 24 + 31 * sum(heights))
         grid = figure.subplots(
-            len(heights), 3, squeeze=False, width_ratios=[1, 1, 0.62], height_ratios=heights
+            len(heights), 3, squeeze=False, width_ratios=[1, 1, 0.55], height_ratios=heights
         )
-        for axis in () if names else grid[0]:
+        for axis in () if order else grid[0]:
             style.empty(axis, "the last snapshot does no task")
-        for row, name in enumerate(names):
+        for row, name in enumerate(order):
             task = tasks[tasks["task"] == name].sort_values("step")
             last = task.iloc[-1]
             here = attributed[(attributed["task"] == name) & (attributed["step"] == last["step"])]
             key = _key(here) if last["done"] else here.iloc[:0]
             shades = _shades(key["feature"], colours)
             curves = {i: every[every["feature"] == i].sort_values("step") for i in key["feature"]}
-            lowest = row == len(names) - 1
+            lowest = row == len(order) - 1
             for kind, axis in zip(style.KINDS, grid[row], strict=False):
                 _task(axis, task, right=kind == "linear")
                 for colour, (feature, curve) in zip(shades, curves.items(), strict=True):
@@ -110,7 +120,7 @@ def draw(features: Path, strengths: Path, behaviour: Path, attribution: Path, ou
                 f"{TASKS.get(name, name)}: {verdict}accuracy {accuracy} at step {last['step']:,}",
             )  # fmt: skip
             if last["done"]:
-                drawn.append(_bars(grid[row, 2], here, key, shades, known, lowest))
+                drawn.append(_bars(grid[row, 2], here, key, shades, known, called, lowest))
             else:
                 below = last["accuracy_high"] < 0.5
                 verdict = "worse than chance" if below else "not told from chance"
@@ -196,6 +206,7 @@ def _bars(
     key: pd.DataFrame,
     shades: list[str],
     known: set[int],
+    called: dict[int, str],
     labels: bool,
 ) -> pd.DataFrame:
     """Attributions of the key features, of all others together, and of the error node."""
@@ -213,7 +224,8 @@ def _bars(
     )  # fmt: skip
     axis.errorbar(values, y, xerr=spread, fmt="none", ecolor="black", elinewidth=0.6)
     axis.axvline(0, color="black", linewidth=0.5)
-    axis.set_yticks(y, names, fontsize=5.8)
+    texts = [f"{i}: {drawable(called[i])}" if i in called else str(i) for i in key["feature"]]
+    axis.set_yticks(y, [*texts, *names[len(texts) :]], fontsize=5.8, parse_math=False)
     axis.tick_params(axis="x", labelsize=6)
     if not len(key):
         axis.set_ylim(-len(names) - 0.4, 0.5)  # a row of its own, which no bar or interval crosses

@@ -60,6 +60,7 @@ ANALYSIS = Analysis(
                 "strengths": "strengths",
                 "contexts": "contexts_table",
                 "kinds": Optional("kinds"),
+                "named": Optional("names"),
             },
         )
     ],

@@ -22,7 +22,7 @@ LEAST_DENSITY, MOST_DENSITY = 1e-4, 0.1
 COLUMNS = ["density", "peak_step", "onset_step", "initialisation", "emergent", "transient"]
 OF_CONTEXTS = ["feature", "rank", "block", "offset", "activation", "tokens", "activations"]
 OF_CONTEXTS += ["position", "promoted"]
-LABELS = ["class", "feature", "kind", "matched", "matched_cosine"]  # of everything drawn
+LABELS = ["class", "feature", "name", "kind", "matched", "matched_cosine"]  # of everything drawn
 WIDTH, ROW, TOP, BOTTOM = 180.0, 29.0, 12.0, 16.0  # mm
 TEXT_LEFT, TEXT_RIGHT = 80.0, 178.0  # of the page, mm
 SIZE = 6.3  # of the contexts' letters, points
@@ -32,20 +32,28 @@ BEFORE = 0.62  # share of a line up to the position's own token, at most
 SHADE = "#FFD23C"  # of no kind
 
 
-def draw(features: Path, strengths: Path, contexts: Path, kinds: Path | None, output: Path) -> None:
+def draw(
+    features: Path,
+    strengths: Path,
+    contexts: Path,
+    kinds: Path | None,
+    named: Path | None,
+    output: Path,
+) -> None:
     """Decoder norms of one feature of each class, its top contexts and promoted tokens beside.
 
     The classes are initialisation features that are kept and that are not, emergent ones that are
     not, and the thirds of the kept emergent ones by onset. Candidates are active on at least one
     token in 10,000 and on at most one in ten, and have as many contexts as are drawn; matched ones
     if there are any. Of a class the one is drawn that is of a kind not drawn before, if kinds are
-    known and there is one; of these the best matched, then the most frequent.
+    known and there is one; of these one with a name, then the best matched, then the most frequent.
 
     Parameters
     ----------
-    features, strengths, contexts, kinds : tables; kinds is None where they are not known.
+    features, strengths, contexts, kinds, named : tables; the last two are None where they are
+        not known.
     output : path without ending. Its CSV has panel ('history', 'context', 'promoted'), class,
-        feature, kind, matched, matched_cosine; of a history snapshot_index, step, value (the
+        feature, name, kind, matched, matched_cosine; of a history snapshot_index, step, value (the
         decoder norm); of a context rank, block, offset (of the token), token, value (the
         activation), shade (over the feature's largest), own (whether it is the context's
         position); of a promoted token rank and token.
@@ -58,6 +66,8 @@ def draw(features: Path, strengths: Path, contexts: Path, kinds: Path | None, ou
     else:
         known = style.read(kinds, ["feature", "kind"])[["feature", "kind"]]
         living = living.merge(known, on="feature", how="left").fillna({"kind": "none"})
+    names = style.names_of(named)
+    living["name"] = [names.get(feature, "") for feature in living["feature"]]
     chosen = choose(living, texts)
     last = float(curves["step"].max())
     drawn: list[pd.DataFrame] = []
@@ -82,8 +92,10 @@ def draw(features: Path, strengths: Path, contexts: Path, kinds: Path | None, ou
                     axis.set_ylabel("decoder norm")
                 else:
                     axis.tick_params(axis="y", labelleft=False)
-            head = rf"$\mathbf{{{'abcdef'[row]}}}$  {_heading(example)}"
-            figure.text(2 / WIDTH, (base + ROW - 4.2) / height, head, va="bottom", fontsize=7.2)
+            look: dict[str, Any] = {"va": "bottom", "fontsize": 7.2}
+            top = (base + ROW - 4.2) / height
+            figure.text(2 / WIDTH, top, "abcdef"[row], fontweight="bold", **look)
+            figure.text(5 / WIDTH, top, _heading(example), parse_math=False, **look)
             axis = _axes(figure, TEXT_LEFT, base + 1, TEXT_RIGHT - TEXT_LEFT, ROW - 6.5)
             own = texts[texts["feature"] == example["feature"]].sort_values("rank").head(CONTEXTS)
             history = curve[["snapshot_index", "step"]]
@@ -117,8 +129,8 @@ def finding(table: pd.DataFrame) -> str:
         return ""
     matched = int(own["matched"].astype(bool).sum())
     return (
-        f"{len(own)} features with different histories, {matched} of them found again in "
-        "another seed: when they are strong, and what they respond to"
+        f"{len(own)} features with different histories and their contexts; "
+        f"{matched} are found again in another seed"
     )
 
 
@@ -144,9 +156,9 @@ def choose(living: pd.DataFrame, texts: pd.DataFrame) -> pd.DataFrame:
         pool = members[members["matched"]] if members["matched"].any() else members
         if pool.empty:
             continue
-        ranked = pool.assign(seen=pool["kind"].isin(seen)).sort_values(
-            ["seen", "matched_cosine", "density", "feature"],
-            ascending=[True, False, False, True],
+        ranked = pool.assign(seen=pool["kind"].isin(seen), unnamed=pool["name"] == "").sort_values(
+            ["seen", "unnamed", "matched_cosine", "density", "feature"],
+            ascending=[True, True, False, False, True],
             na_position="last",
         )
         seen.add(str(ranked["kind"].iloc[0]))
@@ -162,10 +174,12 @@ def _axes(figure: Figure, left: float, bottom: float, width: float, height: floa
 
 def _heading(example: dict[Hashable, Any]) -> str:
     words = [f"feature {example['feature']}", str(example["class"])]
+    if example["name"]:
+        words[0] += f": {drawable(str(example['name']))}"
     if example["kind"] not in ("", "none"):
         words.append(str(example["kind"]).replace("_", " "))
     words.append(f"onset at step {example['onset_step']:.0f}, peak at {example['peak_step']:.0f}")
-    words.append(f"active on {example['density']:.2%} of tokens".replace("%", r"$\%$"))
+    words.append(f"active on {example['density']:.2%} of tokens")
     if example["matched"]:
         words.append(f"matched {example['matched_cosine']:.2f}")
     elif pd.notna(example["matched_cosine"]):

@@ -329,7 +329,7 @@ def test_names_contexts_and_frontier():
     assert names.finding(turned) == said + "induction 2, context 94"
     assert "of a kind that could be established" in names.finding(table.assign(kind="none"))
     table = rows("panel feature matched", ("history", 1, True), ("history", 2, False))
-    assert "2 features with different histories and their contexts; 1 are" in contexts.finding(
+    assert "2 features with different histories and their contexts, 1 found" in contexts.finding(
         table
     )
     table = rows("measure value", ("explained_variance", 0.8), ("loss_recovered", 0.95))

@@ -129,8 +129,8 @@ def finding(table: pd.DataFrame) -> str:
         return ""
     matched = int(own["matched"].astype(bool).sum())
     return (
-        f"{len(own)} features with different histories and their contexts; "
-        f"{matched} are found again in another seed"
+        f"{len(own)} features with different histories and their contexts, "
+        f"{matched} found again in another seed"
     )
 
 

@@ -78,7 +78,9 @@ def test_what_cannot_be_left_out_is_one_line(tokens):
     none = Marks(end=0)
     with pytest.raises(InputError, match="the tokenizer has no padding token; remove padding, or"):
         none.ids(["padding"], V)
-    with pytest.raises(InputError, match=r"leave_out: 50 is no id of the tokenizer, .* below 50"):
+    with pytest.raises(
+        InputError, match=r"leave_out: 50 is not an id of the tokenizer, .* below 50"
+    ):
         none.ids([50], V)
     assert none.ids(["end_of_text", "first", "special"], V) == [0]
     a = settings.Activations.model_validate({"layers": [0], "leave_out": list(range(V))})

@@ -319,7 +319,9 @@ def test_what_a_table_cannot_be_is_refused(folder, tmp_path):
     shutil.copytree(folder / "tables", tmp_path / "tables")
     with h5py.File(tmp_path / TABLE, "r+") as file:
         file["left_norm"][1] = 0
-    with pytest.raises(InputError, match=r"residual\.1/step4: the token alone gives every row"):
+    with pytest.raises(
+        InputError, match=r"residual\.1/step4: the token alone determines every row"
+    ):
         Table(tmp_path / "tables", SITES)
     (tmp_path / TABLE).write_bytes(b"x")
     with pytest.raises(InputError, match=r"residual\.1\.h5: truncated or not HDF5"):

@@ -78,8 +78,8 @@ class Snapshot:
         """
         if ids.max(initial=0) >= self._vocabulary:
             raise InputError(
-                f"corpus: the text holds id {ids.max()}, the embedding of step {self.step} has ids "
-                f"below {self._vocabulary}; use the model's own tokenizer"
+                f"corpus: the text contains the id {ids.max()}, but the embedding of step "
+                f"{self.step} has only ids below {self._vocabulary}; use the model's own tokenizer"
             )
         on_device = torch.from_numpy(ids.astype(np.int64)).to(self.device)
         values = sites.read(self.model, on_device, self.wanted)

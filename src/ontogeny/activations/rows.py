@@ -125,8 +125,8 @@ class Cached(Stacks):
     def _open(self, path: Path, name: str) -> Reader:
         if not path.exists():
             raise InputError(
-                f"{path}: these training rows are gone; make them again, with "
-                "activations.keep: true to keep them"
+                f"{path}: these training rows were deleted after use; set activations.keep: true "
+                "and make them again"
             )
         open_checked(path).close()
         return Reader(path, name)

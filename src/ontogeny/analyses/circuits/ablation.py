@@ -336,8 +336,8 @@ def measure(
                 ranked = features[features["task"] == task.name]
                 if list(ranked["feature"]) != list(difference.features):
                     raise InputError(
-                        f"{differences.parent}: attribution.parquet and differences.h5 are of two "
-                        "runs; delete them to make them again"
+                        f"{differences.parent}: attribution.parquet and differences.h5 come from "
+                        "different runs; delete them to make them again"
                     )
                 m, pairs = Downstream(model, layer, stream, task), len(task.clean)
                 W = attributed.decoders(trained, site, difference.features, device)

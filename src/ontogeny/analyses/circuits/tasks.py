@@ -362,7 +362,5 @@ def read(path: Path, tokens: str) -> list[Task]:
         names, own = [str(name) for name in file.attrs["tasks"]], file.attrs.get("tokens")
         tasks = [Task(name, *(file[name][array][:] for array in ARRAYS)) for name in names]
     if own != tokens:
-        raise InputError(
-            f"{path}: of other tokens than the crosscoder was trained on; make them again"
-        )
+        raise InputError(f"{path}: made from other tokens than the crosscoder's; make them again")
     return tasks

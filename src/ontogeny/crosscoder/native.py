@@ -36,7 +36,7 @@ VECTORS = {
     "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"],
     "AVX2": ["-mavx2", "-mfma"],
 }
-INSTEAD = "training runs in PyTorch, slower"
+INSTEAD = "training runs in PyTorch, which is slower"
 
 
 def _flags() -> list[str]:
@@ -93,7 +93,7 @@ def _build(kept: Path, flags: list[str]) -> None:
     """Build and load the library, in a folder of its own: it is kept whole or not at all."""
     kept.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".ontogeny_core_") as folder:
-        print("crosscoder core: built once, in some 10 seconds", file=sys.stderr)
+        print("crosscoder core: compiling it once, which takes about 10 seconds", file=sys.stderr)
         cpp_extension.load(
             kept.stem,
             [str(SOURCE)],

@@ -99,7 +99,7 @@ class Progress:
         path = folder / "state.h5"
         for _, wrong in digests.faults(path):
             if self.ranks.rank == 0:
-                print(f"{path}: {wrong}; training begins anew", file=sys.stderr)
+                print(f"{path}: {wrong}; training starts again", file=sys.stderr)
             return
         try:
             with open_hdf5(path) as file:

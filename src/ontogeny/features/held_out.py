@@ -31,8 +31,8 @@ def inputs_of(crosscoder: Crosscoder, activations: str | Path) -> HeldOut:
     inputs = HeldOut(activations, [Site(*site) for site in crosscoder.about.inputs], scales)
     if inputs.tokens != crosscoder.about.tokens:
         raise InputError(
-            f"{activations}: activations of other tokens than the crosscoder was trained on; "
-            "train it again"
+            f"{activations}: made from other tokens than the crosscoder was trained on; train it "
+            "again"
         )
     return inputs
 

@@ -129,7 +129,7 @@ def test_a_saved_dataset_that_is_not_whole(tmp_path):
     assert f"ds lacks {file.name}; save the dataset again" in said
     (tmp_path / "ds/state.json").write_text("{}")
     (said,) = text.faults(of_files(tmp_path / "ds"))
-    assert "not a whole folder of save_to_disk" in said
+    assert "not a complete folder of save_to_disk" in said
     (said,) = text.faults(of({"dataset": {"name": "./nowhere"}}))
     assert said == "corpus.dataset.name: ./nowhere: no such folder; correct it"
 
@@ -175,7 +175,7 @@ def test_empty_files_are_told_and_refused_only_where_no_text_is_left(tmp_path):
     assert text.faults(of_files(tmp_path / "*.txt", tmp_path / "docs.jsonl")) == []
     assert text.empty(of_files(tmp_path / "*.txt")) == [tmp_path / "empty.txt"]
     (said,) = text.faults(of_files(tmp_path / "*.txt"))
-    assert "no text in it, nor in any other file" in said
+    assert "neither this file nor any other has text" in said
 
 
 # Token files
@@ -228,21 +228,21 @@ def test_plain_integers_under_the_name_npy(tmp_path):
     IDS.astype("<u2").tofile(tmp_path / "part-0.npy")  # as OLMo's data are
     assert text.faults(of_tokens(tmp_path / "part-0.npy", dtype="uint16")) == []
     (said,) = text.faults(of_tokens(tmp_path / "part-0.npy"))
-    assert "not a whole .npy array" in said
+    assert "not a complete .npy array" in said
 
 
 LARGE = np.random.default_rng(0).integers(0, 128_000, 2000)
 WRONG = {
-    "uint32 as uint16": (IDS.astype("<u4").tobytes(), {}, "as uint32 integers have; set uint32"),
-    "of a large vocabulary": (LARGE.astype("<u4").tobytes(), {}, "integers have; set uint32"),
+    "uint32 as uint16": (IDS.astype("<u4").tobytes(), {}, "integers would be; set uint32"),
+    "of a large vocabulary": (LARGE.astype("<u4").tobytes(), {}, "integers would be; set uint32"),
     "though it is said": (IDS.astype("<u4").tobytes(), {"dtype": "uint16"}, "set uint32"),
-    "int64 as uint16": (IDS.astype("<i8").tobytes(), {}, "as int64 integers have; set int64"),
-    "cut": (with_header(IDS, 20240520, 1, "<u2")[:-10], {}, "1,995 integers, its header says"),
+    "int64 as uint16": (IDS.astype("<i8").tobytes(), {}, "as int64 integers would be; set int64"),
+    "cut": (with_header(IDS, 20240520, 1, "<u2")[:-10], {}, "1,995 integers, but its header says"),
     "odd": (IDS.astype("<u2").tobytes()[:-1], {}, "3,999 bytes, which are no uint16 integers"),
     "against the header": (
         with_header(IDS, 20240801, 7, "<u4"), {"dtype": "uint16"}, "its header of .* says uint32",
     ),
-    "another version": (with_header(IDS, 20240520, 3, "<u2"), {}, "in version 3, which is not"),
+    "another version": (with_header(IDS, 20240520, 3, "<u2"), {}, "of version 3, which is not"),
     "a header and no more": (with_header(IDS[:0], 20240520, 1, "<u2"), {}, "no uint16 integers"),
 }  # fmt: skip
 

@@ -163,7 +163,9 @@ def test_a_hub_that_stays_broken_is_one_line(server, tmp_path) -> None:
     server.misbehave(SHARDS[0], "error")
     quick = "setattr(hub, 'LONGEST_PAUSE', 0.01)"
     _, said = client(server, tmp_path / "home", quick, fetch(tmp_path / "out"))
-    assert said.startswith("InputError: snapshots.hub: someone/model at step100 cannot be had from")
+    assert said.startswith(
+        "InputError: snapshots.hub: cannot download someone/model at step100 from"
+    )
     assert "500" in said
     assert "\n" not in said
     assert len(server.gets(SHARDS[0])) == 5
@@ -388,8 +390,8 @@ def test_missing_steps_are_told_with_the_nearest(server, tmp_path) -> None:
     # a hub that is away is no fault, and the job tells
     for env, told in (
         ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set; unset it"),
-        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "see to the network"),
-        ({"HF_ENDPOINT": f"{server.endpoint}/portal"}, "otherwise than a hub"),
+        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "check the network"),
+        ({"HF_ENDPOINT": f"{server.endpoint}/portal"}, "does not answer like a hub"),
     ):
         quick = "setattr(hub, 'LONGEST_PAUSE', 0.01)"
         _, faults, said = client(server, tmp_path / "home", quick, look, get, env=env)

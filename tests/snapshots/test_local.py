@@ -88,8 +88,8 @@ def test_faults_name_what_is_missing(runs) -> None:
         "snapshots.steps: runs/a/checkpoint-{step} has no step 7; nearest: 5, 20",
     ]
     (fault,) = local.faults(Local(folders="runs/none-{step}"), "all")
-    assert fault.startswith("snapshots.local.folders: no folder fits runs/none-{step} (from ")
-    with pytest.raises(InputError, match="no folder fits runs/none"):
+    assert fault.startswith("snapshots.local.folders: no folder matches runs/none-{step} (from ")
+    with pytest.raises(InputError, match="no folder matches runs/none"):
         local.resolve_steps(Local(folders="runs/none-{step}"))
     (runs / "a/checkpoint-5/config.json").unlink()
     (runs / "a/checkpoint-20/model.safetensors").unlink()
@@ -277,8 +277,8 @@ def test_pickles_of_other_things_are_refused(tmp_path) -> None:
     (source / "model.safetensors").unlink()
     file = source / "pytorch_model.bin"
     for state, said in (
-        ({"w": {"x": torch.ones(1)}}, "w is a dict, no dense tensor"),
-        ({"w": torch.ones(2, 2).to_sparse()}, "w is a Tensor, no dense tensor"),
+        ({"w": {"x": torch.ones(1)}}, "w is a dict, not a dense tensor"),
+        ({"w": torch.ones(2, 2).to_sparse()}, "w is a Tensor, not a dense tensor"),
         ([torch.ones(1)], "holds no tensors by name"),
     ):
         torch.save(state, file)

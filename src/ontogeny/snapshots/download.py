@@ -94,7 +94,7 @@ def _as_a_hub(url: str) -> Iterator[None]:
     except errors.HFValidationError:
         raise
     except (ValueError, LookupError, TypeError):
-        raise httpx2.RemoteProtocolError(f"{url} answers otherwise than a hub") from None
+        raise httpx2.RemoteProtocolError(f"{url} does not answer like a hub") from None
 
 
 def names_of(repository: str) -> list[str]:
@@ -235,8 +235,8 @@ def _download(hub: Hub, commit: str, name: str, file: File, advance: Callable[[i
     free = shutil.disk_usage(home).free
     if file.size > free:
         raise InputError(
-            f"{home}: {name} needs {file.size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; make "
-            "room or set HF_HUB_CACHE to a larger disk"
+            f"{home}: {name} needs {file.size / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are "
+            "free; make room or set HF_HUB_CACHE to a larger disk"
         )
     blob = home / "blobs" / etag
     by_xet = head.xet_file_data is not None and not constants.HF_HUB_DISABLE_XET

@@ -193,8 +193,8 @@ def _pattern(hub: Hub) -> str:
         pattern.format(step=0)
     except (LookupError, ValueError, AttributeError, TypeError):
         raise InputError(
-            f"snapshots.hub.revision: {pattern} is no pattern; {{step}} or {{step:03d}} alone may "
-            "stand in braces"
+            f"snapshots.hub.revision: {pattern} is not a pattern; only {{step}}, or for example "
+            "{{step:03d}}, may be in braces"
         ) from None
     return pattern
 
@@ -282,8 +282,8 @@ def _problem(error: Exception, hub: Hub, step: int | None, revision: str, key: s
         return f"{name}: {constants.ENDPOINT} refuses the token; renew HF_TOKEN"
     why = one_line(error.__cause__ or error, 200)
     return (
-        f"{key}: {at} cannot be had from {constants.ENDPOINT} ({why}); run again to go on, "
-        "or see to the network"
+        f"{key}: cannot download {at} from {constants.ENDPOINT} ({why}); run again to continue, "
+        "or check the network"
     )
 
 

@@ -56,6 +56,6 @@ OTHERS = (
     ("model_optim_rng.pt", "a checkpoint of Megatron", "convert it to Hugging Face format first"),
     (".gguf", "a quantised GGUF file", "name the model that it was made from"),
     ("consolidated.00.pth", "weights in Meta's format", "convert them to Hugging Face format"),
-    ("flax_model.msgpack", "weights of Flax alone", SAVE),
-    ("tf_model.h5", "weights of TensorFlow alone", SAVE),
+    ("flax_model.msgpack", "only Flax weights", SAVE),
+    ("tf_model.h5", "only TensorFlow weights", SAVE),
 )

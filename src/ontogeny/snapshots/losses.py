@@ -45,9 +45,9 @@ def doubts(table: pd.DataFrame) -> list[str]:
         near = pd.concat([kept[kept["step"] < step].tail(1), kept[kept["step"] > step].head(1)])
         around = [f"{row.loss:.2f} at step {row.step}" for row in near.itertuples()]
         lines.append(
-            f"snapshots: the held-out loss of step {step}, {loss:.2f}, lies far outside its "
-            f"neighbours' ({', '.join(around)}); it may hold the weights of another step: leave "
-            "it out"
+            f"snapshots: the held-out loss of step {step}, {loss:.2f}, is far from those of its "
+            f"neighbours ({', '.join(around)}); it may hold the weights of another step: leave it "
+            "out"
         )
     return lines
 

@@ -125,7 +125,7 @@ def _load_state(folder: Path, model: Any, optimizers: list[torch.optim.Optimizer
     """
     for file, wrong in digests.faults(folder):
         raise InputError(
-            f"{file}: {wrong}; delete {folder}, and training goes on from the state before it"
+            f"{file}: {wrong}; delete {folder}, and training continues from the state before it"
         )
     model.load_state_dict(type(model).from_pretrained(folder).state_dict())
     file = folder / "optimizer.safetensors"
@@ -205,7 +205,7 @@ def wanted_steps(settings: Settings, until: int | None = None) -> list[int]:
 def section(settings: Settings) -> Pretrain:
     """The settings of the training, or InputError where the snapshots are not trained here."""
     if settings.snapshots.pretrain is None:
-        raise InputError("snapshots.pretrain: not given; these snapshots are not trained here")
+        raise InputError("snapshots.pretrain: missing; these snapshots are not trained here")
     return settings.snapshots.pretrain
 
 
@@ -214,8 +214,8 @@ def _train(experiment: Settings, wanted: list[int], data: Tokens, archive: Path)
     blocks = data.split("pretrain")
     if len(blocks) < settings.batch_blocks:
         raise InputError(
-            f"snapshots.pretrain.batch_blocks: {settings.batch_blocks} blocks a step, the corpus "
-            f"has {len(blocks)} for pre-training; lower it or give more text"
+            f"snapshots.pretrain.batch_blocks: {settings.batch_blocks} blocks per step, but the "
+            f"corpus has only {len(blocks)} for pre-training; lower it or add text"
         )
     where = devices.choose(experiment.device)
     model = make_model(settings, data.vocabulary, data.context).to(where)

@@ -125,10 +125,10 @@ def tokenizer_lines(files: Mapping[int, Path]) -> tuple[list[str], list[str]]:
     for steps in others:
         name = files[steps[0]].name
         where = f"snapshots.steps: {name} of {steps_in_words(steps)}"
-        mend = "leave them out: the same ids must mean the same text to all snapshots"
+        mend = "leave them out: ids must mean the same text for all snapshots"
         one, usual = vocabulary(files[steps[0]]), vocabulary(files[most[0]])
         if one is None or usual is None:
-            faults.append(f"{where} is another file than that of step {most[0]}; {mend}")
+            faults.append(f"{where} differs from that of step {most[0]}; {mend}")
             continue
         moved = [token for token, number in one.items() if usual.get(token, number) != number]
         by_id = {number: token for token, number in usual.items()}
@@ -136,7 +136,7 @@ def tokenizer_lines(files: Mapping[int, Path]) -> tuple[list[str], list[str]]:
         if moved or renamed:
             token = min(moved or renamed, key=lambda t: one[t])
             here, there = one[token], usual.get(token)
-            said = f"{token!r} the id {here}, that of step {most[0]} "
+            said = f"{token!r} the id {here}, but that of step {most[0]} "
             said += f"{there}" if there is not None else f"has {by_id[here]!r} there"
             faults.append(f"{where} gives {said}; {mend}")
         elif one.keys() != usual.keys():
@@ -149,8 +149,8 @@ def tokenizer_lines(files: Mapping[int, Path]) -> tuple[list[str], list[str]]:
             )
         else:
             doubts.append(
-                f"{where} has the same tokens as that of step {most[0]} but may cut text "
-                "otherwise; the text is tokenised once, for all snapshots"
+                f"{where} has the same tokens as that of step {most[0]} but may divide text "
+                "differently; the text is tokenised once, for all snapshots"
             )
     return faults, doubts
 
@@ -260,7 +260,9 @@ def equal_lines(groups: Iterable[Sequence[int]], where: str) -> Iterator[str]:
     ----------
     where : such as the pattern of the folders.
     """
-    mend = "one of them is not what its name says, or nothing was learnt between: leave one out"
+    mend = (
+        "one of them is not what its name says, or nothing was learned between them: leave one out"
+    )
     for steps in groups:
         if len(steps) > 4:
             said = ", ".join(map(str, steps))

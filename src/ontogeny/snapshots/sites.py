@@ -62,7 +62,7 @@ def load_model(
     if kind not in CONFIG_MAPPING and not remote_code:
         raise InputError(
             f"{folder}: transformers does not know the architecture '{kind}'; set "
-            "snapshots.remote_code: true to run the code that the model's repository brings for it"
+            "snapshots.remote_code: true to run the code in the model's repository"
         )
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(

@@ -86,7 +86,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: damaged ({one_line(error, 160)}); get it again") from None
     if not isinstance(config, dict):
-        raise InputError(f"{path}: is no mapping; get it again")
+        raise InputError(f"{path}: not a mapping; get it again")
     return config
 
 
@@ -109,7 +109,7 @@ def shards(index: Path) -> dict[str, list[str]]:
     ending = ".safetensors" if index.name == INDEX else ".bin"
     for file in tensors:
         if not re.fullmatch(rf"\w[\w.-]*{re.escape(ending)}", file):
-            raise InputError(f"{index}: names {file!r}, which is no {ending} file beside it")
+            raise InputError(f"{index}: names {file!r}, which is not a {ending} file beside it")
     return tensors
 
 
@@ -156,7 +156,7 @@ def _with_adapter(folder: Path, config: Path | None, base: str | None) -> Found:
     if place is None:
         raise InputError(f"{folder} holds {kinds.otherwise(str(folder), present(folder))}")
     if not place.is_dir():
-        raise InputError(f"snapshots.local.base: {place} is no folder; correct it")
+        raise InputError(f"snapshots.local.base: {place} is not a folder; correct it")
     found = find(place, config)
     return Found(found.config, found.files, found.index, folder)
 

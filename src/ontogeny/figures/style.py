@@ -174,7 +174,7 @@ def matched_note(living: pd.DataFrame) -> str:
     """Which share of the living features is matched across seeds, in words."""
     count = len(living)
     if living["matched_cosine"].isna().all():
-        return f"{count:,} living features, one seed: not known which of them are stable"
+        return f"{count:,} living features, one seed: it is not known which of them are stable"
     matched = int(living["matched"].sum())
     return f"{matched:,} of {count:,} living features matched across seeds ({matched / count:.0%})"
 

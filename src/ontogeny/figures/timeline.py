@@ -108,8 +108,8 @@ def draw(benchmarks: Path, output: Path) -> str:
     total, spans = (table["start"] + table["seconds"]).max(), at_work(table)
     most = table.groupby("stage")["seconds"].sum()
     text = (
-        f"{len(table)} jobs in {total / 60:.1f} min; one job alone at work for "
-        f"{spans.get(1, 0.0) / 60:.1f} min; {most.idxmax()} takes longest"
+        f"{len(table)} jobs in {total / 60:.1f} min; for {spans.get(1, 0.0) / 60:.1f} min only "
+        f"one job was running; {most.idxmax()} took longest"
     )
     with style.paper():
         figure = style.new_figure(180, 25 + 4.2 * len(stages))

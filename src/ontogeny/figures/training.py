@@ -152,5 +152,5 @@ def _mark(axis: Axes, apart: pd.DataFrame) -> None:
             markersize=9,
             markerfacecolor="none",
             markeredgecolor=style.COLOURS["doubtful"],
-            label="out of place: may hold another step's weights",
+            label="unusual: may hold another step's weights",
         )

@@ -164,7 +164,7 @@ def measure(
     living = table[table["alive"]].merge(measured, on="feature")
     if living.empty:
         raise InputError(
-            f"{span}: no feature that {features} has alive; delete it to make it again"
+            f"{span}: has no feature that is alive in {features}; delete it to make it again"
         )
     scores = {f"span_{run}": np.log(living[run]) for run in ("alone", "replaced")}
     others = {

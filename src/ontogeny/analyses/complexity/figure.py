@@ -16,7 +16,7 @@ from ontogeny.figures import style
 PAPER = 0.309  # Pearson's r of LLM-graded complexity with the peak, on 100 features
 NAMES = {
     "span_alone": "span, suffix alone",
-    "span_replaced": "span, what is before replaced",
+    "span_replaced": "span, earlier tokens replaced",
     "grade": "grade",
 }
 LABELS = {

@@ -127,8 +127,8 @@ def final_norm(model: nn.Module) -> Norm | None:
         if (changes[2] - expected).norm() <= TOLERANCE * expected.norm():
             return Norm(gain, bias, centred)
     raise InputError(
-        f"{type(model).__name__}: what stands between its last block and its output embedding is "
-        "neither an RMSNorm nor a LayerNorm, and the logit lens is not defined; set "
+        f"{type(model).__name__}: the part between its last block and its output embedding is "
+        "neither an RMSNorm nor a LayerNorm, so the logit lens is not defined; set "
         "contexts.lens_snapshots: 0"
     )
 

@@ -123,7 +123,7 @@ def points(
                     raise InputError(f"{path}: missing; make it with `ontogeny fidelity`")
             sites = pd.read_csv(fidelity)
             if sorted(set(sites["step"])) != steps:
-                raise InputError(f"{fidelity}: of other snapshots; make it again")
+                raise InputError(f"{fidelity}: made for other snapshots; make it again")
             by_snapshot = sites.groupby(["snapshot_index", "step"])[OF_SITES].mean().reset_index()
             dead = pd.read_parquet(density)["dead"].mean()
             part = by_snapshot.assign(**about, seed=seed, dead=dead)

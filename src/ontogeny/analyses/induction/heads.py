@@ -365,7 +365,9 @@ def measure(settings: Settings, snapshots: Path, tokens: Path, sums: Path, table
     data = Tokens(tokens)
     first, last = data.splits["held_out"]
     if last - first < 2:
-        raise InputError("corpus.held_out_blocks: heads are measured on 2 at least; raise it")
+        raise InputError(
+            "corpus.held_out_blocks: heads are measured on at least 2 blocks; raise it"
+        )
     p = plan(min(data.context, MOST_CONTEXT))
     last = min(last, first + settings.section(Induction).blocks)
     held_out = data.take(np.arange(first, last))

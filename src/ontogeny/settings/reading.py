@@ -28,7 +28,7 @@ class _Loader(yaml.SafeLoader):
             line = key.start_mark.line + 1
             if key.value in lines:
                 raise SettingsError(
-                    f"{key.value}: stands twice in {key.start_mark.name}, in lines "
+                    f"{key.value}: occurs twice in {key.start_mark.name}, in lines "
                     f"{lines[key.value]} and {line}; remove one"
                 )
             lines[key.value] = line

@@ -166,8 +166,8 @@ def tells(found: dict[str, Any]) -> str:
         f"averages {row['settling']['norm_before']:.2f} of its peak: the norm measures "
         "strength, not meaning. The direction shows the difference: a cosine of ½ with the last "
         f"snapshot's decoder, as a criterion, has an F1 of {row['settling']['f1_direction']:.3f}.",
-        "**A code that changes.** Where a feature fires at early snapshots on only 0.8, 0.6, 0.4 or "
-        "0.2 of its later tokens, although at full strength, the norm there is "
+        "**A code that changes.** Where a feature fires at early snapshots on only 0.8, 0.6, "
+        "0.4 or 0.2 of its later tokens, although at full strength, the norm there is "
         + ", ".join(f"{value:.2f}" for value in early.values())
         + " of the peak. A low norm can mean that the feature fires on other tokens; it need not "
         "mean that the feature is absent.",

@@ -93,7 +93,7 @@ def test_a_folder_of_checkpoints_becomes_an_experiment_that_runs(runs):
     ("source", "line"),
     [
         ("runs/my run/best", "is one checkpoint; name the folder that holds it"),
-        ("text", "holds no checkpoints whose names have a step"),
+        ("text", "has no checkpoints with a step in their names"),
         ("nowhere", "no such folder"),
         ("text/a.txt", "no such folder"),
     ],

@@ -162,9 +162,9 @@ def fault(path: Path, digest: Digest, most: int | None = None) -> str:
     try:
         size = path.stat().st_size
         if size != digest.size:
-            return f"holds {size:,} bytes of the {digest.size:,} that were written"
+            return f"has {size:,} of the {digest.size:,} bytes that were written"
         if (most is None or size <= most) and of(path).xxh3 != digest.xxh3:
-            return "its content is no longer what was written"
+            return "its content has changed since it was written"
     except FileNotFoundError:
         return "missing"
     except OSError as error:

@@ -37,18 +37,19 @@ def missing(experiment: Experiment) -> list[str]:
     name, few = experiment.primary, experiment.compared(experiment.primary)
     if not experiment.has_histories(name):
         return [
-            f"primary: features of {name} have no histories, which need a trained decoder over two "
-            "or more snapshots of one layer and stream: no kinds, figures of features or atlas"
+            f"primary: the features of {name} have no histories, which need a trained decoder "
+            "over two or more snapshots of one layer and stream; so there are no kinds, no "
+            "figures of features and no atlas"
         ]
     if few == 2:
         return [
-            "snapshots.steps: two snapshots are compared, not followed: the figure comparison "
-            "stands in for histories, peaks and lifetimes; a turning point needs four"
+            "snapshots.steps: two snapshots can only be compared: the figure comparison takes "
+            "the place of histories, peaks and lifetimes; a turning point needs four"
         ]
     if few == 3:
         return [
-            "snapshots.steps: three snapshots make short histories and no turning point, which "
-            "needs four; the figure comparison holds the first against the last"
+            "snapshots.steps: three snapshots give short histories and no turning point, which "
+            "needs four; the figure comparison compares the first with the last"
         ]
     return []
 

@@ -69,12 +69,12 @@ class Experiment:
         if not path.exists():
             there = sorted(p.parent.name for p in folder.parent.glob(f"*/{path.name}"))
             others = f"; in {folder.parent} there are {', '.join(there)}" if there else ""
-            raise InputError(f"{folder}: no experiment here; name its folder{others}")
+            raise InputError(f"{folder}: not the folder of an experiment; name its folder{others}")
         try:
             return cls(folder, schema.load(path))
         except schema.SettingsError as error:
             line = str(error).splitlines()[0]
-            raise InputError(f"{path}: {line}; run the experiment again to write it anew") from None
+            raise InputError(f"{path}: {line}; run the experiment again to restore it") from None
 
     # What it is
 

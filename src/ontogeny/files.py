@@ -35,7 +35,7 @@ def one_line(error: BaseException, longest: int | None = None) -> str:
 
 
 REASONS = {
-    errno.ENOSPC: "no space is left on this disk; free some, or lower what `ontogeny plan` lists",
+    errno.ENOSPC: "no space is left on this disk; free some, or reduce what `ontogeny plan` lists",
     errno.EDQUOT: "your quota on this disk is used up; free some of it, or have it raised",
     errno.EFBIG: "the file exceeds what this system allows (`ulimit -f`); have the limit raised",
     errno.EROFS: "this file system cannot be written to; work in a folder that can",

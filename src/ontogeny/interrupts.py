@@ -58,7 +58,7 @@ def closing_line() -> str:
     path = Path(program)
     command = f"python -m {path.parent.name}" if path.name == "__main__.py" else path.name
     again = "" if "MAKELEVEL" in os.environ else f": {shlex.join([*command.split(), *words])}"
-    return f"Interrupted. What is done is kept; the same command goes on from here{again}"
+    return f"Interrupted. Finished work is kept; the same command continues from here{again}"
 
 
 def end_children(grace: float) -> None:
@@ -140,8 +140,8 @@ def wait_for_others(folder: str | Path) -> None:
             if process not in told:
                 told.add(process)
                 print(
-                    f"{folder}: waiting for `{command}`, process {process}, which another run has "
-                    f"left at work here; `kill {process}` ends it",
+                    f"{folder}: waiting for `{command}`, process {process}, which an earlier run "
+                    f"left running; `kill {process}` ends it",
                     file=sys.stderr,
                     flush=True,
                 )

@@ -61,7 +61,7 @@ def claim(folder: Path) -> IO[str]:
         raise InputError(f"{folder}: another run works here; wait for it or end it{how}")
     if held is None:
         print(
-            f"{folder}: this file system has no locks; see to it that no other run works here",
+            f"{folder}: this file system has no locks; make sure that no other run works here",
             file=sys.stderr,
         )
     lock.truncate(0)

@@ -48,9 +48,9 @@ def mend(path: Path, experiment: Path) -> str:
     """How a file of an experiment is made again."""
     name = path.relative_to(experiment)
     if str(name) == registry.products()["config"].path:
-        return "run the experiment again to write it anew"
+        return "run the experiment again to restore it"
     if any(re.match(_pattern(product), str(name)) for product in KEPT_BETWEEN):
-        return f"delete {path.parent}; it is made again where it is needed"
+        return f"delete {path.parent}; it is made again when it is needed"
     pieces = [str(piece) for piece in (name, *name.parents)]
     in_folder = name.parts[0] == registry.products()["figures"].path
     made = [] if in_folder else [piece for piece in pieces if _made_as(piece, registry.products())]
@@ -141,7 +141,7 @@ def verify(experiment: Path, gone: Iterable[str] = ()) -> Verdict:
     may_go = {*KEPT_BETWEEN, *gone}
     if not (experiment / digests.FOLDER).is_dir():
         raise InputError(
-            f"{experiment}: no digests are kept here; run the experiment again to have them"
+            f"{experiment}: no digests were recorded here; run the experiment again to record them"
         )
     faults, files, size, known = [], 0, 0, digests.known(experiment)
     for path, (digest, _) in known.items():
@@ -162,9 +162,9 @@ def copied(experiment: Path) -> str:
     """What to do about a copy of results that has lost the times of its files."""
     config = experiment / registry.products()["config"].path
     return (
-        f"{experiment}: copied without the times of its files, so that everything would run again; "
-        f"if nothing has changed since, `snakemake --cores 1 --touch --configfile {config}` keeps "
-        "it, and --forceall makes everything anew (`cp -a` and `rsync -a` keep the times)"
+        f"{experiment}: copied without the times of its files, so everything would run again; if "
+        f"nothing has changed since, `snakemake --cores 1 --touch --configfile {config}` keeps "
+        "it, and --forceall makes everything again (`cp -a` and `rsync -a` keep the times)"
     )
 
 

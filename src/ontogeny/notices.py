@@ -74,10 +74,10 @@ def opening(settings: Settings, results: str | Path, cores: int) -> list[str]:
         )
     elif left:
         lines.append(f"  {amount(planned.disk)} of disk; `ontogeny plan` estimates the time")
-    lines.append("  interrupt it at any time: the same command goes on from there")
+    lines.append("  you can interrupt it at any time: the same command continues from there")
     seen = _seen(experiment)
     if seen:
-        lines.append(f"  made already, to look at meanwhile: {', '.join(seen)}")
+        lines.append(f"  finished already, to look at meanwhile: {', '.join(seen)}")
     else:
         lines.append(f"  figures appear one by one in {experiment.folder}/figures")
     return lines

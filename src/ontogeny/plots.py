@@ -61,7 +61,9 @@ def lives(
         for feature in features:
             own = table[table["feature"] == feature]
             if own.empty:
-                raise InputError(f"feature {feature} has no history; there is none of that number")
+                raise InputError(
+                    f"feature {feature} has no history: no living feature has that number"
+                )
             axis.plot(own["step"], own["normalised_strength"], label=str(feature), marker=".")
         style.step_axis(axis, experiment.steps[-1], "log")
         axis.set(ylim=(0, 1.04), ylabel="decoder norm / its largest")

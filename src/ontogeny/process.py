@@ -35,7 +35,7 @@ def interruptible() -> Iterator[None]:
         for each in before:
             signal.signal(each, signal.SIG_DFL)
         if sys.stderr.isatty():
-            print("ontogeny: interrupted; the same command goes on", file=sys.stderr)
+            print("ontogeny: interrupted; the same command continues", file=sys.stderr)
         sys.exit(128 + number)
 
     before = {}

@@ -46,12 +46,12 @@ def all_analyses() -> dict[str, Analysis]:
         except Exception as error:
             why = " ".join(str(error).split())
             raise InputError(
-                f"analysis {entry.name}: {entry.value} cannot be loaded ({why}); mend or remove "
+                f"analysis {entry.name}: {entry.value} cannot be loaded ({why}); repair or remove "
                 "that package"
             ) from None
         if not isinstance(analysis, Analysis) or analysis.name in declared:
             raise InputError(
-                f"analysis {entry.name}: {entry.value} is no analysis with a name of its own; "
+                f"analysis {entry.name}: {entry.value} is not an Analysis, or its name is taken; "
                 "rename or remove it"
             )
         declared[analysis.name] = analysis
@@ -72,9 +72,7 @@ def product(name: str) -> Product:
     known = products()
     if name not in known:
         close = difflib.get_close_matches(name, known, 3) or sorted(known)
-        raise InputError(
-            f"{name}: the map has no product of this name; there are {', '.join(close)}"
-        )
+        raise InputError(f"{name}: no product has this name; similar ones are {', '.join(close)}")
     return known[name]
 
 
@@ -141,8 +139,9 @@ def page() -> str:
     lines = [
         "# Analyses",
         "",
-        "Each is one folder of src/ontogeny/analyses/, is made where `analyses` lists it, and is a",
-        "target by its name: `snakemake --cores 2 kinds`. `ontogeny analyses` prints this page.",
+        "Each analysis is a folder in src/ontogeny/analyses/. It runs if `analyses` lists it, "
+        "and its",
+        "name is also a target: `snakemake --cores 2 kinds`. `ontogeny analyses` prints this page.",
     ]
     for name, analysis in all_analyses().items():
         lines += ["", f"## {name}", textwrap.fill(analysis.about, 99), ""]

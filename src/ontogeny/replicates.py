@@ -102,7 +102,8 @@ def match_models(first: Files, second: Files, device: torch.device) -> pd.DataFr
     (text, f, position, own), (other_text, g, other_position, others) = read
     if text != other_text or not np.array_equal(position, other_position):
         raise InputError(
-            f"{second['trained']}: trained on other text than {first['trained']}; run both again"
+            f"{second['trained']}: trained on a different text from {first['trained']}; run both "
+            "again"
         )
     partner, correlation = assign(correlations(f, g))
     named = np.where(partner >= 0, others[partner], -1)

@@ -43,17 +43,17 @@ def link(s: Settings, results: str | Path) -> None:
             target.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(
-                f"storage.scratch: {target} cannot be made ({error.strerror}); choose another"
+                f"storage.scratch: cannot create {target} ({error.strerror}); choose another folder"
             ) from None
         if place.is_symlink():
             if place.resolve() != target.resolve():
                 raise InputError(
-                    f"storage.scratch: {place} leads to {place.resolve()}, not to {target}; move "
-                    "what lies there, and remove the link"
+                    f"storage.scratch: {place} links to {place.resolve()}, not to {target}; move "
+                    "the files there, and remove the link"
                 )
         elif place.exists():
             raise InputError(
-                f"storage.scratch: {place} is there already; move it with `rmdir {target} && mv "
+                f"storage.scratch: {place} exists already; move it with `rmdir {target} && mv "
                 f"{place} {target}`, or leave {name} out of storage.on_scratch"
             )
         else:

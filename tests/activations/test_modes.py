@@ -233,7 +233,9 @@ def test_streamed_rows_of_other_tokens_are_refused(made, finished, tmp_path):
     with h5py.File(other, "r+") as file:
         file.attrs["digest"] = "0" * 64
     paths = RowPaths(one.folder, snapshots=one.snapshots, tokens=other)
-    with pytest.raises(InputError, match=r"activations of other tokens than .*; delete them"):
+    with pytest.raises(
+        InputError, match=r"made from other tokens than .*; delete these activations"
+    ):
         feed.site_rows(one.s, one.sites, paths, CPU)
 
 

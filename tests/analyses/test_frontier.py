@@ -142,7 +142,7 @@ def test_faults(case):
 def test_faults_of_the_whole():
     named = tiny({"frontier": SECTION})
     named["crosscoders"]["frontier-F8-k2"] = named["crosscoders"]["batchtopk"]
-    with pytest.raises(settings.SettingsError, match=r"^crosscoders\.frontier-F8-k2: is the name"):
+    with pytest.raises(settings.SettingsError, match=r"^crosscoders\.frontier-F8-k2: this name is"):
         settings.load(named)
     with pytest.raises(settings.SettingsError, match=r"^analyses: frontier needs the section"):
         settings.load(tiny({"analyses": ["frontier"]}))

@@ -413,7 +413,7 @@ def test_ids_that_the_tokenizer_lacks(made, monkeypatch, tmp_path, models_folder
         np.save(tmp_path / name, array.reshape(30, CONTEXT) if name == "blocks.npy" else array)
     said = complaint(made, of_array(tmp_path / name, dtype="int32"), models_folder / "eos")
     place = "[21, 28]" if name == "blocks.npy" else "[700]"
-    assert f"{name} holds 400 at {place}, the tokenizer has ids below 400; give the mod" in said
+    assert f"{name} holds 400 at {place}, but the tokenizer has only ids below 400; use the" in said
     array[700] = -7
     array.tofile(tmp_path / "b.bin")
     said = complaint(made, of_array(tmp_path / "b.bin", dtype="int32"), models_folder / "eos")
@@ -684,7 +684,9 @@ def test_files_that_are_no_tokens(tokens, tmp_path):
         file["tokens"] = np.zeros((3, 4), np.uint16)
     cut(shutil.copy(tokens.path, tmp_path / "cut.h5"))
     for path in (tmp_path / f"{name}.h5" for name in ("other", "missing", "cut")):
-        assert complaint(build.Tokens, path).startswith(f"{path}: truncated or not a tokens file; ")
+        assert complaint(build.Tokens, path).startswith(
+            f"{path}: truncated, or not a file of tokens; "
+        )
 
 
 def test_looking_for_faults_imports_no_heavy_library(library):

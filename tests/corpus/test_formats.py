@@ -143,7 +143,7 @@ FAULTY = {
     "utf32.jsonl": ("one".encode("utf-32"), "line 1: UTF-32, not UTF-8"),
     "bare16.txt": (
         "one\ntwo".encode("utf-16-le"),
-        "line 1: a NUL byte, which no text in",
+        "line 1: a NUL byte, which is not allowed",
     ),
     "nul.txt": (b"one\ntwo\nthr\0ee", "line 3: a NUL byte"),
     "nul.jsonl": (GOOD + b"\0" * 500, "line 41: a NUL byte"),
@@ -267,7 +267,7 @@ def test_ids_beyond_the_embedding_are_named_with_file_and_place(blocks, tmp_path
     place = "[20, 13]" if blocks else "[333]"
     said = arrays.beyond(given, 16, 100, 512)
     assert said is not None
-    assert f"a.npy holds 512 at {place}, the model's embedding has ids below 512" in said
+    assert f"a.npy holds 512 at {place}, but the model's embedding has only ids below 512" in said
     assert arrays.beyond(given, 16, 100, 513) is None
     assert arrays.beyond(given, 16, 20, 512) is None  # no block that is read has it
 
@@ -321,5 +321,7 @@ def test_bos_of_a_tokenizer_without_one_is_one_line(begins):
     del named["bos_token"]
     (begins / "tokenizer/tokenizer_config.json").write_text(json.dumps(named))
     corpus = of({"files": {"paths": [str(begins / "text.txt")]}}, bos=True)
-    with pytest.raises(InputError, match=r"^corpus\.bos: the tokenizer has no token that begins"):
+    with pytest.raises(
+        InputError, match=r"^corpus\.bos: the tokenizer has no token for the beginning"
+    ):
         build.build(corpus, None, begins / "tokenizer", begins / "t.h5", begins / "t.json", False)

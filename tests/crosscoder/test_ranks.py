@@ -338,12 +338,15 @@ def test_bad_input_is_told_once(ended):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({}, r"crosscoders\.batchtopk\.devices: 3 do not divide the 64 features; choose a number"),
+        (
+            {},
+            r"crosscoders\.batchtopk\.devices: 3 does not divide the 64 features; choose a number",
+        ),
         (
             {"activations.mode": "streamed"},
             r"\.devices: each device .* all streamed rows.*mode: cached$",
         ),
-        ({"device": "cuda:1"}, r"^device: cuda:1 is one GPU, .*devices are 3; set device: cuda$"),
+        ({"device": "cuda:1"}, r"^device: cuda:1 is one GPU, .*devices is 3; set device: cuda$"),
         ({"device": "cuda"}, None),
     ],
 )

@@ -200,7 +200,7 @@ def test_a_description_of_another_crosscoder_is_not_believed(tmp_path):
     one_site = {"outputs": [[0, 3, "residual"]]}
     for change in ({"features": F + 1}, {"width": D + 1}, {"dead": [F]}, one_site):
         changed(tmp_path / "out", ontogeny=told | change)
-        with pytest.raises(InputError, match="'ontogeny' is of another crosscoder"):
+        with pytest.raises(InputError, match="'ontogeny' belongs to another crosscoder"):
             llamascopium.read(tmp_path / "out")
 
 
@@ -378,7 +378,7 @@ def test_names_in_a_foreign_folder_do_not_drive_the_terminal(tmp_path):
     for i, change in enumerate(changes):
         folder = foreign(tmp_path / str(i), "relu")
         changed(folder, **change)
-        with pytest.raises(InputError, match=r"\\x1b\[2J|take it out") as told:
+        with pytest.raises(InputError, match=r"\\x1b\[2J|remove it") as told:
             llamascopium.read(folder)
         assert "\x1b" not in str(told.value)
 
@@ -389,7 +389,7 @@ def test_names_in_a_foreign_folder_do_not_drive_the_terminal(tmp_path):
         ("batchtopk", {}, "act_fn batchtopk has no threshold for single tokens; give --threshold"),
         ("relu", {"threshold": 1.0}, "--threshold: act_fn relu has its own"),
         ("relu", {"steps": [1, 2]}, "--steps: 2 for 5 hook points"),
-        ("relu", {"layer": None}, "do not say what they are; give --steps .*5 in order"),
+        ("relu", {"layer": None}, "do not say which sites they are; give --steps .*5 in order"),
     ],
 )
 def test_options_that_are_missing_or_wrong(act, given, told, tmp_path):

@@ -201,7 +201,7 @@ def test_sentencepiece_alone_is_one_line(run) -> None:
     assert code == 1
     assert lines[0].startswith(
         "ontogeny: snapshots.local.tokenizer: run/checkpoint-200 has tokenizer.model "
-        "(SentencePiece or tiktoken) and no tokenizer.json; make one in an environment with `pip "
+        "(SentencePiece or tiktoken) but no tokenizer.json; make one in an environment with `pip "
     )
     assert "AutoTokenizer.from_pretrained('run/checkpoint-200').save_pretrained(" in lines[0]
 

@@ -77,7 +77,7 @@ CONFIGURATIONS = {
         {"corpus.wheels.sources": ["news"]},
         r"corpus\.wheels\.sources\.0: .*not \"news\"; change",
     ),
-    "no snapshots": ({"snapshots.steps": []}, r"snapshots\.steps: the list is empty; name"),
+    "no snapshots": ({"snapshots.steps": []}, r"snapshots\.steps: the list is empty; list"),
     "name outside its folder": ({"name": "../x"}, r"name: string should match.*; change it"),
     "layer out of range": (
         {"activations.layers": [0, 2]},
@@ -101,7 +101,7 @@ CONFIGURATIONS = {
     ),
     "step beyond the training": (
         {"snapshots.steps": [0, 2, 41]},
-        r"snapshots\.steps: step 41 lies beyond the training's 40 steps; remove it or raise",
+        r"snapshots\.steps: step 41 is beyond the training's 40 steps; remove it or raise",
     ),
     "heads that do not divide": (
         {"snapshots.pretrain.heads": 3},

@@ -29,7 +29,7 @@ class Product:
     ----------
     name : in the map, for `Experiment.path` and the declarations.
     path : below the experiment's folder, with {crosscoder}, {seed}, {step} and the like.
-    about : what it is. What the columns of a table hold stands in columns.yaml beside the
+    about : what it is. The columns of a table are described in columns.yaml beside the
         declaration, by the product's name.
     """
 
@@ -167,7 +167,7 @@ class Analysis:
     ----------
     name : in `analyses`, as a target of the workflow, and of its section of the settings.
     about : one sentence for the list in the docs.
-    section : the class of its section of the settings; None if it has no keys of its own.
+    section : the class of its section of the settings; None if it has no keys.
     optional : whether the section may be left out, which leaves the analysis out.
     histories : whether it needs a primary crosscoder with feature histories.
     numbers : function(settings, Experiment) → dict of what goes into summary.json.

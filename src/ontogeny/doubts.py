@@ -1,4 +1,4 @@
-"""What runs and is doubtful all the same: a sentence each, with the setting that mends it.
+"""What can run but is doubtful: one sentence each, with the setting that corrects it.
 
 `before` is known ahead of any job; `ontogeny check` and the workflow print it. `found` is what the
 stages measured, and what the snapshots say once they are there. Both stand in summary.json under
@@ -63,13 +63,13 @@ def found(experiment: Experiment) -> list[str]:
 
 
 def every(experiment: Experiment) -> list[str]:
-    """All that stands in summary.json, each sentence once."""
+    """All doubts for summary.json, each sentence once."""
     settings = experiment.settings
     lines = [*rows.before(settings), *missing(experiment), *found(experiment)]
     return list(dict.fromkeys(lines))
 
 
 def tell(lines: Iterable[str], to: TextIO | None = None) -> None:
-    """Print each doubt as a line of advice, on stderr unless told otherwise."""
+    """Print each doubt as a line of advice, on stderr by default."""
     for line in lines:
         print(f"advice: {line}", file=to or sys.stderr)

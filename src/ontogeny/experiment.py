@@ -1,4 +1,4 @@
-"""The map of an experiment: what its files are called, where they lie, and what reads them.
+"""The map of an experiment: the names of its files, where they are, and what reads them.
 
     experiment = ontogeny.open("results/default")
     experiment.table("features")                    one row per feature, as a DataFrame
@@ -58,7 +58,7 @@ class Experiment:
 
     @classmethod
     def open(cls, folder: str | Path) -> Experiment:
-        """The experiment that lies in a folder.
+        """The experiment in a folder.
 
         Raises
         ------
@@ -151,11 +151,11 @@ class Experiment:
     # Where things lie
 
     def pattern(self, product: str) -> str:
-        """Where a product lies, with its {crosscoder}, {seed} ... left open."""
+        """The path of a product, with {crosscoder}, {seed} ... left open."""
         return f"{self.folder}/{registry.product(product).path}"
 
     def path(self, product: str, **keys: Any) -> Path:
-        """Where a product lies; of the primary crosscoder and of its first seed if not said."""
+        """The path of a product; by default for the primary crosscoder and its first seed."""
         keys.setdefault("crosscoder", self.primary)
         if "seed" not in keys and keys["crosscoder"] in self._dictionaries:
             keys["seed"] = self._dictionaries[keys["crosscoder"]].seeds[0]
@@ -185,7 +185,7 @@ class Experiment:
         return inside
 
     def seeds_of(self, product: str, crosscoder: str) -> list[Path]:
-        """Where a product of every seed of a crosscoder lies, in the seeds' order."""
+        """The paths of a product for every seed of a crosscoder, in the seeds' order."""
         seeds = self._dictionaries[crosscoder].seeds
         return [self.path(product, crosscoder=crosscoder, seed=seed) for seed in seeds]
 
@@ -236,7 +236,7 @@ class Experiment:
 
     @property
     def cached(self) -> bool:
-        """Whether training rows lie on disk, not computed when they are wanted."""
+        """Whether training rows are on disk, instead of being computed on demand."""
         return self.settings.activations.mode == "cached"
 
     def table_sources(self, site: Any) -> list[Path]:
@@ -316,7 +316,7 @@ class Experiment:
         return files | {"rows": self.training_rows(crosscoder)}
 
     def row_paths(self, crosscoder: str) -> RowPaths:
-        """Where a crosscoder's rows lie, for training and fidelity."""
+        """The paths of a crosscoder's rows, for training and fidelity."""
         from ontogeny.activations.rows import RowPaths
 
         basis = self.basis_of(crosscoder)
@@ -408,7 +408,7 @@ class Experiment:
         return registry.described(product, list(self.table(product).columns))
 
     def table(self, product: str, crosscoder: str | None = None, **keys: Any) -> pd.DataFrame:
-        """A table of the experiment; `columns` says what stands in it.
+        """A table of the experiment; `columns` describes it.
 
         Parameters
         ----------

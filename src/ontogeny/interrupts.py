@@ -106,7 +106,8 @@ def _send(process: psutil.Process, number: int) -> None:
 
 
 def at_work(folder: str | Path) -> list[tuple[int, str]]:
-    """Commands of ours that work on an experiment's folder on this machine: process and command."""
+    """Commands of this package that run on an experiment's folder on this machine: process and
+    command."""
     place, own = Path(folder).resolve(), {os.getpid(), os.getppid()}
     commands = []
     for process in psutil.process_iter():

@@ -21,7 +21,7 @@ UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errn
 def hold(file: int | IO[str], wait: bool = False) -> bool | None:
     """Lock an open file until it is closed or this process ends.
 
-    Returns whether it is ours: False where another process holds it, None where the file system
+    Returns whether this process holds it: False if another process does, None if the file system
     has no locks.
 
     Parameters

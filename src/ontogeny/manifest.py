@@ -37,7 +37,7 @@ def _pattern(product: str) -> str:
 
 
 def _made_as(name: str, products: Iterable[str]) -> str | None:
-    """The product that a file of an experiment is, by its name in the folder, or lies in."""
+    """The product that a file of an experiment is, or belongs to, by its name in the folder."""
     for product in products:
         if re.fullmatch(_pattern(product), name):
             return product
@@ -45,7 +45,7 @@ def _made_as(name: str, products: Iterable[str]) -> str | None:
 
 
 def mend(path: Path, experiment: Path) -> str:
-    """How a file of an experiment is made again."""
+    """How to make a file of an experiment again."""
     name = path.relative_to(experiment)
     if str(name) == registry.products()["config"].path:
         return "run the experiment again to restore it"

@@ -3,8 +3,8 @@
     ontogeny new runs/mine --text text/*.jsonl        # a folder that holds checkpoints
     ontogeny new EleutherAI/pythia-160m               # or a repository with revisions
 
-What it chooses stands in the file with the reason, to be changed: which steps, which layer, how
-much text and how large a dictionary this machine has room for.
+Its choices are in the file with their reasons, so that they can be changed: which steps, which
+layer, how much text and how large a dictionary this machine has room for.
 """
 
 from __future__ import annotations
@@ -124,7 +124,8 @@ def most_common_pattern(names: Iterable[str]) -> str:
 
 
 def choose(steps: Sequence[int], count: int = MOST) -> list[int]:
-    """At most `count` of the steps, as evenly spaced in their logarithm as they lie; both ends."""
+    """At most `count` of the steps, as evenly spaced in their logarithm as possible, with both
+    ends."""
     if len(steps) <= count:
         return list(steps)
     wanted = log_spaced(steps[-1], count)

@@ -38,7 +38,7 @@ def _is_named(key: str, words: str) -> bool:
 
 
 def hours(planned: Bill, cores: int) -> float:
-    """Hours until an experiment is finished on so many cores; NaN without rates.
+    """Hours until an experiment is finished on this many cores; NaN without rates.
 
     Jobs fill the cores, or wait for each other: half of the time that the longest job of each stage
     would take, one after the other, is what cannot be shared.
@@ -123,7 +123,7 @@ def _model(settings: Settings) -> str:
 
 
 def _seen(experiment: Experiment) -> list[str]:
-    """What of an experiment can be looked at now, the most telling first."""
+    """The results of an experiment that can be opened now, the most useful first."""
     paths = [experiment.path("atlas") / "index.html"] if experiment.path("atlas").exists() else []
     figures = [experiment.figure(name, "png") for name in FIRST_FIGURES]
     paths += [path for path in figures if path.exists()][:1]
@@ -154,7 +154,7 @@ def closing(settings: Settings, results: str | Path, began: float) -> list[str]:
 
 
 def _telling(experiment: Experiment) -> int:
-    """A feature that is worth a look: one whose name tells more than a token, else the first."""
+    """A feature worth looking at: one whose name says more than a token, or otherwise the first."""
     if not experiment.path("names").exists():
         return 0
     names = experiment.table("names")

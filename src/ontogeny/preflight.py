@@ -204,7 +204,7 @@ def check(settings: Settings, results: str | Path) -> None:
 
 
 def check_room(settings: Settings, results: str | Path, memory: bool = True) -> None:
-    """Raise InputError, one line per fault, if what is left to do does not fit here (limits.py).
+    """Raise InputError, one line per fault, if the remaining work does not fit here (limits.py).
 
     Parameters
     ----------

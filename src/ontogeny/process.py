@@ -1,4 +1,4 @@
-"""How a process of ours begins and ends: with less to do for Python's collector of garbage."""
+"""How a process of this package begins and ends: with less work for Python's garbage collector."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ COLUMNS = "columns.yaml"
 
 @cache
 def all_analyses() -> dict[str, Analysis]:
-    """Every analysis by its name, ours first.
+    """Every analysis by its name, built-in ones first.
 
     Raises
     ------
@@ -96,7 +96,7 @@ def figures() -> dict[str, Figure]:
 
 @cache
 def columns(product: str) -> dict[str, str]:
-    """What the columns of a table hold; a * stands for the name of another column."""
+    """Descriptions of the columns of a table; a * stands for the name of another column."""
     analysis = analysis_of(product)
     home = folder(analysis.stages[0].run) if analysis else Path(__file__).parent
     with (Path(__file__).parent / COLUMNS).open(encoding="utf-8") as file:

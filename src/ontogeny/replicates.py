@@ -36,7 +36,7 @@ from ontogeny.settings.experiment import MODEL_SEED
 from ontogeny.snapshots.pretrain import learning_rate
 
 Files = dict[str, Path]
-"""Where the products of a model's experiment lie, by their names in the map."""
+"""The paths of the products of a model's experiment, by their names in the map."""
 # Numbers of summary.json that depend on the machine, or that all models share.
 LEFT_OUT = ("wall_seconds", "peak_memory", "disk_bytes", "snapshots", "features", "pretrain_tokens")
 # Steps at which something happens, given as what the learning rate has added up to as well.

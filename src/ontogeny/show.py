@@ -1,4 +1,4 @@
-"""`ontogeny show`: what is known of one feature, as text for a terminal.
+"""`ontogeny show`: what is known about one feature, as text for a terminal.
 
 Reads the tables of a finished experiment and makes nothing. What has not been made is left out.
 
@@ -298,7 +298,7 @@ def _value(row: pd.Series) -> str:
 
 
 def _nearest(decoders: Decoders | None, feature: int, features: pd.DataFrame) -> list[Line]:
-    """The living features whose decoders, over all snapshots, point most alike."""
+    """The living features with the most similar decoders over all snapshots."""
     if decoders is None:
         return []
     living = np.flatnonzero(features["alive"])

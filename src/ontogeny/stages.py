@@ -1,8 +1,8 @@
 """The core of the workflow, declared: its products, the stages that follow training, its figures.
 
 The steps up to training have rules and commands of their own (rules/, ontogeny/cli.py), since each
-has its own way of being cut into jobs; what is here runs by the generic rule and command, as every
-analysis does.
+is divided into jobs in a different way; the stages here run by the generic rule and command, as
+every analysis does.
 """
 
 from __future__ import annotations
@@ -382,9 +382,9 @@ ALWAYS = ("training", "divergence", "fidelity")
 
 
 def of_histories(snapshots: int) -> tuple[str, ...]:
-    """Figures of a primary crosscoder over so many snapshots, of which two make no history yet.
+    """Figures of a primary crosscoder over this many snapshots; two do not yet make a history.
 
-    Directions turn where two blocks of two snapshots each can be told apart: of four or more.
+    A turning point needs two blocks of at least two snapshots each, so four or more snapshots.
     """
     lives = () if snapshots < 3 else ("histories", "peaks", "lifetimes")
     return ("stability", *lives, "comparison" if snapshots < 4 else "directions")

@@ -23,7 +23,7 @@ from ontogeny.scratch import below
 
 
 def known(values: dict[str, Any]) -> dict[str, Any]:
-    """The same with None, JSON's null, for what is not known: of a constant stream, for one."""
+    """The same with None, JSON's null, for unknown values, such as those of a constant stream."""
     return {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in values.items()
@@ -129,7 +129,7 @@ def _histories(experiment: Experiment, crosscoder: str) -> dict[str, Any]:
 def _medians(strengths: pd.DataFrame, living: pd.DataFrame) -> dict[str, Any]:
     """Median normalised strength of living features: least and where, deepest dip and where.
 
-    A dip is how far it lies below both its largest until then and its largest from then on.
+    A dip is its distance below both its largest value so far and its largest value from then on.
     """
     own = strengths[strengths["feature"].isin(living["feature"])]
     if own.empty:
@@ -223,7 +223,7 @@ def summarise(experiment: Experiment) -> None:
 
 
 def _provenance(experiment: Experiment) -> dict[str, Any]:
-    """What the results were made from; no commit where the package is no checkout of its own."""
+    """What the results were made from; no commit if the package is not in a checkout."""
     root = provenance.ROOT.parents[1]
     with open_hdf5(experiment.path("tokens")) as file:
         digests = {name: str(file.attrs[name]) for name in ("corpus", "tokenizer")}

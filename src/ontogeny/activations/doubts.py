@@ -1,6 +1,6 @@
 """What is doubtful about text, rows and trainings: a sentence each, with the setting that mends it.
 
-ontogeny/doubts.py says where it is told.
+ontogeny/doubts.py says where doubts are shown.
 """
 
 from __future__ import annotations

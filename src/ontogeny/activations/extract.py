@@ -35,7 +35,7 @@ class Snapshot:
 
     Parameters
     ----------
-    settings : activations.layers and streams say what is wanted.
+    settings : activations.layers and activations.streams name the sites to extract.
     folder : of the snapshot. step : its training step.
     look : called with the model while it is whole.
     """
@@ -104,7 +104,7 @@ def check_finite(values: torch.Tensor, key: Key, step: int, dtype: str, first: i
 
 
 def norms(rows: torch.Tensor) -> dict[str, float]:
-    """The mean norm of rows (R, D), and that of the rows less their mean: 0 if all are equal.
+    """The mean norm of rows (R, D), and that of the rows minus their mean: 0 if all are equal.
 
     Sums are in float64, by piece, about the first row.
     """

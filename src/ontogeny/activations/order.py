@@ -42,7 +42,7 @@ class Order:
 
     Raises
     ------
-    InputError : leave_out names a token that the tokenizer does not have, or leaves no row.
+    InputError : leave_out names a token that the tokenizer does not have, or no row remains.
     """
 
     def __init__(

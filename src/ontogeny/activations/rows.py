@@ -1,4 +1,4 @@
-"""Rows of activations: one protocol, whether they lie on disk or are computed when wanted.
+"""Rows of activations: one protocol for rows that are on disk or computed on demand.
 
     Cached      training rows of some sites, in shards on disk                  (N, D) each
     HeldOut     held-out rows of some sites, on disk in every mode              (N, D)
@@ -56,7 +56,7 @@ class SiteRows(Rows, Protocol):
 
 @dataclass(frozen=True)
 class RowPaths:
-    """Where the rows of an experiment lie.
+    """The paths of an experiment's rows.
 
     Attributes
     ----------

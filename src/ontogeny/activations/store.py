@@ -17,7 +17,7 @@
                               stream is constant at a snapshot
 
 Every dataset of rows has Fletcher-32 checksums, for any reader of HDF5, and beside it
-`{name}_xxh3`, a digest of each chunk: with these ours reads chunks from where they lie in the file,
+`{name}_xxh3`, a digest of each chunk. With these, our reader reads chunks directly from the file,
 past HDF5, and still notices a flipped bit, at many times the speed. Files of training rows are most
 of an experiment's disk; with `activations.keep: false` or a budget they go once nothing needs them,
 and all else, scales included, stays.

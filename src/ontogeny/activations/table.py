@@ -1,6 +1,6 @@
 """The token table in use: T^θ[x], the mean activation of token x at site θ (method.md 3).
 
-token_table.py finds it. Letters: N sites, D width, M tokens with an entry of their own; all other
+token_table.py finds it. Letters: N sites, D width, M tokens with a separate entry; all other
 tokens share the last one, the overall mean. Nothing here imports torch.
 """
 

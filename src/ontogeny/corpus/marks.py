@@ -1,4 +1,4 @@
-"""Ids of a tokenizer that stand for no text: what ends, begins and pads it."""
+"""Ids of a tokenizer that are not text: those that end, begin and pad it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Documents of one's own: text files of several formats, and datasets of the Hugging Face hub.
+"""The user's own documents: text files of several formats, and datasets of the Hugging Face hub.
 
 Both are read as streams and mixed in a buffer of bounded size, so that a corpus of any size fits
 into memory.
@@ -234,7 +234,7 @@ def _of_dataset(wanted: Dataset, seed: int) -> Iterator[str]:
         raise InputError(f"corpus.dataset.{part}: {name}: {why}; {mend}") from None
 
 
-# What the libraries say, the key at fault, and the mend: the first that fits.
+# Messages of the libraries, the key at fault, and the correction; the first that fits is used.
 DATASET_FAULTS = (
     ("Bad split", "split", "name one of these"),
     ("Unknown split", "split", "name one of these"),

@@ -88,7 +88,7 @@ class Progress:
     def resume(self, folder: Path) -> None:
         """Read the folder's state into place, each rank its share, if it is of the same rows.
 
-        A damaged state is left alone, with a line, and training begins anew.
+        A damaged state is not used: one line says so, and training starts again.
 
         Raises
         ------

@@ -114,7 +114,7 @@ def place_of(name: str) -> Place | None:
 
 
 def part(folder: Path, product: str) -> Path:
-    """A file of a crosscoder's own folder, wherever it lies, named as in an experiment."""
+    """A file of a crosscoder's folder, named as in an experiment."""
     return folder / Path(registry.products()[product].path).name
 
 
@@ -176,6 +176,6 @@ def write_folder(
 
 
 def free(output: Path) -> None:
-    """Raise InputError where something other than an empty folder stands in the output's place."""
+    """Raise InputError if the output exists and is not an empty folder."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output}: exists already; name another folder, or remove it")

@@ -1,4 +1,4 @@
-"""A crosscoder from elsewhere for activations that are here, which have constants of their own.
+"""Adapts an imported crosscoder to activations of this machine, whose constants differ.
 
 Analyses read activations times the constants of their files. With s and s' the constants that a
 crosscoder was made with and those of the files, and c = s/s' at a site, the same function of raw

@@ -96,7 +96,7 @@ def between_groups(sums: sparse.csr_array, sizes: np.ndarray) -> np.ndarray:
 def explained(f: sparse.csr_array, groups: np.ndarray) -> np.ndarray:
     """ε² of each feature's activation on a grouping, (F,): 1 − mean square within / in all.
 
-    η² corrected for chance: 0 in the mean where the groups tell nothing, however many there are.
+    η² corrected for chance: 0 on average if the groups explain nothing, however many there are.
     0 for a feature that does not vary.
     """
     N, G = len(groups), int(groups.max()) + 1

@@ -1,4 +1,4 @@
-"""When each job of a run worked, out of the benchmark files that Snakemake leaves (docs/cost.md).
+"""When each job of a run was running, from Snakemake's benchmark files (docs/cost.md).
 
 They hold a job's seconds; it ended when its file was written.
 """
@@ -81,7 +81,7 @@ def lanes(table: pd.DataFrame) -> np.ndarray:
 
 
 def at_work(table: pd.DataFrame) -> dict[int, float]:
-    """Seconds in which so many jobs worked side by side, by their number."""
+    """Seconds during which a given number of jobs ran side by side, by that number."""
     ends = table["start"] + table["seconds"]
     times = np.r_[table["start"], ends]
     order = np.argsort(times, kind="stable")

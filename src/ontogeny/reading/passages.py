@@ -90,7 +90,7 @@ def of_text(settings: Settings, tokens: Tokens, tokenizer: Path, text: str) -> P
 
 
 def _check_known(model: dict[str, Any], backend: Tokenizer, encoding: Encoding, text: str) -> None:
-    """InputError where a part of the text became the token that stands for what is unknown."""
+    """InputError if a part of the text became the tokenizer's token for unknown text."""
     name = model.get("unk_token")
     unknown = model.get("unk_id") if name is None else backend.token_to_id(name)
     if unknown is None or unknown not in encoding.ids:

@@ -58,7 +58,7 @@ class Reading:
 
     @cached_property
     def tokens(self) -> pd.DataFrame:
-        """One row for each token and snapshot: its loss, and what is likeliest to follow it."""
+        """One row for each token and snapshot: its loss, and the likeliest next tokens."""
         return tables.tokens(self.trace, self.texts, self.vocabulary).drop(columns="passage")
 
     @cached_property

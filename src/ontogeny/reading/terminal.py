@@ -26,7 +26,7 @@ class Wanted(NamedTuple):
     ----------
     steps : snapshots whose predictions and features are shown; () for the last one alone.
     features, predictions : how many of a token; None for as many features as a line holds.
-    long : each feature on a line of its own, with its kind and activation.
+    long : each feature on a separate line, with its kind and activation.
     """
 
     steps: tuple[int, ...] = ()
@@ -89,7 +89,7 @@ def _heading(shown: Sequence[int], at: Sequence[int], column: int) -> Iterator[L
 
 
 def _token(text: str) -> str:
-    """A token as it stands in a column: every character shows, and a long one is cut."""
+    """A token as it is shown in a column: every character is visible, and long tokens are cut."""
     shown = visible(text).replace(" ", "␣")
     if cells(shown) <= LONGEST:
         return shown

@@ -124,7 +124,7 @@ class Settings(Section):
         Raises
         ------
         ValidationError : of pydantic, of a key that is none or a value that it cannot have.
-        SettingsError : a key of what is no section.
+        SettingsError : a key of something that is not a section.
         """
         given = self.model_dump(mode="json", exclude_unset=True)
         analyses = registry.all_analyses()
@@ -159,7 +159,7 @@ class Settings(Section):
 
 @cache
 def whole() -> type[Settings]:
-    """`Settings` with a section for each analysis that has keys of its own."""
+    """`Settings` with a section for each analysis that has keys."""
     sections: dict[str, Any] = {}
     for name, analysis in registry.all_analyses().items():
         kind = analysis.section
@@ -174,7 +174,7 @@ def whole() -> type[Settings]:
 
 
 def __getattr__(name: str) -> Any:
-    """`WholeSettings`, for processes that are handed settings pickled."""
+    """`WholeSettings`, for processes that receive pickled settings."""
     if name == "WholeSettings":
         return whole()
     raise AttributeError(name)

@@ -1,4 +1,4 @@
-"""Combinations of keys that are impossible, a line each: the key, what is wrong, the mend."""
+"""Impossible combinations of keys, one line each: the key, what is wrong, and the correction."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ontogeny.settings.text import TEXT_SOURCES
 
 
 def faults(s: Settings) -> Iterator[str]:
-    """Yield a line for each impossible combination, with the key and the mend.
+    """Yield a line for each impossible combination, with the key and the correction.
 
     What depends on a model that is not trained here is checked once its shape is known
     (preflight.py).
@@ -206,7 +206,7 @@ def _device_faults(s: Settings, key: str, c: Crosscoder) -> Iterator[str]:
 
 
 def _analysis_faults(s: Settings) -> Iterator[str]:
-    """Lines for analyses that are not there or cannot be, and what they say of their own keys."""
+    """Lines for analyses that do not exist or cannot run, and for faults in their own keys."""
     known = registry.all_analyses()
     for name in s.analyses:
         if name not in known:

@@ -494,7 +494,7 @@ class Analysis(Section):
 
 
 class Storage(Section):
-    """Where files lie that are large, or that several experiments share."""
+    """Where to keep files that are large, or that several experiments share."""
 
     scratch: str | None = Field(
         None,

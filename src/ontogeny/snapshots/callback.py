@@ -67,8 +67,8 @@ class Snapshots:
 
     Parameters
     ----------
-    folder : where the snapshots go, one folder step{N} each. A run that begins anew is refused a
-        folder that holds another run's; one that resumes goes on there.
+    folder : where the snapshots go, one folder step{N} each. A run that starts again is refused a
+            folder that holds another run's; a run that resumes continues there.
     steps : training steps to save, such as `log_spaced(20_000)`, or those of `PAPER`.
     tokenizer : saved beside each model, if it is given.
     """
@@ -92,7 +92,7 @@ class Snapshots:
         Returns
         -------
         The snapshot's folder; None where nothing was saved. A snapshot that cannot be written, as
-        on a full disk, is a warning: the training goes on.
+        on a full disk, is a warning: the training continues.
         """
         if step not in self.steps or not _first_process():
             return None

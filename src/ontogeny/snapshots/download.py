@@ -1,8 +1,8 @@
-"""Files of a repository on the Hugging Face hub into huggingface_hub's cache, whatever happens.
+"""Download files of a repository on the Hugging Face hub into huggingface_hub's cache, robustly.
 
-Broken connections and busy servers are tried again, a body that was cut goes on where it ended,
+Broken connections and busy servers are tried again, an interrupted body continues where it ended,
 and digests are verified. huggingface_hub keeps the cache, the token and the protocol; plain HTTP
-bodies are read here because it begins a file anew when its process was killed.
+bodies are read here because huggingface_hub starts a file again if its process was killed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What lies in a folder that is no snapshot, and what makes one of it: shards, adapters, others."""
+"""Folders that are not snapshots but can be made into one: shards, adapters and others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def is_adapter(names: Collection[str]) -> bool:
 
 
 def otherwise(where: str, names: Collection[str]) -> str | None:
-    """What weights of another kind lie in a folder, and the way to a snapshot; None if none do.
+    """Which weights of another kind a folder has, and how to make a snapshot; None if it has none.
 
     Parameters
     ----------

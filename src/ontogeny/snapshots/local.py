@@ -37,7 +37,7 @@ TOKENIZER_SETTINGS = (
 
 
 def unreadable_tokenizer(where: str, names: Collection[str]) -> str | None:
-    """Why a tokenizer of these files cannot be read here, and the mend; None where it can.
+    """Why a tokenizer of these files cannot be read here, and the correction; None if it can.
 
     SentencePiece's and tiktoken's files need their own libraries; a tokenizer.json needs none.
     """
@@ -136,7 +136,7 @@ def resolve_steps(local: Local) -> list[int]:
 def faults(
     local: Local, steps: list[int] | Literal["all"], kept: Collection[int] = ()
 ) -> list[str]:
-    """What keeps these steps from being published, one line each with the mend.
+    """What prevents these steps from being published, one line each with the correction.
 
     Parameters
     ----------

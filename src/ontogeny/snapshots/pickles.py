@@ -28,7 +28,7 @@ def check(path: Path) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The tensors of a pickled state by name, also where it lies inside of a whole checkpoint.
+    """The tensors of a pickled state by name, also if it is inside a whole checkpoint.
 
     InputError where the file is damaged, holds more than plain tensors, or flattened parameters.
     """

@@ -3,7 +3,8 @@
 Everything is kept in an archive keyed by what was trained, not by which steps were wanted: a step
 that is asked for later is reached from the nearest earlier training state, bit for bit as an
 unbroken run would have, and steps that are there are left alone. The same mechanism resumes a
-killed run. States of other tokens, of text that was changed in its place, are not gone on from.
+killed run. Training never resumes from states of other tokens, such as those of text that has
+changed.
 """
 
 from __future__ import annotations
@@ -180,7 +181,7 @@ def train(
     archive : folder of training states, `step{S}/`; kept between calls.
     log : CSV to write, one row per logged step: step, tokens, learning_rate, loss (of the batch,
         doubled passages included), held_out_loss and the copying measures (at snapshots).
-    until : leave what is wanted after this step to another call.
+    until : stop at this step and leave later ones to another call.
     """
     archive, data = Path(archive), Tokens(tokens)
     with claimed(archive, data.digest):

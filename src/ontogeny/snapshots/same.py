@@ -1,7 +1,7 @@
 """Whether snapshots are one model at several steps: configurations, tokenizers, weights.
 
 A run that mixes two models, or holds one checkpoint under two steps, computes numbers that mean
-nothing. All of this is told from small files and headers, before any work.
+nothing. All of this is found from small files and headers, before any work.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def steps_in_words(steps: Sequence[int]) -> str:
 def config_lines(configs: Mapping[int, dict[str, Any]]) -> tuple[list[str], list[str]]:
     """What differs between the configurations of snapshots, by step: faults, and doubts.
 
-    Most of the snapshots, or the earlier ones of as many, are what the others are held against.
+    The others are compared with the majority of the snapshots, or with the earlier half in a tie.
     """
     plain = {step: _computing(config) for step, config in configs.items()}
     if len({digest_value(config) for config in plain.values()}) > 1:
@@ -156,7 +156,7 @@ def tokenizer_lines(files: Mapping[int, Path]) -> tuple[list[str], list[str]]:
 
 
 def vocabulary(path: Path) -> dict[str, int] | None:
-    """The id of each token of a tokenizer.json or vocab.json; None where it cannot be told."""
+    """The id of each token of a tokenizer.json or vocab.json; None if it is not known."""
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
         if path.name == "vocab.json":
@@ -178,7 +178,7 @@ class Content:
     """The bytes that a checkpoint's weights are.
 
     about : digest of their names, types and shapes. pieces : of each tensor, (file, first, end).
-    shapes : of the tensors by name, where a header tells them.
+    shapes : of the tensors by name, if a header gives them.
     """
 
     about: str

@@ -42,7 +42,7 @@ def load_model(
     ----------
     remote_code : let the Python code that the snapshot brings run (snapshots.remote_code).
     last_layer : drop what comes after this block, which then takes no memory on the device;
-        `read` works up to it, logits are no more to be had. None keeps everything.
+        `read` works up to it, but logits are no longer available. None keeps everything.
     look : called with the model while it is whole, on the device.
 
     Raises

@@ -87,7 +87,8 @@ def _kept(settings: Settings, results: str | Path, steps: Iterable[int]) -> list
 
 
 def faults(settings: Settings, results: str | Path) -> list[str]:
-    """What is known before any job to be wrong with the snapshots, a line each with the mend.
+    """What is known to be wrong with the snapshots before any job, one line each with the
+    correction.
 
     A source is not asked about snapshots that are there.
     """
@@ -143,7 +144,7 @@ def read_from(settings: Settings, results: str | Path, step: int) -> list[str]:
 
 
 def _found(settings: Settings, results: str | Path) -> dict[int, weights.Found]:
-    """Where the weights of the wanted steps lie: in their folders, or in the experiment."""
+    """The weights of the wanted steps: in their folders, or in the experiment."""
     source, found = settings.snapshots, {}
     folders = local.folders(source.local) if source.local is not None else {}
     for step in source.chosen:
@@ -205,7 +206,7 @@ def publish(
     archive: Path | None = None,
     slots: Path | None = None,
 ) -> None:
-    """Make the folder of a step's snapshot, wherever it comes from; whole or not at all.
+    """Make the folder of a step's snapshot, whatever its source; completely or not at all.
 
     Parameters
     ----------

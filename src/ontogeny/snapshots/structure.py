@@ -1,6 +1,6 @@
 """What a transformers model is built like: its blocks, and which module of a block is which.
 
-No name of a module is looked at. The blocks are the list of as many modules as the configuration
+Names of modules are not used. The blocks are the list of as many modules as the configuration
 counts layers. Of a block's children that hold matrices, the attention is the one whose output at
 a position depends on earlier positions: seen by running it again, with random weights and another
 input at the first position. The MLP is what remains: one module, or several in a row.

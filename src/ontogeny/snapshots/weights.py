@@ -1,6 +1,6 @@
 """A model's weights as safetensors, from any folder in Hugging Face format.
 
-What is safetensors already is linked; what is pickled is loaded by torch's restricted unpickler,
+Safetensors files are linked; pickled files are loaded by torch's restricted unpickler,
 which runs no code, and saved as safetensors. Nothing else is ever unpickled. Tensors get the names
 that transformers knows them by (naming.py), adapters are merged into their base (adapters.py).
 """
@@ -67,7 +67,8 @@ def lacking(names: Collection[str]) -> list[str]:
 
 
 def instead(where: str, names: Collection[str]) -> str | None:
-    """What weights of another kind lie where none of a model's do, and the mend; None if none."""
+    """Weights of another kind where a model's are missing, and the correction; None if there are
+    none."""
     other = None if choice(names) else kinds.otherwise(where, names)
     return other and f"{where} holds {other}"
 
@@ -162,7 +163,7 @@ def _with_adapter(folder: Path, config: Path | None, base: str | None) -> Found:
 
 
 def within(source: Path) -> list[str]:
-    """Names of what lies in a folder, and of the files of the folders in it as FOLDER/FILE."""
+    """Names of the files in a folder, and of the files of its subfolders as FOLDER/FILE."""
     if not source.is_dir():
         return []
     return sorted(
@@ -232,7 +233,7 @@ def publish(
 
 
 def copy(files: Iterable[Path], output: Path, about: Mapping[str, Any] | None = None) -> None:
-    """Make a folder of copies of files, and of source.json where it is told about them."""
+    """Make a folder with copies of files, and with source.json if one is given."""
     with whole(output) as draft:
         draft.mkdir()
         for file in files:
@@ -276,7 +277,7 @@ def _write_index(output: Path, files: Mapping[str, str]) -> None:
 
 
 def _convert(found: Found, output: Path, config: dict[str, Any], code: bool) -> None:
-    """Save weights as safetensors of their own, one file in memory at a time."""
+    """Save weights as new safetensors files, one file in memory at a time."""
     from safetensors.torch import load_file, save_file
 
     def read(path: Path) -> dict[str, Any]:

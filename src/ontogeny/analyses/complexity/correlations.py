@@ -83,7 +83,7 @@ def bootstrap(
 
 
 def _residual(x: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """What a line in z leaves of x, (n,)."""
+    """The residual of x after a linear fit in z, (n,)."""
     z = z - z.mean()
     squared = float(z @ z)
     return x - x.mean() - (z * (z @ x) / squared if squared > 0 else 0)

@@ -50,7 +50,7 @@ GRADE = Stage(
         "analysis.seed",
     ),
     when="complexity.grader",
-    # Not declared as made: a grading that was cut short goes on from the answers that it has.
+    # Not declared as made: an interrupted grading continues from the answers that it has.
     scratch={"answers": "features/{crosscoder}/grader"},
     files=("grader_prompt.md",),
     cost=Cost(

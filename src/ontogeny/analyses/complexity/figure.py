@@ -175,7 +175,7 @@ def _bins(axis: Axes, x: np.ndarray, scored: pd.DataFrame, score: str) -> pd.Dat
 def _peaks(
     axis: Axes, scored: pd.DataFrame, score: str, snapshots: pd.DataFrame, drawn: list[pd.DataFrame]
 ) -> None:
-    """Score against the peak snapshot index; features of one index stand beside each other."""
+    """Score against the peak snapshot index; features of the same index are spread sideways."""
     numbers, steps = list(snapshots["snapshot_index"]), list(snapshots["step"])
     peak = scored["peak_snapshot_index"]
     x = peak.map({n: i for i, n in enumerate(numbers)}).to_numpy(float)

@@ -6,7 +6,7 @@ The instructions are in grader_prompt.md. Each answer is kept as it comes, in a 
 digest of what was asked, so that an interrupted grading resumes where it was and nothing is paid
 for twice; to ask again, delete that folder.
 
-An answer that is not the JSON object asked for is sent back with a request to mend it; after
+An answer that is not the requested JSON object is sent back with a request to correct it; after
 `ANSWERS` of them the feature has no grade. Nothing is guessed.
 """
 

@@ -9,7 +9,7 @@ With the denominator held fixed, a direction v that is added to x adds to the lo
 
     ℓ(v) = W_U (γ ⊙ v) · E[1 / rms(x)]      or, with LayerNorm, of v − v̄ and with std
 
-in the mean over the positions of some text. The result is ℓ less its mean over the vocabulary,
+averaged over the positions of some text. The result is ℓ minus its mean over the vocabulary,
 which the softmax does not see. It is the direct path alone: later blocks, which may read the
 direction too, are left out (nostalgebraist 2020, interpreting GPT: the logit lens).
 

@@ -1,7 +1,7 @@
 """The fidelity frontier: what crosscoders of several sizes and sparsities reach, beside SAEs.
 
 A crosscoder explains all snapshots with one set of features, an SAE one snapshot alone. Both come
-from the same training on the same rows and are measured alike (docs/method.md 3). A
+from the same training on the same rows and are measured in the same way (docs/method.md 3). A
 crosscoder's point at a snapshot has EV and loss recovered *there*; its L0 counts every feature that
 is active on a token, or, smaller, those alone that are present at the snapshot.
 

@@ -1,4 +1,4 @@
-"""The kind of each feature: by cause where that can be told, else by rule (docs/method.md 6).
+"""The kind of each feature: by cause where that was tested, else by rule (docs/method.md 6).
 
 By cause (causes.py), in this order, each at `loss` or more of the activation:
 

@@ -81,7 +81,8 @@ def draw(
 
 
 def finding(table: pd.DataFrame) -> str:
-    """Which head induction and previous-token features lose most without, if it is told."""
+    """The head whose ablation costs induction and previous-token features most, if that is
+    clear."""
     loss = table[table["panel"] == "loss"]
     parts = []
     for kind in ("induction", "previous_token"):

@@ -35,7 +35,7 @@ def test_paths_are_of_the_primary_crosscoder_and_its_first_seed_unless_said():
     ]
     with pytest.raises(InputError, match=r"nothing: no product"):
         experiment.path("nothing")
-    with pytest.raises(InputError, match=r"feature: .* there are features"):
+    with pytest.raises(InputError, match=r"feature: .* similar ones are features"):
         experiment.table("feature")
 
 

@@ -174,7 +174,7 @@ def test_ids_that_mean_other_text_are_refused(run) -> None:
     )
     tokenizer(run / "checkpoint-50", {"z": 0, "b": 1, "c": 2, "d": 3})
     (line,) = sources.faults(loaded(), "results")
-    assert "of step 50 gives 'z' the id 0, that of step 0 has 'a' there" in line
+    assert "of step 50 gives 'z' the id 0, but that of step 0 has 'a' there" in line
 
 
 def test_a_tokenizer_that_grows_is_a_doubt(run) -> None:

@@ -1,5 +1,4 @@
-"""How many features are found again in another seed, and how similar they are (docs/method.md
-8)."""
+"""How many features another seed finds again, and how similar they are (docs/method.md 8)."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ def by_class(living: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def by_match(living: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The features that come again in another seed, of which "when" may be said, and the rest."""
+    """The features found again in another seed, whose onsets can be trusted, and the rest."""
     return {"matched": living[living["matched"]], "unmatched": living[~living["matched"]]}
 
 

@@ -38,7 +38,7 @@ function earliest(site) {
   const c = site.columns;
   if (!one)
     return h("section", { class: "panel lead" }, h("h2", {}, "The earliest emergent feature"),
-      h("p", { class: "missing" }, "No emergent feature is weak at first, comes again in another seed and is frequent enough to be trusted."));
+      h("p", { class: "missing" }, "No emergent feature is weak at first, found again in another seed, and frequent enough to be trusted."));
   const p = one.place;
   const kind = kindOf(site, p);
   const { first } = start;
@@ -63,7 +63,7 @@ function earliest(site) {
 function phaseWords({ low, high, until, after }) {
   const level = (name) => term(`${name} level`);
   const from = (x) => format.step(x);
-  if (until === "first") return ["There at the first snapshot", "Random weights have features too; training turns most of them into something else."];
+  if (until === "first") return ["Present at the first snapshot", "Random weights have features too; training turns most of them into something else."];
   if (high !== null && low === null) return [`Emerged before step ${from(high)}`, ["until the loss passes the ", level(until)]];
   if (high !== null) return [`Emerged from step ${from(low)} to ${from(high)}`, ["between the ", level(after), " and the ", level(until)]];
   if (low !== null) return [`Emerged after step ${from(low)}`, ["once the loss is below the ", level(after)]];
@@ -109,7 +109,7 @@ function start(site) {
       h("div", { class: "side-column" },
         earliest(site),
         about.start.phases.map((phase) => phaseSection(site, phase)),
-        h("p", { class: "note" }, "Chosen by rule: first features that are matched, not doubtful and frequent, then those of a kind and with a name; of equals those with the better match. No two of a phase share name and kind. In order of onset.",
+        h("p", { class: "note" }, "Chosen by rule: features that are matched, not doubtful and frequent come first, then those with a kind and a name, and among equals those with the better match. No two features of a phase share both name and kind. They are shown in order of onset.",
           !about.contexts && ` ${about.missing.contexts}`)),
       h("div", { class: "side-column" }, h("div", { class: "panel" }, curve), aside)),
     command(site));

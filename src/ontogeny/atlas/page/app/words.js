@@ -10,14 +10,14 @@ function definitions(site) {
     feature: "One unit of the dictionary: a direction at every snapshot, and a rule for when it is active. One feature is followed through all snapshots.",
     snapshot: "A checkpoint of the language model, saved at a training step.",
     kind: "What a feature's activation depends on, found by replacing tokens and measuring how much activation is lost. A feature has one kind.",
-    "current token": "The activation depends on the token itself: replacing what stands before it takes little away.",
+    "current token": "The activation depends on the token itself: replacing the tokens before it changes little.",
     "previous token": `Replacing the token before takes at least ${loss} of the activation.`,
     induction: `Replacing what followed earlier copies of the last two tokens takes at least ${loss} of the activation: the feature sees that text repeats.`,
     context: `Replacing everything before the last two tokens takes at least ${loss} of the activation.`,
     position: "The activation depends on how far the token is from the beginning of the text block.",
-    none: "Tested, and no single replacement takes enough of the activation: not known to be of any kind.",
+    none: "Tested, but no single replacement removes enough of the activation, so the feature has no kind.",
     untested: `Active at fewer of the sampled positions than the test needs${about.kinds_active ? ` (${format.count(about.kinds_active)})` : ""}, and no rule tells its kind either. It may be of any kind.`,
-    class: "How a feature's life runs. Each feature is either there at initialisation or emergent; either may also be transient, reappearing or doubtful.",
+    class: "The course of a feature's life. Each feature is either there at initialisation or emergent; either may also be transient, reappearing or doubtful.",
     initialisation: `Present at the first snapshot: its strength there is at least ${share} of its largest. Random weights have features too.`,
     emergent: `Not present at the first snapshot: its strength reaches ${share} of its largest later, at its onset.`,
     transient: "No longer present at the last snapshot.",
@@ -32,8 +32,8 @@ function definitions(site) {
     span: "How many tokens, its own included, the feature needs: the shortest piece of text before the position that keeps 90% of the activation when everything earlier is replaced.",
     matched: `A dictionary trained with another seed has the same feature: the cosine with its best match is at least ${about.matched_cosine}. What one seed alone finds may be chance.`,
     trusted: `${about.seeds.length > 1 ? "Matched, not doubtful, and active" : "Not doubtful, and active"} at ${about.start.often} held-out tokens or more: a feature whose life may be spoken of.`,
-    attribution: "How much a feature adds to the difference between the logits of the right and the wrong answer of a task, by integrated gradients. Only features whose attribution is told from zero are listed.",
-    name: "Made by rule from what a feature's strongest contexts share, such as the same token before. A name says nothing of weak contexts.",
+    attribution: "How much a feature adds to the difference between the logits of the right and the wrong answer of a task, by integrated gradients. Only features whose attribution differs from zero are listed.",
+    name: "Made by rule from what a feature's strongest contexts share, such as the same previous token. A name says nothing about weak contexts.",
     "unigram level": "The loss of a model that knows only how frequent each token is.",
     "bigram level": "The loss of a model that knows only which token follows which.",
     "turning point": "The step at which the features' directions change most: the cosines between snapshots are high before it and after it, and low across it.",
@@ -88,7 +88,7 @@ function startTerms(site) {
 function words(site) {
   const element = h("div", { class: "words-page" },
     h("h1", { tabindex: -1 }, "Words"),
-    h("p", { class: "note" }, "The same definitions show where a word with a dotted line is pointed at or tapped."),
+    h("p", { class: "note" }, "The same definitions appear when you point at or tap a word with a dotted underline."),
     h("dl", { class: "panel" }, Object.entries(definitions(site)).map(([word, text]) =>
       h("div", {}, h("dt", {}, site.about.kinds.some((kind) => format.name(kind) === word) ? swatch(site, word.replaceAll(" ", "_")) : site.about.classes.includes(word) ? swatch(site, word) : null, word), h("dd", {}, text)))));
   return { element, update: async () => "Words", title: "Words" };

@@ -84,7 +84,7 @@ def test_what_cannot_be_left_out_is_one_line(tokens):
         none.ids([50], V)
     assert none.ids(["end_of_text", "first", "special"], V) == [0]
     a = settings.Activations.model_validate({"layers": [0], "leave_out": list(range(V))})
-    with pytest.raises(InputError, match="leave_out: no row is left of the train blocks"):
+    with pytest.raises(InputError, match="leave_out: no row of the train blocks remains"):
         order.Order(tokens, "train", a)
     for given in (["nothing"], [-1], [{"ids": 3}], [{"id": [3]}]):
         with pytest.raises(SettingsError, match=r"^activations\.leave_out\.0"):

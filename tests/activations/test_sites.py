@@ -317,7 +317,7 @@ def test_a_stream_that_the_model_lacks():
     got = sites.read(model, some_ids(), [(0, "attention_out"), (0, "residual")])
     h = model.names["a"](some_ids())
     torch.testing.assert_close(got[0, "residual"], h + got[0, "attention_out"])
-    said = r"^activations\.streams: Nameless has no mlp_out in layer 1, for .*; remove it$"
+    said = r"^activations\.streams: Nameless has no mlp_out in layer 1: .*; remove it$"
     with pytest.raises(InputError, match=said):
         sites.read(model, some_ids(), [(1, "mlp_out")])
 

@@ -113,7 +113,7 @@ def test_the_splits_of_a_saved_dataset(tmp_path):
     assert read(of({"dataset": {"name": name, "split": "test"}})) == sorted(DOCUMENTS[30:])
     assert read(of({"files": {"paths": [f"{name}/test"]}})) == sorted(DOCUMENTS[30:])
     (said,) = text.faults(of({"files": {"paths": [name]}}))
-    assert f"holds the splits train, test; name one of them, as in {name}/train" in said
+    assert f"has the splits train, test; name one of them, as in {name}/train" in said
     (said,) = text.faults(of({"dataset": {"name": name, "split": "dev"}}))
     assert said == f"corpus.dataset.split: {name} has no dev; it has train, test"
 
@@ -221,7 +221,7 @@ def test_a_file_beside_it_says_the_type(name, key, tmp_path):
     assert corpus.tokens is not None
     assert np.array_equal(arrays.opened(corpus.tokens, 16), IDS)
     (said,) = text.faults(of_tokens(tmp_path / "train.bin", dtype="uint16"))
-    assert f"uint16 is set, {name} of" in said
+    assert f"uint16 is set, but {name} of" in said
 
 
 def test_plain_integers_under_the_name_npy(tmp_path):
@@ -238,12 +238,12 @@ WRONG = {
     "though it is said": (IDS.astype("<u4").tobytes(), {"dtype": "uint16"}, "set uint32"),
     "int64 as uint16": (IDS.astype("<i8").tobytes(), {}, "as int64 integers would be; set int64"),
     "cut": (with_header(IDS, 20240520, 1, "<u2")[:-10], {}, "1,995 integers, but its header says"),
-    "odd": (IDS.astype("<u2").tobytes()[:-1], {}, "3,999 bytes, which are no uint16 integers"),
+    "odd": (IDS.astype("<u2").tobytes()[:-1], {}, "3,999 bytes, which is not a whole"),
     "against the header": (
         with_header(IDS, 20240801, 7, "<u4"), {"dtype": "uint16"}, "its header of .* says uint32",
     ),
     "another version": (with_header(IDS, 20240520, 3, "<u2"), {}, "of version 3, which is not"),
-    "a header and no more": (with_header(IDS[:0], 20240520, 1, "<u2"), {}, "no uint16 integers"),
+    "a header and no more": (with_header(IDS[:0], 20240520, 1, "<u2"), {}, "not a whole number of"),
 }  # fmt: skip
 
 

@@ -203,7 +203,7 @@ def test_csv_holds_everything(small, tmp_path):
         ("", "the text has no tokens; write at least one word"),
         (
             "word " * 99,
-            r"the text has \d+ tokens, and a context holds 31; shorten it, .* first \d+",
+            r"the text has \d+ tokens, but a context holds only 31; shorten it, .* first \d+",
         ),
         ("a\udc80b", "not valid Unicode"),
     ],

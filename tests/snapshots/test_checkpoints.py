@@ -217,7 +217,7 @@ def test_an_adapter_without_its_base_is_named(tmp_path, monkeypatch) -> None:
         "first (merge_and_unload of peft), or name the base model's folder in snapshots.local.base"
     )
     (line,) = local.faults(Local(folders=where.folders, base="none"), [5])
-    assert line.startswith("snapshots.local.base: none is no folder")
+    assert line.startswith("snapshots.local.base: none is not a folder")
     saved(Path("base"), model())
     for more, said in (
         ({"use_dora": True}, "a PEFT adapter (LORA with use_dora), but only plain LoRA is "),

@@ -374,7 +374,7 @@ def test_revisions_without_a_listing_ask_nothing(server, tmp_path) -> None:
         revision="ckpt_{step:03d}",
     )
     assert found == {"0": "ckpt_000", "20": "ckpt_020"}
-    assert said.startswith("InputError: snapshots.hub.revision: {step}-{seed} is no pattern; ")
+    assert said.startswith("InputError: snapshots.hub.revision: {step}-{seed} is not a pattern; ")
     assert server.requests == []
 
 

@@ -85,7 +85,7 @@ def test_a_tokenizer_that_differs_is_refused(server, tmp_path) -> None:
     turned = {"model": {"type": "WordLevel", "vocab": {"b": 0, "a": 1}}}
     server.add(MODEL, "step64", files(64, **{"tokenizer.json": json.dumps(turned)}))
     (fault,), _ = compared(server, tmp_path, [0, 8, 64, 512])
-    assert "tokenizer.json of step 64 gives 'b' the id 0, that of step 0 1" in fault
+    assert "tokenizer.json of step 64 gives 'b' the id 0, but that of step 0 1" in fault
     assert compared(server, tmp_path, [0, 8, 64], tokenizer="someone/words") == ([], [])
 
 

@@ -77,7 +77,7 @@ def test_two_folders_of_one_step_are_one_line(runs) -> None:
     (fault,) = local.faults(Local(folders="runs/*/checkpoint-{step}"), [5])
     assert fault == (
         "snapshots.local.folders: runs/a/checkpoint-20 and runs/b/checkpoint-20 are both step 20; "
-        "narrow the pattern"
+        "make the pattern more specific"
     )
 
 
@@ -154,7 +154,7 @@ def test_a_missing_tokenizer_is_told_with_its_key(runs) -> None:
     assert not Path("out").exists()
     elsewhere = Local(folders=TRAINER.folders, tokenizer="runs/none")
     assert local.faults(elsewhere, [20]) == [
-        "snapshots.local.tokenizer: runs/none is no folder; correct it"
+        "snapshots.local.tokenizer: runs/none is not a folder; correct it"
     ]
 
 
@@ -186,7 +186,7 @@ def test_a_shard_that_lacks_what_the_index_names(tmp_path) -> None:
         weights.publish(source, tmp_path / "out", {})
     index["weight_map"] = {"w": "../a/model.safetensors"}
     (source / weights.INDEX).write_text(json.dumps(index))
-    with pytest.raises(InputError, match=r"no \.safetensors file beside it"):
+    with pytest.raises(InputError, match=r"not a \.safetensors file beside it"):
         weights.publish(source, tmp_path / "out", {})
 
 

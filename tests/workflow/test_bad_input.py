@@ -177,7 +177,7 @@ def test_a_key_that_stands_twice(finished, tmp_path):
     first = text.splitlines().index(line.rstrip()) + 1
     file = tmp_path / "twice.yaml"
     file.write_text(text)
-    message = f"layers: stands twice in {file}, in lines {first} and {first + 1}; remove one"
+    message = f"layers: occurs twice in {file}, in lines {first} and {first + 1}; remove one"
     assert complaint("check", file) == f"ontogeny: {message}"
     done = finished.command("snakemake", "--cores", "1", "--dry-run", "--configfile", str(file))
     assert done.returncode != 0
@@ -377,7 +377,7 @@ def test_a_crosscoder_of_other_tokens(home):
     (folder / "config.json").write_text(json.dumps(about | {"tokens": HASH}))
     words = ("fidelity", home, "batchtopk", "--seed", 0)
     assert refused(home, "crosscoders/batchtopk/seed0/fidelity.csv", *words) == (
-        f"ontogeny: {home}/activations: activations of other tokens than the crosscoder was "
+        f"ontogeny: {home}/activations: made from other tokens than the crosscoder was "
         "trained on; train it again"
     )
     truncated(*[folder / "crosscoder.safetensors"] * 2)

@@ -48,7 +48,10 @@ def test_a_replicate_is_the_experiment_with_another_model():
         ({"a": {SEED: "x"}}, "replicates.a.snapshots.pretrain.seed: not a valid value; correct it"),
         ({"a": {SEED: 0}}, "replicates.a: the same as the experiment itself; give it"),
         ({"a": {SEED: 2}, "b": {SEED: 2}}, "replicates.b: the same as replicates.a"),
-        ({"a": {"snapshots.pretrain.steps": 10}}, "replicates.a: snapshots.steps: step 20 lies"),
+        (
+            {"a": {"snapshots.pretrain.steps": 10}},
+            "replicates.a: snapshots.steps: step 20 is beyond",
+        ),
         ({"a": {"crosscoders.PRIMARY.k": 99}}, "replicates.a: crosscoders.batchtopk.k: 99"),
         (
             {"a": {"corpus.seed": 3}},

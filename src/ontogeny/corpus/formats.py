@@ -280,4 +280,4 @@ def text_of(value: Any, where: str, key: str) -> str:
 
 def _no_column(where: str, names: list[str], column: str, key: str) -> str:
     known = ", ".join(names[:20]) or "none"
-    return f"{key}: {column} is not a column of {where}, which has {known}"
+    return f"{key}: {column} is not a column of {where}; it has {known}"

@@ -112,7 +112,7 @@ def too_little(corpus: Corpus, blocks: int, pretrain: bool = False) -> str:
     key, beside = "train_blocks", " in addition to those for pre-training" if pretrain else ""
     if blocks > wanted and corpus.pretrain_blocks is not None:
         wanted += corpus.pretrain_blocks
-        key, beside = "pretrain_blocks", " with those of held_out_blocks and train_blocks"
+        key, beside = "pretrain_blocks", " together with those of held_out_blocks and train_blocks"
     return (
         f"corpus.{key}: {wanted} blocks are needed{beside}, but the corpus has only {blocks} "
         f"blocks of {corpus.context} tokens; lower it or {more}"

@@ -549,8 +549,8 @@ TOO_LITTLE = [
     (
         {"train_blocks": 99_999},
         False,
-        r"^corpus\.train_blocks: 100004 blocks are needed, but the corpus has only (\d+) blocks of 32 "
-        r"tokens; lower it or add corpus\.files\.paths$",
+        r"^corpus\.train_blocks: 100004 blocks are needed, but the corpus has only (\d+) blocks of "
+        r"32 tokens; lower it or add corpus\.files\.paths$",
     ),
     (
         {"train_blocks": 99_999},

@@ -49,7 +49,7 @@ def log_spaced(last: int, count: int = 32) -> list[int]:
     if last < 1 or count < 2:
         raise InputError(
             f"snapshots: {count} snapshots of {last} steps are not possible; a run needs at least "
-            "1 step and 2 snapshots"
+            "1 step and at least 2 snapshots"
         )
     steps = [0]
     for left in range(count - 2, 0, -1):

@@ -434,7 +434,7 @@ def test_repositories_without_weights_or_with_a_false_index(server, tmp_path) ->
     assert "step1 has no model.safetensors or pytorch_model.bin" in no_weights
     assert "step2 has no config.json" in no_config
     assert f"step3 has no {SHARDS[1]}, which model.safetensors.index.json names" in no_shard
-    assert "names '../../../stolen.safetensors', which is no .safetensors file beside" in outside
+    assert "names '../../../stolen.safetensors', which is not a .safetensors file beside" in outside
     assert not (tmp_path / "out").exists()
 
 

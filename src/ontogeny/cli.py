@@ -86,9 +86,7 @@ def check(file: Path, results: Path) -> None:
 
 @main.command()
 @click.argument("source")
-@click.option(
-    "--text", multiple=True, help="Text: files, a pattern, a folder, or a dataset on the hub."
-)
+@click.option("--text", multiple=True, help="Files, a pattern, a folder, or a dataset on the hub.")
 @click.option("--output", type=FILE, help="File to write; default: experiments/NAME.yaml.")
 @click.option("--results", type=FOLDER, default=Path("results"))
 def new(source: str, text: tuple[str, ...], output: Path | None, results: Path) -> None:
@@ -109,9 +107,7 @@ def new(source: str, text: tuple[str, ...], output: Path | None, results: Path) 
 
 @main.command()
 @click.argument("file", type=FILE)
-@click.option(
-    "--device", help="Device of devices.yaml, such as H100; default: measure this machine."
-)
+@click.option("--device", help="A device of devices.yaml, such as H100; default: this machine.")
 @click.option("--terms", is_flag=True, help="Also show what each stage needs its memory for.")
 @click.option("--results", type=FOLDER, default=Path("results"))
 def plan(file: Path, device: str | None, terms: bool, results: Path) -> None:
@@ -198,12 +194,7 @@ def pretrain(experiment: Experiment, log: bool, until: int | None) -> None:
 @main.command()
 @of_experiment
 @click.argument("step", type=int)
-@click.option(
-    "--threads",
-    type=click.IntRange(1),
-    default=1,
-    help="Threads, if the model has to be trained further.",
-)
+@click.option("--threads", type=click.IntRange(1), default=1, help="Threads, if it is trained.")
 def snapshot(experiment: Experiment, step: int, threads: int) -> None:
     """Bring the snapshot of STEP into the experiment, whatever its source.
 
@@ -229,14 +220,8 @@ def snapshot(experiment: Experiment, step: int, threads: int) -> None:
 @on_device
 @threads
 @click.argument("step", type=int)
-@click.option(
-    "--shard", type=click.IntRange(0), default=0, help="Shard of training rows; 0 is the first."
-)
-@click.option(
-    "--norms",
-    is_flag=True,
-    help="Only measure which positions activations.leave_out_norm leaves out.",
-)
+@click.option("--shard", type=click.IntRange(0), default=0, help="Shard of the training rows.")
+@click.option("--norms", is_flag=True, help="Only find what activations.leave_out_norm leaves out.")
 def extract(experiment: Experiment, step: int, shard: int, norms: bool) -> None:
     """Write the activations of the snapshot of STEP, all layers and streams in one pass."""
     from ontogeny.activations import extract as stage
@@ -277,9 +262,7 @@ def token_table(experiment: Experiment, site: str) -> None:
     of = experiment.settings.activations
     places = {folder_name(*key): key for key in product(of.layers, of.streams)}
     if site not in places:
-        raise InputError(
-            f"{site}: not a layer and stream that activations has; use one of {list(places)}"
-        )
+        raise InputError(f"{site}: no such layer and stream; use one of {list(places)}")
     where = RowPaths(
         experiment.path("activations"),
         snapshots=experiment.path("snapshots"),
@@ -294,9 +277,7 @@ def _of_basis(experiment: Experiment, sites: str) -> str:
     """The first crosscoder that is trained in a basis."""
     bases = experiment.bases(experiment.settings.all_crosscoders)
     if sites not in bases:
-        raise InputError(
-            f"{sites}: no crosscoder uses a basis of these sites; choose one of {sorted(bases)}"
-        )
+        raise InputError(f"{sites}: no crosscoder uses this basis; use one of {sorted(bases)}")
     return bases[sites]
 
 
@@ -491,12 +472,7 @@ def atlas(experiment: Experiment) -> None:
 @of_experiment
 @click.argument("feature", type=int)
 @click.option("--crosscoder", help="Name of the crosscoder; default: the primary one.")
-@click.option(
-    "--contexts",
-    type=click.IntRange(0),
-    default=5,
-    help="Number of contexts to show, by the largest activations.",
-)
+@click.option("--contexts", type=click.IntRange(0), default=5, help="Number of contexts to show.")
 def show(experiment: Experiment, feature: int, crosscoder: str | None, contexts: int) -> None:
     """Print what is known about FEATURE in a finished experiment."""
     from ontogeny import show as stage

@@ -25,7 +25,7 @@ class Pretrain(Section):
         1.0,
         gt=0,
         le=1,
-        description="Share of each head's width with rotary positions; Pythia's is 0.25.",
+        description="Share of each head's width with rotary positions.",
     )
     tied_embeddings: bool = Field(
         False, description="Whether the unembedding uses the same matrix as the token embedding."
@@ -51,8 +51,7 @@ class Pretrain(Section):
         0.25,
         ge=0,
         le=1,
-        description="Share of the blocks that contain a passage twice, which makes copying form "
-        "earlier.",
+        description="Share of blocks that hold a passage twice, so that copying forms.",
     )
     doubled_distance: Literal["half", "varied"] = Field(
         "half",
@@ -81,14 +80,14 @@ class Hub(Section):
     )
     revision: str | None = Field(
         None,
-        description="Pattern of the revisions' names, in which {step} stands for the training "
-        "step and * for anything. Left out: the preset for this repository "
+        description="Pattern of the revisions' names: {step} stands for the training step, * "
+        "for anything. Left out: the repository's preset "
         "(src/ontogeny/snapshots/presets.yaml).",
     )
     tokenizer: str | None = Field(
         None, description="Repository of the tokenizer, if it is not the model's (branch main)."
     )
-    parallel: int = Field(4, ge=1, description="Number of files to download at the same time.")
+    parallel: int = Field(4, ge=1, description="Files to download at the same time.")
 
 
 class Local(Section):
@@ -155,9 +154,7 @@ def _is_ids(given: Any) -> bool:
 class Activations(Section):
     """Which activations are kept, and how."""
 
-    layers: list[int] = Field(
-        ..., min_length=1, description="Blocks at which streams are read, counted from 0."
-    )
+    layers: list[int] = Field(..., min_length=1, description="Blocks to read, counted from 0.")
     streams: list[Stream] = Field(
         ["residual"],
         min_length=1,
@@ -169,14 +166,13 @@ class Activations(Section):
     )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
-        description="Type in which the model is run; auto is bfloat16 on a GPU that supports "
-        "it, else float32.",
+        description="Type in which the model runs; auto: bfloat16 on a GPU that has it, else "
+        "float32.",
     )
     mode: Literal["cached", "streamed"] = Field(
         "cached",
-        description="cached: training rows are stored on disk. streamed: all snapshots stay on "
-        "the device and rows go straight to the trainer; only held-out rows are "
-        "stored on disk.",
+        description="cached: training rows are on disk. streamed: all snapshots stay on the "
+        "device and rows go straight to the trainer; only held-out rows are on disk.",
     )
     budget: float | None = Field(
         None,
@@ -196,9 +192,8 @@ class Activations(Section):
     scale: Literal["centred", "mean_norm"] = Field(
         "centred",
         description="What is scaled to √d at each site, over the first window of rows: centred, "
-        "the mean norm of the rows minus their mean; mean_norm, the mean norm of "
-        "the rows themselves, as in the paper, with which a large mean at a "
-        "snapshot lowers all strengths there.",
+        "the mean norm of rows minus their mean; mean_norm, that of the rows themselves, as in "
+        "the paper: a large mean at a snapshot then lowers all strengths there.",
     )
     leave_out: list[Mark | Annotated[int, Field(ge=0)]] = Field(
         ["end_of_text"],
@@ -210,8 +205,7 @@ class Activations(Section):
         None,
         gt=1,
         description="Leave out positions whose norm exceeds this many times the median at any "
-        "snapshot, layer or stream. Each snapshot is then run twice. null: leave "
-        "out none.",
+        "snapshot, layer or stream; each snapshot is then run twice. null: none.",
     )
     seed: int = Field(0, ge=0, description="Seed of the order of the training rows.")
 
@@ -237,14 +231,12 @@ class Basis(Section):
     rows: int = Field(
         1_048_576,
         ge=2,
-        description="Number of training rows from which the directions are computed, counted "
-        "from the first.",
+        description="Training rows from which directions are computed, at most.",
     )
     exact_limit: int = Field(
         8192,
         ge=1,
-        description="Largest n·d for which the directions are exact; beyond it they are "
-        "randomised.",
+        description="Largest n·d with exact directions; beyond it they are randomised.",
     )
     largest: int = Field(2048, ge=1, description="Largest number of dimensions to keep.")
     seed: int = Field(0, ge=0, description="Seed of the rotation inside the subspace.")
@@ -289,9 +281,8 @@ class Crosscoder(Section):
     )
     token_table: bool = Field(
         False,
-        description="Subtract the mean activation of the current token from each row first, and "
-        "add it back in the reconstruction, so that the dictionary explains what "
-        "the token alone does not.",
+        description="Subtract the current token's mean activation from each row first and add it "
+        "back in the reconstruction: the dictionary explains what the token alone does not.",
     )
     scale: Literal["residual", "activations"] = Field(
         "residual",
@@ -304,10 +295,9 @@ class Crosscoder(Section):
     )
     gate: Literal["feature", "snapshot"] = Field(
         "snapshot",
-        description="snapshot: each feature has one gate per site. feature: each feature has "
-        "one gate for all sites, so that the gate does not show when a feature "
-        "appears. Left out: snapshot, or feature where only that is possible (relu, "
-        "basis: principal, AuxK).",
+        description="snapshot: one gate per feature and site. feature: one gate for all sites, "
+        "which cannot show when a feature appears. Left out: snapshot, or feature "
+        "where only that is possible (relu, basis: principal, AuxK).",
     )
     k: int = Field(
         8, ge=1, description="batch_topk: mean number of active features per token and site."
@@ -327,9 +317,8 @@ class Crosscoder(Section):
     penalty: Literal["pooled", "per_snapshot"] = Field(
         "pooled",
         description="jumprelu: pooled penalises the squared frequency of a feature over all "
-        "snapshots together, as in the paper; per_snapshot penalises it at each "
-        "snapshot separately, so that splitting a feature in time does not lower "
-        "the penalty.",
+        "snapshots together, as in the paper; per_snapshot penalises it at each snapshot "
+        "separately, so that splitting a feature in time does not lower the penalty.",
     )
     l0: float | None = Field(
         None,
@@ -340,45 +329,40 @@ class Crosscoder(Section):
     start_active: float | None = Field(
         32,
         gt=0,
-        description="jumprelu: number of active features per token at the start: each threshold "
-        "begins at the quantile that gives this number. null: all thresholds begin "
-        "at 0.1.",
+        description="jumprelu: active features per token at the start, which sets the quantile "
+        "at which each threshold begins. null: all begin at 0.1.",
     )
     refit: bool = Field(
         False,
-        description="jumprelu: where a feature's gate is closed at a snapshot but open at "
-        "another, its decoder there learns from the reconstruction error.",
+        description="jumprelu: decoders whose gate is closed while another of the feature is "
+        "open learn from the reconstruction error.",
     )
     bandwidth: float = Field(4.0, gt=0, description="jumprelu: ε of the straight-through estimate.")
     threshold_share: float = Field(
         0.125,
         gt=0,
         le=1,
-        description="jumprelu: share of each batch on which the gradient of the thresholds is "
-        "computed.",
+        description="jumprelu: share of each batch that thresholds learn from.",
     )
     dead_after_rows: int = Field(
         100_000,
         ge=1,
-        description="Number of rows without activity after which a feature counts as dead.",
+        description="Rows without activity after which a feature is dead.",
     )
     aux_features: int | None = Field(
         None,
         ge=0,
-        description="batch_topk with gate: feature: number of dead features that AuxK trains at "
-        "a time; 0 is none. Left out: 128, or all features if there are fewer.",
+        description="batch_topk, gate: feature: dead features that AuxK trains at a time; 0 is "
+        "none. Left out: 128, or all if there are fewer.",
     )
-    aux_k: int = Field(
-        16, ge=1, description="batch_topk: number of dead features that a token may use in AuxK."
-    )
+    aux_k: int = Field(16, ge=1, description="batch_topk: dead features that a token may use.")
     aux_weight: float = Field(1 / 32, ge=0, description="batch_topk: weight of the AuxK loss.")
     center: bool = Field(
         True,
-        description="Subtract each site's mean first and make it part of b_dec; otherwise b_dec "
-        "starts at 0.",
+        description="Subtract each site's mean first, as part of b_dec; else b_dec starts at 0.",
     )
     train_decoder: bool = Field(
-        True, description="false keeps the decoder's random directions, which gives a baseline."
+        True, description="false keeps the decoder's random directions: a baseline."
     )
     batch_rows: int = Field(1024, ge=1, description="Rows in a batch, B.")
     steps: int = Field(..., ge=1, description="Optimiser steps.")
@@ -389,8 +373,7 @@ class Crosscoder(Section):
     )
     precision: Literal["highest", "high", "medium"] = Field(
         "high",
-        description="Precision of matrix products on a GPU: float32, TF32 or bfloat16. On a CPU "
-        "it is float32.",
+        description="Matrix products on a GPU: float32, TF32 or bfloat16. On a CPU: float32.",
     )
     warmup: float = Field(
         0.02, ge=0, le=1, description="First share of the steps, with a linear warm-up."
@@ -399,16 +382,15 @@ class Crosscoder(Section):
         0.2,
         ge=0,
         le=1,
-        description="Last share of the steps, in which the learning rate decays to 1/32.",
+        description="Last share of steps, in which the rate decays to 1/32.",
     )
     seeds: list[int] = Field([0, 1], min_length=1, description="One training each.")
     threads: int = Field(1, ge=1, description="Processor threads for one training, on each device.")
     devices: int = Field(
         1,
         ge=1,
-        description="Number of processes that share one training. Each has a share of the "
-        "features and, if there are GPUs, one GPU. It changes results only by "
-        "rounding.",
+        description="Processes that share one training, each with a share of the features and "
+        "one GPU, if there are GPUs. It changes results only by rounding.",
     )
 
     @model_validator(mode="before")
@@ -455,14 +437,13 @@ class Analysis(Section):
         0.35,
         gt=0,
         lt=1,
-        description="Normalised strength below which a feature that was present is absent "
-        "again; at most `presence`.",
+        description="Normalised strength below which it is absent again; at most `presence`.",
     )
     settled_cosine: float = Field(
         0.7,
         gt=0,
         lt=1,
-        description="Cosine with its final direction from which a feature counts as settled.",
+        description="Cosine with its final direction from which a feature is settled.",
     )
     direction_floor: float = Field(
         0.1, gt=0, lt=1, description="Normalised strength below which a direction is not compared."
@@ -474,7 +455,7 @@ class Analysis(Section):
         description="Cosine of stacked decoders from which two features count as matched.",
     )
     bootstrap: int = Field(
-        1000, ge=10, description="Number of bootstrap samples, over features or over blocks."
+        1000, ge=10, description="Bootstrap samples, over features or over blocks."
     )
     spliced_blocks: int = Field(
         64, ge=1, description="Held-out blocks on which loss recovered is measured."
@@ -500,20 +481,17 @@ class Storage(Section):
         None,
         min_length=1,
         description="Folder for large files that can be made again, such as /scratch/$USER; "
-        "results/NAME then has links to SCRATCH/NAME. Left out: everything is under "
-        "results/.",
+        "results/NAME then has links to SCRATCH/NAME. Left out: everything is under results/.",
     )
     on_scratch: list[Literal["activations", "basis", "state", "snapshots", "pretrain"]] = Field(
         ["activations", "basis", "state"],
         min_length=1,
         description="Folders of an experiment to keep on scratch: activations, basis (with "
-        "projected rows), state (of unfinished trainings), snapshots, pretrain "
-        "(training states).",
+        "projected rows), state (of unfinished trainings), snapshots, pretrain (training states).",
     )
     cache: str | None = Field(
         None,
         min_length=1,
-        description="Folder in which experiments share tokens and the snapshots of models "
-        "trained here, each under a digest of everything that it depends on. Left "
-        "out: each experiment makes its own.",
+        description="Folder in which experiments share tokens and snapshots trained here, each "
+        "under a digest of what it depends on. Left out: each makes its own.",
     )

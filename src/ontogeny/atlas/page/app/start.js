@@ -56,7 +56,7 @@ function earliest(site) {
     h("p", { class: "note" }, about.seeds.length > 1
       ? ["Earliest of the emergent features that are ", term("matched"), `, not doubtful, active at ${start.often} held-out tokens or more, and at the first snapshot no stronger than ${start.weak} of their peak.`]
       : `Earliest of the emergent features that are active at ${start.often} held-out tokens or more and at the first snapshot no stronger than ${start.weak} of their peak; with one seed, nothing says which would come again.`,
-      first !== null && [" ", featureLink(site, first, `Feature ${c.feature[first]}`), ` has an earlier onset, step ${format.number(c.onset[first], 2)}, without meeting that.`]));
+      first !== null && [" ", featureLink(site, first, `Feature ${c.feature[first]}`), ` has an earlier onset, step ${format.number(c.onset[first], 2)}, but does not meet these conditions.`]));
 }
 
 /** A phase in words: [heading, what it is]. */

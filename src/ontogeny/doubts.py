@@ -1,8 +1,8 @@
 """What can run but is doubtful: one sentence each, with the setting that corrects it.
 
-`before` is known ahead of any job; `ontogeny check` and the workflow print it. `found` is what the
-stages measured, and what the snapshots say once they are there. Both stand in summary.json under
-`doubts`, and nothing is refused for them.
+`before` is known before any job; `ontogeny check` and the workflow print it. `found` is what the
+stages measured, and what the snapshots show once they exist. Both are in summary.json under
+`doubts`, and neither stops a run.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def before(
 
 
 def missing(experiment: Experiment) -> list[str]:
-    """What a run will not have because its primary crosscoder sees too few snapshots."""
+    """What a run will lack because its primary crosscoder has too few snapshots."""
     name, few = experiment.primary, experiment.compared(experiment.primary)
     if not experiment.has_histories(name):
         return [
@@ -55,7 +55,7 @@ def missing(experiment: Experiment) -> list[str]:
 
 
 def found(experiment: Experiment) -> list[str]:
-    """What a finished experiment's files say that is doubtful."""
+    """The doubts that a finished experiment's files give reason for."""
     lines = sources.doubts(experiment.settings, experiment.results)
     if experiment.path("losses").exists():
         lines += losses.doubts(experiment.table("losses"))

@@ -1,7 +1,7 @@
 """Whether the files of an experiment are as they were written.
 
-Stages check what they read before they begin, and `ontogeny verify` checks everything. What is
-wrong is a line: the file, what is wrong with it, and the command that makes it again.
+Stages check what they read before they begin, and `ontogeny verify` checks everything. Each fault
+is one line: the file, what is wrong with it, and the command that makes it again.
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ def lines(path: Path, most: int | None = None) -> Iterator[str]:
 
 
 def check(*given: Any) -> None:
-    """Raise InputError, one line per file, unless what is about to be read is as it was written.
+    """Raise InputError, one line per file, unless the given files are as they were written.
 
-    A stack shows the rows of its folder's files, which are looked at as well. What is missing is
-    left to whoever reads it.
+    A stack shows the rows of its folder's files, which are checked as well. Missing files are left
+    to whoever reads them.
 
     Parameters
     ----------
@@ -132,11 +132,11 @@ def verify(experiment: Path, gone: Iterable[str] = ()) -> Verdict:
 
     Parameters
     ----------
-    gone : products that are removed once they are used, so that none has to be there.
+    gone : products that are removed after use, and so may be missing.
 
     Raises
     ------
-    InputError : nothing is known of the folder's files.
+    InputError : no digests were recorded for the folder's files.
     """
     may_go = {*KEPT_BETWEEN, *gone}
     if not (experiment / digests.FOLDER).is_dir():

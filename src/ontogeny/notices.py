@@ -1,4 +1,4 @@
-"""What a run says first and last: what it will make, how long that takes, and what to look at."""
+"""What a run prints first and last: what it will make, how long that takes, and what to open."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def hours(planned: Bill, cores: int) -> float:
 
 
 def opening(settings: Settings, results: str | Path, cores: int) -> list[str]:
-    """What a run says before its first job, a line each.
+    """What a run prints before its first job, as a list of lines.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ def _seen(experiment: Experiment) -> list[str]:
 
 
 def closing(settings: Settings, results: str | Path, began: float) -> list[str]:
-    """What a run says after its last job, a line each: what to open.
+    """What a run prints after its last job, as a list of lines: what to open.
 
     Parameters
     ----------

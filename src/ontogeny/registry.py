@@ -1,4 +1,4 @@
-"""The analyses that are there: our own folders, and those of packages that are installed beside.
+"""The available analyses: the built-in ones, and those of installed packages.
 
 An installed package adds one through the entry point group `ontogeny.analyses`:
 
@@ -68,7 +68,7 @@ def products() -> dict[str, Product]:
 
 
 def product(name: str) -> Product:
-    """A product by its name in the map; InputError, with names like it, where there is none."""
+    """A product by its name in the map; InputError, with similar names, if there is none."""
     known = products()
     if name not in known:
         close = difflib.get_close_matches(name, known, 3) or sorted(known)
@@ -108,7 +108,7 @@ def columns(product: str) -> dict[str, str]:
 
 
 def described(product: str, names: Iterable[str]) -> dict[str, str]:
-    """What some columns of a table hold, in their order; '' of one that is not documented."""
+    """Descriptions of some columns of a table, in their order; '' if one is not documented."""
     documented, found = columns(product), {}
     for column in names:
         patterns = (name for name in documented if fnmatchcase(column, name))

@@ -1,6 +1,6 @@
 """`ontogeny show`: what is known about one feature, as text for a terminal.
 
-Reads the tables of a finished experiment and makes nothing. What has not been made is left out.
+It reads the tables of a finished experiment and makes nothing. Missing tables are left out.
 
 A line is pieces of text, each plain or marked. Every piece is written with `visible` as it is laid
 out, whatever it came from: no byte of a corpus, a tokenizer or a table reaches the terminal as a
@@ -89,7 +89,7 @@ class Subject:
         return self.experiment.path(product, crosscoder=self.crosscoder).exists()
 
     def rows(self, product: str) -> pd.DataFrame:
-        """The feature's rows of a table; none where it has not been made."""
+        """The feature's rows of a table; no rows if the table has not been made."""
         if not self.has(product):
             return pd.DataFrame()
         table = self.experiment.table(product, self.crosscoder)
@@ -117,7 +117,7 @@ class Subject:
 def show(
     experiment: Experiment, feature: int, crosscoder: str | None, contexts: int, width: int
 ) -> list[Line]:
-    """All that is known of a feature.
+    """Everything that is known about a feature.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
 """The experiment in one flat file, and what it was made from.
 
-numbers.json holds what was found; summary.json has that and what it cost, and so comes last;
+numbers.json has the findings; summary.json has these and their cost, and so comes last;
 provenance.json has versions and digests.
 """
 
@@ -90,7 +90,7 @@ def _stability(experiment: Experiment, crosscoder: str) -> dict[str, Any]:
 
 
 def _without_training(experiment: Experiment, crosscoder: str) -> dict[str, Any]:
-    """What shares token means and random rows match, and what share other seeds beyond the first.
+    """The shares matched by token means, by random rows, and by further seeds.
 
     Empty where they were not measured: the figure of the primary crosscoder's stability asks.
     """
@@ -187,7 +187,7 @@ def _others(experiment: Experiment) -> dict[str, Any]:
 
 
 def gather(experiment: Experiment) -> None:
-    """Write numbers.json, of all that is measured."""
+    """Write numbers.json from everything that was measured."""
     settings = experiment.settings
     values: dict[str, Any] = {
         "snapshots": len(experiment.steps),

@@ -68,7 +68,7 @@ class Snapshots:
     Parameters
     ----------
     folder : where the snapshots go, one folder step{N} each. A run that starts again is refused a
-            folder that holds another run's; a run that resumes continues there.
+        folder that holds another run's; a run that resumes continues there.
     steps : training steps to save, such as `log_spaced(20_000)`, or those of `PAPER`.
     tokenizer : saved beside each model, if it is given.
     """

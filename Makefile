@@ -11,7 +11,7 @@ IS_SUPPORTED := -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= 
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14; do \
 	$$python $(IS_SUPPORTED) 2>/dev/null && echo $$python && exit; done; echo python3)
 CORES ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
-# Files of tests side by side: one more than cores, for many wait for processes of theirs.
+# Files of tests that run at the same time: one more than cores, since many wait for processes.
 WORKERS ?= $(shell test $(CORES) -lt 4 && echo $$(($(CORES) + 1)) || echo 4)
 REPORT ?= results/default/report.html
 UV ?= uv
@@ -43,7 +43,7 @@ demo: env ## run a small experiment: 3 minutes on 2 cores
 figures: env ## run the default experiment, from raw text to figures
 	$(IN_ENV) snakemake --cores $(CORES) $(ARGS)
 
-report: env ## gather finished figures in one self-contained page
+report: env ## collect finished figures on one self-contained page
 	$(IN_ENV) snakemake --report $(REPORT) $(ARGS)
 
 docs: .venv-docs/.complete ## build the pages as a site, in build/site
@@ -58,7 +58,7 @@ docs: .venv-docs/.complete ## build the pages as a site, in build/site
 test: env ## run the tests
 	$(IN_ENV) python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-cluster: env ## run the tiny experiment on a SLURM of this machine (root on Debian alone)
+test-cluster: env ## run the tiny experiment on a SLURM on this machine (only as root on Debian)
 	$(IN_ENV) python -m pytest -m cluster tests/workflow/test_cluster.py $(ARGS)
 
 check: env ## check style, types and the workflow
@@ -68,7 +68,7 @@ check: env ## check style, types and the workflow
 	$(IN_ENV) snakefmt --check Snakefile rules
 	$(IN_ENV) snakemake --lint
 
-lock: ## pin every dependency anew (needs uv)
+lock: ## pin every dependency again (needs uv)
 	@command -v $(UV) >/dev/null || { echo "uv is needed: pip install uv, or make lock UV=/path/to/uv" >&2; exit 1; }
 	$(UV) pip compile pyproject.toml --extra dev --extra cluster --output-file envs/requirements.lock \
 		--universal --python-version 3.11 --fork-strategy fewest --generate-hashes \

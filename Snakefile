@@ -1,14 +1,14 @@
 # The pipeline, in the order that data flows through it:
 #
 #   data         fetch → corpus
-#   snapshots    pretrain → snapshot (each); or from a hub; or from folders
+#   snapshots    pretrain → snapshot (each); or a hub's revisions; or folders
 #   activations  extract (each snapshot) → stack → token_table → basis → project
 #   crosscoder   train (each seed) → fidelity (each seed)
 #   analyses     features (histories), phases, and what `analyses` names: one rule per stage
 #   report       figures, atlas → summary
 #
 # Streamed activations leave out `project`. The map of the experiment (ontogeny/experiment.py) says
-# where everything lies; docs/design.md says where to add what.
+# where every file is; docs/design.md says how to extend it.
 #
 # snakemake --cores 2                                       the default experiment, config.yaml
 # snakemake --cores 2 --configfile experiments/NAME.yaml    another; both live under results/
@@ -20,10 +20,10 @@ from snakemake.utils import min_version
 min_version("9.0")
 
 DEFAULT = "config.yaml"
-if not os.path.exists(DEFAULT):  # in another working folder
+if not os.path.exists(DEFAULT):  # run from another folder
     DEFAULT = os.path.join(workflow.basedir, DEFAULT)
 
-if not config:  # --configfile replaces the default experiment, it is not merged into it
+if not config:  # --configfile replaces the default experiment instead of being merged into it
 
     configfile: DEFAULT
 
@@ -41,15 +41,16 @@ include: "rules/replicates.smk"
 onstart:
     if workflow.is_main_process:
         if workflow.local_exec:
-            # Cores limit the jobs of this machine. Snakemake's limit of jobs a second has it weigh all
-            # waiting jobs again once a second for each job that has ended, a fifth of a core.
+            # Cores limit the jobs on this machine. Because of its limit of jobs per second, Snakemake
+            # would reconsider all waiting jobs once a second for each job that has ended, which takes
+            # a fifth of a core.
             workflow.scheduler.job_rate_limiter = None
         interrupts.end_with_jobs(
             workflow.local_exec
-        )  # Snakemake has just put in its own handler
+        )  # after Snakemake has installed its own handler
         for experiment in at_work():
             introduce(experiment)
-            advise(experiment)  # which compares with what the last run has left
+            advise(experiment)  # before claim: it compares with the files of the last run
             claim(experiment)
             refuse_what_does_not_fit(experiment)
 
@@ -61,7 +62,7 @@ onsuccess:
             show_what_to_open(experiment)
 
 
-# What the experiment costs, before it runs: `snakemake --cores 1 plan`.
+# The cost of the experiment, before it runs: `snakemake --cores 1 plan`.
 rule plan:
     log:
         log("plan"),
@@ -71,12 +72,12 @@ rule plan:
     params:
         config=at("config"),
     message:
-        "The bill"
+        "The plan"
     shell:
         "ontogeny plan {params.config} 2>&1 | tee {log}"
 
 
-# The same experiment with other models, whole: `snakemake --cores 2 replicates`.
+# The whole experiment with other models: `snakemake --cores 2 replicates`.
 for replicate, settings in REPLICATES.items():
     prefix = f"{replicate}_"
 
@@ -90,8 +91,8 @@ for replicate, settings in REPLICATES.items():
     use rule * from replicate exclude fetch as prefix*
 
 
-# Through a cluster's profile, also in a dry run, jobs are announced with what they ask for, which
-# messages would hide.
+# With a cluster's profile, also in a dry run, Snakemake shows the resources of each job; messages
+# would hide them.
 if workflow.resource_settings.default_resources:
     for each in workflow.rules:
         each.message = None

@@ -35,7 +35,7 @@ SEEDS = (0, 1, 2)
 UNTIL, EVERY = 2000, 100
 GAIN = 0.1  # nats a token
 TRIALS: dict[str, dict[str, Any]] = {
-    "as it stands": {},
+    "the default": {},
     "a tenth of the blocks doubled": {"doubled_blocks": 0.1},
     "no block doubled": {"doubled_blocks": 0.0},
     "Muon's rate twice as high": {"muon_learning_rate": 1.0e-2},

@@ -136,7 +136,7 @@ def ratios(rows: Sequence[dict[str, Any]]) -> str:
             said.append(
                 f"- Memory of {name(row['path'])}, seed {row['seed']}: "
                 f"{row['peak_bytes'] / row['state_bytes']:.2f} times weights, gradients, moments "
-                f"and two batches ({row['bytes_per_parameter']:.1f} bytes a parameter)."
+                f"and two batches ({row['bytes_per_parameter']:.1f} bytes per parameter)."
             )
     return "\n".join(said)
 
@@ -283,7 +283,7 @@ def write_extraction(found: dict[str, Any]) -> None:
     read = found["reading"]
     lines += [
         "",
-        f"Reading {read['bytes'] / 1e6:.0f} MB of rows in GB/s, checksums held:",
+        f"Reading {read['bytes'] / 1e6:.0f} MB of rows, with checksums compared, in GB/s:",
         "",
         "| from | plain file | reader | of plain file | through HDF5's filters |",
         "|---|---|---|---|---|",
@@ -329,7 +329,7 @@ def write_like_for_like(found: dict[str, Any]) -> None:
     said += [
         f"- Memory of {_path(row['path'])}, {row['loss']}, while it trains: "
         f"{row['peak_bytes'] / 1e6:,.0f} MB, {row['memory']:.2f} times its weights, gradients, "
-        f"moments ({row['bytes_per_parameter']:.1f} bytes a parameter) and two batches."
+        f"moments ({row['bytes_per_parameter']:.1f} bytes per parameter) and two batches."
         for row in parts["quality"]
         if "memory" in row
     ]

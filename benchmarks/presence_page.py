@@ -44,10 +44,10 @@ def world(about: dict[str, Any]) -> str:
     return (
         f"There are {about['true_features']} features at {about['snapshots']} snapshots of width "
         f"{about['width']}, in {train:,} rows for training and {held_out:,} held out. "
-        f"{about['active']:.1f} of them are active on a token at a snapshot; {about['rare']:.0%} "
-        f"fire on fewer than 0.3% of the tokens. The variance is {share['features']:.0%} the "
-        f"features', {share['dense']:.0%} that of three dense directions, {share['noise']:.0%} "
-        "noise."
+        f"On average {about['active']:.1f} of them are active per token and snapshot; "
+        f"{about['rare']:.0%} fire on fewer than 0.3% of the tokens. The features make up "
+        f"{share['features']:.0%} of the variance, three dense directions {share['dense']:.0%}, "
+        f"and noise {share['noise']:.0%}."
     )
 
 
@@ -96,21 +96,23 @@ def reading(rows: list[dict[str, Any]]) -> str:
     ]
     falling = of["batch_topk_k_start"]
     said = [
-        f"BatchTopK with one gate per snapshot reads presence with an F1 of {default['f1']:.4f}. "
-        "These do as well or better within the spread of the seeds, with less than one frequent "
-        f"feature in a relay on average: {'; '.join(alike)}.",
-        f"A k that falls finds more, {falling['recovered']:.0%} of all and "
-        f"{falling['recovered_rare']:.0%} of the rare, with an F1 of {falling['f1']:.4f}; "
+        "With BatchTopK and one gate per snapshot, the norm detects presence with an F1 of "
+        f"{default['f1']:.4f}. Within the spread of the seeds these losses do as well or better, "
+        "and have on average less than one frequent feature in a relay: "
+        f"{'; '.join(alike)}.",
+        f"A falling k finds more features, {falling['recovered']:.0%} of all and "
+        f"{falling['recovered_rare']:.0%} of the rare ones, with an F1 of {falling['f1']:.4f}. But "
         f"{falling['relays']:.1f} features are in relays, {falling['relays_frequent']:.1f} of them "
-        f"frequent, against {default['relays']:.1f} and {default['relays_frequent']:.1f}.",
-        "In the paper's loss the start decides, and without a sparse one λ does. Thresholds that "
-        f"begin at 0.1 leave {relays('paper')} features in relays at λ 0.1 and "
-        f"{relays('paper_published')} at λ 0.3; a sparse start leaves "
+        f"frequent, compared with {default['relays']:.1f} and {default['relays_frequent']:.1f}.",
+        "With the paper's loss the result depends on where the thresholds begin and, without a "
+        f"sparse start, on λ. If they begin at 0.1, {relays('paper')} features are in relays at "
+        f"λ 0.1 and {relays('paper_published')} at λ 0.3; with a sparse start there are "
         f"{relays('paper_sparse_start')} and {relays('paper_sparse_strong')}.",
-        "The paper's library, beside our trainer of the same loss after as few steps: F1 "
-        f"{peer['f1']:.3f} and {short['f1']:.3f}, {peer['relays']:.0f} and {short['relays']:.0f} "
-        f"features in relays, {peer['recovered']:.2f} and {short['recovered']:.2f} of the true "
-        f"features found, in {peer['seconds']:.0f} and {short['seconds']:.0f} s.",
+        "The paper's library and our trainer of the same loss, after the same number of steps, "
+        f"reach an F1 of {peer['f1']:.3f} and {short['f1']:.3f}, with {peer['relays']:.0f} and "
+        f"{short['relays']:.0f} features in relays. They find {peer['recovered']:.2f} and "
+        f"{short['recovered']:.2f} of the true features, and take {peer['seconds']:.0f} and "
+        f"{short['seconds']:.0f} s.",
         f"ReLU with L1 finds {of['relu']['recovered']:.0%} of the features, at an explained "
         f"variance of {of['relu']['explained_variance']:.2f}, and has {relays('relu')} features in "
         "relays.",
@@ -119,7 +121,7 @@ def reading(rows: list[dict[str, Any]]) -> str:
 
 
 def tells(found: dict[str, Any]) -> str:
-    """What a norm can and cannot tell, as a list of sentences with their numbers."""
+    """What a norm can and cannot show, as a list of sentences with their numbers."""
     rows = _by_name(found)
     row, paper = rows[DEFAULT], rows[PAPER]
     kinds = row["by_kind"]
@@ -130,45 +132,47 @@ def tells(found: dict[str, Any]) -> str:
         f"snapshot, and the cut matters little: {row['f1_quarter']:.3f} at ¼. Every loss of full "
         f"length has an F1 of at least {min(r['f1'] for r in losses):.3f}.",
         f"**Birth and death.** {row['birth_within_one']:.1%} of the births and "
-        f"{row['death_within_one']:.1%} of the deaths are read within one snapshot; the median "
+        f"{row['death_within_one']:.1%} of the deaths are dated to within one snapshot; the median "
         f"error is {row['birth_error_median']:.0f} snapshots.",
-        f"**Return.** A reappearing feature is read as well as any other: F1 "
-        f"{kinds['reappearing']['f1']:.3f}, with {kinds['reappearing']['false']:.1%} of its "
-        f"absences overlooked. {row['holes']:.1%} of the features have a hole where there is none "
-        f"in truth; {rows['paper_published']['holes']:.1%} with the paper's loss at λ 0.3.",
-        f"**Rare features.** {row['recovered_rare']:.0%} of them are found, against "
-        f"{row['recovered']:.0%} of all; the norms of those read presence with an F1 of "
-        f"{row['f1_rare']:.3f}.",
+        f"**Return.** Features that reappear are detected as well as any others: F1 is "
+        f"{kinds['reappearing']['f1']:.3f}, and {kinds['reappearing']['false']:.1%} of their "
+        f"absences are overlooked. For {row['holes']:.1%} of the features the norm shows a gap "
+        f"that does not exist; with the paper's loss at λ 0.3 for "
+        f"{rows['paper_published']['holes']:.1%}.",
+        f"**Rare features.** {row['recovered_rare']:.0%} of them are found, compared with "
+        f"{row['recovered']:.0%} of all features. For those that are found, the norm detects "
+        f"presence with an F1 of {row['f1_rare']:.3f}.",
     ]
     cannot = [
         "**Whether a norm above zero means anything.** Only "
         f"{row['absent_below_tenth']:.0%} of the norms at absent snapshots are below a tenth of "
-        "the peak: where a gate never opens, the decoder gets no gradient and rests. Read the norm "
-        "at ½, never as an amount near zero.",
+        "the peak: where a gate never opens, the decoder gets no gradient and does not shrink. "
+        "Compare the norm with ½ of the peak; a small norm has no meaning as an amount.",
         "**That one concept is one feature.** With the paper's loss "
         f"{_spread(paper, 'relays', '.0f')} features ({paper['relays_frequent']:.0f} of them "
         "frequent) are in relays: the life of one true feature is cut in two, with a false death "
-        "and a false birth. With λ 0.3, the published value, it is "
-        f"{rows['paper_published']['relays']:.0f}; with thresholds that begin sparse "
-        f"{rows['paper_sparse_start']['relays']:.0f}; with BatchTopK {row['relays']:.0f}.",
-        f"**A split.** After a parent has split, its norm still reads present in "
-        f"{kinds['parent']['false']:.0%} of the cases, and its children's read present before the "
-        f"split in {kinds['child']['false']:.0%}. F1 with splits is {row['f1_with_splits']:.3f}.",
-        f"**A twin.** Of a feature that fires with an older one 0.8 of the time, "
-        f"{kinds['twin']['false']:.0%} of the snapshots before its birth read present, and the "
-        f"older one reads absent in {kinds['elder']['missed']:.0%}: learned as one, their norms "
-        "before the birth lie near ½.",
+        "and a false birth. With λ 0.3, the published value, there are "
+        f"{rows['paper_published']['relays']:.0f}, with a sparse start "
+        f"{rows['paper_sparse_start']['relays']:.0f}, and with BatchTopK {row['relays']:.0f}.",
+        f"**A split.** After a parent has split, its norm still says present in "
+        f"{kinds['parent']['false']:.0%} of the cases. The norms of its children say present "
+        f"before the split in {kinds['child']['false']:.0%}. With splits counted, F1 is "
+        f"{row['f1_with_splits']:.3f}.",
+        "**A twin.** A twin fires together with an older feature 0.8 of the time. Its norm says "
+        f"present at {kinds['twin']['false']:.0%} of the snapshots before its birth, and the "
+        f"older feature's norm says absent at {kinds['elder']['missed']:.0%}: where both are "
+        "learned as one feature, its norm before the birth is near ½.",
         "**A code without a lasting direction.** Before a feature's direction settles, its norm "
-        f"averages {row['settling']['norm_before']:.2f} of its peak: the norm sees strength, not "
-        "meaning. The direction tells: a cosine of ½ to the last snapshot's decoder has an F1 of "
-        f"{row['settling']['f1_direction']:.3f}.",
-        "**A code that changes.** Where early snapshots fire on 0.8, 0.6, 0.4 or 0.2 of a "
-        "feature's later tokens, the norm there is "
+        f"averages {row['settling']['norm_before']:.2f} of its peak: the norm measures "
+        "strength, not meaning. The direction shows the difference: a cosine of ½ with the last "
+        f"snapshot's decoder, as a criterion, has an F1 of {row['settling']['f1_direction']:.3f}.",
+        "**A code that changes.** Where a feature fires at early snapshots on only 0.8, 0.6, "
+        "0.4 or 0.2 of its later tokens, although at full strength, the norm there is "
         + ", ".join(f"{value:.2f}" for value in early.values())
-        + " of the peak, at full strength in truth. A low norm can mean other tokens, and need "
-        "not mean absence.",
+        + " of the peak. A low norm can mean that the feature fires on other tokens; it need not "
+        "mean that the feature is absent.",
     ]  # fmt: skip
-    return "\n".join(["It can tell:", "", *(f"- {s}" for s in can), "", "It cannot tell:", "",
+    return "\n".join(["It can show:", "", *(f"- {s}" for s in can), "", "It cannot show:", "",
                       *(f"- {s}" for s in cannot)])  # fmt: skip
 
 

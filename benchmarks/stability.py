@@ -45,7 +45,7 @@ MATCHED = 0.7
 FREQUENT = 0.01  # density from which a feature counts as frequent
 SHORT: dict[str, Any] = {"k": 16, "steps": 2500}
 TRIALS: dict[str, dict[str, Any]] = {
-    "as it stands": {},
+    "the default": {},
     "k 16, 2,500 steps": SHORT,
     "k 16, 2,500 steps, F 1,024": SHORT | {"features": 1024},
     "k 16, 2,500 steps, F 2,048": SHORT | {"features": 2048},
@@ -142,7 +142,7 @@ COLUMNS = {
     "beyond_token_means": "beyond token means",
     "token_means": "token means match",
     "random_rows": "random rows match",
-    "at_the_start": "there at the start",
+    "at_the_start": "present at the start",
 }
 SHARES = set(COLUMNS) - {"trial", "explained_variance", "l0", "living"}
 

@@ -1,4 +1,4 @@
-# What the rules share: the experiment's map, digests of code and settings, resources. No rule.
+# Shared by the rules: the experiment's map, digests of code and settings, resources. It has no rule.
 
 import re
 import sys
@@ -21,7 +21,7 @@ from ontogeny.snapshots import local, sources
 
 CONDA = "../envs/ontogeny.yaml"
 
-# Snakemake says only later what kind of run this is.
+# Snakemake itself knows only later whether this is a dry run.
 DRY_RUN = any(re.fullmatch(r"--dry-?run|-[a-zA-Z]*n[a-zA-Z]*", word) for word in sys.argv)
 
 if workflow.is_main_process:
@@ -29,7 +29,7 @@ if workflow.is_main_process:
 
 try:
     for file in workflow.configfiles:
-        schema.read(file)  # Snakemake's own reader takes the last of a key that stands twice
+        schema.read(file)  # Snakemake's own reader keeps the last of a repeated key
     GIVEN = schema.load(config)
     S = sources.resolve(GIVEN)
     if workflow.is_main_process:
@@ -44,12 +44,12 @@ if workflow.is_main_process and DRY_RUN and digests.copied_without_times(E.folde
 
 RESULTS = str(E.folder)
 STEPS = E.steps
-DICTIONARIES = S.all_crosscoders  # analyses' own too, which are trained when they are asked for
+DICTIONARIES = S.all_crosscoders  # also those of analyses, which are trained only on request
 BASES = E.bases(DICTIONARIES)
-# By the name of the module that holds its rules, which no rule or helper of ours begins with.
+# Keys name the modules with their rules; no rule or helper of this workflow begins like them.
 REPLICATES = {f"replicate_{name}": S.replicate(name) for name in S.replicates}
 TEXT, MODEL, ROWS = lineage.text(E), lineage.model(E), lineage.rows(E)
-# What the longest path needs starts first, and what takes long before what is short: priorities.
+# Priorities: jobs on the longest path start first, and long jobs before short ones.
 FIRST = {"pretrain": 6, "token_table": 5, "rows": 4, "train": 3, "fidelity": 2, "core": 1}
 _claimed, _began = [], time.monotonic()
 
@@ -90,13 +90,13 @@ def claim(settings):
 
 
 def keep_manifest(settings):
-    """Gather the digests of an experiment's files beside them, in one table."""
+    """Collect the digests of an experiment's files in one table in its folder."""
     experiment = Experiment(f"results/{settings.name}", settings)
     manifest.gather(experiment.folder, experiment.path("manifest"))
 
 
 def at_work():
-    """The settings of this experiment, and of its replicates where this run works on them."""
+    """The settings of this experiment, and of those replicates that this run works on."""
     rules = {job.rule.name for job in workflow.dag.jobs}
     return [S] + [
         replicate
@@ -106,22 +106,22 @@ def at_work():
 
 
 def introduce(settings):
-    """Print what an experiment is, how long it will take, and what can be looked at already."""
+    """Print what the experiment is, how long it will take, and which results exist already."""
     if workflow.local_exec and not only_planned():
         try:
             notices.tell(notices.opening(settings, "results", workflow.cores))
         except InputError:
-            pass  # the checks that follow say it
+            pass  # the checks that follow report it
 
 
 def show_what_to_open(settings):
-    """Print what there is to look at now."""
+    """Print which results to open."""
     if not only_planned():
         notices.tell(notices.closing(settings, "results", _began))
 
 
 def only_planned():
-    """Whether this run shows the bill, and makes nothing."""
+    """Whether this run only shows the plan."""
     return list(workflow.dag_settings.targets) == ["plan"]
 
 
@@ -131,7 +131,7 @@ def advise(settings):
 
 
 def refuse_what_does_not_fit(settings):
-    """Raise unless what is left to do has room: on disk, and in memory where jobs run here."""
+    """Raise unless the remaining jobs fit: on disk and, if jobs run here, in memory."""
     if only_planned():
         return
     try:
@@ -142,7 +142,7 @@ def refuse_what_does_not_fit(settings):
 
 @cache
 def planned():
-    """What the jobs of every stage ask for, reckoned once a job's resources are looked at."""
+    """The resources of every stage's jobs, computed when they are first needed."""
     return jobs_needs.table(E)
 
 
@@ -374,7 +374,7 @@ ATLASES = [at("atlas")] if E.has_histories(S.primary) else []
 
 
 def no_atlas(wildcards):
-    """Why an experiment has no site."""
+    """Why an experiment has no atlas."""
     raise WorkflowError(
         f"atlas: {S.primary} has no feature histories to show, which need a trained decoder over "
         "four or more snapshots of one layer and stream; choose another primary"

@@ -79,7 +79,7 @@ rule numbers:
         experiment=experiment,
         reads=reads(measured()),
     message:
-        "Gathering the numbers"
+        "Collecting the numbers"
     shell:
         "ontogeny summary {params.experiment} --numbers 2>&1 | tee {log}"
 
@@ -103,6 +103,6 @@ rule summary:
         code=code("ontogeny.summary"),
         experiment=experiment,
     message:
-        "Adding up what it cost"
+        "Adding up the cost"
     shell:
         "ontogeny summary {params.experiment} 2>&1 | tee {log}"

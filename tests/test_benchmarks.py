@@ -310,6 +310,6 @@ def test_the_page_of_presence_holds_the_rows(tmp_path, monkeypatch):
     assert text.count("| 0.750 [0.500, 1.000] |") == len(presence.LOSSES)
     assert "5 features at 16 snapshots of width 12, in 100 rows" in text
     assert "averages 1.00 of its peak" in text
-    assert "children's read present before the split in 25%" in text
+    assert "children say present before the split in 25%" in text
     assert text.startswith(pristine.split(presence_page.WORLD[0])[0])
     assert presence_page.PLOT.stat().st_size > 10_000

@@ -36,7 +36,7 @@ def said(folder: Path, **environment: str) -> str:
 def test_a_compiler_that_fails(tmp_path):
     line = said(tmp_path, CXX="/bin/false")
     assert line.count("\n") == 1
-    assert line.endswith(": training runs eagerly, slower\n")
+    assert line.endswith(": training runs eagerly, which is slower\n")
     assert "/bin/false" in line
 
 
@@ -51,7 +51,7 @@ def test_a_cache_that_is_full_or_that_nothing_can_be_run_from(tmp_path, options)
         subprocess.run(["umount", str(tmp_path)], check=True)
     assert line.count("\n") == 1
     assert line.startswith("torch.compile: ")
-    assert line.endswith(": training runs eagerly, slower\n")
+    assert line.endswith(": training runs eagerly, which is slower\n")
 
 
 def test_a_cache_that_cannot_be_made_is_replaced(tmp_path):

@@ -79,18 +79,18 @@ def test_ordinary_experiments_raise_no_doubts(home, tmp_path):
 def test_what_is_doubtful_beforehand_is_advice_of_check(home, tmp_path):
     said, _ = check(home, tmp_path, {"tokens": {"path": str(home / "padded.npy")}})
     assert said.splitlines()[1:] == [
-        "advice: id 2 (<pad>) is 38% of the training rows, as padding is; set "
+        "advice: id 2 (<pad>) is 38% of the training rows, which looks like padding; set "
         "activations.leave_out: [end_of_text, padding]"
     ]
     leave_out = {"leave_out": ["end_of_text", "padding"]}
     corpus = {"tokens": {"path": str(home / "padded.npy")}}
     assert check(home, tmp_path, corpus, activations=leave_out) == ("FILE: can run\n", "")
     said, _ = check(home, tmp_path, {"files": {"paths": [str(home / "text.txt")]}})
-    assert "advice: the tokenizer puts a token (<s>) before a text, the blocks" in said
+    assert "advice: the tokenizer puts a token (<s>) before a text, but the blocks" in said
     said, _ = check(home, tmp_path, corpus, main={"dead_after_rows": "1e6"})
     assert (
-        "advice: crosscoders.main.dead_after_rows: 1,000,000 exceeds the 204,800 rows trained on, "
-        "so that training cannot tell dead features; set at most 51200"
+        "advice: crosscoders.main.dead_after_rows: 1,000,000 exceeds the 204,800 training rows, "
+        "so training cannot recognise dead features; set at most 51200"
     ) in said.splitlines()
     (tmp_path / "empty.txt").touch()
     paths = [str(home / "text.txt"), str(tmp_path / "empty.txt")]
@@ -104,12 +104,14 @@ def test_ids_that_the_model_lacks_are_faults_of_check(home, tmp_path):
     np.save(tmp_path / "beyond.npy", ids)
     said, fault = check(home, tmp_path, {"tokens": {"path": str(tmp_path / "beyond.npy")}})
     assert said == ""
-    assert "beyond.npy holds 64 at [11, 5], the model's embedding has ids below 64" in fault
+    assert (
+        "beyond.npy holds 64 at [11, 5], but the model's embedding has only ids below 64" in fault
+    )
     _, fault = check(
         home, tmp_path, {"tokens": {"path": str(home / "ids.npy")}},
         activations={"leave_out": [70]},
     )  # fmt: skip
-    assert fault.startswith("ontogeny: activations.leave_out: 70 is no id of the tokenizer")
+    assert fault.startswith("ontogeny: activations.leave_out: 70 is not an id of the tokenizer")
 
 
 def test_l0_that_is_not_k_is_told(tmp_path):
@@ -126,7 +128,7 @@ def test_l0_that_is_not_k_is_told(tmp_path):
     assert told(6) == []
     (line,) = told(12)
     assert line.startswith(
-        f"crosscoders.topk.k: L0 of seed 0 is {l0:.1f} on held-out text, k is 12"
+        f"crosscoders.topk.k: L0 of seed 0 is {l0:.1f} on held-out text, but k is 12"
     )
 
 

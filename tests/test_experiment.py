@@ -33,9 +33,9 @@ def test_paths_are_of_the_primary_crosscoder_and_its_first_seed_unless_said():
         "seed3",
         "seed1",
     ]
-    with pytest.raises(InputError, match=r"nothing: the map has no product"):
+    with pytest.raises(InputError, match=r"nothing: no product"):
         experiment.path("nothing")
-    with pytest.raises(InputError, match=r"feature: .* there are features"):
+    with pytest.raises(InputError, match=r"feature: .* similar ones are features"):
         experiment.table("feature")
 
 
@@ -89,11 +89,13 @@ def test_opening_imports_neither_torch_nor_snakemake(tmp_path):
 
 
 def test_a_folder_without_an_experiment_is_told_so(tmp_path):
-    with pytest.raises(InputError, match=r"no experiment here; name its folder$"):
+    with pytest.raises(InputError, match=r"not the folder of an experiment; name its folder$"):
         ontogeny.open(tmp_path / "none")
     (tmp_path / "there").mkdir()
     (tmp_path / "there/config.yaml").write_text("[]")
-    with pytest.raises(InputError, match=r"none: no experiment here; .* there are there$"):
+    with pytest.raises(
+        InputError, match=r"none: not the folder of an experiment; .* there are there$"
+    ):
         ontogeny.open(tmp_path / "none")
     with pytest.raises(InputError, match=r"config\.yaml: .*run the experiment again"):
         ontogeny.open(tmp_path / "there")

@@ -66,7 +66,9 @@ def test_a_run_ends_with_its_jobs_and_says_how_to_go_on(number):
     said = run.communicate(timeout=20)[1]
     assert time.monotonic() - begun < 15  # though others work on the machine too
     assert run.returncode == 128 + number
-    assert said.startswith("Interrupted. What is done is kept; the same command goes on from here")
+    assert said.startswith(
+        "Interrupted. Finished work is kept; the same command continues from here"
+    )
     assert said.count("\n") == 1
     assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in below)
 
@@ -88,7 +90,7 @@ def test_the_closing_line_repeats_the_command(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/x/snakemake/__main__.py", "-n"])
     assert interrupts.closing_line().endswith(": python -m snakemake -n")
     monkeypatch.setenv("MAKELEVEL", "1")
-    assert interrupts.closing_line().endswith("the same command goes on from here")
+    assert interrupts.closing_line().endswith("the same command continues from here")
 
 
 def test_a_run_waits_for_jobs_that_another_has_left(tmp_path, capsys):
@@ -110,8 +112,8 @@ def test_a_run_waits_for_jobs_that_another_has_left(tmp_path, capsys):
     assert job.poll() is not None
     said = capsys.readouterr().err
     assert said == (
-        f"{folder}: waiting for `{command}`, process {job.pid}, which another run has left at work "
-        f"here; `kill {job.pid}` ends it\n"
+        f"{folder}: waiting for `{command}`, process {job.pid}, which an earlier run left "
+        f"running; `kill {job.pid}` ends it\n"
     )
     job.communicate()
 

@@ -40,7 +40,7 @@ def test_a_file_system_without_locks_is_worked_on_with_a_line(
 
     monkeypatch.setattr(locks.fcntl, "flock", refuse)
     locks.claim(tmp_path / "mine").close()
-    said = f"{tmp_path}/mine: this file system has no locks; see to it that no other run works here"
+    said = f"{tmp_path}/mine: this file system has no locks; make sure that no other run works here"
     assert capsys.readouterr().err == said + "\n"
 
 

@@ -86,14 +86,14 @@ def test_a_folder_of_checkpoints_becomes_an_experiment_that_runs(runs):
 
     again = invoke("runs/my run")
     assert again.exit_code == 1
-    assert "my-run.yaml: is there already" in again.stderr
+    assert "my-run.yaml: exists already" in again.stderr
 
 
 @pytest.mark.parametrize(
     ("source", "line"),
     [
-        ("runs/my run/best", "is one checkpoint; name the folder that holds it"),
-        ("text", "holds no checkpoints whose names have a step"),
+        ("runs/my run/best", "this is a single checkpoint; name the folder that holds it"),
+        ("text", "has no checkpoints with a step in their names"),
         ("nowhere", "no such folder"),
         ("text/a.txt", "no such folder"),
     ],
@@ -118,7 +118,7 @@ def test_a_text_that_is_too_short_is_told(runs):
     (runs / "text/a.txt").write_text("A line.\n")
     result = invoke("runs/my run", "--text", "text/*.txt")
     assert result.exit_code == 1
-    assert "hold about 1 tokens, 16 blocks of 32 are the least" in result.stderr
+    assert "hold about 1 tokens, but at least 16 blocks of 32 tokens are needed" in result.stderr
 
 
 def test_many_checkpoints_are_thinned_evenly_in_their_logarithm():

@@ -144,7 +144,7 @@ def test_the_numbers_are_those_of_the_tables(experiment):
     assert f"lifetime   {one['lifetime']:.0%} of the snapshots" in said
     assert "density    4.545% of held-out tokens" in said
     assert "kind       previous token" in said
-    assert "span       6 tokens of context (quartiles 4 to 9), what is before replaced" in said
+    assert "span       6 tokens of context (quartiles 4 to 9), earlier tokens replaced" in said
     assert "agree: largest -2 ± 0.1* at step 64, at the last +0.5 ± 0.1*" in said
     of_dimension = of_decoders(W[1:])[4]  # among the living
     for step, s, d in zip(STEPS, strength, of_dimension, strict=True):
@@ -244,7 +244,9 @@ def test_what_does_not_exist_is_said(experiment, words, told, capsys):
 def test_where_there_is_no_experiment_the_others_are_named(experiment, capsys):
     with pytest.raises(SystemExit):
         cli.main(["show", str(experiment.folder.parent / "none"), "1"])
-    assert re.search("^ontogeny: .*no experiment here; .* there are small", capsys.readouterr().err)
+    assert re.search(
+        "^ontogeny: .*not the folder of an experiment; .* there are small", capsys.readouterr().err
+    )
 
 
 def test_damaged_tables_are_said(tmp_path):

@@ -404,7 +404,9 @@ def test_without_training_rows_all_but_their_reading_goes_on(activations, tmp_pa
     rows = Cached(tmp_path / "a", SITES)
     assert rows.rows == 2000
     assert HeldOut(tmp_path / "a", SITES).read(0, 10).any()
-    with pytest.raises(InputError, match=r"step0.rows0.h5: these training rows are gone"):
+    with pytest.raises(
+        InputError, match=r"step0.rows0.h5: these training rows were deleted after use"
+    ):
         rows.read(0, 10)
 
 

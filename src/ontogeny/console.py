@@ -74,7 +74,7 @@ def _reasons(error: Exception, words: Sequence[str]) -> list[str]:
     if system is not None:
         return [explained(system)]
     if isinstance(error, MemoryError):
-        return [f"no memory is left ({one_line(error, 200)}); `ontogeny plan` lists what takes it"]
+        return [f"out of memory ({one_line(error, 200)}); `ontogeny plan` shows what needs it"]
     from ontogeny import manifest
 
     folders = [Path(word) for word in words if Path(word, "config.yaml").is_file()]

@@ -2,9 +2,9 @@
 
 Rules, commands, `ontogeny plan`, the configuration's schema and the report are derived from these
 declarations. A stage's function takes exactly what is declared, by name: the paths of what it reads
-and makes, and `settings` where it has such a parameter. Nothing here imports anything heavy, and
+and makes, and `settings` if it has such a parameter. Nothing here imports anything heavy, and
 functions are named as "package.module:function", so that reading the declarations is cheap and a
-change of a declaration is no change of what a stage computes.
+change of a declaration does not change what a stage computes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 Scope = Literal["experiment", "crosscoder", "primary", "compared"]
-"""Whom a stage is run for: the experiment once; any crosscoder that is asked for; the primary one;
+"""What a stage is run for: the experiment once; any crosscoder on request; the primary one;
 all that have feature histories, together (each argument is then a list, one entry per crosscoder,
 and the function is also given their `names`)."""
 
@@ -29,7 +29,7 @@ class Product:
     ----------
     name : in the map, for `Experiment.path` and the declarations.
     path : below the experiment's folder, with {crosscoder}, {seed}, {step} and the like.
-    about : what it is. What the columns of a table hold stands in columns.yaml beside the
+    about : what it is. The columns of a table are described in columns.yaml beside the
         declaration, by the product's name.
     """
 
@@ -40,7 +40,7 @@ class Product:
 
 @dataclass(frozen=True)
 class Optional:
-    """A product that is read where the experiment has it; the argument is None elsewhere.
+    """A product that is read if the experiment has it; otherwise the argument is None.
 
     Attributes
     ----------
@@ -70,7 +70,7 @@ class Cost:
 
     Each is scale → coefficient, such as {"active features * kinds.permutations": 4e-7}; scales are
     those of ontogeny.cost.scales, dotted keys of the settings, and products of them. The numbers
-    are measured; `python -m benchmarks.rates` holds them against a finished experiment.
+    are measured; `python -m benchmarks.rates` compares them with a finished experiment.
 
     Attributes
     ----------
@@ -136,8 +136,8 @@ class Stage:
 class Figure:
     """A figure: PDF, PNG and a CSV of the numbers drawn; its caption is NAME.rst beside its code.
 
-    Its module may have `finding(table)`, which makes of its CSV's table the sentence that the title
-    and the text beside the figure say.
+    Its module may have `finding(table)`, which turns the table of its CSV into the sentence for the
+    figure's title and its text.
 
     Attributes
     ----------
@@ -161,13 +161,13 @@ class Figure:
 
 @dataclass(frozen=True)
 class Analysis:
-    """An analysis: everything of it, derived from which it gets its rules, commands and keys.
+    """An analysis, from whose declaration its rules, commands and keys are derived.
 
     Attributes
     ----------
     name : in `analyses`, as a target of the workflow, and of its section of the settings.
     about : one sentence for the list in the docs.
-    section : the class of its section of the settings; None if it has no keys of its own.
+    section : the class of its section of the settings; None if it has no keys.
     optional : whether the section may be left out, which leaves the analysis out.
     histories : whether it needs a primary crosscoder with feature histories.
     numbers : function(settings, Experiment) → dict of what goes into summary.json.

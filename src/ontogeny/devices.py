@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 COMPILED = "TORCHINDUCTOR_CACHE_DIR"
-EAGERLY = "training runs eagerly, slower"
+EAGERLY = "training runs eagerly, which is slower"
 GRAPHS = 64  # that one function may be compiled to in a process
 _said: list[str] = []
 

@@ -2,7 +2,7 @@
 
 `results/NAME/digests/` has a small JSON file for each file or folder that was written whole, under
 the same name, so that jobs side by side never write the same one. XXH3 is read at the speed of
-memory: it tells a flipped bit, and is no protection against forgery.
+memory: it detects a flipped bit, but does not protect against forgery.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def copied_without_times(experiment: Path) -> bool:
 
 
 def home(path: Path) -> Path | None:
-    """The experiment's folder that a path lies in, if digests are kept there; None of a draft."""
+    """The experiment's folder that contains a path, if digests are kept there; None for a draft."""
     if any(part.endswith(".part") for part in path.parts):
         return None
     for parent in path.parents:
@@ -162,9 +162,9 @@ def fault(path: Path, digest: Digest, most: int | None = None) -> str:
     try:
         size = path.stat().st_size
         if size != digest.size:
-            return f"holds {size:,} bytes of the {digest.size:,} that were written"
+            return f"has {size:,} of the {digest.size:,} bytes that were written"
         if (most is None or size <= most) and of(path).xxh3 != digest.xxh3:
-            return "its content is no longer what was written"
+            return "its content has changed since it was written"
     except FileNotFoundError:
         return "missing"
     except OSError as error:

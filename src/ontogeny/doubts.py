@@ -1,8 +1,8 @@
-"""What runs and is doubtful all the same: a sentence each, with the setting that mends it.
+"""What can run but is doubtful: one sentence each, with the setting that corrects it.
 
-`before` is known ahead of any job; `ontogeny check` and the workflow print it. `found` is what the
-stages measured, and what the snapshots say once they are there. Both stand in summary.json under
-`doubts`, and nothing is refused for them.
+`before` is known before any job; `ontogeny check` and the workflow print it. `found` is what the
+stages measured, and what the snapshots show once they exist. Both are in summary.json under
+`doubts`, and neither stops a run.
 """
 
 from __future__ import annotations
@@ -33,28 +33,29 @@ def before(
 
 
 def missing(experiment: Experiment) -> list[str]:
-    """What a run will not have because its primary crosscoder sees too few snapshots."""
+    """What a run will lack because its primary crosscoder has too few snapshots."""
     name, few = experiment.primary, experiment.compared(experiment.primary)
     if not experiment.has_histories(name):
         return [
-            f"primary: features of {name} have no histories, which need a trained decoder over two "
-            "or more snapshots of one layer and stream: no kinds, figures of features or atlas"
+            f"primary: the features of {name} have no histories, which need a trained decoder "
+            "over two or more snapshots of one layer and stream; so there are no kinds, no "
+            "figures of features and no atlas"
         ]
     if few == 2:
         return [
-            "snapshots.steps: two snapshots are compared, not followed: the figure comparison "
-            "stands in for histories, peaks and lifetimes; a turning point needs four"
+            "snapshots.steps: two snapshots can only be compared: the figure comparison takes "
+            "the place of histories, peaks and lifetimes; a turning point needs four"
         ]
     if few == 3:
         return [
-            "snapshots.steps: three snapshots make short histories and no turning point, which "
-            "needs four; the figure comparison holds the first against the last"
+            "snapshots.steps: three snapshots give short histories and no turning point, which "
+            "needs four; the figure comparison compares the first with the last"
         ]
     return []
 
 
 def found(experiment: Experiment) -> list[str]:
-    """What a finished experiment's files say that is doubtful."""
+    """The doubts that a finished experiment's files give reason for."""
     lines = sources.doubts(experiment.settings, experiment.results)
     if experiment.path("losses").exists():
         lines += losses.doubts(experiment.table("losses"))
@@ -62,13 +63,13 @@ def found(experiment: Experiment) -> list[str]:
 
 
 def every(experiment: Experiment) -> list[str]:
-    """All that stands in summary.json, each sentence once."""
+    """All doubts for summary.json, each sentence once."""
     settings = experiment.settings
     lines = [*rows.before(settings), *missing(experiment), *found(experiment)]
     return list(dict.fromkeys(lines))
 
 
 def tell(lines: Iterable[str], to: TextIO | None = None) -> None:
-    """Print each doubt as a line of advice, on stderr unless told otherwise."""
+    """Print each doubt as a line of advice, on stderr by default."""
     for line in lines:
         print(f"advice: {line}", file=to or sys.stderr)

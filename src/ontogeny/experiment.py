@@ -1,14 +1,14 @@
-"""The map of an experiment: what its files are called, where they lie, and what reads them.
+"""The map of an experiment: the names of its files, where they are, and what reads them.
 
     experiment = ontogeny.open("results/default")
     experiment.table("features")                    one row per feature, as a DataFrame
-    experiment.columns("features")                  what its columns hold
-    experiment.path("weights", crosscoder="l1")     where something lies
+    experiment.columns("features")                  descriptions of its columns
+    experiment.path("weights", crosscoder="l1")     the path of a file
     experiment.crosscoder()                         the primary dictionary, first seed
     experiment.tokens(), experiment.contexts()      the text; what each feature is active on
-    experiment.read("def get(self):")               what every snapshot makes of a text
+    experiment.read("def get(self):")               a text as every snapshot reads it
 
-Opening an experiment reads its configuration alone; torch is imported by what needs it. Rules,
+Opening an experiment reads only its configuration; torch is imported when it is needed. Rules,
 commands, costs, the atlas, the summary and `ontogeny show` find everything through this map, and no
 other module spells the name of a file that another one reads.
 """
@@ -58,7 +58,7 @@ class Experiment:
 
     @classmethod
     def open(cls, folder: str | Path) -> Experiment:
-        """The experiment that lies in a folder.
+        """The experiment in a folder.
 
         Raises
         ------
@@ -69,12 +69,12 @@ class Experiment:
         if not path.exists():
             there = sorted(p.parent.name for p in folder.parent.glob(f"*/{path.name}"))
             others = f"; in {folder.parent} there are {', '.join(there)}" if there else ""
-            raise InputError(f"{folder}: no experiment here; name its folder{others}")
+            raise InputError(f"{folder}: not the folder of an experiment; name its folder{others}")
         try:
             return cls(folder, schema.load(path))
         except schema.SettingsError as error:
             line = str(error).splitlines()[0]
-            raise InputError(f"{path}: {line}; run the experiment again to write it anew") from None
+            raise InputError(f"{path}: {line}; run the experiment again to restore it") from None
 
     # What it is
 
@@ -125,7 +125,7 @@ class Experiment:
                 yield name
 
     def has(self, product: str, reader: str = "") -> bool:
-        """Whether the experiment makes a product, of the primary crosscoder where it is one's.
+        """Whether the experiment makes a product, by default of the primary crosscoder.
 
         Parameters
         ----------
@@ -151,11 +151,11 @@ class Experiment:
     # Where things lie
 
     def pattern(self, product: str) -> str:
-        """Where a product lies, with its {crosscoder}, {seed} ... left open."""
+        """The path of a product, with {crosscoder}, {seed} ... left open."""
         return f"{self.folder}/{registry.product(product).path}"
 
     def path(self, product: str, **keys: Any) -> Path:
-        """Where a product lies; of the primary crosscoder and of its first seed if not said."""
+        """The path of a product; by default for the primary crosscoder and its first seed."""
         keys.setdefault("crosscoder", self.primary)
         if "seed" not in keys and keys["crosscoder"] in self._dictionaries:
             keys["seed"] = self._dictionaries[keys["crosscoder"]].seeds[0]
@@ -174,7 +174,7 @@ class Experiment:
         ]
 
     def identify(self, path: str | Path) -> str:
-        """What a path of the experiment is, by product and keys; the path itself if it is none."""
+        """The product and keys of a path of the experiment; the path itself if it has none."""
         if not Path(path).is_relative_to(self.folder):
             return str(path)
         inside = str(Path(path).relative_to(self.folder))
@@ -185,7 +185,7 @@ class Experiment:
         return inside
 
     def seeds_of(self, product: str, crosscoder: str) -> list[Path]:
-        """Where a product of every seed of a crosscoder lies, in the seeds' order."""
+        """The paths of a product for every seed of a crosscoder, in the seeds' order."""
         seeds = self._dictionaries[crosscoder].seeds
         return [self.path(product, crosscoder=crosscoder, seed=seed) for seed in seeds]
 
@@ -231,12 +231,12 @@ class Experiment:
         return leg_ends(pretrain.steps, self.steps) if pretrain else []
 
     def mark_of(self, step: int) -> Path:
-        """What says that the pre-training has reached a snapshot."""
+        """The file that marks that the pre-training has reached a snapshot."""
         return self.path("trained_mark", leg=min(leg for leg in self.legs if leg >= step))
 
     @property
     def cached(self) -> bool:
-        """Whether training rows lie on disk, not computed when they are wanted."""
+        """Whether training rows are on disk, instead of being computed on demand."""
         return self.settings.activations.mode == "cached"
 
     def table_sources(self, site: Any) -> list[Path]:
@@ -301,12 +301,12 @@ class Experiment:
         return files | {"rows": self.training_rows(crosscoder)}
 
     def tables_of(self, crosscoder: str) -> dict[str, list[Path]]:
-        """The token tables, where the crosscoder has one taken off its rows."""
+        """The token tables, if the crosscoder has a token table."""
         has = self._dictionaries[crosscoder].token_table
         return {"tables": self.tables(crosscoder)} if has else {}
 
     def fidelity_sources(self, crosscoder: str) -> dict[str, list[Path]]:
-        """What a crosscoder's fidelity is measured with: the rows, for PCA, and all snapshots."""
+        """The files for a crosscoder's fidelity: the rows, for PCA, and all snapshots."""
         basis = self.basis_of(crosscoder)
         files = {"stacks": self.stacks(crosscoder), "tokens": [self.path("tokens")]}
         files["snapshots"] = self.source("snapshots").files
@@ -316,7 +316,7 @@ class Experiment:
         return files | {"rows": self.training_rows(crosscoder)}
 
     def row_paths(self, crosscoder: str) -> RowPaths:
-        """Where a crosscoder's rows lie, for training and fidelity."""
+        """The paths of a crosscoder's rows, for training and fidelity."""
         from ontogeny.activations.rows import RowPaths
 
         basis = self.basis_of(crosscoder)
@@ -404,15 +404,15 @@ class Experiment:
     # What it holds
 
     def columns(self, product: str) -> dict[str, str]:
-        """What the columns of a table hold, with units, in the table's order."""
+        """Descriptions of a table's columns, with units, in the table's order."""
         return registry.described(product, list(self.table(product).columns))
 
     def table(self, product: str, crosscoder: str | None = None, **keys: Any) -> pd.DataFrame:
-        """A table of the experiment; `columns` says what stands in it.
+        """A table of the experiment; `columns` describes it.
 
         Parameters
         ----------
-        crosscoder : the primary one if not given. keys : seed, where the product has one.
+        crosscoder : the primary one if not given. keys : seed, if the product has one.
 
         Raises
         ------
@@ -429,7 +429,7 @@ class Experiment:
         return dict(_read(path, lambda file: json.loads(file.read_text(encoding="utf-8"))))
 
     def crosscoder(self, name: str | None = None, seed: int | None = None) -> Crosscoder:
-        """A trained crosscoder: the primary one, and of its first seed, if not said.
+        """A trained crosscoder; by default the primary one, with its first seed.
 
         Raises
         ------
@@ -464,7 +464,7 @@ class Experiment:
     def read(self, text: str, crosscoder: str | None = None, top: int = 5) -> Reading:
         """A text as every snapshot reads it: features, losses and `top` predictions by token.
 
-        InputError where it cannot be read, or the crosscoder or a snapshot is not there.
+        InputError if it cannot be read, or if the crosscoder or a snapshot is missing.
         """
         from ontogeny.reading import reading
 
@@ -489,7 +489,7 @@ class Experiment:
 
 
 def _read(path: Path, read: Callable[[Path], Any]) -> Any:
-    """What a file holds, or InputError where it is not there or damaged."""
+    """The content of a file; InputError if it is missing or damaged."""
     manifest.check(path)
     try:
         return read(path)

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 
 class InputError(ValueError):
-    """Input that a stage cannot work with. One line: the file or key, and the mend."""
+    """Input that a stage cannot work with. Its message is one line: the file or key, and the
+    correction."""
 
 
 def one_line(error: BaseException, longest: int | None = None) -> str:
@@ -35,7 +36,7 @@ def one_line(error: BaseException, longest: int | None = None) -> str:
 
 
 REASONS = {
-    errno.ENOSPC: "no space is left on this disk; free some, or lower what `ontogeny plan` lists",
+    errno.ENOSPC: "no space is left on this disk; free some, or reduce what `ontogeny plan` lists",
     errno.EDQUOT: "your quota on this disk is used up; free some of it, or have it raised",
     errno.EFBIG: "the file exceeds what this system allows (`ulimit -f`); have the limit raised",
     errno.EROFS: "this file system cannot be written to; work in a folder that can",
@@ -51,7 +52,7 @@ REASONS = {
 
 
 def explained(error: OSError) -> str:
-    """An error of the system as one line: the file, what is wrong, and the mend."""
+    """An error of the system as one line: the file, what is wrong, and how to correct it."""
     reason = REASONS.get(error.errno or 0) or (error.strerror or one_line(error))
     return f"{error.filename}: {reason}" if error.filename else reason
 
@@ -199,7 +200,7 @@ def open_hdf5(path: str | Path) -> h5py.File:
 
 @contextmanager
 def read_hdf5(path: str | Path, what: str) -> Iterator[h5py.File]:
-    """An HDF5 file of ours, open while its contents are read.
+    """An HDF5 file that this package wrote, open while its contents are read.
 
     Parameters
     ----------

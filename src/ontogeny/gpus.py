@@ -1,9 +1,9 @@
 """One GPU a process, where several jobs run on one machine.
 
-`snakemake --resources gpu=4` lets four jobs run that want a GPU, and tells none of them which. Each
-process takes one by locking a file of that GPU's; the system drops the lock when the process ends,
-however it ends. Once all GPUs have a process they get a second one each, and so on: who allows more
-jobs than there are GPUs wants them shared.
+`snakemake --resources gpu=4` lets four jobs run that need a GPU, but does not assign one to each.
+Each process takes one by locking a file of that GPU's; the system drops the lock when the process
+ends, however it ends. Once all GPUs have a process they get a second one each, and so on: who
+allows more jobs than there are GPUs wants them shared.
 
 Nothing here is done where something else hands GPUs out: SLURM, or whoever has set
 CUDA_VISIBLE_DEVICES. No torch is imported: it has to start when the choice is made.

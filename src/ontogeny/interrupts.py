@@ -58,7 +58,7 @@ def closing_line() -> str:
     path = Path(program)
     command = f"python -m {path.parent.name}" if path.name == "__main__.py" else path.name
     again = "" if "MAKELEVEL" in os.environ else f": {shlex.join([*command.split(), *words])}"
-    return f"Interrupted. What is done is kept; the same command goes on from here{again}"
+    return f"Interrupted. Finished work is kept; the same command continues from here{again}"
 
 
 def end_children(grace: float) -> None:
@@ -106,7 +106,8 @@ def _send(process: psutil.Process, number: int) -> None:
 
 
 def at_work(folder: str | Path) -> list[tuple[int, str]]:
-    """Commands of ours that work on an experiment's folder on this machine: process and command."""
+    """Commands of this package that run on an experiment's folder on this machine: process and
+    command."""
     place, own = Path(folder).resolve(), {os.getpid(), os.getppid()}
     commands = []
     for process in psutil.process_iter():
@@ -140,8 +141,8 @@ def wait_for_others(folder: str | Path) -> None:
             if process not in told:
                 told.add(process)
                 print(
-                    f"{folder}: waiting for `{command}`, process {process}, which another run has "
-                    f"left at work here; `kill {process}` ends it",
+                    f"{folder}: waiting for `{command}`, process {process}, which an earlier run "
+                    f"left running; `kill {process}` ends it",
                     file=sys.stderr,
                     flush=True,
                 )

@@ -21,7 +21,7 @@ UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errn
 def hold(file: int | IO[str], wait: bool = False) -> bool | None:
     """Lock an open file until it is closed or this process ends.
 
-    Returns whether it is ours: False where another process holds it, None where the file system
+    Returns whether this process holds it: False if another process does, None if the file system
     has no locks.
 
     Parameters
@@ -61,7 +61,7 @@ def claim(folder: Path) -> IO[str]:
         raise InputError(f"{folder}: another run works here; wait for it or end it{how}")
     if held is None:
         print(
-            f"{folder}: this file system has no locks; see to it that no other run works here",
+            f"{folder}: this file system has no locks; make sure that no other run works here",
             file=sys.stderr,
         )
     lock.truncate(0)

@@ -1,7 +1,7 @@
 """Whether the files of an experiment are as they were written.
 
-Stages check what they read before they begin, and `ontogeny verify` checks everything. What is
-wrong is a line: the file, what is wrong with it, and the command that makes it again.
+Stages check what they read before they begin, and `ontogeny verify` checks everything. Each fault
+is one line: the file, what is wrong with it, and the command that makes it again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _pattern(product: str) -> str:
 
 
 def _made_as(name: str, products: Iterable[str]) -> str | None:
-    """The product that a file of an experiment is, by its name in the folder, or lies in."""
+    """The product that a file of an experiment is, or belongs to, by its name in the folder."""
     for product in products:
         if re.fullmatch(_pattern(product), name):
             return product
@@ -45,12 +45,12 @@ def _made_as(name: str, products: Iterable[str]) -> str | None:
 
 
 def mend(path: Path, experiment: Path) -> str:
-    """How a file of an experiment is made again."""
+    """How to make a file of an experiment again."""
     name = path.relative_to(experiment)
     if str(name) == registry.products()["config"].path:
-        return "run the experiment again to write it anew"
+        return "run the experiment again to restore it"
     if any(re.match(_pattern(product), str(name)) for product in KEPT_BETWEEN):
-        return f"delete {path.parent}; it is made again where it is needed"
+        return f"delete {path.parent}; it is made again when it is needed"
     pieces = [str(piece) for piece in (name, *name.parents)]
     in_folder = name.parts[0] == registry.products()["figures"].path
     made = [] if in_folder else [piece for piece in pieces if _made_as(piece, registry.products())]
@@ -68,10 +68,10 @@ def lines(path: Path, most: int | None = None) -> Iterator[str]:
 
 
 def check(*given: Any) -> None:
-    """Raise InputError, one line per file, unless what is about to be read is as it was written.
+    """Raise InputError, one line per file, unless the given files are as they were written.
 
-    A stack shows the rows of its folder's files, which are looked at as well. What is missing is
-    left to whoever reads it.
+    A stack shows the rows of its folder's files, which are checked as well. Missing files are left
+    to whoever reads them.
 
     Parameters
     ----------
@@ -132,16 +132,16 @@ def verify(experiment: Path, gone: Iterable[str] = ()) -> Verdict:
 
     Parameters
     ----------
-    gone : products that are removed once they are used, so that none has to be there.
+    gone : products that are removed after use, and so may be missing.
 
     Raises
     ------
-    InputError : nothing is known of the folder's files.
+    InputError : no digests were recorded for the folder's files.
     """
     may_go = {*KEPT_BETWEEN, *gone}
     if not (experiment / digests.FOLDER).is_dir():
         raise InputError(
-            f"{experiment}: no digests are kept here; run the experiment again to have them"
+            f"{experiment}: no digests were recorded here; run the experiment again to record them"
         )
     faults, files, size, known = [], 0, 0, digests.known(experiment)
     for path, (digest, _) in known.items():
@@ -162,9 +162,9 @@ def copied(experiment: Path) -> str:
     """What to do about a copy of results that has lost the times of its files."""
     config = experiment / registry.products()["config"].path
     return (
-        f"{experiment}: copied without the times of its files, so that everything would run again; "
-        f"if nothing has changed since, `snakemake --cores 1 --touch --configfile {config}` keeps "
-        "it, and --forceall makes everything anew (`cp -a` and `rsync -a` keep the times)"
+        f"{experiment}: copied without the times of its files, so everything would run again; if "
+        f"nothing has changed since, `snakemake --cores 1 --touch --configfile {config}` keeps "
+        "it, and --forceall makes everything again (`cp -a` and `rsync -a` keep the times)"
     )
 
 

@@ -3,8 +3,8 @@
     ontogeny new runs/mine --text text/*.jsonl        # a folder that holds checkpoints
     ontogeny new EleutherAI/pythia-160m               # or a repository with revisions
 
-What it chooses stands in the file with the reason, to be changed: which steps, which layer, how
-much text and how large a dictionary this machine has room for.
+Its choices are in the file with their reasons, so that they can be changed: which steps, which
+layer, how much text and how large a dictionary this machine has room for.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _folders(folder: Path) -> Found:
     """The most folders below this one that differ in a number alone and hold a model."""
     if not weights.lacking(weights.present(folder)):
         raise InputError(
-            f"{folder}: is one checkpoint; name the folder that holds it and the others"
+            f"{folder}: this is a single checkpoint; name the folder that holds it and the others"
         )
     patterns: dict[str, int] = {}
     for depth in range(1, DEPTH + 1):
@@ -80,8 +80,8 @@ def _folders(folder: Path) -> Found:
                 patterns[numbered] = patterns.get(numbered, 0) + 1
     if not patterns:
         raise InputError(
-            f"{folder}: holds no checkpoints whose names have a step, such as checkpoint-100, each "
-            f"with {weights.CONFIG} and {weights.SINGLE}; name the folder that does"
+            f"{folder}: has no checkpoints with a step in their names, such as checkpoint-100, "
+            f"each with {weights.CONFIG} and {weights.SINGLE}; name the folder that has them"
         )
     pattern = max(patterns, key=lambda name: (patterns[name], -len(name)))
     named = str(folder / pattern)
@@ -105,7 +105,7 @@ def _revisions(repository: str) -> Found:
     steps = hub.published_steps(Hub(repository=repository, revision=pattern))
     if not steps:
         raise InputError(
-            f"{repository}: no branch or tag fits {pattern}; write snapshots.hub.revision by hand "
+            f"{repository}: no branch or tag fits {pattern}; set snapshots.hub.revision by hand "
             "(docs/your-own-model.md)"
         )
     return Found("hub", f"{{ repository: {repository}{known} }}", steps)
@@ -124,7 +124,8 @@ def most_common_pattern(names: Iterable[str]) -> str:
 
 
 def choose(steps: Sequence[int], count: int = MOST) -> list[int]:
-    """At most `count` of the steps, as evenly spaced in their logarithm as they lie; both ends."""
+    """At most `count` of the steps, as evenly spaced in their logarithm as possible, with both
+    ends."""
     if len(steps) <= count:
         return list(steps)
     wanted = log_spaced(steps[-1], count)
@@ -155,7 +156,7 @@ def _corpus(given: Sequence[str], beside: Path) -> tuple[str, int | None]:
             return f"  dataset: {{ name: {given[0]}, split: train }}", None
     patterns = [_pattern(name) for name in given] or _text_beside(beside)
     if not patterns:
-        note = "of Python packages; better is text like the model's own that it has not seen"
+        note = "of Python packages; text like the model's training text, but unseen, is better"
         return f"  wheels: {{ sources: [python] }} # {note}", None
     paths = texts.files(TextFiles(paths=patterns))
     return f"  files: {{ paths: {json.dumps(patterns)} }}", tokens_in(paths)
@@ -200,15 +201,15 @@ def write(source: str, text: Sequence[str], output: Path | None, results: Path) 
         folder = Path("experiments")
         output = (folder if folder.is_dir() else Path()) / f"{name or 'mine'}.yaml"
     if output.exists():
-        raise InputError(f"{output}: is there already; name another: --output FILE")
+        raise InputError(f"{output}: exists already; name another with --output FILE")
     probe = _probe(found, steps)
     shape, machine = sources.shape_of(probe, results), machines.machine(probe, results)
     corpus, there = _corpus(text, Path(source).expanduser())
     context = min(CONTEXT, shape.positions or CONTEXT)
     if there is not None and there < LEAST * context:
         raise InputError(
-            f"--text: the files hold about {there:,} tokens, {LEAST} blocks of {context} are the "
-            "least; name more text"
+            f"--text: the files hold about {there:,} tokens, but at least {LEAST} blocks of "
+            f"{context} tokens are needed; name more text"
         )
     made = _experiment(name or "mine", found, steps, shape, corpus, there, machine)
     write_text(output, made.replace("FILE", str(output)))
@@ -253,7 +254,7 @@ def _experiment(
     train = max(500, min(4000, 12 * blocks * context // batch))
     chosen = f"{len(steps)} of {len(found.steps)}" if len(steps) < len(found.steps) else "all"
     return f"""\
-# Written by `ontogeny new`; every value is a first choice, to be changed. See
+# Written by `ontogeny new`; every value is a suggestion that you can change. See
 # docs/your-own-model.md, and schemas/config.schema.json for each key.
 #   ontogeny check FILE, ontogeny plan FILE
 #   ontogeny run FILE --cores {os.cpu_count() or 1}
@@ -264,11 +265,11 @@ device: auto
 corpus:
 {corpus.rstrip()}
   context: {context} # tokens in a block{_limit(shape, context)}
-  train_blocks: {blocks} # {blocks * context:,} tokens train the dictionary: more is better
+  train_blocks: {blocks} # {blocks * context:,} tokens train the dictionary; more are better
   held_out_blocks: {held_out} # on which everything is measured
 
 snapshots:
-  # {chosen} that are there; closest where most is learned
+  # {chosen} of the steps that are there, most of them early
   steps: [{", ".join(map(str, steps))}]
   {found.key}: {found.where}
 
@@ -282,12 +283,12 @@ crosscoders:
   main:
     inputs: {{ layers: [{layer}] }}
     features: {features} # {features / shape.width:.0f} for each of the {shape.width} dimensions
-    k: 16 # active at a token, in the mean
-    token_table: true # what a token means by itself is taken off first: see docs/method.md
+    k: 16 # active features per token, on average
+    token_table: true # subtract each token's mean activation first: see docs/method.md
     batch_rows: {batch}
     steps: {train}
     learning_rate: 3.0e-3
-    seeds: [0, 1] # a second one tells which features are found again
+    seeds: [0, 1] # the second shows which features are found again
     threads: {min(4, os.cpu_count() or 1)}
 
 primary: main

@@ -1,4 +1,4 @@
-"""What a run says first and last: what it will make, how long that takes, and what to look at."""
+"""What a run prints first and last: what it will make, how long that takes, and what to open."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _is_named(key: str, words: str) -> bool:
 
 
 def hours(planned: Bill, cores: int) -> float:
-    """Hours until an experiment is finished on so many cores; NaN without rates.
+    """Hours until an experiment is finished on this many cores; NaN without rates.
 
     Jobs fill the cores, or wait for each other: half of the time that the longest job of each stage
     would take, one after the other, is what cannot be shared.
@@ -54,7 +54,7 @@ def hours(planned: Bill, cores: int) -> float:
 
 
 def opening(settings: Settings, results: str | Path, cores: int) -> list[str]:
-    """What a run says before its first job, a line each.
+    """What a run prints before its first job, as a list of lines.
 
     Parameters
     ----------
@@ -74,10 +74,10 @@ def opening(settings: Settings, results: str | Path, cores: int) -> list[str]:
         )
     elif left:
         lines.append(f"  {amount(planned.disk)} of disk; `ontogeny plan` estimates the time")
-    lines.append("  interrupt it at any time: the same command goes on from there")
+    lines.append("  you can interrupt it at any time: the same command continues from there")
     seen = _seen(experiment)
     if seen:
-        lines.append(f"  made already, to look at meanwhile: {', '.join(seen)}")
+        lines.append(f"  finished already, to look at meanwhile: {', '.join(seen)}")
     else:
         lines.append(f"  figures appear one by one in {experiment.folder}/figures")
     return lines
@@ -123,7 +123,7 @@ def _model(settings: Settings) -> str:
 
 
 def _seen(experiment: Experiment) -> list[str]:
-    """What of an experiment can be looked at now, the most telling first."""
+    """The results of an experiment that can be opened now, the most useful first."""
     paths = [experiment.path("atlas") / "index.html"] if experiment.path("atlas").exists() else []
     figures = [experiment.figure(name, "png") for name in FIRST_FIGURES]
     paths += [path for path in figures if path.exists()][:1]
@@ -131,7 +131,7 @@ def _seen(experiment: Experiment) -> list[str]:
 
 
 def closing(settings: Settings, results: str | Path, began: float) -> list[str]:
-    """What a run says after its last job, a line each: what to open.
+    """What a run prints after its last job, as a list of lines: what to open.
 
     Parameters
     ----------
@@ -154,7 +154,7 @@ def closing(settings: Settings, results: str | Path, began: float) -> list[str]:
 
 
 def _telling(experiment: Experiment) -> int:
-    """A feature that is worth a look: one whose name tells more than a token, else the first."""
+    """A feature worth looking at: one whose name says more than a token, or otherwise the first."""
     if not experiment.path("names").exists():
         return 0
     names = experiment.table("names")

@@ -1,4 +1,4 @@
-"""Where the workflow lies: beside the package in a checkout, inside it once it is installed."""
+"""The folder of the workflow: beside the package in a checkout, inside it once installed."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def lives(
     crosscoder: str | None = None,
     axis: Axes | None = None,
 ) -> Axes:
-    """Decoder norm of some features at each snapshot, over each one's largest.
+    """Decoder norm of some features at each snapshot, relative to each feature's largest.
 
     Raises
     ------
@@ -61,7 +61,9 @@ def lives(
         for feature in features:
             own = table[table["feature"] == feature]
             if own.empty:
-                raise InputError(f"feature {feature} has no history; there is none of that number")
+                raise InputError(
+                    f"feature {feature} has no history: no living feature has that number"
+                )
             axis.plot(own["step"], own["normalised_strength"], label=str(feature), marker=".")
         style.step_axis(axis, experiment.steps[-1], "log")
         axis.set(ylim=(0, 1.04), ylabel="decoder norm / its largest")
@@ -72,9 +74,10 @@ def lives(
 def onsets(
     experiment: Experiment, crosscoder: str | None = None, axis: Axes | None = None, label: str = ""
 ) -> Axes:
-    """Share of the matched features, of the living where there are none, that are there by a step.
+    """Share of the matched features (of the living ones if none match) that have appeared by a
+    step.
 
-    Matched are those that come again in another seed, of which alone "when" may be said.
+    Matched features are found again in another seed; only for them is "when" meaningful.
     """
     table = experiment.table("features", crosscoder)
     table = table[table["alive"]]
@@ -101,7 +104,7 @@ def reading(read: Reading, axis: Axes | None = None) -> Axes:
 
 
 def ablated(table: pd.DataFrame, axis: Axes | None = None) -> Axes:
-    """What a feature's ablation changes: loss of each token without it, less with it, nats."""
+    """The effect of a feature's ablation: loss of each token without it minus with it, in nats."""
     with style.paper():
         axis = _axis(axis, (SIZE[0], 20 + 4 * len(table)))
         axis.barh(range(len(table)), table["loss_without"] - table["loss"], color="#0072B2")

@@ -62,7 +62,7 @@ def _wheel_faults(s: Settings, results: Path) -> Iterator[str]:
     tokens = (c.held_out_blocks + c.train_blocks + batch) * c.context
     if tokens > most_tokens(c):
         yield (
-            f"corpus.train_blocks: {tokens:,} tokens are asked for, the corpus holds fewer than "
+            f"corpus.train_blocks: {tokens:,} tokens are needed, but the corpus has fewer than "
             f"{most_tokens(c):,}; lower it, or corpus.held_out_blocks, or add "
             "corpus.wheels.sources"
         )
@@ -121,8 +121,8 @@ def _shard_faults(s: Settings, results: Path) -> Iterator[str]:
     whole = {s.key_of(name, "basis"): c.basis for name, c in every if c.basis != "principal"}
     for key, basis in whole.items():
         yield (
-            f"{key}: {basis} needs all training rows at a time; set principal, "
-            "or raise activations.budget, or set activations.mode: streamed"
+            f"{key}: {basis} needs all training rows at once; set principal, or raise "
+            "activations.budget, or set activations.mode: streamed"
         )
     blocks = s.corpus.train_blocks / order.number_of_windows(
         s.corpus.train_blocks, s.corpus.context, a.window
@@ -144,8 +144,8 @@ def _shard_faults(s: Settings, results: Path) -> Iterator[str]:
         for stream in a.streams:
             if (layer, stream) not in used:
                 yield (
-                    f"activations: the {stream} of layer {layer} is read by no crosscoder; remove "
-                    "it, or remove activations.budget"
+                    f"activations: no crosscoder reads the {stream} of layer {layer}; remove it, "
+                    "or remove activations.budget"
                 )
 
 
@@ -204,7 +204,7 @@ def check(settings: Settings, results: str | Path) -> None:
 
 
 def check_room(settings: Settings, results: str | Path, memory: bool = True) -> None:
-    """Raise InputError, one line per fault, if what is left to do does not fit here (limits.py).
+    """Raise InputError, one line per fault, if the remaining work does not fit here (limits.py).
 
     Parameters
     ----------

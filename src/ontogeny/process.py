@@ -1,4 +1,4 @@
-"""How a process of ours begins and ends: with less to do for Python's collector of garbage."""
+"""How a process of this package begins and ends: with less work for Python's garbage collector."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def interruptible() -> Iterator[None]:
         for each in before:
             signal.signal(each, signal.SIG_DFL)
         if sys.stderr.isatty():
-            print("ontogeny: interrupted; the same command goes on", file=sys.stderr)
+            print("ontogeny: interrupted; the same command continues", file=sys.stderr)
         sys.exit(128 + number)
 
     before = {}

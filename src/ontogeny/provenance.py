@@ -144,7 +144,7 @@ MAPS = {"ontogeny", *(f"ontogeny.{name}" for name in ("experiment", "registry", 
 
 
 def _declares(module: str) -> bool:
-    """Whether a module only says where things lie and what stages read, make and are set to.
+    """Whether a module only declares paths, and what stages read, make and are set to.
 
     It computes nothing: values of settings reach a rule as parameters of their own, and paths as
     its files.

@@ -1,4 +1,4 @@
-"""The analyses that are there: our own folders, and those of packages that are installed beside.
+"""The available analyses: the built-in ones, and those of installed packages.
 
 An installed package adds one through the entry point group `ontogeny.analyses`:
 
@@ -30,7 +30,7 @@ COLUMNS = "columns.yaml"
 
 @cache
 def all_analyses() -> dict[str, Analysis]:
-    """Every analysis by its name, ours first.
+    """Every analysis by its name, built-in ones first.
 
     Raises
     ------
@@ -46,12 +46,12 @@ def all_analyses() -> dict[str, Analysis]:
         except Exception as error:
             why = " ".join(str(error).split())
             raise InputError(
-                f"analysis {entry.name}: {entry.value} cannot be loaded ({why}); mend or remove "
+                f"analysis {entry.name}: {entry.value} cannot be loaded ({why}); repair or remove "
                 "that package"
             ) from None
         if not isinstance(analysis, Analysis) or analysis.name in declared:
             raise InputError(
-                f"analysis {entry.name}: {entry.value} is no analysis with a name of its own; "
+                f"analysis {entry.name}: {entry.value} is not an Analysis, or its name is taken; "
                 "rename or remove it"
             )
         declared[analysis.name] = analysis
@@ -68,13 +68,11 @@ def products() -> dict[str, Product]:
 
 
 def product(name: str) -> Product:
-    """A product by its name in the map; InputError, with names like it, where there is none."""
+    """A product by its name in the map; InputError, with similar names, if there is none."""
     known = products()
     if name not in known:
         close = difflib.get_close_matches(name, known, 3) or sorted(known)
-        raise InputError(
-            f"{name}: the map has no product of this name; there are {', '.join(close)}"
-        )
+        raise InputError(f"{name}: no product has this name; similar ones are {', '.join(close)}")
     return known[name]
 
 
@@ -98,7 +96,7 @@ def figures() -> dict[str, Figure]:
 
 @cache
 def columns(product: str) -> dict[str, str]:
-    """What the columns of a table hold; a * stands for the name of another column."""
+    """Descriptions of the columns of a table; a * stands for the name of another column."""
     analysis = analysis_of(product)
     home = folder(analysis.stages[0].run) if analysis else Path(__file__).parent
     with (Path(__file__).parent / COLUMNS).open(encoding="utf-8") as file:
@@ -110,7 +108,7 @@ def columns(product: str) -> dict[str, str]:
 
 
 def described(product: str, names: Iterable[str]) -> dict[str, str]:
-    """What some columns of a table hold, in their order; '' of one that is not documented."""
+    """Descriptions of some columns of a table, in their order; '' if one is not documented."""
     documented, found = columns(product), {}
     for column in names:
         patterns = (name for name in documented if fnmatchcase(column, name))
@@ -141,8 +139,9 @@ def page() -> str:
     lines = [
         "# Analyses",
         "",
-        "Each is one folder of src/ontogeny/analyses/, is made where `analyses` lists it, and is a",
-        "target by its name: `snakemake --cores 2 kinds`. `ontogeny analyses` prints this page.",
+        "Each analysis is a folder in src/ontogeny/analyses/. It runs if `analyses` lists it, "
+        "and its",
+        "name is also a target: `snakemake --cores 2 kinds`. `ontogeny analyses` prints this page.",
     ]
     for name, analysis in all_analyses().items():
         lines += ["", f"## {name}", textwrap.fill(analysis.about, 99), ""]

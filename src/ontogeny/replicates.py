@@ -36,7 +36,7 @@ from ontogeny.settings.experiment import MODEL_SEED
 from ontogeny.snapshots.pretrain import learning_rate
 
 Files = dict[str, Path]
-"""Where the products of a model's experiment lie, by their names in the map."""
+"""The paths of the products of a model's experiment, by their names in the map."""
 # Numbers of summary.json that depend on the machine, or that all models share.
 LEFT_OUT = ("wall_seconds", "peak_memory", "disk_bytes", "snapshots", "features", "pretrain_tokens")
 # Steps at which something happens, given as what the learning rate has added up to as well.
@@ -102,7 +102,8 @@ def match_models(first: Files, second: Files, device: torch.device) -> pd.DataFr
     (text, f, position, own), (other_text, g, other_position, others) = read
     if text != other_text or not np.array_equal(position, other_position):
         raise InputError(
-            f"{second['trained']}: trained on other text than {first['trained']}; run both again"
+            f"{second['trained']}: trained on a different text from {first['trained']}; run both "
+            "again"
         )
     partner, correlation = assign(correlations(f, g))
     named = np.where(partner >= 0, others[partner], -1)

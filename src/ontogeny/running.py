@@ -60,7 +60,7 @@ def sources(
 def inputs(
     experiment: Experiment, declared: Declared, crosscoder: str | None = None
 ) -> dict[str, list[str]]:
-    """The files that the workflow watches, by argument; what is not there is left out."""
+    """The files that the workflow watches, by argument; missing ones are left out."""
     files = {}
     for argument, source in sources(experiment, declared, crosscoder):
         if source is not None:

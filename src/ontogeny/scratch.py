@@ -1,7 +1,7 @@
-"""Large files of an experiment that lie elsewhere, on scratch.
+"""Large files of an experiment that are kept elsewhere, on scratch.
 
 `results/NAME/activations` and the like are links to `SCRATCH/NAME/activations`, so that no stage
-and no rule knows where its files lie, and moving them makes nothing again.
+and no rule knows where its files are, so moving them makes nothing again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def expanded(path: str) -> Path:
 
 
 def below(folder: Path) -> Iterator[Path]:
-    """All that lies under an experiment's folder, also in the linked ones at its top."""
+    """All files under an experiment's folder, including those in linked folders at its top."""
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         yield path
         if path.is_dir():
@@ -28,7 +28,7 @@ def below(folder: Path) -> Iterator[Path]:
 
 
 def link(s: Settings, results: str | Path) -> None:
-    """Have the experiment's folders that `storage.on_scratch` names lie on scratch.
+    """Put the experiment's folders that `storage.on_scratch` names on scratch.
 
     Raises
     ------
@@ -43,17 +43,17 @@ def link(s: Settings, results: str | Path) -> None:
             target.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(
-                f"storage.scratch: {target} cannot be made ({error.strerror}); choose another"
+                f"storage.scratch: cannot create {target} ({error.strerror}); choose another folder"
             ) from None
         if place.is_symlink():
             if place.resolve() != target.resolve():
                 raise InputError(
-                    f"storage.scratch: {place} leads to {place.resolve()}, not to {target}; move "
-                    "what lies there, and remove the link"
+                    f"storage.scratch: {place} links to {place.resolve()}, not to {target}; move "
+                    "the files there, and remove the link"
                 )
         elif place.exists():
             raise InputError(
-                f"storage.scratch: {place} is there already; move it with `rmdir {target} && mv "
+                f"storage.scratch: {place} exists already; move it with `rmdir {target} && mv "
                 f"{place} {target}`, or leave {name} out of storage.on_scratch"
             )
         else:

@@ -1,6 +1,6 @@
-"""`ontogeny show`: what is known of one feature, as text for a terminal.
+"""`ontogeny show`: what is known about one feature, as text for a terminal.
 
-Reads the tables of a finished experiment and makes nothing. What has not been made is left out.
+It reads the tables of a finished experiment and makes nothing. Missing tables are left out.
 
 A line is pieces of text, each plain or marked. Every piece is written with `visible` as it is laid
 out, whatever it came from: no byte of a corpus, a tokenizer or a table reaches the terminal as a
@@ -89,7 +89,7 @@ class Subject:
         return self.experiment.path(product, crosscoder=self.crosscoder).exists()
 
     def rows(self, product: str) -> pd.DataFrame:
-        """The feature's rows of a table; none where it has not been made."""
+        """The feature's rows of a table; no rows if the table has not been made."""
         if not self.has(product):
             return pd.DataFrame()
         table = self.experiment.table(product, self.crosscoder)
@@ -110,14 +110,14 @@ class Subject:
             raise InputError(f"{path}: damaged; delete it to train it again ({error})") from None
         if len(made.W) != features:
             sizes = f"of {len(made.W)} features, the tables of {features}"
-            raise InputError(f"{path}: {sizes}; run again")
+            raise InputError(f"{path}: {sizes}; run the experiment again")
         return made
 
 
 def show(
     experiment: Experiment, feature: int, crosscoder: str | None, contexts: int, width: int
 ) -> list[Line]:
-    """All that is known of a feature.
+    """Everything that is known about a feature.
 
     Parameters
     ----------
@@ -147,7 +147,7 @@ def show(
     decoders = subject.decoders(len(features))
     lines = [Line([Piece(f"feature {feature} of {name}, {experiment.folder}", HEAD)])]
     if not row["alive"]:
-        dead = _fact("state", "dead: silent over the end of its training; it has no history")
+        dead = _fact("state", "dead: silent at the end of its training, so it has no history")
         return [*lines, dead, *_attribution(subject)]
     lines += _facts(subject, row, len(history))
     lines += _history(subject, history, decoders, features, width)
@@ -165,7 +165,7 @@ def _facts(subject: Subject, row: pd.Series, snapshots: int) -> list[Line]:
         _fact("class", ", ".join(word for word in CLASSES if row[word])),
         _fact("peak", f"step {row['peak_step']} ({where}), norm {row['peak_strength']:.4g}"),
         _fact("onset", f"step {row['onset_step']:.4g}"),
-        _fact("settled", f"direction kept from step {row['settled_step']:.4g}"),
+        _fact("settled", f"direction settled from step {row['settled_step']:.4g}"),
         _fact("lifetime", f"{row['lifetime']:.0%} of the snapshots"),
         _fact("density", f"{row['density']:.3%} of held-out tokens"),
     ]
@@ -176,7 +176,7 @@ def _facts(subject: Subject, row: pd.Series, snapshots: int) -> list[Line]:
         lines.append(_fact("kind", UNTESTED if untold else kind["kind"].replace("_", " ")))
     for span in subject.rows("span").to_dict("records"):
         spread = f"quartiles {span['span_low']:.3g} to {span['span_high']:.3g}"
-        said = f"{span['span']:.3g} tokens of context ({spread}), what is before "
+        said = f"{span['span']:.3g} tokens of context ({spread}), earlier tokens "
         lines.append(_fact("span", said + RUNS.get(span["run"], span["run"])))
     for grade in subject.rows("grades").to_dict("records"):
         if pd.notna(grade.get("grade")):
@@ -283,7 +283,7 @@ def _attribution(subject: Subject) -> list[Line]:
     rows = subject.rows("attribution")
     if rows.empty:
         return []
-    lines = _heading("attribution (nats of logit difference; * told from 0)")
+    lines = _heading("attribution (nats of logit difference; * differs from 0)")
     for task, own in rows.groupby("task", sort=False):
         own = own.sort_values("step")
         most, last = own.iloc[int(own["attribution"].abs().argmax())], own.iloc[-1]
@@ -298,7 +298,7 @@ def _value(row: pd.Series) -> str:
 
 
 def _nearest(decoders: Decoders | None, feature: int, features: pd.DataFrame) -> list[Line]:
-    """The living features whose decoders, over all snapshots, point most alike."""
+    """The living features with the most similar decoders over all snapshots."""
     if decoders is None:
         return []
     living = np.flatnonzero(features["alive"])

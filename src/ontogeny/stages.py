@@ -1,8 +1,8 @@
 """The core of the workflow, declared: its products, the stages that follow training, its figures.
 
 The steps up to training have rules and commands of their own (rules/, ontogeny/cli.py), since each
-has its own way of being cut into jobs; what is here runs by the generic rule and command, as every
-analysis does.
+is divided into jobs in a different way; the stages here run by the generic rule and command, as
+every analysis does.
 """
 
 from __future__ import annotations
@@ -22,26 +22,38 @@ PRODUCTS = [
     Product("tokens", "corpus/tokens.h5", "blocks of tokens (blocks, context)"),
     Product("tokenizer", "corpus/tokenizer.json", "the tokenizer of the text"),
     Product("own_tokenizer", "corpus/own-tokenizer", "the tokenizer of a model from elsewhere"),
-    Product("trained_mark", "pretrain/trained-{leg}", "says that the pre-training is that far"),
-    Product("archive", "pretrain/archive-{digest}", "training states, by what they depend on"),
+    Product(
+        "trained_mark",
+        "pretrain/trained-{leg}",
+        "marks that the pre-training has reached this step",
+    ),
+    Product(
+        "archive",
+        "pretrain/archive-{digest}",
+        "training states, under a digest of what they depend on",
+    ),
     Product("log", "pretrain/log.csv", "losses and learning rate of the pre-training, by step"),
     Product("snapshots", "snapshots", "a folder for each snapshot"),
     Product("snapshot", "snapshots/step{step}", "config.json and model.safetensors"),
     Product("norms", "norms", "a file for each snapshot, where activations.leave_out_norm is set"),
-    Product("norms_of", "norms/step{step}.h5", "positions of a norm above the bound"),
+    Product("norms_of", "norms/step{step}.h5", "positions whose norm is above the bound"),
     Product("activations", "activations", "a folder for each layer and stream"),
     Product("held_out", "activations/{site}/step{step}.h5", "held-out rows of a snapshot"),
     Product("rows", "activations/{site}/step{step}.rows{shard}.h5", "training rows of a snapshot"),
     Product(
-        "held_out_loss", "losses/step{step}.json", "loss of a snapshot as it was read, in nats"
+        "held_out_loss",
+        "losses/step{step}.json",
+        "loss of a snapshot, measured when it was read, in nats",
     ),
-    Product("losses", "losses/losses.csv", "those of all snapshots, and which is out of place"),
+    Product(
+        "losses", "losses/losses.csv", "the losses of all snapshots, and which of them is unusual"
+    ),
     Product("stack", f"activations/{{site}}/{STACK}", "all snapshots of a layer and stream"),
     Product("token_tables", "token_tables", "a file for each layer and stream"),
     Product("token_table", "token_tables/{site}.h5", "mean activation of every token, by snapshot"),
     Product("basis", "basis/{sites}.h5", "the principal subspace of some sites"),
     Product("projected", "basis/{sites}.rows{shard}.h5", "training rows in that subspace"),
-    Product("state", "state/{crosscoder}-{seed}-{digest}", "of an unfinished training"),
+    Product("state", "state/{crosscoder}-{seed}-{digest}", "state of an unfinished training"),
     Product("trained", TRAINED, "a trained crosscoder's folder"),
     Product("weights", f"{TRAINED}/crosscoder.safetensors", "its weights"),
     Product("about", f"{TRAINED}/config.json", "all that is needed to use them"),
@@ -81,7 +93,7 @@ PRODUCTS = [
     Product(
         "stability_baselines",
         f"{TABLES}/baselines.parquet",
-        "what matches features without training",
+        "how well features are matched without any training",
     ),
     Product("turning_point", f"{TABLES}/turning_point.json", "step, interval, cosines around it"),
     Product(
@@ -93,12 +105,16 @@ PRODUCTS = [
     Product("replicate_numbers", "replicates/numbers.csv", "numbers of each model"),
     Product("replicate_curves", "replicates/curves.csv", "curves of each model"),
     Product("replicate_matches", "replicates/matches.parquet", "features matched across models"),
-    Product("replicate_onsets", "replicates/onsets.csv", "when what forms in each model"),
-    Product("controls", "replicates/controls.csv", "what each change of the recipe does"),
+    Product(
+        "replicate_onsets",
+        "replicates/onsets.csv",
+        "when heads, copying and kinds of feature form in each model",
+    ),
+    Product("controls", "replicates/controls.csv", "the effect of each change of the recipe"),
     Product("control_models", "replicates/models.csv", "the outcomes of each model"),
-    Product("numbers", "numbers.json", "what was found, in one flat file"),
-    Product("summary", "summary.json", "the same, and what it cost"),
-    Product("provenance", "provenance.json", "what the results were made from"),
+    Product("numbers", "numbers.json", "the findings, in one flat file"),
+    Product("summary", "summary.json", "the findings and their cost"),
+    Product("provenance", "provenance.json", "the inputs from which the results were made"),
     Product("manifest", "manifest.json", "size and digest of each of these files"),
     Product("atlas", "atlas", "the static site of all features"),
     Product("benchmarks", "benchmarks", "seconds and memory of each job, by Snakemake"),
@@ -109,7 +125,7 @@ STAGES = [
     Stage(
         "losses",
         run="ontogeny.snapshots.losses:gather",
-        about="Hold every snapshot's loss as it was read against its neighbours'.",
+        about="Compare every snapshot's loss, measured when it was read, with its neighbours'.",
         reads={"files": "held_out_losses"},
         makes={"table": "losses"},
         scope="experiment",
@@ -120,7 +136,7 @@ STAGES = [
     Stage(
         "phases",
         run="ontogeny.phases.levels:measure",
-        about="Hold every snapshot's loss against the n-gram levels.",
+        about="Compare every snapshot's loss with the n-gram levels.",
         reads={"snapshots": "snapshots", "tokens": "tokens"},
         makes={"phases": "phases", "levels": "levels"},
         settings=("analysis.phase_blocks",),
@@ -255,7 +271,7 @@ STAGES = [
     Stage(
         "control",
         run="ontogeny.controls:compare",
-        about="Tell what each change of the recipe moves, over the replicates.",
+        about="Report which outcomes each change of the recipe moves, over the replicates.",
         reads={"results": "replicates"},
         makes={"controls": "controls", "models": "control_models"},
         settings=("replicates",),
@@ -356,7 +372,7 @@ FIGURES = [
         "controls",
         "ontogeny.figures.controls:draw",
         MODEL,
-        "What moves what",
+        "Which change moves which outcome",
         {"controls": "controls", "models": "control_models"},
         scope="experiment",
     ),
@@ -366,9 +382,9 @@ ALWAYS = ("training", "divergence", "fidelity")
 
 
 def of_histories(snapshots: int) -> tuple[str, ...]:
-    """Figures of a primary crosscoder over so many snapshots, of which two make no history yet.
+    """Figures of a primary crosscoder over this many snapshots; two do not yet make a history.
 
-    Directions turn where two blocks of two snapshots each can be told apart: of four or more.
+    A turning point needs two blocks of at least two snapshots each, so four or more snapshots.
     """
     lives = () if snapshots < 3 else ("histories", "peaks", "lifetimes")
     return ("stability", *lives, "comparison" if snapshots < 4 else "directions")

@@ -1,6 +1,6 @@
 """The experiment in one flat file, and what it was made from.
 
-numbers.json holds what was found; summary.json has that and what it cost, and so comes last;
+numbers.json has the findings; summary.json has these and their cost, and so comes last;
 provenance.json has versions and digests.
 """
 
@@ -23,7 +23,7 @@ from ontogeny.scratch import below
 
 
 def known(values: dict[str, Any]) -> dict[str, Any]:
-    """The same with None, JSON's null, for what is not known: of a constant stream, for one."""
+    """The same with None, JSON's null, for unknown values, such as those of a constant stream."""
     return {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in values.items()
@@ -90,7 +90,7 @@ def _stability(experiment: Experiment, crosscoder: str) -> dict[str, Any]:
 
 
 def _without_training(experiment: Experiment, crosscoder: str) -> dict[str, Any]:
-    """What shares token means and random rows match, and what share other seeds beyond the first.
+    """The shares matched by token means, by random rows, and by further seeds.
 
     Empty where they were not measured: the figure of the primary crosscoder's stability asks.
     """
@@ -129,7 +129,7 @@ def _histories(experiment: Experiment, crosscoder: str) -> dict[str, Any]:
 def _medians(strengths: pd.DataFrame, living: pd.DataFrame) -> dict[str, Any]:
     """Median normalised strength of living features: least and where, deepest dip and where.
 
-    A dip is how far it lies below both its largest until then and its largest from then on.
+    A dip is its distance below both its largest value so far and its largest value from then on.
     """
     own = strengths[strengths["feature"].isin(living["feature"])]
     if own.empty:
@@ -187,7 +187,7 @@ def _others(experiment: Experiment) -> dict[str, Any]:
 
 
 def gather(experiment: Experiment) -> None:
-    """Write numbers.json, of all that is measured."""
+    """Write numbers.json from everything that was measured."""
     settings = experiment.settings
     values: dict[str, Any] = {
         "snapshots": len(experiment.steps),
@@ -223,7 +223,7 @@ def summarise(experiment: Experiment) -> None:
 
 
 def _provenance(experiment: Experiment) -> dict[str, Any]:
-    """What the results were made from; no commit where the package is no checkout of its own."""
+    """What the results were made from; no commit if the package is not in a checkout."""
     root = provenance.ROOT.parents[1]
     with open_hdf5(experiment.path("tokens")) as file:
         digests = {name: str(file.attrs[name]) for name in ("corpus", "tokenizer")}

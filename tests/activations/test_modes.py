@@ -133,7 +133,7 @@ def test_shards_keep_to_the_budget():
         assert sum(map(len, pair)) * window <= 8e-4 * 1e9
     assert order.shards(experiment("cached"), 32) == [range(6)]
     assert order.shards(experiment("shards", **{"activations.budget": 1.0}), 32) == [range(6)]
-    with pytest.raises(InputError, match=r"activations\.budget: 0\.0003 GB do not hold two"):
+    with pytest.raises(InputError, match=r"activations\.budget: 0\.0003 GB are too little for two"):
         order.shards(experiment("shards", **{"activations.budget": 3e-4}), 32)
 
 
@@ -233,7 +233,9 @@ def test_streamed_rows_of_other_tokens_are_refused(made, finished, tmp_path):
     with h5py.File(other, "r+") as file:
         file.attrs["digest"] = "0" * 64
     paths = RowPaths(one.folder, snapshots=one.snapshots, tokens=other)
-    with pytest.raises(InputError, match=r"activations of other tokens than .*; delete them"):
+    with pytest.raises(
+        InputError, match=r"made from other tokens than .*; delete these activations"
+    ):
         feed.site_rows(one.s, one.sites, paths, CPU)
 
 

@@ -78,11 +78,13 @@ def test_what_cannot_be_left_out_is_one_line(tokens):
     none = Marks(end=0)
     with pytest.raises(InputError, match="the tokenizer has no padding token; remove padding, or"):
         none.ids(["padding"], V)
-    with pytest.raises(InputError, match=r"leave_out: 50 is no id of the tokenizer, .* below 50"):
+    with pytest.raises(
+        InputError, match=r"leave_out: 50 is not an id of the tokenizer, .* below 50"
+    ):
         none.ids([50], V)
     assert none.ids(["end_of_text", "first", "special"], V) == [0]
     a = settings.Activations.model_validate({"layers": [0], "leave_out": list(range(V))})
-    with pytest.raises(InputError, match="leave_out: no row is left of the train blocks"):
+    with pytest.raises(InputError, match="leave_out: no row of the train blocks remains"):
         order.Order(tokens, "train", a)
     for given in (["nothing"], [-1], [{"ids": 3}], [{"id": [3]}]):
         with pytest.raises(SettingsError, match=r"^activations\.leave_out\.0"):
@@ -243,11 +245,13 @@ def test_a_bound_on_the_norm_leaves_out_the_same_positions_everywhere(model, tmp
 def test_norms_that_are_missing_or_of_another_bound_are_one_line(model, tmp_path):
     run = made(model, tmp_path, {"activations.leave_out_norm": 10})
     given = run.settings, run.map.path("norms"), Tokens(run.map.path("tokens"))
-    with pytest.raises(InputError, match=r"norms/step0\.h5: not there or damaged; make it again"):
+    with pytest.raises(InputError, match=r"norms/step0\.h5: missing or damaged; make it again"):
         order.above_bound(*given)
     folder, place = run.map.path("snapshot", step=0), run.map.path("norms_of", step=0)
     other = run.settings.activations.model_copy(update={"leave_out_norm": 5.0})
     changed = run.settings.model_copy(update={"activations": other})
     norms.measure(changed, folder, 0, run.map.path("tokens"), place)
-    with pytest.raises(InputError, match="of other tokens or another bound; make it again"):
+    with pytest.raises(
+        InputError, match="made from other tokens or with another bound; make it again"
+    ):
         order.above_bound(*given)

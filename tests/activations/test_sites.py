@@ -317,7 +317,7 @@ def test_a_stream_that_the_model_lacks():
     got = sites.read(model, some_ids(), [(0, "attention_out"), (0, "residual")])
     h = model.names["a"](some_ids())
     torch.testing.assert_close(got[0, "residual"], h + got[0, "attention_out"])
-    said = r"^activations\.streams: Nameless has no mlp_out in layer 1, for .*; remove it$"
+    said = r"^activations\.streams: Nameless has no mlp_out in layer 1: .*; remove it$"
     with pytest.raises(InputError, match=said):
         sites.read(model, some_ids(), [(1, "mlp_out")])
 
@@ -428,7 +428,7 @@ def test_code_that_a_snapshot_brings_runs_only_when_it_may(tmp_path, monkeypatch
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     assert refused(folder) == (
         f"{folder}: transformers does not know the architecture 'own_architecture'; set "
-        "snapshots.remote_code: true to run the code that the model's repository brings for it"
+        "snapshots.remote_code: true to run the code in the model's repositorys for it"
     )
     assert not (tmp_path / "ran").exists()
     model = sites.load_model(folder, CPU, torch.float32, remote_code=True)

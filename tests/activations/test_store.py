@@ -139,7 +139,9 @@ def test_a_flipped_byte_is_noticed(here, tmp_path):
     with h5py.File(path) as file, pytest.raises(OSError, match="filter"):
         file["activations"][:]
     reader = Cached(tmp_path / "activations", [Site(8, 0, "residual")])
-    with pytest.raises(InputError, match=r"step8\.rows0\.h5: a checksum fails; delete it"):
+    with pytest.raises(
+        InputError, match=r"step8\.rows0\.h5: damaged \(a checksum does not match\); delete it"
+    ):
         reader.read(0, 100)
 
 

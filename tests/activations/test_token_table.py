@@ -307,19 +307,21 @@ def test_what_a_table_cannot_be_is_refused(folder, tmp_path):
     full = {"layers": [1], "streams": ["mlp_in"]}
     for changes, why in (
         ({"scale": "activations", "token_table": False}, r"scale: applies only with token_table"),
-        ({"outputs": full, "basis": "full"}, r"token_table: needs outputs that are the inputs"),
+        ({"outputs": full, "basis": "full"}, r"token_table: needs outputs equal to the inputs"),
     ):
         kinds = {"full": COMMON | KINDS["full"] | {"scale": "residual"} | changes}
         with pytest.raises(settings.SettingsError, match=rf"crosscoders\.full\.{why}"):
             configured(**{"crosscoders": kinds, "activations.streams": ["residual", "mlp_in"]})
     names = {basis_name(c) for c in configured().crosscoders.values()}
     assert names == {"residual.1", "residual.1-table-residual", "residual.1-table-activations"}
-    with pytest.raises(InputError, match=r"residual\.1\.h5: holds no step 8"):
+    with pytest.raises(InputError, match=r"residual\.1\.h5: has no step 8"):
         Table(folder / "tables", [Site(8, 1, "residual")])
     shutil.copytree(folder / "tables", tmp_path / "tables")
     with h5py.File(tmp_path / TABLE, "r+") as file:
         file["left_norm"][1] = 0
-    with pytest.raises(InputError, match=r"residual\.1/step4: the token alone gives every row"):
+    with pytest.raises(
+        InputError, match=r"residual\.1/step4: the token alone determines every row"
+    ):
         Table(tmp_path / "tables", SITES)
     (tmp_path / TABLE).write_bytes(b"x")
     with pytest.raises(InputError, match=r"residual\.1\.h5: truncated or not HDF5"):

@@ -449,7 +449,7 @@ def test_crosscoders_and_tasks_that_do_not_fit(experiment, tmp_path):
     places = (folder / "snapshots", folder / "tasks.h5", *outputs(tmp_path))
     with pytest.raises(InputError, match="need snapshots of one layer and stream"):
         attribution.measure(s, crosscoder(layers=(0, 1)), *places)
-    with pytest.raises(InputError, match=r"tasks\.h5: of other tokens than"):
+    with pytest.raises(InputError, match=r"tasks\.h5: made from other tokens than"):
         attribution.measure(s, crosscoder(tokens="other"), *places)
     (tmp_path / "tasks.h5").write_bytes(b"x")
     with pytest.raises(InputError, match=r"tasks\.h5: truncated"):

@@ -107,7 +107,7 @@ def test_figures_write_three_files_the_same_each_time(figure, tmp_path, monkeypa
 
 def test_abilities_draws_no_features_of_what_is_not_done(tmp_path, rendered):
     words_, table = rendered(abilities, figure_tables(tmp_path / "t")[abilities])
-    assert "not told from chance" in words_
+    assert "no different from chance" in words_
     assert "worse than chance" in words_
     strength = table[table["panel"] == "strength"]
     # The largest of those told from 0, and not 11, which is larger.
@@ -136,7 +136,7 @@ def test_abilities_draws_no_features_of_what_is_not_done(tmp_path, rendered):
 
 def test_ablations_draws_only_what_is_done(tmp_path, rendered):
     words_, table = rendered(ablations, figure_tables(tmp_path / "t")[ablations])
-    assert "Not told from chance at any of these snapshots: induction" in words_
+    assert "No better than chance at any of these snapshots: induction" in words_
     assert "top 10: 7 matched" in words_
     drawn = table[table["side"].notna()]
     assert set(drawn["task"]) == {"agreement_simple"}

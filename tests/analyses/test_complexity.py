@@ -568,7 +568,9 @@ def test_a_span_table_of_other_features_is_refused(tmp_path):
     places = tables(tmp_path, grades=False)
     table = pd.read_parquet(places["features"])
     table.assign(alive=False).to_parquet(places["features"])
-    with pytest.raises(InputError, match=r"span\.parquet: no feature that .* alive; delete it"):
+    with pytest.raises(
+        InputError, match=r"span\.parquet: has no feature that is alive in .*; delete it"
+    ):
         correlations.measure(
             experiment(), places["features"], places["span"], None, tmp_path / "x.csv"
         )

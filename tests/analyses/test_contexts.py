@@ -550,18 +550,18 @@ def test_no_such_feature(experiment):
 def test_spoiled_files(experiment, tmp_path):
     whole = (experiment[2] / "contexts.h5").read_bytes()
     (tmp_path / "short.h5").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=r"short\.h5: truncated or not a contexts file"):
+    with pytest.raises(InputError, match=r"short\.h5: truncated, or not a contexts file"):
         contexts.Store(tmp_path / "short.h5")
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["features"] = [1]
-    with pytest.raises(InputError, match=r"other\.h5: truncated or not a contexts file"):
+    with pytest.raises(InputError, match=r"other\.h5: truncated, or not a contexts file"):
         contexts.Store(tmp_path / "other.h5")
     with h5py.File(experiment[2] / "contexts.h5") as file:
         place = file["features"].id.get_chunk_info(0).byte_offset
     flipped = bytearray(whole)
     flipped[place + 200] ^= 1
     (tmp_path / "flipped.h5").write_bytes(flipped)
-    with pytest.raises(InputError, match=r"flipped\.h5: truncated or not a contexts file"):
+    with pytest.raises(InputError, match=r"flipped\.h5: truncated, or not a contexts file"):
         contexts.Store(tmp_path / "flipped.h5").feature(0)
 
 

@@ -124,7 +124,7 @@ def test_the_csv_holds_what_is_drawn(drawn):
     [
         ("some", True, "36%"),
         ("none", False, "0%"),
-        ("one seed", True, "one seed: not known which of them are stable"),
+        ("one seed", True, "one seed: it is not known which of them are stable"),
     ],
 )
 def test_the_figure_names_the_matched_share(tmp_path, monkeypatch, matching, kinds, said):

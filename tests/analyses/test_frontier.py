@@ -114,7 +114,7 @@ def test_lambda_sets_the_sparsity_of_other_losses():
 FAULTS = {
     "k beyond the smallest F": ({"k": [2, 9]}, "frontier.k: 9 exceeds the 8 features"),
     "no k": ({"k": []}, "frontier.k: missing; crosscoders.batchtopk is batch_topk: list"),
-    "λ of BatchTopK": ({"sparsity": [0.1]}, "frontier.sparsity: does nothing where"),
+    "λ of BatchTopK": ({"sparsity": [0.1]}, "frontier.sparsity: has no effect if"),
     "a value twice": ({"features": [32, 8, 32]}, "frontier.features: a value repeats; remove it"),
     "a snapshot that is not there": (
         {"sae_snapshots": [40, 39]},
@@ -142,7 +142,7 @@ def test_faults(case):
 def test_faults_of_the_whole():
     named = tiny({"frontier": SECTION})
     named["crosscoders"]["frontier-F8-k2"] = named["crosscoders"]["batchtopk"]
-    with pytest.raises(settings.SettingsError, match=r"^crosscoders\.frontier-F8-k2: is the name"):
+    with pytest.raises(settings.SettingsError, match=r"^crosscoders\.frontier-F8-k2: this name is"):
         settings.load(named)
     with pytest.raises(settings.SettingsError, match=r"^analyses: frontier needs the section"):
         settings.load(tiny({"analyses": ["frontier"]}))

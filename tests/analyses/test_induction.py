@@ -394,7 +394,9 @@ def test_figure(stages, monkeypatch):
 def test_sums_of_other_snapshots_are_refused(stages):
     other = load(SETTINGS | {"snapshots": {"steps": [0, 4], "local": {"folders": "step{step}"}}})
     path = stages / "neox" / "heads.h5"
-    with pytest.raises(InputError, match=r"heads\.h5: of other snapshots than snapshots\.steps"):
+    with pytest.raises(
+        InputError, match=r"heads\.h5: made from other snapshots than snapshots\.steps"
+    ):
         onsets.measure(
             other, path, stages / "levels.json", None, None, stages / "a.csv", stages / "b.csv"
         )

@@ -72,7 +72,7 @@ def test_the_start_tells_the_experiment(look, table, analysed):
 def test_the_start_names_features_of_each_phase(look, table, analysed):
     here = look()
     sections = here.page.locator(".phase").all()
-    assert sections[0].locator("h2").inner_text().startswith("There at the first snapshot")
+    assert sections[0].locator("h2").inner_text().startswith("Present at the first snapshot")
     by = table.set_index("feature")
     store = analysed.contexts()
     seen = 0
@@ -97,7 +97,7 @@ def test_the_start_names_features_of_each_phase(look, table, analysed):
         assert f"Feature {best['feature'].iloc[0]} " in lead
         assert f"appears at step {round(best['onset_step'].iloc[0])} " in lead
     else:
-        assert "No emergent feature is weak at first, comes again in another seed" in lead
+        assert "No emergent feature is weak at first, found again in another seed" in lead
     here.after(sections[0].locator("p.note a").click)
     assert here.count() == table["initialisation"].sum()
 
@@ -334,7 +334,7 @@ def test_search_looks_at_contexts_and_promoted_tokens(look, table, analysed):
     assert set(here.text("tbody th")) <= set(wanted)
     assert here.page.evaluate("document.activeElement.id") == "search"
     here.after(here.page.fill, "#search", "no such text")
-    assert here.text("tbody td") == ["No feature is like this. Take a filter away."]
+    assert here.text("tbody td") == ["No feature matches. Remove a filter."]
 
 
 def test_search_puts_the_best_match_first(look, table, analysed):

@@ -113,7 +113,7 @@ def test_the_splits_of_a_saved_dataset(tmp_path):
     assert read(of({"dataset": {"name": name, "split": "test"}})) == sorted(DOCUMENTS[30:])
     assert read(of({"files": {"paths": [f"{name}/test"]}})) == sorted(DOCUMENTS[30:])
     (said,) = text.faults(of({"files": {"paths": [name]}}))
-    assert f"holds the splits train, test; name one of them, as in {name}/train" in said
+    assert f"has the splits train, test; name one of them, as in {name}/train" in said
     (said,) = text.faults(of({"dataset": {"name": name, "split": "dev"}}))
     assert said == f"corpus.dataset.split: {name} has no dev; it has train, test"
 
@@ -129,7 +129,7 @@ def test_a_saved_dataset_that_is_not_whole(tmp_path):
     assert f"ds lacks {file.name}; save the dataset again" in said
     (tmp_path / "ds/state.json").write_text("{}")
     (said,) = text.faults(of_files(tmp_path / "ds"))
-    assert "not a whole folder of save_to_disk" in said
+    assert "not a complete folder of save_to_disk" in said
     (said,) = text.faults(of({"dataset": {"name": "./nowhere"}}))
     assert said == "corpus.dataset.name: ./nowhere: no such folder; correct it"
 
@@ -143,7 +143,7 @@ FAULTY = {
     "utf32.jsonl": ("one".encode("utf-32"), "line 1: UTF-32, not UTF-8"),
     "bare16.txt": (
         "one\ntwo".encode("utf-16-le"),
-        "line 1: a NUL byte, which no text in",
+        "line 1: a NUL byte, which is not allowed",
     ),
     "nul.txt": (b"one\ntwo\nthr\0ee", "line 3: a NUL byte"),
     "nul.jsonl": (GOOD + b"\0" * 500, "line 41: a NUL byte"),
@@ -175,7 +175,7 @@ def test_empty_files_are_told_and_refused_only_where_no_text_is_left(tmp_path):
     assert text.faults(of_files(tmp_path / "*.txt", tmp_path / "docs.jsonl")) == []
     assert text.empty(of_files(tmp_path / "*.txt")) == [tmp_path / "empty.txt"]
     (said,) = text.faults(of_files(tmp_path / "*.txt"))
-    assert "no text in it, nor in any other file" in said
+    assert "neither this file nor any other has text" in said
 
 
 # Token files
@@ -221,29 +221,29 @@ def test_a_file_beside_it_says_the_type(name, key, tmp_path):
     assert corpus.tokens is not None
     assert np.array_equal(arrays.opened(corpus.tokens, 16), IDS)
     (said,) = text.faults(of_tokens(tmp_path / "train.bin", dtype="uint16"))
-    assert f"uint16 is set, {name} of" in said
+    assert f"uint16 is set, but {name} of" in said
 
 
 def test_plain_integers_under_the_name_npy(tmp_path):
     IDS.astype("<u2").tofile(tmp_path / "part-0.npy")  # as OLMo's data are
     assert text.faults(of_tokens(tmp_path / "part-0.npy", dtype="uint16")) == []
     (said,) = text.faults(of_tokens(tmp_path / "part-0.npy"))
-    assert "not a whole .npy array" in said
+    assert "not a complete .npy array" in said
 
 
 LARGE = np.random.default_rng(0).integers(0, 128_000, 2000)
 WRONG = {
-    "uint32 as uint16": (IDS.astype("<u4").tobytes(), {}, "as uint32 integers have; set uint32"),
-    "of a large vocabulary": (LARGE.astype("<u4").tobytes(), {}, "integers have; set uint32"),
+    "uint32 as uint16": (IDS.astype("<u4").tobytes(), {}, "integers would be; set uint32"),
+    "of a large vocabulary": (LARGE.astype("<u4").tobytes(), {}, "integers would be; set uint32"),
     "though it is said": (IDS.astype("<u4").tobytes(), {"dtype": "uint16"}, "set uint32"),
-    "int64 as uint16": (IDS.astype("<i8").tobytes(), {}, "as int64 integers have; set int64"),
-    "cut": (with_header(IDS, 20240520, 1, "<u2")[:-10], {}, "1,995 integers, its header says"),
-    "odd": (IDS.astype("<u2").tobytes()[:-1], {}, "3,999 bytes, which are no uint16 integers"),
+    "int64 as uint16": (IDS.astype("<i8").tobytes(), {}, "as int64 integers would be; set int64"),
+    "cut": (with_header(IDS, 20240520, 1, "<u2")[:-10], {}, "1,995 integers, but its header says"),
+    "odd": (IDS.astype("<u2").tobytes()[:-1], {}, "3,999 bytes, which is not a whole"),
     "against the header": (
         with_header(IDS, 20240801, 7, "<u4"), {"dtype": "uint16"}, "its header of .* says uint32",
     ),
-    "another version": (with_header(IDS, 20240520, 3, "<u2"), {}, "in version 3, which is not"),
-    "a header and no more": (with_header(IDS[:0], 20240520, 1, "<u2"), {}, "no uint16 integers"),
+    "another version": (with_header(IDS, 20240520, 3, "<u2"), {}, "of version 3, which is not"),
+    "a header and no more": (with_header(IDS[:0], 20240520, 1, "<u2"), {}, "not a whole number of"),
 }  # fmt: skip
 
 
@@ -267,7 +267,7 @@ def test_ids_beyond_the_embedding_are_named_with_file_and_place(blocks, tmp_path
     place = "[20, 13]" if blocks else "[333]"
     said = arrays.beyond(given, 16, 100, 512)
     assert said is not None
-    assert f"a.npy holds 512 at {place}, the model's embedding has ids below 512" in said
+    assert f"a.npy holds 512 at {place}, but the model's embedding has only ids below 512" in said
     assert arrays.beyond(given, 16, 100, 513) is None
     assert arrays.beyond(given, 16, 20, 512) is None  # no block that is read has it
 
@@ -321,5 +321,7 @@ def test_bos_of_a_tokenizer_without_one_is_one_line(begins):
     del named["bos_token"]
     (begins / "tokenizer/tokenizer_config.json").write_text(json.dumps(named))
     corpus = of({"files": {"paths": [str(begins / "text.txt")]}}, bos=True)
-    with pytest.raises(InputError, match=r"^corpus\.bos: the tokenizer has no token that begins"):
+    with pytest.raises(
+        InputError, match=r"^corpus\.bos: the tokenizer has no token for the beginning"
+    ):
         build.build(corpus, None, begins / "tokenizer", begins / "t.h5", begins / "t.json", False)

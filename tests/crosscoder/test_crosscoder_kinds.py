@@ -220,7 +220,7 @@ def test_an_activation_that_is_not_finite_is_named(experiment, tmp_path, monkeyp
     monkeypatch.setattr(Cached, "read", damaged)
     paths = RowPaths(activations)
     with pytest.raises(
-        InputError, match=r"activations of residual.1/step40: not finite in row 777;"
+        InputError, match=r"activations of residual.1/step40: a value in row 777 is not finite;"
     ):
         train.train(s, "cross_layer", 0, paths, tmp_path / "out", tmp_path / "state")
 

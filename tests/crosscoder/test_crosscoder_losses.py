@@ -180,7 +180,7 @@ def test_without_a_compiler_training_is_eager_and_says_so(monkeypatch, capsys):
     monkeypatch.setattr(devices, "_said", [])  # it is said once a process
     assert devices.compiled(function, torch.device("cpu")) is function
     assert capsys.readouterr().err == (
-        "no C++ compiler (install g++): training runs eagerly, slower\n"
+        "no C++ compiler (install g++): training runs eagerly, which is slower\n"
     )
 
 

@@ -11,7 +11,7 @@ from conftest import tiny
 from ontogeny import settings
 from ontogeny.crosscoder import native
 
-SAID = "training runs in PyTorch, slower"
+SAID = "training runs in PyTorch, which is slower"
 CPU = torch.device("cpu")
 
 
@@ -130,9 +130,9 @@ def test_which_losses_the_core_serves(changes, served):
     [
         ("k_start", 2, "k_start: 2 is below k"),
         ("k_start", 4096, "k_start: 4096 exceeds the"),
-        ("refit", True, "refit: is for activation: jumprelu; remove it"),
-        ("l0", 5, "l0: is for activation: jumprelu; remove it"),
-        ("penalty", "per_snapshot", "penalty: is for activation: jumprelu; remove it"),
+        ("refit", True, "refit: applies only to activation: jumprelu; remove it"),
+        ("l0", 5, "l0: applies only to activation: jumprelu; remove it"),
+        ("penalty", "per_snapshot", "penalty: applies only to activation: jumprelu; remove it"),
         ("gate", "snapshot", "gate: a gate per snapshot needs basis: hybrid or full; set it"),
     ],
 )

@@ -338,9 +338,15 @@ def test_bad_input_is_told_once(ended):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({}, r"crosscoders\.batchtopk\.devices: 3 do not divide the 64 features; choose a number"),
-        ({"activations.mode": "streamed"}, r"\.devices: rows that are streamed .*mode: cached$"),
-        ({"device": "cuda:1"}, r"^device: cuda:1 is one GPU, .*devices are 3; set device: cuda$"),
+        (
+            {},
+            r"crosscoders\.batchtopk\.devices: 3 does not divide the 64 features; choose a number",
+        ),
+        (
+            {"activations.mode": "streamed"},
+            r"\.devices: each device .* all streamed rows.*mode: cached$",
+        ),
+        ({"device": "cuda:1"}, r"^device: cuda:1 is one GPU, .*devices is 3; set device: cuda$"),
         ({"device": "cuda"}, None),
     ],
 )
@@ -359,7 +365,7 @@ def test_dictionaries_of_the_frontier_are_shared_too():
     given = tiny({"crosscoders.batchtopk.devices": 4})
     given["frontier"] = {"features": [32, 30], "k": [2], "steps": 10}
     with pytest.raises(
-        settings.SettingsError, match=r"frontier\.features: 30 is not divided by .*batchtopk\.dev"
+        settings.SettingsError, match=r"frontier\.features: 30 is not divisible by .*batchtopk\.dev"
     ):
         settings.load(given)
     given["frontier"]["features"] = [32, 64]
@@ -370,7 +376,7 @@ def test_dictionaries_of_the_frontier_are_shared_too():
 def test_fewer_gpus_than_ranks_are_told(monkeypatch, tmp_path):
     s = settings.load(tiny({"crosscoders.batchtopk.devices": 2, "device": "cuda"}))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(InputError, match=r"batchtopk\.devices: 2 GPUs are asked for, 1 are seen"):
+    with pytest.raises(InputError, match=r"batchtopk\.devices: 2 GPUs are needed, but only 1"):
         launch.train(s, "batchtopk", 0, RowPaths(tmp_path), tmp_path, tmp_path, 1)
 
 

@@ -35,7 +35,7 @@ def test_a_damaged_state_is_left_alone(run, capsys, monkeypatch):
     state.write_bytes(data)
     capsys.readouterr()
     assert trained(run) == unbroken
-    line = f"{state}: its content is no longer what was written; training begins anew\n"
+    line = f"{state}: its content has changed since it was written; training starts again\n"
     assert line in capsys.readouterr().err
     record = next((run.map.folder / "digests/state").rglob("*.json"))
     record.unlink()

@@ -200,7 +200,7 @@ def test_a_description_of_another_crosscoder_is_not_believed(tmp_path):
     one_site = {"outputs": [[0, 3, "residual"]]}
     for change in ({"features": F + 1}, {"width": D + 1}, {"dead": [F]}, one_site):
         changed(tmp_path / "out", ontogeny=told | change)
-        with pytest.raises(InputError, match="'ontogeny' is of another crosscoder"):
+        with pytest.raises(InputError, match="'ontogeny' belongs to another crosscoder"):
             llamascopium.read(tmp_path / "out")
 
 
@@ -334,8 +334,8 @@ def with_tensor(folder: Path, name: str, value: np.ndarray | None) -> None:
 
 FAULTS = {
     "lacks act_fn": lambda f: changed(f, act_fn=None),
-    "act_fn 'layertopk' is not supported; known are relu, jumprelu, batchtopk": lambda f: changed(
-        f, act_fn="layertopk"
+    "act_fn 'layertopk' is not supported; supported are relu, jumprelu, batchtopk": lambda f: (
+        changed(f, act_fn="layertopk")
     ),
     "sae_type is 'clt', not crosscoder": lambda f: changed(f, sae_type="clt"),
     "norm_activation 'token-wise' scales each token": lambda f: changed(
@@ -343,19 +343,19 @@ FAULTS = {
     ),
     "hook_points must be a list of different names": lambda f: changed(f, hook_points=["a", "a"]),
     "d_model is 'six', not a positive number": lambda f: changed(f, d_model="six"),
-    "'ontogeny' is of another version; take it out": lambda f: changed(f, ontogeny={"seed": 1}),
+    "'ontogeny' is of another version; remove it": lambda f: changed(f, ontogeny={"seed": 1}),
     r"lacks the tensor W_D; it has \[.*'W_E'": lambda f: with_tensor(f, "W_D", None),
     r"W_D is \(4, 40, 6\), not \(5, 40, 6\)": lambda f: with_tensor(
         f, "W_D", np.zeros((4, F, D), np.float32)
     ),
-    "b_D is not finite everywhere": lambda f: with_tensor(
+    "b_D has values that are not finite": lambda f: with_tensor(
         f, "b_D", np.full((N, D), np.nan, np.float32)
     ),
     "is not positive; export it after training": lambda f: with_tensor(
         f, "dataset_average_activation_norm.blocks.6.hook_resid_post@4", np.zeros((), np.float32)
     ),
     "config.json: not JSON": lambda f: (f / "config.json").write_text("{"),
-    "config.json: not there; name a folder": lambda f: (f / "config.json").unlink(),
+    "config.json: missing; name a folder": lambda f: (f / "config.json").unlink(),
     "sae_weights.safetensors: missing or damaged": lambda f: (
         f / "sae_weights.safetensors"
     ).write_bytes(b"no"),
@@ -378,7 +378,7 @@ def test_names_in_a_foreign_folder_do_not_drive_the_terminal(tmp_path):
     for i, change in enumerate(changes):
         folder = foreign(tmp_path / str(i), "relu")
         changed(folder, **change)
-        with pytest.raises(InputError, match=r"\\x1b\[2J|take it out") as told:
+        with pytest.raises(InputError, match=r"\\x1b\[2J|remove it") as told:
             llamascopium.read(folder)
         assert "\x1b" not in str(told.value)
 
@@ -389,7 +389,7 @@ def test_names_in_a_foreign_folder_do_not_drive_the_terminal(tmp_path):
         ("batchtopk", {}, "act_fn batchtopk has no threshold for single tokens; give --threshold"),
         ("relu", {"threshold": 1.0}, "--threshold: act_fn relu has its own"),
         ("relu", {"steps": [1, 2]}, "--steps: 2 for 5 hook points"),
-        ("relu", {"layer": None}, "do not say what they are; give --steps .*5 in order"),
+        ("relu", {"layer": None}, "do not say which sites they are; give --steps .*5 in order"),
     ],
 )
 def test_options_that_are_missing_or_wrong(act, given, told, tmp_path):
@@ -688,10 +688,10 @@ def test_names_in_a_card_are_no_markup(tmp_path):
 def test_the_hubs_folder_is_checked_on_the_way_back(tmp_path):
     trained = crosscoder(basis="full")
     trained.save(tmp_path / "made")
-    with pytest.raises(InputError, match=r"config.json: not there; name a folder of this format"):
+    with pytest.raises(InputError, match=r"config.json: missing; name a folder of this format"):
         hub.read(tmp_path, tmp_path / "back")
     changed(tmp_path / "made", features=F + 1)
-    with pytest.raises(InputError, match=rf"decoders are \({F}, 5, 6\), its config says \(41, 5"):
+    with pytest.raises(InputError, match=rf"decoders are \({F}, 5, 6\), but its config says \(41"):
         hub.read(tmp_path / "made", tmp_path / "back")
     changed(tmp_path / "made", gate=None)
     with pytest.raises(InputError, match="lacks gate"):
@@ -713,8 +713,8 @@ def test_no_such_crosscoder_is_said(tmp_path, capsys):
         ([tmp_path], "seed0: no crosscoder; there are batchtopk/seed3"),
         ([tmp_path, "--seed", "3", "--crosscoder", "other"], "there are batchtopk/seed3"),
         ([damaged], "not a crosscoder of this version"),
-        ([tmp_path / "none"], "no experiment here; name its folder"),
-        ([made, "--seed", "3"], "a crosscoder already; leave out --crosscoder and --seed"),
+        ([tmp_path / "none"], "not the folder of an experiment; name its folder"),
+        ([made, "--seed", "3"], "this is already a crosscoder; leave out --crosscoder and --seed"),
     ):
         with pytest.raises(SystemExit):
             main(["export", "hub", *map(str, words), str(tmp_path / "o")])

@@ -529,7 +529,7 @@ def test_a_timeline_has_each_job_where_it_worked(tmp_path):
     spans = timeline.at_work(table)
     expected = {0: 60, 1: 20 + 10 + 10 + 0.5, 2: 20 + 20, 3: 10}
     assert spans == pytest.approx(expected, abs=1e-3)
-    assert text == "5 jobs in 2.5 min; one job alone at work for 0.7 min; extract takes longest"
+    assert text == "5 jobs in 2.5 min; for 0.7 min only one job was running; extract took longest"
     for ending in ("pdf", "png"):
         assert (tmp_path / f"timeline.{ending}").stat().st_size > 5000
     with pytest.raises(InputError, match="no benchmark files; run the experiment first"):

@@ -182,7 +182,7 @@ def test_the_command_shows_losses_predictions_and_features(small):
         assert f"#{row['feature']} {row['contribution']:.2g}" in shown
     long = said(small, text, "--long", "--step", "1", "--step", "3", "--features", "1")
     assert long.count("step 1: ") == long.count("step 3: ") == last["position"].nunique()
-    assert re.search(r"#\d+ +\d+\.\d\d  f +\d+\.\d\d  (since step \d|fallen below half) ", long)
+    assert re.search(r"#\d+ +\d+\.\d\d  f +\d+\.\d\d  (since step \d|below half by now) ", long)
 
 
 def test_csv_holds_everything(small, tmp_path):
@@ -200,12 +200,12 @@ def test_csv_holds_everything(small, tmp_path):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("", "the text has no token; write at least one word"),
+        ("", "the text has no tokens; write at least one word"),
         (
             "word " * 99,
-            r"the text has \d+ tokens, and a context holds 31; shorten it, .* first \d+",
+            r"the text has \d+ tokens, but a context holds only 31; shorten it, .* first \d+",
         ),
-        ("a\udc80b", "no valid Unicode"),
+        ("a\udc80b", "not valid Unicode"),
     ],
 )
 def test_a_text_that_cannot_be_read_is_told_in_a_line(small, text, told):
@@ -233,7 +233,9 @@ def test_what_is_not_there_yet_is_told_with_what_makes_it(small, tmp_path):
     shutil.copytree(small.map.folder, folder)
     copy = type(small.map).open(folder)
     shutil.rmtree(copy.path("snapshot", step=3))
-    with pytest.raises(InputError, match=rf"steps 3 have gone, .* `ontogeny snapshot {folder} 3`"):
+    with pytest.raises(
+        InputError, match=rf"steps 3 were removed, .* `ontogeny snapshot {folder} 3`"
+    ):
         copy.read("a word")
     shutil.rmtree(copy.path("trained"))
     with pytest.raises(InputError, match=r"none yet; `snakemake --cores 2 --configfile .*` trains"):
@@ -292,5 +294,7 @@ def test_a_feature_that_is_taken_out_takes_its_part_along(small):
     np.testing.assert_allclose(unchanged["loss_without"], unchanged["loss"], rtol=1e-6)
     with pytest.raises(InputError, match="no feature 48; they are numbered 0 to 47"):
         reading.ablate(48, step)
-    with pytest.raises(InputError, match=r"writes 0 sites of step 2; choose a step of \[0, 1, 3"):
+    with pytest.raises(
+        InputError, match=r"has 0 output sites at step 2; choose a step from \[0, 1, 3"
+    ):
         reading.ablate(1, 2)

@@ -92,7 +92,7 @@ def test_the_default_experiment_names_every_key(section):
 def test_no_key_stands_twice(text, tmp_path):
     file = tmp_path / "twice.yaml"
     file.write_text(text)
-    with pytest.raises(settings.SettingsError, match=r"^a: stands twice in .*twice\.yaml"):
+    with pytest.raises(settings.SettingsError, match=r"^a: occurs twice in .*twice\.yaml"):
         settings.read(file)
 
 

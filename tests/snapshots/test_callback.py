@@ -113,7 +113,7 @@ def test_a_loop_of_ones_own_with_wrapped_models(tmp_path):
 
 def test_what_is_no_whole_model_is_refused(tmp_path):
     save = Snapshots(tmp_path, [0])
-    with pytest.raises(InputError, match="Linear: is no Hugging Face model"):
+    with pytest.raises(InputError, match="Linear: not a Hugging Face model"):
         save(0, torch.nn.Linear(2, 2))
     model = tiny()
     model.lm_head.weight.ds_id = 0  # as DeepSpeed marks a parameter that it holds in parts

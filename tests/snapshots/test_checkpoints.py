@@ -123,7 +123,9 @@ def test_flattened_parameters_are_named(tmp_path) -> None:
     source = saved(tmp_path / "a", model())
     (source / "model.safetensors").unlink()
     torch.save({"_fsdp_wrapped_module._flat_param": torch.ones(9)}, source / "pytorch_model.bin")
-    with pytest.raises(InputError, match=r"_flat_param holds parameters as FSDP flattens them; sa"):
+    with pytest.raises(
+        InputError, match=r"_flat_param has parameters in FSDP's flattened form; sa"
+    ):
         weights.publish(source, tmp_path / "out", {})
 
 
@@ -157,7 +159,7 @@ def test_files_of_lightning_with_a_configuration_beside(lightning, tmp_path) -> 
     about = json.loads(Path("out/source.json").read_text())
     assert about["read"] == ["hf/config.json", "run/epoch=0-step=10.ckpt"]
     assert local.faults(Local(folders=pattern, tokenizer="hf"), [5]) == [
-        "snapshots.local.config: run/epoch=0-step=5.ckpt is weights alone; name the model's "
+        "snapshots.local.config: run/epoch=0-step=5.ckpt has only weights; name the model's "
         "config.json"
     ]
 
@@ -215,11 +217,11 @@ def test_an_adapter_without_its_base_is_named(tmp_path, monkeypatch) -> None:
         "first (merge_and_unload of peft), or name the base model's folder in snapshots.local.base"
     )
     (line,) = local.faults(Local(folders=where.folders, base="none"), [5])
-    assert line.startswith("snapshots.local.base: none is no folder")
+    assert line.startswith("snapshots.local.base: none is not a folder")
     saved(Path("base"), model())
     for more, said in (
-        ({"use_dora": True}, "a PEFT adapter (LORA with use_dora), of which plain LoRA alone is "),
-        ({"peft_type": "IA3"}, "a PEFT adapter (IA3), of which plain LoRA alone is merged here; "),
+        ({"use_dora": True}, "a PEFT adapter (LORA with use_dora), but only plain LoRA is "),
+        ({"peft_type": "IA3"}, "a PEFT adapter (IA3), but only plain LoRA is merged here; "),
     ):
         folder = adapter(Path(f"run/other-{said[16:20]}"), "base", **more)
         with pytest.raises(InputError) as raised:

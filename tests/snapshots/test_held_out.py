@@ -69,7 +69,10 @@ def test_an_id_that_the_model_lacks_is_named_with_its_place(run) -> None:
     block, place = next(zip(*(text.blocks == highest).nonzero(), strict=True))
     said = str(raised.value)
     assert said.startswith(f"{text.path}: block {block} (")
-    assert f"token {place} is the id {highest}, and the model of step 3 has {highest} rows" in said
+    assert (
+        f"token {place} is the id {highest}, but the embedding of step 3 has only {highest} rows"
+        in said
+    )
 
 
 def test_the_loss_is_json(run) -> None:

@@ -163,7 +163,9 @@ def test_a_hub_that_stays_broken_is_one_line(server, tmp_path) -> None:
     server.misbehave(SHARDS[0], "error")
     quick = "setattr(hub, 'LONGEST_PAUSE', 0.01)"
     _, said = client(server, tmp_path / "home", quick, fetch(tmp_path / "out"))
-    assert said.startswith("InputError: snapshots.hub: someone/model at step100 cannot be had from")
+    assert said.startswith(
+        "InputError: snapshots.hub: cannot download someone/model at step100 from"
+    )
     assert "500" in said
     assert "\n" not in said
     assert len(server.gets(SHARDS[0])) == 5
@@ -372,7 +374,7 @@ def test_revisions_without_a_listing_ask_nothing(server, tmp_path) -> None:
         revision="ckpt_{step:03d}",
     )
     assert found == {"0": "ckpt_000", "20": "ckpt_020"}
-    assert said.startswith("InputError: snapshots.hub.revision: {step}-{seed} is no pattern; ")
+    assert said.startswith("InputError: snapshots.hub.revision: {step}-{seed} is not a pattern; ")
     assert server.requests == []
 
 
@@ -388,8 +390,8 @@ def test_missing_steps_are_told_with_the_nearest(server, tmp_path) -> None:
     # a hub that is away is no fault, and the job tells
     for env, told in (
         ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set; unset it"),
-        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "see to the network"),
-        ({"HF_ENDPOINT": f"{server.endpoint}/portal"}, "otherwise than a hub"),
+        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "check the network"),
+        ({"HF_ENDPOINT": f"{server.endpoint}/portal"}, "does not answer like a hub"),
     ):
         quick = "setattr(hub, 'LONGEST_PAUSE', 0.01)"
         _, faults, said = client(server, tmp_path / "home", quick, look, get, env=env)
@@ -432,7 +434,7 @@ def test_repositories_without_weights_or_with_a_false_index(server, tmp_path) ->
     assert "step1 has no model.safetensors or pytorch_model.bin" in no_weights
     assert "step2 has no config.json" in no_config
     assert f"step3 has no {SHARDS[1]}, which model.safetensors.index.json names" in no_shard
-    assert "names '../../../stolen.safetensors', which is no .safetensors file beside" in outside
+    assert "names '../../../stolen.safetensors', which is not a .safetensors file beside" in outside
     assert not (tmp_path / "out").exists()
 
 

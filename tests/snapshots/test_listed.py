@@ -56,7 +56,7 @@ def test_equal_weights_are_found_without_a_download(server, tmp_path) -> None:
     assert faults == []
     assert doubts == [
         f"snapshots.steps: of {MODEL} steps {a} and {b} have the same weights; one of them is not "
-        "what its name says, or nothing was learnt between: leave one out"
+        "what its name says, or nothing was learned between them: leave one out"
         for a, b in ((0, 1), (2, 4))
     ]
     assert not [request for request in server.requests if request.method == "GET" and request.file]
@@ -85,7 +85,7 @@ def test_a_tokenizer_that_differs_is_refused(server, tmp_path) -> None:
     turned = {"model": {"type": "WordLevel", "vocab": {"b": 0, "a": 1}}}
     server.add(MODEL, "step64", files(64, **{"tokenizer.json": json.dumps(turned)}))
     (fault,), _ = compared(server, tmp_path, [0, 8, 64, 512])
-    assert "tokenizer.json of step 64 gives 'b' the id 0, that of step 0 1" in fault
+    assert "tokenizer.json of step 64 gives 'b' the id 0, but that of step 0 1" in fault
     assert compared(server, tmp_path, [0, 8, 64], tokenizer="someone/words") == ([], [])
 
 
@@ -97,7 +97,7 @@ def test_adapters_and_other_formats_are_named(server, tmp_path) -> None:
         f"snapshots.steps: {MODEL} at step 1 holds a PEFT adapter; merge it into its base model"
     )
     assert faults[1].startswith(
-        f"snapshots.steps: {MODEL} at step 2 holds weights of TensorFlow alone; save the model "
+        f"snapshots.steps: {MODEL} at step 2 holds only TensorFlow weights; save the model "
     )
 
 

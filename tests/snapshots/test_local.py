@@ -77,7 +77,7 @@ def test_two_folders_of_one_step_are_one_line(runs) -> None:
     (fault,) = local.faults(Local(folders="runs/*/checkpoint-{step}"), [5])
     assert fault == (
         "snapshots.local.folders: runs/a/checkpoint-20 and runs/b/checkpoint-20 are both step 20; "
-        "narrow the pattern"
+        "make the pattern more specific"
     )
 
 
@@ -88,8 +88,8 @@ def test_faults_name_what_is_missing(runs) -> None:
         "snapshots.steps: runs/a/checkpoint-{step} has no step 7; nearest: 5, 20",
     ]
     (fault,) = local.faults(Local(folders="runs/none-{step}"), "all")
-    assert fault.startswith("snapshots.local.folders: no folder fits runs/none-{step} (from ")
-    with pytest.raises(InputError, match="no folder fits runs/none"):
+    assert fault.startswith("snapshots.local.folders: no folder matches runs/none-{step} (from ")
+    with pytest.raises(InputError, match="no folder matches runs/none"):
         local.resolve_steps(Local(folders="runs/none-{step}"))
     (runs / "a/checkpoint-5/config.json").unlink()
     (runs / "a/checkpoint-20/model.safetensors").unlink()
@@ -154,7 +154,7 @@ def test_a_missing_tokenizer_is_told_with_its_key(runs) -> None:
     assert not Path("out").exists()
     elsewhere = Local(folders=TRAINER.folders, tokenizer="runs/none")
     assert local.faults(elsewhere, [20]) == [
-        "snapshots.local.tokenizer: runs/none is no folder; correct it"
+        "snapshots.local.tokenizer: runs/none is not a folder; correct it"
     ]
 
 
@@ -186,7 +186,7 @@ def test_a_shard_that_lacks_what_the_index_names(tmp_path) -> None:
         weights.publish(source, tmp_path / "out", {})
     index["weight_map"] = {"w": "../a/model.safetensors"}
     (source / weights.INDEX).write_text(json.dumps(index))
-    with pytest.raises(InputError, match=r"no \.safetensors file beside it"):
+    with pytest.raises(InputError, match=r"not a \.safetensors file beside it"):
         weights.publish(source, tmp_path / "out", {})
 
 
@@ -277,8 +277,8 @@ def test_pickles_of_other_things_are_refused(tmp_path) -> None:
     (source / "model.safetensors").unlink()
     file = source / "pytorch_model.bin"
     for state, said in (
-        ({"w": {"x": torch.ones(1)}}, "w is a dict, no dense tensor"),
-        ({"w": torch.ones(2, 2).to_sparse()}, "w is a Tensor, no dense tensor"),
+        ({"w": {"x": torch.ones(1)}}, "w is a dict, not a dense tensor"),
+        ({"w": torch.ones(2, 2).to_sparse()}, "w is a Tensor, not a dense tensor"),
         ([torch.ones(1)], "holds no tensors by name"),
     ):
         torch.save(state, file)

@@ -87,8 +87,8 @@ def test_the_table_and_its_sentence(tmp_path, capsys) -> None:
     said = capsys.readouterr().out.splitlines()
     assert said == [f"advice: {line}" for line in losses.doubts(table)]
     assert losses.doubts(table) == [
-        "snapshots: the held-out loss of step 128, 3.53, lies far outside its neighbours' (5.80 at "
-        "step 64, 4.60 at step 256); it may hold the weights of another step: leave it out"
+        "snapshots: the held-out loss of step 128, 3.53, is far from those of its neighbours (5.80 "
+        "at step 64, 4.60 at step 256); it may hold the weights of another step: leave it out"
     ]
 
 

@@ -182,7 +182,7 @@ def test_a_checkpoint_that_the_trainer_removed_runs_nothing_again(changeable) ->
         for file in ("own.yaml", "listed.yaml"):
             assert changeable.would_run("--configfile", file) == {}, (step, file)
     said = run(changeable, "ontogeny", "check", "own.yaml")
-    assert "has steps 5 and 15 no longer; what results/local-trainer has read" in said
+    assert "no longer has steps 5 and 15; what results/local-trainer has read" in said
     assert "write steps: [0, 2]" in said
 
 

@@ -169,12 +169,12 @@ def test_ids_that_mean_other_text_are_refused(run) -> None:
     tokenizer(run / "checkpoint-50", {"b": 0, "a": 1, "c": 2, "d": 3})
     (line,) = sources.faults(loaded(), "results")
     assert line == (
-        "snapshots.steps: tokenizer.json of step 50 gives 'b' the id 0, that of step 0 1; leave "
-        "them out: the same ids must mean the same text to all snapshots"
+        "snapshots.steps: tokenizer.json of step 50 gives 'b' the id 0, but that of step 0 1; "
+        "leave them out: ids must mean the same text for all snapshots"
     )
     tokenizer(run / "checkpoint-50", {"z": 0, "b": 1, "c": 2, "d": 3})
     (line,) = sources.faults(loaded(), "results")
-    assert "of step 50 gives 'z' the id 0, that of step 0 has 'a' there" in line
+    assert "of step 50 gives 'z' the id 0, but that of step 0 has 'a' there" in line
 
 
 def test_a_tokenizer_that_grows_is_a_doubt(run) -> None:
@@ -201,7 +201,7 @@ def test_sentencepiece_alone_is_one_line(run) -> None:
     assert code == 1
     assert lines[0].startswith(
         "ontogeny: snapshots.local.tokenizer: run/checkpoint-200 has tokenizer.model "
-        "(SentencePiece or tiktoken) and no tokenizer.json; make one in an environment with `pip "
+        "(SentencePiece or tiktoken) but no tokenizer.json; make one in an environment with `pip "
     )
     assert "AutoTokenizer.from_pretrained('run/checkpoint-200').save_pretrained(" in lines[0]
 
@@ -224,7 +224,8 @@ def test_equal_weights_are_advice_for_each_pair(run) -> None:
     assert lines == [
         *(
             f"advice: snapshots.steps: of run/checkpoint-{{step}} {pair} have the same weights; "
-            "one of them is not what its name says, or nothing was learnt between: leave one out"
+            "one of them is not what its name says, or nothing was learned between them: leave "
+            "one out"
             for pair in ("steps 0 and 50", "steps 100 and 200")
         ),
     ]
@@ -269,7 +270,7 @@ def test_a_file_that_was_cut_is_named_before_any_work(run) -> None:
     )
     assert "seconds ago" not in lines[0]
     os.utime(path)
-    assert check()[1][0].endswith("seconds ago: wait for the training that saves it")
+    assert check()[1][0].endswith("seconds ago: wait until the training has saved it")
 
 
 def test_a_checkpoint_of_just_now_is_advice(run) -> None:
@@ -277,7 +278,7 @@ def test_a_checkpoint_of_just_now_is_advice(run) -> None:
     code, lines = check()
     assert code == 0
     assert lines[0].startswith("advice: snapshots.steps: run/checkpoint-200 was written ")
-    assert lines[0].endswith("; if a training still saves it, wait until it is done")
+    assert lines[0].endswith("; if a training is still saving it, wait until it is done")
     assert len(lines) == 1
 
 
@@ -296,8 +297,8 @@ def test_a_checkpoint_that_vanished_takes_no_step_out_of_the_experiment(run) -> 
     code, lines = check()
     assert code == 0
     assert lines == [
-        "advice: snapshots.steps: run/checkpoint-{step} has step 50 no longer; what results/mine "
-        "has read of them stays in use; to leave them out, write steps: [0, 100, 200]",
+        "advice: snapshots.steps: run/checkpoint-{step} no longer has step 50; what results/mine "
+        "has read from them stays in use; to leave them out, write steps: [0, 100, 200]",
     ]
     listed = loaded(steps=[0, 50, 100])
     assert sources.faults(listed, "results") == []
@@ -329,8 +330,8 @@ def test_a_step_that_nothing_holds_any_more_is_refused(run) -> None:
     with pytest.raises(InputError) as raised:
         loaded()
     assert str(raised.value) == (
-        "snapshots.steps: run/checkpoint-{step} had step 50 when results/mine ran last, and has "
-        "not now; to go on without, write steps: [0, 100, 200]"
+        "snapshots.steps: run/checkpoint-{step} had step 50 when results/mine ran last, but no "
+        "longer has; to continue without, write steps: [0, 100, 200]"
     )
     assert loaded(steps=[0, 100, 200]).snapshots.chosen == [0, 100, 200]
 

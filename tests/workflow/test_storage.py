@@ -38,14 +38,14 @@ def test_large_folders_lead_to_scratch(tmp_path, monkeypatch):
 def test_a_folder_that_is_there_is_not_hidden(tmp_path):
     place = tmp_path / "results/tiny/basis"
     place.mkdir(parents=True)
-    with pytest.raises(InputError, match=r"^storage.scratch: .*basis is there already; move it"):
+    with pytest.raises(InputError, match=r"^storage.scratch: .*basis exists already; move it"):
         scratch.link(on_scratch(tmp_path / "scratch"), tmp_path / "results")
     place.rmdir()
     scratch.link(on_scratch(tmp_path / "scratch"), tmp_path / "results")
-    with pytest.raises(InputError, match=r"leads to .*scratch/tiny/activations, not to .*other"):
+    with pytest.raises(InputError, match=r"links to .*scratch/tiny/activations, not to .*other"):
         scratch.link(on_scratch(tmp_path / "other"), tmp_path / "results")
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"cannot be made \(Not a directory\); choose another"):
+    with pytest.raises(InputError, match=r"cannot create .* \(Not a directory\); choose another"):
         scratch.link(on_scratch(tmp_path / "file"), tmp_path / "elsewhere")
 
 

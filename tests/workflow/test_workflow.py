@@ -138,7 +138,9 @@ def test_a_text_beside_each_figure_says_what_it_found(finished):
             " ".join(running.caption(declared).read_text(encoding="utf-8").split())
         )
     peaks = " ".join((figures / "peaks.txt").read_text().split())
-    assert peaks.startswith(("More features peak at step", "Features peak at all snapshots alike"))
+    assert peaks.startswith(
+        ("More features peak at step", "Features peak equally often at all snapshots")
+    )
 
 
 def test_the_style_redraws_the_figures_alone(experiment, finished):

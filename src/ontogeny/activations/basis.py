@@ -3,7 +3,7 @@
 The stacked activations ã ∈ R^{N·D} of one token are highly redundant across snapshots. With U an
 orthonormal basis of the leading R principal directions, y = Uᵀ(ã − μ) has ‖ã − â‖² = ‖y − ŷ‖² +
 the constant part left out, so training on y is training on ã with decoders in the subspace.
-A random rotation inside the subspace leaves no coordinate special: Adam is not rotation-invariant.
+A random rotation inside the subspace makes no coordinate special: Adam is not rotation-invariant.
 
 `build` finds the directions, from the first `basis.rows` training rows; subspace.py projects.
 """

@@ -1,6 +1,6 @@
 """What is doubtful about text, rows and trainings: a sentence each, with the setting that mends it.
 
-ontogeny/doubts.py says where it is told.
+ontogeny/doubts.py says where doubts are shown.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _short_trainings(s: Settings) -> Iterator[str]:
         if c.dead_after_rows > trained:
             yield (
                 f"crosscoders.{name}.dead_after_rows: {c.dead_after_rows:,} exceeds the "
-                f"{trained:,} rows trained on, so that training cannot tell dead features"
+                f"{trained:,} training rows, so training cannot recognise dead features"
                 + (" and AuxK never starts" if c.aux else "")
                 + f"; set at most {max(1, trained // 4)}"
             )
@@ -70,7 +70,10 @@ def _of_text(s: Settings) -> Iterator[str]:
     empty = text.empty(s.corpus)
     if empty:
         others = f", and {len(empty) - 1} further files" if len(empty) > 1 else ""
-        yield f"corpus.files.paths: {empty[0]} is empty{others}; restore what should not be"
+        yield (
+            f"corpus.files.paths: {empty[0]} is empty{others}; restore any file that should have "
+            "text"
+        )
     known = _tokenizer(s)
     backend, marks = known or (None, Marks())
     if marks.first is not None and not s.corpus.bos and s.corpus.tokens is None:
@@ -105,16 +108,17 @@ def _of_blocks(blocks: np.ndarray, s: Settings, marks: Marks, backend: Any) -> I
     for number, share in fillers(blocks, left_out, marks.padding):
         key = "padding" if number == marks.padding else str(number)
         yield (
-            f"id {number}{_name(backend, number)} is {share:.0%} of the training rows, as padding "
-            f"is; set activations.leave_out: {_listed([*leave_out, key])}"
+            f"id {number}{_name(backend, number)} is {share:.0%} of the training rows, which "
+            f"looks like padding; set activations.leave_out: {_listed([*leave_out, key])}"
         )
 
 
 def missing_bos(name: str) -> str:
     """That the blocks lack what the tokenizer puts before a text."""
     return (
-        f"the tokenizer puts a token{name} before a text, the blocks of the corpus begin without "
-        "it; set corpus.bos: true, and bos in activations.leave_out, if the model was trained so"
+        f"the tokenizer puts a token{name} before a text, but the blocks of the corpus begin "
+        "without it; if the model was trained with it, set corpus.bos: true, and bos in "
+        "activations.leave_out"
     )
 
 
@@ -159,8 +163,8 @@ def _of_rows(experiment: Experiment) -> Iterator[str]:
         constant = [int(step) for step, scale in zip(steps, scales, strict=True) if scale == 0]
         if constant:
             yield (
-                f"{site} is constant at step {', '.join(map(str, constant))}: it takes no part in "
-                "trainings there, and features are absent (strength 0)"
+                f"{site} is constant at step {', '.join(map(str, constant))}: that site takes no "
+                "part in training, and features are absent there (strength 0)"
             )
         yield from _of_site(experiment, site, settings)
 
@@ -202,7 +206,7 @@ def _of_thresholds(experiment: Experiment) -> Iterator[str]:
             l0 = float(table.loc[table["explained_variance"].notna(), "l0"].mean())
             if abs(l0 / c.k - 1) > (L0_OF_LONG if c.steps >= LONG else L0_MISSED):
                 yield (
-                    f"crosscoders.{name}.k: L0 of seed {seed} is {l0:.1f} on held-out text, k is "
-                    f"{c.k}: the threshold of training does not carry over; train on more rows "
-                    "(corpus.train_blocks) or for longer"
+                    f"crosscoders.{name}.k: L0 of seed {seed} is {l0:.1f} on held-out text, but k "
+                    f"is {c.k}: the threshold from training does not fit held-out text; train on "
+                    "more rows (corpus.train_blocks) or for longer"
                 )

@@ -35,7 +35,7 @@ class Snapshot:
 
     Parameters
     ----------
-    settings : activations.layers and streams say what is wanted.
+    settings : activations.layers and activations.streams name the sites to extract.
     folder : of the snapshot. step : its training step.
     look : called with the model while it is whole.
     """
@@ -78,8 +78,8 @@ class Snapshot:
         """
         if ids.max(initial=0) >= self._vocabulary:
             raise InputError(
-                f"corpus: the text holds id {ids.max()}, the embedding of step {self.step} has ids "
-                f"below {self._vocabulary}; use the model's own tokenizer"
+                f"corpus: the text contains the id {ids.max()}, but the embedding of step "
+                f"{self.step} has only ids below {self._vocabulary}; use the model's own tokenizer"
             )
         on_device = torch.from_numpy(ids.astype(np.int64)).to(self.device)
         values = sites.read(self.model, on_device, self.wanted)
@@ -104,7 +104,7 @@ def check_finite(values: torch.Tensor, key: Key, step: int, dtype: str, first: i
 
 
 def norms(rows: torch.Tensor) -> dict[str, float]:
-    """The mean norm of rows (R, D), and that of the rows less their mean: 0 if all are equal.
+    """The mean norm of rows (R, D), and that of the rows minus their mean: 0 if all are equal.
 
     Sums are in float64, by piece, about the first row.
     """

@@ -38,7 +38,9 @@ def measure(
     """
     section, text = settings.activations, Tokens(tokens)
     if section.leave_out_norm is None:
-        raise InputError("activations.leave_out_norm: not set, so that no norm is measured; set it")
+        raise InputError(
+            "activations.leave_out_norm: not set, so norms are not needed; set it to measure them"
+        )
     model = Snapshot(settings, snapshot, step, devices.choose(settings.device))
     first, last = text.splits["train"]
     kept = order.Order(text, "train", section).kept(np.arange(first, last))

@@ -42,7 +42,7 @@ class Order:
 
     Raises
     ------
-    InputError : leave_out names a token that the tokenizer does not have, or leaves no row.
+    InputError : leave_out names a token that the tokenizer does not have, or no row remains.
     """
 
     def __init__(
@@ -62,8 +62,8 @@ class Order:
         sizes = [int(self.kept(w).sum()) for w in self.windows]
         if not sizes[0]:
             raise InputError(
-                f"activations.leave_out: no row is left of the {split} blocks; leave out less, or "
-                "raise corpus.train_blocks and corpus.held_out_blocks"
+                f"activations.leave_out: no row of the {split} blocks remains; leave out fewer "
+                "positions, or raise corpus.train_blocks and corpus.held_out_blocks"
             )
         self.starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 
@@ -123,7 +123,7 @@ def above_bound(settings: Settings, folder: Path | None, tokens: Tokens) -> np.n
     bound = settings.activations.leave_out_norm
     if bound is None:
         return None
-    assert folder is not None, "a bound on the norm needs the norms"
+    assert folder is not None, "activations.leave_out_norm needs the files of norms"
     over = np.zeros((tokens.splits["train"][1], tokens.context), bool)
     for step in settings.snapshots.chosen:
         path = folder / f"step{step}.h5"
@@ -133,10 +133,10 @@ def above_bound(settings: Settings, folder: Path | None, tokens: Tokens) -> np.n
                 own = file["over"][:]
         except (OSError, KeyError):
             raise InputError(
-                f"{path}: not there or damaged; make it again with `ontogeny extract --norms`"
+                f"{path}: missing or damaged; make it again with `ontogeny extract --norms`"
             ) from None
         if known != [NORMS_FORMAT, tokens.digest, bound] or own.shape != over.shape:
-            raise InputError(f"{path}: of other tokens or another bound; make it again")
+            raise InputError(f"{path}: made from other tokens or with another bound; make it again")
         over |= own
     return over
 
@@ -175,7 +175,8 @@ def shards(s: Settings, width: int) -> list[range]:
     fitting = int(a.budget * 1e9 / 2 // window)
     if not fitting:
         raise InputError(
-            f"activations.budget: {a.budget:g} GB do not hold two windows of {2 * window / 1e9:.1f}"
-            " GB together; raise it, or lower activations.window or the number of snapshots"
+            f"activations.budget: {a.budget:g} GB are too little for two windows, which take "
+            f"{2 * window / 1e9:.1f} GB together; raise it, or lower activations.window or the "
+            "number of snapshots"
         )
     return [range(i, min(i + fitting, count)) for i in range(0, count, fitting)]

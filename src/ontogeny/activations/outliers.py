@@ -1,7 +1,7 @@
 """Rows unlike all others: attention sinks, whose norm takes the dictionary's attention.
 
 A few positions, such as the first of each block or a newline, can have many times the norm of the
-others and hold nearly all variance. What is found is told, with the setting that leaves them out.
+others and hold nearly all variance. They are reported, with the setting that leaves them out.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _as_told(kind: str, number: int, times: float, share: float) -> dict[str, An
 
 
 def told(found: dict[str, Any]) -> str:
-    """What `find` found, as a part of a line."""
+    """A finding of `find` in words, as part of a line."""
     what = {
         "position": f"position {found['number']} of each block has",
         "id": f"the token of id {found['number']} has",

@@ -1,4 +1,4 @@
-"""Rows of activations: one protocol, whether they lie on disk or are computed when wanted.
+"""Rows of activations: one protocol for rows that are on disk or computed on demand.
 
     Cached      training rows of some sites, in shards on disk                  (N, D) each
     HeldOut     held-out rows of some sites, on disk in every mode              (N, D)
@@ -56,7 +56,7 @@ class SiteRows(Rows, Protocol):
 
 @dataclass(frozen=True)
 class RowPaths:
-    """Where the rows of an experiment lie.
+    """The paths of an experiment's rows.
 
     Attributes
     ----------
@@ -125,8 +125,8 @@ class Cached(Stacks):
     def _open(self, path: Path, name: str) -> Reader:
         if not path.exists():
             raise InputError(
-                f"{path}: these training rows are gone; make them again, with "
-                "activations.keep: true to keep them"
+                f"{path}: these training rows were deleted after use; set activations.keep: true "
+                "and make them again"
             )
         open_checked(path).close()
         return Reader(path, name)

@@ -1,6 +1,6 @@
 """Sizes that the stages of activations and the formulas of their cost share; nothing imports torch.
 
-A cost is then reckoned with the very numbers that the stage uses.
+Costs are then computed from the same numbers that the stage uses.
 """
 
 CHUNK_BYTES = 1 << 18  # of a checksummed chunk of rows on disk, at most

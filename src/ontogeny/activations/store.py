@@ -17,7 +17,7 @@
                               stream is constant at a snapshot
 
 Every dataset of rows has Fletcher-32 checksums, for any reader of HDF5, and beside it
-`{name}_xxh3`, a digest of each chunk: with these ours reads chunks from where they lie in the file,
+`{name}_xxh3`, a digest of each chunk. With these, our reader reads chunks directly from the file,
 past HDF5, and still notices a flipped bit, at many times the speed. Files of training rows are most
 of an experiment's disk; with `activations.keep: false` or a budget they go once nothing needs them,
 and all else, scales included, stays.
@@ -121,7 +121,9 @@ class Reader:
             complete = os.preadv(self._file, [view], place) == len(view)
             if complete and xxhash.xxh3_64_intdigest(view) == self._digests[number]:
                 return
-        raise InputError(f"{self.path}: a checksum fails; delete it to make it again")
+        raise InputError(
+            f"{self.path}: damaged (a checksum does not match); delete it to make it again"
+        )
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop), (stop − start, width) in the stored type."""
@@ -157,8 +159,8 @@ def open_checked(path: str | Path, **expected: Any) -> h5py.File:
     for name, value in expected.items():
         if not np.array_equal(file.attrs.get(name), value):
             raise InputError(
-                f"{path}: {name} is {file.attrs.get(name)}, {value} was expected; delete the file "
-                "to make it again"
+                f"{path}: {name} is {file.attrs.get(name)}, but {value} was expected; delete the "
+                "file to make it again"
             )
     return file
 
@@ -224,7 +226,7 @@ def check_varies(sites: Sequence[Site], scales: np.ndarray) -> None:
     if not np.any(scales):
         named = ", ".join(site.name for site in sites[:3]) + (", …" if len(sites) > 3 else "")
         raise InputError(
-            f"activations: all rows of {named} are equal, so that there is nothing to learn; read "
+            f"activations: all rows of {named} are equal, so there is nothing to learn; read "
             "other activations.layers, activations.streams or snapshots.steps"
         )
 
@@ -266,7 +268,7 @@ class Stacks:
                 for site in sites:
                     if (site.layer, site.stream) == (layer, stream) and site not in own:
                         raise InputError(
-                            f"{path}: holds no snapshot of step {site.snapshot}; make it again"
+                            f"{path}: has no snapshot of step {site.snapshot}; make it again"
                         )
                 self.width = int(file.attrs["width"])
                 self.shard_rows = [int(rows) for rows in file.attrs["shard_rows"]]

@@ -53,8 +53,8 @@ class Streamed(Stacks):
         self._section, self._device, self._text = settings.activations, device, Tokens(paths.tokens)
         if self._text.digest != self.tokens:
             raise InputError(
-                f"{paths.activations}: activations of other tokens than {paths.tokens}; delete "
-                "them to make them again"
+                f"{paths.activations}: made from other tokens than {paths.tokens}; delete these "
+                "activations to make them again"
             )
         over = order.above_bound(settings, paths.norms, self._text)
         self.order = order.Order(self._text, "train", settings.activations, over)
@@ -149,6 +149,6 @@ class Streamed(Stacks):
             for key, values in model.read(self._text.take(np.array([block]))).items():
                 check_finite(values[at : at + 1], key, model.step, self._section.dtype, first)
         raise InputError(
-            f"activations: training row {first} has a principal coordinate that float16 cannot "
-            "hold; look for an outlier there, or set basis: full"
+            f"activations: training row {first} has a principal coordinate that is too large for "
+            "float16; look for an outlier there, or set basis: full"
         )

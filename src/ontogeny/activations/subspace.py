@@ -80,7 +80,7 @@ class Subspace:
     def check_sites(self, sites: list[Site]) -> None:
         """Raise InputError unless it was made from these sites, in this order."""
         if self.sites != [site.name for site in sites]:
-            raise InputError(f"{self.path}: made from other sites; delete it to make it again")
+            raise InputError(f"{self.path}: made for other sites; delete it to make it again")
 
     def projection(self, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
         """A function of rows (B, N, D) float32 on the device: y, (B, R) float16."""
@@ -111,8 +111,8 @@ def project(
             wrong = (~torch.isfinite(y)).any(1).nonzero()
             if len(wrong):
                 raise InputError(
-                    f"activations: row {start + int(wrong[0])} has a principal coordinate that "
-                    "float16 cannot hold; look for an outlier there, or set basis: full"
+                    f"activations: row {start + int(wrong[0])} has a principal coordinate that is "
+                    "too large for float16; look for an outlier there, or set basis: full"
                 )
             writer.write(y.cpu().numpy())
             progress.update(len(y))
@@ -137,7 +137,9 @@ class Projected:
             with _open(path) as file:
                 held: Any = file.attrs.get("format"), file.attrs.get("first_row")
             if held != (FORMAT, sum(sizes)):
-                raise InputError(f"{path}: not these rows in this version; delete it")
+                raise InputError(
+                    f"{path}: written by another version, or from other rows; delete it"
+                )
             self._readers.append(Reader(path, "projected"))
             sizes.append(self._readers[-1].shape[0])
         self._starts = starts_of(sizes)

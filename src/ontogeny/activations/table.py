@@ -1,6 +1,6 @@
 """The token table in use: T^θ[x], the mean activation of token x at site θ (method.md 3).
 
-token_table.py finds it. Letters: N sites, D width, M tokens with an entry of their own; all other
+token_table.py finds it. Letters: N sites, D width, M tokens with a separate entry; all other
 tokens share the last one, the overall mean. Nothing here imports torch.
 """
 
@@ -52,9 +52,7 @@ def of_sites(folder: str | Path, sites: Sequence[Site], name: str) -> Iterator[A
         with open_table(path) as file:
             steps = list(file.attrs["steps"])
             if site.snapshot not in steps:
-                raise InputError(
-                    f"{path}: holds no step {site.snapshot}; delete it to make it again"
-                )
+                raise InputError(f"{path}: has no step {site.snapshot}; delete it to make it again")
             yield file[name][steps.index(site.snapshot)]
 
 
@@ -90,8 +88,9 @@ class Table:
             if (varies & (left == 0)).any():
                 site = sites[int((varies & (left == 0)).argmax())]
                 raise InputError(
-                    f"{site.name}: the token alone gives every row, so that the token table leaves "
-                    "nothing to learn; set token_table: false, or leave the site out of inputs"
+                    f"{site.name}: the token alone determines every row, so beyond the token "
+                    "table there is nothing to learn; set token_table: false, or remove the site "
+                    "from inputs"
                 )
             scales = np.where(varies, width**0.5 / np.where(left > 0, left, 1), 0)
             scales = scales.astype(np.float32)

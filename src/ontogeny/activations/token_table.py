@@ -137,7 +137,8 @@ def _sums(
 
 
 def _left(rows: SiteRows, limit: int, means: Tensor, group: Grouping) -> tuple[float, float]:
-    """Of the first rows less their groups' means: the mean norm, and the share of variance gone.
+    """For the first rows minus their groups' means: the mean norm, and the share of variance
+    removed.
 
     Parameters
     ----------
@@ -162,7 +163,7 @@ def measure(
 
     Parameters
     ----------
-    rows : where the rows lie, and the tokens.
+    rows : paths of the rows and the tokens.
     output : HDF5; `token` (M,) ids with an entry, `count` (M,) rows of each; by snapshot
             table               (n, M + 1, D) float32, in raw units; the last entry is the mean
             left_norm           (n,) mean norm of the first activations.window rows less it

@@ -43,7 +43,7 @@ def opened(tokens: TokenArray, context: int) -> np.ndarray:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(
-            f"{key}: {path}: not a whole .npy array ({one_line(error)}); restore it"
+            f"{key}: {path}: not a complete .npy array ({one_line(error)}); restore it"
         ) from None
     if array.dtype.kind not in "iu":
         raise InputError(f"{key}: {path} holds {array.dtype}, not integers; write token ids there")
@@ -53,8 +53,8 @@ def opened(tokens: TokenArray, context: int) -> np.ndarray:
         )
     if array.ndim == 2 and array.shape[1] != context:
         raise InputError(
-            f"{key}: {path} has blocks of {array.shape[1]} tokens, corpus.context is {context}; "
-            "set it to theirs"
+            f"{key}: {path} has blocks of {array.shape[1]} tokens, but corpus.context is "
+            f"{context}; set it to their length"
         )
     return array
 
@@ -67,27 +67,27 @@ def _integers(tokens: TokenArray, path: Path) -> np.ndarray:
         known, source = _beside(path)
     if known and tokens.dtype and known != tokens.dtype:
         raise InputError(
-            f"corpus.tokens.dtype: {tokens.dtype} is set, {source} of {path} says {known}; "
+            f"corpus.tokens.dtype: {tokens.dtype} is set, but {source} of {path} says {known}; "
             "remove the key"
         )
     dtype = tokens.dtype or known or "uint16"
     item, size = np.dtype(dtype).newbyteorder("<"), path.stat().st_size - start
     if size <= 0 or size % item.itemsize:
         raise InputError(
-            f"corpus.tokens.path: {path} has {path.stat().st_size:,} bytes, which are no {dtype} "
-            "integers; restore it or correct corpus.tokens.dtype"
+            f"corpus.tokens.path: {path} has {path.stat().st_size:,} bytes, which is not a whole "
+            f"number of {dtype} integers; restore it or correct corpus.tokens.dtype"
         )
     if count is not None and size != count * item.itemsize:
         raise InputError(
-            f"corpus.tokens.path: {path} holds {size // item.itemsize:,} integers, its header says "
-            f"{count:,}; restore it"
+            f"corpus.tokens.path: {path} holds {size // item.itemsize:,} integers, but its header "
+            f"says {count:,}; restore it"
         )
     array: np.ndarray = np.memmap(path, item, "r", offset=start)
     wider = _wider(array[:PIECE]) if item.itemsize == 2 else None
     if wider:
         raise InputError(
-            f"corpus.tokens.dtype: {path} read as {dtype} has hardly anything in every second "
-            f"place, as {wider} integers have; set {wider}"
+            f"corpus.tokens.dtype: {path} read as {dtype} is nearly zero in every second place, "
+            f"as {wider} integers would be; set {wider}"
         )
     return array
 
@@ -100,8 +100,8 @@ def _header(path: Path) -> tuple[str | None, int, int | None]:
         return None, 0, None
     if (head[0], head[1]) not in HEADERS:
         raise InputError(
-            f"corpus.tokens.path: {path} has a header of llm.c in version {head[1]}, which is not "
-            "known; write the ids as .npy"
+            f"corpus.tokens.path: {path} has an llm.c header of version {head[1]}, which is not "
+            "supported; save the ids as .npy"
         )
     return HEADERS[head[0], head[1]], HEADER_BYTES, head[2]
 
@@ -146,8 +146,8 @@ def beyond(tokens: TokenArray, context: int, blocks: int, embedding: int) -> str
             wrong[0] += start
             return (
                 f"corpus.tokens.path: {tokens.path} holds {array[tuple(wrong)]} at "
-                f"{wrong.tolist()}, the model's embedding has ids below {embedding}; give the ids "
-                "of its own tokenizer, or correct corpus.tokens.dtype"
+                f"{wrong.tolist()}, but the model's embedding has only ids below {embedding}; use "
+                "the ids of the model's own tokenizer, or correct corpus.tokens.dtype"
             )
     return None
 
@@ -173,8 +173,8 @@ def pieces(tokens: TokenArray, context: int, vocabulary: int) -> Iterator[np.nda
             value = piece[tuple(index)]
             index[0] += start
             raise InputError(
-                f"corpus.tokens.path: {tokens.path} holds {value} at {index.tolist()}, the "
-                f"tokenizer has ids below {vocabulary}; give the model's own tokenizer's ids, or "
-                "correct corpus.tokens.dtype"
+                f"corpus.tokens.path: {tokens.path} holds {value} at {index.tolist()}, but the "
+                f"tokenizer has only ids below {vocabulary}; use the ids of the model's own "
+                "tokenizer, or correct corpus.tokens.dtype"
             )
         yield piece.ravel()

@@ -63,16 +63,16 @@ def model_tokenizer(folder: str | Path) -> tuple[Tokenizer, int, Marks]:
         )
     except Exception as error:  # transformers raises what its parsers raise
         raise InputError(
-            f"{folder}: no tokenizer that transformers can load in its fast form "
-            f"({one_line(error, 200)}); put the model's tokenizer.json there, or set "
-            "snapshots.hub.tokenizer or snapshots.local.tokenizer"
+            f"{folder}: no fast tokenizer that transformers can load ({one_line(error, 200)}); "
+            "put the model's tokenizer.json there, or set snapshots.hub.tokenizer or "
+            "snapshots.local.tokenizer"
         ) from None
     # From a model's config.json alone transformers makes a tokenizer without entries.
     names = [n for n in (getattr(tokenizer, "vocab_files_names", None) or {}).values() if n]
     if not tokenizer.is_fast or not any((Path(folder) / name).is_file() for name in names):
         raise InputError(
-            f"{folder}: no files of a fast tokenizer; put the model's tokenizer.json there, or set "
-            "snapshots.hub.tokenizer or snapshots.local.tokenizer"
+            f"{folder}: has no files of a fast tokenizer; put the model's tokenizer.json there, "
+            "or set snapshots.hub.tokenizer or snapshots.local.tokenizer"
         )
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
@@ -85,7 +85,9 @@ def model_tokenizer(folder: str | Path) -> tuple[Tokenizer, int, Marks]:
 def check_bos(corpus: Corpus, marks: Marks) -> None:
     """Raise InputError where blocks are to begin with a token that the tokenizer lacks."""
     if corpus.bos and marks.bos is None:
-        raise InputError("corpus.bos: the tokenizer has no token that begins a text; remove it")
+        raise InputError(
+            "corpus.bos: the tokenizer has no token for the beginning of a text; remove this key"
+        )
 
 
 def build(
@@ -128,7 +130,7 @@ def build(
     if tokenizer_from is not None:
         backend, vocabulary, marks = model_tokenizer(tokenizer_from)
     elif corpus.tokens is not None:
-        raise InputError("corpus.tokens: ids need the model's tokenizer; give text instead")
+        raise InputError("corpus.tokens: ids need the model's tokenizer; use text instead")
     else:
         sample = documents
         if not isinstance(documents, list):
@@ -294,7 +296,7 @@ class Tokens:
 
     def _damaged(self, error: Exception) -> InputError:
         return InputError(
-            f"{self.path}: truncated or not a tokens file; delete it to make it again "
+            f"{self.path}: truncated, or not a file of tokens; delete it to make it again "
             f"({one_line(error)})"
         )
 

@@ -90,8 +90,8 @@ def _text_bytes(path: Path) -> Iterator[bytes]:
         if b"\0" in chunk:
             line += chunk[: chunk.index(b"\0")].count(b"\n")
             raise InputError(
-                f"{path}, line {line}: a NUL byte, which no text in UTF-8 has; restore the file, "
-                "or convert it if it is UTF-16"
+                f"{path}, line {line}: a NUL byte, which is not allowed in text; restore the "
+                "file, or convert it if it is UTF-16"
             )
         line += chunk.count(b"\n")
         yield chunk
@@ -167,7 +167,7 @@ def _json_lines(path: Path, column: str, key: str) -> Iterator[str]:
             ) from None
         except (ValueError, RecursionError) as error:
             raise InputError(
-                f"{where}: not JSON ({one_line(error)}); mend or remove the line"
+                f"{where}: not JSON ({one_line(error)}); correct or remove the line"
             ) from None
         yield _of_row(row, column, key, where, "\\u" in decoded)
 
@@ -204,7 +204,7 @@ def _json_whole(path: Path, column: str, key: str) -> Iterator[str]:
         ) from None
     except json.JSONDecodeError as error:
         raise InputError(
-            f"{path}, line {error.lineno}: not JSON ({error.msg}); mend or restore the file"
+            f"{path}, line {error.lineno}: not JSON ({error.msg}); correct or restore the file"
         ) from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({one_line(error)}); restore the file") from None
@@ -261,7 +261,7 @@ def _of_batch(values: Any, path: Path, column: str, key: str) -> Iterator[str]:
             yield text_of(value, str(path), f"{key}: {column}")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{path}: a document's byte {error.start:,} is not UTF-8; write the file with UTF-8"
+            f"{path}: byte {error.start:,} of a document is not UTF-8; write the file in UTF-8"
         ) from None
 
 

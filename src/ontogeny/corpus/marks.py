@@ -1,4 +1,4 @@
-"""Ids of a tokenizer that stand for no text: what ends, begins and pads it."""
+"""Ids of a tokenizer that are not text: those that end, begin and pad it."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class Marks:
             elif isinstance(name, int):
                 if name >= vocabulary:
                     raise InputError(
-                        f"activations.leave_out: {name} is no id of the tokenizer, which has ids "
-                        f"below {vocabulary}; correct it"
+                        f"activations.leave_out: {name} is not an id of the tokenizer, which has "
+                        f"only ids below {vocabulary}; correct it"
                     )
                 ids.add(name)
             elif named.get(name) is not None:
@@ -54,7 +54,7 @@ class Marks:
             elif name in ("bos", "padding"):
                 raise InputError(
                     f"activations.leave_out: the tokenizer has no {name} token; remove {name}, or "
-                    "write the id that stands there in the text, as in [end_of_text, 0]"
+                    "write the id that the text has there, as in [end_of_text, 0]"
                 )
         return sorted(ids)
 

@@ -1,4 +1,4 @@
-"""What tokens look like: their bytes, and how a run of them reads, whatever stands in them.
+"""How tokens are shown: their bytes, and readable text for any run of them.
 
 A token of a byte-level tokenizer is bytes, and need not be whole characters: a run of tokens is
 decoded as one, a character stands with the token that its first byte is in, and bytes that are no
@@ -33,7 +33,7 @@ def alphabet() -> dict[str, int]:
 
 
 def token_bytes(tokenizer: Tokenizer, vocabulary: int) -> list[bytes]:
-    """The bytes that each id stands for in text, one an id; an id without token shows its number.
+    """The bytes of each id in text, one entry per id; an id without a token shows its number.
 
     Known are byte-level tokenizers, SentencePiece's (with or without bytes of their own), and
     WordPiece; of others, a token's own name.
@@ -69,7 +69,7 @@ def _types(decoder: dict[str, object] | None) -> set[str]:
 
 
 def read_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer of a tokenizer.json of ours; InputError where it is not one."""
+    """The tokenizer of a tokenizer.json that this package wrote; InputError if it is not one."""
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises no narrower class
@@ -95,9 +95,9 @@ class Vocabulary:
         return self._alone[number] or self.texts([number])[0]
 
     def texts(self, numbers: Sequence[int] | np.ndarray) -> list[str]:
-        """A run of tokens, a string each. Together they are the text that the run stands for.
+        """A run of tokens as strings, one per token. Joined, they are the text of the run.
 
-        A token that only goes on with a character of the one before is ''.
+        A token that only continues a character of the token before it is ''.
         """
         ids = [int(number) for number in numbers]
         alone = [self._alone[number] for number in ids]

@@ -14,7 +14,7 @@ LEAST = 0.02  # share of rows below which nothing is said
 
 
 def _in_runs(blocks: np.ndarray, number: int) -> float:
-    """Share of all positions that lie in runs of RUN or more of an id, within blocks."""
+    """Share of all positions that are in runs of RUN or more of the same id, within blocks."""
     inside = np.pad(blocks == number, ((0, 0), (1, 1))).astype(np.int8)
     change = np.diff(inside, axis=1)
     lengths = np.nonzero(change == -1)[1] - np.nonzero(change == 1)[1]
@@ -24,7 +24,7 @@ def _in_runs(blocks: np.ndarray, number: int) -> float:
 def fillers(
     blocks: np.ndarray, left_out: list[int], padding: int | None = None
 ) -> list[tuple[int, float]]:
-    """Ids that fill blocks rather than stand for text, most frequent first.
+    """Ids that fill blocks and are not text, most frequent first.
 
     A frequent letter or space of ordinary text is none: an id counts if it is most of the rows, if
     it comes in long runs, if blocks end or begin with it, or if it is the padding token by name.

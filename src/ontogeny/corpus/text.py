@@ -1,4 +1,4 @@
-"""Documents of one's own: text files of several formats, and datasets of the Hugging Face hub.
+"""The user's own documents: text files of several formats, and datasets of the Hugging Face hub.
 
 Both are read as streams and mixed in a buffer of bounded size, so that a corpus of any size fits
 into memory.
@@ -85,7 +85,9 @@ def _unreadable(paths: list[Path], column: str, key: str) -> list[str]:
             if not (str(fault).startswith(named) and any(line.startswith(named) for line in lines)):
                 lines.append(str(fault))
     if paths and not (some or lines):
-        lines.append(f"{paths[0]}: no text in it, nor in any other file; name files that have some")
+        lines.append(
+            f"{paths[0]}: neither this file nor any other has text; name files that have some"
+        )
     return lines
 
 
@@ -107,13 +109,13 @@ def too_little(corpus: Corpus, blocks: int, pretrain: bool = False) -> str:
         "tokens": "name a longer array in corpus.tokens.path",
     }[corpus.source]
     wanted = corpus.held_out_blocks + corpus.train_blocks
-    key, beside = "train_blocks", " beside the pre-training's" if pretrain else ""
+    key, beside = "train_blocks", " in addition to those for pre-training" if pretrain else ""
     if blocks > wanted and corpus.pretrain_blocks is not None:
         wanted += corpus.pretrain_blocks
-        key, beside = "pretrain_blocks", " with those of held_out_blocks and train_blocks"
+        key, beside = "pretrain_blocks", " together with those of held_out_blocks and train_blocks"
     return (
-        f"corpus.{key}: {wanted} blocks are asked for{beside}, the corpus holds {blocks} of "
-        f"{corpus.context} tokens; lower it or {more}"
+        f"corpus.{key}: {wanted} blocks are needed{beside}, but the corpus has only {blocks} "
+        f"blocks of {corpus.context} tokens; lower it or {more}"
     )
 
 
@@ -131,7 +133,7 @@ def _matching(pattern: str) -> list[Path]:
     if not paths and literal.is_dir():
         paths = saved(literal, "corpus.files.paths")
     if not paths:
-        what = "no such file; correct the path or pattern (** is any depth of folders)"
+        what = "no such file; correct the path or pattern (** stands for any depth of folders)"
         if literal.is_dir():
             what = "is a folder; add a pattern such as /**/*.jsonl"
         raise InputError(f"corpus.files.paths: {pattern}: {what}")
@@ -157,7 +159,7 @@ def saved(folder: Path, key: str, split: str | None = None) -> list[Path]:
             names = list(splits["splits"])
             if split is None and len(names) > 1:
                 raise InputError(
-                    f"{key}: {folder} holds the splits {', '.join(names)}; name one of them, as in "
+                    f"{key}: {folder} has the splits {', '.join(names)}; name one of them, as in "
                     f"{folder / names[0]}"
                 )
             if split is not None and split not in names:
@@ -173,7 +175,7 @@ def saved(folder: Path, key: str, split: str | None = None) -> list[Path]:
         if isinstance(error, InputError):
             raise
         raise InputError(
-            f"{key}: {folder}: not a whole folder of save_to_disk ({one_line(error)}); save it "
+            f"{key}: {folder}: not a complete folder of save_to_disk ({one_line(error)}); save it "
             "again"
         ) from None
     absent = [path.name for path in paths if not path.is_file()]
@@ -232,14 +234,14 @@ def _of_dataset(wanted: Dataset, seed: int) -> Iterator[str]:
         raise InputError(f"corpus.dataset.{part}: {name}: {why}; {mend}") from None
 
 
-# What the libraries say, the key at fault, and the mend: the first that fits.
+# Messages of the libraries, the key at fault, and the correction; the first that fits is used.
 DATASET_FAULTS = (
     ("Bad split", "split", "name one of these"),
     ("Unknown split", "split", "name one of these"),
     ("BuilderConfig", "config", "name one of these"),
     ("Config name is missing", "config", "name one of these"),
     ("Revision ", "revision", "correct it"),
-    ("scripts are no longer supported", "name", "name a dataset that holds data files alone"),
+    ("scripts are no longer supported", "name", "name a dataset that consists of data files only"),
     ("ffline", "name", "unset HF_HUB_OFFLINE and HF_DATASETS_OFFLINE, or use corpus.files"),
     ("Couldn't reach", "name", "connect to the hub (HF_ENDPOINT), or use corpus.files"),
     ("", "name", "correct it, or set HF_TOKEN if it needs access"),

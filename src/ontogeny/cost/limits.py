@@ -35,7 +35,7 @@ def amount(size: float) -> str:
 
 
 def _disk_faults(planned: Bill) -> Iterator[str]:
-    """What does not fit, on each file system that the experiment's files lie on."""
+    """What does not fit on each of the file systems that hold the experiment's files."""
     machine = planned.machine
     kinds: dict[bool, Terms] = {False: {}, True: {}}
     for file in planned.files:

@@ -121,7 +121,7 @@ def nearest(folder: Path) -> Path:
 
 
 def machine(settings: Settings, results: str | Path) -> Machine:
-    """Free disk where the results lie, the host's memory, and the GPU that `device` names."""
+    """Free disk for the results, the host's memory, and the GPU that `device` names."""
     home, storage = nearest(Path(results) / settings.name), settings.storage
     elsewhere: dict[str, Any] = {}
     if storage.scratch is not None:

@@ -1,4 +1,4 @@
-"""Costs of the stages that have rules of their own, and of figures, as declared stages have them.
+"""Costs of the stages with hand-written rules, and of figures, in the form of declared costs.
 
 The numbers are of the default experiment; `python -m benchmarks.rates` shows how they fare.
 """

@@ -1,6 +1,6 @@
 """What formulas of cost give: the work of a job, and its peak memory in named terms.
 
-The formulas stand beside what they describe: snapshots/cost.py, activations/cost.py,
+The formulas are kept with what they describe: snapshots/cost.py, activations/cost.py,
 crosscoder/cost.py; scales.py has those of declared costs. None of these modules imports torch.
 """
 

@@ -157,8 +157,8 @@ class Data:
         if len(wrong):
             row, column = (int(index) for index in wrong[0])
             raise InputError(
-                f"activations{self.name_of(column)}: not finite in row "
-                f"{(first + row) % self.rows}{where}; make these activations again"
+                f"activations{self.name_of(column)}: a value in row "
+                f"{(first + row) % self.rows}{where} is not finite; make these activations again"
             )
 
     def _split(self, parts: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:

@@ -87,7 +87,8 @@ def train(
     here = torch.cuda.device_count()
     if devices.choose(settings.device).type == "cuda" and here < size:
         raise InputError(
-            f"crosscoders.{name}.devices: {size} GPUs are asked for, {here} are seen here; lower it"
+            f"crosscoders.{name}.devices: {size} GPUs are needed, but only {here} can be used "
+            "here; lower it"
         )
     loopback = next((n for _, n in socket.if_nameindex() if n in ("lo", "lo0")), None)
     if loopback is not None:

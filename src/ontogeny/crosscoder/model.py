@@ -198,7 +198,7 @@ class TokenTable:
     def _of(self, ids: Ids) -> Tensor:
         assert self._entry is not None
         if ids is None:
-            raise ValueError("this crosscoder has a token table; give the token of each row as ids")
+            raise ValueError("this crosscoder has a token table; pass the token of each row as ids")
         known = torch.as_tensor(ids).to(self._entry.device).clamp(max=len(self._entry) - 1)
         return self._entry[known.long()]
 

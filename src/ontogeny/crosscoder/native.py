@@ -36,7 +36,7 @@ VECTORS = {
     "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"],
     "AVX2": ["-mavx2", "-mfma"],
 }
-INSTEAD = "training runs in PyTorch, slower"
+INSTEAD = "training runs in PyTorch, which is slower"
 
 
 def _flags() -> list[str]:
@@ -63,7 +63,8 @@ def _cached(flags: list[str]) -> Path:
 
 @cache
 def library() -> Any:
-    """The operators, built if they have to be; None, said aloud, where they cannot be had."""
+    """The operators, built if necessary; None, with one line that says why, if they are not
+    available."""
     try:
         missing = devices.compiler_missing()
         if missing:
@@ -90,10 +91,10 @@ def _loaded(kept: Path) -> bool:
 
 
 def _build(kept: Path, flags: list[str]) -> None:
-    """Build and load the library, in a folder of its own: it is kept whole or not at all."""
+    """Build and load the library in a separate folder, so that no incomplete library is kept."""
     kept.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".ontogeny_core_") as folder:
-        print("crosscoder core: built once, in some 10 seconds", file=sys.stderr)
+        print("crosscoder core: compiling it once, which takes about 10 seconds", file=sys.stderr)
         cpp_extension.load(
             kept.stem,
             [str(SOURCE)],

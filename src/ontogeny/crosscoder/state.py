@@ -88,7 +88,7 @@ class Progress:
     def resume(self, folder: Path) -> None:
         """Read the folder's state into place, each rank its share, if it is of the same rows.
 
-        A damaged state is left alone, with a line, and training begins anew.
+        A damaged state is not used: one line says so, and training starts again.
 
         Raises
         ------
@@ -99,7 +99,7 @@ class Progress:
         path = folder / "state.h5"
         for _, wrong in digests.faults(path):
             if self.ranks.rank == 0:
-                print(f"{path}: {wrong}; training begins anew", file=sys.stderr)
+                print(f"{path}: {wrong}; training starts again", file=sys.stderr)
             return
         try:
             with open_hdf5(path) as file:

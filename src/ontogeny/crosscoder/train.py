@@ -319,8 +319,8 @@ def _fault(key: str, now: Progress, c: Crosscoder, data: Data, state: Path) -> I
     if len(wrong):
         row = (first + int(wrong[0])) % rows
         return InputError(
-            f"activations: training row {row} has a principal coordinate that float16 cannot hold; "
-            "look for an outlier there, or set basis: full"
+            f"activations: training row {row} has a principal coordinate that is too large for "
+            "float16; look for an outlier there, or set basis: full"
         )
     stays = f"; the last good state stays in {state}" if kept(state) else ""
     row, column = divmod(int(batch.abs().argmax()), batch.shape[1])
@@ -408,8 +408,8 @@ def train(
     ended = now.l0.item()
     if c.l0 is not None and abs(ended / c.l0 - 1) > L0_MISSED:
         print(
-            f"{settings.key_of(name, 'l0')}: L0 ended at {ended:.1f}, {c.l0:g} was wanted; "
-            "a penalty lowers L0 and cannot raise it: ask for less, or train for longer",
+            f"{settings.key_of(name, 'l0')}: L0 ended at {ended:.1f} instead of {c.l0:g}; a "
+            "penalty can lower L0 but not raise it: set a lower l0, or train for longer",
             file=sys.stderr,
         )
     about = model.Description(

@@ -141,7 +141,7 @@ def _model(settings: Settings) -> str:
 def _text(settings: Settings | None, data_licence: str | None) -> dict[str, str]:
     if settings is None:
         return {"licence of the text": data_licence or ""}
-    corpus, known, text = settings.corpus, "", "files of one's own"
+    corpus, known, text = settings.corpus, "", "the user's own files"
     if corpus.wheels:
         text = ", ".join(corpus.wheels.sources)
         known = "; ".join(LICENCES[source] for source in corpus.wheels.sources)

@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 NOTES = {
-    "padded": "one gate per feature: the last dimension of W_D makes it exact; it is no activation",
-    "heads": "each head now opens by its own norm: not the function that was trained",
+    "padded": "one gate per feature: the last dimension of W_D makes it exact and is not part "
+    "of the activation",
+    "heads": "each head is now gated by its own norm, which is not the function that was trained",
 }
 UNKNOWN = (
-    "which activations it belongs to is not known: analyses that read them refuse it; "
-    "--activations names those of an experiment to use it on"
+    "not known which activations it belongs to, so analyses that read activations refuse it; use "
+    "--activations to name those of an experiment"
 )
 
 
@@ -32,22 +33,24 @@ def add(main: click.Group) -> None:
 
 @click.group()
 def export() -> None:
-    """Write a crosscoder in another format, to a new folder OUTPUT.
+    """Write a crosscoder in another format to a new folder OUTPUT.
 
-    EXPERIMENT is the folder of an experiment, or a crosscoder's own.
+    EXPERIMENT is the folder of an experiment or of a crosscoder.
     """
 
 
 @click.group("import")
 def import_() -> None:
-    """Read a crosscoder of another format's FOLDER, to a new folder OUTPUT."""
+    """Read a crosscoder in another format from FOLDER, and write it to a new folder OUTPUT."""
 
 
 def _chosen(function: Callable[..., Any]) -> Callable[..., Any]:
     """Which crosscoder, as the arguments of `_find`, and where to write."""
     for parameter in (
-        click.option("--seed", type=int, help="Else the first."),
-        click.option("--crosscoder", "name", help="Its name; else the primary one."),
+        click.option("--seed", type=int, help="Seed of the crosscoder; default: the first."),
+        click.option(
+            "--crosscoder", "name", help="Name of the crosscoder; default: the primary one."
+        ),
         click.argument("output", type=FOLDER),
         click.argument("experiment", type=FOLDER),
     ):
@@ -69,7 +72,9 @@ def _find(experiment: Path, name: str | None, seed: int | None) -> tuple[Path, E
         opened = Experiment.open(experiment)
         return opened.trained(name, seed), opened
     if (name, seed) != (None, None):
-        raise InputError(f"{experiment}: a crosscoder already; leave out --crosscoder and --seed")
+        raise InputError(
+            f"{experiment}: this is already a crosscoder; leave out --crosscoder and --seed"
+        )
     around = experiment.absolute().parents
     if len(around) > 2 and part(around[2], "config").exists():
         return experiment, Experiment.open(around[2])
@@ -82,7 +87,8 @@ def _find(experiment: Path, name: str | None, seed: int | None) -> tuple[Path, E
     "--gate",
     type=click.Choice(["padded", "heads"]),
     default="padded",
-    help="Of one gate per feature: exact, by one more dimension; or each head by its own norm.",
+    help="For one gate per feature. padded: exact, with one more dimension; heads: each head "
+    "gated by its own norm.",
 )
 def llamascopium(output: Path, gate: str, **chosen: Any) -> None:
     """The Crosscoder folder of the paper's library."""
@@ -98,22 +104,24 @@ def llamascopium(output: Path, gate: str, **chosen: Any) -> None:
 
 @export.command()
 @_chosen
-@click.option("--step", type=int, help="The snapshot.")
-@click.option("--layer", type=int, help="Where there are several.")
-@click.option("--stream", help="Where there are several.")
+@click.option("--step", type=int, help="Training step of the snapshot.")
+@click.option("--layer", type=int, help="Layer, if there are several.")
+@click.option("--stream", help="Stream, if there are several.")
 @click.option(
-    "--alone", is_flag=True, help="An SAE of the snapshot by itself, fitted: an approximation."
+    "--alone", is_flag=True, help="Fit an SAE of this snapshot alone, which is an approximation."
 )
 def saelens(
     experiment: Path, output: Path, name: str | None, seed: int | None, alone: bool, **site: Any
 ) -> None:
-    """One snapshot's dictionary, as SAELens reads it."""
+    """One snapshot's dictionary, in the format of SAELens."""
     from ontogeny.crosscoder.model import Crosscoder
     from ontogeny.exchange import saelens
 
     folder, opened = _find(experiment, name, seed)
     if alone and opened is None:
-        raise InputError("--alone: needs the activations of an experiment; name its folder")
+        raise InputError(
+            "--alone: needs the activations of an experiment; give the experiment's folder"
+        )
     activations = opened.path("activations") if alone and opened else None
     model = opened.name if opened else ""
     trained = Crosscoder.load(folder)
@@ -128,8 +136,8 @@ def saelens(
 
 @export.command()
 @_chosen
-@click.option("--licence", help="Of the weights, as the hub names it, such as mit.")
-@click.option("--data-licence", help="Of a text that the project does not bring.")
+@click.option("--licence", help="Licence of the weights, by its name on the hub, such as mit.")
+@click.option("--data-licence", help="Licence of a text that does not come with the project.")
 def hub(output: Path, licence: str | None, data_licence: str | None, **chosen: Any) -> None:
     """A folder for the Hugging Face hub, with a filled model card."""
     from ontogeny.exchange import hub
@@ -143,10 +151,14 @@ def hub(output: Path, licence: str | None, data_licence: str | None, **chosen: A
 @click.argument("folder", type=FOLDER)
 @click.argument("output", type=FOLDER)
 @click.option("--steps", help="Training steps of the heads, in order, such as 0,1000,143000.")
-@click.option("--layer", type=int, help="Of all heads.")
-@click.option("--stream", help="Of all heads, such as residual.")
-@click.option("--threshold", type=float, help="Of a batchtopk one, for single tokens.")
-@click.option("--activations", type=FOLDER, help="Of an experiment that it is to be used on.")
+@click.option("--layer", type=int, help="Layer of all heads.")
+@click.option("--stream", help="Stream of all heads, such as residual.")
+@click.option(
+    "--threshold", type=float, help="Threshold for single tokens, if act_fn is batchtopk."
+)
+@click.option(
+    "--activations", type=FOLDER, help="Activations of the experiment in which it will be used."
+)
 def from_llamascopium(
     folder: Path, output: Path, steps: str | None, activations: Path | None, **options: Any
 ) -> None:
@@ -157,7 +169,7 @@ def from_llamascopium(
     try:
         numbers = [int(step) for step in steps.split(",")] if steps else None
     except ValueError:
-        raise InputError(f"--steps: {steps} is not numbers with commas between") from None
+        raise InputError(f"--steps: {steps} is not a list of numbers separated by commas") from None
     free(output)
     crosscoder = llamascopium.read(folder, numbers, **options)
     moved = 0.0
@@ -166,7 +178,7 @@ def from_llamascopium(
     crosscoder.save(output)
     print(output)
     if moved:
-        print(f"scaled as {activations} is: gates move by up to {moved:.2%}")
+        print(f"scaled like {activations}: gates move by up to {moved:.2%}")
     if not crosscoder.about.tokens:
         print(UNKNOWN)
 
@@ -175,7 +187,7 @@ def from_llamascopium(
 @click.argument("folder", type=FOLDER)
 @click.argument("output", type=FOLDER)
 def from_hub(folder: Path, output: Path) -> None:
-    """A folder that `export hub` wrote, downloaded."""
+    """A downloaded folder that `export hub` wrote."""
     from ontogeny.exchange import hub
 
     hub.read(folder, output)

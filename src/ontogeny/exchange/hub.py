@@ -71,7 +71,7 @@ def read(folder: Path, output: Path) -> None:
         ("token tables", table, places),
     ):
         if tuple(shape) != wanted:
-            raise InputError(f"{folder}: {what} are {tuple(shape)}, its config says {wanted}")
+            raise InputError(f"{folder}: {what} are {tuple(shape)}, but its config says {wanted}")
     _copy(folder, output)
 
 

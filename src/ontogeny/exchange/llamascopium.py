@@ -74,8 +74,8 @@ def write(trained: Crosscoder, output: Path, gate: str = "padded") -> None:
     free(output)
     if about.inputs != about.outputs:
         raise InputError(
-            "llamascopium's crosscoders read and write the same sites; this one does not, and can "
-            "only be exported as a hub folder, or a site at a time to SAELens"
+            "llamascopium's crosscoders read and write the same sites; this one does not, and "
+            "can only be exported as a hub folder, or one site at a time to SAELens"
         )
     function = plain(trained)
     E, W = function.E, function.W_dec.transpose(0, 1).clone()  # (N, D, F), (N, F, D)
@@ -153,7 +153,7 @@ def read(
     if act == "batchtopk" and threshold is None:
         raise InputError(
             f"{path}: act_fn batchtopk has no threshold for single tokens; give --threshold, the "
-            "least h·‖W_D‖ that it keeps in the mean over batches"
+            "least h·‖W_D‖ that it keeps, averaged over batches"
         )
     if threshold is not None and act != "batchtopk":
         raise InputError(f"--threshold: act_fn {act} has its own; leave it out")
@@ -186,7 +186,9 @@ def read(
         about = about_of(exported, path)
         sizes = (about.features, len(about.outputs), about.width)
         if sizes != (F, N, D) or not set(dead) <= set(range(F)):
-            raise InputError(f"{path}: 'ontogeny' is of another crosscoder; take it out")
+            raise InputError(
+                f"{path}: the entry 'ontogeny' belongs to another crosscoder; remove it"
+            )
         about = _as_it_is(about, KNOWN[act], padded, log_t)
         silent[dead] = int(about.settings["dead_after_rows"])
     else:
@@ -252,11 +254,11 @@ def _check(config: dict[str, Any], path: Path) -> None:
     if not isinstance(names, list) or not names or len(set(map(str, names))) < len(names):
         faults.append("hook_points must be a list of different names")
     if act not in KNOWN:
-        faults.append(f"act_fn {act!r} is not supported; known are {', '.join(KNOWN)}")
+        faults.append(f"act_fn {act!r} is not supported; supported are {', '.join(KNOWN)}")
     if norm not in ("dataset-wise", "inference"):
         faults.append(
-            f"norm_activation {norm!r} scales each token or batch by itself; known are "
-            "dataset-wise and inference"
+            f"norm_activation {norm!r} scales each token or batch separately; only dataset-wise "
+            "and inference are supported"
         )
     if not config.get("sparsity_include_decoder_norm", True):
         faults.append("sparsity_include_decoder_norm must be true for a crosscoder")
@@ -283,8 +285,8 @@ def _places(
     places = [place for name in names if (place := place_of(name)) is not None]
     if len(places) < len(names):
         raise InputError(
-            f"hook points {names[0]!r}, ... do not say what they are; give --steps (one a "
-            f"head, {len(names)} in order), --layer and --stream"
+            f"hook points {names[0]!r}, ... do not say which sites they are; give --steps (one "
+            f"per head, {len(names)} in order), --layer and --stream"
         )
     return places
 

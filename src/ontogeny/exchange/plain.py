@@ -95,7 +95,7 @@ def about_of(exported: dict[str, Any], path: Path) -> Description:
         int(about.settings["dead_after_rows"])
     except (TypeError, ValueError, KeyError) as error:
         raise InputError(
-            f"{path}: 'ontogeny' is of another version; take it out to import without "
+            f"{path}: the entry 'ontogeny' is of another version; remove it to import without it "
             f"({str(error)!r})"
         ) from None
     return replace(about, inputs=inputs, outputs=outputs)
@@ -114,7 +114,7 @@ def place_of(name: str) -> Place | None:
 
 
 def part(folder: Path, product: str) -> Path:
-    """A file of a crosscoder's own folder, wherever it lies, named as in an experiment."""
+    """A file of a crosscoder's folder, named as in an experiment."""
     return folder / Path(registry.products()[product].path).name
 
 
@@ -128,7 +128,7 @@ def read_config(path: Path, keys: list[str]) -> dict[str, Any]:
     try:
         config: dict[str, Any] = json.loads(path.read_text())
     except FileNotFoundError:
-        raise InputError(f"{path}: not there; name a folder of this format") from None
+        raise InputError(f"{path}: missing; name a folder of this format") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not JSON ({error})") from None
     missing = [key for key in keys if not isinstance(config, dict) or key not in config]
@@ -154,7 +154,7 @@ def read_tensors(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, to
         if tuple(tensors[name].shape) != shape:
             raise InputError(f"{path}: {name} is {tuple(tensors[name].shape)}, not {shape}")
         if not torch.isfinite(tensors[name]).all():
-            raise InputError(f"{path}: {name} is not finite everywhere")
+            raise InputError(f"{path}: {name} has values that are not finite")
         tensors[name] = tensors[name].float()
     return tensors
 
@@ -176,6 +176,6 @@ def write_folder(
 
 
 def free(output: Path) -> None:
-    """Raise InputError where something other than an empty folder stands in the output's place."""
+    """Raise InputError if the output exists and is not an empty folder."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{output}: there already; name another folder, or remove it")
+        raise InputError(f"{output}: exists already; name another folder, or remove it")

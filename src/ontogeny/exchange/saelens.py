@@ -157,11 +157,14 @@ def fitted(
     about, place = trained.about, Site(*trained.about.outputs[site])
     inputs = [Site(*each) for each in about.inputs]
     if place not in inputs:
-        raise InputError(f"{name_of(about.outputs[site])}: not an input; --alone cannot be had")
+        raise InputError(f"{name_of(about.outputs[site])}: not an input; --alone is not possible")
     own = inputs.index(place)
     train, held_out = Cached(activations, inputs), HeldOut(activations, inputs)
     if about.tokens and train.tokens != about.tokens:
-        raise InputError(f"{activations}: of other tokens than the crosscoder was trained on")
+        raise InputError(
+            f"{activations}: made from other tokens than the crosscoder's; name the experiment "
+            "that it was trained in"
+        )
     rows = min(FIT_ROWS, train.rows)
     D = about.width
     gram, cross = torch.zeros(D + 1, D + 1).double(), torch.zeros(D + 1, about.features).double()

@@ -1,4 +1,4 @@
-"""A crosscoder from elsewhere for activations that are here, which have constants of their own.
+"""Adapts an imported crosscoder to activations of this machine, whose constants differ.
 
 Analyses read activations times the constants of their files. With s and s' the constants that a
 crosscoder was made with and those of the files, and c = s/s' at a site, the same function of raw
@@ -37,15 +37,16 @@ def for_activations(trained: Crosscoder, activations: str | Path) -> tuple[Cross
     stacks = Stacks(activations, [Site(*place) for place in trained.about.inputs])
     if stacks.width != trained.about.width:
         raise InputError(
-            f"{activations}: of width {stacks.width}, the crosscoder of {trained.about.width}"
+            f"{activations}: width {stacks.width}, but the crosscoder has width "
+            f"{trained.about.width}; name the activations of another experiment"
         )
     found, moved = rescaled(trained, torch.from_numpy(stacks.scales), stacks.tokens)
     if moved > MOST:
         raise InputError(
-            f"{activations}: scaled otherwise than the crosscoder's by up to {moved:.0%} between "
-            f"sites, which moves its gates as far (at most {MOST:.0%}); set activations.scale of "
-            "that experiment to what the crosscoder was trained with (mean_norm in llamascopium), "
-            "or leave out --activations"
+            f"{activations}: the scale differs from the crosscoder's by up to {moved:.0%} between "
+            f"sites, which would move its gates as much (at most {MOST:.0%} is allowed); set "
+            "activations.scale of that experiment to the scale that the crosscoder was trained "
+            "with (mean_norm in llamascopium), or leave out --activations"
         )
     return found, moved
 

@@ -50,7 +50,7 @@ def token_means(
 
 
 def random_rows(crosscoder: Crosscoder, activations: Path, count: int, seed: int) -> np.ndarray:
-    """(count, N, D) random held-out rows as the dictionary sees them, less their mean."""
+    """(count, N, D) random held-out rows as the dictionary sees them, minus their mean."""
     sites = [Site(*site) for site in crosscoder.about.outputs]
     rows = HeldOut(activations, sites, crosscoder.scales_out.cpu().numpy())
     chosen = np.sort(np.random.default_rng(seed).choice(rows.rows, min(count, rows.rows), False))

@@ -201,8 +201,8 @@ class Store:
     def _damaged(self, error: Exception | str) -> InputError:
         why = " ".join(str(error).split())
         return InputError(
-            f"{self.path}: truncated or not a contexts file of this version; delete it to make it "
-            f"again ({why})"
+            f"{self.path}: truncated, or not a contexts file of this version; delete it to make "
+            f"it again ({why})"
         )
 
     def __len__(self) -> int:
@@ -222,8 +222,8 @@ class Store:
         number = int(np.searchsorted(self.features, feature))
         if number == len(self.features) or self.features[number] != feature:
             raise InputError(
-                f"{self.path}: feature {feature} is dead and has no contexts; choose a living one, "
-                "such as stand in features.parquet"
+                f"{self.path}: feature {feature} is dead and has no contexts; choose a living one "
+                "(features.parquet lists them)"
             )
         memory, stored = self._one
         dtype, kind = self._type

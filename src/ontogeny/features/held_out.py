@@ -31,8 +31,8 @@ def inputs_of(crosscoder: Crosscoder, activations: str | Path) -> HeldOut:
     inputs = HeldOut(activations, [Site(*site) for site in crosscoder.about.inputs], scales)
     if inputs.tokens != crosscoder.about.tokens:
         raise InputError(
-            f"{activations}: activations of other tokens than the crosscoder was trained on; "
-            "train it again"
+            f"{activations}: made from other tokens than the crosscoder was trained on; train it "
+            "again"
         )
     return inputs
 
@@ -96,7 +96,7 @@ def between_groups(sums: sparse.csr_array, sizes: np.ndarray) -> np.ndarray:
 def explained(f: sparse.csr_array, groups: np.ndarray) -> np.ndarray:
     """ε² of each feature's activation on a grouping, (F,): 1 − mean square within / in all.
 
-    η² corrected for chance: 0 in the mean where the groups tell nothing, however many there are.
+    η² corrected for chance: 0 on average if the groups explain nothing, however many there are.
     0 for a feature that does not vary.
     """
     N, G = len(groups), int(groups.max()) + 1

@@ -115,8 +115,8 @@ def _read(path: str | Path) -> pd.DataFrame:
     table = style.read(path, NEEDED)
     if len(table[["layer", "stream"]].drop_duplicates()) > 1:
         raise InputError(
-            f"{path}: several layers or streams; this figure shows the snapshots of one, "
-            "give it the primary crosscoder's table"
+            f"{path}: several layers or streams, but this figure shows the snapshots of one; use "
+            "the primary crosscoder's table"
         )
     return table
 

@@ -20,7 +20,7 @@ ONSET_BINS = 20
 def draw(features: Path, classes: Path, output: Path) -> None:
     """Lifetimes by class, onsets of the emergent features, and the classes' threshold sweep.
 
-    Transient features are drawn apart; 'kept' are those that still stand at the last snapshot.
+    Transient features are drawn separately; 'kept' are those still present at the last snapshot.
 
     Parameters
     ----------

@@ -94,7 +94,7 @@ def draw(
 
 
 def finding(table: pd.DataFrame) -> str:
-    """How far the final losses of the models lie apart."""
+    """The range of the models' final losses."""
     loss = table[table["panel"] == "loss"].sort_values("step").groupby("model")["value"].last()
     if len(loss) < 2:
         return ""

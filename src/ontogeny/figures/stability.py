@@ -1,4 +1,4 @@
-"""How many features come again in another seed, and whether alike (docs/method.md 8)."""
+"""How many features another seed finds again, and how similar they are (docs/method.md 8)."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def _cosines(axis: Axes, table: pd.DataFrame, threshold: float, known: dict[str,
 
 
 def _densities(axis: Axes, table: pd.DataFrame, threshold: float) -> None:
-    """Features that are never active on the held-out text stand at the left edge."""
+    """Features that are never active on the held-out text are drawn at the left edge."""
     positive = table.loc[table["density"] > 0, "density"]
     least = positive.min() if len(positive) else 1e-4
     density = table["density"].clip(lower=least / 2)

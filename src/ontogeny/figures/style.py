@@ -166,7 +166,7 @@ def by_class(living: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def by_match(living: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The features that come again in another seed, of which "when" may be said, and the rest."""
+    """The features found again in another seed, whose onsets can be trusted, and the rest."""
     return {"matched": living[living["matched"]], "unmatched": living[~living["matched"]]}
 
 
@@ -174,7 +174,7 @@ def matched_note(living: pd.DataFrame) -> str:
     """Which share of the living features is matched across seeds, in words."""
     count = len(living)
     if living["matched_cosine"].isna().all():
-        return f"{count:,} living features, one seed: not known which of them are stable"
+        return f"{count:,} living features, one seed: it is not known which of them are stable"
     matched = int(living["matched"].sum())
     return f"{matched:,} of {count:,} living features matched across seeds ({matched / count:.0%})"
 

@@ -1,4 +1,4 @@
-"""When each job of a run worked, out of the benchmark files that Snakemake leaves (docs/cost.md).
+"""When each job of a run was running, from Snakemake's benchmark files (docs/cost.md).
 
 They hold a job's seconds; it ended when its file was written.
 """
@@ -81,7 +81,7 @@ def lanes(table: pd.DataFrame) -> np.ndarray:
 
 
 def at_work(table: pd.DataFrame) -> dict[int, float]:
-    """Seconds in which so many jobs worked side by side, by their number."""
+    """Seconds during which a given number of jobs ran side by side, by that number."""
     ends = table["start"] + table["seconds"]
     times = np.r_[table["start"], ends]
     order = np.argsort(times, kind="stable")
@@ -108,8 +108,8 @@ def draw(benchmarks: Path, output: Path) -> str:
     total, spans = (table["start"] + table["seconds"]).max(), at_work(table)
     most = table.groupby("stage")["seconds"].sum()
     text = (
-        f"{len(table)} jobs in {total / 60:.1f} min; one job alone at work for "
-        f"{spans.get(1, 0.0) / 60:.1f} min; {most.idxmax()} takes longest"
+        f"{len(table)} jobs in {total / 60:.1f} min; for {spans.get(1, 0.0) / 60:.1f} min only "
+        f"one job was running; {most.idxmax()} took longest"
     )
     with style.paper():
         figure = style.new_figure(180, 25 + 4.2 * len(stages))

@@ -1,4 +1,4 @@
-"""How the language model learnt, before any feature is looked at (docs/method.md 5 and 8)."""
+"""How the language model learned, independent of any features (docs/method.md 5 and 8)."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def _out_of_place(losses: pd.DataFrame, phases: Path) -> pd.DataFrame:
 
 
 def _mark(axis: Axes, apart: pd.DataFrame) -> None:
-    """Ring the snapshots whose loss lies far outside their neighbours'."""
+    """Ring the snapshots whose loss is far from those of their neighbours."""
     if len(apart):
         axis.plot(
             apart["step"],
@@ -152,5 +152,5 @@ def _mark(axis: Axes, apart: pd.DataFrame) -> None:
             markersize=9,
             markerfacecolor="none",
             markeredgecolor=style.COLOURS["doubtful"],
-            label="out of place: may hold another step's weights",
+            label="unusual: may hold another step's weights",
         )

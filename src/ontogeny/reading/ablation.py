@@ -63,8 +63,8 @@ def ablate(
     there = [n for n, output in enumerate(found.outputs) if output.snapshot == step]
     if site is None and len(there) != 1:
         raise InputError(
-            f"the crosscoder writes {len(there)} sites of step {step}; choose a step of "
-            f"{found.steps}, and a number of Reading.trace.outputs as `site`"
+            f"the crosscoder has {len(there)} output sites at step {step}; choose a step from "
+            f"{found.steps}, and as `site` an index into Reading.trace.outputs"
         )
     n = there[0] if site is None else site
     output, device = found.outputs[n], crosscoder.W_dec.device

@@ -16,12 +16,25 @@ from ontogeny.console import on_device, threads
 @on_device
 @click.argument("text")
 @threads
-@click.option("--step", "steps", type=int, multiple=True, help="Snapshots whose features to show.")
-@click.option("--features", type=click.IntRange(1), help="Of a token; else what a line holds.")
-@click.option("--predictions", type=click.IntRange(0), default=3, help="Of what follows a token.")
-@click.option("--long", is_flag=True, help="Each feature on a line of its own, with its kind.")
-@click.option("--crosscoder", help="Its name; else the primary one.")
-@click.option("--csv", type=click.Path(path_type=Path, dir_okay=False), help="Write it all here.")
+@click.option(
+    "--step", "steps", type=int, multiple=True, help="Step of a snapshot whose features are shown."
+)
+@click.option(
+    "--features",
+    type=click.IntRange(1),
+    help="Number of features per token; default: as many as fit on a line.",
+)
+@click.option(
+    "--predictions",
+    type=click.IntRange(0),
+    default=3,
+    help="Number of likeliest next tokens per token.",
+)
+@click.option("--long", is_flag=True, help="Show each feature on a separate line, with its kind.")
+@click.option("--crosscoder", help="Name of the crosscoder; default: the primary one.")
+@click.option(
+    "--csv", type=click.Path(path_type=Path, dir_okay=False), help="Write everything to this file."
+)
 def read(
     experiment: Any,
     text: str,
@@ -30,9 +43,9 @@ def read(
     predictions: int,
     **wanted: Any,
 ) -> None:
-    """Show what every snapshot makes of TEXT: losses, features, and what it predicts.
+    """Show how every snapshot reads TEXT: its losses, features and predictions.
 
-    TEXT is - to read it from the standard input.
+    If TEXT is -, it is read from the standard input.
     """
     from ontogeny.files import write_table
     from ontogeny.reading import terminal

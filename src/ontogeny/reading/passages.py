@@ -71,24 +71,26 @@ def of_text(settings: Settings, tokens: Tokens, tokenizer: Path, text: str) -> P
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"the text is no valid Unicode ({error.reason}); write it anew") from None
+        raise InputError(
+            f"the text is not valid Unicode ({error.reason}); write it again"
+        ) from None
     encoding: Encoding = backend.encode(text, add_special_tokens=False)
     if not encoding.ids:
-        raise InputError("the text has no token; write at least one word")
+        raise InputError("the text has no tokens; write at least one word")
     _check_known(json.loads(backend.to_str())["model"], backend, encoding, text)
     start = opening(settings, tokens)
     room = tokens.context - len(start)
     if len(encoding.ids) > room:
         end = encoding.offsets[room - 1][1]
         raise InputError(
-            f"the text has {len(encoding.ids)} tokens, and a context holds {room}; shorten it, for "
-            f"example to its first {end} characters"
+            f"the text has {len(encoding.ids)} tokens, but a context holds only {room}; shorten "
+            f"it, for example to its first {end} characters"
         )
     return of_ids(settings, tokens, np.array(start + encoding.ids), len(start))
 
 
 def _check_known(model: dict[str, Any], backend: Tokenizer, encoding: Encoding, text: str) -> None:
-    """InputError where a part of the text became the token that stands for what is unknown."""
+    """InputError if a part of the text became the tokenizer's token for unknown text."""
     name = model.get("unk_token")
     unknown = model.get("unk_id") if name is None else backend.token_to_id(name)
     if unknown is None or unknown not in encoding.ids:

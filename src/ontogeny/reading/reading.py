@@ -58,7 +58,7 @@ class Reading:
 
     @cached_property
     def tokens(self) -> pd.DataFrame:
-        """One row for each token and snapshot: its loss, and what is likeliest to follow it."""
+        """One row for each token and snapshot: its loss, and the likeliest next tokens."""
         return tables.tokens(self.trace, self.texts, self.vocabulary).drop(columns="passage")
 
     @cached_property
@@ -123,8 +123,8 @@ def read(
     if gone:
         which = ", ".join(map(str, gone[:8])) + (" ..." if len(gone) > 8 else "")
         raise InputError(
-            f"{snapshots}: the snapshots of steps {which} have gone, and a feature is read from "
-            f"all; `ontogeny snapshot {snapshots.parent} {gone[0]}` brings one back"
+            f"{snapshots}: the snapshots of steps {which} were removed, but features are read "
+            f"from all snapshots; `ontogeny snapshot {snapshots.parent} {gone[0]}` restores one"
         )
     found = run(settings, crosscoder, snapshots, [passage], data.vocabulary, top)
     vocabulary = Vocabulary(read_tokens(tokenizer, data.vocabulary))

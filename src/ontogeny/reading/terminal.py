@@ -26,7 +26,7 @@ class Wanted(NamedTuple):
     ----------
     steps : snapshots whose predictions and features are shown; () for the last one alone.
     features, predictions : how many of a token; None for as many features as a line holds.
-    long : each feature on a line of its own, with its kind and activation.
+    long : each feature on a separate line, with its kind and activation.
     """
 
     steps: tuple[int, ...] = ()
@@ -75,7 +75,9 @@ def _shown(steps: Sequence[int], also: Sequence[int]) -> list[int]:
     absent = [step for step in also if step not in steps]
     if absent:
         there = ", ".join(map(str, steps))
-        raise InputError(f"--step {absent[0]}: no snapshot is of that step; there are {there}")
+        raise InputError(
+            f"--step {absent[0]}: there is no snapshot of that step; choose from {there}"
+        )
     places = np.linspace(0, len(steps) - 1, min(LOSSES, len(steps))).round().astype(int)
     return sorted({*(steps[i] for i in places), *also})
 
@@ -87,7 +89,7 @@ def _heading(shown: Sequence[int], at: Sequence[int], column: int) -> Iterator[L
 
 
 def _token(text: str) -> str:
-    """A token as it stands in a column: every character shows, and a long one is cut."""
+    """A token as it is shown in a column: every character is visible, and long tokens are cut."""
     shown = visible(text).replace(" ", "␣")
     if cells(shown) <= LONGEST:
         return shown
@@ -147,7 +149,7 @@ def _short(record: dict[str, Any], since: int | None) -> str:
 
 def _full(record: dict[str, Any], since: int | None) -> str:
     """The same with the kind, the activation, and the site."""
-    there = "fallen below half" if since is None else f"since step {since}"
+    there = "below half by now" if since is None else f"since step {since}"
     size = f"{record['contribution']:>5.2f}  f {record['activation']:>5.2f}"
     site = f"{record['stream']}.{record['layer']}"
     name = f"“{record['name']}”" if record["name"] else ""
@@ -162,8 +164,8 @@ def _kind(record: dict[str, Any]) -> str:
 
 def _legend() -> list[Line]:
     text = (
-        "features at the last step shown: “name” or kind, #number, size of its contribution (a row "
-        "of activations has the mean size √d), @ the step since which that is at least half of its "
-        "largest on this token, ↓ where it is less by then"
+        "features at the last step shown: “name” or kind, #number, size of the contribution "
+        "(rows of activations have the mean size √d), @ the step since which the contribution is "
+        "at least half of its largest on this token, ↓ if it is below half again by then"
     )
     return [Line([]), Line([Piece(text)], 0)]

@@ -142,6 +142,6 @@ def _check_ids(model: Any, ids: torch.Tensor, step: int) -> None:
     known = int(model.get_input_embeddings().weight.shape[0])
     if int(ids.max()) >= known:
         raise InputError(
-            f"the text holds the token {int(ids.max())}, and the model of step {step} has rows for "
-            f"{known}; leave that token out"
+            f"the text contains the token {int(ids.max())}, but the embedding of step {step} has "
+            f"only {known} rows; leave that token out"
         )

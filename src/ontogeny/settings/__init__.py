@@ -1,7 +1,7 @@
 """The experiment's settings: one typed schema that validates and documents every key.
 
 `load` turns a YAML mapping into `Settings` or raises `SettingsError`, one line per fault, each
-naming the key and the mend. Nothing here imports torch, so that the Snakefile parses fast.
+that names the key and the correction. Nothing here imports torch, so the Snakefile parses fast.
 
     base.py        what every section is
     text.py        the keys of the corpus: type, default, description

@@ -55,7 +55,8 @@ def as_number(value: Any, kind: Any) -> Any:
 
 
 def _number(value: Any, whole: bool) -> Any:
-    """Text that is a number, or a float that is a whole one, as what is wanted; else the value."""
+    """Text that is a number, or a float that is whole, as the required type; otherwise the
+    value."""
     if isinstance(value, str) and NUMBER.fullmatch(value.strip()):
         exact = Decimal(value.strip().replace("_", ""))
         if not whole:
@@ -96,7 +97,7 @@ class AnalysisSection(Section):
 
     Attributes
     ----------
-    key : where it stands in the configuration: the analysis's name.
+    key : its key in the configuration: the analysis's name.
     """
 
     key: ClassVar[str]

@@ -34,11 +34,15 @@ class Settings(Section):
         ..., pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Folder under results/."
     )
     device: str = Field(
-        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N."
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="Device to compute on: auto, cpu, cuda or cuda:N.",
     )
     corpus: Corpus = Field(Corpus(wheels=Wheels()), description="Text and tokenizer.")
     snapshots: Snapshots = Field(..., description="The language model's snapshots.")
-    activations: Activations = Field(..., description="What is read from it.")
+    activations: Activations = Field(
+        ..., description="Activations: what is read from the snapshots."
+    )
     basis: Basis = Field(Basis(), description="The principal subspace.")
     crosscoders: dict[str, Crosscoder] = Field(
         ..., min_length=1, description="Dictionaries to train, by name."
@@ -46,17 +50,18 @@ class Settings(Section):
     primary: str = Field(..., description="The crosscoder that the feature figures show.")
     analyses: list[str] = Field(
         ["dimensionality", "kinds", "contexts", "names"],
-        description="Analyses to run beside the histories and phases; each is also a target.",
+        description="Analyses to run in addition to the histories and the phases. Each is also "
+        "a target.",
     )
     analysis: Analysis = Field(Analysis(), description="Thresholds of the tables.")
-    storage: Storage = Field(Storage(), description="Where large and shared files lie.")
+    storage: Storage = Field(Storage(), description="Where large and shared files are kept.")
     replicates: dict[str, dict[str, Any]] = Field(
         {},
-        description="The experiment again, with other models: by name, the keys that differ, such "
-        "as snapshots.pretrain.seed (crosscoders.PRIMARY.KEY for the primary crosscoder's). Each "
-        "is trained and analysed alike (without random directions) under "
-        "results/NAME.REPLICATE by the targets `replicates` and `controls`. A list of seeds makes "
-        "one replicate for each.",
+        description="Variants of the experiment with other models: for each, by name, the keys "
+        "that differ, such as snapshots.pretrain.seed (for the primary crosscoder's "
+        "keys, crosscoders.PRIMARY.KEY). The targets `replicates` and `controls` "
+        "train and analyse each in the same way (without random directions) under "
+        "results/NAME.REPLICATE. A list of seeds makes one replicate per seed.",
     )
 
     @field_validator("replicates", mode="after")
@@ -119,7 +124,7 @@ class Settings(Section):
         Raises
         ------
         ValidationError : of pydantic, of a key that is none or a value that it cannot have.
-        SettingsError : a key of what is no section.
+        SettingsError : a key of something that is not a section.
         """
         given = self.model_dump(mode="json", exclude_unset=True)
         analyses = registry.all_analyses()
@@ -154,7 +159,7 @@ class Settings(Section):
 
 @cache
 def whole() -> type[Settings]:
-    """`Settings` with a section for each analysis that has keys of its own."""
+    """`Settings` with a section for each analysis that has keys."""
     sections: dict[str, Any] = {}
     for name, analysis in registry.all_analyses().items():
         kind = analysis.section
@@ -169,7 +174,7 @@ def whole() -> type[Settings]:
 
 
 def __getattr__(name: str) -> Any:
-    """`WholeSettings`, for processes that are handed settings pickled."""
+    """`WholeSettings`, for processes that receive pickled settings."""
     if name == "WholeSettings":
         return whole()
     raise AttributeError(name)

@@ -1,4 +1,4 @@
-"""Combinations of keys that are impossible, a line each: the key, what is wrong, the mend."""
+"""Impossible combinations of keys, one line each: the key, what is wrong, and the correction."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ontogeny.settings.text import TEXT_SOURCES
 
 
 def faults(s: Settings) -> Iterator[str]:
-    """Yield a line for each impossible combination, with the key and the mend.
+    """Yield a line for each impossible combination, with the key and the correction.
 
     What depends on a model that is not trained here is checked once its shape is known
     (preflight.py).
@@ -36,9 +36,9 @@ def faults(s: Settings) -> Iterator[str]:
     a, steps = s.activations, s.snapshots.steps
     if steps == "all":
         if s.snapshots.local is None:
-            yield "snapshots.steps: 'all' is for snapshots.local alone; list the steps"
+            yield "snapshots.steps: 'all' works only with snapshots.local; list the steps"
     elif not steps:
-        yield "snapshots.steps: the list is empty; name the steps to look at"
+        yield "snapshots.steps: the list is empty; list the steps to read"
     elif list(steps) != sorted(set(steps)):
         yield "snapshots.steps: steps must ascend without repeats; sort the list"
     elif steps[0] < 0:
@@ -48,14 +48,14 @@ def faults(s: Settings) -> Iterator[str]:
     local = s.snapshots.local
     if local is not None and isinstance(local.folders, str) and "{step" not in local.folders:
         yield (
-            f"snapshots.local.folders: {local.folders} has no {{step}}; put it where the step "
-            "stands in the folders' names, or list the folders"
+            f"snapshots.local.folders: {local.folders} has no {{step}}; put it where the folders' "
+            "names have the step, or list the folders"
         )
     hub = s.snapshots.hub
     if hub is not None and hub.revision is not None and "{step" not in hub.revision:
         yield (
-            f"snapshots.hub.revision: {hub.revision} has no {{step}}; put it where the step stands "
-            "in the revisions' names"
+            f"snapshots.hub.revision: {hub.revision} has no {{step}}; put it where the revisions' "
+            "names have the step"
         )
     if s.analysis.absence > s.analysis.presence:
         yield (
@@ -67,9 +67,12 @@ def faults(s: Settings) -> Iterator[str]:
     if min(a.layers) < 0:
         yield f"activations.layers: layer {min(a.layers)} is negative; count from 0"
     if a.mode == "streamed" and a.budget is not None:
-        yield "activations.budget: is for mode: cached; remove it"
+        yield "activations.budget: applies only to mode: cached; remove it"
     if s.replicates and s.snapshots.pretrain is None:
-        yield "replicates: only models that are trained here (snapshots.pretrain) have any; remove"
+        yield (
+            "replicates: possible only for models that are trained here (snapshots.pretrain); "
+            "remove"
+        )
     elif s.replicates:
         yield from _replicate_faults(s)
     if s.primary not in s.crosscoders:
@@ -78,7 +81,7 @@ def faults(s: Settings) -> Iterator[str]:
     for name, c in s.crosscoders.items():
         key = f"crosscoders.{name}"
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-            yield f"{key}: names a folder; use letters, digits, _ and - alone"
+            yield f"{key}: this name becomes a folder; use only letters, digits, _ and -"
         for end, sites in (("inputs", c.inputs), ("outputs", c.outputs)):
             if sites is None:
                 continue
@@ -93,13 +96,19 @@ def faults(s: Settings) -> Iterator[str]:
                     yield f"{key}.{end}.{field}: {absent[0]} is not in {where}; add it there"
         yield from _unused(key, c)
         if c.basis != "full" and c.outputs is not None:
-            yield f"{key}.outputs: other outputs than inputs need basis: full; set it"
+            yield f"{key}.outputs: outputs that differ from the inputs need basis: full; set it"
         if c.token_table and c.outputs not in (None, c.inputs):
-            yield f"{key}.token_table: needs outputs that are the inputs; remove one of the two"
+            yield (
+                f"{key}.token_table: needs outputs equal to the inputs; remove token_table or "
+                "outputs"
+            )
         if c.gate == "snapshot" and c.basis == "principal":
             yield f"{key}.gate: a gate per snapshot needs basis: hybrid or full; set it"
         if c.activation == "relu" and c.basis == "principal":
-            yield f"{key}.basis: relu's L1 sees each site's norm; set basis: hybrid or full"
+            yield (
+                f"{key}.basis: the L1 penalty of relu needs each site's norm; set basis: hybrid "
+                "or full"
+            )
         if c.gate == "snapshot" and c.activation == "relu":
             yield f"{key}.gate: relu has no gate per snapshot; set gate: feature"
         if c.activation == "batch_topk" and max(c.k, c.k_start or 0) > c.features:
@@ -109,7 +118,7 @@ def faults(s: Settings) -> Iterator[str]:
                 "features"
             )
         if c.k_start is not None and c.k_start < c.k:
-            yield f"{key}.k_start: {c.k_start} is below k, {c.k}, to which it falls; raise it"
+            yield f"{key}.k_start: {c.k_start} is below k, {c.k}, and k can only fall; raise it"
         if c.l0 is not None and c.l0 > c.features:
             yield f"{key}.l0: {c.l0:g} exceeds the {c.features} features; lower it"
         if c.aux > c.features:
@@ -173,7 +182,7 @@ def _unused(key: str, c: Crosscoder) -> Iterator[str]:
     for name, activation in ONLY.items():
         # A refit under batch_topk gives each stretch of training features of its own.
         if c.activation != activation and getattr(c, name) != type(c).model_fields[name].default:
-            yield f"{key}.{name}: is for activation: {activation}; remove it"
+            yield f"{key}.{name}: applies only to activation: {activation}; remove it"
     if c.scale != "residual" and not c.token_table:
         yield f"{key}.scale: applies only with token_table: true; set that, or remove it"
     if c.activation == "batch_topk" and c.gate == "snapshot" and c.aux_features:
@@ -184,29 +193,29 @@ def _device_faults(s: Settings, key: str, c: Crosscoder) -> Iterator[str]:
     """Lines for a training that several processes cannot share."""
     if c.features % c.devices:
         yield (
-            f"{key}.devices: {c.devices} do not divide the {c.features} features; choose a number "
-            "that does"
+            f"{key}.devices: {c.devices} does not divide the {c.features} features; choose a "
+            "number that does"
         )
     if s.activations.mode == "streamed":
         yield (
-            f"{key}.devices: rows that are streamed would be computed on each of them; set 1, or "
+            f"{key}.devices: each device would have to compute all streamed rows; set 1, or "
             "activations.mode: cached"
         )
     if ":" in s.device:
-        yield f"device: {s.device} is one GPU, {key}.devices are {c.devices}; set device: cuda"
+        yield f"device: {s.device} is one GPU, but {key}.devices is {c.devices}; set device: cuda"
 
 
 def _analysis_faults(s: Settings) -> Iterator[str]:
-    """Lines for analyses that are not there or cannot be, and what they say of their own keys."""
+    """Lines for analyses that do not exist or cannot run, and for faults in their own keys."""
     known = registry.all_analyses()
     for name in s.analyses:
         if name not in known:
-            yield f"analyses: there is no {name}; use some of {list(known)}"
+            yield f"analyses: there is no analysis {name}; choose from {list(known)}"
             return
         if known[name].optional and getattr(s, name) is None:
             yield f"analyses: {name} needs the section {name}; add it, or remove it from the list"
     if len(set(s.analyses)) < len(s.analyses):
-        yield "analyses: one stands there twice; remove it"
+        yield "analyses: one is listed twice; remove it"
     if s.primary not in s.crosscoders:
         return
     for analysis in known.values():
@@ -224,7 +233,10 @@ def _replicate_faults(s: Settings) -> Iterator[str]:
     for name in s.replicates:
         key = f"replicates.{name}"
         if not re.fullmatch(r"[a-z][a-z0-9]*", name):
-            yield f"{key}: names a folder and rules; use lower-case letters and digits alone"
+            yield (
+                f"{key}: this name becomes a folder and part of rules' names; use only lower-case "
+                "letters and digits"
+            )
         try:
             own = s.replicate(name)
         except SettingsError as error:
@@ -233,13 +245,13 @@ def _replicate_faults(s: Settings) -> Iterator[str]:
         except ValidationError as error:
             for e in error.errors():
                 where = ".".join(map(str, e["loc"]))
-                mend = "no such key" if e["type"] == "extra_forbidden" else "no value of it"
+                mend = "no such key" if e["type"] == "extra_forbidden" else "not a valid value"
                 yield f"{key}.{where}: {mend}; correct it (schemas/config.schema.json)"
             continue
         if own.corpus != s.corpus:
             yield (
-                f"{key}: changes corpus; replicates read the same text, so that their features can "
-                "be matched: write another experiment"
+                f"{key}: changes corpus, but replicates must read the same text for their "
+                "features to be matched; write a separate experiment"
             )
         for fault in faults(own):
             if fault not in known_faults:
@@ -256,7 +268,7 @@ def _one_of(key: str, section: Section, names: tuple[str, ...]) -> Iterator[str]
     given = [name for name in names if getattr(section, name) is not None]
     if len(given) != 1:
         found = " and ".join(given) if given else "none"
-        yield f"{key}: one of {', '.join(names)} is needed, {found} given; keep one"
+        yield f"{key}: exactly one of {', '.join(names)} is needed, but {found} given; keep one"
 
 
 def _pretrain_faults(s: Settings, p: Pretrain) -> Iterator[str]:
@@ -269,14 +281,14 @@ def _pretrain_faults(s: Settings, p: Pretrain) -> Iterator[str]:
     if turning < 2 or turning % 2:
         yield (
             f"snapshots.pretrain.rotary_share: {p.rotary_share} of a head's width of "
-            f"{p.width // p.heads} is {turning}; rotary positions need an even part, 2 at least: "
-            "choose another share, or fewer heads"
+            f"{p.width // p.heads} is {turning}, but rotary positions need an even number, at "
+            "least 2; choose another share, or fewer heads"
         )
     late = [] if s.snapshots.steps == "all" else [t for t in s.snapshots.steps if t > p.steps]
     if late:
         yield (
-            f"snapshots.steps: step {late[0]} lies beyond the training's {p.steps} steps; "
-            "remove it or raise snapshots.pretrain.steps"
+            f"snapshots.steps: step {late[0]} is beyond the training's {p.steps} steps; remove it "
+            "or raise snapshots.pretrain.steps"
         )
     if p.warmup_steps > p.steps:
         yield (
@@ -292,8 +304,14 @@ def _pretrain_faults(s: Settings, p: Pretrain) -> Iterator[str]:
     for name in {"bos", "padding"} & set(s.activations.leave_out):
         yield f"activations.leave_out: a model that is trained here has no {name} token; remove it"
     if s.corpus.bos:
-        yield "corpus.bos: a model that is trained here has no token that begins a text; remove it"
+        yield (
+            "corpus.bos: a model that is trained here has no token for the beginning of a text; "
+            "remove this key"
+        )
     if s.corpus.tokens is not None:
-        yield "corpus.tokens: a model that is trained here has no tokenizer yet; give it text"
+        yield "corpus.tokens: a model that is trained here has no tokenizer yet; use text instead"
     if s.corpus.dataset is not None and s.corpus.pretrain_blocks is None:
-        yield "corpus.pretrain_blocks: missing; a streamed dataset has no known end: set it"
+        yield (
+            "corpus.pretrain_blocks: missing; set it, since the length of a streamed dataset is "
+            "not known"
+        )

@@ -17,7 +17,7 @@ from ontogeny.settings.sections import Crosscoder, Sites
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which no key stands twice: the format's readers take the last and say nothing."""
+    """YAML in which no key occurs twice: ordinary readers silently keep the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """A mapping's keys and values."""
@@ -28,7 +28,7 @@ class _Loader(yaml.SafeLoader):
             line = key.start_mark.line + 1
             if key.value in lines:
                 raise SettingsError(
-                    f"{key.value}: stands twice in {key.start_mark.name}, in lines "
+                    f"{key.value}: occurs twice in {key.start_mark.name}, in lines "
                     f"{lines[key.value]} and {line}; remove one"
                 )
             lines[key.value] = line
@@ -62,7 +62,7 @@ def load(source: str | Path | dict[str, Any]) -> Settings:
 
     Raises
     ------
-    SettingsError : one line per fault, naming the key, what was given and the mend.
+    SettingsError : one line per fault, with the key, the given value and the correction.
     """
     mapping: Any = source if isinstance(source, dict) else read(source)
     if not isinstance(mapping, dict):
@@ -91,7 +91,7 @@ def _key(error: Any) -> str:
 
 
 def _line(error: Any) -> str:
-    """One pydantic fault as one line: key, what is wrong, the mend."""
+    """One pydantic fault as one line: the key, what is wrong, and the correction."""
     if isinstance(error.get("ctx", {}).get("error"), SettingsError):
         return str(error["ctx"]["error"])
     key = _key(error)

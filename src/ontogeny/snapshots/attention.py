@@ -36,7 +36,7 @@ class Heads:
 
 
 def find(model: nn.Module, layer: int) -> Heads | str:
-    """The heads of a layer, or the reason why they cannot be told apart."""
+    """The heads of a layer, or the reason why they cannot be separated."""
     config = cast(Any, model).config.get_text_config()
     count, d = int(getattr(config, "num_attention_heads", 0) or 0), structure.width(model)
     if not count:

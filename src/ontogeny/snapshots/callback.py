@@ -48,8 +48,8 @@ def log_spaced(last: int, count: int = 32) -> list[int]:
     """
     if last < 1 or count < 2:
         raise InputError(
-            f"snapshots: {count} of {last} steps are asked for; a run has at least 1 step, and at "
-            "least 2 snapshots are needed"
+            f"snapshots: {count} snapshots of {last} steps are not possible; a run needs at least "
+            "1 step and at least 2 snapshots"
         )
     steps = [0]
     for left in range(count - 2, 0, -1):
@@ -67,8 +67,8 @@ class Snapshots:
 
     Parameters
     ----------
-    folder : where the snapshots go, one folder step{N} each. A run that begins anew is refused a
-        folder that holds another run's; one that resumes goes on there.
+    folder : where the snapshots go, one folder step{N} each. A run that starts again is refused a
+        folder that holds another run's; a run that resumes continues there.
     steps : training steps to save, such as `log_spaced(20_000)`, or those of `PAPER`.
     tokenizer : saved beside each model, if it is given.
     """
@@ -92,7 +92,7 @@ class Snapshots:
         Returns
         -------
         The snapshot's folder; None where nothing was saved. A snapshot that cannot be written, as
-        on a full disk, is a warning: the training goes on.
+        on a full disk, is a warning: the training continues.
         """
         if step not in self.steps or not _first_process():
             return None
@@ -200,7 +200,7 @@ def _only_model(of: torch.nn.Module) -> torch.nn.Module:
     found = [child for child in of.children() if isinstance(_inside(child), PreTrainedModel)]
     if len(found) != 1:
         raise InputError(
-            f"{type(of).__name__}: holds {len(found)} Hugging Face models; name one: "
+            f"{type(of).__name__}: has {len(found)} Hugging Face models; choose one: "
             "lightning_callback(..., model=lambda module: module.net)"
         )
     return found[0]
@@ -221,14 +221,14 @@ def _unwrap(model: Any, sharded: bool) -> Any:
     inner = _inside(model)
     if not isinstance(inner, PreTrainedModel):
         raise InputError(
-            f"{type(inner).__name__}: is no Hugging Face model; hand over the one inside it, or "
-            "save config.json and model.safetensors yourself"
+            f"{type(inner).__name__}: not a Hugging Face model; pass the one inside it, or save "
+            "config.json and model.safetensors yourself"
         )
     parts = any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in inner.parameters())
     if not sharded and (parts or any("FullySharded" in type(m).__name__ for m in model.modules())):
         raise InputError(
             "snapshots: the model's parameters are sharded over processes; gather its state dict "
-            "and hand it over: snapshots(step, model, state=...)"
+            "and pass it: snapshots(step, model, state=...)"
         )
     return inner
 

@@ -1,4 +1,4 @@
-"""Passages that stand twice: the text that teaches induction, and the measures of it."""
+"""Passages that occur twice: the text that teaches induction, and the measures of copying."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch.nn.functional import cross_entropy
 def double_passages(
     blocks: np.ndarray, share: float, distance: str, rng: np.random.Generator
 ) -> np.ndarray:
-    """Make a passage stand twice in a random share of the blocks.
+    """Put a passage twice into a random share of the blocks.
 
     Parameters
     ----------
     blocks : (B, context) token ids; not changed.
     share : probability of a block to be doubled.
-    distance : 'half', where the passage is half a block and the copies always lie as far apart,
+    distance : 'half', where the passage is half a block and the copies are always that far apart,
         or 'varied', where it has 1/8 to 1/2 of a block's length and a random place, so that no
         fixed distance finds the first copy.
     """

@@ -88,7 +88,7 @@ def folder(sizes: Sizes, kind: str) -> tuple[float, bool]:
 
 
 def snapshot(sizes: Sizes, size: float) -> Job:
-    """Bringing one snapshot of so many bytes into the experiment."""
+    """The cost of bringing one snapshot of this many bytes into the experiment."""
     source = sizes.settings.snapshots
     fetched = size if source.hub is not None else 0.0
     work = Work(fetched=fetched, read=size - fetched, written=size, starts=0.5)

@@ -1,8 +1,8 @@
-"""Files of a repository on the Hugging Face hub into huggingface_hub's cache, whatever happens.
+"""Download files of a repository on the Hugging Face hub into huggingface_hub's cache, robustly.
 
-Broken connections and busy servers are tried again, a body that was cut goes on where it ended,
+Broken connections and busy servers are tried again, an interrupted body continues where it ended,
 and digests are verified. huggingface_hub keeps the cache, the token and the protocol; plain HTTP
-bodies are read here because it begins a file anew when its process was killed.
+bodies are read here because huggingface_hub starts a file again if its process was killed.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _as_a_hub(url: str) -> Iterator[None]:
     except errors.HFValidationError:
         raise
     except (ValueError, LookupError, TypeError):
-        raise httpx2.RemoteProtocolError(f"{url} answers otherwise than a hub") from None
+        raise httpx2.RemoteProtocolError(f"{url} does not answer like a hub") from None
 
 
 def names_of(repository: str) -> list[str]:
@@ -235,8 +235,8 @@ def _download(hub: Hub, commit: str, name: str, file: File, advance: Callable[[i
     free = shutil.disk_usage(home).free
     if file.size > free:
         raise InputError(
-            f"{home}: {name} needs {file.size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; make "
-            "room or set HF_HUB_CACHE to a larger disk"
+            f"{home}: {name} needs {file.size / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are "
+            "free; make room or set HF_HUB_CACHE to a larger disk"
         )
     blob = home / "blobs" / etag
     by_xet = head.xet_file_data is not None and not constants.HF_HUB_DISABLE_XET

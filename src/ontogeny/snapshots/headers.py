@@ -1,7 +1,7 @@
-"""The headers of safetensors files: which tensors they hold, and where each one's bytes lie.
+"""The headers of safetensors files: which tensors they hold, and where each one's bytes are.
 
-A header tells names, types and shapes of a file of any size without reading its tensors. That is
-enough to find a file that was cut, to compare two checkpoints, and to rename tensors.
+A header gives the names, types and shapes in a file of any size without reading its tensors. That
+is enough to find a file that was cut, to compare two checkpoints, and to rename tensors.
 """
 
 from __future__ import annotations

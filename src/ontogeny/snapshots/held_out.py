@@ -47,7 +47,7 @@ def check_ids(model: Any, text: Tokens, step: int) -> None:
                 block, place = np.argwhere(blocks >= rows)[0]
                 raise InputError(
                     f"{text.path}: block {start + block} ({name}), token {place} is the id "
-                    f"{blocks[block, place]}, and the model of step {step} has {rows} rows; leave "
-                    "that token out of the text, or give the tokenizer that the model was trained "
-                    "with"
+                    f"{blocks[block, place]}, but the embedding of step {step} has only {rows} "
+                    "rows; leave that token out of the text, or use the tokenizer that the model "
+                    "was trained with"
                 )

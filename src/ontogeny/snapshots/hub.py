@@ -1,7 +1,7 @@
 """Snapshots that are revisions of a repository of the Hugging Face hub.
 
-What is wanted of a repository, and what is made of it; download.py gets the files. HF_HOME,
-HF_HUB_CACHE, HF_ENDPOINT, HF_HUB_OFFLINE and HF_TOKEN mean what they mean elsewhere:
+Which files of a repository are needed, and what is made of them; download.py gets the files.
+HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_HUB_OFFLINE and HF_TOKEN mean what they mean elsewhere:
 huggingface_hub reads them when it is imported, so import this module only where a hub is used.
 """
 
@@ -53,7 +53,7 @@ def repository_names(hub: Hub) -> list[str]:
 
 
 def faults(hub: Hub, steps: list[int]) -> list[str]:
-    """What is known to keep these steps from being fetched, one line each with the mend.
+    """What is known to prevent these steps from being fetched, one line each with the correction.
 
     The hub is asked once, and briefly; where it cannot be reached, the preset's steps are what is
     known.
@@ -193,8 +193,8 @@ def _pattern(hub: Hub) -> str:
         pattern.format(step=0)
     except (LookupError, ValueError, AttributeError, TypeError):
         raise InputError(
-            f"snapshots.hub.revision: {pattern} is no pattern; {{step}} or {{step:03d}} alone may "
-            "stand in braces"
+            f"snapshots.hub.revision: {pattern} is not a pattern; only {{step}}, or for example "
+            "{{step:03d}}, may be in braces"
         ) from None
     return pattern
 
@@ -251,7 +251,7 @@ def _explained(
 
 
 def _problem(error: Exception, hub: Hub, step: int | None, revision: str, key: str) -> str:
-    """One of the hub's errors as one line with the mend."""
+    """One of the hub's errors as one line with the correction."""
     name = key if key.endswith("tokenizer") else f"{key}.repository"
     at = f"{hub.repository} at {revision}" if revision else hub.repository
     if isinstance(error, errors.GatedRepoError):
@@ -282,8 +282,8 @@ def _problem(error: Exception, hub: Hub, step: int | None, revision: str, key: s
         return f"{name}: {constants.ENDPOINT} refuses the token; renew HF_TOKEN"
     why = one_line(error.__cause__ or error, 200)
     return (
-        f"{key}: {at} cannot be had from {constants.ENDPOINT} ({why}); run again to go on, "
-        "or see to the network"
+        f"{key}: cannot download {at} from {constants.ENDPOINT} ({why}); run again to continue, "
+        "or check the network"
     )
 
 

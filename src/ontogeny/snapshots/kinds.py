@@ -1,4 +1,4 @@
-"""What lies in a folder that is no snapshot, and what makes one of it: shards, adapters, others."""
+"""Folders that are not snapshots but can be made into one: shards, adapters and others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def is_adapter(names: Collection[str]) -> bool:
 
 
 def otherwise(where: str, names: Collection[str]) -> str | None:
-    """What weights of another kind lie in a folder, and the way to a snapshot; None if none do.
+    """Which weights of another kind a folder has, and how to make a snapshot; None if it has none.
 
     Parameters
     ----------
@@ -56,6 +56,6 @@ OTHERS = (
     ("model_optim_rng.pt", "a checkpoint of Megatron", "convert it to Hugging Face format first"),
     (".gguf", "a quantised GGUF file", "name the model that it was made from"),
     ("consolidated.00.pth", "weights in Meta's format", "convert them to Hugging Face format"),
-    ("flax_model.msgpack", "weights of Flax alone", SAVE),
-    ("tf_model.h5", "weights of TensorFlow alone", SAVE),
+    ("flax_model.msgpack", "only Flax weights", SAVE),
+    ("tf_model.h5", "only TensorFlow weights", SAVE),
 )

@@ -27,7 +27,7 @@ Listing = dict[str, download.File]
 
 
 def compared(chosen: Hub, steps: list[int], results: str | Path) -> tuple[list[str], list[str]]:
-    """What differs between revisions that has to be equal, and what is equal that should differ.
+    """Differences between revisions that must be equal, and equalities of what should differ.
 
     Faults and doubts, a line each; none where the hub cannot be reached.
 

@@ -37,7 +37,7 @@ TOKENIZER_SETTINGS = (
 
 
 def unreadable_tokenizer(where: str, names: Collection[str]) -> str | None:
-    """Why a tokenizer of these files cannot be read here, and the mend; None where it can.
+    """Why a tokenizer of these files cannot be read here, and the correction; None if it can.
 
     SentencePiece's and tiktoken's files need their own libraries; a tokenizer.json needs none.
     """
@@ -53,7 +53,7 @@ def unreadable_tokenizer(where: str, names: Collection[str]) -> str | None:
     if all(_installed(module) for module in needed):
         return None
     return (
-        f"{where} has {file} ({kind}) and no tokenizer.json; make one in an environment with `pip "
+        f"{where} has {file} ({kind}) but no tokenizer.json; make one in an environment with `pip "
         f'install transformers {packages}`: `python -c "from transformers import AutoTokenizer; '
         f"AutoTokenizer.from_pretrained('{where}').save_pretrained('tokenizer')\"`, and name its "
         "folder"
@@ -100,8 +100,8 @@ def folders(local: Local) -> dict[int, Path]:
         step = int(match["step"])
         if step in by_step:
             raise InputError(
-                f"snapshots.local.folders: {by_step[step]} and {name} are both step {step}; narrow "
-                "the pattern"
+                f"snapshots.local.folders: {by_step[step]} and {name} are both step {step}; make "
+                "the pattern more specific"
             )
         by_step[step] = Path(name)
     return dict(sorted(by_step.items()))
@@ -127,8 +127,8 @@ def resolve_steps(local: Local) -> list[int]:
     steps = all_steps(local)
     if not steps:
         raise InputError(
-            f"snapshots.local.folders: no folder fits {local.where} (from {Path.cwd()}); correct "
-            "it, or make the checkpoints first"
+            f"snapshots.local.folders: no folder matches {local.where} (from {Path.cwd()}); "
+            "correct it, or make the checkpoints first"
         )
     return steps
 
@@ -136,7 +136,7 @@ def resolve_steps(local: Local) -> list[int]:
 def faults(
     local: Local, steps: list[int] | Literal["all"], kept: Collection[int] = ()
 ) -> list[str]:
-    """What keeps these steps from being published, one line each with the mend.
+    """What prevents these steps from being published, one line each with the correction.
 
     Parameters
     ----------
@@ -174,7 +174,7 @@ def _folder_faults(local: Local, folder: Path, step: int) -> list[str]:
         lacking = [n for n in lacking if n == weights.CONFIG]
         if not (folder.parent / weights.CONFIG).is_file() and lacking:
             return [
-                f"snapshots.local.config: {folder} is weights alone; name the model's config.json"
+                f"snapshots.local.config: {folder} has only weights; name the model's config.json"
             ]
     elif lacking and weights.choice(names) is None:
         other = kinds.otherwise(str(folder), weights.within(folder))
@@ -197,7 +197,7 @@ def _folder_faults(local: Local, folder: Path, step: int) -> list[str]:
         weights.check(found)
     except InputError as error:
         age = max(time.time() - newest(folder), 0)
-        still = f"; written {age:.0f} seconds ago: wait for the training that saves it"
+        still = f"; it was written {age:.0f} seconds ago: wait until the training has saved it"
         return [f"snapshots.steps: {error}{still if age < YOUNG else ''}"]
     return []
 
@@ -211,7 +211,7 @@ def advice(local: Local, steps: list[int]) -> list[str]:
     age = max(time.time() - newest(by_step[young[-1]]), 0)
     return [
         f"snapshots.steps: {by_step[young[-1]]} was written {age:.0f} seconds ago; if a training "
-        "still saves it, wait until it is done"
+        "is still saving it, wait until it is done"
     ]
 
 
@@ -259,7 +259,7 @@ def tokenizer_sources(local: Local, steps: list[int]) -> list[Path]:
     else:
         folder, mend = Path(local.tokenizer), "name another folder"
         if not folder.is_dir():
-            raise InputError(f"snapshots.local.tokenizer: {folder} is no folder; correct it")
+            raise InputError(f"snapshots.local.tokenizer: {folder} is not a folder; correct it")
     names = tokenizer_files(weights.present(folder), code=True)
     if not names:
         raise InputError(

@@ -23,7 +23,7 @@ OF_END = 0.25  # of the fall of the others: how far the first or last may lie ab
 
 
 def gather(files: Sequence[Path], table: Path) -> None:
-    """Write the losses of all snapshots as one table, and print what is out of place.
+    """Write the losses of all snapshots as one table, and print which of them are unusual.
 
     Parameters
     ----------
@@ -45,9 +45,9 @@ def doubts(table: pd.DataFrame) -> list[str]:
         near = pd.concat([kept[kept["step"] < step].tail(1), kept[kept["step"] > step].head(1)])
         around = [f"{row.loss:.2f} at step {row.step}" for row in near.itertuples()]
         lines.append(
-            f"snapshots: the held-out loss of step {step}, {loss:.2f}, lies far outside its "
-            f"neighbours' ({', '.join(around)}); it may hold the weights of another step: leave "
-            "it out"
+            f"snapshots: the held-out loss of step {step}, {loss:.2f}, is far from those of its "
+            f"neighbours ({', '.join(around)}); it may hold the weights of another step: leave it "
+            "out"
         )
     return lines
 
@@ -55,7 +55,7 @@ def doubts(table: pd.DataFrame) -> list[str]:
 def out_of_place(loss: np.ndarray) -> np.ndarray:
     """Which of the losses (n,), in the order of training, do not fit between their neighbours.
 
-    A loss that falls, rises or stays does so from each snapshot to the next, so it lies between
+    A loss that falls, rises or stays does so from each snapshot to the next, so it is between
     that of the one before and that of the one after, or where the line through the two before or
     the two after leads, as at the bottom of a curve that turns; but for noise: 0.1 nats, 2% of the
     whole range, or eight times the median distance, whichever is most. The snapshot without which
@@ -81,7 +81,7 @@ def out_of_place(loss: np.ndarray) -> np.ndarray:
 
 
 def _beyond(loss: np.ndarray) -> np.ndarray:
-    """How far each inner loss lies beyond what its neighbours lead to expect, (n − 2,)."""
+    """How far each inner loss is beyond what its neighbours lead one to expect, (n − 2,)."""
     before, own, after = loss[:-2], loss[1:-1], loss[2:]
     led, come = before.copy(), after.copy()
     led[1:] += loss[1:-2] - loss[:-3]
@@ -91,7 +91,7 @@ def _beyond(loss: np.ndarray) -> np.ndarray:
 
 
 def _misfit(loss: np.ndarray, bound: float) -> float:
-    """The sum of all that lies beyond the bounds."""
+    """The sum of everything beyond the bounds."""
     inner = np.maximum(_beyond(loss) - bound, 0).sum()
     first = loss[1] - loss[0] - max(bound, OF_END * (loss[1:].max() - loss[1:].min()))
     last = loss[-1] - loss[-2] - max(bound, OF_END * (loss[:-1].max() - loss[:-1].min()))
@@ -100,5 +100,5 @@ def _misfit(loss: np.ndarray, bound: float) -> float:
 
 
 def _from_line(loss: np.ndarray, i: int) -> float:
-    """How far a loss lies from the mean of its neighbours."""
+    """The distance of a loss from the mean of its neighbours."""
     return float(abs(loss[i] - loss[[max(i - 1, 0), min(i + 1, len(loss) - 1)]].mean()))

@@ -1,4 +1,4 @@
-"""Names of tensors as transformers knows them: what wraps a model in training leaves prefixes.
+"""Names of tensors as transformers knows them, without the prefixes that training wrappers add.
 
 torch.compile puts `_orig_mod.` before every name, DistributedDataParallel `module.`, FSDP
 `_fsdp_wrapped_module.` wherever it wraps, Lightning the attribute that holds the model, such as
@@ -21,7 +21,7 @@ def unwrapped(names: Collection[str], config: dict[str, Any], code: bool = False
     Parameters
     ----------
     names : of all tensors of a model. config : its config.json.
-    code : whether the model is built by code of its own, whose names nobody else knows.
+    code : whether the model is built by its own code, whose names nobody else knows.
     """
     inner = {name: inside(name) for name in names}
     shared = _shared(list(inner.values()))

@@ -28,7 +28,7 @@ def check(path: Path) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The tensors of a pickled state by name, also where it lies inside of a whole checkpoint.
+    """The tensors of a pickled state by name, also if it is inside a whole checkpoint.
 
     InputError where the file is damaged, holds more than plain tensors, or flattened parameters.
     """
@@ -57,12 +57,12 @@ def load(path: Path) -> dict[str, Any]:
     for name, tensor in state.items():
         if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided:
             raise InputError(
-                f"{path}: {name} is a {type(tensor).__name__}, no dense tensor; save the model as "
-                "safetensors"
+                f"{path}: {name} is a {type(tensor).__name__}, not a dense tensor; save the model "
+                "as safetensors"
             )
         if str(name).endswith("_flat_param"):
             raise InputError(
-                f"{path}: {name} holds parameters as FSDP flattens them; save the model with "
+                f"{path}: {name} has parameters in FSDP's flattened form; save the model with "
                 "FSDP's full state dict"
             )
     return {str(name): tensor for name, tensor in state.items()}

@@ -1,7 +1,7 @@
 """What is known beforehand of snapshots on the Hugging Face hub: presets.yaml, read.
 
-With it an experiment can be checked and its cost told before anything is fetched. Another family
-of repositories is another entry of presets.yaml.
+With it an experiment can be checked and its cost estimated before anything is fetched. Another
+family of repositories is another entry of presets.yaml.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FAULTS = FILE.with_name("faults.yaml")
 class Preset:
     """How a family of repositories publishes its snapshots; presets.yaml says what each is.
 
-    steps : the published ones, ascending; None where only the repository's list of branches tells.
+    steps : the published ones, ascending; None if they are known only from the list of branches.
     """
 
     name: str
@@ -71,7 +71,7 @@ def architecture(repository: str) -> dict[str, Any] | None:
 
 
 def nearest(step: int, steps: Sequence[int], count: int = 2) -> list[int]:
-    """The `count` of `steps` that lie nearest to `step`, ascending; the earlier where two tie."""
+    """The `count` of `steps` that are nearest to `step`, ascending; the earlier if two tie."""
     return sorted(sorted(steps, key=lambda known: (abs(known - step), known))[:count])
 
 

@@ -3,7 +3,8 @@
 Everything is kept in an archive keyed by what was trained, not by which steps were wanted: a step
 that is asked for later is reached from the nearest earlier training state, bit for bit as an
 unbroken run would have, and steps that are there are left alone. The same mechanism resumes a
-killed run. States of other tokens, of text that was changed in its place, are not gone on from.
+killed run. Training never resumes from states of other tokens, such as those of text that has
+changed.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ def _load_state(folder: Path, model: Any, optimizers: list[torch.optim.Optimizer
     """
     for file, wrong in digests.faults(folder):
         raise InputError(
-            f"{file}: {wrong}; delete {folder}, and training goes on from the state before it"
+            f"{file}: {wrong}; delete {folder}, and training continues from the state before it"
         )
     model.load_state_dict(type(model).from_pretrained(folder).state_dict())
     file = folder / "optimizer.safetensors"
@@ -180,7 +181,7 @@ def train(
     archive : folder of training states, `step{S}/`; kept between calls.
     log : CSV to write, one row per logged step: step, tokens, learning_rate, loss (of the batch,
         doubled passages included), held_out_loss and the copying measures (at snapshots).
-    until : leave what is wanted after this step to another call.
+    until : stop at this step and leave later ones to another call.
     """
     archive, data = Path(archive), Tokens(tokens)
     with claimed(archive, data.digest):
@@ -205,7 +206,7 @@ def wanted_steps(settings: Settings, until: int | None = None) -> list[int]:
 def section(settings: Settings) -> Pretrain:
     """The settings of the training, or InputError where the snapshots are not trained here."""
     if settings.snapshots.pretrain is None:
-        raise InputError("snapshots.pretrain: not given; these snapshots are not trained here")
+        raise InputError("snapshots.pretrain: missing; these snapshots are not trained here")
     return settings.snapshots.pretrain
 
 
@@ -214,8 +215,8 @@ def _train(experiment: Settings, wanted: list[int], data: Tokens, archive: Path)
     blocks = data.split("pretrain")
     if len(blocks) < settings.batch_blocks:
         raise InputError(
-            f"snapshots.pretrain.batch_blocks: {settings.batch_blocks} blocks a step, the corpus "
-            f"has {len(blocks)} for pre-training; lower it or give more text"
+            f"snapshots.pretrain.batch_blocks: {settings.batch_blocks} blocks per step, but the "
+            f"corpus has only {len(blocks)} for pre-training; lower it or add text"
         )
     where = devices.choose(experiment.device)
     model = make_model(settings, data.vocabulary, data.context).to(where)

@@ -1,7 +1,7 @@
 """Whether snapshots are one model at several steps: configurations, tokenizers, weights.
 
 A run that mixes two models, or holds one checkpoint under two steps, computes numbers that mean
-nothing. All of this is told from small files and headers, before any work.
+nothing. All of this is found from small files and headers, before any work.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def steps_in_words(steps: Sequence[int]) -> str:
 def config_lines(configs: Mapping[int, dict[str, Any]]) -> tuple[list[str], list[str]]:
     """What differs between the configurations of snapshots, by step: faults, and doubts.
 
-    Most of the snapshots, or the earlier ones of as many, are what the others are held against.
+    The others are compared with the majority of the snapshots, or with the earlier half in a tie.
     """
     plain = {step: _computing(config) for step, config in configs.items()}
     if len({digest_value(config) for config in plain.values()}) > 1:
@@ -125,10 +125,10 @@ def tokenizer_lines(files: Mapping[int, Path]) -> tuple[list[str], list[str]]:
     for steps in others:
         name = files[steps[0]].name
         where = f"snapshots.steps: {name} of {steps_in_words(steps)}"
-        mend = "leave them out: the same ids must mean the same text to all snapshots"
+        mend = "leave them out: ids must mean the same text for all snapshots"
         one, usual = vocabulary(files[steps[0]]), vocabulary(files[most[0]])
         if one is None or usual is None:
-            faults.append(f"{where} is another file than that of step {most[0]}; {mend}")
+            faults.append(f"{where} differs from that of step {most[0]}; {mend}")
             continue
         moved = [token for token, number in one.items() if usual.get(token, number) != number]
         by_id = {number: token for token, number in usual.items()}
@@ -136,7 +136,7 @@ def tokenizer_lines(files: Mapping[int, Path]) -> tuple[list[str], list[str]]:
         if moved or renamed:
             token = min(moved or renamed, key=lambda t: one[t])
             here, there = one[token], usual.get(token)
-            said = f"{token!r} the id {here}, that of step {most[0]} "
+            said = f"{token!r} the id {here}, but that of step {most[0]} "
             said += f"{there}" if there is not None else f"has {by_id[here]!r} there"
             faults.append(f"{where} gives {said}; {mend}")
         elif one.keys() != usual.keys():
@@ -149,14 +149,14 @@ def tokenizer_lines(files: Mapping[int, Path]) -> tuple[list[str], list[str]]:
             )
         else:
             doubts.append(
-                f"{where} has the same tokens as that of step {most[0]} but may cut text "
-                "otherwise; the text is tokenised once, for all snapshots"
+                f"{where} has the same tokens as that of step {most[0]} but may divide text "
+                "differently; the text is tokenised once, for all snapshots"
             )
     return faults, doubts
 
 
 def vocabulary(path: Path) -> dict[str, int] | None:
-    """The id of each token of a tokenizer.json or vocab.json; None where it cannot be told."""
+    """The id of each token of a tokenizer.json or vocab.json; None if it is not known."""
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
         if path.name == "vocab.json":
@@ -178,7 +178,7 @@ class Content:
     """The bytes that a checkpoint's weights are.
 
     about : digest of their names, types and shapes. pieces : of each tensor, (file, first, end).
-    shapes : of the tensors by name, where a header tells them.
+    shapes : of the tensors by name, if a header gives them.
     """
 
     about: str
@@ -260,7 +260,9 @@ def equal_lines(groups: Iterable[Sequence[int]], where: str) -> Iterator[str]:
     ----------
     where : such as the pattern of the folders.
     """
-    mend = "one of them is not what its name says, or nothing was learnt between: leave one out"
+    mend = (
+        "one of them is not what its name says, or nothing was learned between them: leave one out"
+    )
     for steps in groups:
         if len(steps) > 4:
             said = ", ".join(map(str, steps))

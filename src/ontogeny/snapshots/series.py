@@ -52,7 +52,7 @@ def _pairs(model: Any, folder: Path) -> list[tuple[torch.Tensor, torch.Tensor]] 
     """Each tensor of a snapshot's file with the model's own of that name, or None.
 
     None where these are not all that the model holds, tied ones aside, or their shapes differ, and
-    where the file cannot be read: what is wrong with it, `load_model` says.
+    if the file cannot be read; `load_model` then says what is wrong with it.
     """
     try:
         tensors = load_file(folder / WEIGHTS)

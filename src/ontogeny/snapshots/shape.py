@@ -134,8 +134,8 @@ def of_config(config: dict[str, Any]) -> Shape:
     kind = config.get("model_type")
     if str(kind) not in CONFIG_MAPPING:
         raise InputError(
-            f"snapshots: transformers does not know the architecture '{kind}', and its size cannot "
-            "be told without the code that its repository brings; choose another model"
+            f"snapshots: transformers does not know the architecture '{kind}', and its size is "
+            "not known without the code in its repository; choose another model"
         )
     given = {key: value for key, value in config.items() if key != "quantization_config"}
     try:
@@ -144,15 +144,15 @@ def of_config(config: dict[str, Any]) -> Shape:
             model: Any = AutoModelForCausalLM.from_config(known, dtype=torch.float32)
     except Exception as error:  # of validation and of every model's own code
         raise InputError(
-            f"snapshots: no causal language model of the architecture '{kind}' can be made of "
-            f"this configuration; choose another model, or mend its config.json "
+            "snapshots: this configuration does not give a causal language model of the "
+            f"architecture '{kind}'; choose another model, or correct its config.json "
             f"({one_line(error, 200)})"
         ) from None
     model.eval()
     text = known.get_text_config()
     blocks = sites.blocks(model)
     if not len(blocks):
-        raise InputError("snapshots: config.json describes a model without layers; mend it")
+        raise InputError("snapshots: config.json describes a model without layers; correct it")
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         ids = torch.zeros((1, 1), dtype=torch.long, device="meta")
         later = {name: model.get_submodule(name) for name in sites.unused(model, ids, -1)}

@@ -42,7 +42,7 @@ def load_model(
     ----------
     remote_code : let the Python code that the snapshot brings run (snapshots.remote_code).
     last_layer : drop what comes after this block, which then takes no memory on the device;
-        `read` works up to it, logits are no more to be had. None keeps everything.
+        `read` works up to it, but logits are no longer available. None keeps everything.
     look : called with the model while it is whole, on the device.
 
     Raises
@@ -62,7 +62,7 @@ def load_model(
     if kind not in CONFIG_MAPPING and not remote_code:
         raise InputError(
             f"{folder}: transformers does not know the architecture '{kind}'; set "
-            "snapshots.remote_code: true to run the code that the model's repository brings for it"
+            "snapshots.remote_code: true to run the code in the model's repository"
         )
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(

@@ -13,8 +13,8 @@ LEGS = 4  # jobs of a pre-training, at most
 def leg_ends(steps: int, chosen: Iterable[int]) -> list[int]:
     """Steps at which the jobs of a pre-training end, ascending: the last, its half, its quarter ...
 
-    Snapshots are used as soon as the job that reaches them has ended, and they lie closest early. A
-    job without a snapshot of its own is left out. Where jobs end depends on no single snapshot, so
+    Snapshots are used as soon as the job that reaches them has ended, and early ones are closest. A
+    job that would reach no snapshot is left out. Where jobs end depends on no single snapshot, so
     that one more changes none of the others'.
 
     Parameters

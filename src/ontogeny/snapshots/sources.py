@@ -39,8 +39,8 @@ def resolve(settings: Settings, results: str | Path = "results") -> Settings:
     if lost:
         raise InputError(
             f"snapshots.steps: {source.local.where} had {same.steps_in_words(lost)} when "
-            f"{Path(results) / settings.name} ran last, and has not now; to go on without, write "
-            f"steps: {steps}"
+            f"{Path(results) / settings.name} ran last, but no longer has; to continue without, "
+            f"write steps: {steps}"
         )
     given = settings.model_dump(mode="json")
     given["snapshots"]["steps"] = steps
@@ -87,7 +87,8 @@ def _kept(settings: Settings, results: str | Path, steps: Iterable[int]) -> list
 
 
 def faults(settings: Settings, results: str | Path) -> list[str]:
-    """What is known before any job to be wrong with the snapshots, a line each with the mend.
+    """What is known to be wrong with the snapshots before any job, one line each with the
+    correction.
 
     A source is not asked about snapshots that are there.
     """
@@ -143,7 +144,7 @@ def read_from(settings: Settings, results: str | Path, step: int) -> list[str]:
 
 
 def _found(settings: Settings, results: str | Path) -> dict[int, weights.Found]:
-    """Where the weights of the wanted steps lie: in their folders, or in the experiment."""
+    """The weights of the wanted steps: in their folders, or in the experiment."""
     source, found = settings.snapshots, {}
     folders = local.folders(source.local) if source.local is not None else {}
     for step in source.chosen:
@@ -183,8 +184,8 @@ def _changed(settings: Settings, results: str | Path, every: bool) -> list[str]:
     home = Path(results) / settings.name
     if gone:
         lines.append(
-            f"snapshots.steps: {source.local.where} has {same.steps_in_words(gone)} no longer; "
-            f"what {home} has read of them stays in use"
+            f"snapshots.steps: {source.local.where} no longer has {same.steps_in_words(gone)}; "
+            f"what {home} has read from them stays in use"
             + (f"; to leave them out, write steps: {sorted(folders)}" if every else "")
         )
     before = remembered(settings, results)
@@ -192,8 +193,8 @@ def _changed(settings: Settings, results: str | Path, every: bool) -> list[str]:
     if every and before and new:
         lines.append(
             f"snapshots.steps: {source.local.where} has {same.steps_in_words(new)}, new since "
-            f"{home} ran last, so that what follows from all snapshots is made again; to keep to "
-            f"those of before, write steps: {before}"
+            f"{home} ran last, so whatever depends on all snapshots is made again; to keep to the "
+            f"previous steps, write steps: {before}"
         )
     return lines
 
@@ -205,7 +206,7 @@ def publish(
     archive: Path | None = None,
     slots: Path | None = None,
 ) -> None:
-    """Make the folder of a step's snapshot, wherever it comes from; whole or not at all.
+    """Make the folder of a step's snapshot, whatever its source; completely or not at all.
 
     Parameters
     ----------
@@ -225,11 +226,14 @@ def publish(
 
         hub.publish(source.hub, step, output, source.remote_code, slots)
     else:
-        assert archive is not None, "what is trained here lies in an archive"
+        assert archive is not None, (
+            "the snapshots of a model that is trained here are in an archive"
+        )
         state = archive / f"step{step}"
         if not state.is_dir():
             raise InputError(
-                f"{state}: no such training state; run again with --forcerun pretrain to make it"
+                f"{state}: this training state is missing; run again with --forcerun pretrain to "
+                "make it"
             )
         weights.copy((state / name for name in (weights.CONFIG, weights.SINGLE)), output)
 

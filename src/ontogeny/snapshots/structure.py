@@ -1,6 +1,6 @@
 """What a transformers model is built like: its blocks, and which module of a block is which.
 
-No name of a module is looked at. The blocks are the list of as many modules as the configuration
+Names of modules are not used. The blocks are the list of as many modules as the configuration
 counts layers. Of a block's children that hold matrices, the attention is the one whose output at
 a position depends on earlier positions: seen by running it again, with random weights and another
 input at the first position. The MLP is what remains: one module, or several in a row.
@@ -92,8 +92,8 @@ def blocks(model: nn.Module) -> nn.ModuleList:
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
     if not lists:
         raise InputError(
-            f"{type(model).__name__}: no list of {count} blocks found, as many as its "
-            "configuration has layers; choose another model"
+            f"{type(model).__name__}: no list of {count} blocks found, although its configuration "
+            "has as many layers; choose another model"
         )
     if len(lists) == 1:  # as nearly always, and every pass asks
         return lists[0]
@@ -152,7 +152,7 @@ def end_of(model: nn.Module, layer: int, stream: str) -> tuple[nn.Module, End]:
     end = _ends(model, layer)[stream]
     if isinstance(end, str):
         raise InputError(
-            f"activations.streams: {type(model).__name__} has no {stream} in layer {layer}, for "
+            f"activations.streams: {type(model).__name__} has no {stream} in layer {layer}: "
             f"{end}; remove it"
         )
     return block.get_submodule(end.path), end
@@ -273,7 +273,7 @@ def _tell_apart(calls: dict[str, _Call], block: nn.Module, d: int) -> dict[str, 
         children = inner  # a wrapper around all that the block does
     attentions = [call for call in children if mixes(call)]
     others = [call for call in children if not mixes(call)]
-    attention: End | str = f"{len(attentions)} of its parts mix positions, where one is expected"
+    attention: End | str = f"{len(attentions)} of its parts mix positions, but one was expected"
     if len(attentions) == 1:
         chosen = attentions[0]
         while inner := [
@@ -290,7 +290,7 @@ def _tell_apart(calls: dict[str, _Call], block: nn.Module, d: int) -> dict[str, 
     chain = whole or (others if attentions else [])
     reason = None
     if len(whole) > 1:
-        reason = f"{' and '.join(call.path for call in whole)} are MLPs beside each other"
+        reason = f"{' and '.join(call.path for call in whole)} are parallel MLPs"
     elif not chain or chain[0].width_in != d or chain[-1].width_out != d:
         reason = f"none of its parts is an MLP from and to width {d}"
     return {

@@ -1,6 +1,6 @@
 """A model's weights as safetensors, from any folder in Hugging Face format.
 
-What is safetensors already is linked; what is pickled is loaded by torch's restricted unpickler,
+Safetensors files are linked; pickled files are loaded by torch's restricted unpickler,
 which runs no code, and saved as safetensors. Nothing else is ever unpickled. Tensors get the names
 that transformers knows them by (naming.py), adapters are merged into their base (adapters.py).
 """
@@ -67,7 +67,8 @@ def lacking(names: Collection[str]) -> list[str]:
 
 
 def instead(where: str, names: Collection[str]) -> str | None:
-    """What weights of another kind lie where none of a model's do, and the mend; None if none."""
+    """Weights of another kind where a model's are missing, and the correction; None if there are
+    none."""
     other = None if choice(names) else kinds.otherwise(where, names)
     return other and f"{where} holds {other}"
 
@@ -86,7 +87,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: damaged ({one_line(error, 160)}); get it again") from None
     if not isinstance(config, dict):
-        raise InputError(f"{path}: is no mapping; get it again")
+        raise InputError(f"{path}: not a mapping; get it again")
     return config
 
 
@@ -109,7 +110,7 @@ def shards(index: Path) -> dict[str, list[str]]:
     ending = ".safetensors" if index.name == INDEX else ".bin"
     for file in tensors:
         if not re.fullmatch(rf"\w[\w.-]*{re.escape(ending)}", file):
-            raise InputError(f"{index}: names {file!r}, which is no {ending} file beside it")
+            raise InputError(f"{index}: names {file!r}, which is not a {ending} file beside it")
     return tensors
 
 
@@ -156,13 +157,13 @@ def _with_adapter(folder: Path, config: Path | None, base: str | None) -> Found:
     if place is None:
         raise InputError(f"{folder} holds {kinds.otherwise(str(folder), present(folder))}")
     if not place.is_dir():
-        raise InputError(f"snapshots.local.base: {place} is no folder; correct it")
+        raise InputError(f"snapshots.local.base: {place} is not a folder; correct it")
     found = find(place, config)
     return Found(found.config, found.files, found.index, folder)
 
 
 def within(source: Path) -> list[str]:
-    """Names of what lies in a folder, and of the files of the folders in it as FOLDER/FILE."""
+    """Names of the files in a folder, and of the files of its subfolders as FOLDER/FILE."""
     if not source.is_dir():
         return []
     return sorted(
@@ -232,7 +233,7 @@ def publish(
 
 
 def copy(files: Iterable[Path], output: Path, about: Mapping[str, Any] | None = None) -> None:
-    """Make a folder of copies of files, and of source.json where it is told about them."""
+    """Make a folder with copies of files, and with source.json if one is given."""
     with whole(output) as draft:
         draft.mkdir()
         for file in files:
@@ -276,7 +277,7 @@ def _write_index(output: Path, files: Mapping[str, str]) -> None:
 
 
 def _convert(found: Found, output: Path, config: dict[str, Any], code: bool) -> None:
-    """Save weights as safetensors of their own, one file in memory at a time."""
+    """Save weights as new safetensors files, one file in memory at a time."""
     from safetensors.torch import load_file, save_file
 
     def read(path: Path) -> dict[str, Any]:

@@ -14,8 +14,9 @@ Ranked by attr with its sign, curves overshoot and come back (`signed`, beside i
 pair is that of the *other* half of the pairs, so that no feature is chosen by what it did in the
 prompts it is judged on.
 
-Beside them stand k features drawn at random from the A (`random`), and k from outside the top k,
-each as often different as one of these (`matched`; where 2k ≤ A): how special are those features?
+They are compared with k features drawn at random from the A (`random`), and k from outside the top
+k, each as often different as one of these (`matched`; where 2k ≤ A): how special are those
+features?
 """
 
 from __future__ import annotations
@@ -336,8 +337,8 @@ def measure(
                 ranked = features[features["task"] == task.name]
                 if list(ranked["feature"]) != list(difference.features):
                     raise InputError(
-                        f"{differences.parent}: attribution.parquet and differences.h5 are of two "
-                        "runs; delete them to make them again"
+                        f"{differences.parent}: attribution.parquet and differences.h5 come from "
+                        "different runs; delete them to make them again"
                     )
                 m, pairs = Downstream(model, layer, stream, task), len(task.clean)
                 W = attributed.decoders(trained, site, difference.features, device)

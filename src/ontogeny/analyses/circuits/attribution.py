@@ -6,7 +6,7 @@ model's units, m the logit difference of right and wrong answer, G = ∂m/∂a a
 straight path from ã to a.
 
     attr_i = Σ_positions (f_i − f̃_i) · G·W_i        for each feature, by pair
-    error  = Σ_positions ((a − â) − (ã − ẫ)) · G    the reconstruction error, a node of its own
+    error  = Σ_positions ((a − â) − (ã − ẫ)) · G    the reconstruction error, a separate node
 
 The site is set to â + error all along, so both ends are the model's own values, and
 
@@ -84,7 +84,7 @@ class Difference:
         return torch.from_numpy(value).to(device), torch.from_numpy(where).to(device)
 
     def frequency(self, pairs: int) -> np.ndarray:
-        """Positions of a pair, in the mean, at which each feature differs, (A,)."""
+        """Mean number of positions of a pair at which each feature differs, (A,)."""
         return np.bincount(self.column, minlength=len(self.features)) / pairs
 
 
@@ -257,7 +257,7 @@ def right(clean: np.ndarray, corrupted: np.ndarray) -> np.ndarray:
 def behaviour(clean: np.ndarray, corrupted: np.ndarray, sampled: np.ndarray) -> dict[str, Any]:
     """What a snapshot does with a task, from m of both prompts of each pair, (P,) each.
 
-    `done`: the accuracy's interval lies above one half.
+    `done`: whether the accuracy's interval is above one half.
 
     Parameters
     ----------
@@ -345,7 +345,7 @@ def measure(
 
 
 def checked(trained: Crosscoder, folder: Path, tasks: Path) -> list[Task]:
-    """The tasks of a file, if this crosscoder can be held against them.
+    """The tasks of a file, if this crosscoder can be used on them.
 
     Raises
     ------

@@ -15,7 +15,8 @@ INTERVAL = "NAME_low and NAME_high: 95% interval over resampled pairs"
 TASKS = Stage(
     "tasks",
     run=f"{HERE}.selection:build",
-    about="Make the tasks' clean and corrupted prompts, and keep what the last snapshot does.",
+    about="Make the tasks' clean and corrupted prompts, and keep the tasks that the last snapshot "
+    "can do.",
     reads={"snapshots": "snapshots", "tokens": "tokens", "tokenizer": "tokenizer"},
     makes={"tasks": "tasks", "table": "tasks_table"},
     settings=("circuits.tasks", "circuits.pairs", "circuits.least_accuracy", "circuits.seed"),
@@ -59,7 +60,7 @@ CURVES = ("circuits.curve_snapshots", "circuits.curve_points", "circuits.draws")
 ABLATION = Stage(
     "ablation",
     run=f"{HERE}.ablation:measure",
-    about="Ablate each task's top features and others: are they needed, are they enough?",
+    about="Ablate each task's top features and others: are they necessary, are they sufficient?",
     reads=PROMPTS | ATTRIBUTED,
     makes={"curves": "ablation_curves", "summary": "circuits"},
     settings=("circuits.seed", *CURVES, "analysis.bootstrap"),
@@ -85,7 +86,7 @@ ABLATION = Stage(
 ANALYSIS = Analysis(
     "circuits",
     about="Tasks, the features that each depends on at every snapshot, and whether these are "
-    "needed and enough.",
+    "necessary and sufficient.",
     section=Circuits,
     stages=[TASKS, ATTRIBUTION, ABLATION],
     figures=[
@@ -105,7 +106,7 @@ ANALYSIS = Analysis(
         ),
     ],
     products=[
-        Product("tasks", "circuits/tasks.h5", "one group per task: prompts and their answers"),
+        Product("tasks", "circuits/tasks.h5", "prompts and their answers, one group per task"),
         Product(
             "tasks_table",
             "circuits/tasks.csv",
@@ -122,7 +123,7 @@ ANALYSIS = Analysis(
             "one row per task, feature that differs, and snapshot",
         ),
         Product(
-            "differences", f"{FOLDER}/differences.h5", "features, clean less corrupted, by task"
+            "differences", f"{FOLDER}/differences.h5", "features, clean minus corrupted, by task"
         ),
         Product(
             "ablation_curves",

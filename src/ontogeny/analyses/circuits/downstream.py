@@ -101,7 +101,7 @@ class Downstream:
 
 
 def _prompts(device: torch.device, length: int) -> int:
-    """How many prompts of so many tokens fit one pass."""
+    """How many prompts of this many tokens fit into one pass."""
     return max(1, BATCH_TOKENS.get(device.type, BATCH_TOKENS["cuda"]) // length)
 
 

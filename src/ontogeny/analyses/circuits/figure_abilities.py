@@ -123,7 +123,7 @@ def draw(
                 drawn.append(_bars(grid[row, 2], here, key, shades, known, called, lowest))
             else:
                 below = last["accuracy_high"] < 0.5
-                verdict = "worse than chance" if below else "not told from chance"
+                verdict = "worse than chance" if below else "no different from chance"
                 style.empty(grid[row, 2], f"{verdict}:\nno features shown")
             for series, columns_of in SERIES.items():
                 drawn.append(_numbers(task, columns_of, name, "task", series))
@@ -229,7 +229,7 @@ def _bars(
     axis.tick_params(axis="x", labelsize=6)
     if not len(key):
         axis.set_ylim(-len(names) - 0.4, 0.5)  # a row of its own, which no bar or interval crosses
-        text, across = "no single feature\nis told from 0", axis.get_yaxis_transform()
+        text, across = "no single feature\ndiffers from 0", axis.get_yaxis_transform()
         axis.text(0.5, -len(names), text, color="0.4", fontsize=6, transform=across,
                   ha="center", va="center")  # fmt: skip
     if labels:

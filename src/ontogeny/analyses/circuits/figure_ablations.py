@@ -22,7 +22,7 @@ LINES: dict[str, Any] = {"absolute": "-", "random": (0, (4, 1.5)), "matched": ":
 GROUPS = {
     "absolute": "k most important features",
     "random": "k random features that differ",
-    "matched": "k others, as often different",
+    "matched": "k others that differ as often",
 }
 COLOURS = {"sufficiency": style.CASES[0], "necessity": style.CASES[1]}
 SIDES = {
@@ -110,7 +110,7 @@ def draw(features: Path, behaviour: Path, attribution: Path, curves: Path, outpu
         absent = [TASKS.get(name, name) for name in names if name not in shown]
         note = style.matched_note(living)
         if absent:
-            said = "Not told from chance at any of these snapshots: " + "; ".join(absent)
+            said = "No better than chance at any of these snapshots: " + "; ".join(absent)
             note += "\n" + textwrap.fill(said, NOTE_LETTERS)
         figure.suptitle(note, x=0.01, ha="left")
         names_of = ["task", "snapshot_index", "step", "done", "top_matched", *columns[3:]]

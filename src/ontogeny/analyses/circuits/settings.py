@@ -33,25 +33,35 @@ class Circuits(AnalysisSection):
     tasks: list[TaskName] = Field(
         list(get_args(TaskName)),
         min_length=1,
-        description="Tasks to make and measure; what the tokenizer cannot express or the last "
-        "snapshot does not do is left out.",
+        description="Tasks to make and measure. Tasks that the tokenizer cannot express or that "
+        "the last snapshot cannot do are left out.",
     )
     least_accuracy: float = Field(
         0.8,
         ge=0,
         le=1,
-        description="Share of a task's prompts that the last snapshot has to get right for the "
-        "task to be measured; a model that sees no difference gets 0.5, and 0 keeps all tasks.",
+        description="Share of a task's prompts that the last snapshot must get right for the "
+        "task to be measured. A model that ignores the difference between the "
+        "prompts gets 0.5; 0 keeps all tasks.",
     )
     pairs: int = Field(
-        64, ge=16, description="Clean and corrupted prompts of a task; half for long prompts."
+        64,
+        ge=16,
+        description="Pairs of clean and corrupted prompts of a task; half as many if prompts "
+        "are long.",
     )
     path_steps: int = Field(
-        10, ge=1, description="Points of the path that gradients are averaged over."
+        10, ge=1, description="Points on the path along which gradients are averaged."
     )
     curve_snapshots: int = Field(
-        4, ge=1, description="Snapshots with curves of necessity and sufficiency, evenly apart."
+        4,
+        ge=1,
+        description="Number of snapshots with curves of necessity and sufficiency, evenly spaced.",
     )
-    curve_points: int = Field(8, ge=3, description="Numbers of features k on a curve, at most.")
-    draws: int = Field(4, ge=2, description="Random sets of features that curves are held against.")
+    curve_points: int = Field(
+        8, ge=3, description="Largest number of points (numbers of features, k) on a curve."
+    )
+    draws: int = Field(
+        4, ge=2, description="Number of random sets of features that the curves are compared with."
+    )
     seed: int = Field(0, ge=0, description="Seed of the tasks, the random sets and the bootstrap.")

@@ -18,7 +18,7 @@ Left of the bar is clean, right of it corrupted; the answer that is right for on
 other. A model that does not see the difference is right in exactly half of the 2 P prompts, however
 much it prefers one answer. Which of the two is clean alternates from pair to pair.
 
-Induction and copying are of random tokens, a piece of which stands twice. For induction it has 8 to
+Induction and copying use random tokens in which a passage occurs twice. For induction it has 8 to
 16 tokens and two of the first copy changed places, so that what stands *before* an answer tells
 which it is; the distance of the copies differs. For copying they lie half a context apart (at most
 128 tokens), and the answers themselves changed places: a model that copies from one distance does
@@ -362,7 +362,5 @@ def read(path: Path, tokens: str) -> list[Task]:
         names, own = [str(name) for name in file.attrs["tasks"]], file.attrs.get("tokens")
         tasks = [Task(name, *(file[name][array][:] for array in ARRAYS)) for name in names]
     if own != tokens:
-        raise InputError(
-            f"{path}: of other tokens than the crosscoder was trained on; make them again"
-        )
+        raise InputError(f"{path}: made from other tokens than the crosscoder's; make them again")
     return tasks

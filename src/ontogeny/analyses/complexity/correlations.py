@@ -83,7 +83,7 @@ def bootstrap(
 
 
 def _residual(x: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """What a line in z leaves of x, (n,)."""
+    """The residual of x after a linear fit in z, (n,)."""
     z = z - z.mean()
     squared = float(z @ z)
     return x - x.mean() - (z * (z @ x) / squared if squared > 0 else 0)
@@ -164,7 +164,7 @@ def measure(
     living = table[table["alive"]].merge(measured, on="feature")
     if living.empty:
         raise InputError(
-            f"{span}: no feature that {features} has alive; delete it to make it again"
+            f"{span}: has no feature that is alive in {features}; delete it to make it again"
         )
     scores = {f"span_{run}": np.log(living[run]) for run in ("alone", "replaced")}
     others = {

@@ -50,7 +50,7 @@ GRADE = Stage(
         "analysis.seed",
     ),
     when="complexity.grader",
-    # Not declared as made: a grading that was cut short goes on from the answers that it has.
+    # Not declared as made: an interrupted grading continues from the answers that it has.
     scratch={"answers": "features/{crosscoder}/grader"},
     files=("grader_prompt.md",),
     cost=Cost(
@@ -77,8 +77,8 @@ COMPLEXITY = Stage(
 
 ANALYSIS = Analysis(
     "complexity",
-    about="How much context each feature needs, by context span and by a language model that "
-    "grades it where one is set, and whether complex features appear late.",
+    about="How much context each feature needs, by context span and, if one is set, by a grading "
+    "language model, and whether complex features appear late.",
     section=Complexity,
     stages=[SPAN, GRADE, COMPLEXITY],
     figures=[
@@ -100,7 +100,7 @@ ANALYSIS = Analysis(
         Product(
             "span",
             "features/{crosscoder}/span.parquet",
-            "one row per feature that is active on held-out text, and run",
+            "one row per run and feature that is active on held-out text",
         ),
         Product(
             "span_contexts",

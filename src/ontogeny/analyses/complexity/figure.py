@@ -16,7 +16,7 @@ from ontogeny.figures import style
 PAPER = 0.309  # Pearson's r of LLM-graded complexity with the peak, on 100 features
 NAMES = {
     "span_alone": "span, suffix alone",
-    "span_replaced": "span, what is before replaced",
+    "span_replaced": "span, earlier tokens replaced",
     "grade": "grade",
 }
 LABELS = {
@@ -175,7 +175,7 @@ def _bins(axis: Axes, x: np.ndarray, scored: pd.DataFrame, score: str) -> pd.Dat
 def _peaks(
     axis: Axes, scored: pd.DataFrame, score: str, snapshots: pd.DataFrame, drawn: list[pd.DataFrame]
 ) -> None:
-    """Score against the peak snapshot index; features of one index stand beside each other."""
+    """Score against the peak snapshot index; features of the same index are spread sideways."""
     numbers, steps = list(snapshots["snapshot_index"]), list(snapshots["step"])
     peak = scored["peak_snapshot_index"]
     x = peak.map({n: i for i, n in enumerate(numbers)}).to_numpy(float)

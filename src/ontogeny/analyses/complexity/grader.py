@@ -6,7 +6,7 @@ The instructions are in grader_prompt.md. Each answer is kept as it comes, in a 
 digest of what was asked, so that an interrupted grading resumes where it was and nothing is paid
 for twice; to ask again, delete that folder.
 
-An answer that is not the JSON object asked for is sent back with a request to mend it; after
+An answer that is not the requested JSON object is sent back with a request to correct it; after
 `ANSWERS` of them the feature has no grade. Nothing is guessed.
 """
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import httpx2
 
 PROMPT = Path(__file__).with_name("grader_prompt.md")
-AGAIN = "That is not the JSON object asked for. Answer with it alone."
+AGAIN = "That is not the JSON object that was asked for. Answer with that object alone."
 ANSWERS = 3  # to one question, until one is well formed
 TRIES = 6  # of one request
 FIRST_PAUSE = 1.0  # seconds between tries; doubles
@@ -173,13 +173,13 @@ class Client:
                         content = None
                     if isinstance(content, str):
                         return content
-                    why = "answers otherwise than an OpenAI-compatible address"
+                    why = "does not answer like an OpenAI-compatible address"
                 else:
                     why = f"answers {response.status_code}{self._beginning(response)}"
                     if response.status_code not in (408, 429) and response.status_code < 500:
                         self._stop.set()
                         raise InputError(
-                            f"{KEY}: {url} {why}; mend {KEY}.url, {KEY}.model or the key in "
+                            f"{KEY}: {url} {why}; correct {KEY}.url, {KEY}.model or the key in "
                             f"{KEY}.key_variable"
                         )
                     wait = re.fullmatch(r"\d+", response.headers.get("Retry-After", ""))
@@ -188,7 +188,7 @@ class Client:
                 self._stop.wait(min(pause, LONGEST_PAUSE))
         self._stop.set()
         raise InputError(
-            f"{KEY}: {url} {why}, {TRIES} times; run again later, what is graded is kept"
+            f"{KEY}: {url} {why}, {TRIES} times; run again later: the grades so far are kept"
         )
 
     def _beginning(self, response: httpx2.Response) -> str:
@@ -277,7 +277,7 @@ def grade(
     """
     grader = settings.section(Complexity).grader
     if grader is None:
-        raise InputError(f"{KEY}: not given; set {KEY}.url and {KEY}.model to have one")
+        raise InputError(f"{KEY}: not set; set {KEY}.url and {KEY}.model to use a grader")
     known = pd.read_parquet(span)["feature"].unique()
     rng = np.random.default_rng(settings.analysis.seed)
     chosen = np.sort(rng.choice(known, min(grader.features, len(known)), replace=False))
@@ -294,8 +294,8 @@ def grade(
     table = pd.DataFrame(ask_all(grader, questions, answers))
     if table["grade"].isna().all():
         raise InputError(
-            f"{KEY}.model: {grader.model} gave the JSON object asked for to none of {len(chosen)} "
-            f"questions; its answers are in {answers}; use another model"
+            f"{KEY}.model: {grader.model} answered none of {len(chosen)} questions with the JSON "
+            f"object that was asked for (its answers are in {answers}); use another model"
         )
     table.insert(0, "feature", chosen)
     write_table(grades, table.astype({"grade": "Int64"}))

@@ -15,17 +15,17 @@ class Grader(Section):
     url: str = Field(
         ...,
         pattern=r"^https?://[^@\s]+$",
-        description="OpenAI-compatible address, up to but not with /chat/completions.",
+        description="OpenAI-compatible address, without the final /chat/completions.",
     )
     model: str = Field(..., min_length=1, description="Name of the model there.")
     key_variable: str | None = Field(
         None,
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
-        description="Environment variable that holds the key; null where none is needed.",
+        description="Environment variable that holds the key; null if no key is needed.",
     )
     features: int = Field(100, ge=1, description="Features to grade, sampled.")
     examples: int = Field(20, ge=1, description="Passages shown of a feature, at most.")
-    parallel: int = Field(4, ge=1, description="Requests at a time.")
+    parallel: int = Field(4, ge=1, description="Requests that are sent at the same time.")
     timeout: float = Field(120.0, gt=0, description="Seconds to wait for an answer.")
 
 
@@ -35,17 +35,27 @@ class Complexity(AnalysisSection):
     key: ClassVar[str] = "complexity"
 
     contexts: int = Field(
-        3, ge=1, description="Held-out contexts that a feature is looked at in, at least."
+        3,
+        ge=1,
+        description="Least number of held-out contexts of a feature for its span to be measured.",
     )
     keep: float = Field(
-        0.9, gt=0, le=1, description="Share of its activation that a suffix has to keep."
+        0.9,
+        gt=0,
+        le=1,
+        description="Share of the activation that a suffix of the context must keep.",
     )
     longest: int = Field(
         32, ge=1, description="Tokens of the longest suffix; spans beyond it are censored."
     )
     features: int = Field(
-        4096, ge=1, description="Living features to look at, at most; more are sampled."
+        4096,
+        ge=1,
+        description="Largest number of living features to measure; if there are more, a sample "
+        "is drawn.",
     )
     grader: Grader | None = Field(
-        None, description="Grades complexity beside context span; null for none. It may cost money."
+        None,
+        description="A language model that also grades the complexity of features; null for "
+        "none. It may cost money.",
     )

@@ -27,7 +27,7 @@ features first, and at a position that is run every feature in its upper half th
 Positions with more tokens before them than the longest suffix are preferred, so that spans are
 comparable.
 
-With rotary or relative positions it does not matter that a suffix stands elsewhere. With learned
+With rotary or relative positions it does not matter that a suffix is at another place. With learned
 absolute ones (GPT-2) the embeddings change too, and a feature of the position has the span of its
 whole context, which is what it needs.
 """
@@ -247,7 +247,7 @@ def on_suffixes(
     prefix: np.ndarray,
     prefixes: np.ndarray,
 ) -> np.ndarray:
-    """Activations of pairs on suffixes, (2, L, P): alone, and with what is before them replaced.
+    """Activations of pairs on suffixes, (2, L, P): alone, and with the tokens before them replaced.
 
     0 where a suffix would be no shorter than the whole context.
 

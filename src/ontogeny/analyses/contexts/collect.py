@@ -66,7 +66,7 @@ class Gate:
 def entries(
     feature: np.ndarray, row: np.ndarray, key: np.ndarray, value: np.ndarray, window: np.ndarray
 ) -> np.ndarray:
-    """Positions (M,), one per entry: of which feature, which row, and what stands there.
+    """Entries (M,), one per position: its feature, row, sort key, value and window.
 
     window : (M, W) float16, activations from `window` tokens before the position (or the block's
     start) to as many after it; NaN where no activation is kept, 0 beyond the block.

@@ -45,8 +45,8 @@ CONTEXTS = Stage(
 
 ANALYSIS = Analysis(
     "contexts",
-    about="What each feature looks like: text in which it is active or nearly so, how often it is, "
-    "and which tokens it promotes.",
+    about="What each feature looks like: text in which it is active or nearly active, how often "
+    "it is active, and which tokens it promotes.",
     section=Contexts,
     stages=[CONTEXTS],
     figures=[
@@ -73,7 +73,7 @@ ANALYSIS = Analysis(
         Product(
             "contexts_table",
             "features/{crosscoder}/contexts.parquet",
-            "one row per feature and context, of its largest activations",
+            "one row per feature and context, for the contexts of its largest activations",
         ),
     ],
 )

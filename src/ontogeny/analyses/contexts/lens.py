@@ -9,7 +9,7 @@ With the denominator held fixed, a direction v that is added to x adds to the lo
 
     ℓ(v) = W_U (γ ⊙ v) · E[1 / rms(x)]      or, with LayerNorm, of v − v̄ and with std
 
-in the mean over the positions of some text. The result is ℓ less its mean over the vocabulary,
+averaged over the positions of some text. The result is ℓ minus its mean over the vocabulary,
 which the softmax does not see. It is the direct path alone: later blocks, which may read the
 direction too, are left out (nostalgebraist 2020, interpreting GPT: the logit lens).
 
@@ -127,8 +127,8 @@ def final_norm(model: nn.Module) -> Norm | None:
         if (changes[2] - expected).norm() <= TOLERANCE * expected.norm():
             return Norm(gain, bias, centred)
     raise InputError(
-        f"{type(model).__name__}: what stands between its last block and its output embedding is "
-        "neither an RMSNorm nor a LayerNorm, and the logit lens is not defined; set "
+        f"{type(model).__name__}: the part between its last block and its output embedding is "
+        "neither an RMSNorm nor a LayerNorm, so the logit lens is not defined; set "
         "contexts.lens_snapshots: 0"
     )
 

@@ -14,15 +14,24 @@ class Contexts(AnalysisSection):
 
     key: ClassVar[str] = "contexts"
 
-    top: int = Field(10, ge=1, description="Contexts of the largest activations, one per block.")
-    quantiles: int = Field(
-        8, ge=1, description="Contexts drawn one from each of so many quantiles of activation."
+    top: int = Field(
+        10, ge=1, description="Contexts with the largest activations, at most one per block."
     )
-    near_misses: int = Field(5, ge=1, description="Near misses, one per block.")
-    window: int = Field(20, ge=1, description="Tokens on either side of a context's position.")
+    quantiles: int = Field(
+        8, ge=1, description="Number of quantiles of activation; one context is drawn from each."
+    )
+    near_misses: int = Field(
+        5,
+        ge=1,
+        description="Contexts in which the feature is nearly active, at most one per block.",
+    )
+    window: int = Field(20, ge=1, description="Tokens shown on either side of the position.")
     lens_snapshots: int = Field(
         5,
         ge=0,
-        description="Logit lens at so many snapshots, evenly spread, and at each feature's peak.",
+        description="Number of evenly spaced snapshots with a logit lens, in addition to each "
+        "feature's peak; 0 is none.",
     )
-    lens_tokens: int = Field(10, ge=1, description="Tokens most promoted, and most suppressed.")
+    lens_tokens: int = Field(
+        10, ge=1, description="Number of most promoted tokens, and of most suppressed ones."
+    )

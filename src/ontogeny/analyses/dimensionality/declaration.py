@@ -21,7 +21,7 @@ DIMENSIONALITY = Stage(
 
 ANALYSIS = Analysis(
     "dimensionality",
-    about="How many of the model's dimensions the features take up, and how many each of them.",
+    about="How many of the model's dimensions the features take up, all together and each of them.",
     stages=[DIMENSIONALITY],
     figures=[
         Figure(

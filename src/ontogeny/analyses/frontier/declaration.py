@@ -25,7 +25,7 @@ def _of_dictionaries(product: str) -> Callable[[Any], Source]:
 FRONTIER = Stage(
     "frontier",
     run="ontogeny.analyses.frontier.measure:measure",
-    about="Gather what the frontier's dictionaries reach, and compare crosscoders with SAEs.",
+    about="Collect the results of the frontier's dictionaries, and compare crosscoders with SAEs.",
     reads={
         "fidelities": _of_dictionaries("fidelity"),
         "densities": _of_dictionaries("density"),
@@ -42,7 +42,7 @@ FRONTIER = Stage(
 ANALYSIS = Analysis(
     "frontier",
     about="Explained variance and loss recovered against L0, for crosscoders of several sizes and "
-    "sparsities beside SAEs of single snapshots.",
+    "sparsities and for SAEs of single snapshots.",
     section=Frontier,
     optional=True,
     histories=False,

@@ -78,9 +78,12 @@ def faults(s: Settings) -> Iterator[str]:
     topk = primary.activation == "batch_topk"
     wanted, other = ("k", "sparsity") if topk else ("sparsity", "k")
     if not getattr(f, wanted):
-        yield f"frontier.{wanted}: missing; {key} is {primary.activation}: list the values to train"
+        yield (
+            f"frontier.{wanted}: missing, and {key} is {primary.activation}; list the values to "
+            "train"
+        )
     if getattr(f, other):
-        yield f"frontier.{other}: does nothing where {key} is {primary.activation}; remove it"
+        yield f"frontier.{other}: has no effect if {key} is {primary.activation}; remove it"
     for name in ("features", "k", "sparsity", "seeds", "sae_snapshots"):
         values = getattr(f, name)
         if values != "last" and len(set(values)) < len(values):
@@ -93,8 +96,8 @@ def faults(s: Settings) -> Iterator[str]:
     shared = [n for n in f.features if n % primary.devices]
     if shared:
         yield (
-            f"frontier.features: {shared[0]} is not divided by {key}.devices, {primary.devices}; "
-            "choose one that is"
+            f"frontier.features: {shared[0]} is not divisible by {key}.devices, "
+            f"{primary.devices}; choose a number that is"
         )
     if not f.sae_snapshots:
         yield "frontier.sae_snapshots: the list is empty; name training steps, or set last"
@@ -110,10 +113,10 @@ def faults(s: Settings) -> Iterator[str]:
     several = primary.gate == "snapshot" or primary.activation == "relu"
     if f.sae_basis == "principal" and (several or primary.outputs is not None):
         yield (
-            "frontier.sae_basis: principal needs one gate per feature, no L1, and outputs that "
-            f"are the inputs, unlike {key}; set full"
+            "frontier.sae_basis: principal needs one gate per feature, no L1, and outputs equal "
+            f"to the inputs, unlike {key}; set full"
         )
     if s.snapshots.steps == "all":
         return
     for name in set(crosscoders(s)) & set(s.crosscoders):
-        yield f"crosscoders.{name}: is the name of one of the frontier's; choose another"
+        yield f"crosscoders.{name}: this name is used by the analysis frontier; choose another"

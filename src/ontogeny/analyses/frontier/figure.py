@@ -67,7 +67,7 @@ def draw(frontier: Path, output: Path) -> None:
                 style.title(axis, next(letters, ""), titles[name])
         _l0_axis(grid[0, 0], drawn)
         for axis in grid[-1]:
-            axis.set_xlabel("L0, active features a token (log axis)")
+            axis.set_xlabel("L0, active features per token (log axis)")
         of_size = [
             Line2D([], [], color=colour, marker="o", label=f"F = {size:,}")
             for size, colour in colours.items()

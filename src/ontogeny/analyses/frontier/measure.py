@@ -1,7 +1,7 @@
 """The fidelity frontier: what crosscoders of several sizes and sparsities reach, beside SAEs.
 
 A crosscoder explains all snapshots with one set of features, an SAE one snapshot alone. Both come
-from the same training on the same rows and are measured alike (docs/method.md 3). A
+from the same training on the same rows and are measured in the same way (docs/method.md 3). A
 crosscoder's point at a snapshot has EV and loss recovered *there*; its L0 counts every feature that
 is active on a token, or, smaller, those alone that are present at the snapshot.
 
@@ -123,7 +123,7 @@ def points(
                     raise InputError(f"{path}: missing; make it with `ontogeny fidelity`")
             sites = pd.read_csv(fidelity)
             if sorted(set(sites["step"])) != steps:
-                raise InputError(f"{fidelity}: of other snapshots; make it again")
+                raise InputError(f"{fidelity}: made for other snapshots; make it again")
             by_snapshot = sites.groupby(["snapshot_index", "step"])[OF_SITES].mean().reset_index()
             dead = pd.read_parquet(density)["dead"].mean()
             part = by_snapshot.assign(**about, seed=seed, dead=dead)

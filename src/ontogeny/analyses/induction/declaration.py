@@ -14,7 +14,7 @@ KINDS = {"features": Optional("features", when="kinds"), "kinds": Optional("kind
 HEADS = Stage(
     "heads",
     run="ontogeny.analyses.induction.heads:measure",
-    about="Measure what every attention head attends to, and what a copy gains.",
+    about="Measure what every attention head attends to, and how much the loss gains from a copy.",
     reads={"snapshots": "snapshots", "tokens": "tokens"},
     makes={"sums": "head_sums", "table": "heads"},
     settings=("induction.blocks", "analysis.seed", "activations.precision"),
@@ -73,7 +73,7 @@ ANALYSIS = Analysis(
         Product(
             "induction",
             "phases/induction.csv",
-            "one row per event, those that form first, by onset",
+            "one row per event; events that form come first, by onset",
         ),
         Product(
             "induction_curves",

@@ -95,7 +95,8 @@ def draw(
 
 
 def finding(table: pd.DataFrame) -> str:
-    """Whether induction features appear before or after the induction head, if that is told."""
+    """Whether induction features appear before or after the induction head, if the intervals show
+    it."""
     onsets = table[table["panel"] == "onset"]
     own = onsets[(onsets["event"] == "features") & (onsets["detail"] == "induction")]
     own = own[own["group"] == "all"].dropna(subset=["value"])

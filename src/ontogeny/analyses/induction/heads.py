@@ -10,7 +10,7 @@ a distance. Scores are means over positions t, each beside two levels of "nothin
     natural_induction    Σ_j A[t, j+1]    on held-out text: over earlier copies j < t−1 of the pair,
                                           (x_j, x_{j+1}) = (x_t, x_{t+1}), at t that have any
 
-    chance     the same for a head that attends to all of t's positions alike: 1/(t+1) each
+    chance     the same for a head that attends equally to all of t's positions: 1/(t+1) each
     control    the same head on the same positions of the same tokens without the first copy; for
                natural_induction what distance and the attended token alone account for: its mean
                attention at the copies' distances in the block, and how far it exceeds that from
@@ -20,7 +20,7 @@ A head that follows the content exceeds its control; one that attends to a fixed
 the same induction at d with and without the copy, and none at another d. Random tokens are drawn
 without replacement, so that the one earlier copy of x_t is the passage's.
 
-The copying gain at d is the loss on a passage that stands there for the first time less the loss
+The copying gain at d is the loss on a passage that occurs for the first time minus the loss
 on it as the second copy, d after the first, in nats: of held-out text and of random tokens. Neither
 of two passages' neighbours belongs to them.
 
@@ -59,7 +59,7 @@ EIGHTHS = (1, 2, 3, 4, 6)  # of a block: the distances of two copies of a passag
 
 @dataclass(frozen=True)
 class Plan:
-    """Where passages stand in a block of T tokens.
+    """The places of passages in a block of T tokens.
 
     length : ℓ of a passage. second : where its second copy starts; it ends the block.
     distances : of the first copy before the second.
@@ -151,7 +151,7 @@ def natural_copies(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def uniform(context: int) -> torch.Tensor:
-    """Attention of a head that attends to all of its positions alike, (1, 1, T, T)."""
+    """Attention of a head that attends equally to all of its positions, (1, 1, T, T)."""
     each = 1 / torch.arange(1, context + 1, dtype=torch.float64)
     return each[:, None].expand(-1, context).tril()[None, None]
 
@@ -365,7 +365,9 @@ def measure(settings: Settings, snapshots: Path, tokens: Path, sums: Path, table
     data = Tokens(tokens)
     first, last = data.splits["held_out"]
     if last - first < 2:
-        raise InputError("corpus.held_out_blocks: heads are measured on 2 at least; raise it")
+        raise InputError(
+            "corpus.held_out_blocks: heads are measured on at least 2 blocks; raise it"
+        )
     p = plan(min(data.context, MOST_CONTEXT))
     last = min(last, first + settings.section(Induction).blocks)
     held_out = data.take(np.arange(first, last))

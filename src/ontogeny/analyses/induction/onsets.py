@@ -238,7 +238,7 @@ def measure(
     measured = read(sums)
     steps = measured.steps
     if list(steps) != settings.snapshots.chosen:
-        raise InputError(f"{sums}: of other snapshots than snapshots.steps; make it again")
+        raise InputError(f"{sums}: made from other snapshots than snapshots.steps; make it again")
     B = measured.count.shape[1]
     rng = np.random.default_rng(analysis.seed)
     weights = rng.multinomial(B, np.full(B, 1 / B), analysis.bootstrap).astype(np.float64)

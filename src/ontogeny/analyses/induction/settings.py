@@ -21,8 +21,11 @@ class Induction(AnalysisSection):
         0.1,
         gt=0,
         lt=1,
-        description="Attention above chance and control below which no head has formed.",
+        description="Attention above chance and above its control that a head needs to count as "
+        "formed.",
     )
     least_gain: float = Field(
-        0.1, gt=0, description="Copying gain in nats below which no copying has formed."
+        0.1,
+        gt=0,
+        description="Copying gain, in nats, that is needed for copying to count as formed.",
     )

@@ -84,7 +84,7 @@ def others(ids: np.ndarray) -> np.ndarray:
 def replaced(
     ids: np.ndarray, other: np.ndarray, pool: np.ndarray, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """A text with tokens replaced, by run; without those that it leaves no room for.
+    """A text with tokens replaced, by run; without runs for which it has no room.
 
     Parameters
     ----------
@@ -147,7 +147,7 @@ def _cover(
     least: int,
     rng: np.random.Generator,
 ) -> None:
-    """Take rows of the pool, in place, until so many are taken or no feature has one left.
+    """Take rows of the pool, in place, until enough are taken or no feature has one left.
 
     Each goes to the feature that is active at the fewest rows taken, of these the rarest.
     """

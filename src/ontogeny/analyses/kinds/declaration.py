@@ -28,7 +28,7 @@ CAUSES = Stage(
 KINDS = Stage(
     "kinds",
     run="ontogeny.analyses.kinds.measure:measure",
-    about="Tell the kinds of feature apart, by cause and by rule.",
+    about="Assign a kind to each feature, by cause and by rule.",
     reads={name: name for name in ("crosscoder", "activations", "tokens", "causes")},
     makes={"kinds": "kinds", "agree": "kinds_agreement", "control": "kinds_control"},
     settings=(
@@ -92,7 +92,9 @@ ANALYSIS = Analysis(
             "one row per kind by rule and kind by cause",
         ),
         Product(
-            "kinds_control", "features/{crosscoder}/kinds_control.csv", "of permuted activations"
+            "kinds_control",
+            "features/{crosscoder}/kinds_control.csv",
+            "number of features per kind by rule, on real and on permuted activations",
         ),
     ],
     numbers="ontogeny.analyses.kinds.numbers:numbers",

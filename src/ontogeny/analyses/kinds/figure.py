@@ -104,7 +104,7 @@ def draw(
 
 
 def finding(table: pd.DataFrame) -> str:
-    """Which kinds appear first and which last, of those that are told apart (Mann-Whitney)."""
+    """Which kinds appear first and which last, if their onsets differ (Mann-Whitney)."""
     own = table[(table["panel"] == "onset") & (table["group"] == "matched")]
     # The first and last row of a curve are the ends of the axis.
     onsets = {str(kind): part["step"].to_numpy()[1:-1] for kind, part in own.groupby("kind")}
@@ -114,7 +114,7 @@ def finding(table: pd.DataFrame) -> str:
         return "Fewer than two kinds have enough matched features to compare their onsets"
 
     def like(kind: str) -> list[str]:
-        """Kinds whose onsets are not told apart from those of one."""
+        """Kinds whose onsets do not differ from those of a given kind."""
         alike = (
             stats.mannwhitneyu(onsets[kind], onsets[other]).pvalue >= 0.05
             for other in medians.index

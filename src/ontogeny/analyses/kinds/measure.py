@@ -1,4 +1,4 @@
-"""The kind of each feature: by cause where that can be told, else by rule (docs/method.md 6).
+"""The kind of each feature: by cause where that was tested, else by rule (docs/method.md 6).
 
 By cause (causes.py), in this order, each at `loss` or more of the activation:
 
@@ -115,7 +115,7 @@ def measure(
     losses = pd.read_parquet(causes)
     living = np.flatnonzero(np.asarray((f > 0).sum(0)).ravel())
     if set(living) != set(losses["feature"]):
-        raise InputError(f"{causes}: of another crosscoder than {crosscoder}; make it again")
+        raise InputError(f"{causes}: made for another crosscoder than {crosscoder}; make it again")
     f = f[:, living]
     found = rules.table(f, p, section, seed)
     found.insert(0, "feature", living)

@@ -51,7 +51,7 @@ def _groups(values: np.ndarray) -> np.ndarray:
 
 
 def _seen(rows: np.ndarray) -> np.ndarray:
-    """Whether each entry stands earlier in its row, (R, C)."""
+    """Whether each entry occurs earlier in its row, (R, C)."""
     order = np.argsort(rows, axis=1, kind="stable")
     sorted_ = np.take_along_axis(rows, order, 1)
     again = np.zeros(rows.shape, bool)
@@ -159,7 +159,8 @@ class Sample:
 
 
 class Wider:
-    """The larger share that x_{t−2} or the block explains of what the pair's mean leaves.
+    """The larger of the shares of the residual of the pair's mean that x_{t−2} and the block
+    explain.
 
     Parameters
     ----------

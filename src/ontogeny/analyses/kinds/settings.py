@@ -17,33 +17,38 @@ class Kinds(AnalysisSection):
     positions: int = Field(
         1000,
         ge=10,
-        description="Held-out positions at which tokens of the context are replaced, at most.",
+        description="Largest number of held-out positions at which tokens of the context are "
+        "replaced.",
     )
     loss: float = Field(
         0.5,
         gt=0,
         le=1,
-        description="Share of its activation that a feature loses, at least, by the replacement "
-        "that names its kind.",
+        description="Least share of its activation that a feature must lose in a replacement "
+        "for that replacement to decide its kind.",
     )
     control: float = Field(
         0.1,
         ge=0,
         le=1,
-        description="Largest share that it may lose when other tokens are replaced.",
+        description="Largest share of its activation that it may lose in the control, where "
+        "other tokens are replaced.",
     )
     active: int = Field(
         5,
         ge=1,
-        description="Positions at which a feature is active, at least: replaced ones for a kind by "
-        "cause, held-out ones for a kind by rule.",
+        description="Least number of positions at which a feature must be active to be tested: "
+        "replaced positions for a kind by cause, held-out positions for a kind by "
+        "rule.",
     )
-    permutations: int = Field(
-        60, ge=20, description="Permutations of each null of the kinds by rule."
-    )
+    permutations: int = Field(60, ge=20, description="Permutations for each null of the rules.")
     quantile: float = Field(
-        0.95, gt=0, lt=1, description="Quantile of its null that a rule's score has to pass."
+        0.95, gt=0, lt=1, description="Quantile of its null that a rule's score must exceed."
     )
     share: float = Field(
-        0.25, ge=0, lt=1, description="Least share of variance, or of mass, that a rule asks for."
+        0.25,
+        ge=0,
+        lt=1,
+        description="Least share of a feature's variance, or of its activation, that a rule "
+        "requires.",
     )

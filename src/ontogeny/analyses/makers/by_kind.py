@@ -79,7 +79,9 @@ def measure(
         heads, steps = np.c_[file["layer"][()], file["head"][()]], file["step"][()]
     loss = table["loss"].to_numpy().reshape(-1, len(heads)) if len(heads) else np.zeros((0, 0))
     if len(heads) and not np.array_equal(table["feature"].unique(), known):
-        raise InputError(f"{shares}: of another run than {makers}; delete both to make them again")
+        raise InputError(
+            f"{shares}: from another run than {makers}; delete both to make them again"
+        )
     living = pd.read_parquet(features).set_index("feature")["alive"]
     about = pd.DataFrame({"feature": known, "kind": "all"})
     if kinds is not None:

@@ -41,7 +41,7 @@ MAKERS = Stage(
 SUMMARY = Stage(
     "makers_by_kind",
     run="ontogeny.analyses.makers.by_kind:measure",
-    about="Sum up by kind of feature which heads make it, and since when.",
+    about="Summarise, by kind of feature, which heads make it and from which step on.",
     reads={**TABLES, "features": "features", "kinds": Optional("kinds")},
     makes=BY_KIND,
     settings=("analysis.bootstrap", "analysis.seed"),
@@ -75,12 +75,12 @@ ANALYSIS = Analysis(
         Product(
             "makers",
             "features/{crosscoder}/makers.parquet",
-            "one row per feature and attention head; empty where heads cannot be told apart",
+            "one row per feature and attention head; empty if heads cannot be separated",
         ),
         Product(
             "maker_shares",
             "features/{crosscoder}/maker_shares.h5",
-            "what each head has in each feature through each snapshot",
+            "the share of each head in each feature, through each snapshot",
         ),
         Product(
             "makers_by_kind",

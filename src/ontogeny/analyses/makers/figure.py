@@ -50,7 +50,7 @@ def draw(
         grid = [figure.add_subplot(layout[1, column]) for column in (0, 1)]
         if table.empty:
             for axis in (matrix, *grid):
-                style.empty(axis, "the heads of this model cannot be told apart")
+                style.empty(axis, "the heads of this model cannot be separated")
             columns = ["panel", "kind", "layer", "head", "step", "value"]
             style.save(figure, pd.DataFrame(columns=columns), output, finding)
             return
@@ -81,7 +81,8 @@ def draw(
 
 
 def finding(table: pd.DataFrame) -> str:
-    """Which head induction and previous-token features lose most without, if it is told."""
+    """The head whose ablation costs induction and previous-token features most, if that is
+    clear."""
     loss = table[table["panel"] == "loss"]
     parts = []
     for kind in ("induction", "previous_token"):

@@ -280,7 +280,7 @@ def measure(
     makers: Path,
     shares: Path,
 ) -> None:
-    """Write what each head has in each feature; empty where the model's heads cannot be told apart.
+    """Write the share of each head in each feature; empty if the model's heads cannot be separated.
 
     Parameters
     ----------

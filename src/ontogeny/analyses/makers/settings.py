@@ -18,5 +18,7 @@ class Makers(AnalysisSection):
         32, ge=2, description="Held-out blocks on which each head is ablated at each snapshot."
     )
     active: int = Field(
-        5, ge=1, description="Positions of these at which a feature has to be active."
+        5,
+        ge=1,
+        description="Number of positions in these blocks at which a feature must be active.",
     )

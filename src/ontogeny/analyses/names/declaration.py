@@ -23,8 +23,8 @@ NAMES = Stage(
 
 ANALYSIS = Analysis(
     "names",
-    about="A name for each feature, from what its strongest contexts share, and the range chart: "
-    "the lives of the most telling features beside the model's loss.",
+    about="A name for each feature, from what its strongest contexts share, and the range "
+    "chart: the lives of selected features beside the model's loss.",
     section=Names,
     stages=[NAMES],
     figures=[

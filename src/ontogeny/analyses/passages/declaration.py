@@ -7,7 +7,7 @@ from ontogeny.stages import MODEL
 READ = Stage(
     "passages",
     run="ontogeny.analyses.passages.measure:measure",
-    about="Let every snapshot read passages of held-out text and the tasks' prompts.",
+    about="Have every snapshot read passages of held-out text and the tasks' prompts.",
     reads={
         "crosscoder": "crosscoder",
         "snapshots": "snapshots",

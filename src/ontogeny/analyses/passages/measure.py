@@ -84,9 +84,7 @@ def _of_tasks(settings: Settings, data: Tokens, path: Path | None) -> Iterator[t
             name: (file[name]["clean"][:count], file[name]["length"][:count]) for name in names
         }
     if own != data.digest:
-        raise InputError(
-            f"{path}: of other tokens than the crosscoder was trained on; make them again"
-        )
+        raise InputError(f"{path}: made from other tokens than the crosscoder's; make them again")
     for name, (clean, length) in prompts.items():
         for ids, size in zip(clean, length, strict=True):
             before = int(ids[0] == data.end_of_text)

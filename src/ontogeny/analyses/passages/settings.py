@@ -14,10 +14,15 @@ class Passages(AnalysisSection):
 
     key: ClassVar[str] = "passages"
 
-    held_out: int = Field(12, ge=1, description="Passages of held-out text.")
-    length: int = Field(40, ge=2, description="Tokens of each that are shown.")
-    prompts: int = Field(1, ge=0, description="Prompts of each task of `circuits`.")
+    held_out: int = Field(12, ge=1, description="Number of passages of held-out text.")
+    length: int = Field(40, ge=2, description="Tokens shown of each passage.")
+    prompts: int = Field(1, ge=0, description="Prompts shown of each task of `circuits`.")
     features: int = Field(
-        6, ge=1, description="Features kept of each token and snapshot, the largest contributions."
+        6,
+        ge=1,
+        description="Features kept for each token and snapshot, those with the largest "
+        "contributions.",
     )
-    predictions: int = Field(3, ge=1, description="Likeliest next tokens kept of each.")
+    predictions: int = Field(
+        3, ge=1, description="Likeliest next tokens kept for each token and snapshot."
+    )

@@ -32,7 +32,7 @@ PRESENCE = Stage(
 
 ANALYSIS = Analysis(
     "presence",
-    about="Whether a decoder norm of nothing means that the feature is absent: latent scaling and "
+    about="Whether a small decoder norm means that the feature is absent: latent scaling and "
     "linear probes.",
     section=Presence,
     stages=[PRESENCE],

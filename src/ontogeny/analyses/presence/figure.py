@@ -273,6 +273,6 @@ def _verdicts(
                 drawn.append(_as_drawn(row, name, "verdict"))
     axis.set_xticks(range(len(DISAGREE)), [words for *_, words in DISAGREE], fontsize=6)
     axis.set_ylim(-0.02, None)
-    axis.set_ylabel("share of the absent, or of the there")
+    axis.set_ylabel("share of those absent, or of those present")
     axis.plot([], [], "o", color="0.3", markerfacecolor="white", markersize=3.5, label="matched")
     axis.legend(loc="best")

@@ -71,8 +71,8 @@ def run_tests(
     chosen = np.flatnonzero(about["alive"].to_numpy() & (active >= section.active).all(0))
     if not len(chosen):
         raise InputError(
-            f"presence.active: no living feature is active at {section.active} positions of either "
-            "half of the held-out text; lower it, or train the crosscoder for longer"
+            f"presence.active: no living feature is active at {section.active} positions in both "
+            "halves of the held-out text; lower it, or train the crosscoder for longer"
         )
     about = about.iloc[chosen]
 

@@ -14,19 +14,25 @@ class Presence(AnalysisSection):
 
     key: ClassVar[str] = "presence"
 
-    features: int = Field(256, ge=1, description="Features that linear probes are fitted for.")
+    features: int = Field(
+        256, ge=1, description="Number of features for which linear probes are fitted."
+    )
     active: int = Field(
         5,
         ge=2,
-        description="Positions in either half of the held-out text at which a feature must be "
-        "active to be tested.",
+        description="Number of positions in each half of the held-out text at which a feature "
+        "must be active to be tested.",
     )
     absent: float = Field(
-        0.1, gt=0, lt=1, description="Normalised strength below which the norm says absent."
+        0.1,
+        gt=0,
+        lt=1,
+        description="Normalised strength below which the norm counts as saying absent.",
     )
     contradicted: float = Field(
         0.25,
         gt=0,
         le=1,
-        description="Scaling, over the peak's, from which it says that the feature is there.",
+        description="Latent scaling, relative to that at the peak, from which it counts as saying "
+        "present.",
     )

@@ -6,7 +6,7 @@ from ontogeny.stages import HISTORIES
 TOKENS = Stage(
     "token_means",
     run="ontogeny.analyses.tokens.measure:measure",
-    about="Measure how the mean activations of tokens grow, turn and part, by snapshot.",
+    about="Measure how the mean activations of tokens grow, turn and become distinct, by snapshot.",
     reads={"tables": lambda experiment: Source(*[experiment.tables(experiment.primary)] * 2)},
     makes={"token_means": "token_means"},
     scope="experiment",
@@ -21,7 +21,8 @@ TOKENS = Stage(
 
 ANALYSIS = Analysis(
     "tokens",
-    about="What the current token alone explains, and when the tokens' means settle and part.",
+    about="What the current token alone explains, and when the tokens' means settle and become "
+    "distinct.",
     stages=[TOKENS],
     figures=[
         Figure(

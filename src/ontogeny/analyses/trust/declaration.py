@@ -7,7 +7,7 @@ from ontogeny.stages import HISTORIES
 TRUST = Stage(
     "trust",
     run="ontogeny.analyses.trust.measure:measure",
-    about="Tell how far births and deaths can be trusted: relays, silent births and deaths.",
+    about="Measure how far births and deaths can be trusted: relays, silent births and deaths.",
     reads={name: name for name in ("crosscoder", "activations", "features")},
     makes={
         "trust": "trust",
@@ -39,7 +39,7 @@ TRUST = Stage(
 ANALYSIS = Analysis(
     "trust",
     about="How far births and deaths can be trusted: features that carry one concept in turn, and "
-    "births and deaths of which the activations know nothing.",
+    "births and deaths that the activations do not show.",
     section=Trust,
     stages=[TRUST],
     figures=[
@@ -65,7 +65,11 @@ ANALYSIS = Analysis(
             "relays", "features/{crosscoder}/relays.csv", "features that take over from others"
         ),
         Product("trust_snapshots", "features/{crosscoder}/signs.csv", "one row per snapshot"),
-        Product("trust_verdicts", "features/{crosscoder}/trust.csv", "the shares, by group"),
+        Product(
+            "trust_verdicts",
+            "features/{crosscoder}/trust.csv",
+            "shares of relays and of silent births and deaths, by group",
+        ),
     ],
     numbers="ontogeny.analyses.trust.numbers:numbers",
 )

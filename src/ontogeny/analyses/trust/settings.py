@@ -15,34 +15,38 @@ class Trust(AnalysisSection):
     key: ClassVar[str] = "trust"
 
     frequent: float = Field(
-        0.03, gt=0, lt=1, description="Density from which a feature counts as frequent."
+        0.03,
+        gt=0,
+        lt=1,
+        description="Density (share of tokens) from which a feature counts as frequent.",
     )
     relay_cosine: float = Field(
-        0.8, gt=0, le=1, description="Cosine from which two decoders of a relay are parallel."
+        0.8, gt=0, le=1, description="Cosine from which two decoders count as parallel in a relay."
     )
     relay_overlap: float = Field(
         0.5,
         gt=0,
         le=1,
-        description="Correlation from which two features of a relay are active alike.",
+        description="Correlation of activations from which two features can be a relay.",
     )
     readable: float = Field(
         0.1,
         gt=0,
         lt=1,
-        description="R² that a linear read-out of a feature must reach in its life, for its birth "
-        "and death to be judged.",
+        description="R² that a linear read-out of a feature must reach while it is present, for "
+        "its birth and death to be judged.",
     )
     silent: float = Field(
         0.8,
         gt=0,
         le=1,
-        description="Share of the best R² in life from which a birth or death is silent, when the "
-        "snapshots beyond it still reach it.",
+        description="A birth or death is silent if the read-out at the absent snapshots next to "
+        "it reaches this share of the best R² while the feature is present.",
     )
     gate: float = Field(
         0.25,
         gt=0,
         le=1,
-        description="Share of its highest rate from which a feature's gate says that it is there.",
+        description="Share of its highest rate from which the rate of a feature's gate counts "
+        "as saying present.",
     )

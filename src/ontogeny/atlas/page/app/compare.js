@@ -46,7 +46,7 @@ function compare(site) {
     if (params.get("other")) {
       const base = otherBase(params.get("other"));
       try {
-        if (!base) throw new Error("an atlas of this page's own disk or web server can stand beside it, no other");
+        if (!base) throw new Error("only an atlas on the same disk or web server as this page can be compared with it");
         second = await openSite(base);
       } catch (error) {
         fill(element, heading, form, h("p", { class: "missing", role: "alert" }, `${params.get("other")}: ${error.message}`));

@@ -115,14 +115,14 @@ function attributionFigure(one) {
   const { about } = one.site;
   if (!about.tasks.length) return missingPart("Attribution", about.missing.circuits);
   if (!one.attribution.length)
-    return missingPart("Attribution", "No task's attribution to this feature is told from zero.");
+    return missingPart("Attribution", "No task's attribution to this feature differs from zero.");
   const strongest = (values) => Math.max(...values.map((v) => Math.abs(v) || 0));
   const sorted = [...one.attribution].sort((a, b) => strongest(b.values) - strongest(a.values));
   const label = `Attribution to ${sorted.length} tasks through training; the largest to ${format.name(sorted[0].task)}, ${format.number(strongest(sorted[0].values))} nats.`;
   return figure({
     title: "Attribution to tasks",
     label,
-    note: "What the feature adds to the logit difference of right and wrong answer, by integrated gradients, mean over pairs; tasks for which it is told from zero at some step.",
+    note: "What the feature adds to the logit difference of right and wrong answer, by integrated gradients, mean over pairs; tasks for which it differs from zero at some step.",
     draw: (place, width) => lines(place, width, {
       label, linear: isLinear(), height: 200,
       y: { label: "attribution (nats)" },
@@ -169,7 +169,7 @@ function contextsPart(one) {
   const { about } = one.site;
   if (!one.contexts) return missingPart("Contexts", about.missing.contexts);
   const parts = [
-    ["top", "Strongest", "activation at the framed token; one context a block"],
+    ["top", "Strongest", "activation at the framed token; at most one context per block"],
     ["quantiles", "Quantiles", "from weak to strong, one of each; q: share of the active positions below"],
     ["near_misses", "Near misses", "where it nearly opens: score at the framed token, as a share of the threshold"],
   ];
@@ -197,7 +197,7 @@ function lensPart(one) {
   const columns = [...through, peak].filter(Boolean);
   const tokens = (side) => h("tbody", {}, Array.from({ length: columns[0][side].length }, (_, row) =>
     h("tr", {}, h("th", { scope: "row" }, String(row + 1)), columns.map((x) =>
-      h("td", { title: `${format.number(x[side][row].value)} nats a unit of activation`, class: x.peak ? "at-peak" : null },
+      h("td", { title: `${format.number(x[side][row].value)} nats per unit of activation`, class: x.peak ? "at-peak" : null },
         lensToken(x[side][row].text))))));
   const tableOf = (side, title) => h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `${title} by feature ${one.number} of ${about.name}` },
     h("table", { class: "lens" }, h("caption", {}, title),
@@ -206,7 +206,7 @@ function lensPart(one) {
           h("small", { title: "decoder norm over its largest" }, ` ${format.fixed(x.strength, 2)}`))))),
       tokens(side)));
   return h("section", { class: "panel" }, h("h2", {}, "Promoted tokens through time"),
-    h("p", { class: "note" }, "By the logit lens of the decoder at each step; beside a step, the decoder norm over its largest."),
+    h("p", { class: "note" }, "By the logit lens of the decoder at each step; the number beside a step is the decoder norm relative to its largest."),
     tableOf("promoted", "Promoted"), h("details", {}, h("summary", {}, "Suppressed"), tableOf("suppressed", "Suppressed")));
 }
 

@@ -147,7 +147,7 @@ function chips(path, params) {
   if (!found.length) return null;
   return h("ul", { class: "chips", "aria-label": "Filters" },
     found.map(([text, less]) =>
-      h("li", {}, h("a", { href: hash(path, less), "aria-label": `Take away: ${text}` }, text, h("span", { "aria-hidden": "true" }, " ×")))));
+      h("li", {}, h("a", { href: hash(path, less), "aria-label": `Remove filter: ${text}` }, text, h("span", { "aria-hidden": "true" }, " ×")))));
 }
 
 /** The bit of a class in the column of classes; 0 of one that this experiment does not have. */

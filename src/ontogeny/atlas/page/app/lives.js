@@ -284,7 +284,7 @@ function lives(site) {
     h("figure", { class: "panel", "aria-labelledby": "lives-title" },
       h("figcaption", {}, controls, chart.tools), key, chart.element, said,
       h("p", { class: "note", id: "lives-help" },
-        "One row per feature, as dark as the feature is strong beside its own largest strength; from near, as thick, with a stroke at its ", term("onset"), " and a ring where its direction has ", term("settled"), ". ", term("trusted", "Trusted"), " features come first. Click a row to open the feature, drag to move, zoom with + and − or the wheel (with the chart in focus); 0 shows all. The table lists the same features in the same order.")));
+        "One row per feature; the darker the row, the stronger the feature relative to its own peak. Zoomed in, the thickness shows the strength, with a stroke at its ", term("onset"), " and a ring where its direction has ", term("settled"), ". ", term("trusted", "Trusted"), " features come first. Click a row to open the feature, drag to move, zoom with + and − or the wheel (with the chart in focus); 0 shows all. The table lists the same features in the same order.")));
 
   async function update() {
     const { params } = address();

@@ -59,7 +59,7 @@ function passages(site) {
     parts.tokens = h("ol", { class: "gloss" });
     parts.token = h("section", { class: "panel chosen", "aria-live": "off" });
     fill(element, heading,
-      h("p", { class: "note" }, "Each token with its loss (the deeper its colour, the larger), the features that contribute most to its activation at the chosen snapshot, and the token that the model then expects next. Choose a token to see all that is kept of it."),
+      h("p", { class: "note" }, "Each token with its loss (the deeper its colour, the larger), the features that contribute most to its activation at the chosen snapshot, and the token that the model then expects next. Click a token to see everything that is recorded about it."),
       h("div", { class: "controls" },
         select("passage", options, params.get("text") || "0", (text) => change({ text, token: "" })),
         h("label", { class: "field scrub" }, h("span", {}, "snapshot"), parts.slider), parts.now),

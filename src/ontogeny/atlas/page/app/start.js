@@ -38,7 +38,7 @@ function earliest(site) {
   const c = site.columns;
   if (!one)
     return h("section", { class: "panel lead" }, h("h2", {}, "The earliest emergent feature"),
-      h("p", { class: "missing" }, "No emergent feature is weak at first, comes again in another seed and is frequent enough to be trusted."));
+      h("p", { class: "missing" }, "No emergent feature is weak at first, found again in another seed, and frequent enough to be trusted."));
   const p = one.place;
   const kind = kindOf(site, p);
   const { first } = start;
@@ -56,14 +56,14 @@ function earliest(site) {
     h("p", { class: "note" }, about.seeds.length > 1
       ? ["Earliest of the emergent features that are ", term("matched"), `, not doubtful, active at ${start.often} held-out tokens or more, and at the first snapshot no stronger than ${start.weak} of their peak.`]
       : `Earliest of the emergent features that are active at ${start.often} held-out tokens or more and at the first snapshot no stronger than ${start.weak} of their peak; with one seed, nothing says which would come again.`,
-      first !== null && [" ", featureLink(site, first, `Feature ${c.feature[first]}`), ` has an earlier onset, step ${format.number(c.onset[first], 2)}, without meeting that.`]));
+      first !== null && [" ", featureLink(site, first, `Feature ${c.feature[first]}`), ` has an earlier onset, step ${format.number(c.onset[first], 2)}, but does not meet these conditions.`]));
 }
 
 /** A phase in words: [heading, what it is]. */
 function phaseWords({ low, high, until, after }) {
   const level = (name) => term(`${name} level`);
   const from = (x) => format.step(x);
-  if (until === "first") return ["There at the first snapshot", "Random weights have features too; training turns most of them into something else."];
+  if (until === "first") return ["Present at the first snapshot", "Random weights have features too; training turns most of them into something else."];
   if (high !== null && low === null) return [`Emerged before step ${from(high)}`, ["until the loss passes the ", level(until)]];
   if (high !== null) return [`Emerged from step ${from(low)} to ${from(high)}`, ["between the ", level(after), " and the ", level(until)]];
   if (low !== null) return [`Emerged after step ${from(low)}`, ["once the loss is below the ", level(after)]];
@@ -109,7 +109,7 @@ function start(site) {
       h("div", { class: "side-column" },
         earliest(site),
         about.start.phases.map((phase) => phaseSection(site, phase)),
-        h("p", { class: "note" }, "Chosen by rule: first features that are matched, not doubtful and frequent, then those of a kind and with a name; of equals those with the better match. No two of a phase share name and kind. In order of onset.",
+        h("p", { class: "note" }, "Chosen by rule: features that are matched, not doubtful and frequent come first, then those with a kind and a name, and among equals those with the better match. No two features of a phase share both name and kind. They are shown in order of onset.",
           !about.contexts && ` ${about.missing.contexts}`)),
       h("div", { class: "side-column" }, h("div", { class: "panel" }, curve), aside)),
     command(site));

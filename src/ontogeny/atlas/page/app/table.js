@@ -103,7 +103,7 @@ function table(site) {
     h("div", { class: "scroll", role: "region", tabindex: 0, "aria-label": "Table of features" },
       h("table", { class: "features" }, h("caption", { class: "unseen" }, "Features"), h("thead", {}, head), body)),
     about.contexts
-      ? h("p", { class: "note" }, "Search looks at a feature's own token (marked), at names, at the four strongest contexts, from 12 tokens before to 4 after the position, and at promoted tokens, whatever the case; best matches come first.")
+      ? h("p", { class: "note" }, "Search covers a feature's own token (marked), its name, its four strongest contexts, from 12 tokens before to 4 after the position, and its promoted tokens. It ignores case, and the best matches come first.")
       : h("p", { class: "missing" }, about.missing.contexts),
     Object.keys(about.missing).filter((name) => ["kinds", "complexity", "circuits"].includes(name)).map((name) => h("p", { class: "missing" }, about.missing[name])));
 
@@ -167,7 +167,7 @@ function table(site) {
         return h("td", { ...given, class: `number ${given.class}` }, NUMBERS[name].show(numbers(site, name)[p]));
       }), task && h("td", { class: "number" }, format.number(task[p])), text);
     }));
-    if (!rows.length) fill(body, h("tr", {}, h("td", { colspan: columns.length + 2, class: "missing" }, "No feature is like this. Take a filter away.")));
+    if (!rows.length) fill(body, h("tr", {}, h("td", { colspan: columns.length + 2, class: "missing" }, "No feature matches. Remove a filter.")));
     await Promise.all([...cells.map(async ([p, cell]) => {
       const { promoted, contexts } = await site.text(p);
       const match = matches?.get(p);

@@ -65,7 +65,9 @@ def figure_tables(folder, matching: bool = True, able: bool = True):
     )
     names = ("features.parquet", "strengths.parquet", "behaviour.csv", "attribution.parquet")
     f, s, b, a = (folder / name for name in names)
-    return {abilities: (f, s, b, a), ablations: (f, b, a, folder / "curves.csv")}
+    named = folder / "names.parquet"
+    pd.DataFrame({"feature": [8, 10], "name": ["", "after $[$"]}).to_parquet(named)
+    return {abilities: (f, s, b, a, named), ablations: (f, b, a, folder / "curves.csv")}
 
 
 def texts_of(figure) -> str:
@@ -122,6 +124,7 @@ def test_abilities_draws_no_features_of_what_is_not_done(tmp_path, rendered):
         False,
     ]
     assert "3 of 5 key features matched" in words_
+    assert "10: after $[$" in words_
     bars = table[table["panel"] == "attribution"].set_index("series")
     assert set(bars["task"]) == {"agreement_simple"}
     assert bars.loc["10", "value"] == pytest.approx(1.2)

@@ -158,7 +158,7 @@ def _telling(experiment: Experiment) -> int:
     if not experiment.path("names").exists():
         return 0
     names = experiment.table("names")
-    telling = names[~names["rule"].isin(["", "token", "start"])]
+    telling = names[~names["rule"].isin(["", "token", "start"]) & ~names["strongest"]]
     return int((telling if len(telling) else names)["feature"].iloc[0])
 
 

@@ -7,24 +7,24 @@ from ontogeny.stages import HISTORIES
 NAMES = Stage(
     "names",
     run="ontogeny.analyses.names.measure:measure",
-    about="Name features after what their strongest contexts share.",
-    reads={"contexts": "contexts_table", "features": "features", "kinds": Optional("kinds")},
+    about="Name features after what their contexts share.",
+    reads={"contexts": "contexts", "tokens": "tokens", "kinds": Optional("kinds")},
     makes={"named": "names"},
     settings=("names",),
     gpu=False,
     local=True,
     cost=Cost(
-        {"features": 1e-3},
-        {"one": 0.1e9, "features * contexts.top * contexts.window": 200},
-        {"one": 10000, "features": 40},
+        {"one": 2, "features": 3e-3},
+        {"one": 0.2e9, "features": 2000},
+        {"one": 10000, "features": 60},
         torch=False,
     ),
 )
 
 ANALYSIS = Analysis(
     "names",
-    about="A name for each feature, from what its strongest contexts share, and the range "
-    "chart: the lives of selected features beside the model's loss.",
+    about="A name for each feature whose contexts share something rare, and the range chart: the "
+    "lives of selected features beside the model's loss.",
     section=Names,
     stages=[NAMES],
     figures=[

@@ -22,14 +22,17 @@ def choose(living: pd.DataFrame, most: int) -> pd.DataFrame:
     """The features to show: of each kind some, spread over the order in which they appear.
 
     Named features that came again in another seed (or, if that leaves none, all named ones), each
-    name once. A kind gets its share of `most` by the square root of its number; its features, in
-    order of onset, are cut into so many parts, and the most frequent of each part is shown.
+    name once; names of the strongest contexts alone only where there are no others. A kind gets its
+    share of `most` by the square root of its number; its features, in order of onset, are cut into
+    so many parts, and the most frequent of each part is shown.
 
     Parameters
     ----------
-    living : feature, matched, name, kind, onset_step, density.
+    living : feature, matched, name, strongest, kind, onset_step, density.
     """
     named = living[living["name"] != ""]
+    if not named["strongest"].all():
+        named = named[~named["strongest"]]
     fit = named[named["matched"]] if named["matched"].any() else named
     fit = fit.sort_values("density", ascending=False).drop_duplicates("name")
     weights = np.sqrt(fit["kind"].value_counts())
@@ -67,7 +70,8 @@ def draw(
         kind, onset_step, step, value (nats; of a feature the normalised strength).
     """
     living = style.read_living(features, ["onset_step", "density"])
-    living = living.merge(style.read(named, ["feature", "name"]), on="feature", how="inner")
+    names = style.read(named, ["feature", "name", "strongest"])
+    living = living.merge(names, on="feature", how="inner")
     living["kind"] = "none"
     if kinds is not None:
         known = style.read(kinds, ["feature", "kind"]).set_index("feature")["kind"]

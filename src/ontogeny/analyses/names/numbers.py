@@ -8,8 +8,12 @@ from ontogeny.experiment import Experiment
 
 
 def numbers(experiment: Experiment) -> dict[str, Any]:
-    """How many living features have a name."""
+    """How many living features have a name, and how many only one of where they are strongest."""
     living = experiment.table("features").query("alive")["feature"]
     names = experiment.table("names")
     named = names[(names["name"] != "") & names["feature"].isin(living)]
-    return {"named_features": len(named)}
+    return {
+        "named_features": len(named),
+        "named_features_strongest": int(named["strongest"].sum()),
+        "named_feature_share": len(named) / len(living) if len(living) else None,
+    }

@@ -161,7 +161,9 @@ def test_the_results_page_repeats_the_runs_numbers(numbers):
         f"of the matched {n['matched_peaks_within_two']:.0%} peak within two",
         f"token means match {n['matched_feature_share_token_means']:.0%} of the features, random "
         f"held-out rows {n['matched_feature_share_random_rows']:.0%}",
-        f"| named by rule | {n['named_features']} of the living features |",
+        f"| named by rule | {n['named_features']} of the living features "
+        f"({n['named_feature_share']:.0%}), {n['named_features_strongest']} of them only after "
+        "where they are strongest |",
         f"features {n['silent_births_frequent']:.1%} are silent",
         f"their deaths {n['silent_deaths_frequent']:.1%}; without the token table "
         f"{n['plain_silent_births_frequent']:.0%} and {n['plain_silent_deaths_frequent']:.0%}",

@@ -14,7 +14,7 @@ from ontogeny import registry, settings
 from ontogeny.analyses.names import figure, measure
 from ontogeny.analyses.names.choose import Evidence, Name, choose, surprise, tail
 from ontogeny.analyses.names.numbers import numbers
-from ontogeny.analyses.names.rules import RULES, labels_of, shown
+from ontogeny.analyses.names.rules import RULES, labels_of, shortened, shown
 from ontogeny.analyses.names.settings import Names
 from ontogeny.analyses.names.text import Context
 from ontogeny.features import contexts as stored
@@ -51,7 +51,7 @@ PLANTED = {
     "indent": (("↵", "    ", "a", "b"), "4", ("↵", "a", "b")),
     "class": (("a", " 17"), "digits", ("a", " x7")),
     "class_after": (('"', "The"), 'capital after "', ('"', "the")),
-    "class_after_class": (("(", "'"), "quotation mark after opening bracket", ("a", "'")),
+    "class_after_class": (("(", "'"), "quote after opening bracket", ("a", "'")),
     "previous_class": (("↵    ", "a"), "line break", ("↵", "    ", "a")),
 }  # fmt: skip
 
@@ -192,8 +192,13 @@ def test_names_hold_for_the_contexts_of_the_file(analysed, named):
     assert ((told["agreement"] >= 0.8) & (told["range"] >= 0.5 * ~told["strongest"])).all()
     assert not set(told["rule"]) - set(RULES)
     # Names of one token, held against the ids that the store and the corpus have.
-    ids = data.take(np.arange(*data.splits["held_out"]))
+    first, last = data.splits["held_out"]
+    ids = data.take(np.arange(first, last))
     checked = 0
+
+    def text_of(number: int) -> str:
+        return measure.visible(store.vocabulary.one(number))
+
     for row in told[told["rule"] == "token"].to_dict("records"):
         feature = store.feature(row["feature"])
         members = row["name"].removeprefix("strongest on ").split(" or ")
@@ -201,8 +206,7 @@ def test_names_hold_for_the_contexts_of_the_file(analysed, named):
         held = [
             context.value
             for context in strong
-            if shown(measure.visible(store.vocabulary.one(ids[context.block, context.offset])))
-            in members
+            if shortened(shown(text_of(ids[context.block - first, context.offset]))) in members
         ]
         assert len(held) >= 0.8 * len(strong)
         assert sum(held) >= 0.8 * sum(context.value for context in strong)
@@ -236,7 +240,7 @@ def test_strong_contexts_are_those_of_half_the_largest_activation():
 
 
 def test_few_contexts_name_nothing(analysed, named):
-    given, _, table = named
+    _, _, table = named
     store = analysed.contexts()
     text = measure.Text(analysed.tokens(), store)
     number = int(table.loc[table["name"] != "", "feature"].iloc[0])

@@ -102,6 +102,8 @@ def test_telling_features_are_trusted_of_a_kind_and_named():
     assert start.telling(table).tolist() == [4, 6, 8, 10, 12, 14, 22, 24, 26, 28]
     table["name"] = ""  # no name is not one name
     assert start.telling(table).tolist() == [0, 2, 4, 6, 8, 10, 12, 14, 26, 28]
+    table = table.assign(name=[f"name {i}" for i in range(n)], strongest=table["feature"] >= 25)
+    assert start.telling(table).tolist() == [0, 2, 4, 6, 8, 10, 12, 14, 22, 24]
 
 
 def test_a_later_byte_of_a_character_shows_as_the_character():

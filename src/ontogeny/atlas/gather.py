@@ -92,9 +92,8 @@ def gather(experiment: Experiment) -> Contents:
         table = table.merge(_kinds(experiment.table("kinds")), on="feature", how="left")
         table = table.fillna({"kind": UNTESTED})
     if has("names"):
-        table = table.merge(
-            experiment.table("names")[["feature", "name"]], on="feature", how="left"
-        )
+        names = experiment.table("names")[["feature", "name", "strongest"]]
+        table = table.merge(names, on="feature", how="left")
         about["names"] = list(table["name"].fillna(""))
     if has("span"):
         span = experiment.table("span")

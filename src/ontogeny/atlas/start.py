@@ -103,12 +103,14 @@ def trusted(table: pd.DataFrame, held_out: int) -> pd.Series:
 def telling(table: pd.DataFrame) -> np.ndarray:
     """Places of at most TELLING features of some, by onset.
 
-    Those that meet the most of these are taken: trusted; of a kind; named by rule. Of equals the
-    one whose match has the larger cosine. No two have one name and kind.
+    Those that meet the most of these are taken: trusted; of a kind; named by rule, and not only
+    where they are strongest. Of equals the one whose match has the larger cosine. No two have one
+    name and kind.
     """
     kind = table.get("kind", pd.Series("none", table.index))
     name = table.get("name", pd.Series("", table.index)).fillna("")
-    points = 3 * table["trusted"] + ~kind.isin(["none", UNTESTED]) + (name != "")
+    named = (name != "") & ~table.get("strongest", pd.Series(False, table.index)).eq(True)
+    points = 3 * table["trusted"] + ~kind.isin(["none", UNTESTED]) + named
     ranked = table.assign(points=points, kind=kind, name=name).sort_values(
         ["points", "matched_cosine", "feature"], ascending=[False, False, True], kind="stable"
     )

@@ -14,7 +14,7 @@ from ontogeny.analyses.names.text import WORD, WORDS, Context, classes
 
 SOON = 12  # words and signs among so many tokens before are "soon after" them
 FIRST, EARLY = 4, 16  # positions that are the start of a window, and early in it
-LONGEST = 28  # letters of what a name shows
+LONGEST = 32  # letters of what a name shows
 SPACES = re.compile(" {3,}")
 STARTS = {"at first token": 1, "at start of window": FIRST, "early in window": EARLY}
 POWERS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")

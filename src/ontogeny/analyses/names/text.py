@@ -115,7 +115,7 @@ def _sign(bare: str) -> str:
     for signs, name in (
         (OPENING, "opening bracket"),
         (CLOSING, "closing bracket"),
-        (QUOTES, "quotation mark"),
+        (QUOTES, "quote"),
         (POINTS, "punctuation"),
     ):
         if bare[0] in signs:

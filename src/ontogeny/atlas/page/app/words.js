@@ -33,7 +33,7 @@ function definitions(site) {
     matched: `A dictionary trained with another seed has the same feature: the cosine with its best match is at least ${about.matched_cosine}. What one seed alone finds may be chance.`,
     trusted: `${about.seeds.length > 1 ? "Matched, not doubtful, and active" : "Not doubtful, and active"} at ${about.start.often} held-out tokens or more: a feature whose life may be spoken of.`,
     attribution: "How much a feature adds to the difference between the logits of the right and the wrong answer of a task, by integrated gradients. Only features whose attribution differs from zero are listed.",
-    name: "Made by rule from what a feature's strongest contexts share, such as the same previous token. A name says nothing about weak contexts.",
+    name: "Given by rule, from what a feature's contexts share and the text seldom has, such as the same previous token. A name accounts for at least half of the activation, or says that it is where the feature is strongest.",
     "unigram level": "The loss of a model that knows only how frequent each token is.",
     "bigram level": "The loss of a model that knows only which token follows which.",
     "turning point": "The step at which the features' directions change most: the cosines between snapshots are high before it and after it, and low across it.",

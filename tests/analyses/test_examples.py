@@ -54,6 +54,7 @@ def arguments(folder, matching: str = "some", kinds: bool = True):
             )
     pd.DataFrame(rows).to_parquet(folder / "contexts.parquet")
     named = pd.DataFrame({"feature": [3, 4, 10], "name": ["", "after (", "$x_{2}$ 50%"]})
+    named["strongest"] = False
     named.to_parquet(folder / "names.parquet")
     names = ("features", "strengths", "contexts", "kinds", "names")
     paths = [folder / f"{name}.parquet" for name in names]

@@ -140,13 +140,15 @@ def read_living(path: str | Path, columns: Iterable[str] = ()) -> pd.DataFrame:
 
 
 def names_of(path: Path | None) -> dict[int, str]:
-    """Names of features by their numbers, from the table of names; none where there is none."""
+    """Names of features by their numbers, from the table of names; none where there is none.
+
+    Names of where a feature is strongest are left out: they are long, and say less.
+    """
     if path is None:
         return {}
-    table = read(path, ["feature", "name"])
-    return {
-        int(i): str(name) for i, name in zip(table["feature"], table["name"], strict=True) if name
-    }
+    table = read(path, ["feature", "name", "strongest"])
+    whole = table[(table["name"] != "") & ~table["strongest"]]
+    return dict(zip(whole["feature"].astype(int), whole["name"].astype(str), strict=True))
 
 
 def snapshots(table: pd.DataFrame) -> tuple[list[int], list[int]]:

@@ -11,6 +11,7 @@ from matplotlib.patches import Patch
 
 from ontogeny.analyses.names.settings import Names
 from ontogeny.figures import style
+from ontogeny.figures.glyphs import drawable
 from ontogeny.settings import Settings
 
 KINDS = ("current_token", "previous_token", "induction", "context", "position", "none")
@@ -164,8 +165,9 @@ def _lives(axis: Axes, rows: pd.DataFrame, curves: pd.DataFrame) -> list[pd.Data
         colour = _colour(about["kind"])
         axis.fill_between(np.expm1(fine), place - width, place + width, color=colour, linewidth=0)
         axis.annotate(
-            about["name"], (1, place), xycoords=("axes fraction", "data"), xytext=(3, 0),
+            drawable(about["name"]), (1, place), xycoords=("axes fraction", "data"), xytext=(3, 0),
             textcoords="offset points", va="center", fontsize=5.5, family="DejaVu Sans Mono",
+            parse_math=False,
         )  # fmt: skip
         life = own.rename(columns={"normalised_strength": "value"})
         life = life.assign(panel="feature", name=about["name"], kind=about["kind"])

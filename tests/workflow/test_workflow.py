@@ -244,14 +244,11 @@ def test_an_analysis_left_out_is_a_target_still(experiment):
     assert set(experiment.would_run("kinds")) == {"kinds", "measure_kinds", "figure_kinds"}
 
 
+NAMED = {"figure_ranges", "figure_examples", "figure_abilities", "atlas"}  # what shows names
 ANALYSES = {  # a setting of each, and what it runs again
     "kinds": ("kinds.share", 0.3, {"measure_kinds", "figure_kinds", "atlas"}),
-    "contexts": (
-        "contexts.top",
-        3,
-        {"measure_contexts", "figure_examples", "measure_names", "figure_ranges", "atlas"},
-    ),
-    "names": ("names.agreement", 0.9, {"measure_names", "figure_ranges", "atlas"}),
+    "contexts": ("contexts.top", 3, {"measure_contexts", "measure_names"} | NAMED),
+    "names": ("names.agreement", 0.9, {"measure_names"} | NAMED),
     "complexity": (
         "complexity.keep",
         0.8,
@@ -263,7 +260,7 @@ ANALYSES = {  # a setting of each, and what it runs again
 }
 # What judges kinds is read by the figures and tables that show features by kind.
 OF_KINDS = {"measure_induction", "figure_induction", "figure_examples"}
-OF_KINDS |= {"measure_names", "figure_ranges"}
+OF_KINDS |= {"measure_names", "figure_ranges", "figure_abilities"}
 
 
 def test_every_analysis_runs_and_reruns_alone(experiment):

@@ -133,6 +133,7 @@ def test_a_name_is_rare_in_the_text():
     assert chosen([[IF]] * 5, text={IF: 0.15}).name == "if"  # 0.15⁵ is 0.00008
     assert chosen([[IF]] * 5, text={IF: 0.16}) == Name()
     assert tail(5, 4, 0.1) == pytest.approx(5 * 0.1**4 * 0.9 + 0.1**5)
+    assert tail(3000, 1500, 0.5) == pytest.approx(0.507, abs=0.001)
     assert surprise(4, 4, 0.1) == pytest.approx(4 * np.log(10))
     assert surprise(10, 1, 0.1) == 0
 

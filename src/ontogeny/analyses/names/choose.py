@@ -22,6 +22,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from scipy.special import bdtrc
+
 from ontogeny.analyses.names.rules import RULES
 
 Label = tuple[str, str]  # (rule, what it sees)
@@ -88,8 +90,7 @@ class _Candidate:
 
 def tail(n: int, k: int, share: float) -> float:
     """The probability that k or more of n contexts have what a share of the text has."""
-    each = (math.comb(n, j) * share**j * (1 - share) ** (n - j) for j in range(k, n + 1))
-    return math.fsum(each)
+    return float(bdtrc(k - 1, n, share))
 
 
 def surprise(n: int, k: int, share: float) -> float:

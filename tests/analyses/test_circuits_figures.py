@@ -66,7 +66,8 @@ def figure_tables(folder, matching: bool = True, able: bool = True):
     names = ("features.parquet", "strengths.parquet", "behaviour.csv", "attribution.parquet")
     f, s, b, a = (folder / name for name in names)
     named = folder / "names.parquet"
-    pd.DataFrame({"feature": [8, 10], "name": ["", "after $[$"]}).to_parquet(named)
+    names = {"feature": [8, 10], "name": ["", "after $[$"], "strongest": False}
+    pd.DataFrame(names).to_parquet(named)
     return {abilities: (f, s, b, a, named), ablations: (f, b, a, folder / "curves.csv")}
 
 

@@ -172,6 +172,8 @@ class Analysis:
     histories : whether it needs a primary crosscoder with feature histories.
     numbers : function(settings, Experiment) → dict of what goes into summary.json.
     faults : function(settings) → lines, one for each impossible combination of settings.
+    ahead : function(Experiment) → two lists of lines on files of its own, told before the first
+        job: what would stop a run, and advice.
     crosscoders : function(settings) → further dictionaries to train, by name: each with where its
         keys are set, for messages, if that is not crosscoders.PRIMARY.
     in_replicates : keys of its section that differ in replicates; None leaves it out of them.
@@ -187,6 +189,7 @@ class Analysis:
     histories: bool = True
     numbers: str = ""
     faults: str = ""
+    ahead: str = ""
     crosscoders: str = ""
     in_replicates: Mapping[str, Any] | None = field(default_factory=dict)
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TextIO
 
+from ontogeny import registry
 from ontogeny.activations import doubts as rows
 from ontogeny.experiment import Experiment
 from ontogeny.settings import Settings
@@ -29,7 +30,8 @@ def before(
     all_steps : whether `snapshots.steps: all` was asked for.
     """
     lines = [*sources.advice(settings, results, all_steps), *rows.before(settings)]
-    return lines + missing(Experiment(Path(results) / settings.name, settings))
+    experiment = Experiment(Path(results) / settings.name, settings)
+    return [*lines, *missing(experiment), *registry.ahead(experiment)[1]]
 
 
 def missing(experiment: Experiment) -> list[str]:
@@ -65,7 +67,8 @@ def found(experiment: Experiment) -> list[str]:
 def every(experiment: Experiment) -> list[str]:
     """All doubts for summary.json, each sentence once."""
     settings = experiment.settings
-    lines = [*rows.before(settings), *missing(experiment), *found(experiment)]
+    files = registry.ahead(experiment)[1]
+    lines = [*rows.before(settings), *missing(experiment), *files, *found(experiment)]
     return list(dict.fromkeys(lines))
 
 

@@ -173,6 +173,7 @@ def _faults(settings: Settings, results: Path) -> Iterator[str]:
     yield from text.faults(settings.corpus)
     yield from sources.faults(settings, results)
     yield from _mark_faults(settings)
+    yield from registry.ahead(Experiment(folder, settings))[0]
     misfits = list(_shape_faults(settings, results))
     yield from misfits
     if not misfits:

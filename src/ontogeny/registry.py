@@ -16,12 +16,14 @@ import textwrap
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from functools import cache
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from ontogeny import analyses
-from ontogeny.declarations import Analysis, Figure, Product, Stage, folder
+from ontogeny.declarations import Analysis, Figure, Product, Stage, folder, function
 from ontogeny.files import InputError
 
 GROUP = "ontogeny.analyses"
@@ -132,6 +134,13 @@ def analysis_of(product: str) -> Analysis | None:
 def stage_of(product: str) -> Stage | None:
     """The declared stage that makes a product."""
     return next((s for s in stages().values() if product in s.makes.values()), None)
+
+
+def ahead(experiment: Any) -> tuple[list[str], list[str]]:
+    """What the analyses say of their own files: lines that stop a run, and lines of advice."""
+    told = [function(a.ahead)(experiment) for a in all_analyses().values() if a.ahead]
+    stops, advice = (list(chain.from_iterable(lines)) for lines in zip(*told, strict=True))
+    return stops, advice
 
 
 def page() -> str:

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, GPTNeoXConfig
 
 from ontogeny.analyses.circuits import pairs, python_words, selection, tasks, words
-from ontogeny.analyses.circuits.settings import TaskName
+from ontogeny.analyses.circuits.settings import Circuits, TaskName
 from ontogeny.corpus.build import END_OF_TEXT, train_tokenizer
 from ontogeny.files import InputError
 
@@ -207,7 +207,8 @@ def snapshots(tmp_path_factory):
 def built(snapshots, there, folder, **circuits):
     """The stage's table, with its tasks in tasks.h5."""
     s = small_settings(pairs=16, **circuits)
-    selection.build(s, snapshots, *there, folder / "tasks.h5", folder / "tasks.csv")
+    files = s.section(Circuits).paths
+    selection.build(s, snapshots, *there, files, folder / "tasks.h5", folder / "tasks.csv")
     return pd.read_csv(folder / "tasks.csv").set_index("task")
 
 

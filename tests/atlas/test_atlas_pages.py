@@ -527,6 +527,14 @@ def test_features_and_experiments_side_by_side(look, table, sites, analysed):
 
 
 def test_a_feature_alone_is_told_what_to_compare_it_with(look, table):
+    """Without any the page begins with an example: a feature beside the nearest, each a link."""
+    here = look("#/compare")
+    shown = here.text("main section h2 >> nth=0")[0].removeprefix("hostile: ")
+    links = here.text("p.example a")
+    assert links[0] == shown
+    assert here.page.locator("section[aria-label^='Feature']").count() == 2
+    here.after(here.page.click, "p.example a >> nth=0")
+    assert links[1] == here.text(".partners a")[0]
     number = int(table["feature"][0])
     here = look(f"#/compare?a={number}")
     others = here.text(".partners a")

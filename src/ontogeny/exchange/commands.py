@@ -147,6 +147,20 @@ def hub(output: Path, licence: str | None, data_licence: str | None, **chosen: A
     print(output)
 
 
+@export.command()
+@click.argument("experiment", type=FOLDER)
+@click.argument("output", type=FOLDER)
+@click.option("--crosscoder", "name", help="Its name; else the primary one.")
+@click.option("--step", type=int, help="Whose promoted tokens; else each feature's peak.")
+def neuronpedia(experiment: Path, output: Path, name: str | None, step: int | None) -> None:
+    """Dashboards of an experiment's features, for Neuronpedia by way of SAEDashboard."""
+    from ontogeny.exchange import neuronpedia
+    from ontogeny.experiment import Experiment
+
+    count = neuronpedia.write(Experiment.open(experiment), output, name, step)
+    print(f"{output}: {count} features")
+
+
 @import_.command("llamascopium")
 @click.argument("folder", type=FOLDER)
 @click.argument("output", type=FOLDER)

@@ -28,9 +28,7 @@ from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.files import InputError
 from ontogeny.reading.passages import Passage
 from ontogeny.settings import Settings
-from ontogeny.snapshots import series, sites
-
-Key = tuple[int, str]  # (layer, stream)
+from ontogeny.snapshots import series
 
 
 @dataclass(frozen=True)
@@ -100,10 +98,11 @@ def run(
         low = 0
         for own in ids:
             part = slice(low, low + len(own))
-            for key, values in sites.read(model, own[None], list(wanted)).items():
-                n = wanted[key]
-                x[part, n] = values[0].to(stored).float() * crosscoder.scales_in[n]
-            log_p = log_probabilities(model, own, vocabulary)
+            with series.kept(model, wanted) as read:
+                log_p = log_probabilities(model, own, vocabulary)
+            for key, n in wanted.items():
+                values = read[key].reshape(len(own), -1).to(stored).float()
+                x[part, n] = values * crosscoder.scales_in[n]
             loss[low + 1 : part.stop, i] = -log_p[:-1].gather(1, own[1:, None])[:, 0].cpu()
             best = log_p.topk(k, 1)
             following[part, i], probability[part, i] = best.indices.cpu(), best.values.exp().cpu()

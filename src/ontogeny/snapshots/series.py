@@ -7,6 +7,8 @@ snapshots differ in their weights alone, one model takes those of each in turn.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ontogeny.snapshots.sites import load_model
+from ontogeny.snapshots import structure
+from ontogeny.snapshots.sites import _on, load_model
 
+Key = tuple[int, str]  # (layer, stream)
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
@@ -42,6 +46,28 @@ def models(
             model = load_model(folder, device, dtype, remote_code)
             config = _text(folder / CONFIG) if _is_plain(model, folder) else None
         yield step, model
+
+
+@contextmanager
+def kept(model: Any, wanted: Iterable[Key]) -> Iterator[dict[Key, torch.Tensor]]:
+    """While it lasts, each pass of the model leaves the values of these (layer, stream) here.
+
+    What `sites.read` gives, of a pass that goes on to the logits; (B, T, d) or (B·T, d).
+
+    Raises
+    ------
+    InputError : a layer or a stream that the model does not have, with the setting to change.
+    """
+    values: dict[Key, torch.Tensor] = {}
+
+    def keep(key: Key, value: torch.Tensor) -> None:
+        values[key] = value.clone()  # a model may go on to write into it
+
+    with ExitStack() as stack:
+        for key in wanted:
+            handle = _on(*structure.end_of(model, *key), partial(keep, key))
+            stack.callback(handle.remove)
+        yield values
 
 
 def _text(path: Path) -> str:

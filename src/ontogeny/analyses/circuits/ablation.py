@@ -31,7 +31,7 @@ import torch
 
 from ontogeny import devices
 from ontogeny.analyses.circuits import attribution as attributed
-from ontogeny.analyses.circuits.downstream import Downstream, Metric, measured
+from ontogeny.analyses.circuits.downstream import Metric, measured, of
 from ontogeny.analyses.circuits.settings import Circuits
 from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.files import InputError, write_table
@@ -340,7 +340,8 @@ def measure(
                         f"{differences.parent}: attribution.parquet and differences.h5 come from "
                         "different runs; delete them to make them again"
                     )
-                m, pairs = Downstream(model, layer, stream, task), len(task.clean)
+                nothing = attributed.baseline(trained, site, device)
+                m, pairs = of(model, layer, stream, task, nothing), len(task.clean)
                 W = attributed.decoders(trained, site, difference.features, device)
                 half = torch.from_numpy(attributed.halves(pairs)).to(device)
                 splice = Splice(m.clean, m.corrupted, *difference.on_device(site, device), W, half)

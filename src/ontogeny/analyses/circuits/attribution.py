@@ -12,19 +12,24 @@ The site is set to â + error all along, so both ends are the model's own values
 
     Σ_i attr_i + error = m(a) − m(ã)                 but for the path's finite number of points.
 
+Of pairs of sentences f̃ = 0 and ã is the reconstruction of no feature: no prompt is corrupted.
+
+A feature's share of its effect at all snapshots together, Σ over snapshots of |attr|, is `relie`.
+
 Only differences are ever held: features that are the same in both prompts have no part in this,
 and the differences are sparse.
 
 References
 ----------
 Sundararajan et al. 2017, Axiomatic attribution for deep networks; Marks et al. 2024, Sparse feature
-circuits.
+circuits; Bayazit et al. 2025, Crosscoding through time (RelIE, arXiv 2509.05291).
 """
 
 from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -36,9 +41,9 @@ from scipy.stats import norm
 
 from ontogeny import devices
 from ontogeny.analyses.circuits import tasks as prompts
-from ontogeny.analyses.circuits.downstream import Downstream, measured, path_gradient
+from ontogeny.analyses.circuits.downstream import Downstream, measured, of, path_gradient
 from ontogeny.analyses.circuits.settings import Circuits
-from ontogeny.analyses.circuits.tasks import Task
+from ontogeny.analyses.circuits.tasks import AnyTask, Sentences
 from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.files import InputError, read_hdf5, reserve, whole_hdf5, write_table
 from ontogeny.progress import bar
@@ -54,6 +59,7 @@ MEASURES = ("accuracy", "logit_difference", "logit_difference_corrupted", "diffe
 BEHAVIOUR = ["task", "snapshot_index", "step", "done"]
 BEHAVIOUR += [name + end for name in MEASURES for end in ("", "_low", "_high")]
 ATTRIBUTION = ["task", "feature", "snapshot_index", "step", "attribution", "standard_error", "told"]
+ATTRIBUTION += ["first_half", "second_half", "frequency", "relie"]
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,7 @@ def attributions(
 
 
 def find_differences(
-    settings: Settings, crosscoder: Crosscoder, snapshots: Path, tasks: list[Task], scratch: Path
+    settings: Settings, crosscoder: Crosscoder, snapshots: Path, tasks: list[AnyTask], scratch: Path
 ) -> dict[str, Difference]:
     """Differences of the features between clean and corrupted prompts, by task.
 
@@ -135,17 +141,20 @@ def find_differences(
                 folder, last = snapshots / f"step{step}", max(layer for layer, _ in inputs.values())
                 model = sites.load_model(folder, device, torch.float32, remote, last_layer=last)
                 for i, task in enumerate(tasks):
-                    for which, ids in enumerate((task.clean, task.corrupted)):
+                    for which, ids in enumerate(task.prompts):
                         filled = values[which, bounds[i] : bounds[i + 1]]
                         _read_rows(model, ids, rows[i], inputs, scales, filled)
                 progress.update()
+        read = [(task.prompts, at) for task, at in zip(tasks, rows, strict=True)]
         ids = np.stack(
             [
-                np.concatenate([getattr(t, kind)[at] for t, at in zip(tasks, rows, strict=True)])
-                for kind in ("clean", "corrupted")
+                np.concatenate([each[which % len(each)].reshape(len(each[0]), -1)[at]
+                                for each, at in read])
+                for which in range(2)
             ]
-        )
-        row, feature, value = _encoded(crosscoder, values, ids)
+        )  # fmt: skip
+        paired = np.concatenate([np.full(len(at[0]), len(each) == 2) for each, at in read])
+        row, feature, value = _encoded(crosscoder, values, ids, paired)
         del values, filled
     by_task = {}
     for task, (pair, position), start in zip(tasks, rows, bounds, strict=False):
@@ -168,11 +177,14 @@ def _read_rows(
 
     Parameters
     ----------
-    ids : (P, T). positions : pair and position of each row, (rows,). inputs : layer and stream by
-        column. scales : (N,).
+    ids : (P, T), or (P, 2, S) of sentences. positions : pair and position of each row, (rows,).
+    inputs : layer and stream by column. scales : (N,).
     """
     device = next(model.parameters()).device
     pair, position = positions
+    if ids.ndim == 3:  # the two sentences of a pair as rows of their own
+        pair, position = 2 * pair + position // ids.shape[2], position % ids.shape[2]
+        ids = ids.reshape(-1, ids.shape[2])
     batch = max(1, READ_TOKENS // ids.shape[1])
     for first in range(0, len(ids), batch):
         piece = torch.from_numpy(ids[first : first + batch].astype(np.int64)).to(device)
@@ -184,13 +196,14 @@ def _read_rows(
 
 
 def _encoded(
-    crosscoder: Crosscoder, values: np.ndarray, ids: np.ndarray
+    crosscoder: Crosscoder, values: np.ndarray, ids: np.ndarray, paired: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Row, feature and value of f − f̃ where it is not 0.
 
     Parameters
     ----------
     values : (2, rows, N, d), of clean and of corrupted prompts. ids : (2, rows) their tokens.
+    paired : (rows,) whether there is a corrupted prompt; f̃ is 0 where not.
     """
     about, device = crosscoder.about, crosscoder.W_dec.device
     gates = len(about.outputs) if about.gate == "snapshot" else 1
@@ -203,6 +216,8 @@ def _encoded(
             crosscoder.encode(torch.from_numpy(values[i, here]).to(device), ids[i, here])
             for i in range(2)
         )
+        if not paired[here].all():
+            corrupted[~torch.from_numpy(paired[here])] = 0
         change = (clean - corrupted).view(len(clean), about.features, gates)
         row, feature = (change != 0).any(2).nonzero(as_tuple=True)
         value = change[row, feature]
@@ -238,39 +253,57 @@ def decoders(
     return (crosscoder.W_dec[chosen, site] / crosscoder.divisors[site]).to(device)
 
 
+def baseline(
+    crosscoder: Crosscoder, site: int, device: torch.device
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """From tokens (R,) to what is reconstructed at an output site of no feature, model's units."""
+
+    def values(ids: torch.Tensor) -> torch.Tensor:
+        rest = crosscoder.b_dec[site] + crosscoder.table.at(site, ids)
+        return (rest / crosscoder.divisors[site]).expand(len(ids), -1).to(device)
+
+    return values
+
+
 def weights(pairs: int, samples: int, seed: int) -> np.ndarray:
     """Bootstrap weights of the pairs, (samples, P); each row adds up to 1."""
     rng = np.random.default_rng(seed)
     return np.asarray(rng.multinomial(pairs, np.full(pairs, 1 / pairs), samples) / pairs)
 
 
-def right(clean: np.ndarray, corrupted: np.ndarray) -> np.ndarray:
+def right(clean: np.ndarray, corrupted: np.ndarray | None) -> np.ndarray:
     """Whether the right answer of each prompt is the likelier one, (2, P) of 0 and 1; a tie is ½.
 
     Parameters
     ----------
-    clean, corrupted : (P,) m of the two prompts of each pair.
+    clean, corrupted : (P,) m of the two prompts of each pair; None of sentences, whose good one
+        has to be the likelier, (1, P).
     """
-    return np.stack([np.heaviside(clean, 0.5), np.heaviside(-corrupted, 0.5)])
+    each = [np.heaviside(clean, 0.5)]
+    return np.stack(each if corrupted is None else [*each, np.heaviside(-corrupted, 0.5)])
 
 
-def behaviour(clean: np.ndarray, corrupted: np.ndarray, sampled: np.ndarray) -> dict[str, Any]:
+def behaviour(
+    clean: np.ndarray, corrupted: np.ndarray, sampled: np.ndarray, paired: bool = True
+) -> dict[str, Any]:
     """What a snapshot does with a task, from m of both prompts of each pair, (P,) each.
 
     `done`: whether the accuracy's interval is above one half.
 
     Parameters
     ----------
-    sampled : `weights` of the pairs, for 95% intervals.
+    sampled : `weights` of the pairs, for 95% intervals. paired : whether `corrupted` is of prompts,
+        and not of sentences without active features.
     """
-    each = right(clean, corrupted)
+    each = right(clean, corrupted if paired else None)
     row: dict[str, Any] = {"pairs": len(clean)}
     measured_as = (each.mean(0), clean, corrupted, clean - corrupted)
     for name, values in zip(MEASURES, measured_as, strict=True):
         row[name] = float(values.mean())
         low, high = np.quantile(sampled @ values, [0.025, 0.975])
         row |= {f"{name}_low": float(low), f"{name}_high": float(high)}
-    row |= {"accuracy_clean": each[0].mean(), "accuracy_corrupted": each[1].mean()}
+    row["accuracy_clean"] = each[0].mean()
+    row["accuracy_corrupted"] = each[1].mean() if paired else np.nan
     row["done"] = row["accuracy_low"] > 0.5 + 1e-9
     return row
 
@@ -329,22 +362,34 @@ def measure(
             model = load(settings, snapshots, step, trained.W_dec.device)
             number = settings.snapshots.number(step)
             for task in given:
-                m = Downstream(model, layer, stream, task)
+                m = of(model, layer, stream, task, baseline(trained, site, model.device))
                 sampled = weights(len(task.clean), samples, section.seed)
                 row, table = _attributed(
-                    trained, site, changes[task.name], m, section.path_steps, sampled
-                )
+                    trained, site, changes[task.name], m, section.path_steps, sampled,
+                    paired=not isinstance(task, Sentences),
+                )  # fmt: skip
                 about: dict[str, Any] = {"task": task.name, "snapshot_index": number, "step": step}
                 rows.append(about | row)
                 tables.append(table.assign(**about))
                 progress.update()
     tables = tables or [pd.DataFrame(columns=ATTRIBUTION)]
-    write_table(attribution, columns_first(tables, ["task", "feature", "snapshot_index", "step"]))
+    whole = columns_first(tables, ["task", "feature", "snapshot_index", "step"])
+    write_table(attribution, whole.assign(relie=relie(whole)))
     done = pd.DataFrame(rows) if rows else pd.DataFrame(columns=BEHAVIOUR)
     write_table(behaviour, in_task_order(done, given))
 
 
-def checked(trained: Crosscoder, folder: Path, tasks: Path) -> list[Task]:
+def relie(table: pd.DataFrame) -> pd.Series[float]:
+    """A feature's relative indirect effect, by row: |attr| over its sum over the snapshots.
+
+    It says at which snapshots a feature does its work in a task; NaN where it does none at any.
+    """
+    effect = table["attribution"].abs()
+    whole = effect.groupby([table["task"], table["feature"]]).transform("sum")
+    return effect / whole.where(whole > 0)
+
+
+def checked(trained: Crosscoder, folder: Path, tasks: Path) -> list[AnyTask]:
     """The tasks of a file, if this crosscoder can be used on them.
 
     Raises
@@ -371,7 +416,7 @@ def columns_first(tables: list[pd.DataFrame], columns: list[str]) -> pd.DataFram
     return table[[*columns, *table.columns.drop(columns)]]
 
 
-def in_task_order(table: pd.DataFrame, tasks: list[Task]) -> pd.DataFrame:
+def in_task_order(table: pd.DataFrame, tasks: list[AnyTask]) -> pd.DataFrame:
     """The rows in the order of the tasks."""
     order_of = {task.name: i for i, task in enumerate(tasks)}
     return table.sort_values("task", key=lambda column: column.map(order_of), kind="stable")
@@ -384,10 +429,11 @@ def _attributed(
     m: Downstream,
     path_steps: int,
     sampled: np.ndarray,
+    paired: bool,
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """A task's row of behaviour.csv and rows of attribution.parquet at one snapshot."""
     clean, corrupted = (values.cpu().numpy().astype(np.float64) for values in m.behaviour())
-    row = behaviour(clean, corrupted, sampled)
+    row = behaviour(clean, corrupted, sampled, paired)
     ends = [measured(m, values).double() for values in (m.clean, m.corrupted)]
     G = path_gradient(m, m.clean, m.corrupted, path_steps)
     value, where = difference.on_device(site, G.device)

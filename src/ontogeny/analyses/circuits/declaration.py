@@ -1,7 +1,9 @@
 """What the analysis `circuits` reads, makes, costs and draws."""
 
+from typing import Any
+
 from ontogeny.analyses.circuits.settings import Circuits
-from ontogeny.declarations import Analysis, Cost, Figure, Optional, Product, Stage
+from ontogeny.declarations import Analysis, Cost, Figure, Optional, Product, Source, Stage
 
 HERE = "ontogeny.analyses.circuits"
 ABILITIES = "From features to abilities"
@@ -12,17 +14,29 @@ DRAWN = {name: name for name in ("features", "behaviour", "attribution")}
 FITS = "lower circuits.pairs, or name fewer circuits.tasks"
 INTERVAL = "NAME_low and NAME_high: 95% interval over resampled pairs"
 
+
+def _files(experiment: Any) -> Source:
+    """The files of tasks of one's own, by the names of their tasks."""
+    paths = experiment.settings.section(Circuits).paths
+    return Source(list(paths.values()), paths)
+
+
 TASKS = Stage(
     "tasks",
     run=f"{HERE}.selection:build",
     about="Make the tasks' clean and corrupted prompts, and keep the tasks that the last snapshot "
     "can do.",
-    reads={"snapshots": "snapshots", "tokens": "tokens", "tokenizer": "tokenizer"},
+    reads={
+        "snapshots": "snapshots",
+        "tokens": "tokens",
+        "tokenizer": "tokenizer",
+        "files": _files,
+    },
     makes={"tasks": "tasks", "table": "tasks_table"},
     settings=("circuits.tasks", "circuits.pairs", "circuits.least_accuracy", "circuits.seed"),
     scope="experiment",
     cost=Cost(
-        {"one": 2, "forward * circuits.tasks * circuits.pairs": 2e-9},
+        {"one": 2, "forward * circuits.every * circuits.pairs": 2e-9},
         {"model": 1, "a snapshot as it loads": 1, "forward pass": 1, "logits": 1, "one": 0.1e9},
         {"one": 300000},
     ),
@@ -37,8 +51,8 @@ ATTRIBUTION = Stage(
     settings=("circuits.path_steps", "circuits.seed", "analysis.bootstrap"),
     cost=Cost(
         {
-            "forward * snapshots * circuits.tasks * circuits.pairs": 1.15e-9,
-            "forward * snapshots * circuits.tasks * circuits.pairs * circuits.path_steps": 3.8e-10,
+            "forward * snapshots * circuits.every * circuits.pairs": 1.15e-9,
+            "forward * snapshots * circuits.every * circuits.pairs * circuits.path_steps": 3.8e-10,
         },
         {
             "model": 1,
@@ -49,10 +63,10 @@ ATTRIBUTION = Stage(
             "logits": 1,
             "one": 0.7e9,
             "features * circuits.pairs": 3100,
-            "sites * width * circuits.tasks * circuits.pairs": 180,
-            "features * sites * circuits.tasks": 200,
+            "sites * width * circuits.every * circuits.pairs": 180,
+            "features * sites * circuits.every": 200,
         },
-        {"one": 100000, "features * sites * circuits.tasks": 31},
+        {"one": 100000, "features * sites * circuits.every": 31},
     ),
 )
 
@@ -66,7 +80,7 @@ ABLATION = Stage(
     settings=("circuits.seed", *CURVES, "analysis.bootstrap"),
     cost=Cost(
         {
-            "forward * circuits.tasks * circuits.pairs * circuits.curve_snapshots"
+            "forward * circuits.every * circuits.pairs * circuits.curve_snapshots"
             " * circuits.curve_points * circuits.draws": 8e-10
         },
         {
@@ -77,7 +91,7 @@ ABLATION = Stage(
             "forward pass": 1,
             "logits": 1,
             "one": 0.1e9,
-            "features * sites * circuits.tasks": 200,
+            "features * sites * circuits.every": 200,
         },
         {"one": 200000},
     ),
@@ -137,4 +151,6 @@ ANALYSIS = Analysis(
         ),
     ],
     numbers=f"{HERE}.numbers:numbers",
+    faults=f"{HERE}.settings:faults",
+    ahead=f"{HERE}.own:ahead",
 )

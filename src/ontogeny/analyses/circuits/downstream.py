@@ -1,7 +1,9 @@
 """What a snapshot makes of a site's values: the answers' logit difference, and its gradient.
 
     m = logit of the right answer − logit of the wrong one, at the last token of the clean prompt
+    m = log-probability of the good sentence − that of the bad one (Sentences)
 
+Of several right or wrong answers the logits are added as probabilities are, log Σ exp.
 Only what comes after the site is run. Of the residual stream, all that the model knows of the
 prompt passes through the site, so that with a corrupted prompt's values there m is that prompt's;
 of other streams the rest of the model still sees the clean prompt.
@@ -15,8 +17,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.functional import cross_entropy
 
-from ontogeny.analyses.circuits.tasks import Task
+from ontogeny.analyses.circuits.tasks import AnyTask, Sentences, Task
 from ontogeny.snapshots import sites
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}  # of a pass, at most
@@ -49,7 +52,7 @@ class Downstream:
 
         self._ids = on_device(task.clean)
         self._wrong_ids = on_device(task.corrupted)
-        self._answers = torch.stack([on_device(task.right), on_device(task.wrong)], 1)
+        self._answers = [on_device(np.atleast_2d(a.T).T) for a in (task.right, task.wrong)]
         last, row = np.unique(task.length - 1, return_inverse=True)
         self._last, self._row = on_device(last), on_device(row)
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -66,19 +69,20 @@ class Downstream:
         return torch.cat(read)
 
     def _logits(self, ids: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
-        """(B, 2): logits of the right and the wrong answer after the last token."""
+        """(B, 2): logits of the right and the wrong answers after the last token."""
         kept = {"logits_to_keep": self._last} if self._keeps else {}
         logits = self._model(input_ids=ids[pairs], use_cache=False, **kept).logits
         row = self._row[pairs] if self._keeps else self._last[self._row[pairs]]
         each = logits[torch.arange(len(pairs), device=logits.device), row]
-        return each.gather(1, self._answers[pairs]).float()
+        return torch.stack([_together(each, answers[pairs]) for answers in self._answers], 1)
 
     @torch.no_grad()
     def _agrees(self) -> bool:
         """Whether the blocks before the site can be skipped: the same logits with and without."""
         pairs = torch.arange(min(2, len(self._ids)), device=self._ids.device)
         plain = self._logits(self._ids, pairs)
-        with sites.continued(self._model, *self._site, self.clean[pairs]):
+        values = self.clean[pairs].reshape(-1, self._ids.shape[-1], self.clean.shape[-1])
+        with sites.continued(self._model, *self._site, values):
             skipping = self._logits(self._ids, pairs)
         change = (plain - skipping).abs().max()
         return bool(change <= SAME * plain.abs().max().clamp(min=1))
@@ -98,6 +102,89 @@ class Downstream:
             for ids in (self._ids, self._wrong_ids)
         )
         return clean[:, 0] - clean[:, 1], corrupted[:, 0] - corrupted[:, 1]
+
+
+class Likelihood(Downstream):
+    """The same of pairs of sentences: values are (P, 2 S, d), both sentences of a pair in a row.
+
+    Parameters
+    ----------
+    baseline : (R,) token ids → (R, d), the site's values there with no feature active; None where
+        `corrupted` is not used.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        layer: int,
+        stream: str,
+        task: Sentences,
+        baseline: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:
+        self._model = model.requires_grad_(False)
+        self._site = (layer, stream)
+        device = next(model.parameters()).device
+        (ids,) = task.prompts
+        self._ids, self._target = (
+            torch.from_numpy(each.astype(np.int64)).to(device) for each in (ids, task.target)
+        )
+        self._batches = torch.arange(len(ids), device=device).split(
+            _prompts(device, ids.shape[1] * ids.shape[2])
+        )
+        self._skips = True
+        self.clean = self.corrupted = self._read(self._ids)
+        if baseline is not None:
+            at = torch.from_numpy(task.open).to(device)
+            self.corrupted = self.clean.clone()
+            self.corrupted[at] = baseline(self._ids.flatten(1)[at])
+        self._skips = self._agrees()
+
+    def _read(self, ids: torch.Tensor) -> torch.Tensor:
+        key: Any = self._site
+        parts = [
+            sites.read(self._model, ids[pairs].flatten(0, 1), [key])[key].float()
+            for pairs in self._batches
+        ]
+        return torch.cat(parts).view(len(ids), -1, parts[0].shape[-1])
+
+    def _logits(self, ids: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
+        """(B, 2): log-probabilities of what counts of the good and of the bad sentence."""
+        logits = self._model(input_ids=ids[pairs].flatten(0, 1), use_cache=False).logits
+        target = self._target[pairs].flatten(0, 1)
+        row, at = (target >= 0).nonzero(as_tuple=True)
+        each = -cross_entropy(logits[row, at].float(), target[row, at], reduction="none")
+        return each.new_zeros(len(target)).index_add(0, row, each).view(-1, 2)
+
+    def __call__(self, values: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
+        """m, (B,), of values (B, 2 S, d) at the site of the pairs with these numbers (B,)."""
+        return super().__call__(values.view(-1, values.shape[1] // 2, values.shape[2]), pairs)
+
+    @torch.no_grad()
+    def behaviour(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """m of the sentences as they are, and with no feature active, (P,) each."""
+        both = torch.cat([self._logits(self._ids, pairs) for pairs in self._batches])
+        return both[:, 0] - both[:, 1], measured(self, self.corrupted)
+
+
+def of(
+    model: Any,
+    layer: int,
+    stream: str,
+    task: AnyTask,
+    baseline: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> Downstream:
+    """What a task is measured by; parameters as for `Downstream` and `Likelihood`."""
+    if isinstance(task, Sentences):
+        return Likelihood(model, layer, stream, task, baseline)
+    return Downstream(model, layer, stream, task)
+
+
+def _together(logits: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
+    """log Σ exp of the logits (B, V) of answers (B, R), −1 of none; (B,)."""
+    each = logits.gather(1, answers.clamp(min=0)).float()
+    if each.shape[1] == 1:
+        return each[:, 0]
+    return each.masked_fill(answers < 0, -torch.inf).logsumexp(1)
 
 
 def _prompts(device: torch.device, length: int) -> int:

@@ -11,11 +11,13 @@ from pathlib import Path
 import pandas as pd
 
 from ontogeny import devices
+from ontogeny.analyses.circuits import own
 from ontogeny.analyses.circuits import tasks as prompts
 from ontogeny.analyses.circuits.attribution import load, right
-from ontogeny.analyses.circuits.downstream import Downstream
+from ontogeny.analyses.circuits.downstream import of
+from ontogeny.analyses.circuits.pairs import Text, Unfit
 from ontogeny.analyses.circuits.settings import Circuits
-from ontogeny.analyses.circuits.tasks import Task
+from ontogeny.analyses.circuits.tasks import AnyTask, Sentences
 from ontogeny.corpus.build import Tokens
 from ontogeny.corpus.pieces import read_tokenizer
 from ontogeny.files import InputError, write_table
@@ -26,38 +28,58 @@ COLUMNS += ["corrupted", "right", "wrong"]
 
 
 def build(
-    settings: Settings, snapshots: Path, tokens: Path, tokenizer: Path, tasks: Path, table: Path
+    settings: Settings,
+    snapshots: Path,
+    tokens: Path,
+    tokenizer: Path,
+    files: dict[str, Path],
+    tasks: Path,
+    table: Path,
 ) -> None:
     """Make the tasks with the tokenizer at hand, and keep those that the last snapshot does.
 
     Parameters
     ----------
     snapshots : folder of step{S}. tokens : tokens.h5. tokenizer : tokenizer.json beside it.
+    files : of tasks of one's own, by the tasks' names.
     tasks : HDF5 of those kept, as `tasks.read` reads it.
     table : CSV, one row per task; its columns are in the declaration.
 
     Raises
     ------
-    InputError : a tokenizer that cannot be read, or no task can be made.
+    InputError : a tokenizer or a file of tasks that cannot be read, or no task can be made.
     """
     section, data = settings.section(Circuits), Tokens(tokens)
     backend = read_tokenizer(tokenizer)
     step, device = settings.snapshots.chosen[-1], devices.choose(settings.device)
     model = load(settings, snapshots, step, device)
     known = len(model.get_input_embeddings().weight)
-    made, rows = prompts.every(
-        section.tasks, backend, data.end_of_text, data.context, section.pairs, section.seed, known
-    )
+    made: list[AnyTask] = []
+    own_tokens = (backend, data.end_of_text, data.context)
+    built, rows = prompts.every(section.tasks, *own_tokens, section.pairs, section.seed, known)
+    made += built
+    text = Text(*own_tokens, known)
+    for name, path in files.items():
+        try:
+            task, row, unused = own.make(name, path, text, section.pairs, section.seed)
+        except Unfit as reason:
+            rows.append({"task": name, "pairs": 0, "left_out": f"{path}: {reason}"})
+            continue
+        made.append(task)
+        rows.append({"task": name, **row})
+        if unused:
+            print(unused)
     if not made:
         reasons = "; ".join(f"{row['task']}: {row['left_out']}" for row in rows)
         raise InputError(
-            f"circuits.tasks: none can be made with this tokenizer; add others ({reasons})"
+            "circuits.tasks: none can be made with this tokenizer; add others, or circuits.files "
+            f"({reasons})"
         )
-    kept: list[Task] = []
+    kept: list[AnyTask] = []
     about = {row["task"]: row for row in rows}
     for task in made:
-        both = Downstream(model, 0, "residual", task).behaviour()
-        share = float(right(*(m.cpu().numpy() for m in both)).mean())
+        clean, corrupted = (m.cpu().numpy() for m in of(model, 0, "residual", task).behaviour())
+        share = float(right(clean, None if isinstance(task, Sentences) else corrupted).mean())
         about[task.name]["accuracy"] = share
         if share >= section.least_accuracy:
             kept.append(task)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, get_args
+import glob
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import Field
 
-from ontogeny.settings.base import AnalysisSection
+from ontogeny.settings.base import AnalysisSection, PathText
 
 TaskName = Literal[
     "agreement_simple",
@@ -25,6 +29,16 @@ TaskName = Literal[
 ]
 
 
+FILES = "circuits.files"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+def matching(pattern: str) -> list[Path]:
+    """The files that a path or pattern names, sorted."""
+    literal = Path(pattern)  # whatever signs of a pattern its name has
+    return [literal] if literal.is_file() else sorted(map(Path, glob.glob(pattern, recursive=True)))
+
+
 class Circuits(AnalysisSection):
     """Tasks, what the features of the primary crosscoder do in them, and how that is measured."""
 
@@ -32,9 +46,14 @@ class Circuits(AnalysisSection):
 
     tasks: list[TaskName] = Field(
         list(get_args(TaskName)),
-        min_length=1,
         description="Tasks to make and measure. Tasks that the tokenizer cannot express or that "
         "the last snapshot cannot do are left out.",
+    )
+    files: list[PathText] = Field(
+        [],
+        description="Tasks of your own: .jsonl files, or patterns, with one prompt (clean, "
+        "corrupted, right, wrong) or one minimal pair (sentence_good, sentence_bad) per line; the "
+        "file's name is the task's.",
     )
     least_accuracy: float = Field(
         0.8,
@@ -65,3 +84,31 @@ class Circuits(AnalysisSection):
         4, ge=2, description="Number of random sets of features that the curves are compared with."
     )
     seed: int = Field(0, ge=0, description="Seed of the tasks, the random sets and the bootstrap.")
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        """The files of `files` by the names of their tasks; of a pattern without any, nothing."""
+        return {path.stem: path for pattern in self.files for path in matching(pattern)}
+
+    @property
+    def every(self) -> list[str]:
+        """The names of all tasks, those of files last."""
+        return [*self.tasks, *self.paths]
+
+
+def faults(settings: Any) -> Iterator[str]:
+    """Lines for settings that name no task, or one twice."""
+    section = settings.section(Circuits)
+    if not (section.tasks or section.files):
+        yield f"circuits.tasks: the list is empty; name some tasks, or files in {FILES}"
+    known: dict[str, Path] = {}
+    for path in [path for pattern in section.files for path in matching(pattern)]:
+        if path.suffix != ".jsonl" or not NAME.fullmatch(path.stem):
+            yield (
+                f"{FILES}: {path}: the file's name is the task's; write it with letters, digits, _ "
+                "and - alone, and end it in .jsonl"
+            )
+        elif path.stem in get_args(TaskName):
+            yield f"{FILES}: {path}: {path.stem} is a task of circuits.tasks; rename the file"
+        elif known.setdefault(path.stem, path) != path:
+            yield f"{FILES}: {path} and {known[path.stem]} have one name; rename one of them"

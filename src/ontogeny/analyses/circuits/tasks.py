@@ -43,6 +43,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -58,6 +59,7 @@ LONG = 64  # tokens from which a task has half as many pairs
 FARTHEST = 128  # tokens between the copies of `copying`, at most
 PIECE = (8, 16)  # tokens of the piece that stands twice in `induction`
 ARRAYS = ("clean", "corrupted", "length", "right", "wrong")  # of a Task
+OF_SENTENCES = ("clean", "corrupted", "length", "target")
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class Task:
     Attributes
     ----------
     clean, corrupted : (P, T) token ids. length : (P,) tokens of each pair without its padding; the
-        answer follows the last. right, wrong : (P,) token ids of the answers to the clean prompt.
+        answer follows the last. right, wrong : (P,) token ids of the answers to the clean prompt;
+        (P, R) where there are several, −1 beyond a pair's own.
     """
 
     name: str
@@ -85,6 +88,47 @@ class Task:
         """
         differs = np.cumsum(self.clean != self.corrupted, 1) > 0
         return np.asarray(differs & (np.arange(self.clean.shape[1]) < self.length[:, None]))
+
+    @property
+    def prompts(self) -> tuple[np.ndarray, ...]:
+        """The prompts that are read, each with the positions of `open` as its own."""
+        return self.clean, self.corrupted
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """P pairs of a good and a bad sentence, whose log-probabilities are compared.
+
+    No prompt is corrupted: what features add is held against none being active.
+
+    Attributes
+    ----------
+    clean, corrupted : (P, S) token ids of the good and of the bad sentence less its last token,
+        padded at the end. length : (P,) tokens of the good one. target : (P, 2, S) the token that
+        follows each of either, −1 where it does not count. start : tokens before each sentence.
+    """
+
+    name: str
+    clean: np.ndarray
+    corrupted: np.ndarray
+    length: np.ndarray
+    target: np.ndarray
+    start: int
+
+    @property
+    def open(self) -> np.ndarray:
+        """(P, 2 S) bool: positions of both sentences up to the last whose next token counts."""
+        after = np.cumsum(self.target[:, :, ::-1] >= 0, 2)[:, :, ::-1] > 0
+        after[:, :, : self.start] = False
+        return np.asarray(after.reshape(len(after), -1))
+
+    @property
+    def prompts(self) -> tuple[np.ndarray, ...]:
+        """Both sentences of a pair one after the other, (P, 2, S)."""
+        return (np.stack([self.clean, self.corrupted], 1),)
+
+
+AnyTask = Task | Sentences
 
 
 def _agreement(text: Text, rng: np.random.Generator, template: str) -> Draws:
@@ -242,6 +286,12 @@ MAKERS |= {
 }
 
 
+def padded(rows: list[list[int]], by: int | None = None, longest: int = 0) -> np.ndarray:
+    """Rows of token ids as one array, filled up with their first one, or with `by`."""
+    longest = longest or max(map(len, rows))
+    return np.array([row + [row[0] if by is None else by] * (longest - len(row)) for row in rows])
+
+
 def make(
     name: str,
     tokenizer: Tokenizer,
@@ -282,11 +332,6 @@ def make(
         )
     made = list(different.values())
     length = np.array([len(pair.clean) for pair in made])
-    longest = int(length.max())
-
-    def padded(rows: list[list[int]]) -> np.ndarray:
-        return np.array([row + [row[0]] * (longest - len(row)) for row in rows])
-
     task = Task(
         name,
         padded([pair.clean for pair in made]),
@@ -299,7 +344,7 @@ def make(
     return task, {
         "words": kept,
         "pairs": len(made),
-        "tokens": longest,
+        "tokens": int(length.max()),
         "answers": len({*task.right, *task.wrong}),
         "clean": text.show(first.clean),
         "corrupted": text.show(first.corrupted),
@@ -331,7 +376,7 @@ def every(
     return made, rows
 
 
-def write(path: Path, tasks: list[Task], tokens: str) -> None:
+def write(path: Path, tasks: Sequence[AnyTask], tokens: str) -> None:
     """Write what `read` reads: HDF5, one group per task with its `ARRAYS`.
 
     Parameters
@@ -342,12 +387,15 @@ def write(path: Path, tasks: list[Task], tokens: str) -> None:
         file.attrs["tokens"] = tokens
         file.attrs["tasks"] = [task.name for task in tasks]
         for task in tasks:
-            for field in ARRAYS:
+            arrays = ARRAYS if isinstance(task, Task) else OF_SENTENCES
+            for field in arrays:
                 key, array = f"{task.name}/{field}", getattr(task, field)
                 file.create_dataset(key, data=array, fletcher32=field != "length")
+            if isinstance(task, Sentences):
+                file[task.name].attrs["start"] = task.start
 
 
-def read(path: Path, tokens: str) -> list[Task]:
+def read(path: Path, tokens: str) -> list[AnyTask]:
     """The tasks of a file, none where the last snapshot does none.
 
     Parameters
@@ -359,8 +407,15 @@ def read(path: Path, tokens: str) -> list[Task]:
     InputError : the file is damaged or not one of tasks, or they are of other tokens.
     """
     with read_hdf5(path, "a file of tasks") as file:
-        names, own = [str(name) for name in file.attrs["tasks"]], file.attrs.get("tokens")
-        tasks = [Task(name, *(file[name][array][:] for array in ARRAYS)) for name in names]
+        own = file.attrs.get("tokens")
+        tasks = [_read(str(name), file[name]) for name in file.attrs["tasks"]]
     if own != tokens:
         raise InputError(f"{path}: made from other tokens than the crosscoder's; make them again")
     return tasks
+
+
+def _read(name: str, group: Any) -> AnyTask:
+    if "target" in group:
+        clean, corrupted, length, target = (group[array][:] for array in OF_SENTENCES)
+        return Sentences(name, clean, corrupted, length, target, int(group.attrs["start"]))
+    return Task(name, *(group[array][:] for array in ARRAYS))

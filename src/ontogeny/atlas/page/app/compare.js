@@ -57,9 +57,7 @@ function compare(site) {
     const wanted = [[site, number("a")], [second, number("b")]];
     const parts = [heading, form];
     if (wanted.every(([, n]) => n === null))
-      parts.push(second === site
-        ? h("p", { class: "missing" }, "Name two features of this experiment, or the folder of another one's atlas.")
-        : experimentsBeside(site, second));
+      parts.push(second === site ? await example(site) : experimentsBeside(site, second));
     else if (second === site && wanted.filter(([, n]) => n !== null && site.place(n) >= 0).length === 1) {
       parts.push(await partners(site, wanted.find(([, n]) => n !== null)[1]));
     } else {
@@ -75,6 +73,21 @@ function compare(site) {
     return "Compare";
   }
   return { element, update, title: "Compare" };
+}
+
+/** The feature that the start page begins with, beside the one whose direction is nearest. */
+async function example(site) {
+  const { earliest, first } = site.about.start;
+  const one = site.count ? await site.feature(earliest?.place ?? first ?? 0) : null;
+  const ask = "Name two features of this experiment, or the folder of another one's atlas.";
+  if (!one?.near.length) return h("p", { class: "missing" }, ask);
+  const { place, cosine } = one.near[0];
+  const link = (p) => h("a", { href: hash("compare", `a=${site.columns.feature[p]}`), title: "What else to compare it with" }, `feature ${site.columns.feature[p]}`);
+  return [
+    h("p", { class: "example" }, `${ask} As an example, `, link(one.place), earliest ? ", the earliest that emerges," : "", " beside ", link(place),
+      `, whose direction is the nearest to it (cosine ${format.fixed(cosine)}).`),
+    featuresBeside([one, await site.feature(place)]),
+  ];
 }
 
 /** Which features a feature may well be compared with: those of its name, and the nearest. */

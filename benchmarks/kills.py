@@ -6,8 +6,9 @@ The experiment runs once unbroken. Then it runs beside that, and each attempt is
 SIGTERM or SIGINT after a random time, sent to Snakemake alone, to Snakemake and all its jobs, or to
 one job. When an attempt has finished before its signal came, its files are compared with the
 unbroken run's (`benchmarks.digests`) and the experiment begins again from nothing, until all kills
-are spent; the last attempt is left to finish. Times, logs and versions are not compared. One row
-per kill, and what was found, go to benchmarks/results/kills.json.
+are spent; the last attempt is left to finish. Times, logs, versions and the digests beside the
+files, which hold their times, are not compared. One row per kill, and what was found, go to
+benchmarks/results/kills.json.
 """
 
 from __future__ import annotations
@@ -81,6 +82,15 @@ class Trial:
         shutil.rmtree(self.folder / ".snakemake")
 
 
+def contents(results: Path) -> dict[str, dict[str, str]]:
+    """Digests of all files but those that hold times."""
+    return {
+        name: parts
+        for name, parts in record(results).items()
+        if not name.startswith("digests/") and name != "manifest.json"
+    }
+
+
 def kill(run: subprocess.Popen[bytes], number: signal.Signals, to: str, chance: random.Random):
     """Send a signal, and wait until what received it is gone."""
     snakemake = psutil.Process(run.pid)
@@ -101,7 +111,7 @@ def trial(folder: Path, experiment: Path, kills: int, seed: int, longest: float)
     unbroken, broken = Trial(folder / "unbroken", experiment), Trial(folder / "broken", experiment)
     since = time.monotonic()
     unbroken.finish()
-    expected = record(unbroken.results)
+    expected = contents(unbroken.results)
     click.echo(f"unbroken: {time.monotonic() - since:.0f} s, {len(expected)} files")
     rows: list[dict[str, Any]] = []
     whole, unequal = 0, []
@@ -109,7 +119,7 @@ def trial(folder: Path, experiment: Path, kills: int, seed: int, longest: float)
     def compare() -> None:
         nonlocal whole
         whole += 1
-        unequal.extend(differences(expected, record(broken.results)))
+        unequal.extend(differences(expected, contents(broken.results)))
         unequal.extend(f"{path}: left behind" for path in broken.results.rglob("*.part"))
         click.echo(f"finished {whole} times; {len(unequal)} files differ")
 

@@ -412,7 +412,7 @@ def test_what_a_format_cannot_state_is_refused(tmp_path):
 @pytest.mark.parametrize("write", [llamascopium.write, lambda c, o: saelens.write(c, o, 4)])
 def test_a_folder_is_written_whole_and_never_over_another(write, tmp_path, monkeypatch):
     write(crosscoder(), tmp_path / "out")
-    with pytest.raises(InputError, match="there already"):
+    with pytest.raises(InputError, match="exists already"):
         write(crosscoder(), tmp_path / "out")
 
     def full(*_):

@@ -178,4 +178,4 @@ def write_folder(
 def free(output: Path) -> None:
     """Raise InputError if the output exists and is not an empty folder."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{output}: exists already; name another folder, or remove it")
+        raise InputError(f"{output}: exists already; name another folder")

@@ -93,7 +93,7 @@ def read(path: Path) -> list[Line]:
             "sentences; give each a file of its own"
         )
     if not (lines or wrong):
-        wrong.append(f"{path}: the file is empty; write one JSON object per line, or remove it")
+        wrong.append(f"{path}: the file is empty; write one JSON object per line")
     if wrong:
         more = [f"{path}: {len(wrong) - TOLD} more lines like these"] if len(wrong) > TOLD else []
         raise InputError("\n".join([*wrong[:TOLD], *more]))

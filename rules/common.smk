@@ -16,7 +16,7 @@ from ontogeny.corpus.wheels import needed, requirements_file
 from ontogeny.cost import needs as jobs_needs
 from ontogeny.experiment import Experiment
 from ontogeny.files import InputError, digest_file, digest_value, explained, write_text
-from ontogeny.lineage import NO_RESULT, code, values
+from ontogeny.lineage import NO_BASIS, NO_RESULT, code, values
 from ontogeny.snapshots import local, sources
 
 CONDA = "../envs/ontogeny.yaml"

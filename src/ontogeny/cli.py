@@ -327,6 +327,7 @@ def project(experiment: Experiment, sites: str, shard: int) -> None:
     rows = Cached(experiment.path("activations"), chosen, table)
     basis = experiment.path("basis", sites=sites)
     manifest.check(basis, _sources_of_basis(experiment, name, shard))
+    subspace.Kept.read(basis).check(settings.basis)
     output = experiment.path("projected", sites=sites, shard=shard)
     subspace.project(basis, rows, shard, output, devices.choose(settings.device))
 
@@ -341,10 +342,15 @@ def train(experiment: Experiment, crosscoder: str, seed: int) -> None:
 
     If its settings ask for several devices, these share the threads.
     """
+    from ontogeny.activations import subspace
+
     settings = experiment.settings
     count = settings.all_crosscoders[crosscoder].devices
     take_gpus(experiment, count)
-    manifest.check(experiment.training_sources(crosscoder))
+    sources = experiment.training_sources(crosscoder)
+    manifest.check(sources)
+    for path in sources.get("basis", []):
+        subspace.Kept.read(path).check(settings.basis)
     state = lineage.state(experiment, crosscoder, seed)
     output = experiment.path("trained", crosscoder=crosscoder, seed=seed)
     where = experiment.row_paths(crosscoder)

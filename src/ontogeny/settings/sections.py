@@ -220,13 +220,23 @@ class Activations(Section):
 
 
 class Basis(Section):
-    """The principal subspace of all sites (used by crosscoders with basis: principal)."""
+    """The principal subspace of all sites, of crosscoders with basis: principal or hybrid."""
 
     max_variance_lost: float = Field(
-        1e-3, gt=0, lt=1, description="Largest share of its variance that any site may lose."
+        0.01,
+        gt=0,
+        lt=1,
+        description="Most that any site may lose of its variance, as far as `largest` allows.",
     )
     dimensions: int | None = Field(
         None, ge=1, description="Dimensions to keep; overrides max_variance_lost."
+    )
+    least_kept: float = Field(
+        0.95,
+        ge=0,
+        le=1,
+        description="Least share of any site's variance inside the subspace: with less nothing is "
+        "projected or trained in it. Lower it to train all the same.",
     )
     rows: int = Field(
         1_048_576,
@@ -238,18 +248,24 @@ class Basis(Section):
         ge=1,
         description="Largest n·d with exact directions; beyond it they are randomised.",
     )
-    largest: int = Field(2048, ge=1, description="Largest number of dimensions to keep.")
+    largest: int | None = Field(
+        None,
+        ge=1,
+        description="Most dimensions to keep. Left out: five times the model's width, and 2,048 or "
+        "`dimensions` where that is more.",
+    )
     seed: int = Field(0, ge=0, description="Seed of the rotation inside the subspace.")
 
     @model_validator(mode="before")
     @classmethod
-    def _room_for_dimensions(cls, given: Any) -> Any:
-        """`largest`, where it is left out, is no less than `dimensions`."""
-        if not isinstance(given, dict) or "largest" in given:
+    def _kept_as_asked(cls, given: Any) -> Any:
+        """`least_kept`, where it is left out, is no more than `max_variance_lost` leaves."""
+        if not isinstance(given, dict) or "least_kept" in given:
             return given
-        wanted = as_number(given.get("dimensions"), int)
-        if isinstance(wanted, int) and wanted > cls.model_fields["largest"].default:
-            return given | {"largest": wanted}
+        lost = as_number(given.get("max_variance_lost"), float)
+        default = cls.model_fields["least_kept"].default
+        if isinstance(lost, float) and 1 - default < lost < 1:
+            return given | {"least_kept": 1 - lost}
         return given
 
 

@@ -73,14 +73,17 @@ def run(file: Path, words: tuple[str, ...], cores: int) -> None:
 @click.option("--results", type=FOLDER, default=Path("results"))
 def check(file: Path, results: Path) -> None:
     """List, one per line, everything that would stop a run of the configuration FILE here."""
-    from ontogeny import doubts, preflight
+    from ontogeny import devices, doubts, preflight
     from ontogeny.snapshots import sources
 
     given = schema.load(file)
     settings = sources.resolve(given, results)
     preflight.check(settings, results)
     preflight.check_room(settings, results)
+    primary = settings.crosscoders[settings.primary]
+    here = devices.about(settings.device, settings.activations.precision, primary.precision)
     print(f"{file}: can run")
+    print(f"device here: {here}")
     doubts.tell(doubts.before(settings, results, given.snapshots.steps == "all"), sys.stdout)
 
 

@@ -145,7 +145,7 @@ def table(name: str, precision: str = "high") -> Rates:
 
     Parameters
     ----------
-    precision : of the crosscoders' products on it: highest, high or medium.
+    precision : of the crosscoders' products on it: highest or high.
 
     Raises
     ------
@@ -157,7 +157,7 @@ def table(name: str, precision: str = "high") -> Rates:
         raise InputError(f"--device: {name} is not known; use one of {', '.join(devices)}")
     device = devices[known[name.lower()]]
     half, single, bandwidth = device["half"], device["float32"], device["bandwidth"]
-    products = {"highest": single, "high": device["tf32"], "medium": half}[precision]
+    products = {"highest": single, "high": device["tf32"]}[precision]
     if not device["bfloat16"]:  # then torch multiplies in float32
         half, products = single, device["tf32"] or single
     return Rates(

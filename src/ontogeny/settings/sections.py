@@ -387,9 +387,10 @@ class Crosscoder(Section):
         "compact",
         description="Adam's moments: 8 bytes per weight, or 2 (bfloat16, a variance per feature).",
     )
-    precision: Literal["highest", "high", "medium"] = Field(
+    precision: Literal["highest", "high"] = Field(
         "high",
-        description="Matrix products on a GPU: float32, TF32 or bfloat16. On a CPU: float32.",
+        description="Matrix products on a GPU: highest is float32, high is TF32 inside where the "
+        "GPU has it. CPUs: float32.",
     )
     warmup: float = Field(
         0.02, ge=0, le=1, description="First share of the steps, with a linear warm-up."

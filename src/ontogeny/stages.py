@@ -189,13 +189,17 @@ STAGES = [
             {
                 "features * snapshots * snapshots * analysis.bootstrap": 3e-9,
                 "similarities * further seeds": 1e-11,
-                "features * features * further seeds": 4e-8,
+                "all pairs * further seeds": 4e-8,
+                "pairs beyond * further seeds": 2.5e-8,
             },
             {
-                "full decoders * seeds": 1,
                 "crosscoder * seeds": 1,
-                "full decoders": 4.5,
-                "features * features * further seeds": 20,
+                "full decoders at a time": 4.5,
+                "trained decoders": 2,
+                "features * width": 32,
+                "all pairs * further seeds": 20,
+                "pairs at a time * further seeds": 12,
+                "near pairs * further seeds": 60,
                 "features * snapshots * snapshots": 29,
             },
             {

@@ -110,7 +110,9 @@ def new(source: str, text: tuple[str, ...], output: Path | None, results: Path) 
 
 @main.command()
 @click.argument("file", type=FILE)
-@click.option("--device", help="A device of devices.yaml, such as H100; default: this machine.")
+@click.option(
+    "--device", help="A device such as H100, or a file of gpu_check; default: this machine."
+)
 @click.option("--terms", is_flag=True, help="Also show what each stage needs its memory for.")
 @click.option("--results", type=FOLDER, default=Path("results"))
 def plan(file: Path, device: str | None, terms: bool, results: Path) -> None:

@@ -198,7 +198,7 @@ STAGES = [
                 "trained decoders": 2,
                 "features * width": 32,
                 "all pairs * further seeds": 20,
-                "pairs at a time * further seeds": 12,
+                "pairs at a time * further seeds": 28,
                 "near pairs * further seeds": 60,
                 "features * snapshots * snapshots": 29,
             },

@@ -13,8 +13,9 @@ Of each loss, gate and space:
     one graph     the compiler makes no second one while shapes stay
 
 and, on a GPU, of Pythia-160M's size (32 snapshots × 768, F 32,768, B 2,048, R 2,048) the time of a
-step, its memory, and the encoder's product that bounds it. The exit status is 1 where a check
-fails, 2 where there is no GPU.
+step, its memory, and the encoder's product that bounds it. Last come the rates that `ontogeny plan`
+reckons with, measured at that size: `ontogeny plan FILE --device gpu_check.json` reads them. The
+exit status is 1 where a check fails, 2 where there is no GPU.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ import json
 import os
 import statistics
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +37,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ontogeny import devices
+from ontogeny import devices, settings
+from ontogeny.cost import bill
 from ontogeny.crosscoder import model, reference, train
 from ontogeny.crosscoder.ranks import Ranks
 from ontogeny.settings import Crosscoder
@@ -101,6 +105,7 @@ class Checks:
         self.checks: dict[str, bool] = {}
         self.numbers: dict[str, float] = {}
         self.notes: dict[str, str] = {}
+        self.rates: dict[str, Any] = {}
 
     def check(self, name: str, holds: bool, note: str = "") -> None:
         """Note whether something holds."""
@@ -132,6 +137,7 @@ class Checks:
             about["name"] = torch.cuda.get_device_name(self.device)
         about["seconds"] = f"{time.monotonic() - self.began:.0f}"
         found = {"checks": self.checks, "numbers": self.numbers, "notes": self.notes}
+        found["rates"] = self.rates
         output.write_text(json.dumps({"about": about} | found, indent=1) + "\n", encoding="utf-8")
 
 
@@ -317,6 +323,16 @@ def timing(found: Checks, kind: str, space: str) -> None:
     found.check(f"finite: {name}", now.finite)
 
 
+def rates(found: Checks) -> None:
+    """What `ontogeny plan` reckons with, at Pythia-160M's size."""
+    given = settings.load(Path(__file__).parents[1] / "experiments" / "pythia-160m.yaml")
+    given = given.model_copy(update={"device": found.device.type})
+    with tempfile.TemporaryDirectory() as results:
+        measured = bill.measure(given, results)
+    found.rates = asdict(measured)
+    found.check("rates for ontogeny plan", measured.forward > 0, measured.how)
+
+
 @click.command()
 @click.option("--cpu", is_flag=True, help="The same checks on the CPU, at a small size.")
 @click.option("--output", default="gpu_check.json", type=click.Path(path_type=Path))
@@ -338,6 +354,7 @@ def main(cpu: bool, output: Path) -> None:
         for space, kind in TIMED:
             name = f"timing: {kind}, {space}"
             found.guarded(name, lambda kind=kind, space=space: timing(found, kind, space))
+    found.guarded("rates for ontogeny plan", lambda: rates(found))
     found.write(output)
     failed = [name for name, holds in found.checks.items() if not holds]
     click.echo(f"{len(found.checks)} checks, {len(failed)} failed; {output}")

@@ -162,7 +162,7 @@ rule basis:
     resources:
         **needs("basis"),
     params:
-        basis=values(S.basis),
+        basis=values(S.basis, *NO_BASIS),
         activations=ROWS,
         code=code("ontogeny.activations.basis"),
         experiment=experiment,

@@ -16,7 +16,7 @@ from ontogeny.corpus.wheels import needed, requirements_file
 from ontogeny.cost import needs as jobs_needs
 from ontogeny.experiment import Experiment
 from ontogeny.files import InputError, digest_file, digest_value, explained, write_text
-from ontogeny.lineage import NO_RESULT, code, values
+from ontogeny.lineage import NO_BASIS, NO_RESULT, code, values
 from ontogeny.snapshots import local, sources
 
 CONDA = "../envs/ontogeny.yaml"
@@ -140,29 +140,43 @@ def refuse_what_does_not_fit(settings):
         raise WorkflowError(str(error)) from None
 
 
+def profile_value(key):
+    """A line of the profile's default-resources that is of the cluster; None where it is not."""
+    defaults = workflow.resource_settings.default_resources or {}
+    return str(defaults[key].raw).strip("'\"") if key in defaults else None
+
+
 @cache
 def planned():
     """The resources of every stage's jobs, computed when they are first needed."""
     return jobs_needs.table(E)
 
 
+# Minutes that the partition allows a job. Trainings that need more go on in as many jobs.
+LONGEST = int(profile_value("longest_runtime") or 0) or None
+RETRIES = jobs_needs.retries(planned(), LONGEST) if LONGEST and workflow.is_main_process else 0
+
+
 def needs(stage):
     """Resources of a stage's jobs: mem_mb, runtime in minutes and gpu, by plan and attempt.
 
-    Where the profile names a gpu_partition, jobs with a GPU go there.
+    Where the profile names a gpu_partition or a gpu_type, jobs with a GPU go there; where it has a
+    longest_runtime, no job asks for more.
     """
 
     def ask(key):
         def of_job(wildcards, attempt):
             which = wildcards.get("crosscoder") or wildcards.get("sites") or S.primary
-            return getattr(jobs_needs.of(planned(), stage, which, attempt), key)
+            asked = jobs_needs.of(planned(), stage, which, attempt, LONGEST)
+            return getattr(asked, key)
 
         return of_job
 
     resources = {key: ask(key) for key in ("mem_mb", "runtime", "gpu")}
-    defaults = workflow.resource_settings.default_resources or {}
-    if "gpu_partition" in defaults and S.device != "cpu" and jobs_needs.on_device(stage):
-        resources["slurm_partition"] = str(defaults["gpu_partition"].raw).strip("'\"")
+    if S.device != "cpu" and jobs_needs.on_device(stage):
+        for key, resource in (("gpu_partition", "slurm_partition"), ("gpu_type", "gpu_model")):
+            if profile_value(key) is not None:
+                resources[resource] = profile_value(key)
     return resources
 
 

@@ -11,6 +11,7 @@ rule train:
     benchmark:
         benchmark_of("train/{crosscoder}-{seed}")
     priority: FIRST["train"]
+    retries: RETRIES
     conda:
         CONDA
     threads: lambda w: DICTIONARIES[w.crosscoder].threads * DICTIONARIES[w.crosscoder].devices

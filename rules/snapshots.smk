@@ -24,6 +24,7 @@ if SOURCE == "pretrain":
         benchmark:
             benchmark_of("pretrain/{leg}")
         priority: FIRST["pretrain"]
+        retries: RETRIES
         conda:
             CONDA
         threads: S.snapshots.pretrain.threads

@@ -47,7 +47,7 @@ def small(text: Path, changes: dict[str, Any] | None = None) -> Settings:
                          "warmup_steps": 1},
         },
         "activations": {"layers": [1], "window": 1024},
-        "basis": {"dimensions": 24},
+        "basis": {"dimensions": 24, "least_kept": 0},
         "crosscoders": {
             "topk": {"inputs": {"layers": [1]}, "features": 48, "k": 6, "batch_rows": 256,
                      "steps": 20, "aux_features": 0, "seeds": [0],

@@ -7,6 +7,8 @@ import torch
 from click.testing import CliRunner
 
 from benchmarks import gpu_check
+from ontogeny.cost import machines
+from ontogeny.files import InputError
 
 
 def test_its_checks_hold_on_a_cpu(tmp_path):
@@ -18,6 +20,16 @@ def test_its_checks_hold_on_a_cpu(tmp_path):
     for kind in gpu_check.KINDS:
         assert f"reference: {kind}, hybrid, in float64" in found["checks"]
     assert "one graph: batch_topk per snapshot, hybrid" in found["checks"]
+    rates = machines.table(str(output))  # a machine file of `ontogeny plan`
+    assert (rates.name, rates.memory) == ("CPU", 0)
+    assert 1e9 < rates.products32 < 1e13
+    assert rates.how.startswith("measured (found.json): forward ")
+    del found["rates"]["forward"]
+    output.write_text(json.dumps(found))
+    with pytest.raises(InputError, match=r"^--device: .*found\.json has no rates of this version"):
+        machines.table(str(output))
+    with pytest.raises(InputError, match=r"^--device: nowhere\.json: No such file"):
+        machines.table("nowhere.json")
 
 
 def test_a_wrong_gradient_is_found(tmp_path, monkeypatch):

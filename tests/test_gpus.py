@@ -110,3 +110,28 @@ def test_commands_that_use_the_device_take_one(command, takes, environment, tmp_
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
     assert ("on GPU 0" in done.stderr) == takes
+
+
+def test_what_says_that_there_is_a_gpu(environment, monkeypatch, tmp_path):
+    monkeypatch.setenv("SLURM_JOB_GPUS", "0")
+    assert gpus.sign() == ""  # ONTOGENY_GPUS answers for what is there
+    monkeypatch.delenv(gpus.NAMED)
+    monkeypatch.setattr(gpus, "DEV", tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpus.sign() == "SLURM_JOB_GPUS=0"
+    for hidden in ("", "-1"):
+        monkeypatch.setenv(gpus.VISIBLE, hidden)
+        assert gpus.sign() == ""
+    monkeypatch.delenv("SLURM_JOB_GPUS")
+    monkeypatch.setenv(gpus.VISIBLE, "3")
+    assert gpus.sign() == "CUDA_VISIBLE_DEVICES=3"
+    monkeypatch.delenv(gpus.VISIBLE)
+    assert gpus.sign() == ""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho GPU-5a\n")
+    tool.chmod(0o755)
+    assert gpus.sign() == "nvidia-smi lists one"
+    (tmp_path / "nvidiactl").touch()
+    assert gpus.sign() == "nvidia-smi lists one"
+    (tmp_path / "nvidia0").touch()
+    assert gpus.sign() == str(tmp_path / "nvidia0")

@@ -21,7 +21,7 @@ from ontogeny.activations import basis, extract, feed, store
 from ontogeny.activations.basis import moments
 from ontogeny.activations.rows import Cached, HeldOut
 from ontogeny.activations.sites import Site, rows_path
-from ontogeny.activations.subspace import Projected, Subspace, project
+from ontogeny.activations.subspace import Kept, Projected, Subspace, project
 from ontogeny.crosscoder import model
 from ontogeny.files import InputError
 from ontogeny.phases import levels, ngrams
@@ -374,19 +374,53 @@ def test_randomised_directions_hold_what_exact_ones_hold(activations, tmp_path):
     assert angles.min() > 0.999
 
 
-def test_too_few_directions_for_the_variance_are_an_error(activations, tmp_path):
+def test_a_subspace_of_too_few_directions_is_made_and_told_and_refused(
+    activations, tmp_path, capsys
+):
+    output = tmp_path / "basis.h5"
+    for limit in (1, 8192):  # randomised, exact
+        few = settings.Basis(max_variance_lost=0.01, exact_limit=limit, largest=3)
+        found = directions(
+            activations, output, max_variance_lost=0.01, exact_limit=limit, largest=3
+        )
+        assert found.dimensions == 3
+        said = capsys.readouterr().out
+        least = found.kept.argmin()
+        assert f"keep {found.kept[least]:.1%} of the variance of {SITES[least].name}" in said
+        assert all(
+            f"{site.name} {x:.1%}" in said for site, x in zip(SITES, found.kept, strict=True)
+        )
+        with pytest.raises(InputError, match=r"^basis\.largest: the 3 dimensions keep 0\."):
+            Kept.read(output).check(few)
+        Kept.read(output).check(few.model_copy(update={"least_kept": float(found.kept.min())}))
+    with pytest.raises(InputError, match=r"^basis\.dimensions: the 3 dimensions keep 0\."):
+        Kept.read(output).check(settings.Basis(dimensions=3))
+    directions(activations, output, max_variance_lost=0.01)
+    assert capsys.readouterr().out.endswith("and no less of any other site's\n")
+
+
+def test_too_few_rows_or_directions_are_an_error(activations, tmp_path):
     output = tmp_path / "basis.h5"
     few = {"exact_limit": 1, "largest": 3}
-    with pytest.raises(InputError, match=r"3 directions lose .*raise basis.largest"):
-        directions(activations, output, max_variance_lost=0.01, **few)
     with pytest.raises(InputError, match=r"basis.dimensions: 4 exceeds the 3 directions"):
         directions(activations, output, dimensions=4, **few)
-    with pytest.raises(InputError, match=r"basis.largest: 5 directions are needed .* 0\.01 of any"):
-        directions(activations, output, max_variance_lost=0.01, largest=3)
     with pytest.raises(InputError, match=r"basis.dimensions: 5 training rows span fewer than 6"):
         directions(activations, output, dimensions=6, rows=5)
     assert not output.exists()
     assert directions(activations, output, dimensions=4).dimensions == 4
+
+
+@pytest.mark.parametrize("rank", [30, 7])
+def test_columns_are_made_orthonormal_in_place_whatever_their_rank(rank):
+    generator = torch.Generator().manual_seed(0)
+    scales = 10.0 ** -torch.linspace(0, 9, rank)  # float32 alone sees the first seven decades
+    parts = torch.randn(300, rank, generator=generator), torch.randn(rank, 30, generator=generator)
+    matrix = (parts[0] * scales) @ parts[1]
+    before = matrix.clone()
+    basis.orthonormalise(matrix)
+    torch.testing.assert_close(matrix.T @ matrix, torch.eye(30), atol=1e-5, rtol=0)
+    left = before - matrix @ (matrix.T @ before)
+    assert left.norm() < 1e-5 * before.norm()
 
 
 def test_directions_come_from_the_first_rows_alone(activations, tmp_path):

@@ -73,14 +73,17 @@ def run(file: Path, words: tuple[str, ...], cores: int) -> None:
 @click.option("--results", type=FOLDER, default=Path("results"))
 def check(file: Path, results: Path) -> None:
     """List, one per line, everything that would stop a run of the configuration FILE here."""
-    from ontogeny import doubts, preflight
+    from ontogeny import devices, doubts, preflight
     from ontogeny.snapshots import sources
 
     given = schema.load(file)
     settings = sources.resolve(given, results)
     preflight.check(settings, results)
     preflight.check_room(settings, results)
+    primary = settings.crosscoders[settings.primary]
+    here = devices.about(settings.device, settings.activations.precision, primary.precision)
     print(f"{file}: can run")
+    print(f"device here: {here}")
     doubts.tell(doubts.before(settings, results, given.snapshots.steps == "all"), sys.stdout)
 
 
@@ -107,7 +110,9 @@ def new(source: str, text: tuple[str, ...], output: Path | None, results: Path) 
 
 @main.command()
 @click.argument("file", type=FILE)
-@click.option("--device", help="A device of devices.yaml, such as H100; default: this machine.")
+@click.option(
+    "--device", help="A device such as H100, or a file of gpu_check; default: this machine."
+)
 @click.option("--terms", is_flag=True, help="Also show what each stage needs its memory for.")
 @click.option("--results", type=FOLDER, default=Path("results"))
 def plan(file: Path, device: str | None, terms: bool, results: Path) -> None:
@@ -327,6 +332,7 @@ def project(experiment: Experiment, sites: str, shard: int) -> None:
     rows = Cached(experiment.path("activations"), chosen, table)
     basis = experiment.path("basis", sites=sites)
     manifest.check(basis, _sources_of_basis(experiment, name, shard))
+    subspace.Kept.read(basis).check(settings.basis)
     output = experiment.path("projected", sites=sites, shard=shard)
     subspace.project(basis, rows, shard, output, devices.choose(settings.device))
 
@@ -341,10 +347,15 @@ def train(experiment: Experiment, crosscoder: str, seed: int) -> None:
 
     If its settings ask for several devices, these share the threads.
     """
+    from ontogeny.activations import subspace
+
     settings = experiment.settings
     count = settings.all_crosscoders[crosscoder].devices
     take_gpus(experiment, count)
-    manifest.check(experiment.training_sources(crosscoder))
+    sources = experiment.training_sources(crosscoder)
+    manifest.check(sources)
+    for path in sources.get("basis", []):
+        subspace.Kept.read(path).check(settings.basis)
     state = lineage.state(experiment, crosscoder, seed)
     output = experiment.path("trained", crosscoder=crosscoder, seed=seed)
     where = experiment.row_paths(crosscoder)

@@ -15,17 +15,87 @@ from typing import Any
 
 import torch
 
+from ontogeny import gpus
+from ontogeny.files import InputError
+
 COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 EAGERLY = "training runs eagerly, which is slower"
 GRAPHS = 64  # that one function may be compiled to in a process
 _said: list[str] = []
 
 
+# Least driver of a CUDA (NVIDIA, CUDA Toolkit release notes, minor version compatibility).
+LEAST_DRIVER = {11: 450, 12: 525, 13: 580}
+
+
 def choose(device: str) -> torch.device:
-    """The device that a setting names; 'auto' is CUDA where there is one, else the CPU."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)
+    """The device that a setting names; 'auto' is CUDA where there is one, else the CPU.
+
+    Raises
+    ------
+    InputError : a GPU is named, or something says that there is one, and torch cannot use it.
+    """
+    if device == "cpu":
+        return torch.device(device)
+    if torch.cuda.is_available():
+        chosen = torch.device("cuda" if device == "auto" else device)
+        count = torch.cuda.device_count()
+        if (chosen.index or 0) >= count:
+            raise InputError(
+                f"device: {device} is not there; the GPUs here are cuda:0 to cuda:{count - 1}"
+            )
+        return chosen
+    sign = gpus.sign()
+    if device == "auto" and not sign:
+        return torch.device("cpu")
+    raise InputError(
+        f"device: {device}: {f'there is a GPU ({sign})' if sign else 'a GPU is asked for'} that "
+        f"torch cannot use: {_why_unusable()}, or set device: cpu to run on the processor"
+    )
+
+
+def _why_unusable() -> str:
+    """Why torch sees no GPU, and what mends it."""
+    version = torch.version.cuda
+    if version is None:
+        return f"torch {torch.__version__} has no CUDA; install a wheel that has (docs/cluster.md)"
+    least, driver = LEAST_DRIVER.get(int(version.partition(".")[0])), gpus.driver()
+    needs = "" if least is None else f", which needs an NVIDIA driver of {least} or later"
+    here = f"the driver here is {driver}" if driver else "no driver answers here"
+    mend = "ask for a newer driver, or install a wheel for an older CUDA (docs/cluster.md)"
+    if driver and least is not None and int(driver.partition(".")[0]) >= least:
+        mend = f"see what nvidia-smi says{_cuda_says()}"
+    return f"torch {torch.__version__} has CUDA {version}{needs}; {here}; {mend}"
+
+
+def _cuda_says() -> str:
+    """The first line of what CUDA complains of as it starts."""
+    try:
+        torch.cuda.init()
+    except Exception as error:  # RuntimeError, AssertionError or a class of CUDA's own
+        return f" (CUDA: {str(error).splitlines()[0]})"
+    return ""
+
+
+def about(device: str, model: str, products: str) -> str:
+    """A line on what a run here would use.
+
+    Parameters
+    ----------
+    device : of the settings. model : activations.precision. products : of the primary crosscoder.
+
+    Raises
+    ------
+    InputError : as `choose`.
+    """
+    chosen = choose(device)
+    run_in = str(precision(model, chosen)).removeprefix("torch.")
+    name, inside = "the processor", "float32"
+    if chosen.type == "cuda":
+        name = torch.cuda.get_device_name(chosen)
+        has_tf32 = torch.cuda.get_device_capability(chosen)[0] >= 8
+        inside = "TF32" if products == "high" and has_tf32 else "float32"
+    return f"{chosen} ({name}): models run in {run_in}, crosscoders' products are in {inside}"
 
 
 def precision(name: str, device: torch.device) -> torch.dtype:

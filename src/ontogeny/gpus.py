@@ -23,6 +23,9 @@ from ontogeny.locks import hold
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 NAMED = "ONTOGENY_GPUS"  # names of this machine's GPUs, with commas, in place of asking the driver
 HANDED_OUT = ("SLURM_JOB_ID", "LOCAL_RANK", VISIBLE)  # something else says who has which GPU
+ALLOCATED = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS")  # set where a job was given GPUs
+HIDDEN = ("", "-1", "NoDevFiles")  # values of CUDA_VISIBLE_DEVICES that hide all
+DEV = Path("/dev")
 
 _held: list[int] = []  # file descriptors: the locks last as long as the process
 
@@ -40,6 +43,36 @@ def present() -> list[str]:
     except (OSError, subprocess.SubprocessError):
         return []
     return said.split()
+
+
+def sign() -> str:
+    """What says that this process has a GPU, such as "SLURM_JOB_GPUS=0"; '' where nothing does.
+
+    Nothing is looked for where CUDA_VISIBLE_DEVICES hides all GPUs, or ONTOGENY_GPUS answers for
+    what is there.
+    """
+    if NAMED in os.environ or os.environ.get(VISIBLE, "0") in HIDDEN:
+        return ""
+    for name in (*ALLOCATED, VISIBLE):
+        if os.environ.get(name):
+            return f"{name}={os.environ[name]}"
+    nodes = sorted(DEV.glob("nvidia[0-9]*"))
+    if nodes:
+        return str(nodes[0])
+    return "nvidia-smi lists one" if present() else ""
+
+
+def driver() -> str:
+    """Version of this machine's NVIDIA driver, such as "580.65.06"; '' where none is found."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return ""
+    words = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(words, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return said.split()[0] if said.split() else ""
 
 
 def take(device: str, count: int = 1, locks: Path | None = None) -> str | None:

@@ -17,6 +17,7 @@ from ontogeny.experiment import Experiment
 from ontogeny.files import digest_file, digest_value
 from ontogeny.settings import Section
 
+NO_BASIS = ("least_kept",)  # a key of the basis that changes none
 NO_RESULT = ("seeds", "threads", "devices")  # keys of a crosscoder that change no seed's result
 
 
@@ -66,7 +67,7 @@ def training(experiment: Experiment, crosscoder: str) -> str:
     read = [model(experiment), text(experiment), experiment.steps, rows(experiment)]
     read.append(settings.activations.scale)
     stages = [code("ontogeny.crosscoder.train")]
-    return digest_value([[*read, values(settings.basis)], own, stages])
+    return digest_value([[*read, values(settings.basis, *NO_BASIS)], own, stages])
 
 
 def archive(experiment: Experiment) -> Path:

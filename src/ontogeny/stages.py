@@ -7,8 +7,10 @@ every analysis does.
 
 from __future__ import annotations
 
+from typing import Any
+
 from ontogeny.activations.sites import STACK
-from ontogeny.declarations import Cost, Figure, Optional, Product, Stage
+from ontogeny.declarations import Cost, Figure, Optional, Product, Source, Stage
 
 TRAINED = "crosscoders/{crosscoder}/seed{seed}"
 TABLES = "features/{crosscoder}"
@@ -187,13 +189,17 @@ STAGES = [
             {
                 "features * snapshots * snapshots * analysis.bootstrap": 3e-9,
                 "similarities * further seeds": 1e-11,
-                "features * features * further seeds": 4e-8,
+                "all pairs * further seeds": 4e-8,
+                "pairs beyond * further seeds": 2.5e-8,
             },
             {
-                "full decoders * seeds": 1,
                 "crosscoder * seeds": 1,
-                "full decoders": 4.5,
-                "features * features * further seeds": 20,
+                "full decoders at a time": 4.5,
+                "trained decoders": 2,
+                "features * width": 32,
+                "all pairs * further seeds": 20,
+                "pairs at a time * further seeds": 28,
+                "near pairs * further seeds": 60,
                 "features * snapshots * snapshots": 29,
             },
             {
@@ -282,6 +288,19 @@ STAGES = [
     ),
 ]
 
+
+def _subspace(experiment: Any) -> Source:
+    """The basis file of the primary crosscoder; None where it sees all dimensions."""
+    sites = experiment.basis_of(experiment.primary)
+    path = None if sites is None else experiment.path("basis", sites=sites)
+    return Source([] if path is None else [path], path)
+
+
+def _has_token_table(experiment: Any) -> Source:
+    """Whether the primary crosscoder has a token table."""
+    return Source([], experiment.settings.crosscoders[experiment.primary].token_table)
+
+
 MODEL = "The model and its training"
 FIDELITY = "How well the dictionary describes the model"
 HISTORIES = "Features through training"
@@ -308,7 +327,13 @@ FIGURES = [
         "ontogeny.figures.fidelity:draw",
         FIDELITY,
         "Explained variance, L0, loss recovered",
-        {"fidelity": "fidelities", "seeds": "seeds", "random": "baselines"},
+        {
+            "fidelity": "fidelities",
+            "seeds": "seeds",
+            "random": "baselines",
+            "basis": _subspace,
+            "of_rest": _has_token_table,
+        },
     ),
     Figure(
         "stability",

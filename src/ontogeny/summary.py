@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ontogeny import doubts, provenance, registry
+from ontogeny.activations.subspace import Kept
 from ontogeny.declarations import function
 from ontogeny.experiment import Experiment
 from ontogeny.features.matching import shares
@@ -67,6 +68,20 @@ def fidelity_numbers(experiment: Experiment, crosscoder: str) -> dict[str, Any]:
         "loss_recovered_last": float(last["loss_recovered"].mean()),
         "loss_recovered_last_low": float(last["loss_recovered_low"].min()),
         "loss_recovered_last_high": float(last["loss_recovered_high"].max()),
+    }
+
+
+def _basis(experiment: Experiment, crosscoder: str) -> dict[str, Any]:
+    """What the principal subspace of a crosscoder keeps of each site's variance."""
+    sites = experiment.basis_of(crosscoder)
+    if sites is None or not experiment.path("basis", sites=sites).exists():
+        return {}
+    kept = Kept.read(experiment.path("basis", sites=sites))
+    return {
+        "basis_dimensions": kept.dimensions,
+        "basis_kept_least": kept.least,
+        "basis_kept_least_site": kept.worst,
+        "basis_kept": dict(zip(kept.sites, kept.shares.tolist(), strict=True)),
     }
 
 
@@ -196,6 +211,7 @@ def gather(experiment: Experiment) -> None:
         **experiment.json("levels"),
         "primary": experiment.primary,
         "features": settings.crosscoders[experiment.primary].features,
+        **_basis(experiment, experiment.primary),
         **fidelity_numbers(experiment, experiment.primary),
     }
     if experiment.path("features").exists():  # none of one snapshot, or several places

@@ -119,6 +119,22 @@ def test_a_job_that_is_submitted_again_asks_for_more(tmp_path):
     assert first.gpu == third.gpu == 1
 
 
+def test_a_training_that_is_longer_than_the_partition_allows_goes_on_in_further_jobs(tmp_path):
+    asked = asked_by(public("pythia-160m"), tmp_path)
+    first = needs.of(asked, "train", "batchtopk")
+    limit = first.runtime // 3 + 1
+    pieces = [needs.of(asked, "train", "batchtopk", n, limit) for n in (1, 2, 3)]
+    assert pieces == [needs.Needs(first.mem_mb, limit, first.gpu)] * 3
+    fourth = needs.of(asked, "train", "batchtopk", 4, limit)  # something else has ended one
+    assert (fourth.runtime, fourth.mem_mb) == (limit, pytest.approx(1.5 * first.mem_mb, abs=1))
+    assert needs.retries(asked, limit) == 2 + 3
+    assert needs.retries(asked, 10**6) == 3
+    # What begins anew asks for more memory at once, and for no more time than there is.
+    again = needs.of(asked, "fidelity", "batchtopk", 2, 5)
+    assert again.runtime == 5
+    assert again.mem_mb > needs.of(asked, "fidelity", "batchtopk", 1, 5).mem_mb
+
+
 def test_a_training_on_several_devices_asks_for_all_of_them(tmp_path):
     given = public("pythia-6.9b").model_dump(mode="json")
     jobs = {}
@@ -186,6 +202,8 @@ def test_a_dry_run_through_the_profile_shows_what_the_plan_says(tmp_path):
     for name in (*SOURCES, "experiments"):
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy2)(ROOT / name, tmp_path / name)
     here = Checkout(tmp_path)
+    lines = "  longest_runtime: 600\n  gpu_type: a100\n"
+    here.edit("profiles/slurm/config.yaml", "  # slurm_account", f"{lines}  # slurm_account")
     words = ("--profile", "profiles/slurm", "--configfile", "experiments/pythia-6.9b.yaml", "-n")
     done = here.command("snakemake", *words)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -202,10 +220,14 @@ def test_a_dry_run_through_the_profile_shows_what_the_plan_says(tmp_path):
         assert shown is not None, job
         which = re.search(r"crosscoder=([\w-]+)|sites=([\w.]+)", job)
         name = (which[1] or which[2]) if which else ""
-        expected = needs.of(asked, rule[1].removeprefix("measure_"), name)
+        stage = rule[1].removeprefix("measure_")
+        expected = needs.of(asked, stage, name, longest=600)
         values = dict(pair.split("=") for pair in shown[1].split(", ") if "=" in pair)
         for key in ("mem_mb", "runtime", "gpu"):
             assert int(values[key]) == getattr(expected, key), (rule[1], key)
+        assert int(values["runtime"]) <= 600
+        assert values.get("gpu_model") == ("a100" if needs.on_device(stage) else None), rule[1]
+        assert needs.on_device(stage) == (expected.gpu > 0), rule[1]
         found[rule[1]] = found.get(rule[1], 0) + 1
     assert found["extract_shard"] == 47 * 32
     assert found["extract"] == found["snapshot"] == 32

@@ -186,7 +186,7 @@ def test_splits_of_a_bootstrap_are_those_of_every_sample_alone():
 
 def test_matching_recovers_a_permutation():
     rng = np.random.default_rng(0)
-    first = rng.normal(size=(60, 4, 8))
+    first = rng.normal(size=(60, 32))
     order = rng.permutation(60)
     second = 3 * (first + 0.3 * rng.normal(size=first.shape))[order]
     partner, cosine = matching.match(first, second)
@@ -196,6 +196,35 @@ def test_matching_recovers_a_permutation():
     assert (partner == -1).sum() == np.isnan(cosine).sum() == 10
     there = partner >= 0
     assert (order[partner[there]] == np.flatnonzero(there)).mean() > 0.9
+
+
+def test_matching_many_features_keeps_what_all_pairs_match(monkeypatch):
+    rng = np.random.default_rng(0)
+    first = rng.normal(size=(400, 24)).astype(np.float32)
+    noise = rng.normal(size=first.shape) * rng.uniform(0.1, 3, (400, 1))
+    second = (first + noise)[rng.permutation(400)].astype(np.float32)[:390]
+    exact, cosine = matching.match(first, second)
+    monkeypatch.setattr(matching, "ALL_PAIRS", 0)
+    monkeypatch.setattr(matching, "MATCHED_AT_A_TIME", 64)
+    near, value = matching.match(first.copy(), second.copy())
+    used = near[near >= 0]
+    assert len(set(used)) == len(used)
+    np.testing.assert_array_equal(near < 0, np.isnan(value))
+    assert np.nanmin(value) > 0
+    sure = cosine >= 0.7
+    assert 0.2 < sure.mean() < 0.8
+    assert (near == exact)[sure].mean() > 0.98
+    assert (value >= 0.7).sum() == pytest.approx(sure.sum(), abs=2)
+    there = near >= 0
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (first, second)]
+    np.testing.assert_allclose(value[there], (unit[0][there] * unit[1][used]).sum(1), atol=1e-6)
+    # Of the nearest one alone, only pairs that are the nearest of each other.
+    monkeypatch.setattr(matching, "NEAREST", 1)
+    few, _ = matching.match(first.copy(), second.copy())
+    all_cosines = unit[0] @ unit[1].T
+    rows = np.flatnonzero(few >= 0)
+    np.testing.assert_array_equal(few[rows], all_cosines.argmax(1)[rows])
+    np.testing.assert_array_equal(all_cosines.argmax(0)[few[rows]], rows)
 
 
 def test_snapshots_are_numbered_among_all_of_the_experiments():

@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import tiny
 
 from ontogeny import settings
+from ontogeny.activations.subspace import FORMAT
 from ontogeny.analyses.dimensionality import figure as dimensionality
 from ontogeny.analyses.kinds import figure as kinds
 from ontogeny.analyses.tokens import figure as tokens
@@ -114,6 +116,11 @@ def write_tables(folder, matching: str = "some"):
         site["loss_recovered_high"] = site["loss_recovered"] + 0.01
         site.to_csv(folder / f"fidelity{seed}.csv", index=False)
 
+    with h5py.File(folder / "basis.h5", "w") as file:
+        file.attrs["format"] = FORMAT
+        file.attrs["sites"] = [f"residual.0/step{step}" for step in STEPS]
+        file["basis"], file["kept"] = np.eye(24, 4), np.linspace(0.9, 1, 6)
+
     living = table[table["alive"]]
     matches = pd.DataFrame(
         {
@@ -216,6 +223,8 @@ def write_tables(folder, matching: str = "some"):
             [folder / f"fidelity{seed}.csv" for seed in seeds],
             seeds,
             [] if matching == "one seed" else [folder / "fidelity2.csv"],
+            None if matching == "one seed" else folder / "basis.h5",
+            True,
         ),
         histories: (f, s),
         peaks: (f, s),
@@ -302,6 +311,8 @@ def test_fidelity_tells_meaningless_ratios(drawn):
     assert variance["PCA, as many coefficients"] == 0.5
     assert variance["token table"] == pytest.approx(0.8)
     assert variance["token pair table"] == pytest.approx(0.85)
+    inside = table.loc[table["series"] == "principal subspace", "value"]
+    assert list(inside) == pytest.approx(1 - 0.2 * (1 - np.linspace(0.9, 1, 6)))
 
 
 def test_histories_rows_and_examples(drawn):

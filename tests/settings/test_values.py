@@ -160,6 +160,9 @@ def test_other_defaults_that_do_not_fit_are_lowered_not_refused():
     assert given.snapshots.pretrain is not None
     assert given.snapshots.pretrain.warmup_steps == 40  # of 40 steps
     assert loaded({"analysis.presence": 0.2}, ("analysis.absence",)).analysis.absence == 0.2
-    assert loaded({"basis.dimensions": 3000}).basis.largest == 3000
+    assert loaded({"basis.max_variance_lost": 0.2}).basis.least_kept == pytest.approx(0.8)
+    assert loaded({"basis.dimensions": 8}).basis.least_kept == 0.95
+    with pytest.raises(SettingsError, match=r"^basis\.least_kept: 0\.9 .* cannot be kept .* 0\.2"):
+        loaded({"basis.max_variance_lost": 0.2, "basis.least_kept": 0.9})
     with pytest.raises(SettingsError, match=r"^analysis\.absence: 0\.5 exceeds"):
         loaded({"analysis.presence": 0.2})

@@ -10,6 +10,7 @@ from conftest import ROOT
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ontogeny import settings
+from ontogeny.activations.sizes import most_dimensions
 from ontogeny.cost import bill
 from ontogeny.snapshots import presets
 
@@ -245,7 +246,11 @@ def test_experiments_on_the_hub_can_run(name):
     assert loaded.corpus.context <= config.max_position_embeddings
     rows = loaded.corpus.train_blocks * loaded.corpus.context
     wide = len(loaded.snapshots.chosen) * config.hidden_size
-    assert (loaded.basis.dimensions or 0) <= min(loaded.basis.rows, loaded.basis.largest, wide)
+    most = most_dimensions(loaded.basis.largest, loaded.basis.dimensions, config.hidden_size)
+    assert most <= min(loaded.basis.rows, wide)
+    assert loaded.basis.dimensions is None  # as many as lose 1% of no snapshot, up to
+    assert most >= 4 * config.hidden_size
+    assert loaded.basis.least_kept == 0.95
     assert loaded.basis.rows <= rows
     text = path.read_text()
     assert f"ontogeny plan experiments/{name}.yaml" in text

@@ -92,6 +92,7 @@ def check() -> tuple[int, list[str]]:
     lines = done.output.splitlines()
     if done.exit_code == 0:
         assert lines.pop(0) == "mine.yaml: can run"
+        assert lines.pop(0).startswith("device here: ")
     return done.exit_code, lines
 
 

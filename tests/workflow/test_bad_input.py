@@ -145,7 +145,8 @@ def test_the_unchanged_experiment_can_run(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     done = CliRunner().invoke(main, ["check", "tests/tiny.yaml", "--results", str(tmp_path)])
     assert (done.exit_code, done.stderr) == (0, "")
-    assert done.stdout == "tests/tiny.yaml: can run\n"
+    assert done.stdout.startswith("tests/tiny.yaml: can run\ndevice here: ")
+    assert done.stdout.count("\n") == 2
 
 
 def test_several_faults_are_a_line_each(tmp_path):

@@ -25,6 +25,7 @@ import slurm
 from conftest import RESULTS, WORKFLOW, Checkout
 from tqdm import tqdm
 
+from ontogeny import gpus
 from ontogeny.crosscoder import train
 
 pytestmark = pytest.mark.cluster  # which nothing but `make test-cluster` asks for
@@ -129,7 +130,8 @@ def started(checkout: Checkout, *words: str) -> Iterator[subprocess.Popen[str]]:
     """A run of the workflow, ended with the block."""
     with open(checkout / "run.log", "w") as log:
         run = subprocess.Popen(
-            ["snakemake", *words], cwd=checkout.folder, env=checkout.environment, stdout=log,
+            ["snakemake", *words], cwd=checkout.folder, stdout=log,
+            env=checkout.environment | {gpus.NAMED: "0,1"},  # SLURM's are no real ones
             stderr=subprocess.STDOUT, text=True, process_group=0,
         )  # fmt: skip
         try:

@@ -19,12 +19,14 @@ import torch
 from torch import Tensor
 
 from ontogeny.activations.rows import Cached, Rows, SiteRows, pieces
-from ontogeny.activations.sizes import PIECE_ROWS
+from ontogeny.activations.sizes import most_dimensions, piece_rows
 from ontogeny.activations.store import check_varies
-from ontogeny.activations.subspace import FORMAT
+from ontogeny.activations.subspace import FORMAT, Kept
 from ontogeny.files import InputError, whole_hdf5
 from ontogeny.progress import bar
 from ontogeny.settings import Basis
+
+BLOCK = 4096  # rows of a large matrix that are changed at a time
 
 
 @dataclass
@@ -45,13 +47,14 @@ class Spectrum:
 
 def _shift(rows: Rows, limit: int, device: torch.device) -> Tensor:
     """(N·D,): the mean of the first piece, about which sums lose fewer digits."""
-    return torch.from_numpy(rows.read(0, min(PIECE_ROWS, limit))).flatten(1).to(device).mean(0)
+    first = min(piece_rows(math.prod(rows.shape)), limit)
+    return torch.from_numpy(rows.read(0, first)).flatten(1).to(device).mean(0)
 
 
 def _shifted(rows: Rows, limit: int, shift: Tensor, label: str) -> Iterator[Tensor]:
     """The first `limit` training rows less a shift, (≤ P, N·D) float32 on its device at a time."""
     with bar(label, limit, "rows") as progress:
-        for _, piece in pieces(rows, PIECE_ROWS, stop=limit):
+        for _, piece in pieces(rows, piece_rows(len(shift)), stop=limit):
             yield torch.from_numpy(piece).flatten(1).to(shift.device) - shift
             progress.update(len(piece))
 
@@ -92,6 +95,36 @@ def exact(rows: Rows, limit: int, device: torch.device) -> Spectrum:
     return Spectrum(mean, values.flip(0).double(), vectors, per_site)
 
 
+def _apply(matrix: Tensor, turn: Tensor) -> None:
+    """Turn the columns of a matrix, (M, W) by (W, ≤ W), in place, some rows at a time."""
+    for some in matrix.split(BLOCK):
+        some[:, : turn.shape[1]] = (some.to(turn.dtype) @ turn).to(matrix.dtype)
+
+
+def orthonormalise(matrix: Tensor) -> None:
+    """Make the columns of a matrix, (M, W) float32, orthonormal in place; they span the same.
+
+    Shifted Cholesky QR, three rounds (Fukaya et al. 2020, arXiv 1809.11085): beside the matrix it
+    needs no second one of its size, only two of (W, W) and a block of rows, in float64.
+    """
+    for _ in range(3):
+        width = matrix.shape[1]
+        gram = torch.zeros(width, width, dtype=torch.float64, device=matrix.device)
+        for some in matrix.split(BLOCK):
+            part = some.double()
+            gram.addmm_(part.T, part)
+        diagonal = gram.diagonal()
+        shift = diagonal.sum() * 1e-15
+        lower, failed = torch.linalg.cholesky_ex(gram)
+        while failed:
+            diagonal += shift
+            lower, failed = torch.linalg.cholesky_ex(gram)
+            shift = shift * 100
+        for some in matrix.split(BLOCK):
+            part = torch.linalg.solve_triangular(lower.T, some.double(), upper=True, left=False)
+            some.copy_(part)
+
+
 def randomised(
     rows: SiteRows, limit: int, device: torch.device, largest: int, seed: int
 ) -> Spectrum:
@@ -99,7 +132,8 @@ def randomised(
 
     A randomised range finder with one power iteration and a Rayleigh-Ritz step (Halko, Martinsson
     and Tropp 2011, algorithms 4.4 and 5.3), each product with the covariance one pass over the
-    rows. A tenth of the directions searched are spare and left out at the end.
+    rows. A tenth of the directions searched are spare and left out at the end. No more than two
+    matrices of (N·D, directions searched) are there at a time.
     """
     size = math.prod(rows.shape)
     varying = size // len(rows.scales) * int((rows.scales > 0).sum())
@@ -117,16 +151,20 @@ def randomised(
                 squares += x.square().sum(0)
             product.addmm_(x.T, x @ Q)
         mean = (total / limit).float()
-        product = product / limit - torch.outer(mean, mean @ Q)
+        product /= limit
+        product.addr_(mean, mean @ Q, alpha=-1)
         if number < 2:
-            Q = torch.linalg.qr(product).Q
+            Q = product
+            orthonormalise(Q)
     values, turn = torch.linalg.eigh(Q.T @ product)
+    del product
     kept = min(largest, width)
+    _apply(Q, turn.flip(1)[:, :kept])
     variance = squares / limit - mean.double().square()
     return Spectrum(
         mean.double() + shift,
         values.flip(0)[:kept].double(),
-        Q @ turn.flip(1)[:, :kept],
+        Q[:, :kept],
         variance.unflatten(0, rows.shape).sum(1),
     )
 
@@ -137,18 +175,25 @@ def shares(spectrum: Spectrum) -> Tensor:
     Exact for eigenvectors: then a direction's part of a site's variance is its value times the
     square of its coordinates there. A constant site loses nothing: 1.
     """
-    shape = (len(spectrum.per_site), -1)
-    part = spectrum.vectors.double().square().unflatten(0, shape).sum(1)
+    sites = spectrum.vectors.chunk(len(spectrum.per_site))
+    part = torch.stack([of_site.double().square().sum(0) for of_site in sites])
     inside = (part * spectrum.values.clamp(min=0)).cumsum(1) / spectrum.per_site[:, None]
     return torch.where(spectrum.per_site[:, None] > 0, inside, 1.0)
 
 
-def choose(b: Basis, spectrum: Spectrum) -> int:
+def choose(b: Basis, kept: Tensor, spectrum: Spectrum) -> int:
     """How many directions to keep: `dimensions`, or the fewest that lose no site too much.
+
+    Where none of those found are enough, it is as many as `largest` allows: what each site keeps
+    says whether to train in them (Kept.check).
+
+    Parameters
+    ----------
+    kept : of `shares`.
 
     Raises
     ------
-    InputError : the directions found, or `largest`, do not suffice.
+    InputError : fewer directions are found than `dimensions`.
     """
     searched = spectrum.vectors.shape[1]
     sites, varying = len(spectrum.per_site), int((spectrum.per_site > 0).sum())
@@ -163,22 +208,25 @@ def choose(b: Basis, spectrum: Spectrum) -> int:
                 "basis.largest"
             )
         return b.dimensions
-    kept = shares(spectrum)
     missing = int((kept < 1 - b.max_variance_lost).sum(1).max())
-    wanted = min(missing + 1, searched)
-    if missing < searched or searched == every:  # what all miss is rounding
-        if wanted <= b.largest:
-            return wanted
-        raise InputError(
-            f"basis.largest: {wanted} directions are needed to lose at most "
-            f"{b.max_variance_lost:g} of any site's variance; raise it to that, or raise "
-            "basis.max_variance_lost"
-        )
-    raise InputError(
-        f"basis.max_variance_lost: {searched} directions lose "
-        f"{float(1 - kept[:, -1].min()):.1e} of a site's variance; raise basis.largest or "
-        "basis.exact_limit, or allow more to be lost"
-    )
+    most = most_dimensions(b.largest, b.dimensions, len(spectrum.mean) // sites)
+    return min(missing + 1, searched, most)
+
+
+def _rotated(spectrum: Spectrum, turn: Tensor, exactly: bool) -> tuple[Tensor, Tensor]:
+    """The leading directions in a rotation of theirs: U (N·D, R), and (R, R) what turns them.
+
+    Parameters
+    ----------
+    exactly : make U orthonormal once more, which takes memory of four of its size.
+    """
+    leading = spectrum.vectors[:, : len(turn)]
+    if not exactly:
+        _apply(leading, turn)
+        return leading, turn
+    leading = leading.to(torch.float32)
+    U, _ = torch.linalg.qr(leading @ turn)
+    return U, leading.T @ U
 
 
 def build(b: Basis, rows: SiteRows, output: str | Path, device: torch.device) -> None:
@@ -201,25 +249,31 @@ def build(b: Basis, rows: SiteRows, output: str | Path, device: torch.device) ->
             f"basis.dimensions: {limit} training rows span fewer than {b.dimensions or 1} "
             "dimensions; raise corpus.train_blocks and basis.rows"
         )
-    if size <= b.exact_limit:
+    exactly = size <= b.exact_limit
+    if exactly:
         spectrum = exact(rows, limit, device)
     else:
-        spectrum = randomised(rows, limit, device, b.largest, b.seed)
-    r = choose(b, spectrum)
-    kept = shares(spectrum)[:, r - 1]
+        most = most_dimensions(b.largest, b.dimensions, rows.shape[1])
+        spectrum = randomised(rows, limit, device, most, b.seed)
+    within = shares(spectrum)
+    r = choose(b, within, spectrum)
     generator = torch.Generator().manual_seed(b.seed)
     turn, upper = torch.linalg.qr(torch.randn(r, r, generator=generator, dtype=torch.float64))
     turn = (turn * upper.diagonal().sign()).to(device, torch.float32)
-    leading = spectrum.vectors[:, :r].to(torch.float32)
-    U, _ = torch.linalg.qr(leading @ turn)
+    U, turn = _rotated(spectrum, turn, exactly)
     U[~_varying(spectrum.per_site, rows).to(U.device)] = 0
+    kept = within[:, r - 1].cpu().numpy()
+    names = [site.name for site in rows.sites]
     with whole_hdf5(output) as file:
-        file["basis"] = U.cpu().numpy()
-        file["turn"] = (leading.T @ U).cpu().numpy()
+        stored = file.create_dataset("basis", U.shape, "float32")
+        for start in range(0, size, BLOCK):  # U may be columns of a larger matrix
+            stored[start : start + BLOCK] = U[start : start + BLOCK].cpu().numpy()
+        file["turn"] = turn.cpu().numpy()
         file["mean"] = spectrum.mean.float().cpu().numpy()
         file["eigenvalues"] = spectrum.values.cpu().numpy()
-        file["kept"] = kept.cpu().numpy()
+        file["kept"] = kept
         file.attrs["format"] = FORMAT
         file.attrs["tokens"] = rows.tokens
-        file.attrs["sites"] = [site.name for site in rows.sites]
+        file.attrs["sites"] = names
         file.attrs["rows"] = limit
+    print(Kept(names, kept, r, size).told(b.max_variance_lost), flush=True)

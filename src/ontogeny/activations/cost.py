@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from ontogeny.activations.sizes import PIECE_ROWS, READ_AHEAD
+from ontogeny.activations.sizes import PIECE_ROWS, READ_AHEAD, most_dimensions, piece_rows
 from ontogeny.cost.sizes import Dictionary, Sizes
 from ontogeny.cost.terms import Job, Terms, Work, job
 from ontogeny.snapshots.sizes import loss_blocks
@@ -104,6 +104,17 @@ def search_width(size: int, largest: int, rows: int) -> int:
     return min(largest + largest // 10 + 8, size, rows - 1)
 
 
+def _most(sizes: Sizes) -> int:
+    """Directions that the randomised range finder keeps."""
+    settings = sizes.settings.basis
+    return most_dimensions(settings.largest, settings.dimensions, sizes.model.width)
+
+
+def orthonormal_flops(size: int, width: int) -> float:
+    """Of orthonormal columns by three rounds of Cholesky QR."""
+    return 3 * (3.0 * size * width**2 + width**3 / 3)
+
+
 def eigen_flops(size: int) -> float:
     """Of a symmetric eigenproblem with vectors, about (LAPACK's divide and conquer)."""
     return 9.0 * size**3
@@ -122,7 +133,7 @@ def project_flops(rows: float, size: int, dimensions: int) -> float:
 def basis_size(sizes: Sizes, dictionary: Dictionary) -> int:
     """Bytes of a basis file: basis, turn and mean in float32, eigenvalues in float64."""
     n, R = dictionary.n_in, dictionary.dimensions or 0
-    known = n if n <= sizes.settings.basis.exact_limit else sizes.settings.basis.largest
+    known = n if n <= sizes.settings.basis.exact_limit else _most(sizes)
     return 4 * (n * R + R**2 + n) + 8 * (known + dictionary.inputs)
 
 
@@ -130,19 +141,21 @@ def basis(sizes: Sizes, dictionary: Dictionary) -> Job:
     """The principal directions of a crosscoder's input sites, and, streamed, their rows."""
     settings, n, R = sizes.settings.basis, dictionary.n_in, dictionary.dimensions or 0
     limit = min(settings.rows, sizes.rows)
-    piece, pieces = PIECE_ROWS * n * 4.0, -(-limit // PIECE_ROWS)
+    taken = piece_rows(n)
+    piece, pieces = taken * n * 4.0, -(-limit // taken)
     device: Terms = {"rows of a piece": 2 * piece}
     if n <= settings.exact_limit:
         flops, passes = 2.0 * limit * n * n + eigen_flops(n), 1
+        flops += 4.0 * n * R * R + qr_flops(n, R)
         device["covariance"] = 24.0 * n * n
         moved = 12.0 * n * n * pieces
     else:
-        width = search_width(n, settings.largest, limit)
+        width = search_width(n, _most(sizes), limit)
         flops, passes = 3 * 4.0 * limit * n * width, 3  # two products a pass
-        flops += 2 * qr_flops(n, width) + 2.0 * width * width * n + eigen_flops(width)
-        device["directions searched"] = 24.0 * n * width
+        flops += 2 * orthonormal_flops(n, width) + 4.0 * width * width * n + eigen_flops(width)
+        flops += 2.0 * n * R * R
+        device["directions searched"] = 8.0 * n * width + 32.0 * width * width
         moved = 3 * 8.0 * n * width * pieces
-    flops += 4.0 * n * R * R + qr_flops(n, R)
     host: Terms = {"pieces read ahead": AHEAD * piece, "directions": 8.0 * (n * R + R * R)}
     host |= table(dictionary)
     written = basis_size(sizes, dictionary)
@@ -163,10 +176,11 @@ def basis(sizes: Sizes, dictionary: Dictionary) -> Job:
 def project(sizes: Sizes, dictionary: Dictionary, shard: int) -> Job:
     """A shard of cached rows in the subspace."""
     n, R, rows = dictionary.n_in, dictionary.dimensions or 0, sizes.shard_rows[shard]
-    piece = PIECE_ROWS * n * 4.0
+    taken = piece_rows(n)
+    piece = taken * n * 4.0
     host: Terms = {"pieces read ahead": AHEAD * piece, "directions": 4.0 * n * R * (1 + sizes.gpu)}
     host |= table(dictionary)
-    device: Terms = {"rows of a piece": 2 * piece + PIECE_ROWS * R * 6.0}
+    device: Terms = {"rows of a piece": 2 * piece + taken * R * 6.0}
     if sizes.gpu:
         device["directions"] = 4.0 * n * R
     work = Work(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ import torch
 from ontogeny.activations.projection import projected
 from ontogeny.activations.rows import Cached, across, pieces, starts_of
 from ontogeny.activations.sites import Site
-from ontogeny.activations.sizes import PIECE_ROWS
+from ontogeny.activations.sizes import piece_rows
 from ontogeny.activations.store import Reader, Writer
 from ontogeny.files import InputError, open_hdf5, unopened, whole_hdf5
 from ontogeny.progress import bar
+from ontogeny.settings import Basis
 
 FORMAT = "ontogeny-basis-2"
 
@@ -31,6 +33,68 @@ def _open(path: str | Path) -> h5py.File:
         return open_hdf5(path)
     except OSError as error:
         raise unopened(path, error) from None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How much of each site's variance lies inside a subspace.
+
+    Attributes
+    ----------
+    sites : names. shares : (N,), of what the token table leaves where there is one.
+    dimensions : R. columns : N·D.
+    """
+
+    sites: list[str]
+    shares: np.ndarray
+    dimensions: int
+    columns: int
+
+    @classmethod
+    def read(cls, path: str | Path) -> Kept:
+        """That of a basis file, whose directions stay on disk.
+
+        Raises
+        ------
+        InputError : truncated or foreign.
+        """
+        with _open(path) as file:
+            if file.attrs.get("format") != FORMAT:
+                raise InputError(f"{path}: not a basis file of this version; delete it")
+            columns, dimensions = file["basis"].shape
+            return cls(list(file.attrs["sites"]), file["kept"][:], dimensions, columns)
+
+    @property
+    def least(self) -> float:
+        """The smallest share of any site."""
+        return float(self.shares.min())
+
+    def told(self, most_lost: float) -> str:
+        """What is kept in a line; with what each site keeps where one loses more than asked."""
+        line = (
+            f"basis: {self.dimensions:,} of {self.columns:,} dimensions keep {self.least:.1%} of "
+            f"the variance of {self.worst}, and no less of any other site's"
+        )
+        if self.least >= 1 - most_lost:
+            return line
+        every = zip(self.sites, self.shares, strict=True)
+        return f"{line}: " + ", ".join(f"{site} {share:.1%}" for site, share in every)
+
+    def check(self, settings: Basis) -> None:
+        """Raise InputError if a site keeps less than `basis.least_kept`."""
+        if self.least >= settings.least_kept:
+            return
+        raised = "largest" if settings.dimensions is None else "dimensions"
+        raise InputError(
+            f"basis.{raised}: the {self.dimensions:,} dimensions keep {self.least:.3f} of the "
+            f"variance of {self.worst}, less than basis.least_kept, {settings.least_kept:g}; "
+            f"raise basis.{raised}, or lower basis.least_kept to train in them all the same"
+        )
+
+    @property
+    def worst(self) -> str:
+        """The site that keeps the smallest share."""
+        return self.sites[int(self.shares.argmin())]
 
 
 class Subspace:
@@ -106,7 +170,7 @@ def project(
         bar(f"project onto {subspace.dimensions} dimensions", stop - first, "rows") as progress,
     ):
         writer = Writer(file, "projected", stop - first, subspace.dimensions, "float16")
-        for start, piece in pieces(rows, PIECE_ROWS, first, stop):
+        for start, piece in pieces(rows, piece_rows(len(subspace.mean)), first, stop):
             y = to_subspace(torch.from_numpy(piece).to(device))
             wrong = (~torch.isfinite(y)).any(1).nonzero()
             if len(wrong):

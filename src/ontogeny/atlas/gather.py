@@ -82,7 +82,7 @@ def gather(experiment: Experiment) -> Contents:
     living = table["feature"].to_numpy().copy()
     first = experiment.crosscoder()
     steps = [int(site[0]) for site in first.about.outputs]
-    decoders = first.W_dec[living].numpy()
+    decoders = first.decoders(living).numpy()
     stacked = first.weights.W_dec[living].flatten(1)
     if stacked.shape[1] >= decoders[0].size:
         stacked = torch.from_numpy(decoders).flatten(1)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -145,19 +146,22 @@ def table(name: str, precision: str = "high") -> Rates:
 
     Parameters
     ----------
-    precision : of the crosscoders' products on it: highest, high or medium.
+    name : of the device; or a file that benchmarks/gpu_check.py wrote on one, with measured rates.
+    precision : of the crosscoders' products on it: highest or high.
 
     Raises
     ------
-    InputError : no such device.
+    InputError : no such device, or no such file.
     """
+    if name.endswith(".json"):
+        return _of_file(Path(name), precision)
     devices, reached, host = (data()[key] for key in ("devices", "reached", "host"))
     known = {key.lower(): key for key in devices}
     if name.lower() not in known:
         raise InputError(f"--device: {name} is not known; use one of {', '.join(devices)}")
     device = devices[known[name.lower()]]
     half, single, bandwidth = device["half"], device["float32"], device["bandwidth"]
-    products = {"highest": single, "high": device["tf32"], "medium": half}[precision]
+    products = {"highest": single, "high": device["tf32"]}[precision]
     if not device["bfloat16"]:  # then torch multiplies in float32
         half, products = single, device["tf32"] or single
     return Rates(
@@ -175,6 +179,22 @@ def table(name: str, precision: str = "high") -> Rates:
         memory=int(device["memory"]),
         bfloat16=bool(device["bfloat16"]),
     )
+
+
+def _of_file(path: Path, precision: str) -> Rates:
+    """The rates that a machine file has."""
+    try:
+        rates = Rates(**json.loads(path.read_text(encoding="utf-8"))["rates"])
+    except OSError as error:
+        raise InputError(f"--device: {path}: {error.strerror}; name a file that is there") from None
+    except (ValueError, KeyError, TypeError):
+        raise InputError(
+            f"--device: {path} has no rates of this version; make it again with "
+            "python -m benchmarks.gpu_check"
+        ) from None
+    products = rates.products32 if precision == "highest" else rates.products
+    how = rates.how.replace("measured here", f"measured ({path.name})")
+    return replace(rates, products=products, how=how)
 
 
 def seconds(work: Work, rates: Rates, threads: int = 1, on_host: bool = False) -> float:

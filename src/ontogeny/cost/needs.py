@@ -21,6 +21,7 @@ from ontogeny.settings import Settings
 
 # Rules that run a stage of another name; training_log trains the snapshots that the archive lacks.
 STAGES = {"training_log": "pretrain", "extract_shard": "extract"}
+CONTINUED = {"train", "pretrain"}  # stages that go on from where they were killed
 # Rules without a declaration that leave the device alone.
 ON_HOST = {
     "corpus",
@@ -48,11 +49,24 @@ class Needs:
     runtime: int
     gpu: int
 
-    def again(self, attempt: int) -> Needs:
-        """What the attempt of this number, from 1, asks for."""
+    def again(self, attempt: int, longest: int | None = None, continues: bool = False) -> Needs:
+        """What the attempt of this number, from 1, asks for.
+
+        Parameters
+        ----------
+        longest : minutes that the partition allows. continues : whether an attempt goes on where
+            the one before was killed; then as many as the time needs ask for the same memory.
+        """
         cluster, before = machines.data()["cluster"], attempt - 1
-        memory = math.ceil(self.mem_mb * cluster["memory_again"] ** before)
-        return Needs(memory, math.ceil(self.runtime * cluster["minutes_again"] ** before), self.gpu)
+        minutes = math.ceil(self.runtime * cluster["minutes_again"] ** before)
+        if longest is not None:
+            minutes = min(minutes, longest)
+            before = max(0, before - self.pieces(longest) + 1) if continues else before
+        return Needs(math.ceil(self.mem_mb * cluster["memory_again"] ** before), minutes, self.gpu)
+
+    def pieces(self, longest: int) -> int:
+        """Jobs of so many minutes at most that the run time needs."""
+        return math.ceil(self.runtime / longest)
 
 
 # Of a model whose size only its own code knows.
@@ -105,12 +119,31 @@ def on_device(rule: str) -> bool:
     return declared.gpu if declared else rule not in ON_HOST
 
 
-def of(table: dict[str, Needs], rule: str, which: str = "", attempt: int = 1) -> Needs:
+def of(
+    table: dict[str, Needs],
+    rule: str,
+    which: str = "",
+    attempt: int = 1,
+    longest: int | None = None,
+) -> Needs:
     """What a rule's job asks for.
 
     Parameters
     ----------
     table : of `table`. which : the job's crosscoder, or sites of a basis. attempt : from 1.
+    longest : minutes that the partition allows.
     """
     stage = STAGES.get(rule, rule)
-    return (table.get(f"{stage} {which}") or table.get(stage) or UNKNOWN).again(attempt)
+    first = table.get(f"{stage} {which}") or table.get(stage) or UNKNOWN
+    return first.again(attempt, longest, stage in CONTINUED)
+
+
+def retries(table: dict[str, Needs], longest: int, failures: int = 3) -> int:
+    """How often jobs that go on from their state are submitted again, at most.
+
+    Parameters
+    ----------
+    failures : of them that are no end of the time.
+    """
+    stages = (needs for name, needs in table.items() if name.split()[0] in CONTINUED)
+    return max((needs.pieces(longest) - 1 for needs in stages), default=0) + failures

@@ -17,9 +17,15 @@ from ontogeny.activations.sizes import COMPARED_TOKENS
 from ontogeny.cost import machines
 from ontogeny.cost.sizes import Dictionary, Sizes
 from ontogeny.cost.terms import Job, Work, base
-from ontogeny.crosscoder.sizes import PCA_ROWS, PIECE_ENTRIES, PIECE_ROWS
+from ontogeny.crosscoder.sizes import DECODERS_AT_A_TIME, PCA_ROWS, PIECE_ENTRIES, PIECE_ROWS
 from ontogeny.declarations import Cost
-from ontogeny.features.sizes import BASELINE_FEATURES, BASELINE_TOKENS
+from ontogeny.features.sizes import (
+    ALL_PAIRS,
+    BASELINE_FEATURES,
+    BASELINE_TOKENS,
+    MATCHED_AT_A_TIME,
+    NEAREST,
+)
 
 MOST_POSITIONS = 1 << 16  # of the held-out text, that analyses look at
 NGRAM_TOKENS = 50_000_000  # that n-gram models are estimated from, at most
@@ -83,12 +89,17 @@ SCALES: dict[str, Callable[[Sizes, Dictionary], float]] = {
     "streamed table rows": lambda z, d: z.table_rows * z.streamed,
     "baseline features": lambda z, d: min(BASELINE_FEATURES, d.F),
     "baseline tokens": lambda z, d: min(BASELINE_TOKENS, z.model.vocabulary),
+    # Pairs of features of two seeds: where all are looked at, or the nearest alone
+    "all pairs": lambda z, d: min(d.F, ALL_PAIRS) ** 2.0,
+    "near pairs": lambda z, d: float(d.F * NEAREST * (d.F > ALL_PAIRS)),
+    "pairs at a time": lambda z, d: float(d.F * MATCHED_AT_A_TIME * (d.F > ALL_PAIRS)),
+    "pairs beyond": lambda z, d: float(d.F**2 * (d.F > ALL_PAIRS)),
     "active features": _active,
     # Operations: of a token's forward pass; of the held-out rows encoded, and decoded
     "forward": lambda z, d: z.model.flops_per_token(z.context),
     "encoding": lambda z, d: 2.0 * z.held_out_rows * (d.I * d.F + d.n_in * (d.dimensions or 0)),
     "decoding": lambda z, d: 2.0 * z.held_out_rows * d.F * d.n_out,
-    "similarities": lambda z, d: 2.0 * d.F**2 * d.n_out,
+    "similarities": lambda z, d: 2.0 * d.F**2 * d.O,
     # Bytes
     "model": lambda z, d: 4.0 * z.model.parameters,
     "a snapshot as it loads": lambda z, d: z.model.parameters * (z.file_bytes + 4.0 * z.gpu),
@@ -103,6 +114,8 @@ SCALES: dict[str, Callable[[Sizes, Dictionary], float]] = {
     "pair table of a snapshot": lambda z, d: 4.0 * min(z.held_out_rows, MOST_POSITIONS) * d.width,
     "crosscoder": lambda z, d: d.tensors,
     "full decoders": lambda z, d: d.full,
+    "full decoders at a time": lambda z, d: d.full * min(1.0, DECODERS_AT_A_TIME / d.F),
+    "trained decoders": lambda z, d: 4.0 * d.F * d.O,
     "crosscoder in use": _in_use,
     "rows of a piece": lambda z, d: _piece(d),
     "pieces read ahead": lambda z, d: 4 * _piece(d) + d.tensors * z.gpu,

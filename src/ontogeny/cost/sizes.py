@@ -15,6 +15,7 @@ from ontogeny.activations.sizes import (
     FULL_TABLE,
     LARGEST_TABLE,
     STREAMED_ROWS,
+    most_dimensions,
 )
 from ontogeny.corpus.build import Tokens
 from ontogeny.corpus.wheels import most_tokens
@@ -327,7 +328,8 @@ def dictionary(experiment: Experiment, sizes: Sizes, name: str) -> Dictionary:
                 dimensions = int(file["basis"].shape[1])
         except (OSError, KeyError):
             rows, known = min(settings.basis.rows, sizes.rows), False
-            dimensions = min(count(chosen.inputs) * width, settings.basis.largest, rows)
+            most = most_dimensions(settings.basis.largest, None, width)
+            dimensions = min(count(chosen.inputs) * width, most, rows)
     snapshots = len({*steps(chosen.inputs), *steps(outputs)})
     inputs = count(chosen.inputs)
     table = inputs * sizes.table // sizes.snapshots if chosen.token_table else 0

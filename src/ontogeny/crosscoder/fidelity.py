@@ -72,7 +72,7 @@ def explained(
         has its own gate.
     """
     inputs, outputs = _held_out(crosscoder, activations)
-    device = crosscoder.W_dec.device
+    device = crosscoder.device
     sites, rows = len(outputs.sites), outputs.rows
     mean = _mean(outputs).to(device)
     strength = crosscoder.strength
@@ -126,7 +126,7 @@ def pca(settings: Settings, crosscoder: Crosscoder, paths: RowPaths, count: int)
     Fitted to training rows: the basis file's leading directions where there is such a file, else
     to the first rows (they are shuffled); of a crosscoder with a token table to what that leaves.
     """
-    device = crosscoder.W_dec.device
+    device = crosscoder.device
     _, outputs = _held_out(crosscoder, paths.activations)
     if paths.basis is not None:
         subspace = Subspace(paths.basis)

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from torch import Tensor
 
 from ontogeny.activations.projection import projected
 from ontogeny.activations.table import lookup
+from ontogeny.crosscoder.sizes import DECODERS_AT_A_TIME
 from ontogeny.files import InputError, whole, write_json
 
 EVERY = slice(None)  # all features
@@ -209,7 +211,8 @@ class Crosscoder:
     Attributes
     ----------
     about : the description. weights : those that were trained, W_dec as (F, S·D).
-    W_dec : (F, N, D) full decoders. b_dec : (N, D). Both in normalised units.
+    W_dec : (F, N, D) full decoders, made when they are first asked for. b_dec : (N, D). Both in
+        normalised units. device : where the tensors lie.
     table : T[x] of tokens, 0 where there is no token table.
     scales : (N_in,) and (N_out,) dataset-wise normalisation constants: √D over the mean norm of
         rows, less their mean or as they are (activations.scale), or less the token table. 0 of a
@@ -223,15 +226,28 @@ class Crosscoder:
         self.scales_out = tensors["scales_out"]
         self._mean = tensors["mean_in"]  # (I,) before any basis
         self._basis = tensors.get("basis")  # (N·D, R)
-        W, b = self.weights.W_dec, self.weights.b_dec
-        if about.basis == "principal" and self._basis is not None:
-            W, b = W @ self._basis.T, b @ self._basis.T
-        shape = (len(about.outputs), about.width)
-        self.W_dec = W.unflatten(1, shape)
-        self.b_dec = (b + tensors["mean_out"]).unflatten(0, shape)
+        b = self.weights.b_dec
+        self._turned = self._basis if about.basis == "principal" else None  # of the decoders
+        if self._turned is not None:
+            b = b @ self._turned.T
+        self._shape = (len(about.outputs), about.width)
+        self.b_dec = (b + tensors["mean_out"]).unflatten(0, self._shape)
+        self.device = self.b_dec.device
         self._tensors = tensors
         table = (tensors["token"], tensors["token_table"]) if about.token_table else (None, None)
         self.table = TokenTable(*table)
+
+    @cached_property
+    def W_dec(self) -> Tensor:
+        return self.decoders(EVERY)
+
+    def decoders(self, features: slice | np.ndarray) -> Tensor:
+        """(F', N, D): the full decoders of some features; no others are made."""
+        chosen = torch.tensor(features) if isinstance(features, np.ndarray) else features
+        W = self.weights.W_dec[chosen]
+        if self._turned is not None:
+            W = W @ self._turned.T
+        return W.unflatten(1, self._shape)
 
     @property
     def dead(self) -> Tensor:
@@ -248,7 +264,9 @@ class Crosscoder:
     @property
     def strength(self) -> Tensor:
         """(F, N): s = r, the decoder norm of every feature at every output site."""
-        return self.W_dec.norm(dim=2)
+        step = DECODERS_AT_A_TIME
+        parts = (slice(start, start + step) for start in range(0, self.about.features, step))
+        return torch.cat([self.decoders(part).norm(dim=2) for part in parts])
 
     @property
     def divisors(self) -> Tensor:

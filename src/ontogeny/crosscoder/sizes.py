@@ -13,6 +13,7 @@ MEASURED_BATCHES = 32  # that a shorter training's threshold is measured on at i
 PIECE_ROWS = 2048  # held-out rows that fidelity has in memory at a time
 PIECE_ENTRIES = 1 << 27  # of their feature activations, at most
 PCA_ROWS = 8192  # training rows that PCA is fitted to where there is no basis
+DECODERS_AT_A_TIME = 4096  # features whose full decoders are made where all are not needed
 BATCH_TOKENS = 4096  # that a language model predicts at a time
 
 

@@ -70,7 +70,7 @@ def match_without_training(
     features : (F',) numbers. activations, token_tables : folders. seed : of the choice of rows.
     """
     sites = [Site(*site) for site in crosscoder.about.outputs]
-    decoders = unit(crosscoder.W_dec.numpy()[features])
+    decoders = unit(crosscoder.decoders(features).numpy())
     token, means = token_means(token_tables, sites, crosscoder.scales_out.numpy())
     cosine = decoders @ unit(means).T
     drawn = random_rows(crosscoder, activations, len(features), seed)

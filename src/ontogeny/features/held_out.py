@@ -50,7 +50,7 @@ def held_out(
     """
     about, inputs = crosscoder.about, inputs_of(crosscoder, activations)
     step = max(1, min(2048, PIECE_ENTRIES // about.features))
-    device = crosscoder.W_dec.device
+    device = crosscoder.device
     parts = []
     for start, piece in pieces(inputs, step, stop=most):
         ids = inputs.tokens_at(start, start + len(piece))[:, 1]

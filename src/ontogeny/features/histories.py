@@ -7,13 +7,14 @@ stream, in training order.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from ontogeny.crosscoder.model import Crosscoder
+from ontogeny.crosscoder.sizes import DECODERS_AT_A_TIME
 from ontogeny.features.matching import match
 from ontogeny.files import InputError, write_json, write_table
 from ontogeny.settings import Analysis, Settings
@@ -309,13 +310,14 @@ def describe(
         )
     numbers = snapshot_numbers(settings, steps)
     of_seeds = [pd.read_parquet(path) for path in densities]
-    decoders = trained[0].W_dec.numpy()
-    strength = decoder_norms(decoders)
-    analysis = settings.analysis
+    first, analysis = trained[0], settings.analysis
+    strength = by_features(first, decoder_norms)
     normalised = normalise(strength)
     present = lives(normalised, analysis.presence, analysis.absence)
     table = _histories(strength, of_seeds[0], steps, numbers, analysis.presence, present)
-    table["settled_step"] = settled_step(decoders, present, steps, analysis.settled_cosine)
+    table["settled_step"] = by_features(
+        first, lambda W, of: settled_step(W, of, steps, analysis.settled_cosine), present
+    )
     pairs = _pairs(trained, of_seeds, numbers, table)
     table = _with_partners(table, pairs, analysis.matched_cosine)
     alive = table["alive"].to_numpy()
@@ -332,11 +334,12 @@ def describe(
     write_table(matches, pairs)
     write_table(classes, class_sweep(normalised[alive], analysis.absence / analysis.presence))
     groups = {"all": alive, "matched": table["matched"].to_numpy()}
-    cosines = direction_cosines(decoders, analysis.direction_floor)
+    cosines = by_features(first, lambda W: direction_cosines(W, analysis.direction_floor))
     of_groups = {group: cosines[chosen] for group, chosen in groups.items() if chosen.any()}
     matrices = [_matrix(group, own, steps, numbers) for group, own in of_groups.items()]
     write_table(directions, pd.concat(matrices))
-    write_table(comparison, compare(decoders, steps, table))
+    ends = by_features(first, lambda W: W[:, [0, -1]])
+    write_table(comparison, compare(ends, steps, table))
     write_json(turning_point, _turns(of_groups, steps, analysis))
 
 
@@ -383,7 +386,7 @@ def _pairs(
     pairs = [pd.DataFrame(columns=[*columns, "peak_snapshot_index", "partner_peak_index"])]
     for other, density in zip(trained[1:], densities[1:], strict=True):
         other_living = np.flatnonzero(~density["dead"].to_numpy())
-        index, cosine = match(first.W_dec.numpy()[living], other.W_dec.numpy()[other_living])
+        index, cosine = match(stacked(first, living), stacked(other, other_living))
         partner = np.where(index >= 0, other_living[index], -1)
         pair = own[["feature", "density", "peak_snapshot_index"]].assign(
             seed=first.about.seed,
@@ -406,6 +409,23 @@ def _with_partners(table: pd.DataFrame, pairs: pd.DataFrame, least: float) -> pd
     cosine = pairs.groupby("feature")["cosine"].min().reindex(table["feature"])
     table["matched_cosine"] = cosine.to_numpy(float)
     return table.assign(matched=table["matched_cosine"].fillna(-1) >= least)
+
+
+def by_features(
+    crosscoder: Crosscoder, measure: Callable[..., np.ndarray], *by_feature: np.ndarray
+) -> np.ndarray:
+    """A measure of full decoders (F', n, D), and of arrays (F', ...), some features at a time."""
+    parts = []
+    for start in range(0, crosscoder.about.features, DECODERS_AT_A_TIME):
+        some = slice(start, start + DECODERS_AT_A_TIME)
+        given = (array[some] for array in by_feature)
+        parts.append(measure(crosscoder.decoders(some).numpy(), *given))
+    return np.concatenate(parts)
+
+
+def stacked(crosscoder: Crosscoder, features: np.ndarray) -> np.ndarray:
+    """(F', M) decoders of some features as they were trained: seeds share these coordinates."""
+    return crosscoder.weights.W_dec.numpy()[features]
 
 
 def _turns(

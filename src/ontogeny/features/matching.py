@@ -5,6 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from scipy.optimize import linear_sum_assignment
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+
+from ontogeny.features.sizes import ALL_PAIRS, MATCHED_AT_A_TIME, NEAREST
 
 
 def match(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -12,17 +16,63 @@ def match(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
     Parameters
     ----------
-    first, second : (F1, N, D) and (F2, N, D) full decoders of the living features.
+    first, second : (F1, M) and (F2, M) decoders of the living features, over all sites, in any
+        orthonormal coordinates that they share. Both are overwritten where there are many.
 
     Returns
     -------
     partner : (F1,) index into `second`, −1 where none is left. cosine : (F1,), NaN there.
-    The assignment has the largest possible sum of cosines.
+    The assignment has the largest possible sum of cosines. Where either has more than ALL_PAIRS, it
+    has the largest over pairs each of which is among the NEAREST of the other, and above 0.
     """
-    a, b = (x.reshape(len(x), -1) for x in (first, second))
-    a = a / np.linalg.norm(a, axis=1, keepdims=True)
-    b = b / np.linalg.norm(b, axis=1, keepdims=True)
-    return assign(a @ b.T)
+    if max(len(first), len(second)) <= ALL_PAIRS:
+        a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (first, second))
+        return assign(a @ b.T)
+    return _assign_near(len(first), len(second), *_mutual(first, second))
+
+
+def _mutual(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs that are among the nearest of each other: rows, columns and cosines, (P,) each.
+
+    One pass over the cosines, some rows at a time, keeps the NEAREST of each row and column.
+    """
+    import torch  # takes seconds to load, and what else is here needs none
+
+    a, b = torch.from_numpy(first), torch.from_numpy(second)
+    for x in (a, b):
+        torch.nn.functional.normalize(x, out=x)
+    k, width = min(NEAREST, len(b)), len(b)
+    best = torch.full((min(NEAREST, len(a)), width), -2.0)  # by column, its nearest rows so far
+    rows, columns, cosines = [], [], []
+    for start in range(0, len(a), MATCHED_AT_A_TIME):
+        cosine = a[start : start + MATCHED_AT_A_TIME] @ b.T
+        value, column = cosine.topk(k, dim=1)
+        rows.append(torch.arange(start, start + len(cosine)).repeat_interleave(k))
+        columns.append(column.flatten())
+        cosines.append(value.flatten())
+        best = torch.cat([best, cosine]).topk(len(best), dim=0).values
+    row, column, cosine = torch.cat(rows), torch.cat(columns), torch.cat(cosines)
+    near = (cosine >= best[-1][column]) & (cosine > 0)
+    return row[near].numpy(), column[near].numpy(), cosine[near].numpy()
+
+
+def _assign_near(
+    count: int, others: int, row: np.ndarray, column: np.ndarray, value: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `assign`, over some pairs; a row without a partner counts 0.
+
+    Parameters
+    ----------
+    count, others : numbers of rows and columns. row, column, value : (P,), values above 0.
+    """
+    # Each row may also have a column of its own, which stands for no partner. No weight is 0.
+    own = np.arange(count)
+    cost = np.r_[2.0 - value.astype(float), np.full(count, 2.0)]
+    places = np.r_[row, own], np.r_[column, others + own]
+    weights = csr_array((cost, places))
+    chosen = min_weight_full_bipartite_matching(weights)[1]
+    there = chosen < others
+    return np.where(there, chosen, -1), np.where(there, 2.0 - weights[own, chosen], np.nan)
 
 
 def assign(similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

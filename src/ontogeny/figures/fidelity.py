@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from ontogeny.activations.subspace import Kept
 from ontogeny.figures import style
 from ontogeny.files import InputError
 
+SUBSPACE = "principal subspace"
 LEAST_DAMAGE = 0.05  # nats that mean-ablation must cost for loss recovered to mean anything
 MEASURES = {
     "explained_variance": "explained variance",
@@ -32,13 +35,22 @@ SEEDS = ("#1F3A5F", "#000000", "#7A7A7A", "#AA4499")
 PRESENT = ("#8FA3B8", "#C9B037", "#B5B5B5", "#DDAACC")
 
 
-def draw(fidelity: list[Path], seeds: list[int], random: list[Path], output: Path) -> None:
+def draw(
+    fidelity: list[Path],
+    seeds: list[int],
+    random: list[Path],
+    basis: Path | None,
+    of_rest: bool,
+    output: Path,
+) -> None:
     """Explained variance, L0 and loss recovered per snapshot, on a log and a linear axis of steps.
 
     Parameters
     ----------
     fidelity, random : a table for each seed, of the snapshots of one layer and stream; of random
         dictionaries, whose decoder directions stay random, there may be none. seeds : their names.
+    basis : the file of the principal subspace that the encoder reads; None of all dimensions.
+    of_rest : whether that is of what the token table leaves.
     output : path without ending. Its CSV has series, measure, snapshot_index, step, value,
         low, high, meaningful; the last is false, and the marker hollow, where mean-ablation costs
         the model less than 0.05 nats, so that loss recovered means nothing. Of loss recovered low
@@ -49,7 +61,7 @@ def draw(fidelity: list[Path], seeds: list[int], random: list[Path], output: Pat
     several = len(random) > 1
     for i, path in enumerate(random, start=1):
         tables[f"random directions, {i}" if several else "random directions"] = _read(path)
-    looks: dict[str, tuple[str, str]] = {}  # colour and line, by series
+    looks: dict[str, tuple[str, Any]] = {}  # colour and line, by series
     parts = []
     for i, (name, table) in enumerate(tables.items()):
         parts += [_series(table, measure, measure, name) for measure in MEASURES]
@@ -66,6 +78,10 @@ def draw(fidelity: list[Path], seeds: list[int], random: list[Path], output: Pat
     for name, (column, line) in BASELINES.items():
         looks[name] = style.COLOURS[column], line
         parts.append(_series(first, "explained_variance", f"{column}_explained_variance", name))
+    if basis is not None:
+        looks[SUBSPACE] = "#6B6B6B", (0, (1, 1))
+        inside = _inside(first, basis, of_rest)
+        parts.append(_series(inside, "explained_variance", "inside", SUBSPACE))
     drawn = pd.concat(parts, ignore_index=True)
 
     with style.paper():
@@ -80,8 +96,8 @@ def draw(fidelity: list[Path], seeds: list[int], random: list[Path], output: Pat
             row[0].set(ylabel=label, ylim=(bottom, top))
             row[0].set_title(hidden, loc="right", fontsize=6.5, color="0.35")
         style.over_training(grid, drawn["step"].max(), style.snapshots(first))
-        presents = [name for name in looks if name not in (*tables, *BASELINES)]
-        order = [*mains, HOLLOW, *presents, *list(tables)[len(mains) :], *BASELINES]
+        presents = [name for name in looks if name not in (*tables, *BASELINES, SUBSPACE)]
+        order = [*mains, HOLLOW, *presents, *list(tables)[len(mains) :], *BASELINES, SUBSPACE]
         style.legend(
             figure, grid[:, 0], order, loc="outside lower center", ncols=3, handlelength=2.6
         )
@@ -121,6 +137,18 @@ def _read(path: str | Path) -> pd.DataFrame:
     return table
 
 
+def _inside(table: pd.DataFrame, basis: Path, of_rest: bool) -> pd.DataFrame:
+    """The table with `inside`: the share of each site's variance that the subspace holds.
+
+    With what the token table explains, where the subspace is of what that leaves.
+    """
+    kept = Kept.read(basis)
+    name = table["stream"] + "." + table["layer"].astype(str) + "/step" + table["step"].astype(str)
+    share = name.map(dict(zip(kept.sites, kept.shares, strict=True)))
+    known = table["token_explained_variance"] if of_rest else 0.0
+    return table.assign(inside=1 - (1 - known) * (1 - share))
+
+
 def _series(table: pd.DataFrame, measure: str, column: str, name: str) -> pd.DataFrame:
     damage = table["loss_ablated"] - table["loss"]
     return pd.DataFrame(
@@ -138,7 +166,7 @@ def _series(table: pd.DataFrame, measure: str, column: str, name: str) -> pd.Dat
 
 
 def _line(
-    axis: Axes, points: pd.DataFrame, name: str, look: tuple[str, str], bottom: float, top: float
+    axis: Axes, points: pd.DataFrame, name: str, look: tuple[str, Any], bottom: float, top: float
 ) -> None:
     """A curve through the meaningful points; the others are hollow, grey and unconnected."""
     solid, hollow = points[points["meaningful"]], points[~points["meaningful"]]

@@ -67,7 +67,7 @@ def ablate(
             f"{found.steps}, and as `site` an index into Reading.trace.outputs"
         )
     n = there[0] if site is None else site
-    output, device = found.outputs[n], crosscoder.W_dec.device
+    output, device = found.outputs[n], crosscoder.device
     settings = source.settings
     dtype = devices.precision(settings.activations.precision, device)
     folder = source.snapshots / f"step{output.snapshot}"

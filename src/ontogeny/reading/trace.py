@@ -80,7 +80,7 @@ def run(
     ------
     InputError : a damaged snapshot, or a token that a model has no row for.
     """
-    about, device = crosscoder.about, crosscoder.W_dec.device
+    about, device = crosscoder.about, crosscoder.device
     dtype = devices.precision(settings.activations.precision, device)
     stored = getattr(torch, settings.activations.dtype)
     outputs = [Site(*site) for site in about.outputs]

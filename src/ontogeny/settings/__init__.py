@@ -14,12 +14,12 @@ The keys of an analysis are in its own folder, ontogeny/analyses/NAME/settings.p
 """
 
 from ontogeny.settings.base import AnalysisSection, Section, SettingsError
+from ontogeny.settings.basis import Basis
 from ontogeny.settings.experiment import Settings
 from ontogeny.settings.reading import load, read, schema
 from ontogeny.settings.sections import (
     Activations,
     Analysis,
-    Basis,
     Crosscoder,
     Hub,
     Local,

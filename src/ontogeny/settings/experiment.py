@@ -11,10 +11,10 @@ from pydantic import ConfigDict, Field, create_model, field_validator
 from ontogeny import registry
 from ontogeny.declarations import function
 from ontogeny.settings.base import AnalysisSection, Section, SettingsError, as_number
+from ontogeny.settings.basis import Basis
 from ontogeny.settings.sections import (
     Activations,
     Analysis,
-    Basis,
     Crosscoder,
     Snapshots,
     Storage,

@@ -62,6 +62,12 @@ def faults(s: Settings) -> Iterator[str]:
             f"analysis.absence: {s.analysis.absence:g} exceeds analysis.presence, "
             f"{s.analysis.presence:g}; lower it to that or less"
         )
+    b = s.basis
+    if b.dimensions is None and b.max_variance_lost > 1 - b.least_kept + 1e-9:
+        yield (
+            f"basis.least_kept: {b.least_kept:g} of a site's variance cannot be kept where "
+            f"max_variance_lost allows to lose {b.max_variance_lost:g}; lower one of them"
+        )
     if len(set(a.layers)) < len(a.layers) or len(set(a.streams)) < len(a.streams):
         yield "activations: layers and streams must not repeat; remove the repeats"
     if min(a.layers) < 0:

@@ -219,40 +219,6 @@ class Activations(Section):
         return [as_number(member, int) for part in parts for member in part]
 
 
-class Basis(Section):
-    """The principal subspace of all sites (used by crosscoders with basis: principal)."""
-
-    max_variance_lost: float = Field(
-        1e-3, gt=0, lt=1, description="Largest share of its variance that any site may lose."
-    )
-    dimensions: int | None = Field(
-        None, ge=1, description="Dimensions to keep; overrides max_variance_lost."
-    )
-    rows: int = Field(
-        1_048_576,
-        ge=2,
-        description="Training rows from which directions are computed, at most.",
-    )
-    exact_limit: int = Field(
-        8192,
-        ge=1,
-        description="Largest n·d with exact directions; beyond it they are randomised.",
-    )
-    largest: int = Field(2048, ge=1, description="Largest number of dimensions to keep.")
-    seed: int = Field(0, ge=0, description="Seed of the rotation inside the subspace.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _room_for_dimensions(cls, given: Any) -> Any:
-        """`largest`, where it is left out, is no less than `dimensions`."""
-        if not isinstance(given, dict) or "largest" in given:
-            return given
-        wanted = as_number(given.get("dimensions"), int)
-        if isinstance(wanted, int) and wanted > cls.model_fields["largest"].default:
-            return given | {"largest": wanted}
-        return given
-
-
 class Sites(Section):
     """A set of sites: every (snapshot, layer, stream) of the three lists' product."""
 
@@ -371,9 +337,10 @@ class Crosscoder(Section):
         "compact",
         description="Adam's moments: 8 bytes per weight, or 2 (bfloat16, a variance per feature).",
     )
-    precision: Literal["highest", "high", "medium"] = Field(
+    precision: Literal["highest", "high"] = Field(
         "high",
-        description="Matrix products on a GPU: float32, TF32 or bfloat16. On a CPU: float32.",
+        description="Matrix products on a GPU: highest is float32, high is TF32 inside where the "
+        "GPU has it. CPUs: float32.",
     )
     warmup: float = Field(
         0.02, ge=0, le=1, description="First share of the steps, with a linear warm-up."

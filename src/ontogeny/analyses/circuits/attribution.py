@@ -123,7 +123,7 @@ def find_differences(
     """
     if not tasks:
         return {}
-    about, device = crosscoder.about, crosscoder.W_dec.device
+    about, device = crosscoder.about, crosscoder.device
     rows = [np.nonzero(task.open) for task in tasks]  # (pair, position) of each row
     bounds = np.cumsum([0, *(len(pair) for pair, _ in rows)]).tolist()
     shape = (2, bounds[-1], len(about.inputs), about.width)
@@ -205,7 +205,7 @@ def _encoded(
     values : (2, rows, N, d), of clean and of corrupted prompts. ids : (2, rows) their tokens.
     paired : (rows,) whether there is a corrupted prompt; f̃ is 0 where not.
     """
-    about, device = crosscoder.about, crosscoder.W_dec.device
+    about, device = crosscoder.about, crosscoder.device
     gates = len(about.outputs) if about.gate == "snapshot" else 1
     width = max(about.features * gates, values.shape[2] * values.shape[3])
     step = max(1, PIECE_ENTRIES // width)
@@ -249,7 +249,7 @@ def decoders(
     crosscoder: Crosscoder, site: int, features: np.ndarray, device: torch.device
 ) -> torch.Tensor:
     """Decoders of some features at an output site in the model's units, (A, d)."""
-    chosen = torch.from_numpy(features.astype(np.int64)).to(crosscoder.W_dec.device)
+    chosen = torch.from_numpy(features.astype(np.int64)).to(crosscoder.device)
     return (crosscoder.W_dec[chosen, site] / crosscoder.divisors[site]).to(device)
 
 
@@ -359,7 +359,7 @@ def measure(
     total = len(trained.about.outputs) * len(given)
     with bar("attribution: gradients", total, "tasks") as progress:
         for site, (step, layer, stream) in enumerate(trained.about.outputs if given else ()):
-            model = load(settings, snapshots, step, trained.W_dec.device)
+            model = load(settings, snapshots, step, trained.device)
             number = settings.snapshots.number(step)
             for task in given:
                 m = of(model, layer, stream, task, baseline(trained, site, model.device))

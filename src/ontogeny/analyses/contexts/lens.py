@@ -199,7 +199,7 @@ def of_features(
     able = [i for i, site in enumerate(places) if site.stream != "mlp_in"]
     if not able or not section.lens_snapshots or not len(living):
         return {}
-    device = crosscoder.W_dec.device
+    device = crosscoder.device
     count = min(section.lens_snapshots, len(able))
     spread = [able[i] for i in np.unique(np.linspace(0, len(able) - 1, count).round().astype(int))]
     strength = crosscoder.strength.cpu().numpy()[living]

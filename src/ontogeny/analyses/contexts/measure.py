@@ -140,7 +140,7 @@ def collect(
     ----------
     living : (L,) features to look at. context : tokens in a block. seed : of the sample.
     """
-    device = crosscoder.W_dec.device
+    device = crosscoder.device
     chosen = torch.from_numpy(living).to(device)
     whole_dictionary = len(living) == crosscoder.about.features
     collector = Collector(

@@ -91,7 +91,7 @@ def measure(
                 "another crosscoder"
             )
         living = ~pd.read_parquet(density)["dead"].to_numpy()
-        decoders = trained.W_dec.numpy()[living]
+        decoders = trained.decoders(living).numpy()
         D = of_decoders(decoders)
         groups = {"all": np.ones(len(D), bool)} | by_class(
             decoders, settings.analysis.presence, settings.analysis.absence

@@ -62,7 +62,7 @@ def run_tests(
     ------
     InputError : no feature is active often enough.
     """
-    device = crosscoder.W_dec.device
+    device = crosscoder.device
     rng = np.random.default_rng(seed)
     order, bounds = fold_order(position[:, 0], FOLDS, rng)
     f, tokens = sparse.csr_array(f[order]), tokens[order]

@@ -118,7 +118,7 @@ def measure(
     f, position = held_out(trained, activations)
     gates = gate_rates(trained, f)[living]
     f = sparse.csr_array(f[:, living])
-    decoders = trained.W_dec.cpu().numpy()[living]
+    decoders = trained.decoders(living).cpu().numpy()
     normalised = normalise(np.linalg.norm(decoders, axis=2))
     present = lives(normalised, analysis.presence, analysis.absence)
 

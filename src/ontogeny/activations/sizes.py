@@ -7,6 +7,9 @@ CHUNK_BYTES = 1 << 18  # of a checksummed chunk of rows on disk, at most
 FLETCHER_BYTES = 4  # that HDF5 adds to a chunk for its checksum
 PLACE_BYTES = 16  # of a row's (block, offset) and (previous, current) token, 4 bytes each
 FORWARD_TOKENS = 4096  # positions that a language model runs on at a time, about
+MOST_FORWARD_TOKENS = 65_536  # the same of streamed rows on a GPU, at most
+PASS_BYTES = 1 << 32  # of the rows that one such pass leaves, at most
+STREAMED_WINDOWS = 2  # of rows in a subspace, or of several trainings: a batch may lie in two
 PIECE_ROWS = 4096  # rows that the basis and the projection take at a time
 LEAST_COUNT = 20  # rows of a token whose mean is known well
 COMPARED_TOKENS = 4096  # whose means are held against each other, at most
@@ -14,3 +17,19 @@ FULL_TABLE = 300_000_000  # bytes up to which a token table has an entry for eve
 LARGEST_TABLE = 2_000_000_000  # bytes that one has at most
 STREAMED_ROWS = 2_000_000  # rows that the token tables come from, where rows are streamed
 READ_AHEAD = 2  # pieces or batches that are ready before they are used
+
+
+def streamed_tokens(gpu: bool, columns: int, item: int) -> int:
+    """Positions that every snapshot runs on at a time where rows are streamed, about.
+
+    On a CPU as many as elsewhere, so that rows have the bits that `extract` would write. A GPU
+    wants more work at a time: as much as PASS_BYTES hold, whatever is free just now.
+
+    Parameters
+    ----------
+    columns : N·D of the sites. item : bytes of a stored activation.
+    """
+    tokens = FORWARD_TOKENS
+    while gpu and tokens < MOST_FORWARD_TOKENS and 2 * tokens * columns * item <= PASS_BYTES:
+        tokens *= 2
+    return tokens

@@ -180,6 +180,12 @@ class Activations(Section):
         description="cached: most GB of training rows on disk at a time. They are extracted in "
         "shards, each of which is deleted once it is projected. Left out: one shard.",
     )
+    together: int | None = Field(
+        None,
+        ge=1,
+        description="streamed: most trainings that share one pass of the text through the "
+        "snapshots. Fewer need less memory, and more passes. Left out: all of the same sites.",
+    )
     keep: bool = Field(
         True,
         description="cached: false deletes training rows once they are projected and trained on.",

@@ -181,10 +181,7 @@ class Activations(Section):
         "shards, each of which is deleted once it is projected. Left out: one shard.",
     )
     together: int | None = Field(
-        None,
-        ge=1,
-        description="streamed: most trainings that share one pass of the text through the "
-        "snapshots. Fewer need less memory, and more passes. Left out: all of the same sites.",
+        None, ge=1, description="streamed: most trainings that share a pass. Left out: all."
     )
     keep: bool = Field(
         True,

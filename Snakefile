@@ -52,6 +52,7 @@ onstart:
             introduce(experiment)
             advise(experiment)  # before claim: it compares with the files of the last run
             claim(experiment)
+            list_wanted(experiment)
             refuse_what_does_not_fit(experiment)
 
 

@@ -26,7 +26,7 @@ GPUS = (1, 8, 64)
 STAGES = {
     "text and snapshots": ("tokenizer", "corpus", "snapshot"),
     "activations": ("extract", "stack", "token_table", "basis", "project"),
-    "trainings": ("train",),
+    "trainings": ("train", "stream"),
     "fidelity": ("fidelity",),
     "features, analyses, atlas": (),  # all others
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from ontogeny import digests, doubts, interrupts, lineage, locks, manifest
-from ontogeny import notices, preflight, registry, running, scratch
+from ontogeny import notices, preflight, registry, running, scratch, streams
 from ontogeny import settings as schema
 from ontogeny.corpus import text as texts
 from ontogeny.corpus.wheels import needed, requirements_file
@@ -46,6 +46,7 @@ RESULTS = str(E.folder)
 STEPS = E.steps
 DICTIONARIES = S.all_crosscoders  # also those of analyses, which are trained only on request
 BASES = E.bases(DICTIONARIES)
+STREAMS = streams.of(E)
 # Keys name the modules with their rules; no rule or helper of this workflow begins like them.
 REPLICATES = {f"replicate_{name}": S.replicate(name) for name in S.replicates}
 TEXT, MODEL, ROWS = lineage.text(E), lineage.model(E), lineage.rows(E)
@@ -87,6 +88,17 @@ def claim(settings):
     except OSError as error:
         raise WorkflowError(explained(error)) from None
     interrupts.wait_for_others(experiment.folder)
+
+
+def list_wanted(settings):
+    """Write which trainings of streamed rows this run has to make: those of one stream share it."""
+    if settings.activations.mode != "streamed":
+        return
+    names = {chosen.name: f"{name}_train" for name, chosen in REPLICATES.items()}
+    name = names.get(settings.name, "train")
+    jobs = [job.wildcards for job in workflow.dag.needrun_jobs() if job.rule.name == name]
+    experiment = Experiment(f"results/{settings.name}", settings)
+    streams.want(experiment, [(w.crosscoder, int(w.seed)) for w in jobs])
 
 
 def keep_manifest(settings):
@@ -336,6 +348,26 @@ def basis_tables(wildcards):
 def basis_stacks(wildcards):
     """The stacks that a basis is made of."""
     return strings(E.stacks(BASES[wildcards.sites]))
+
+
+# Trainings
+
+
+def training_threads(crosscoder):
+    """Threads of a training, or of all that share its stream of rows."""
+    chosen = DICTIONARIES[crosscoder]
+    shared = [name for names in STREAMS.values() if crosscoder in names for name in names]
+    return max([chosen.threads * chosen.devices, *(DICTIONARIES[n].threads for n in shared)])
+
+
+def one_of_each_stream():
+    """A resource for each stream of rows, of which there is one: its jobs wait for each other."""
+    resources = {}
+    for names in STREAMS.values():
+        resource = re.sub(r"\W", "_", f"stream_{S.name}_{len(resources)}")
+        workflow.register_resource(resource, 1)
+        resources[resource] = lambda w, names=names: int(w.crosscoder in names)
+    return resources
 
 
 # Declared stages and figures

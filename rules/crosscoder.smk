@@ -1,4 +1,7 @@
 # Training of the dictionaries, one job for each seed, and what they are worth on held-out text.
+#
+# Where rows are streamed, the first job of those that read the same files trains all that this run
+# has to make, and the others take the results (ontogeny/streams.py).
 
 
 rule train:
@@ -14,20 +17,22 @@ rule train:
     retries: RETRIES
     conda:
         CONDA
-    threads: lambda w: DICTIONARIES[w.crosscoder].threads * DICTIONARIES[w.crosscoder].devices
+    threads: lambda w: training_threads(w.crosscoder)
     resources:
         **needs("train"),
+        **one_of_each_stream(),
         nodes=1,
     params:
         crosscoder=lambda w: values(DICTIONARIES[w.crosscoder], *NO_RESULT),
-        code=code("ontogeny.crosscoder.train"),
+        code=code(f"ontogeny.crosscoder.{'stream' if STREAMS else 'train'}"),
         experiment=experiment,
         reads=reads(lambda w: E.training_sources(w.crosscoder)),
+        wanted=f"--wanted {E.path('wanted')}" if STREAMS else "",
     message:
         "Training the crosscoder {wildcards.crosscoder}, seed {wildcards.seed}"
     shell:
         "ontogeny train {params.experiment} {wildcards.crosscoder} --seed {wildcards.seed}"
-        " --threads {threads} 2>&1 | tee {log}"
+        " {params.wanted} --threads {threads} 2>&1 | tee {log}"
 
 
 rule fidelity:

@@ -134,6 +134,21 @@ def plainly(monkeypatch):
     monkeypatch.setattr(native, "library", lambda: None)
 
 
+@pytest.fixture
+def saved_at_each_look(monkeypatch):
+    """Trainings keep a state whenever they are looked at, and wait until it is written."""
+    from ontogeny.crosscoder import state
+
+    save = state.Saver.save
+
+    def save_and_wait(saver, trainings):
+        save(saver, trainings)
+        saver.wait()
+
+    monkeypatch.setattr(state, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(state.Saver, "save", save_and_wait)
+
+
 @pytest.fixture(scope="session")
 def wheels() -> Path:
     """The tiny experiment's wheels, fetched once into the checkout's own results/downloads."""

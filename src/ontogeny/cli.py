@@ -20,6 +20,7 @@ from ontogeny import lineage, manifest, registry, running
 from ontogeny import settings as schema
 from ontogeny.activations.sites import folder_name
 from ontogeny.console import Group, of_experiment, on_device, take_gpus, threads, use_threads
+from ontogeny.crosscoder.commands import train
 from ontogeny.declarations import Figure, Stage
 from ontogeny.exchange import commands
 from ontogeny.experiment import Experiment
@@ -338,41 +339,6 @@ def project(experiment: Experiment, sites: str, shard: int) -> None:
 
 
 @main.command()
-@of_experiment
-@threads
-@click.argument("crosscoder")
-@click.option("--seed", type=int, required=True)
-def train(experiment: Experiment, crosscoder: str, seed: int) -> None:
-    """Train one crosscoder, resuming from its state if it was interrupted.
-
-    If its settings ask for several devices, these share the threads.
-    """
-    from ontogeny.activations import subspace
-
-    settings = experiment.settings
-    count = settings.all_crosscoders[crosscoder].devices
-    take_gpus(experiment, count)
-    sources = experiment.training_sources(crosscoder)
-    manifest.check(sources)
-    for path in sources.get("basis", []):
-        subspace.Kept.read(path).check(settings.basis)
-    state = lineage.state(experiment, crosscoder, seed)
-    output = experiment.path("trained", crosscoder=crosscoder, seed=seed)
-    where = experiment.row_paths(crosscoder)
-    if count > 1:
-        import torch
-
-        from ontogeny.crosscoder import launch
-
-        launch.train(settings, crosscoder, seed, where, output, state, torch.get_num_threads())
-    else:
-        from ontogeny.crosscoder import train as stage
-
-        stage.train(settings, crosscoder, seed, where, output, state)
-    shutil.rmtree(state, ignore_errors=True)
-
-
-@main.command()
 @on_device
 @threads
 @click.argument("crosscoder")
@@ -494,3 +460,4 @@ def show(experiment: Experiment, feature: int, crosscoder: str | None, contexts:
 
 commands.add(main)
 main.add_command(read)
+main.add_command(train)

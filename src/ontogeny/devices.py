@@ -13,6 +13,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ontogeny import gpus
@@ -105,6 +106,14 @@ def precision(name: str, device: torch.device) -> torch.dtype:
         name = "bfloat16" if fast else "float32"
     found: torch.dtype = getattr(torch, name)
     return found
+
+
+def sent(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    """An array on the device. To a GPU it goes while the host works on, from memory that stays."""
+    tensor = torch.from_numpy(values)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def use_threads(threads: int) -> None:

@@ -56,7 +56,7 @@ def rows(experiment: Experiment) -> str:
     """What the rows depend on beside the model and the text, and how they are cut."""
     shards = experiment.shards
     cut = [[windows.start, windows.stop] for windows in shards if windows and len(shards) > 1]
-    without = ("keep", "budget", "mode", "scale")  # the scale is the stacks'
+    without = ("keep", "budget", "mode", "scale", "together")  # the scale is the stacks'
     return digest_value([values(experiment.settings.activations, *without), cut])
 
 
@@ -66,7 +66,7 @@ def training(experiment: Experiment, crosscoder: str) -> str:
     own = values(settings.all_crosscoders[crosscoder], *NO_RESULT)
     read = [model(experiment), text(experiment), experiment.steps, rows(experiment)]
     read.append(settings.activations.scale)
-    stages = [code("ontogeny.crosscoder.train")]
+    stages = [code(f"ontogeny.crosscoder.{'train' if experiment.cached else 'stream'}")]
     return digest_value([[*read, values(settings.basis, *NO_BASIS)], own, stages])
 
 

@@ -19,7 +19,11 @@ from ontogeny.scratch import below
 
 MOST = 1 << 31  # bytes of a file that stages digest: what is larger has digests of its chunks
 UNKEPT = ("trained_mark",)  # empty, made by Snakemake itself
-KEPT_BETWEEN = ("state", "archive")  # what jobs keep for later ones, and remove themselves
+KEPT_BETWEEN = (
+    "state",
+    "stream_state",
+    "archive",
+)  # what jobs keep for later ones, and remove themselves
 
 
 class Verdict(NamedTuple):

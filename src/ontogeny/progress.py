@@ -40,6 +40,7 @@ def bar(
         mininterval=0.2 if terminal else every,
         maxinterval=max(every, 10.0),
         file=None if terminal else _Lines(),
+        position=None if terminal else 0,  # of several at a time, none moves the cursor
         bar_format=None
         if terminal or total is None  # tqdm's own format says how much there is so far
         else "{desc}: {n_fmt} of {total_fmt}{unit} ({percentage:.0f}%), {rate_fmt}, "

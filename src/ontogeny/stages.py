@@ -56,6 +56,8 @@ PRODUCTS = [
     Product("basis", "basis/{sites}.h5", "the principal subspace of some sites"),
     Product("projected", "basis/{sites}.rows{shard}.h5", "training rows in that subspace"),
     Product("state", "state/{crosscoder}-{seed}-{digest}", "state of an unfinished training"),
+    Product("stream_state", "state/stream-{stream}", "states of trainings that share a stream"),
+    Product("wanted", "state/wanted.json", "trainings of streamed rows that a run has to make"),
     Product("trained", TRAINED, "a trained crosscoder's folder"),
     Product("weights", f"{TRAINED}/crosscoder.safetensors", "its weights"),
     Product("about", f"{TRAINED}/config.json", "all that is needed to use them"),

@@ -216,7 +216,7 @@ def test_streamed_rows_name_the_site_that_overflows(made, monkeypatch):
     one = made["streamed"]
     paths = one.paths()
     rows = feed.principal_rows(one.s, one.sites, Subspace(paths.basis), paths, CPU)
-    weights = rows._models[1].model.gpt_neox.layers[0].mlp.dense_4h_to_h.weight
+    weights = rows.stream.models[1].model.gpt_neox.layers[0].mlp.dense_4h_to_h.weight
     with torch.no_grad():
         weights *= 1e7
     with pytest.raises(
@@ -278,16 +278,33 @@ def experiment_of_shards(experiment):
 
 
 @pytest.mark.slow
-def test_streaming_is_another_way_to_the_same_crosscoder(experiment, finished):
+def test_streaming_is_another_way_to_the_same_crosscoders_all_at_once(experiment, finished):
     experiment.configure({"activations.mode": "streamed"})
-    for path in (experiment / RESULTS).glob("activations/*/*.rows*.h5"):
+    here = experiment / RESULTS
+    for path in here.glob("activations/*/*.rows*.h5"):
         path.unlink()
-    target = f"{RESULTS}/crosscoders/batchtopk/seed0/fidelity.csv"
-    jobs = experiment.would_run(target)
-    assert (jobs["basis"], jobs["train"], jobs["fidelity"]) == (1, 1, 1)
+    seeds = [f"{RESULTS}/crosscoders/batchtopk/seed{seed}" for seed in (0, 1)]
+    targets = [f"{seed}/fidelity.csv" for seed in seeds]
+    jobs = experiment.would_run(*targets)
+    assert (jobs["basis"], jobs["train"], jobs["fidelity"]) == (1, 2, 2)
     assert not {"project", "extract", "snapshot"} & set(jobs)
-    experiment.snakemake(target)
-    assert not list((experiment / RESULTS).glob("activations/*/*.rows*.h5"))
+    experiment.snakemake(*targets)
+    assert not list(here.glob("activations/*/*.rows*.h5"))
     for name in ("crosscoder.safetensors", "fidelity.csv"):
-        path = f"{RESULTS}/crosscoders/batchtopk/seed0/{name}"
-        assert (experiment / path).read_bytes() == (finished / path).read_bytes()
+        for seed in seeds:
+            path = f"{seed}/{name}"
+            assert (experiment / path).read_bytes() == (finished / path).read_bytes()
+    # One job has trained both, and the other has taken its own.
+    logs = {path.stem: path.read_text() for path in (here / "logs/train").glob("batchtopk-*.log")}
+    assert sorted("snapshots onto the device" in said for said in logs.values()) == [False, True]
+    (both,) = (said for said in logs.values() if said)
+    assert all(f"train batchtopk seed {seed}: " in both for seed in (0, 1))
+    assert [path.name for path in (here / "state").iterdir()] == ["wanted.json"]
+    missing = experiment.command("ontogeny", "verify", RESULTS).stderr.splitlines()
+    assert all(".rows0.h5: missing" in line for line in missing)
+    # A further dictionary is the only one that is trained.
+    given = tiny({"activations.mode": "streamed"})
+    given["crosscoders"]["other"] = given["crosscoders"]["batchtopk"] | {"k": 6}
+    experiment.configure({"activations.mode": "streamed", "crosscoders": given["crosscoders"]})
+    others = [target.replace("batchtopk", "other") for target in targets]
+    assert experiment.would_run(*targets, *others) == {"train": 2, "fidelity": 2}

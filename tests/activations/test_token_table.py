@@ -296,11 +296,11 @@ def test_other_tables_are_other_rows_to_resume_on(folder, tmp_path):
     shutil.copytree(folder / "tables", tmp_path / "tables")
     shutil.copy(folder / "tokens.h5", tmp_path / "tokens.h5")
     one = paths(tmp_path)
-    digests = [Data(s, s.crosscoders["full"], SITES, SITES, one, CPU).digest for _ in range(2)]
+    digests = [Data(s, s.crosscoders["full"], one, CPU).digest for _ in range(2)]
     assert digests[0] == digests[1]
     with h5py.File(tmp_path / TABLE, "r+") as file:
         file["table"][0, 2] += 1
-    assert Data(s, s.crosscoders["full"], SITES, SITES, one, CPU).digest != digests[0]
+    assert Data(s, s.crosscoders["full"], one, CPU).digest != digests[0]
 
 
 def test_what_a_table_cannot_be_is_refused(folder, tmp_path):

@@ -156,6 +156,23 @@ def test_a_training_on_several_devices_asks_for_all_of_them(tmp_path):
         assert four.device[term] == pytest.approx(one.device[term] / 4, rel=1e-3)
 
 
+def test_any_job_of_a_stream_asks_for_all_of_its_trainings(tmp_path):
+    """The first of them trains the others as well."""
+    given = public("pythia-160m")
+    asked = asked_by(given, tmp_path)
+    assert asked["train batchtopk"] == asked["train random"] == asked["stream residual.6"]
+    assert asked["train batchtopk"].gpu == 1
+    alone = given.model_dump(mode="json")
+    alone["crosscoders"] = {"batchtopk": alone["crosscoders"]["batchtopk"] | {"seeds": [0]}}
+    one, three = (
+        bill.bill(each, tmp_path, machines.table("A100")).line("stream residual.6").work[0]
+        for each in (settings.load(alone), given)
+    )
+    assert three.forward == one.forward  # once, however many
+    assert three.moved > 2 * one.moved
+    assert three.flops < 1.2 * one.flops
+
+
 def test_without_a_gpu_the_host_holds_all_and_takes_longer(tmp_path):
     given = public("pythia-14m").model_dump(mode="json")
     with_gpu = asked_by(settings.load(given), tmp_path)

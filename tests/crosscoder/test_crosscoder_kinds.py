@@ -181,13 +181,13 @@ def test_at_full_rank_the_subspace_gives_the_full_dictionary(experiment, tmp_pat
     torch.testing.assert_close(turned, (x @ W.T) @ W, rtol=1e-3, atol=1e-2)
 
 
+@pytest.mark.usefixtures("saved_at_each_look")
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(
     experiment, tmp_path, monkeypatch
 ):
     s, activations = experiment
     monkeypatch.setattr(train.devices, "compiled", lambda function, device: function)
     monkeypatch.setattr(train.native, "library", lambda: None)
-    monkeypatch.setattr(train, "SAVE_EVERY", 50)
     real = train.losses.batch_topk
 
     def fails_in_step_73(W, G, x, *rest, **options):
@@ -255,6 +255,7 @@ def test_compact_moments_train_as_well(experiment, tmp_path, monkeypatch):
     assert abs(gap) < 0.05
 
 
+@pytest.mark.usefixtures("saved_at_each_look")
 @pytest.mark.parametrize("kind", ["sae", "per_snapshot_jumprelu"])
 @pytest.mark.parametrize("core", [True, False])
 def test_a_training_goes_on_from_its_state_to_the_same_bytes(
@@ -264,7 +265,6 @@ def test_a_training_goes_on_from_its_state_to_the_same_bytes(
     monkeypatch.setattr(train.devices, "compiled", lambda function, device: function)
     if not core:
         monkeypatch.setattr(train.native, "library", lambda: None)
-    monkeypatch.setattr(train, "SAVE_EVERY", 50)
     state = tmp_path / "state"
     train.train(s, kind, 0, RowPaths(activations), tmp_path / "out", state)
     with h5py.File(state / "state.h5") as file:
@@ -275,11 +275,11 @@ def test_a_training_goes_on_from_its_state_to_the_same_bytes(
     assert one.read_bytes() == other.read_bytes()
 
 
+@pytest.mark.usefixtures("saved_at_each_look")
 def test_a_state_of_other_rows_is_not_gone_on_from(experiment, tmp_path, monkeypatch):
     """Text or a checkpoint that was changed in its place leaves the state's name as it was."""
     s, activations = experiment
     monkeypatch.setattr(train.devices, "compiled", lambda function, device: function)
-    monkeypatch.setattr(train, "SAVE_EVERY", 50)
     other = tmp_path / "activations"
     shutil.copytree(activations, other)
     for path in other.glob("residual.*/stack.h5"):

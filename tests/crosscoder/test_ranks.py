@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "resumed": {"steps": 80},
 }  # fmt: skip
 ON_FOUR = ["batch_topk", "jumprelu", "few_features", "plain", "resumed"]
-SAVE_EVERY = 20
 STOPS = {1: 20, 2: 40, 4: 60}  # of `resumed`, by the number of ranks
 FAIR = 3 * 256  # pairs of a batch
 ROOM = FAIR * 3 // 4  # on each rank, of `plain`
@@ -66,25 +66,29 @@ class Stop(Exception):
 
 def trained(
     s: settings.Settings, paths: RowPaths, name: str, folder: Path, ranks: Ranks | None,
-    stop: int | None = None,
+    stop: int | None = None, saves: bool = False,
 ) -> None:  # fmt: skip
-    """One training, left at step `stop` if one is given, eager unless its name says otherwise."""
+    """One training, left at step `stop` if one is given, eager unless its name says otherwise.
+
+    It keeps states until it is stopped, or if it `saves`.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "LOG_EVERY", 5)
-        patch.setattr(train, "SAVE_EVERY", SAVE_EVERY)
+        patch.setattr(state, "SAVE_SECONDS", 0.0 if stop or saves else 1e9)
         patch.setattr(native, "library", lambda: None)  # ranks have none of it
         if name != "compiled":
             patch.setattr(devices, "compiled", lambda function, device: function)
         if name.startswith("plain"):
             patch.setattr(pairs, "of_any_size", lambda device: False)
-        save = state.Progress.save
+        save = state.Saver.save
 
-        def save_and_stop(now: state.Progress, place: Path) -> None:
-            save(now, place)
-            if now.step == stop:
+        def save_and_stop(saver: state.Saver, trainings: Mapping[str, state.Progress]) -> None:
+            save(saver, trainings)
+            saver.wait()
+            if trainings["/"].step == stop:
                 raise Stop
 
-        patch.setattr(state.Progress, "save", save_and_stop)
+        patch.setattr(state.Saver, "save", save_and_stop)
         try:
             train.train(s, name, 0, paths, folder / name, folder / f"{name}-state", ranks)
         except Stop:
@@ -204,7 +208,7 @@ def test_a_shared_state_of_other_rows_or_half_of_one_is_not_gone_on_from(runs, p
     with h5py.File(states / "state.h5", "r+") as file:
         assert file.attrs["step"] == 60
         file.attrs["data"] = "other"
-    trained(settings.load(configuration()), paths, "resumed", tmp_path, None)
+    trained(settings.load(configuration()), paths, "resumed", tmp_path, None, saves=True)
     fresh, again = (
         folder / "resumed/crosscoder.safetensors" for folder in (runs / "of1", tmp_path)
     )

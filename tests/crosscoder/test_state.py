@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+import re
+import shutil
 
 import pytest
 from runs import Run
 
 from ontogeny import digests, lineage
+from ontogeny.crosscoder import state as states
 from ontogeny.crosscoder import train as stage
 from ontogeny.files import InputError
 
@@ -26,8 +29,8 @@ def trained(run: Run) -> bytes:
     return (output / "crosscoder.safetensors").read_bytes()
 
 
-def test_a_damaged_state_is_left_alone(run, capsys, monkeypatch):
-    monkeypatch.setattr(stage, "SAVE_EVERY", 50)  # of 120 steps
+@pytest.mark.usefixtures("saved_at_each_look")  # two, of 120 steps
+def test_a_damaged_state_is_left_alone(run, capsys):
     unbroken = trained(run)
     state = lineage.state(run.map, "topk", 0) / "state.h5"
     data = bytearray(state.read_bytes())
@@ -42,3 +45,14 @@ def test_a_damaged_state_is_left_alone(run, capsys, monkeypatch):
     state.write_bytes(data[: len(data) // 2])
     with pytest.raises(InputError, match=r"state\.h5: damaged \(.*\); delete it to train from"):
         trained(run)
+
+
+def test_a_state_that_cannot_be_written_ends_the_training(run, monkeypatch):
+    """The error is the thread's that writes; the training raises it."""
+    monkeypatch.setattr(states, "SAVE_SECONDS", 0.0)
+    folder = lineage.state(run.map, "topk", 0)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.write_text("no folder")
+    with pytest.raises(FileExistsError, match=re.escape(str(folder))):
+        trained(run)
+    folder.unlink()

@@ -55,6 +55,10 @@ CONFIGURATIONS = {
         {"snapshots.pretrain.stepz": 1},
         r"snapshots\.pretrain\.stepz: unknown key; remove it or use one of .*'steps'",
     ),
+    "trainings of cached rows together": (
+        {"activations.together": 2},
+        r"activations\.together: applies only to mode: streamed; remove it",
+    ),
     "unknown key of a crosscoder's sites": (
         {"crosscoders.batchtopk.inputs.layer": 0},
         r"crosscoders\.batchtopk\.inputs\.layer: unknown key; .*\['layers', 'snapshots', 'streams",

@@ -26,7 +26,7 @@ from conftest import RESULTS, WORKFLOW, Checkout
 from tqdm import tqdm
 
 from ontogeny import gpus
-from ontogeny.crosscoder import train
+from ontogeny.crosscoder.sizes import LOG_EVERY
 
 pytestmark = pytest.mark.cluster  # which nothing but `make test-cluster` asks for
 KILLS = 3  # of one training, by its wall time
@@ -34,7 +34,7 @@ OF_THE_MACHINE = ("wall_seconds", "peak_memory", "disk_bytes")  # numbers of sum
 LIMIT = 900  # seconds until a run must be over
 CHANGES = {
     "snapshots.steps": [0, 8, 20, 40],
-    "crosscoders.batchtopk.steps": (KILLS + 7) * train.SAVE_EVERY,
+    "crosscoders.batchtopk.steps": 2500,
     "analyses": [],
 }
 PROFILE = (
@@ -154,6 +154,8 @@ def story(new_checkout, tmp_path_factory) -> Iterator[Story]:
     cluster, local = new_checkout(), new_checkout()
     for checkout in (cluster, local):
         checkout.configure(CHANGES)
+        sizes = "src/ontogeny/crosscoder/sizes.py"
+        checkout.edit(sizes, "SAVE_SECONDS = 60.0", "SAVE_SECONDS = 0.0")
     story = Story(cluster, local)
     with (
         slurm.running(tmp_path_factory.mktemp("slurm")),
@@ -193,7 +195,7 @@ def test_a_job_killed_three_times_goes_on_from_its_last_checkpoint(story):
     assert [how for _, how in story.states] == ["TIMEOUT"] * KILLS
     steps = [step for step, _ in story.states]
     assert steps == sorted(set(steps))
-    assert all(step % train.SAVE_EVERY == 0 < step < all_steps for step in steps)
+    assert all(step % LOG_EVERY == 0 < step < all_steps for step in steps)
     logs = story.cluster.folder.glob(".snakemake/slurm_logs/rule_train/batchtopk_0/*.log")
     begun = []
     for log in sorted(logs, key=lambda path: int(path.stem.split("_")[-1])):

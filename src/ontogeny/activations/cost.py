@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
-from ontogeny.activations.sizes import PIECE_ROWS, READ_AHEAD, most_dimensions, piece_rows
+from ontogeny.activations.sizes import (
+    PIECE_ROWS,
+    READ_AHEAD,
+    most_dimensions,
+    piece_rows,
+    streamed_tokens,
+)
 from ontogeny.cost.sizes import Dictionary, Sizes
 from ontogeny.cost.terms import Job, Terms, Work, job
 from ontogeny.snapshots.sizes import loss_blocks
@@ -70,24 +77,29 @@ def streamed_flops(sizes: Sizes, positions: float, snapshots: int) -> float:
     return positions * snapshots * sizes.token_flops
 
 
-def window_buffers(entries: float, item: int, held: int) -> Terms:
-    """A window that is computed and put in order: `held` finished ones, two copies, its check.
+def streams_memory(
+    sizes: Sizes, columns: int, snapshots: int, kept: Sequence[int | None], windows: int
+) -> Terms:
+    """What streaming keeps on the device, for readers that share it.
 
-    torch.isfinite makes a copy of absolute values and two of truth values.
+    Parameters
+    ----------
+    columns : N·D of the sites. kept : of each reader, the dimensions R that it keeps; None for all,
+        which such readers share. windows : that are held at a time.
     """
-    return {
-        "windows": entries * item * (held + 2),
-        "check of a window": entries * (item + 2),
-    }
-
-
-def streams_memory(sizes: Sizes, columns: int, snapshots: int, dimensions: int | None) -> Terms:
-    """What streaming keeps on the device. columns : N·D of the sites."""
-    row = columns * sizes.item + (0 if dimensions is None else columns * 12 + dimensions * 6)
+    tokens = streamed_tokens(sizes.gpu, columns, sizes.item)
+    batch, piece = sizes.pass_of(tokens), sizes.batch
+    reduced = [dimensions for dimensions in kept if dimensions is not None]
+    # Centred and scaled copies of a piece of a pass, and its coordinates; truth values otherwise.
+    made = columns * 12 + max(reduced) * 6 if reduced else columns * 2
+    entries = sum(2.0 * dimensions for dimensions in reduced)
+    if len(reduced) < len(kept):
+        entries += columns * sizes.item
     return {
         "snapshots on the device": snapshots * sizes.truncated,
-        "forward pass": sizes.forward_memory(sizes.batch, sizes.run_bytes),
-        "rows of a forward pass": float(sizes.batch * row),
+        "forward pass": sizes.forward_memory(batch, sizes.run_bytes),
+        "rows of a forward pass": float(batch * columns * sizes.item + piece * made),
+        "windows": min(sizes.windows, windows) * sizes.window * (entries + 8),
     }
 
 
@@ -167,9 +179,8 @@ def basis(sizes: Sizes, dictionary: Dictionary) -> Job:
     visits = windows if windows == 1 else passes * windows
     positions = min(visits * sizes.window, passes * sizes.positions)
     forward = streamed_flops(sizes, positions, dictionary.snapshots)
-    # A window is held while the next one is computed.
-    host |= window_buffers(sizes.window * n, sizes.item, 1) | loading(sizes)
-    device |= streams_memory(sizes, n, dictionary.snapshots, None)
+    host |= loading(sizes)
+    device |= streams_memory(sizes, n, dictionary.snapshots, [None], 1)
     return job(sizes.gpu, replace(work, forward=forward, starts=1.0), host, device)
 
 

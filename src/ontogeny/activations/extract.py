@@ -65,12 +65,14 @@ class Snapshot:
         self._stored = getattr(torch, section.dtype)
         self._vocabulary = int(self.model.get_input_embeddings().weight.shape[0])
 
-    def read(self, ids: np.ndarray) -> dict[Key, torch.Tensor]:
+    def read(
+        self, ids: np.ndarray, on_device: torch.Tensor | None = None
+    ) -> dict[Key, torch.Tensor]:
         """Values of every wanted site, each (B·T, D) on the device in the stored type.
 
         Parameters
         ----------
-        ids : (B, T) token ids.
+        ids : (B, T) token ids. on_device : the same on the device, where they are there already.
 
         Raises
         ------
@@ -81,7 +83,8 @@ class Snapshot:
                 f"corpus: the text contains the id {ids.max()}, but the embedding of step "
                 f"{self.step} has only ids below {self._vocabulary}; use the model's own tokenizer"
             )
-        on_device = torch.from_numpy(ids.astype(np.int64)).to(self.device)
+        if on_device is None:
+            on_device = devices.sent(ids.astype(np.int64), self.device)
         values = sites.read(self.model, on_device, self.wanted)
         return {key: value.flatten(0, 1).to(self._stored) for key, value in values.items()}
 

@@ -1,4 +1,7 @@
-"""From rows to batches on the device: opened as the settings have them, read ahead by a thread."""
+"""From rows to batches on the device: opened as the settings have them.
+
+Those on disk are read ahead by a thread; those that are streamed lie on the device already.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from ontogeny.activations.rows import Cached, RowPaths, Rows, pieces, read_ahead
 from ontogeny.activations.sites import Site
 from ontogeny.activations.sizes import PIECE_ROWS
 from ontogeny.activations.store import Stacks
-from ontogeny.activations.streamed import Streamed
+from ontogeny.activations.streamed import Stream, Streamed
 from ontogeny.activations.subspace import Projected, Subspace
 from ontogeny.activations.table import Table
 from ontogeny.settings import Crosscoder, Settings
@@ -23,11 +26,17 @@ def site_rows(
     paths: RowPaths,
     device: torch.device,
     table: Table | None = None,
+    stream: Stream | None = None,
 ) -> Cached | Streamed:
-    """Training rows of the sites in all dimensions, as activations.mode has them, less a table."""
+    """Training rows of the sites in all dimensions, as activations.mode has them, less a table.
+
+    Parameters
+    ----------
+    stream : that others read too, where rows are streamed.
+    """
     if settings.activations.mode == "cached":
         return Cached(paths.activations, sites, table)
-    return Streamed(settings, sites, paths, device, table=table)
+    return Streamed(settings, sites, paths, device, None, table, stream)
 
 
 def principal_rows(
@@ -37,16 +46,18 @@ def principal_rows(
     paths: RowPaths,
     device: torch.device,
     table: Table | None = None,
+    stream: Stream | None = None,
 ) -> Projected | Streamed:
     """Training rows of the sites in their principal subspace, as activations.mode has them.
 
     Parameters
     ----------
     table : taken off first; rows on disk were projected without it.
+    stream : that others read too, where rows are streamed.
     """
     if settings.activations.mode == "cached":
         return Projected(paths.projected)
-    return Streamed(settings, sites, paths, device, subspace, table)
+    return Streamed(settings, sites, paths, device, subspace, table, stream)
 
 
 def table_of(c: Crosscoder, sites: list[Site], paths: RowPaths) -> Table | None:
@@ -75,6 +86,12 @@ def batches(
     Step s has the rows from s·size on, counted around the end of the data: a function of the step
     alone, so that a resumed training sees what an unbroken one would.
     """
+    streamed = [source for source in sources if isinstance(source, Streamed)]
+    for step in range(start, stop) if streamed else ():
+        first, last = step * size, (step + 1) * size
+        yield tuple(_taken_around(source, first, last).to(device) for source in streamed)
+    if streamed:
+        return
 
     def read(step: int) -> list[torch.Tensor]:
         first, last = step * size, (step + 1) * size
@@ -86,11 +103,20 @@ def batches(
         yield tuple(part.to(device, non_blocking=True) for part in parts)
 
 
+def _around(rows: int, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Rows [start, stop) of so many rows repeated without end, as ranges of those."""
+    first, last = start % rows, start % rows + stop - start
+    yield first, min(last, rows)
+    while last > rows:
+        last -= rows
+        yield 0, min(last, rows)
+
+
 def _read_around(rows: Rows, start: int, stop: int) -> np.ndarray:
-    """Rows [start, stop) of the rows repeated without end."""
-    first, last = start % rows.rows, start % rows.rows + stop - start
-    parts = [rows.read(first, min(last, rows.rows))]
-    while last > rows.rows:
-        last -= rows.rows
-        parts.append(rows.read(0, min(last, rows.rows)))
+    parts = [rows.read(*each) for each in _around(rows.rows, start, stop)]
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _taken_around(rows: Streamed, start: int, stop: int) -> torch.Tensor:
+    parts = [rows.take(*each) for each in _around(rows.rows, start, stop)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -141,9 +141,11 @@ def above_bound(settings: Settings, folder: Path | None, tokens: Tokens) -> np.n
     return over
 
 
-def batches(numbers: np.ndarray, context: int) -> Iterator[np.ndarray]:
-    """A window's blocks, some at a time: about FORWARD_TOKENS positions, at least one block."""
-    step = max(1, FORWARD_TOKENS // context)
+def batches(
+    numbers: np.ndarray, context: int, positions: int = FORWARD_TOKENS
+) -> Iterator[np.ndarray]:
+    """A window's blocks, some at a time: about so many positions, at least one block."""
+    step = max(1, positions // context)
     for start in range(0, len(numbers), step):
         yield numbers[start : start + step]
 

@@ -189,15 +189,21 @@ def across(
     ----------
     starts : as of `starts_of`. read : (part, first, last) → its rows [first, last), so counted.
     """
-    parts = []
+    parts = [read(*each) for each in parts_of(starts, start, stop)]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def parts_of(
+    starts: Sequence[int] | np.ndarray, start: int, stop: int
+) -> Iterator[tuple[int, int, int]]:
+    """Rows [start, stop) as (part, its first row, the row after its last), counted in the part."""
     part = int(np.searchsorted(starts, start, side="right")) - 1
     while start < stop:
         first, last = int(starts[part]), min(stop, int(starts[part + 1]))
         if start < last:
-            parts.append(read(part, start - first, last - first))
+            yield part, start - first, last - first
             start = last
         part += 1
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def pieces(

@@ -42,13 +42,27 @@ def folder_name(layer: int, stream: str) -> str:
     return f"{stream}.{layer}"
 
 
-def basis_name(c: Crosscoder) -> str:
-    """Name of the basis that crosscoders share which read the same rows: sites, token table."""
-    sites = c.inputs
+def _name_of(sites: Sites) -> str:
     streams = [folder_name(layer, stream) for layer in sites.layers for stream in sites.streams]
     chosen = "" if sites.snapshots == "all" else f".{digest_value(sites.snapshots)[:8]}"
-    table = "" if not c.token_table else f"-table-{c.scale}"
-    return "-".join(streams) + chosen + table
+    return "-".join(streams) + chosen
+
+
+def basis_name(c: Crosscoder) -> str:
+    """Name of the basis that crosscoders share which read the same rows: sites, token table."""
+    return _name_of(c.inputs) + ("" if not c.token_table else f"-table-{c.scale}")
+
+
+def stream_name(c: Crosscoder) -> str:
+    """Name of the stream that crosscoders share which are trained on the same files.
+
+    These are those of their sites, their basis and their token table. Precision counts as well,
+    which a process has one of.
+    """
+    outputs = "" if c.outputs in (None, c.inputs) else f"-to-{_name_of(c.written)}"
+    files = "-full" if c.basis == "full" else ""
+    usual = c.precision == Crosscoder.model_fields["precision"].default
+    return basis_name(c) + outputs + files + ("" if usual else f"-{c.precision}")
 
 
 def rows_path(path: str | Path, shard: int) -> Path:

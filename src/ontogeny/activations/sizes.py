@@ -7,6 +7,9 @@ CHUNK_BYTES = 1 << 18  # of a checksummed chunk of rows on disk, at most
 FLETCHER_BYTES = 4  # that HDF5 adds to a chunk for its checksum
 PLACE_BYTES = 16  # of a row's (block, offset) and (previous, current) token, 4 bytes each
 FORWARD_TOKENS = 4096  # positions that a language model runs on at a time, about
+MOST_FORWARD_TOKENS = 65_536  # the same of streamed rows on a GPU, at most
+PASS_BYTES = 1 << 31  # of the rows that one such pass leaves, at most
+STREAMED_WINDOWS = 2  # of rows in a subspace, or of several trainings: a batch may lie in two
 PIECE_ROWS = 4096  # rows that the basis and the projection take at a time, at most
 PIECE_VALUES = 1 << 27  # values of these rows, about: 512 MB as float32
 LEAST_PIECE = 256  # rows that are taken all the same
@@ -30,3 +33,19 @@ def most_dimensions(largest: int | None, dimensions: int | None, width: int) -> 
     if largest is not None:
         return largest
     return max(LEAST_LARGEST, LARGEST_WIDTHS * width, dimensions or 0)
+
+
+def streamed_tokens(gpu: bool, columns: int, item: int) -> int:
+    """Positions that every snapshot runs on at a time where rows are streamed, about.
+
+    On a CPU as many as elsewhere, so that rows have the bits that `extract` would write. A GPU
+    wants more work at a time: as much as PASS_BYTES hold, whatever is free just now.
+
+    Parameters
+    ----------
+    columns : N·D of the sites. item : bytes of a stored activation.
+    """
+    tokens = FORWARD_TOKENS
+    while gpu and tokens < MOST_FORWARD_TOKENS and 2 * tokens * columns * item <= PASS_BYTES:
+        tokens *= 2
+    return tokens

@@ -1,18 +1,33 @@
 """Training rows without files: all snapshots stay on the device, and run when rows are wanted.
 
-The rows, their order and their rounding are those that `extract` would have written, so a training
-that streams them agrees with one that reads them.
+    Stream      snapshots, text and order: computes a window of rows for all its readers at once
+    Streamed    one reader: the rows of a window as some dictionaries want them
+
+A window is computed in passes: every snapshot runs on the same tokens, and each reader keeps what
+it reads of their streams, principal coordinates or all dimensions. Windows stay on the device,
+where batches are gathered from them; the host waits for the device once per window, to learn
+whether every value is finite. Readers that go through the rows side by side (crosscoder/stream.py)
+share these passes.
+
+The rows, their order and, on a CPU, their rounding are those that `extract` would have written, so
+that a training that streams them agrees with one that reads them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+
 import numpy as np
 import torch
+from torch import Tensor
 
+from ontogeny import devices
 from ontogeny.activations import order
 from ontogeny.activations.extract import Snapshot, check_finite
-from ontogeny.activations.rows import RowPaths, across
+from ontogeny.activations.rows import RowPaths, across, parts_of
 from ontogeny.activations.sites import Site
+from ontogeny.activations.sizes import FORWARD_TOKENS, STREAMED_WINDOWS, streamed_tokens
 from ontogeny.activations.store import Stacks
 from ontogeny.activations.subspace import Subspace
 from ontogeny.activations.table import Table
@@ -20,6 +35,125 @@ from ontogeny.corpus.build import Tokens
 from ontogeny.files import InputError
 from ontogeny.progress import bar
 from ontogeny.settings import Settings
+
+
+@dataclass
+class Window:
+    """A window's positions on the device, and where its rows are among them.
+
+    Attributes
+    ----------
+    slots : (R,) the rows in order, as indices into the positions.
+    held : (W·context, ...) what readers keep of each position, by their `keeps`.
+    """
+
+    slots: Tensor
+    held: dict[Hashable, Tensor] = field(default_factory=dict)
+
+
+class Stream:
+    """The snapshots of N sites on the device, which run on each window of text for all readers.
+
+    Parameters
+    ----------
+    settings : activations is used. sites : N sites in the order wanted.
+    paths : snapshots and tokens; norms where their norm is bounded.
+
+    Attributes
+    ----------
+    readers : for which a window is computed; one that is not among them is served alone.
+    windows : how many are held at a time.
+
+    Raises
+    ------
+    InputError : no snapshot, or a damaged one.
+    """
+
+    def __init__(
+        self, settings: Settings, sites: Sequence[Site], paths: RowPaths, device: torch.device
+    ) -> None:
+        assert paths.snapshots is not None, "streamed rows need --snapshots"
+        assert paths.tokens is not None, "streamed rows need --tokens"
+        self.section, self.device, self.sites = settings.activations, device, list(sites)
+        self.text = Tokens(paths.tokens)
+        over = order.above_bound(settings, paths.norms, self.text)
+        self.order = order.Order(self.text, "train", self.section, over)
+        self.readers: list[Streamed] = []
+        self.windows = 1
+        self.models = []
+        steps = list(dict.fromkeys(site.snapshot for site in sites))
+        with bar("snapshots onto the device", len(steps), "snapshots") as progress:
+            for step in steps:
+                folder = paths.snapshots / f"step{step}"
+                self.models.append(Snapshot(settings, folder, step, device))
+                progress.update()
+        self.width, self.stored = self.models[0].width, getattr(torch, self.section.dtype)
+        columns = len(self.sites) * self.width
+        self._tokens = streamed_tokens(device.type == "cuda", columns, self.stored.itemsize)
+        self._held: dict[int, Window] = {}
+
+    def window(self, number: int, reader: Streamed) -> Window:
+        """A window of which a reader has its part, computed unless it is held."""
+        if number not in self._held or reader.keeps not in self._held[number].held:
+            self._held.pop(number, None)
+            while len(self._held) >= self.windows:
+                del self._held[next(iter(self._held))]
+            readers = self.readers if reader in self.readers else [reader]
+            self._held[number] = self._computed(number, readers)
+        return self._held[number]
+
+    def _computed(self, number: int, readers: Sequence[Streamed]) -> Window:
+        """All passes of a window. Raises InputError for a value that its type cannot hold."""
+        blocks, context = self.order.windows[number], self.text.context
+        by_part = {reader.keeps: reader for reader in readers}
+        positions = len(blocks) * context
+        window = Window(devices.sent(self.order.slots(number), self.device))
+        fine = torch.ones(len(by_part), positions, dtype=torch.bool, device=self.device)
+        for keeps, reader in by_part.items():
+            shape = positions, *reader.kept_shape
+            window.held[keeps] = torch.empty(shape, dtype=reader.kept_type, device=self.device)
+        piece = max(1, FORWARD_TOKENS // context) * context  # of a pass, on which readers work
+        first = 0
+        for numbers in order.batches(blocks, context, self._tokens):
+            ids = self.text.take(numbers)
+            x, flat = self._run(ids), ids.ravel()
+            for start in range(0, len(x), piece):
+                rows = slice(first + start, first + min(start + piece, len(x)))
+                part = slice(start, start + piece)
+                for n, (keeps, reader) in enumerate(by_part.items()):
+                    values = reader.kept_of(x[part], flat[part])
+                    window.held[keeps][rows] = values
+                    fine[n, rows] = torch.isfinite(values).flatten(1).all(1)
+            first += len(x)
+        fine = fine[:, window.slots]  # what is left out may be what no type holds
+        if not fine.all():
+            self._explain(number, int((~fine).nonzero()[0, 1]))
+        return window
+
+    def _run(self, ids: np.ndarray) -> Tensor:
+        """(B·T, N, D) on the device as stored, of (B, T) token ids."""
+        shape = (ids.size, len(self.sites), self.width)
+        x = torch.empty(shape, dtype=self.stored, device=self.device)
+        on_device = devices.sent(ids.astype(np.int64), self.device)
+        for model in self.models:
+            values = model.read(ids, on_device)
+            for i, site in enumerate(self.sites):
+                if site.snapshot == model.step:
+                    x[:, i] = values[site.layer, site.stream]
+        return x
+
+    def _explain(self, window: int, row: int) -> None:
+        """Raise InputError that names the site whose value the stored type cannot hold."""
+        number, at = divmod(int(self.order.slots(window)[row]), self.text.context)
+        block = self.order.windows[window][number]
+        first = int(self.order.starts[window]) + row
+        for model in self.models:
+            for key, values in model.read(self.text.take(np.array([block]))).items():
+                check_finite(values[at : at + 1], key, model.step, self.section.dtype, first)
+        raise InputError(
+            f"activations: training row {first} has a principal coordinate that is too large for "
+            "float16; look for an outlier there, or set basis: full"
+        )
 
 
 class Streamed(Stacks):
@@ -31,11 +165,17 @@ class Streamed(Stacks):
     paths : activations (for the scales), snapshots and tokens.
     subspace : rows are projected onto it, if it is given.
     table : taken off the rows, whose scale is then the table's.
+    stream : of these sites, which other readers may share; None makes one.
+
+    Attributes
+    ----------
+    keeps : names the part of a window that this reader reads: the stored rows, or its own.
+    kept_shape, kept_type : of a position there.
 
     Raises
     ------
-    InputError : tokens that the activations are not of; from `read`, a value that its type cannot
-        hold.
+    InputError : tokens that the activations are not of; from `read` and `take`, a value that its
+        type cannot hold.
     """
 
     def __init__(
@@ -46,47 +186,63 @@ class Streamed(Stacks):
         device: torch.device,
         subspace: Subspace | None = None,
         table: Table | None = None,
+        stream: Stream | None = None,
     ) -> None:
-        assert paths.snapshots is not None, "streamed rows need --snapshots"
-        assert paths.tokens is not None, "streamed rows need --tokens"
         super().__init__(paths.activations, sites, None if table is None else table.scales)
-        self._section, self._device, self._text = settings.activations, device, Tokens(paths.tokens)
-        if self._text.digest != self.tokens:
+        self.stream = stream or Stream(settings, sites, paths, device)
+        if self.stream.text.digest != self.tokens:
             raise InputError(
                 f"{paths.activations}: made from other tokens than {paths.tokens}; delete these "
                 "activations to make them again"
             )
-        over = order.above_bound(settings, paths.norms, self._text)
-        self.order = order.Order(self._text, "train", settings.activations, over)
+        self.order = self.stream.order
         self.rows = self.order.rows
         self.shape: tuple[int, ...] = (len(sites), self.width)
-        self._stored = self._dtype = getattr(torch, settings.activations.dtype)
-        self._windows: dict[int, torch.Tensor] = {}
-        self._most = 1  # windows in memory
-        self._tokens: tuple[int, np.ndarray] = -1, np.zeros(0)  # of one window
-        self._table = table
+        self.keeps: Hashable = "stored"
+        self.kept_shape: tuple[int, ...] = self.shape
+        self.kept_type = self.stream.stored
+        self._device, self._table = device, table
+        self._scale: tuple[np.ndarray, Tensor] = self.scales, self._by_site(self.scales)
+        if table is not None:
+            self._values = torch.from_numpy(table.values).to(device, torch.float16)
+        self._tokens: tuple[int, np.ndarray] = -1, np.zeros(0)  # of one window, as the next
+        self._entry: tuple[int, Tensor] = -1, torch.zeros(0)
         self._project = None
         if subspace is not None:
-            self.shape, self._dtype = (subspace.dimensions,), torch.float16
-            self._most = 2  # a batch may lie in two
-            self._project = subspace.projection(device)
-            self._scales = torch.from_numpy(self.scales).to(device)[:, None]
-            if table is not None:
-                self._values = torch.from_numpy(table.values).to(device, torch.float16)
-        steps = list(dict.fromkeys(site.snapshot for site in sites))
-        self._models = []
-        with bar("snapshots onto the device", len(steps), "snapshots") as progress:
-            for step in steps:
-                folder = paths.snapshots / f"step{step}"
-                self._models.append(Snapshot(settings, folder, step, device))
-                progress.update()
+            self.keeps, self._project = id(self), subspace.projection(device)
+            self.shape = self.kept_shape = (subspace.dimensions,)
+            self.kept_type = torch.float16
+            if stream is None:
+                self.stream.windows = STREAMED_WINDOWS
+
+    def _by_site(self, scales: np.ndarray) -> Tensor:
+        return torch.from_numpy(scales).to(self._device)[:, None]
+
+    @property
+    def _scales(self) -> Tensor:
+        """(N, 1) on the device: of `scales`, which may be replaced."""
+        if self._scale[0] is not self.scales:
+            self._scale = self.scales, self._by_site(self.scales)
+        return self._scale[1]
+
+    def kept_of(self, x: Tensor, ids: np.ndarray) -> Tensor:
+        """(P, *kept_shape) on the device, of stored rows (P, N, D) and their (P,) token ids."""
+        if self._project is None:
+            return x
+        x = x.float() * self._scales
+        if self._table is not None:
+            self._take_off(x, devices.sent(self._table.entry(ids), self._device))
+        return self._project(x)
+
+    def take(self, start: int, stop: int) -> Tensor:
+        """Rows [start, stop), (stop − start, *shape) float32 on the device."""
+        parts = [self._take(*part) for part in parts_of(self.order.starts, start, stop)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Rows [start, stop), (stop − start, *shape) float32."""
-        rows = across(self.order.starts, start, stop, self._read)
-        if self._table is None or self._project is not None:
-            return rows
-        return self._table.off(rows, self.tokens_at(start, stop)[:, 1])
+        """Rows [start, stop), (stop − start, *shape) float32, in the host's memory."""
+        rows: np.ndarray = self.take(start, stop).cpu().numpy()
+        return rows
 
     def tokens_at(self, start: int, stop: int) -> np.ndarray:
         """Previous and current token of rows [start, stop), (stop − start, 2); −1 is none."""
@@ -97,58 +253,19 @@ class Streamed(Stacks):
             self._tokens = window, self.order.token(window)
         return self._tokens[1][start:stop]
 
-    def _read(self, window: int, start: int, stop: int) -> np.ndarray:
-        if window not in self._windows:
-            while len(self._windows) >= self._most:
-                del self._windows[next(iter(self._windows))]
-            self._windows[window] = self._computed(window)
-        stored = self._windows[window][start:stop].numpy()
+    def _take(self, number: int, start: int, stop: int) -> Tensor:
+        window = self.stream.window(number, self)
+        rows = window.held[self.keeps][window.slots[start:stop]].float()
         if self._project is not None:
-            return np.asarray(stored, np.float32)
-        return np.multiply(stored, self.scales[:, None], dtype=np.float32)
-
-    def _computed(self, window: int) -> torch.Tensor:
-        """A window's rows in order, (R, *shape) on the CPU, as they would be stored."""
-        numbers, context = self.order.windows[window], self._text.context
-        held = torch.empty(len(numbers) * context, *self.shape, dtype=self._dtype)
-        first = 0
-        for blocks in order.batches(numbers, context):
-            ids = self._text.take(blocks)
-            x = self._run(ids)
-            if self._project is not None:
-                x = x.float() * self._scales
-                if self._table is not None:
-                    entry = torch.from_numpy(self._table.entry(ids.ravel())).to(self._device)
-                    x -= self._values[:, entry].transpose(0, 1)
-                x = self._project(x)
-            held[first : first + len(x)] = x
-            first += len(x)
-        rows = held[torch.from_numpy(self.order.slots(window))]
-        fine = torch.isfinite(rows).flatten(1).all(1)
-        if not fine.all():
-            self._explain(window, int((~fine).nonzero()[0]))
+            return rows
+        rows *= self._scales
+        if self._table is not None:
+            if self._entry[0] != number:
+                entry = self._table.entry(self.order.token(number)[:, 1])
+                self._entry = number, devices.sent(entry, self._device)
+            self._take_off(rows, self._entry[1][start:stop])
         return rows
 
-    def _run(self, ids: np.ndarray) -> torch.Tensor:
-        """(B·T, N, D) on the device as stored, of (B, T) token ids."""
-        shape = (ids.size, len(self.sites), self.width)
-        x = torch.empty(shape, dtype=self._stored, device=self._device)
-        for model in self._models:
-            values = model.read(ids)
-            for i, site in enumerate(self.sites):
-                if site.snapshot == model.step:
-                    x[:, i] = values[site.layer, site.stream]
-        return x
-
-    def _explain(self, window: int, row: int) -> None:
-        """Raise InputError that names the site whose value the stored type cannot hold."""
-        number, at = divmod(int(self.order.slots(window)[row]), self._text.context)
-        block = self.order.windows[window][number]
-        first = int(self.order.starts[window]) + row
-        for model in self._models:
-            for key, values in model.read(self._text.take(np.array([block]))).items():
-                check_finite(values[at : at + 1], key, model.step, self._section.dtype, first)
-        raise InputError(
-            f"activations: training row {first} has a principal coordinate that is too large for "
-            "float16; look for an outlier there, or set basis: full"
-        )
+    def _take_off(self, rows: Tensor, entry: Tensor) -> None:
+        """Normalised rows (P, N, D), less what the table says of their tokens, in place."""
+        rows -= self._values[:, entry].transpose(0, 1)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ontogeny import lineage, registry, running
+from ontogeny import lineage, registry, running, streams
 from ontogeny.activations import cost as of_rows
 from ontogeny.activations.sizes import PLACE_BYTES
 from ontogeny.corpus.sizes import chunk_blocks
@@ -171,6 +171,9 @@ class _Pass:
         yield self.costed("token_table", tables, gpu=True)
         for sites, name in self.map.bases(self.of).items():
             yield from self.basis(sites, self.of[name])
+        for stream in streams.of(self.map):
+            if self.streamed(stream):
+                yield self.stream(stream)
         for name in self.of:
             yield self.train(name)
         for name in self.of:
@@ -395,13 +398,39 @@ class _Pass:
         done = [weights.there > 0 for weights in files]
         logged = -(-chosen.steps // LOG_EVERY) * 19 * (11 + of.outputs)
         files += [file("crosscoders", path, logged) for path in self.map.seeds_of("metrics", name)]
-        if not all(done):
+        if not all(done) and not self.sizes.streamed:
             state = self.map.path("state", crosscoder=name, seed=chosen.seeds[0], digest="")
             files.append(file("crosscoders", state, of_training.state(of), stays=False))
-        job = of_training.train(self.sizes, of)
         at_most = assumed or not (of.known and self.sizes.exact)
-        jobs = [(job, each) for each in done]
+        if self.sizes.streamed:
+            jobs = [(of_training.taken(self.sizes, of), each) for each in done]
+            return self.line("train", jobs, files, name, at_most=at_most, on_host=True)
+        jobs = [(of_training.train(self.sizes, of), each) for each in done]
         return self.line("train", jobs, files, name, threads=chosen.threads, at_most=at_most)
+
+    def streamed(self, stream: str) -> list[tuple[str, int]]:
+        """The trainings of a stream, of this bill's dictionaries."""
+        return [each for each in streams.trainings(self.map, stream) if each[0] in self.of]
+
+    def stream(self, stream: str) -> Line:
+        """Training of the dictionaries that share a stream of rows, so many at a time."""
+        every = self.streamed(stream)
+        most = self.settings.activations.together or len(every)
+        jobs: list[tuple[Job, bool]] = []
+        for start in range(0, len(every), most):
+            part = every[start : start + most]
+            left = [name for name, seed in part if not streams.made(self.map, name, seed)]
+            chosen = [self.of[name] for name in left or [name for name, _ in part]]
+            jobs.append((of_training.stream(self.sizes, chosen), not left))
+        of = [self.of[name] for name, _ in every]
+        at_most = not (self.sizes.exact and all(each.known for each in of))
+        threads = max(each.crosscoder.threads for each in of)
+        unfinished = [self.of[n] for n, seed in every if not streams.made(self.map, n, seed)]
+        size = sum(of_training.state(each) + each.tensors for each in unfinished)  # results wait
+        files = [
+            file("crosscoders", self.map.path("stream_state", stream=stream), size, stays=False)
+        ]
+        return self.line("stream", jobs, files, stream, threads=threads, at_most=at_most)
 
 
 def file(kind: str, path: Path, size: float, stays: bool = True) -> File:

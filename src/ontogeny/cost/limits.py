@@ -62,7 +62,7 @@ def _disk_faults(planned: Bill) -> Iterator[str]:
 
 def _mend(line: Line, term: str) -> tuple[str, str] | None:
     """The key to lower for a term of memory, and how; None if there is none."""
-    known = mends("memory") | (mends("pretrain") if line.stage == "pretrain" else {})
+    known = mends("memory") | (mends(line.stage) if line.stage in ("pretrain", "stream") else {})
     keys = [factor for factor in term.split(" * ") if "." in factor]
     if term not in known and keys:
         return keys[0], f"lower {keys[0]}"

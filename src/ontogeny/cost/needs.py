@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ontogeny import registry
+from ontogeny import registry, streams
 from ontogeny.cost import bill, machines
 from ontogeny.cost.machines import Machine, Rates
 from ontogeny.cost.terms import Job
@@ -105,11 +105,17 @@ def table(experiment: Experiment) -> dict[str, Needs]:
         if not settings.snapshots.remote_code:
             raise
         return {}
-    return {
+    jobs = {
         line.name: asked(
             line.job, machines.seconds(line.job.work, speed, line.threads, line.on_host), gpu
         )
         for line in lines
+    }
+    # The first job of a stream trains for all of them, and any may be the first.
+    return jobs | {
+        f"train {name}": jobs[f"stream {stream}"]
+        for stream, names in streams.of(experiment).items()
+        for name in names
     }
 
 

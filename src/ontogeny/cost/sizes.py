@@ -186,7 +186,11 @@ class Sizes:
 
     @property
     def batch(self) -> int:
-        return max(1, FORWARD_TOKENS // self.context) * self.context
+        return self.pass_of(FORWARD_TOKENS)
+
+    def pass_of(self, tokens: int) -> int:
+        """Positions of a forward pass of about so many: some whole blocks."""
+        return max(1, tokens // self.context) * self.context
 
     @property
     def last(self) -> int:

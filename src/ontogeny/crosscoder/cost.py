@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ontogeny.activations import cost as of_rows
+from ontogeny.activations.sizes import STREAMED_WINDOWS
 from ontogeny.cost.sizes import Dictionary, Sizes
 from ontogeny.cost.terms import Job, Terms, Work, base, job
 from ontogeny.crosscoder.sizes import (
@@ -126,21 +128,26 @@ def on_device(sizes: Sizes, dictionary: Dictionary) -> Terms:
 def streamed_positions(sizes: Sizes, dictionary: Dictionary) -> float:
     """Positions that a streamed training sends through every snapshot.
 
-    A window is computed at each visit, unless it is still held: two of a subspace's rows are, one
-    of all dimensions' rows. There the mean row costs a pass of its own.
+    A window is computed at each visit, unless it is still held. The mean row of all dimensions
+    costs a pass of its own, unless all windows are held.
     """
-    total, reduced, chosen = sizes.positions, dictionary.principal, dictionary.crosscoder
-    if sizes.windows <= (2 if reduced else 1):
+    total, chosen = float(sizes.positions), dictionary.crosscoder
+    if sizes.windows <= STREAMED_WINDOWS:
         return total
     batches = chosen.steps + measured_batches(chosen.activation, chosen.steps)
     visits = math.ceil(batches * chosen.batch_rows / max(1, sizes.rows) * sizes.windows)
-    return visits * total / sizes.windows + (
-        total if chosen.basis == "full" and chosen.center else 0
-    )
+    return visits * total / sizes.windows + _mean_positions(sizes, dictionary)
+
+
+def _mean_positions(sizes: Sizes, dictionary: Dictionary) -> float:
+    """Positions that a streamed training sends through every snapshot for the mean row alone."""
+    chosen = dictionary.crosscoder
+    alone = chosen.basis == "full" and chosen.center and sizes.windows > STREAMED_WINDOWS
+    return float(sizes.positions * alone)
 
 
 def train(sizes: Sizes, dictionary: Dictionary) -> Job:
-    """One training, of one seed, on as many devices as it has."""
+    """One training of cached rows, of one seed, on as many devices as it has."""
     ranks = dictionary.crosscoder.devices
     whole = _train(sizes, dictionary)
     if ranks == 1:
@@ -172,7 +179,7 @@ def _messages(dictionary: Dictionary) -> float:
 
 
 def _train(sizes: Sizes, dictionary: Dictionary) -> Job:
-    """The same on one device."""
+    """The same on one device; of streamed rows, all but what the stream does and holds."""
     chosen, F = dictionary.crosscoder, dictionary.F
     B, A, columns = chosen.batch_rows, dictionary.aux, dictionary.columns
     dense, over = step_flops(dictionary, sizes.gpu, A)
@@ -187,10 +194,13 @@ def _train(sizes: Sizes, dictionary: Dictionary) -> Job:
     logged = 0.0
     if dictionary.principal:
         logged = 4.0 * B * dictionary.O * dictionary.n_out * chosen.steps / LOG_EVERY
-    host: Terms = {"batches read ahead": of_rows.AHEAD * 4.0 * B * columns, "compiler": 0.5e9}
+    host: Terms = {"compiler": 0.5e9}
+    if not sizes.streamed:
+        host["batches read ahead"] = of_rows.AHEAD * 4.0 * B * columns
     begins = 6.0 * F * (dictionary.I + dictionary.O) * (1 if sizes.gpu else 0.5)
     ends = float(dictionary.full) + dictionary.tensors * (1 + sizes.gpu)
     host["weights as they begin" if begins > ends else "full decoders, to save"] = max(begins, ends)
+    host["states, to save"] = float(state(dictionary))
     host |= of_rows.table(dictionary)
     device = on_device(sizes, dictionary)
     item = {"principal": 2 * columns, "full": sizes.item * columns}
@@ -208,29 +218,85 @@ def _train(sizes: Sizes, dictionary: Dictionary) -> Job:
         host_moved=2 * rows,
         read=rows + mean,
     )
-    if not sizes.streamed:
-        return job(sizes.gpu, work, host, device)
-    same = chosen.outputs in (None, chosen.inputs)
-    n = dictionary.n_in if same else dictionary.n_in + dictionary.n_out
-    R = dictionary.dimensions
-    positions = streamed_positions(sizes, dictionary)
-    projected = positions if dictionary.principal else batches * B
-    work = replace(
-        work,
-        forward=of_rows.streamed_flops(sizes, positions, dictionary.snapshots),
-        products=work.products + of_rows.project_flops(projected, n, R or 0),
-        read=dictionary.snapshots * sizes.model.parameters * sizes.file_bytes,
-    )
-    if R is None or not dictionary.principal:
-        host |= of_rows.window_buffers(sizes.window * n, sizes.item, 0)
-    else:
-        host |= of_rows.window_buffers(sizes.window * R, 2, min(sizes.windows, 2) - 1)
-        if sizes.gpu:  # the data has the directions, and the projection has its own
-            device["directions"] *= 2
-            host["directions"] = 4.0 * dictionary.n_in * R
-    host |= of_rows.loading(sizes)
-    held = R if dictionary.principal else None
-    device |= of_rows.streams_memory(sizes, n, dictionary.snapshots, held)
-    if held and dictionary.table:
-        device["token table"] = dictionary.table / 2
     return job(sizes.gpu, work, host, device)
+
+
+# Streamed rows
+
+
+def stream(sizes: Sizes, trainings: Sequence[Dictionary]) -> Job:
+    """Trainings that share a stream of rows: every snapshot runs once for all of them.
+
+    Parameters
+    ----------
+    trainings : the dictionary of each; seeds of one are the same object.
+    """
+    each = [_train(sizes, dictionary) for dictionary in trainings]
+    every = {id(dictionary): dictionary for dictionary in trainings}.values()
+    first = trainings[0]
+    columns = first.n_in + (0 if _same(first) else first.n_out)
+    visits = max(streamed_positions(sizes, of) - _mean_positions(sizes, of) for of in every)
+    positions = visits + sum(_mean_positions(sizes, of) for of in every)
+    projected = sum(_projected(sizes, of, visits, trainings) for of in every)
+    work = replace(
+        each[0].work,
+        forward=of_rows.streamed_flops(sizes, positions, first.snapshots),
+        read=first.snapshots * sizes.model.parameters * sizes.file_bytes,
+        **{
+            key: sum(getattr(one.work, key) for one in each)
+            for key in ("pairs", "moved", "host_moved", "written", "compiled")
+        },
+    )
+    work = replace(work, products=sum(one.work.products for one in each) + projected)
+    # Trainings take turns: what a step makes is there once, what a training keeps for each.
+    host = _together([one.host for one in each], {"states, to save"}) | of_rows.loading(sizes)
+    kept = {"weights", "gradients", "moments", "silent rows"}
+    device = _together([one.device for one in each], kept)
+    device["directions"] = sum(_train(sizes, of).device["directions"] for of in every)
+    principal = [of for of in every if of.principal]
+    if sizes.gpu and principal:  # the data has the directions, and the projection has its own
+        own = sum(4.0 * of.n_in * (of.dimensions or 0) for of in principal)
+        device["directions"] += own
+        host["directions"] = own
+    kept_dimensions = [of.dimensions if of.principal else None for of in every]
+    largest = max(of.crosscoder.batch_rows for of in every)
+    windows = STREAMED_WINDOWS + int((largest - 1) * sizes.windows // max(1, sizes.rows))
+    device |= of_rows.streams_memory(sizes, columns, first.snapshots, kept_dimensions, windows)
+    if not sizes.gpu:  # a pass and a step take turns; a GPU's allocator may keep what both had
+        passing = [term for term in device if "forward pass" in term]
+        stepping = ["batch", "pre-activations", "pairs", "AuxK"]
+        smaller = min(passing, stepping, key=lambda terms: sum(device.get(t, 0) for t in terms))
+        device = {term: size for term, size in device.items() if term not in smaller}
+    tables = sum(of.table for of in every)
+    if tables:
+        host["token table"] = 1.6 * tables
+        device["token table"] = tables / 2
+    return Job(work, host, device)
+
+
+def _same(dictionary: Dictionary) -> bool:
+    return dictionary.crosscoder.outputs in (None, dictionary.crosscoder.inputs)
+
+
+def _projected(
+    sizes: Sizes, of: Dictionary, positions: float, trainings: Sequence[Dictionary]
+) -> float:
+    """Operations of projecting a dictionary's rows: once for all seeds, or each of its batches."""
+    rows, chosen = positions, of.crosscoder
+    if chosen.basis == "hybrid":
+        batches = chosen.steps + measured_batches(chosen.activation, chosen.steps)
+        rows = float(batches * chosen.batch_rows * sum(each is of for each in trainings))
+    return of_rows.project_flops(rows, of.n_in, of.dimensions or 0)
+
+
+def _together(terms: Sequence[Terms], added: set[str]) -> Terms:
+    """The largest of each term; of those that each training has for itself, the sum."""
+    names = dict.fromkeys(name for each in terms for name in each)
+    values = {name: [each.get(name, 0.0) for each in terms] for name in names}
+    return {name: sum(v) if name in added else max(v) for name, v in values.items()}
+
+
+def taken(sizes: Sizes, dictionary: Dictionary) -> Job:
+    """The job that brings a result of a stream into its place."""
+    size = float(dictionary.tensors)
+    return Job(Work(read=2 * size, written=size, starts=0.5), base(False)[0])

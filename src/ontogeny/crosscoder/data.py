@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ontogeny.activations import feed
 from ontogeny.activations.rows import RowPaths, Rows
-from ontogeny.activations.sites import Site
+from ontogeny.activations.sites import Site, expand
 from ontogeny.activations.store import Stacks, check_varies
+from ontogeny.activations.streamed import Stream
 from ontogeny.activations.subspace import Subspace
 from ontogeny.crosscoder.losses import Out
 from ontogeny.files import InputError, digest_value
@@ -51,8 +52,13 @@ def spread(tensor: Tensor, there: Tensor, dim: int = 0) -> Tensor:
 class Data:
     """A training's rows, how they split into inputs and targets, and its constants.
 
+    Parameters
+    ----------
+    stream : that others read too, where rows are streamed.
+
     Attributes
     ----------
+    c : the crosscoder's settings. every_input, every_output : its sites.
     inputs, outputs : the N sites that vary. A training never sees a site that is constant: features
         are absent there, and `complete` puts it back.
     sources : the training rows, less the token table where the crosscoder has one: coordinates in
@@ -71,14 +77,16 @@ class Data:
         self,
         settings: Settings,
         c: Crosscoder,
-        inputs: list[Site],
-        outputs: list[Site],
         paths: RowPaths,
         device: torch.device,
+        stream: Stream | None = None,
     ) -> None:
-        every_input, every_output = inputs, outputs
-        inputs, self._there_in = varying(paths, inputs)
-        outputs, self._there_out = varying(paths, outputs)
+        steps = settings.snapshots.chosen
+        every_input = expand(c.inputs, steps)
+        every_output = every_input if c.outputs is None else expand(c.outputs, steps)
+        self.c, self.every_input, self.every_output = c, every_input, every_output
+        inputs, self._there_in = varying(paths, every_input)
+        outputs, self._there_out = varying(paths, every_output)
         self.inputs, self.outputs = inputs, outputs
         stacks = Stacks(paths.activations, inputs)
         self.device, self.width, self.tokens = device, stacks.width, stacks.tokens
@@ -104,11 +112,10 @@ class Data:
             mean = torch.from_numpy(subspace.mean)
             # Where rows are computed when they are wanted, they are projected here (split).
             if c.basis == "principal" or settings.activations.mode == "cached":
-                self.sources = [
-                    feed.principal_rows(settings, inputs, subspace, paths, device, table)
-                ]
+                given = settings, inputs, subspace, paths, device, table, stream
+                self.sources = [feed.principal_rows(*given)]
         if c.basis != "principal":
-            rows = feed.site_rows(settings, self._sites, paths, device, table)
+            rows = feed.site_rows(settings, self._sites, paths, device, table, stream)
             self.sources.append(rows)
             if c.basis == "full" and c.center:
                 mean = self._mean_of(rows, c.batch_rows)
@@ -160,6 +167,31 @@ class Data:
                 f"activations{self.name_of(column)}: a value in row "
                 f"{(first + row) % self.rows}{where} is not finite; make these activations again"
             )
+
+    def fault(self, key: str, step: int, stays: str) -> InputError:
+        """What to tell of a step, from 1, whose loss or weights are not finite: rows, site, mend.
+
+        Parameters
+        ----------
+        key : the setting to lower. stays : what to add on the state that is kept.
+        """
+        size, rows = self.c.batch_rows, self.rows
+        batch, first = self.stored(size, step - 1), (step - 1) * size % rows
+        self.check(batch, first, f", at step {step}")
+        x, _ = next(self.batches(size, step - 1, step))
+        wrong = (~torch.isfinite(x)).any(1).nonzero()
+        if len(wrong):
+            row = (first + int(wrong[0])) % rows
+            return InputError(
+                f"activations: training row {row} has a principal coordinate that is too large for "
+                "float16; look for an outlier there, or set basis: full"
+            )
+        row, column = divmod(int(batch.abs().argmax()), batch.shape[1])
+        return InputError(
+            f"{key}: the loss is not finite at step {step} (rows {first} to "
+            f"{(first + size - 1) % rows}; the largest activation is in row "
+            f"{(first + row) % rows}{self.name_of(column)}); lower it{stays}"
+        )
 
     def _split(self, parts: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """(x, target) of a batch of each source."""

@@ -1,7 +1,7 @@
 """Sizes that the crosscoder's stages and the formulas of their cost share, without torch."""
 
 LOG_EVERY = 50  # steps from one look at the losses, the dead and the weights to the next
-SAVE_EVERY = 250  # steps from one state to the next
+SAVE_SECONDS = 60.0  # from one state to the next, at least
 NORM_GRID = [round(10 ** (e / 8), 4) for e in range(-20, 5)]  # decoder norms to begin with, by √N
 JUDGED_ROWS = 128  # that the norm to begin with is chosen on
 ROOM = 3  # candidates that a GPU looks at, for each active feature of a token

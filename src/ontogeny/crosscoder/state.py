@@ -1,11 +1,19 @@
-"""Everything that changes while a crosscoder trains, and the file that a training resumes from."""
+"""Everything that changes while a crosscoder trains, and the file that trainings resume from.
+
+A file may hold the states of several trainings that go on together (stream.py), each under its own
+key: it is written whole or not at all, so that they are never of different times. A thread writes
+it from a copy while the trainings go on.
+"""
 
 from __future__ import annotations
 
 import json
-import sys
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -16,7 +24,10 @@ from ontogeny import digests
 from ontogeny.crosscoder import model
 from ontogeny.crosscoder.optimizer import Adam
 from ontogeny.crosscoder.ranks import Ranks
+from ontogeny.crosscoder.sizes import SAVE_SECONDS
 from ontogeny.files import BROKEN, InputError, one_line, open_hdf5, whole_hdf5
+
+FILE = "state.h5"
 
 
 @dataclass
@@ -67,8 +78,8 @@ class Progress:
         moments = {f"{moment}.{i}" for i in trained for moment in ("first", "second")}
         return moments | set(self.weights.named()) - {"b_dec"}
 
-    def save(self, folder: Path) -> None:
-        """Write state.h5, whole or not at all, in place of the one before. All ranks call it.
+    def copied(self) -> State | None:
+        """A copy of this state in the host's memory, on rank 0. All ranks call it.
 
         Ranks' features are gathered a tensor at a time, so that any number of ranks can resume.
         bfloat16 is kept as its bits: NumPy and HDF5 have no such type.
@@ -77,43 +88,41 @@ class Progress:
         if self.ranks.rank:
             for name in sorted(shared):
                 self.ranks.gathered(self.tensors()[name])
-            return
-        with whole_hdf5(folder / "state.h5") as file:
-            for name, tensor in sorted(self.tensors().items()):
-                every = self.ranks.gathered(tensor) if name in shared else tensor.cpu()
-                file[name] = _bits(every).numpy()
-            about = {"step": self.step, "aux": self.aux, "data": self.data}
-            file.attrs.update(about | {"log": json.dumps(self.log)})
+            return None
+        tensors = {}
+        for name, tensor in sorted(self.tensors().items()):
+            every = self.ranks.gathered(tensor) if name in shared else tensor.cpu()
+            own = every.data_ptr() == tensor.data_ptr()
+            tensors[name] = _bits(every.clone() if own else every).numpy()
+        about = {"step": self.step, "aux": self.aux, "data": self.data}
+        return State(tensors, about | {"log": json.dumps(self.log)})
 
-    def resume(self, folder: Path) -> None:
+    def resume(self, folder: Path, key: str = "/") -> None:
         """Read the folder's state into place, each rank its share, if it is of the same rows.
 
-        A damaged state is not used: one line says so, and training starts again.
+        Parameters
+        ----------
+        folder : with a file that is not `damaged`. key : of the training.
 
         Raises
         ------
-        InputError : it is damaged, which shows only as it is read.
+        InputError : the file is damaged, which shows only as it is read.
         """
         if not kept(folder):
             return
-        path = folder / "state.h5"
-        for _, wrong in digests.faults(path):
-            if self.ranks.rank == 0:
-                print(f"{path}: {wrong}; training starts again", file=sys.stderr)
-            return
         try:
-            with open_hdf5(path) as file:
-                if file.attrs["data"] == self.data:
-                    self._read(file)
+            with open_hdf5(folder / FILE) as file:
+                if key in file and file[key].attrs["data"] == self.data:
+                    self._read(file[key])
         except InputError:
             raise
         except BROKEN as error:
             why = one_line(error, 200)
             raise InputError(
-                f"{path}: damaged ({why}); delete it to train from the beginning"
+                f"{folder / FILE}: damaged ({why}); delete it to train from the beginning"
             ) from None
 
-    def _read(self, file: h5py.File) -> None:
+    def _read(self, file: h5py.Group) -> None:
         shared = self.shared()
         for name, tensor in self.tensors().items():
             stored = file[name]
@@ -137,9 +146,86 @@ class Progress:
         return self.ranks.agree(fine and self.failed.item() < 0, self.silent.device)
 
 
+@dataclass(frozen=True)
+class State:
+    """A copy of a training's state: its tensors, by name, and attributes."""
+
+    tensors: Mapping[str, np.ndarray]
+    about: Mapping[str, Any]
+
+
+class Saver:
+    """Saves the states of trainings, now and then, from a thread that writes copies of them.
+
+    Used in a `with` statement, at whose end the last state is written. An error of the thread is
+    raised there, or by the next `save`.
+
+    Parameters
+    ----------
+    folder : of the one file that holds them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._pool = ThreadPoolExecutor(1, "state")
+        self._writing: Future[None] | None = None
+        self._last = time.monotonic()
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._pool.shutdown()
+        if kind is None:
+            self.wait()
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to save: some time has passed, and the last state is written."""
+        busy = self._writing is not None and not self._writing.done()
+        return not busy and time.monotonic() - self._last >= SAVE_SECONDS
+
+    def save(self, trainings: Mapping[str, Progress]) -> None:
+        """Copy the states and have them written, by key, in place of the ones before.
+
+        All ranks call it. A training alone has the key "/".
+        """
+        self.wait()
+        states = {key: now.copied() for key, now in trainings.items()}
+        mine = {key: state for key, state in states.items() if state is not None}
+        if mine:
+            self._writing = self._pool.submit(_write, self.folder / FILE, mine)
+        self._last = time.monotonic()
+
+    def wait(self) -> None:
+        """Wait until the last state is written, and raise what went wrong."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+
+def _write(path: Path, states: Mapping[str, State]) -> None:
+    with whole_hdf5(path) as file:
+        for key, state in states.items():
+            group = file.require_group(key)
+            for name, values in state.tensors.items():
+                group[name] = values
+            group.attrs.update(state.about)
+
+
 def kept(folder: Path) -> bool:
     """Whether a folder holds a state."""
-    return (folder / "state.h5").exists()
+    return (folder / FILE).exists()
+
+
+def damaged(folder: Path) -> str:
+    """A line on a folder's state that is not as it was written; '' where it is, or there is none.
+
+    A damaged state is not used, and training starts again.
+    """
+    for _, wrong in digests.faults(folder / FILE) if kept(folder) else ():
+        return f"{folder / FILE}: {wrong}; training starts again"
+    return ""
 
 
 def _bits(tensor: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ A step is a loss of losses.py with its gradients, and Adam: two compiled graphs,
 core in C++ (native.py), which moves the decoder as it goes, and Adam of the rest. On a CPU a
 training resumes from its own state folder and ends bit for bit where an unbroken one ends. Several
 processes may share one training (ranks.py): each then runs `train`, and rank 0 writes what comes
-out.
+out. Several trainings may share one process, and go on side by side (stream.py): each is a
+`Session`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from torch import Tensor
 
 from ontogeny import devices
 from ontogeny.activations.rows import RowPaths
-from ontogeny.activations.sites import expand
 from ontogeny.crosscoder import losses, model, native, pairs
 from ontogeny.crosscoder.data import Data
 from ontogeny.crosscoder.optimizer import Adam, corrected
@@ -32,11 +32,10 @@ from ontogeny.crosscoder.sizes import (
     LOG_EVERY,
     NORM_GRID,
     ROOM,
-    SAVE_EVERY,
     measured_batches,
 )
-from ontogeny.crosscoder.state import Progress, kept
-from ontogeny.files import InputError, write_table
+from ontogeny.crosscoder.state import Progress, Saver, damaged, kept
+from ontogeny.files import write_table
 from ontogeny.progress import bar
 from ontogeny.settings import Crosscoder, Settings
 from ontogeny.version import VERSION
@@ -308,27 +307,122 @@ def _look(now: Progress, c: Crosscoder) -> None:
     now.ranks.make_room(now.silent.device)
 
 
-def _fault(key: str, now: Progress, c: Crosscoder, data: Data, state: Path) -> InputError:
-    """What to tell of a loss or weight that is not finite: step, rows, snapshot, mend."""
-    step = int(now.failed) if int(now.failed) > 0 else now.step
-    batch, rows = data.stored(c.batch_rows, step - 1), data.rows
-    first = (step - 1) * c.batch_rows % rows
-    data.check(batch, first, f", at step {step}")
-    x, _ = next(data.batches(c.batch_rows, step - 1, step))
-    wrong = (~torch.isfinite(x)).any(1).nonzero()
-    if len(wrong):
-        row = (first + int(wrong[0])) % rows
-        return InputError(
-            f"activations: training row {row} has a principal coordinate that is too large for "
-            "float16; look for an outlier there, or set basis: full"
+class Session:
+    """One training, as far as it has come.
+
+    Parameters
+    ----------
+    settings : the whole experiment; `name` and `seed` choose the crosscoder.
+    ranks : this process among those that share the training.
+
+    Attributes
+    ----------
+    c : the crosscoder's settings. now : all that changes, which may be resumed before `start`.
+    """
+
+    def __init__(
+        self, settings: Settings, name: str, seed: int, data: Data, ranks: Ranks | None = None
+    ) -> None:
+        self.settings, self.name, self.seed, self.data = settings, name, seed, data
+        self.c, self.ranks = data.c, ranks or Ranks()
+        self.training = Training(self.c, data, len(data.outputs), self.ranks)
+        self.now = self.training.begin(seed)
+
+    def start(self) -> None:
+        """Go on from where `now` stands."""
+        now, c = self.now, self.c
+        _look(now, c)
+        self._began, self._began_at = time.monotonic(), now.step
+        self._batches = self.data.batches(c.batch_rows, now.step, c.steps)
+        rows = now.step * c.batch_rows, c.steps * c.batch_rows
+        what = f"train {self.name} seed {self.seed}"
+        self._shown = bar(what, rows[1], "rows", initial=rows[0], hidden=self.ranks.rank > 0)
+
+    @property
+    def row(self) -> int:
+        """The first row of the next batch, counted without end."""
+        return self.now.step * self.c.batch_rows
+
+    @property
+    def over(self) -> bool:
+        """Whether all steps are done."""
+        return self.now.step >= self.c.steps
+
+    def step(self, state: Path) -> bool:
+        """Take one step, and return whether the training was looked at after it.
+
+        Parameters
+        ----------
+        state : folder that a fault names if it holds a state.
+
+        Raises
+        ------
+        InputError : the loss is not finite.
+        """
+        now, c = self.now, self.c
+        x, target = next(self._batches)
+        rate = self.training.rate(now.step)
+        out = self.training.advance(now, x, target, rate)
+        self._shown.update(len(x))
+        if now.step % LOG_EVERY and not self.over:
+            return False
+        if not now.finite:
+            key = self.settings.key_of(self.name, "learning_rate")
+            failed = int(now.failed) if int(now.failed) > 0 else now.step
+            stays = f"; the last good state stays in {state}" if kept(state) else ""
+            raise self.data.fault(key, failed, stays)
+        _look(now, c)
+        if self.ranks.rank == 0:
+            seconds = time.monotonic() - self._began
+            row = _report(now, c, self.data, out, target) | {
+                "learning_rate": rate,
+                "rows_per_second": (now.step - self._began_at) * c.batch_rows / seconds,
+                "bytes_per_parameter": now.optimizer.bytes_per_parameter,
+            }
+            now.log.append(row)
+            self._shown.set_postfix_str(
+                f"EV {row['explained_variance']:.3f}, dead {row['dead_fraction']:.0%}"
+            )
+        return True
+
+    def finish(self, output: str | Path) -> None:
+        """Write the crosscoder; all ranks call it, and rank 0 writes."""
+        now, c, data = self.now, self.c, self.data
+        self._shown.close()
+        if measured_batches(c.activation, c.steps):
+            self.training.measure_threshold(now)
+        weights = now.whole_weights()
+        if self.ranks.rank > 0:
+            return
+        ended = now.l0.item()
+        if c.l0 is not None and abs(ended / c.l0 - 1) > L0_MISSED:
+            print(
+                f"{self.settings.key_of(self.name, 'l0')}: L0 ended at {ended:.1f} instead of "
+                f"{c.l0:g}; a penalty can lower L0 but not raise it: set a lower l0, or train for "
+                "longer",
+                file=sys.stderr,
+            )
+        about = model.Description(
+            activation=c.activation,
+            gate=c.gate,
+            features=c.features,
+            width=data.width,
+            inputs=[(site.snapshot, site.layer, site.stream) for site in data.every_input],
+            outputs=[(site.snapshot, site.layer, site.stream) for site in data.every_output],
+            basis=c.basis,
+            threshold=max(0.0, now.threshold.item()) if c.activation == "batch_topk" else 0.0,
+            seed=self.seed,
+            settings=c.model_dump(mode="json"),
+            tokens=data.tokens,
+            ontogeny=VERSION,
+            torch=torch.__version__.split("+")[0],
+            token_table=c.token_table,
         )
-    stays = f"; the last good state stays in {state}" if kept(state) else ""
-    row, column = divmod(int(batch.abs().argmax()), batch.shape[1])
-    return InputError(
-        f"{key}: the loss is not finite at step {step} (rows {first} to "
-        f"{(first + c.batch_rows - 1) % rows}; the largest activation is in row "
-        f"{(first + row) % rows}{data.name_of(column)}); lower it{stays}"
-    )
+        weights["W_dec"] = weights["W_dec"].flatten(1)
+        weights = data.complete(weights)
+        tensors = weights | {"silent_rows": now.silent.cpu()} | data.constants()
+        model.Crosscoder(about, tensors).save(output)
+        write_table(Path(output) / "metrics.csv", pd.DataFrame(now.log))
 
 
 def train(
@@ -358,81 +452,25 @@ def train(
     ------
     InputError : inputs that do not fit, or a loss that is not finite.
     """
-    c = settings.all_crosscoders[name]
-    steps = settings.snapshots.chosen
-    inputs = expand(c.inputs, steps)
-    outputs = inputs if c.outputs is None else expand(c.outputs, steps)
+    c, state = settings.all_crosscoders[name], Path(state)
     device = devices.choose(settings.device)
     if device.type == "cuda":
         torch.set_float32_matmul_precision(c.precision)
-    data = Data(settings, c, inputs, outputs, paths, device)
-    ranks = ranks or Ranks()
-    training = Training(c, data, len(data.outputs), ranks)
-    now = training.begin(seed)
-    state = Path(state)
-    now.resume(state)
-    _look(now, c)
-
-    began, began_at = time.monotonic(), now.step
-    first_row, all_rows = now.step * c.batch_rows, c.steps * c.batch_rows
-    what = f"train {name} seed {seed}"
-    with bar(what, all_rows, "rows", initial=first_row, hidden=ranks.rank > 0) as shown:
-        for x, target in data.batches(c.batch_rows, now.step, c.steps):
-            rate = training.rate(now.step)
-            out = training.advance(now, x, target, rate)
-            shown.update(len(x))
-            if now.step % LOG_EVERY and now.step < c.steps:
-                continue
-            if not now.finite:
-                raise _fault(settings.key_of(name, "learning_rate"), now, c, data, state)
-            _look(now, c)
-            if ranks.rank == 0:
-                seconds = time.monotonic() - began
-                row = _report(now, c, data, out, target) | {
-                    "learning_rate": rate,
-                    "rows_per_second": (now.step - began_at) * c.batch_rows / seconds,
-                    "bytes_per_parameter": now.optimizer.bytes_per_parameter,
-                }
-                now.log.append(row)
-                shown.set_postfix_str(
-                    f"EV {row['explained_variance']:.3f}, dead {row['dead_fraction']:.0%}"
-                )
-            if now.step % SAVE_EVERY == 0 and now.step < c.steps:
-                now.save(state)
-
-    if measured_batches(c.activation, c.steps):
-        training.measure_threshold(now)
-    weights = now.whole_weights()
-    if ranks.rank > 0:
-        return
-    ended = now.l0.item()
-    if c.l0 is not None and abs(ended / c.l0 - 1) > L0_MISSED:
-        print(
-            f"{settings.key_of(name, 'l0')}: L0 ended at {ended:.1f} instead of {c.l0:g}; a "
-            "penalty can lower L0 but not raise it: set a lower l0, or train for longer",
-            file=sys.stderr,
-        )
-    about = model.Description(
-        activation=c.activation,
-        gate=c.gate,
-        features=c.features,
-        width=data.width,
-        inputs=[(site.snapshot, site.layer, site.stream) for site in inputs],
-        outputs=[(site.snapshot, site.layer, site.stream) for site in outputs],
-        basis=c.basis,
-        threshold=max(0.0, now.threshold.item()) if c.activation == "batch_topk" else 0.0,
-        seed=seed,
-        settings=c.model_dump(mode="json"),
-        tokens=data.tokens,
-        ontogeny=VERSION,
-        torch=torch.__version__.split("+")[0],
-        token_table=c.token_table,
-    )
-    weights["W_dec"] = weights["W_dec"].flatten(1)
-    weights = data.complete(weights)
-    tensors = weights | {"silent_rows": now.silent.cpu()} | data.constants()
-    model.Crosscoder(about, tensors).save(output)
-    write_table(Path(output) / "metrics.csv", pd.DataFrame(now.log))
+    data = Data(settings, c, paths, device)
+    session = Session(settings, name, seed, data, ranks)
+    wrong = damaged(state)
+    if not wrong:
+        session.now.resume(state)
+    elif session.ranks.rank == 0:
+        print(wrong, file=sys.stderr)
+    session.start()
+    with Saver(state) as saver:
+        while not session.over:
+            looked = session.step(state) and not session.over
+            # The times of ranks differ: the first decides.
+            if looked and session.ranks.agree(session.ranks.rank > 0 or saver.due, device):
+                saver.save({"/": session.now})
+    session.finish(output)
 
 
 def _report(

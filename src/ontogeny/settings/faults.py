@@ -74,6 +74,8 @@ def faults(s: Settings) -> Iterator[str]:
         yield f"activations.layers: layer {min(a.layers)} is negative; count from 0"
     if a.mode == "streamed" and a.budget is not None:
         yield "activations.budget: applies only to mode: cached; remove it"
+    if a.mode == "cached" and a.together is not None:
+        yield "activations.together: applies only to mode: streamed; remove it"
     if s.replicates and s.snapshots.pretrain is None:
         yield (
             "replicates: possible only for models that are trained here (snapshots.pretrain); "

@@ -180,6 +180,9 @@ class Activations(Section):
         description="cached: most GB of training rows on disk at a time. They are extracted in "
         "shards, each of which is deleted once it is projected. Left out: one shard.",
     )
+    together: int | None = Field(
+        None, ge=1, description="streamed: most trainings that share a pass. Left out: all."
+    )
     keep: bool = Field(
         True,
         description="cached: false deletes training rows once they are projected and trained on.",

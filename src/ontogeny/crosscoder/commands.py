@@ -1,0 +1,78 @@
+"""`ontogeny train`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import click
+
+from ontogeny import lineage, manifest, streams
+from ontogeny.console import of_experiment, take_gpus, threads
+from ontogeny.experiment import Experiment
+
+
+@click.command()
+@of_experiment
+@threads
+@click.argument("crosscoder")
+@click.option("--seed", type=int, required=True)
+@click.option(
+    "--wanted",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A list of trainings, of which those on the same stream of rows are trained as well.",
+)
+def train(experiment: Experiment, crosscoder: str, seed: int, wanted: Path | None) -> None:
+    """Train one crosscoder, resuming from its state if it was interrupted.
+
+    On several devices where its settings ask for them, which then share the threads. Where rows are
+    streamed, with --wanted, others that read the same rows are trained as well, in the same passes
+    through the snapshots; if it was one of those, its result is taken into its place.
+    """
+    settings = experiment.settings
+    count = settings.all_crosscoders[crosscoder].devices
+    state = lineage.state(experiment, crosscoder, seed)
+    listed = [] if experiment.cached or wanted is None else streams.wanted(wanted)
+    if listed and (kept := streams.kept(experiment, crosscoder, seed)):
+        return streams.take(experiment, crosscoder, seed, kept)
+    take_gpus(experiment, count)
+    from ontogeny.activations import subspace
+
+    sources = experiment.training_sources(crosscoder)
+    manifest.check(sources)
+    for path in sources.get("basis", []):
+        subspace.Kept.read(path).check(settings.basis)
+    output = experiment.path("trained", crosscoder=crosscoder, seed=seed)
+    where = experiment.row_paths(crosscoder)
+    if listed:
+        _train_together(experiment, (crosscoder, seed), listed)
+        return streams.take(experiment, crosscoder, seed, state)
+    if count > 1:
+        import torch
+
+        from ontogeny.crosscoder import launch
+
+        launch.train(settings, crosscoder, seed, where, output, state, torch.get_num_threads())
+    else:
+        from ontogeny.crosscoder import train as stage
+
+        stage.train(settings, crosscoder, seed, where, output, state)
+    shutil.rmtree(state, ignore_errors=True)
+
+
+def _train_together(
+    experiment: Experiment, training: streams.Training, listed: list[streams.Training]
+) -> None:
+    """Train what shares a stream with a training, and keep the results."""
+    from ontogeny.activations.sites import stream_name
+    from ontogeny.crosscoder import stream
+
+    chosen = streams.together(experiment, training, listed)
+    members = [
+        stream.Member(name, seed, experiment.row_paths(name), lineage.state(experiment, name, seed))
+        for name, seed in chosen
+    ]
+    shared = stream_name(experiment.settings.all_crosscoders[training[0]])
+    state = experiment.path("stream_state", stream=shared)
+    stream.train(experiment.settings, members, state)
+    shutil.rmtree(state, ignore_errors=True)

@@ -1,0 +1,118 @@
+"""Which trainings share a stream of rows, where `activations.mode: streamed` computes them.
+
+All seeds of all dictionaries that read the same files are one stream. The first of their jobs that
+starts trains all of them that the run has to make, and so runs each snapshot once for all
+(crosscoder/stream.py). It keeps the results of the others in the folders of their states, under
+digests of what they depend on; their own jobs then take them from there.
+
+So each training stays a job of its own, with the files and settings that it alone depends on: a
+further dictionary trains no other one again, and what is made again when is as for cached rows.
+Snakemake has two other ways, which lose that. A job with all results as its outputs loses them all
+when it runs again. A job before all trainings, whose age they ignore (`ancient`), keeps Snakemake
+9 from looking at what else has changed for them whenever it runs.
+
+Jobs of one stream run one after the other, by a resource of which there is one (rules/common.smk).
+They ask for the memory and time of all, since any may be the first: on a cluster, the others wait
+for their turn to run for seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from ontogeny import lineage, manifest
+from ontogeny.activations.sites import stream_name
+from ontogeny.experiment import Experiment
+from ontogeny.files import InputError, whole, write_json
+
+PARTS = ("weights", "about", "metrics")  # products of a training, the last that is written last
+
+Training = tuple[str, int]
+"""A crosscoder's name and a seed."""
+
+
+def of(experiment: Experiment) -> dict[str, list[str]]:
+    """The crosscoders of each stream, by its name, in the settings' order; {} of cached rows."""
+    streams: dict[str, list[str]] = {}
+    for name, chosen in experiment.settings.all_crosscoders.items():
+        if not experiment.cached:
+            streams.setdefault(stream_name(chosen), []).append(name)
+    return streams
+
+
+def trainings(experiment: Experiment, stream: str) -> list[Training]:
+    """The trainings of a stream."""
+    every = experiment.settings.all_crosscoders
+    return [(name, seed) for name in of(experiment)[stream] for seed in every[name].seeds]
+
+
+def together(
+    experiment: Experiment, training: Training, listed: Iterable[Training]
+) -> list[Training]:
+    """A training and those of a list that share its stream and have no result yet.
+
+    At most activations.together, those first that follow it in the settings.
+    """
+    stream = stream_name(experiment.settings.all_crosscoders[training[0]])
+    listed = {training, *listed}
+    every = [each for each in trainings(experiment, stream) if each in listed]
+    at = every.index(training)
+    left = [each for each in every[at:] + every[:at] if kept(experiment, *each) is None]
+    return left[: experiment.settings.activations.together]
+
+
+def kept(experiment: Experiment, crosscoder: str, seed: int | str) -> Path | None:
+    """The folder of a training's result that waits to be taken; None where there is none.
+
+    One that is older than what it was made from is none.
+    """
+    folder = lineage.state(experiment, crosscoder, seed)
+    last = folder / Path(experiment.path(PARTS[-1])).name
+    if not last.exists():
+        return None
+    files = [path for some in experiment.training_sources(crosscoder).values() for path in some]
+    made = last.stat().st_mtime_ns
+    newer = [path for path in files if path.exists() and path.stat().st_mtime_ns > made]
+    return None if newer else folder
+
+
+def made(experiment: Experiment, crosscoder: str, seed: int | str) -> bool:
+    """Whether a training is over: its crosscoder is in its place, or is kept."""
+    weights = experiment.path("weights", crosscoder=crosscoder, seed=seed)
+    return weights.exists() or kept(experiment, crosscoder, seed) is not None
+
+
+def take(experiment: Experiment, crosscoder: str, seed: int, folder: Path) -> None:
+    """Bring a result that is kept into its place.
+
+    Raises
+    ------
+    InputError : it is not as it was written.
+    """
+    for product in PARTS:
+        path = experiment.path(product, crosscoder=crosscoder, seed=seed)
+        manifest.check(folder / path.name)
+        with whole(path) as draft:
+            shutil.copyfile(folder / path.name, draft)
+    shutil.rmtree(folder)
+
+
+def want(experiment: Experiment, listed: Iterable[Training]) -> None:
+    """Write which trainings a run has to make."""
+    write_json(experiment.path("wanted"), sorted(listed))
+
+
+def wanted(path: Path) -> list[Training]:
+    """What `want` wrote.
+
+    Raises
+    ------
+    InputError : there is no such file, or a damaged one.
+    """
+    try:
+        return [(str(name), int(seed)) for name, seed in json.loads(path.read_text())]
+    except (OSError, ValueError, TypeError):
+        raise InputError(f"{path}: no list of trainings; leave out --wanted") from None

@@ -428,7 +428,7 @@ def test_code_that_a_snapshot_brings_runs_only_when_it_may(tmp_path, monkeypatch
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     assert refused(folder) == (
         f"{folder}: transformers does not know the architecture 'own_architecture'; set "
-        "snapshots.remote_code: true to run the code in the model's repositorys for it"
+        "snapshots.remote_code: true to run the code in the model's repository"
     )
     assert not (tmp_path / "ran").exists()
     model = sites.load_model(folder, CPU, torch.float32, remote_code=True)

@@ -876,10 +876,10 @@ def test_a_model_that_never_answers_well_is_told_so(made, span_table, tmp_path):
         asked = {"url": server.url, "model": "judge", "features": 2}
         s = experiment(complexity={"grader": asked})
         with pytest.raises(
-            InputError, match=r"complexity\.grader\.model: judge gave .* none of 2 questions"
+            InputError, match=r"complexity\.grader\.model: judge answered none of 2 questions"
         ):
             grade(s, made, span_table, tmp_path)
-    with pytest.raises(InputError, match=r"complexity\.grader: not given"):
+    with pytest.raises(InputError, match=r"complexity\.grader: not set"):
         grade(experiment(), made, span_table, tmp_path)
 
 

@@ -113,7 +113,7 @@ def test_lambda_sets_the_sparsity_of_other_losses():
 
 FAULTS = {
     "k beyond the smallest F": ({"k": [2, 9]}, "frontier.k: 9 exceeds the 8 features"),
-    "no k": ({"k": []}, "frontier.k: missing; crosscoders.batchtopk is batch_topk: list"),
+    "no k": ({"k": []}, "frontier.k: missing, and crosscoders.batchtopk is batch_topk; list"),
     "λ of BatchTopK": ({"sparsity": [0.1]}, "frontier.sparsity: has no effect if"),
     "a value twice": ({"features": [32, 8, 32]}, "frontier.features: a value repeats; remove it"),
     "a snapshot that is not there": (
@@ -269,7 +269,9 @@ def test_a_table_that_is_missing_or_of_other_snapshots(run, tmp_path):
     other = experiment.table("fidelity", "sae-40-F8-k2", seed=3)
     path = experiment.path("fidelity", crosscoder="sae-8-F8-k2", seed=3)
     other.to_csv(path, index=False)
-    with pytest.raises(InputError, match=r"sae-8-F8-k2/seed3/fidelity\.csv: of other snapshots"):
+    with pytest.raises(
+        InputError, match=r"sae-8-F8-k2/seed3/fidelity\.csv: made for other snapshots"
+    ):
         running.call(experiment, stage)
 
 

@@ -523,7 +523,7 @@ def test_features_and_experiments_side_by_side(look, table, sites, analysed):
     assert here.text("main h2:has-text('tiny')") == [f"tiny: feature {a}"]
     for address in ("https://example.org/atlas", "//example.org/atlas", "http://localhost:1/"):
         here.go(f"#/compare?other={address}")
-        assert "no other" in here.text("[role=alert]")[0]
+        assert "only an atlas on the same disk" in here.text("[role=alert]")[0]
 
 
 def test_a_feature_alone_is_told_what_to_compare_it_with(look, table):

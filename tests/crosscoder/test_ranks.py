@@ -379,6 +379,7 @@ def test_dictionaries_of_the_frontier_are_shared_too():
 
 def test_fewer_gpus_than_ranks_are_told(monkeypatch, tmp_path):
     s = settings.load(tiny({"crosscoders.batchtopk.devices": 2, "device": "cuda"}))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(InputError, match=r"batchtopk\.devices: 2 GPUs are needed, but only 1"):
         launch.train(s, "batchtopk", 0, RowPaths(tmp_path), tmp_path, tmp_path, 1)
@@ -390,7 +391,7 @@ def test_another_number_of_devices_makes_nothing_again(experiment):
     assert experiment.would_run() == {"summary": 1}  # which keeps a digest of all settings
     shutil.rmtree(experiment / RESULTS / "crosscoders/batchtopk/seed1")
     said = experiment.snakemake("--dry-run", "-p", "--resources", "gpu=2")
-    assert re.search(r"ontogeny train results/tiny batchtopk --seed 1 --threads 2 ", said)
+    assert re.search(r"ontogeny train results/tiny batchtopk --seed 1 +--threads 2 ", said)
     pytest.importorskip("snakemake_executor_plugin_slurm")
     done = experiment.command("snakemake", "--profile", "profiles/slurm", "--dry-run")
     assert re.search(r"\nrule train:(\n +.*)*\n +resources: .* gpu=2, nodes=1\n", done.stdout), done

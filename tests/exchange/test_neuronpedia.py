@@ -114,5 +114,5 @@ def test_what_cannot_be_exported(analysed, tmp_path):
         neuronpedia.write(analysed, tmp_path / "out", "other", None)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
-    with pytest.raises(InputError, match="there already"):
+    with pytest.raises(InputError, match="exists already"):
         neuronpedia.write(analysed, tmp_path / "out", None, None)

@@ -122,7 +122,7 @@ CONFIGURATIONS = {
     ),
     "no requirements": (
         {"corpus.wheels.requirements": "nowhere.txt"},
-        r"corpus\.wheels\.requirements: nowhere\.txt cannot be read; restore it or correct the key",
+        r"corpus\.wheels\.requirements: cannot read nowhere\.txt; restore it or correct the key",
     ),
     "batch larger than the rows": (
         {"crosscoders.batchtopk.batch_rows": 8193},

@@ -84,7 +84,7 @@ def test_a_finished_experiment_holds_everything_and_has_nothing_to_do(finished):
         == (numbers["living_features"])
     )
     assert not list((finished / "results").rglob("*.part"))
-    assert not list((finished / RESULTS / "state").iterdir())
+    assert not list((finished / RESULTS / "state").glob("*"))
     assert finished.would_run() == {}
 
 
@@ -387,6 +387,7 @@ def without_rates(path: Path) -> Iterator[dict[str, str]]:
 
 def test_killed_runs_end_where_an_unbroken_one_ends(finished, only_tokens):
     broken = only_tokens
+    broken.edit("src/ontogeny/crosscoder/sizes.py", "SAVE_SECONDS = 60.0", "SAVE_SECONDS = 0.0")
     target = f"{RESULTS}/crosscoders/batchtopk/seed0/metrics.csv"
     here = broken / RESULTS
 

@@ -164,9 +164,10 @@ def planned():
     return jobs_needs.table(E)
 
 
-# Minutes that the partition allows a job. Trainings that need more go on in as many jobs.
+# Minutes that the partition allows a job. Trainings that need more go on in as many jobs; without
+# it the profile says how often a job is submitted again (0 in a rule would overrule that).
 LONGEST = int(profile_value("longest_runtime") or 0) or None
-RETRIES = jobs_needs.retries(planned(), LONGEST) if LONGEST and workflow.is_main_process else 0
+RETRIES = jobs_needs.retries(planned(), LONGEST) if LONGEST and workflow.is_main_process else None
 
 
 def needs(stage):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import shutil
 import sys
@@ -23,6 +24,8 @@ COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 EAGERLY = "training runs eagerly, which is slower"
 GRAPHS = 64  # that one function may be compiled to in a process
 _said: list[str] = []
+# It warns, as it is imported, of a CUDA toolkit without a GPU, such as a login node has.
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 
 # Least driver of a CUDA (NVIDIA, CUDA Toolkit release notes, minor version compatibility).

@@ -7,6 +7,9 @@ crosscoder/cost.py; scales.py has those of declared costs. None of these modules
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 
 Terms = dict[str, float]
 """Bytes by what they are for, so that a bill that does not fit says which setting weighs most."""
@@ -60,9 +63,18 @@ class Job:
     device: Terms = field(default_factory=dict)
 
 
+@cache
+def built_for_cuda() -> bool:
+    """Whether the installed torch is a CUDA build, which takes more memory even without a GPU."""
+    found = find_spec("torch")
+    folder = Path(found.origin).with_name("lib") if found and found.origin else Path()
+    return any(folder.glob("libtorch_cuda*"))
+
+
 def base(gpu: bool) -> tuple[Terms, Terms]:
     """What a process with torch and transformers takes, on host and device, before any work."""
-    return {"Python and torch": 2.5e9 if gpu else 0.65e9}, ({"CUDA": 0.8e9} if gpu else {})
+    host = 2.5e9 if gpu else 1.0e9 if built_for_cuda() else 0.65e9
+    return {"Python and torch": host}, ({"CUDA": 0.8e9} if gpu else {})
 
 
 def job(gpu: bool, work: Work, host: Terms, device: Terms) -> Job:

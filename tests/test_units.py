@@ -423,6 +423,13 @@ def test_columns_are_made_orthonormal_in_place_whatever_their_rank(rank):
     assert left.norm() < 1e-5 * before.norm()
 
 
+@pytest.mark.parametrize("matrix", [torch.zeros(300, 9), torch.ones(300, 9)])
+def test_columns_that_are_alike_are_made_orthonormal_too(matrix):
+    matrix = matrix.clone()
+    basis.orthonormalise(matrix)
+    torch.testing.assert_close(matrix.T @ matrix, torch.eye(9), atol=1e-5, rtol=0)
+
+
 def test_directions_come_from_the_first_rows_alone(activations, tmp_path):
     some = directions(activations, tmp_path / "some.h5", dimensions=4, rows=500)
     x = Cached(activations, SITES).read(0, 500).reshape(500, -1)

@@ -104,19 +104,23 @@ def _apply(matrix: Tensor, turn: Tensor) -> None:
 def orthonormalise(matrix: Tensor) -> None:
     """Make the columns of a matrix, (M, W) float32, orthonormal in place; they span the same.
 
-    Shifted Cholesky QR, three rounds (Fukaya et al. 2020, arXiv 1809.11085): beside the matrix it
-    needs no second one of its size, only two of (W, W) and a block of rows, in float64.
+    Shifted Cholesky QR, three rounds (Fukaya et al. 2020, arXiv 1809.11085): besides the matrix it
+    needs no second one of its size, only two of (W, W) and a block of rows, in float64. Columns
+    that depend on each other vanish in it; such a matrix gets the Q of an ordinary QR.
     """
-    for _ in range(3):
-        width = matrix.shape[1]
+    width = matrix.shape[1]
+    for number in range(3):
         gram = torch.zeros(width, width, dtype=torch.float64, device=matrix.device)
         for some in matrix.split(BLOCK):
             part = some.double()
             gram.addmm_(part.T, part)
         diagonal = gram.diagonal()
-        shift = diagonal.sum() * 1e-15
+        if number == 2 and not (diagonal > 0.5).all():
+            matrix.copy_(torch.linalg.qr(matrix).Q)
+            return
+        shift = diagonal.sum() * 1e-15 + torch.finfo(gram.dtype).tiny
         lower, failed = torch.linalg.cholesky_ex(gram)
-        while failed:
+        while failed and shift.isfinite():
             diagonal += shift
             lower, failed = torch.linalg.cholesky_ex(gram)
             shift = shift * 100

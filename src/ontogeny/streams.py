@@ -1,19 +1,19 @@
-"""Which trainings share a stream of rows, where `activations.mode: streamed` computes them.
+"""Which trainings share a stream of rows when `activations.mode` is `streamed`.
 
-All seeds of all dictionaries that read the same files are one stream. The first of their jobs that
-starts trains all of them that the run has to make, and so runs each snapshot once for all
-(crosscoder/stream.py). It keeps the results of the others in the folders of their states, under
-digests of what they depend on; their own jobs then take them from there.
+All seeds of all dictionaries that read the same files form one stream. The first of their jobs to
+start trains all of them that the run has to make, so that each snapshot runs once for all
+(crosscoder/stream.py). It keeps the other results in the folders of their states, under digests of
+everything they depend on, and their own jobs then take them from there.
 
-So each training stays a job of its own, with the files and settings that it alone depends on: a
-further dictionary trains no other one again, and what is made again when is as for cached rows.
-Snakemake has two other ways, which lose that. A job with all results as its outputs loses them all
-when it runs again. A job before all trainings, whose age they ignore (`ancient`), keeps Snakemake
-9 from looking at what else has changed for them whenever it runs.
+Each training thus remains a separate job, with exactly the files and settings that it depends on:
+adding a dictionary does not retrain the others, and jobs run again for the same reasons as with
+cached rows. Two other ways to do this in Snakemake lose that. A single job with all results as
+outputs deletes them all when it runs again. A job that runs before all trainings, with its age
+ignored (`ancient`), stops Snakemake 9 from checking their other inputs whenever it runs.
 
-Jobs of one stream run one after the other, by a resource of which there is one (rules/common.smk).
-They ask for the memory and time of all, since any may be the first: on a cluster, the others wait
-for their turn to run for seconds.
+Jobs of one stream run one after the other, because they share a resource of which there is only one
+(rules/common.smk). Each requests the memory and time of all, since any of them may be the first: on
+a cluster the later ones wait in the queue and then run for seconds.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ def trainings(experiment: Experiment, stream: str) -> list[Training]:
 def together(
     experiment: Experiment, training: Training, listed: Iterable[Training]
 ) -> list[Training]:
-    """A training and those of a list that share its stream and have no result yet.
+    """A training and those in a list that share its stream and have no result yet.
 
-    At most activations.together, those first that follow it in the settings.
+    At most `activations.together`, beginning with those that follow it in the settings.
     """
     stream = stream_name(experiment.settings.all_crosscoders[training[0]])
     listed = {training, *listed}
@@ -65,9 +65,9 @@ def together(
 
 
 def kept(experiment: Experiment, crosscoder: str, seed: int | str) -> Path | None:
-    """The folder of a training's result that waits to be taken; None where there is none.
+    """The folder with a training's kept result, or None if there is none.
 
-    One that is older than what it was made from is none.
+    A result that is older than its inputs does not count.
     """
     folder = lineage.state(experiment, crosscoder, seed)
     last = folder / Path(experiment.path(PARTS[-1])).name
@@ -80,17 +80,17 @@ def kept(experiment: Experiment, crosscoder: str, seed: int | str) -> Path | Non
 
 
 def made(experiment: Experiment, crosscoder: str, seed: int | str) -> bool:
-    """Whether a training is over: its crosscoder is in its place, or is kept."""
+    """Whether a training has finished: its crosscoder is in its final place or kept."""
     weights = experiment.path("weights", crosscoder=crosscoder, seed=seed)
     return weights.exists() or kept(experiment, crosscoder, seed) is not None
 
 
 def take(experiment: Experiment, crosscoder: str, seed: int, folder: Path) -> None:
-    """Bring a result that is kept into its place.
+    """Move a kept result to its final place.
 
     Raises
     ------
-    InputError : it is not as it was written.
+    InputError : it has changed since it was written.
     """
     for product in PARTS:
         path = experiment.path(product, crosscoder=crosscoder, seed=seed)
@@ -101,7 +101,7 @@ def take(experiment: Experiment, crosscoder: str, seed: int, folder: Path) -> No
 
 
 def want(experiment: Experiment, listed: Iterable[Training]) -> None:
-    """Write which trainings a run has to make."""
+    """Write the list of trainings that a run has to make."""
     write_json(experiment.path("wanted"), sorted(listed))
 
 

@@ -4,14 +4,14 @@
             (streamed.py)  │                                 └> dictionary, seed 1
                            └─> reader: all dimensions ──────> dictionary of another kind ...
 
-A training takes the batches that it would take alone, of its own size, in the same order: step s
-has the rows from s·B on. The training whose next batch begins first is always the next to take a
-step, so that all of them work within the windows that are held, and each window is computed once.
-One that begins later, such as a dictionary that was added, catches up first. On one thread of a CPU
-each ends bit for bit where it would have ended alone.
+Each training takes the same batches in the same order as it would alone: step s has the rows from
+s·B on, with its own batch size B. The training whose next batch begins earliest always takes the
+next step, so that all of them stay within the windows in memory and each window is computed once.
+A training that starts later, such as an added dictionary, catches up first. On one thread of a CPU
+the results are bit for bit those of separate trainings.
 
-One file holds the states of all: they are of one moment, and any of them can be gone on from. A
-result is kept in a folder of its own as soon as a training is over.
+One file holds the states of all trainings at the same moment. A result is kept in a separate folder
+as soon as its training is over.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Member:
 
     Attributes
     ----------
-    crosscoder, seed : which. paths : where its rows lie.
-    output : folder that its result is kept in, whose name is a digest of all that it depends on.
+    crosscoder, seed : the training. paths : of its rows.
+    output : folder for its result, named by a digest of everything that it depends on.
     """
 
     crosscoder: str
@@ -50,7 +50,7 @@ class Member:
 
     @property
     def key(self) -> str:
-        """Of its state among those of the others."""
+        """Key of its state in the common file."""
         return self.output.name
 
 
@@ -60,11 +60,11 @@ def train(settings: Settings, members: Sequence[Member], state: str | Path) -> N
     Parameters
     ----------
     settings : the whole experiment; activations.mode is streamed.
-    members : of the same sites and precision. state : folder of the states of all, for resuming.
+    members : with the same sites and precision. state : folder of their states, for resuming.
 
     Raises
     ------
-    InputError : inputs that do not fit, or a loss that is not finite, of any of them.
+    InputError : for any of them, inputs that do not fit, or a loss that is not finite.
     """
     state, device = Path(state), devices.choose(settings.device)
     if device.type == "cuda":
@@ -96,7 +96,7 @@ def train(settings: Settings, members: Sequence[Member], state: str | Path) -> N
 
 
 def _data(settings: Settings, members: Sequence[Member], device: torch.device) -> dict[str, Data]:
-    """The rows of each crosscoder, all of one stream."""
+    """The rows of each crosscoder, all from one stream."""
     data: dict[str, Data] = {}
     stream: Stream | None = None
     for member in members:
@@ -114,9 +114,9 @@ def _reader(data: Data) -> Streamed:
 
 
 def _share(trained: Collection[Data]) -> None:
-    """Have each window computed for all readers, and held as long as one of them needs it.
+    """Compute each window for all readers, and hold it as long as one of them needs it.
 
-    A batch may begin in the first window that is held, and end some windows later.
+    A batch may begin in the first window held and end several windows later.
     """
     readers = [_reader(data) for data in trained]
     stream = readers[0].stream

@@ -164,12 +164,12 @@ def synthetic(features: int, work: Path) -> Contents:
     return Contents(
         about=about,
         table=table,
-        decoders=decoders,
+        decoders=decoders.__getitem__,
         stacked=torch.from_numpy(decoders).flatten(1),
         others=others,
         partner=np.where(matched, np.arange(features), -1)[:, None],
         direction_floor=0.1,
-        dimensionality=True,
+        dimensionality=rng.uniform(0, 1, (features, n)),
         store=store(features, work / f"{features}.h5", rng),
         attribution={name: (some, rng.normal(size=(len(some), n))) for name in TASKS},
     )

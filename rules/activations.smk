@@ -158,7 +158,7 @@ rule basis:
     priority: FIRST["rows"]
     conda:
         CONDA
-    threads: 2
+    threads: lambda w: basis_threads(w.sites)
     resources:
         **needs("basis"),
     params:

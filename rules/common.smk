@@ -346,6 +346,11 @@ def basis_tables(wildcards):
     return {name: strings(files) for name, files in E.tables_of(BASES[wildcards.sites]).items()}
 
 
+def basis_threads(sites):
+    """Threads of a basis, whose devices share the snapshots where rows are streamed."""
+    return 2 if E.cached else max(2, DICTIONARIES[BASES[sites]].devices)
+
+
 def basis_stacks(wildcards):
     """The stacks that a basis is made of."""
     return strings(E.stacks(BASES[wildcards.sites]))
@@ -356,9 +361,9 @@ def basis_stacks(wildcards):
 
 def training_threads(crosscoder):
     """Threads of a training, or of all that share its stream of rows."""
-    chosen = DICTIONARIES[crosscoder]
     shared = [name for names in STREAMS.values() if crosscoder in names for name in names]
-    return max([chosen.threads * chosen.devices, *(DICTIONARIES[n].threads for n in shared)])
+    trained = [DICTIONARIES[name] for name in {crosscoder, *shared}]
+    return max(chosen.threads * chosen.devices for chosen in trained)
 
 
 def one_of_each_stream():

@@ -146,7 +146,7 @@ def test_the_numbers_are_those_of_the_tables(experiment):
     assert "kind       previous token" in said
     assert "span       6 tokens of context (quartiles 4 to 9), earlier tokens replaced" in said
     assert "agree: largest -2 ± 0.1* at step 64, at the last +0.5 ± 0.1*" in said
-    of_dimension = of_decoders(W[1:])[4]  # among the living
+    of_dimension = of_decoders(W[1:].swapaxes(0, 1))[4]  # among the living
     for step, s, d in zip(STEPS, strength, of_dimension, strict=True):
         bar = re.search(rf"^ +{step} (\S+) +{s:.3g}  D {d:.2f}$", said, re.MULTILINE)
         assert bar, (step, said)
@@ -166,7 +166,9 @@ def test_in_a_principal_subspace_the_numbers_are_those_of_the_full_decoders():
     alive = np.arange(F) > 0
     decoders = show.Decoders(t["W_dec"].numpy(), t["basis"].numpy(), N)
     found = show.dimensionality_of(decoders, 5, alive)
-    np.testing.assert_allclose(found, of_decoders(one.W_dec.numpy()[1:])[4], rtol=1e-4)
+    np.testing.assert_allclose(
+        found, of_decoders(one.W_dec.numpy()[1:].swapaxes(0, 1))[4], rtol=1e-4
+    )
 
 
 def test_a_hybrids_decoders_are_read_as_the_full_ones_that_they_are(tmp_path):
@@ -177,7 +179,9 @@ def test_a_hybrids_decoders_are_read_as_the_full_ones_that_they_are(tmp_path):
     one.save(made.path("trained"))
     decoders = show.Subject(made, made.primary, 5).decoders(F)
     found = show.dimensionality_of(decoders, 5, np.arange(F) > 0)
-    np.testing.assert_allclose(found, of_decoders(one.W_dec.numpy()[1:])[4], rtol=1e-4)
+    np.testing.assert_allclose(
+        found, of_decoders(one.W_dec.numpy()[1:].swapaxes(0, 1))[4], rtol=1e-4
+    )
 
 
 def test_what_is_not_there_is_left_out(experiment, tmp_path):

@@ -294,24 +294,21 @@ def _sources_of_basis(experiment: Experiment, crosscoder: str, shard: int = 0) -
 
 
 @main.command()
-@on_device
+@of_experiment
 @threads
 @click.argument("sites")
 def basis(experiment: Experiment, sites: str) -> None:
     """Compute the principal subspace of SITES, such as residual.0."""
-    from ontogeny import devices
+    name = _of_basis(experiment, sites)
+    count = 1 if experiment.cached else experiment.settings.all_crosscoders[name].devices
+    take_gpus(experiment, count)
     from ontogeny.activations import basis as stage
-    from ontogeny.activations import feed
-    from ontogeny.activations.sites import expand
+    from ontogeny.crosscoder import launch
 
-    settings, name = experiment.settings, _of_basis(experiment, sites)
-    device = devices.choose(settings.device)
-    crosscoder, where = settings.all_crosscoders[name], experiment.row_paths(name)
     manifest.check(_sources_of_basis(experiment, name))
-    chosen = expand(crosscoder.inputs, experiment.steps)
-    table = feed.table_of(crosscoder, chosen, where)
-    rows = feed.site_rows(settings, chosen, where, device, table)
-    stage.build(settings.basis, rows, experiment.path("basis", sites=sites), device)
+    output = experiment.path("basis", sites=sites)
+    arguments = name, experiment.row_paths(name), output
+    launch.on_devices(stage.make, experiment.settings, count, *arguments)
 
 
 @main.command()

@@ -7,6 +7,14 @@ from typing import Any
 
 from tqdm import tqdm
 
+_hidden = False
+
+
+def hide() -> None:
+    """Show no bar in this process: of several that do the same, one shows how far they are."""
+    global _hidden
+    _hidden = True
+
 
 class _Lines:
     """A stream for tqdm that ends each state of the bar with a newline instead of redrawing it."""
@@ -26,14 +34,13 @@ def bar(
     unit: str,
     initial: int = 0,
     every: float = 10.0,
-    hidden: bool = False,
 ) -> tqdm[Any]:
     """A progress bar that counts `unit`s, with rate and time left, up to `total` if it is known."""
     terminal = sys.stderr.isatty()
     return tqdm(
         desc=what,
         total=total,
-        disable=hidden,
+        disable=_hidden,
         initial=initial,
         unit=" " + unit,
         unit_scale=total is None or total >= 10_000,

@@ -233,7 +233,7 @@ def dimensionality_of(decoders: Decoders, feature: int, alive: np.ndarray) -> np
     decoders' components there, in one dimension, give the same number.
     """
     along = decoders.along(feature)[alive]
-    return of_decoders(along[:, :, None])[int(alive[:feature].sum())]
+    return of_decoders(along.T[:, :, None])[int(alive[:feature].sum())]
 
 
 def _contexts(subject: Subject, count: int) -> list[Line]:

@@ -136,7 +136,7 @@ def test_histories_are_the_decoders_within_what_is_stored(site, table, analysed)
     share = own.loc[living].to_numpy() / own.loc[living].to_numpy().max(1, keepdims=True)
     np.testing.assert_allclose(curves / 255, share, atol=0.5 / 255 + 1e-6)
     D = joined(site, "dimensionality", n) / 255
-    np.testing.assert_allclose(D, of_decoders(W), atol=0.5 / 255 + 1e-9)
+    np.testing.assert_allclose(D, of_decoders(W.swapaxes(0, 1)), atol=0.5 / 255 + 1e-9)
 
 
 def test_what_the_site_is_made_from_is_what_it_reads(analysed, monkeypatch):

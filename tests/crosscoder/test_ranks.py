@@ -347,8 +347,8 @@ def test_bad_input_is_told_once(ended):
             r"crosscoders\.batchtopk\.devices: 3 does not divide the 64 features; choose a number",
         ),
         (
-            {"activations.mode": "streamed"},
-            r"\.devices: each device .* all streamed rows.*mode: cached$",
+            {"activations.mode": "streamed", "snapshots.steps": [0, 40]},
+            r"\.batchtopk\.devices: 3 devices share 2 snapshots .*; lower it$",
         ),
         ({"device": "cuda:1"}, r"^device: cuda:1 is one GPU, .*devices is 3; set device: cuda$"),
         ({"device": "cuda"}, None),
@@ -381,8 +381,8 @@ def test_fewer_gpus_than_ranks_are_told(monkeypatch, tmp_path):
     s = settings.load(tiny({"crosscoders.batchtopk.devices": 2, "device": "cuda"}))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(InputError, match=r"batchtopk\.devices: 2 GPUs are needed, but only 1"):
-        launch.train(s, "batchtopk", 0, RowPaths(tmp_path), tmp_path, tmp_path, 1)
+    with pytest.raises(InputError, match=r"devices: 2 GPUs are needed, but only 1"):
+        launch.on_devices(train.train, s, 2)
 
 
 def test_another_number_of_devices_makes_nothing_again(experiment):

@@ -54,8 +54,8 @@ PARAMETERS = {
     "bigscience/bloom-7b1-intermediate": 7_069_016_064,
 }
 MODELS = [repository for family in presets.families().values() for repository in family["models"]]
-EXPERIMENTS = ("pythia-14m", "pythia-160m", "pythia-160m-98k", "pythia-6.9b", "olmo-2-1b",
-               "gpt2-crfm")  # fmt: skip
+EXPERIMENTS = ("pythia-14m", "pythia-160m", "pythia-160m-98k", "pythia-6.9b",
+               "pythia-6.9b-streamed", "olmo-2-1b", "gpt2-crfm")  # fmt: skip
 
 
 def published(repository: str) -> float:

@@ -5,7 +5,7 @@ orthonormal basis of the leading R principal directions, y = Uᵀ(ã − μ) has
 the constant part left out, so training on y is training on ã with decoders in the subspace.
 A random rotation inside the subspace makes no coordinate special: Adam is not rotation-invariant.
 
-`build` finds the directions, from the first `basis.rows` training rows; subspace.py projects.
+`make` finds the directions, from the first `basis.rows` training rows; subspace.py projects.
 """
 
 from __future__ import annotations
@@ -18,13 +18,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ontogeny.activations.rows import Cached, Rows, SiteRows, pieces
+from ontogeny import devices
+from ontogeny.activations import feed
+from ontogeny.activations.rows import Cached, RowPaths, Rows, SiteRows, pieces
+from ontogeny.activations.sites import expand
 from ontogeny.activations.sizes import most_dimensions, piece_rows
 from ontogeny.activations.store import check_varies
 from ontogeny.activations.subspace import FORMAT, Kept
 from ontogeny.files import InputError, whole_hdf5
+from ontogeny.peers import Peers
 from ontogeny.progress import bar
-from ontogeny.settings import Basis
+from ontogeny.settings import Basis, Settings
 
 BLOCK = 4096  # rows of a large matrix that are changed at a time
 
@@ -233,12 +237,34 @@ def _rotated(spectrum: Spectrum, turn: Tensor, exactly: bool) -> tuple[Tensor, T
     return U, leading.T @ U
 
 
-def build(b: Basis, rows: SiteRows, output: str | Path, device: torch.device) -> None:
+def make(
+    settings: Settings, crosscoder: str, paths: RowPaths, output: Path, peers: Peers | None = None
+) -> None:
+    """Find the subspace of a crosscoder's input sites, and write it as `build` does.
+
+    Parameters
+    ----------
+    paths : of its rows.
+    peers : this process among those that share streamed rows, each with a part of the snapshots.
+        All find the same subspace, and the first writes it.
+    """
+    c, device = settings.all_crosscoders[crosscoder], devices.choose(settings.device)
+    sites = expand(c.inputs, settings.snapshots.chosen)
+    table = feed.table_of(c, sites, paths)
+    rows = feed.site_rows(settings, sites, paths, device, table, peers=peers)
+    build(settings.basis, rows, output if peers is None or peers.rank == 0 else None, device)
+
+
+def build(b: Basis, rows: SiteRows, output: str | Path | None, device: torch.device) -> None:
     """Find the subspace of the first `basis.rows` rows.
 
     Writes HDF5: `basis` (N·D, R), `turn` (R, R): basis · turnᵀ are the principal directions in
     order; `mean` (N·D,), `eigenvalues` (M,), `kept` (N,) share of each site's variance inside;
     attributes: tokens, sites, rows.
+
+    Parameters
+    ----------
+    output : file to write, or None for none.
 
     Raises
     ------
@@ -268,6 +294,8 @@ def build(b: Basis, rows: SiteRows, output: str | Path, device: torch.device) ->
     U[~_varying(spectrum.per_site, rows).to(U.device)] = 0
     kept = within[:, r - 1].cpu().numpy()
     names = [site.name for site in rows.sites]
+    if output is None:
+        return
     with whole_hdf5(output) as file:
         stored = file.create_dataset("basis", U.shape, "float32")
         for start in range(0, size, BLOCK):  # U may be columns of a larger matrix

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import replace
 
 from ontogeny.activations.sizes import (
@@ -14,7 +14,7 @@ from ontogeny.activations.sizes import (
     streamed_tokens,
 )
 from ontogeny.cost.sizes import Dictionary, Sizes
-from ontogeny.cost.terms import Job, Terms, Work, job
+from ontogeny.cost.terms import Job, Terms, Work, job, launcher
 from ontogeny.snapshots.sizes import loss_blocks
 
 AHEAD = READ_AHEAD + 2  # pieces at a time: those that are ready, one being read, one in use
@@ -78,27 +78,34 @@ def streamed_flops(sizes: Sizes, positions: float, snapshots: int) -> float:
 
 
 def streams_memory(
-    sizes: Sizes, columns: int, snapshots: int, kept: Sequence[int | None], windows: int
+    sizes: Sizes,
+    columns: int,
+    snapshots: int,
+    kept: Collection[int | None],
+    windows: int,
+    share: float = 1,
 ) -> Terms:
-    """What streaming keeps on the device, for readers that share it.
+    """What streaming keeps on a device, for readers that share it.
 
     Parameters
     ----------
-    columns : N·D of the sites. kept : of each reader, the dimensions R that it keeps; None for all,
-        which such readers share. windows : that are held at a time.
+    columns : N·D of the sites. kept : what readers keep: R dimensions of the subspace; None for
+        all of the sites'. windows : that are held at a time.
+    share : of the sites that the device runs.
     """
     tokens = streamed_tokens(sizes.gpu, columns, sizes.item)
-    batch, piece = sizes.pass_of(tokens), sizes.batch
+    batch, piece, own = sizes.pass_of(tokens), sizes.batch, share * columns
     reduced = [dimensions for dimensions in kept if dimensions is not None]
     # Centred and scaled copies of a piece of a pass, and its coordinates; truth values otherwise.
-    made = columns * 12 + max(reduced) * 6 if reduced else columns * 2
+    made = own * 12 + max(reduced) * 6 if reduced else columns * 2
     entries = sum(2.0 * dimensions for dimensions in reduced)
     if len(reduced) < len(kept):
         entries += columns * sizes.item
+        made += 2 * columns * sizes.item * (share < 1)  # of all devices, side by side
     return {
         "snapshots on the device": snapshots * sizes.truncated,
         "forward pass": sizes.forward_memory(batch, sizes.run_bytes),
-        "rows of a forward pass": float(batch * columns * sizes.item + piece * made),
+        "rows of a forward pass": float(batch * own * sizes.item + piece * made),
         "windows": min(sizes.windows, windows) * sizes.window * (entries + 8),
     }
 
@@ -178,10 +185,20 @@ def basis(sizes: Sizes, dictionary: Dictionary) -> Job:
     windows = max(1, math.ceil(limit / max(1, sizes.rows) * sizes.windows))
     visits = windows if windows == 1 else passes * windows
     positions = min(visits * sizes.window, passes * sizes.positions)
+    # Several devices share the snapshots, and each finds the directions.
+    ranks = dictionary.crosscoder.devices
     forward = streamed_flops(sizes, positions, dictionary.snapshots)
     host |= loading(sizes)
-    device |= streams_memory(sizes, n, dictionary.snapshots, [None], 1)
-    return job(sizes.gpu, replace(work, forward=forward, starts=1.0), host, device)
+    own = -(-dictionary.snapshots // ranks)
+    device |= streams_memory(sizes, n, own, [None], 1, own / dictionary.snapshots)
+    one = job(sizes.gpu, replace(work, forward=forward, starts=1.0), host, device)
+    if ranks == 1:
+        return one
+    work = replace(one.work, ranks=ranks, starts=2, products32=ranks * flops, moved=ranks * moved)
+    host = {name: ranks * size for name, size in one.host.items()} | launcher()
+    if not sizes.gpu:
+        device = {name: ranks * size for name, size in one.device.items()}
+    return Job(work, host, device)
 
 
 def project(sizes: Sizes, dictionary: Dictionary, shard: int) -> Job:

@@ -17,6 +17,7 @@ from ontogeny.activations.store import Stacks
 from ontogeny.activations.streamed import Stream, Streamed
 from ontogeny.activations.subspace import Projected, Subspace
 from ontogeny.activations.table import Table
+from ontogeny.peers import Peers
 from ontogeny.settings import Crosscoder, Settings
 
 
@@ -27,16 +28,17 @@ def site_rows(
     device: torch.device,
     table: Table | None = None,
     stream: Stream | None = None,
+    peers: Peers | None = None,
 ) -> Cached | Streamed:
     """Training rows of the sites in all dimensions, as activations.mode has them, less a table.
 
     Parameters
     ----------
-    stream : that others read too, where rows are streamed.
+    stream : that others read too, where rows are streamed. peers : that share one which is made.
     """
     if settings.activations.mode == "cached":
         return Cached(paths.activations, sites, table)
-    return Streamed(settings, sites, paths, device, None, table, stream)
+    return Streamed(settings, sites, paths, device, None, table, stream, peers)
 
 
 def principal_rows(
@@ -47,17 +49,18 @@ def principal_rows(
     device: torch.device,
     table: Table | None = None,
     stream: Stream | None = None,
+    peers: Peers | None = None,
 ) -> Projected | Streamed:
     """Training rows of the sites in their principal subspace, as activations.mode has them.
 
     Parameters
     ----------
     table : taken off first; rows on disk were projected without it.
-    stream : that others read too, where rows are streamed.
+    stream : that others read too, where rows are streamed. peers : that share one which is made.
     """
     if settings.activations.mode == "cached":
         return Projected(paths.projected)
-    return Streamed(settings, sites, paths, device, subspace, table, stream)
+    return Streamed(settings, sites, paths, device, subspace, table, stream, peers)
 
 
 def table_of(c: Crosscoder, sites: list[Site], paths: RowPaths) -> Table | None:

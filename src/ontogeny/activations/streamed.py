@@ -9,6 +9,10 @@ where batches are gathered from them; the host waits for the device once per win
 whether every value is finite. Readers that go through the rows side by side (crosscoder/stream.py)
 share these passes.
 
+Several processes may share a stream (peers.py). Each then runs a part of the snapshots and reads
+its part of the rows. Principal coordinates are summed, y = Σ_g Σ_{θ∈g} (ã^θ − μ^θ) U_θ over the
+snapshots θ of all processes g; all dimensions are put side by side. Each then holds whole rows.
+
 The rows, their order and, on a CPU, their rounding are those that `extract` would have written, so
 that a training that streams them agrees with one that reads them.
 """
@@ -33,6 +37,7 @@ from ontogeny.activations.subspace import Subspace
 from ontogeny.activations.table import Table
 from ontogeny.corpus.build import Tokens
 from ontogeny.files import InputError
+from ontogeny.peers import PeerLost, Peers
 from ontogeny.progress import bar
 from ontogeny.settings import Settings
 
@@ -44,7 +49,7 @@ class Window:
     Attributes
     ----------
     slots : (R,) the rows in order, as indices into the positions.
-    held : (W·context, ...) what readers keep of each position, by their `keeps`.
+    held : (W·context, ...) what readers read of each position, by their `keeps`.
     """
 
     slots: Tensor
@@ -58,9 +63,11 @@ class Stream:
     ----------
     settings : activations is used. sites : N sites in the order wanted.
     paths : snapshots and tokens; norms where their norm is bounded.
+    peers : this process among those that share the stream.
 
     Attributes
     ----------
+    own : which of the N sites this process runs. order : of the rows.
     readers : for which a window is computed; one that is not among them is served alone.
     windows : how many are held at a time.
 
@@ -70,24 +77,39 @@ class Stream:
     """
 
     def __init__(
-        self, settings: Settings, sites: Sequence[Site], paths: RowPaths, device: torch.device
+        self,
+        settings: Settings,
+        sites: Sequence[Site],
+        paths: RowPaths,
+        device: torch.device,
+        peers: Peers | None = None,
     ) -> None:
         assert paths.snapshots is not None, "streamed rows need --snapshots"
         assert paths.tokens is not None, "streamed rows need --tokens"
         self.section, self.device, self.sites = settings.activations, device, list(sites)
+        self.peers = peers or Peers()
         self.text = Tokens(paths.tokens)
         over = order.above_bound(settings, paths.norms, self.text)
         self.order = order.Order(self.text, "train", self.section, over)
         self.readers: list[Streamed] = []
         self.windows = 1
         self.models = []
-        steps = list(dict.fromkeys(site.snapshot for site in sites))
-        with bar("snapshots onto the device", len(steps), "snapshots") as progress:
+        every = list(dict.fromkeys(site.snapshot for site in sites))
+        parts = [set(every[part]) for part in self.peers.parts(len(every))]
+        shared = [[i for i, site in enumerate(sites) if site.snapshot in part] for part in parts]
+        self.own = shared[self.peers.rank]
+        self._columns = [len(part) for part in shared]
+        # Of all processes' sites side by side, where each of the N is.
+        self._side_by_side = torch.tensor([i for part in shared for i in part]).argsort().to(device)
+        steps = every[self.peers.parts(len(every))[self.peers.rank]]
+        label = "snapshots onto the device"
+        with bar(label, len(steps), "snapshots") as progress:
             for step in steps:
                 folder = paths.snapshots / f"step{step}"
                 self.models.append(Snapshot(settings, folder, step, device))
                 progress.update()
-        self.width, self.stored = self.models[0].width, getattr(torch, self.section.dtype)
+        self.width = Stacks(paths.activations, self.sites).width
+        self.stored = getattr(torch, self.section.dtype)
         columns = len(self.sites) * self.width
         self._tokens = streamed_tokens(device.type == "cuda", columns, self.stored.itemsize)
         self._held: dict[int, Window] = {}
@@ -130,26 +152,44 @@ class Stream:
             self._explain(number, int((~fine).nonzero()[0, 1]))
         return window
 
+    def whole(self, x: Tensor) -> Tensor:
+        """(P, N, D) of all sites, of this process's, (P, n, D)."""
+        if self.peers.size == 1:
+            return x
+        return self.peers.joined(x, self._columns)[:, self._side_by_side]
+
     def _run(self, ids: np.ndarray) -> Tensor:
-        """(B·T, N, D) on the device as stored, of (B, T) token ids."""
-        shape = (ids.size, len(self.sites), self.width)
+        """(B·T, n, D) on the device as stored: this process's sites, of (B, T) token ids."""
+        shape = (ids.size, len(self.own), self.width)
         x = torch.empty(shape, dtype=self.stored, device=self.device)
         on_device = devices.sent(ids.astype(np.int64), self.device)
         for model in self.models:
             values = model.read(ids, on_device)
-            for i, site in enumerate(self.sites):
-                if site.snapshot == model.step:
+            for i, number in enumerate(self.own):
+                if (site := self.sites[number]).snapshot == model.step:
                     x[:, i] = values[site.layer, site.stream]
         return x
 
     def _explain(self, window: int, row: int) -> None:
-        """Raise InputError that names the site whose value the stored type cannot hold."""
+        """Raise InputError that names the site whose value the stored type cannot hold.
+
+        Of several processes the one that runs its snapshot raises it, and the others PeerLost.
+        """
         number, at = divmod(int(self.order.slots(window)[row]), self.text.context)
         block = self.order.windows[window][number]
         first = int(self.order.starts[window]) + row
-        for model in self.models:
-            for key, values in model.read(self.text.take(np.array([block]))).items():
-                check_finite(values[at : at + 1], key, model.step, self.section.dtype, first)
+        fault = None
+        try:
+            for model in self.models:
+                for key, values in model.read(self.text.take(np.array([block]))).items():
+                    check_finite(values[at : at + 1], key, model.step, self.section.dtype, first)
+        except InputError as error:
+            fault = error
+        fine = self.peers.agree(fault is None, self.device)
+        if fault is not None:
+            raise fault
+        if not fine:
+            raise PeerLost("another process names the site whose value its type cannot hold")
         raise InputError(
             f"activations: training row {first} has a principal coordinate that is too large for "
             "float16; look for an outlier there, or set basis: full"
@@ -166,10 +206,12 @@ class Streamed(Stacks):
     subspace : rows are projected onto it, if it is given.
     table : taken off the rows, whose scale is then the table's.
     stream : of these sites, which other readers may share; None makes one.
+    peers : that share the stream which is made.
 
     Attributes
     ----------
-    keeps : names the part of a window that this reader reads: the stored rows, or its own.
+    keeps : names the part of a window that this reader reads: the stored rows, or the principal
+        coordinates, which are the same for all readers of a stream that project.
     kept_shape, kept_type : of a position there.
 
     Raises
@@ -187,9 +229,10 @@ class Streamed(Stacks):
         subspace: Subspace | None = None,
         table: Table | None = None,
         stream: Stream | None = None,
+        peers: Peers | None = None,
     ) -> None:
         super().__init__(paths.activations, sites, None if table is None else table.scales)
-        self.stream = stream or Stream(settings, sites, paths, device)
+        self.stream = stream or Stream(settings, sites, paths, device, peers)
         if self.stream.text.digest != self.tokens:
             raise InputError(
                 f"{paths.activations}: made from other tokens than {paths.tokens}; delete these "
@@ -202,37 +245,46 @@ class Streamed(Stacks):
         self.kept_shape: tuple[int, ...] = self.shape
         self.kept_type = self.stream.stored
         self._device, self._table = device, table
+        # Of the sites that this reader scales: all, or of projected rows this process's.
+        self._sites = list(range(len(sites))) if subspace is None else self.stream.own
         self._scale: tuple[np.ndarray, Tensor] = self.scales, self._by_site(self.scales)
         if table is not None:
-            self._values = torch.from_numpy(table.values).to(device, torch.float16)
+            values = torch.from_numpy(table.values[self._sites])
+            self._values = values.to(device, torch.float16)
         self._tokens: tuple[int, np.ndarray] = -1, np.zeros(0)  # of one window, as the next
         self._entry: tuple[int, Tensor] = -1, torch.zeros(0)
         self._project = None
         if subspace is not None:
-            self.keeps, self._project = id(self), subspace.projection(device)
+            self.keeps = "principal"
+            self._project = subspace.partial(self.stream.own, device)
             self.shape = self.kept_shape = (subspace.dimensions,)
             self.kept_type = torch.float16
             if stream is None:
                 self.stream.windows = STREAMED_WINDOWS
 
     def _by_site(self, scales: np.ndarray) -> Tensor:
-        return torch.from_numpy(scales).to(self._device)[:, None]
+        return torch.from_numpy(scales[self._sites]).to(self._device)[:, None]
 
     @property
     def _scales(self) -> Tensor:
-        """(N, 1) on the device: of `scales`, which may be replaced."""
+        """(n, 1) on the device: of `scales`, which may be replaced."""
         if self._scale[0] is not self.scales:
             self._scale = self.scales, self._by_site(self.scales)
         return self._scale[1]
 
     def kept_of(self, x: Tensor, ids: np.ndarray) -> Tensor:
-        """(P, *kept_shape) on the device, of stored rows (P, N, D) and their (P,) token ids."""
+        """(P, *kept_shape) on the device, of rows and their (P,) token ids.
+
+        Parameters
+        ----------
+        x : (P, n, D) as stored, of this process's sites.
+        """
         if self._project is None:
-            return x
+            return self.stream.whole(x)
         x = x.float() * self._scales
         if self._table is not None:
             self._take_off(x, devices.sent(self._table.entry(ids), self._device))
-        return self._project(x)
+        return self.stream.peers.total(self._project(x)).to(self.kept_type)
 
     def take(self, start: int, stop: int) -> Tensor:
         """Rows [start, stop), (stop − start, *shape) float32 on the device."""
@@ -267,5 +319,5 @@ class Streamed(Stacks):
         return rows
 
     def _take_off(self, rows: Tensor, entry: Tensor) -> None:
-        """Normalised rows (P, N, D), less what the table says of their tokens, in place."""
+        """Normalised rows (P, n, D), less what the table says of their tokens, in place."""
         rows -= self._values[:, entry].transpose(0, 1)

@@ -123,6 +123,14 @@ class Subspace:
             self.sites = list(file.attrs["sites"])
             self.tokens = str(file.attrs["tokens"])
         self.dimensions = self.U.shape[1]
+        self._on: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """U and mean on a device, which all users there share."""
+        if device not in self._on:
+            both = torch.from_numpy(self.U), torch.from_numpy(self.mean)
+            self._on[device] = both[0].to(device), both[1].to(device)
+        return self._on[device]
 
     def only(self, sites: Sequence[Site]) -> Subspace:
         """The part of it that some of its sites see; at the others U and mean have to be 0."""
@@ -135,6 +143,7 @@ class Subspace:
         part.U = part.U.reshape(-1, self.dimensions)
         part.mean = self.mean.reshape(len(self.sites), -1)[kept].ravel()
         part.sites, part.kept = names, self.kept[kept]
+        part._on = {}
         return part
 
     def leading(self, count: int) -> np.ndarray:
@@ -148,8 +157,26 @@ class Subspace:
 
     def projection(self, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
         """A function of rows (B, N, D) float32 on the device: y, (B, R) float16."""
-        U, mean = torch.from_numpy(self.U).to(device), torch.from_numpy(self.mean).to(device)
+        U, mean = self.on(device)
         return lambda activations: projected(activations, mean, U).to(torch.float16)
+
+    def partial(
+        self, sites: Sequence[int], device: torch.device
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        """A function of some sites' rows (B, n, D): their part of y, (B, R) float32.
+
+        Parameters
+        ----------
+        sites : ascending numbers of n of the N sites.
+        """
+        U, mean = self.on(device)
+        if len(sites) < len(self.sites):
+            # Consecutive sites are a part of the same memory.
+            consecutive = sites and len(sites) == sites[-1] - sites[0] + 1
+            chosen = slice(sites[0], sites[-1] + 1) if consecutive else list(sites)
+            U = U.unflatten(0, (len(self.sites), -1))[chosen].flatten(0, 1)
+            mean = mean.unflatten(0, (len(self.sites), -1))[chosen].flatten()
+        return lambda activations: projected(activations, mean, U)
 
 
 def project(

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from ontogeny.analyses.dimensionality.measure import of_decoders
 from ontogeny.atlas import pack, passages, start
 from ontogeny.atlas.gather import Contents, gather
 from ontogeny.corpus.pieces import visible
@@ -51,7 +50,7 @@ def write(contents: Contents, output: str | Path) -> None:
         if contents.attribution:
             tasks = {name: _task(*given) for name, given in contents.attribution.items()}
             pack.write(draft, "tasks", tasks)
-        D = of_decoders(contents.decoders) if contents.dimensionality else None
+        strengths: list[np.ndarray] = []
         near, near_cosine = nearest(contents.stacked, NEAR)
         words: dict[str, int] = {}  # tokens' texts, numbered in the order in which they are met
         promoted: list[str] = []
@@ -60,9 +59,11 @@ def write(contents: Contents, output: str | Path) -> None:
         with bar("atlas: shards", L, "features") as progress:
             for low in range(0, L, SHARD):
                 part = slice(low, min(low + SHARD, L))
-                shard = _histories(contents, part, matrix)
-                if D is not None:
-                    shard["dimensionality"] = pack.shares(D[part])
+                W = contents.decoders(part)
+                strengths.append(decoder_norms(W))
+                shard = _histories(contents, part, W, strengths[-1], matrix)
+                if contents.dimensionality is not None:
+                    shard["dimensionality"] = pack.shares(contents.dimensionality[part])
                 shard["near"] = pack.array(near[part], "u4")
                 shard["near_cosine"] = pack.signed(near_cosine[part])
                 if contents.attribution:
@@ -75,7 +76,7 @@ def write(contents: Contents, output: str | Path) -> None:
                     values += [[top.value for top in f.top[:TEXT_CONTEXTS]] for f in features]
                 pack.write(draft, f"shards/{low // SHARD}", pack.plain(shard))
                 progress.update(part.stop - low)
-        strength = decoder_norms(contents.decoders)
+        strength = np.concatenate(strengths)
         for low in range(0, L, TEXT_FEATURES):
             high = low + TEXT_FEATURES
             own = strength[low:high]
@@ -138,10 +139,10 @@ def _task(places: np.ndarray, values: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _histories(contents: Contents, part: slice, matrix: np.ndarray) -> dict[str, Any]:
-    """Strengths and directions of some features."""
-    W = contents.decoders[part]
-    own = decoder_norms(W)
+def _histories(
+    contents: Contents, part: slice, W: np.ndarray, own: np.ndarray, matrix: np.ndarray
+) -> dict[str, Any]:
+    """Strengths and directions of some features, from their decoders and the norms of these."""
     strength = np.concatenate([own[:, None], contents.others[part]], 1)
     scale = np.nanmax(strength, axis=(1, 2))
     # The floor is of the largest strength over all snapshots, whichever the matrix shows.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,7 @@ import pandas as pd
 import torch
 
 from ontogeny.activations.sites import folder_name
+from ontogeny.analyses.dimensionality.measure import of_crosscoder
 from ontogeny.atlas import passages
 from ontogeny.atlas.start import trusted
 from ontogeny.crosscoder.model import Crosscoder
@@ -43,11 +45,12 @@ class Contents:
     table : one row per living feature, ascending: feature, peak_snapshot_index, onset_step,
         settled_step, lifetime, peak_strength, density, the classes, matched, matched_cosine,
         trusted; kind, name, span, and what DOUBTS names, where there are.
-    decoders : (L, n, D). stacked : (L, R) with the inner products of the stacked decoders (L, n·D),
-        in as few dimensions as they need.
+    decoders : gives those of some of the L features, by their places, (l, n, D).
+    stacked : (L, R) with the inner products of the stacked decoders (L, n·D), in as few dimensions
+        as they need.
     others : strengths in the other seeds, (L, S − 1, n), NaN where a feature is not matched.
     partner : (L, S − 1) number of the matching feature there, or −1.
-    dimensionality : whether it is shown. store : contexts, or None.
+    dimensionality : (L, n), or None where it is not shown. store : contexts, or None.
     attribution : by task, places (A,) and values (A, n), NaN where a snapshot has none; of features
         that are told from zero at some snapshot.
     passages : tables of the passages and their features, or None.
@@ -55,12 +58,12 @@ class Contents:
 
     about: dict[str, Any]
     table: pd.DataFrame
-    decoders: np.ndarray
+    decoders: Callable[[slice], np.ndarray]
     stacked: torch.Tensor
     others: np.ndarray
     partner: np.ndarray
     direction_floor: float
-    dimensionality: bool = False
+    dimensionality: np.ndarray | None = None
     store: Store | None = None
     attribution: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     passages: tuple[pd.DataFrame, pd.DataFrame] | None = None
@@ -82,10 +85,6 @@ def gather(experiment: Experiment) -> Contents:
     living = table["feature"].to_numpy().copy()
     first = experiment.crosscoder()
     steps = [int(site[0]) for site in first.about.outputs]
-    decoders = first.decoders(living).numpy()
-    stacked = first.weights.W_dec[living].flatten(1)
-    if stacked.shape[1] >= decoders[0].size:
-        stacked = torch.from_numpy(decoders).flatten(1)
     others, partner = _other_seeds(experiment, living, len(steps))
     about = _about(experiment, first, steps)
     if has("kinds"):
@@ -120,12 +119,12 @@ def gather(experiment: Experiment) -> Contents:
     return Contents(
         about=about,
         table=table,
-        decoders=decoders,
-        stacked=stacked,
+        decoders=lambda part: first.decoders(living[part]).numpy(),
+        stacked=first.weights.W_dec[living],
         others=others,
         partner=partner,
         direction_floor=settings.analysis.direction_floor,
-        dimensionality=has("dimensionality"),
+        dimensionality=of_crosscoder(first, living) if has("dimensionality") else None,
         store=store,
         attribution=attribution,
         passages=passages.gather(experiment),

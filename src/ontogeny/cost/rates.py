@@ -41,7 +41,13 @@ COSTS = {
     "figures": Cost({"one": 30.0}, disk={"one": 8e6}),
     "atlas": Cost(
         {"features": 2e-3},
-        {"full decoders": 3, "crosscoder": 4, "features": 2000, "one": 0.2e9},
+        {
+            "full decoders at a time": 2,
+            "trained decoders": 1,
+            "crosscoder": 2,
+            "features": 2000,
+            "one": 0.2e9,
+        },
         {"one": 1e6, "features": 8e3},
     ),
     "numbers": Cost({"one": 1.0}, disk={"one": 10_000}, torch=False),

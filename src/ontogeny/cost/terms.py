@@ -83,6 +83,11 @@ def job(gpu: bool, work: Work, host: Terms, device: Terms) -> Job:
     return Job(work, of_host | host, of_device | device)
 
 
+def launcher() -> Terms:
+    """What the process takes that starts several ranks and waits for them."""
+    return {"launcher": base(False)[0]["Python and torch"]}
+
+
 def merged(*terms: Terms) -> Terms:
     """Sums of terms of the same name."""
     names = dict.fromkeys(name for each in terms for name in each)

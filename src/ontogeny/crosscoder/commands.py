@@ -47,16 +47,10 @@ def train(experiment: Experiment, crosscoder: str, seed: int, wanted: Path | Non
     if listed:
         _train_together(experiment, (crosscoder, seed), listed)
         return streams.take(experiment, crosscoder, seed, state)
-    if count > 1:
-        import torch
+    from ontogeny.crosscoder import launch
+    from ontogeny.crosscoder import train as stage
 
-        from ontogeny.crosscoder import launch
-
-        launch.train(settings, crosscoder, seed, where, output, state, torch.get_num_threads())
-    else:
-        from ontogeny.crosscoder import train as stage
-
-        stage.train(settings, crosscoder, seed, where, output, state)
+    launch.on_devices(stage.train, settings, count, crosscoder, seed, where, output, state)
     shutil.rmtree(state, ignore_errors=True)
 
 
@@ -65,7 +59,7 @@ def _train_together(
 ) -> None:
     """Train what shares a stream with a training, and keep the results."""
     from ontogeny.activations.sites import stream_name
-    from ontogeny.crosscoder import stream
+    from ontogeny.crosscoder import launch, stream
 
     chosen = streams.together(experiment, training, listed)
     members = [
@@ -74,5 +68,6 @@ def _train_together(
     ]
     shared = stream_name(experiment.settings.all_crosscoders[training[0]])
     state = experiment.path("stream_state", stream=shared)
-    stream.train(experiment.settings, members, state)
+    count = experiment.settings.all_crosscoders[training[0]].devices
+    launch.on_devices(stream.train, experiment.settings, count, members, state)
     shutil.rmtree(state, ignore_errors=True)

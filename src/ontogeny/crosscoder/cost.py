@@ -9,7 +9,7 @@ from dataclasses import replace
 from ontogeny.activations import cost as of_rows
 from ontogeny.activations.sizes import STREAMED_WINDOWS
 from ontogeny.cost.sizes import Dictionary, Sizes
-from ontogeny.cost.terms import Job, Terms, Work, base, job
+from ontogeny.cost.terms import Job, Terms, Work, base, job, launcher
 from ontogeny.crosscoder.sizes import (
     JUDGED_ROWS,
     LOG_EVERY,
@@ -148,22 +148,31 @@ def _mean_positions(sizes: Sizes, dictionary: Dictionary) -> float:
 
 def train(sizes: Sizes, dictionary: Dictionary) -> Job:
     """One training of cached rows, of one seed, on as many devices as it has."""
-    ranks = dictionary.crosscoder.devices
-    whole = _train(sizes, dictionary)
+    whole, ranks = _train(sizes, dictionary), dictionary.crosscoder.devices
     if ranks == 1:
         return whole
-    share = {"features": dictionary.F // ranks}
-    chosen = dictionary.crosscoder.model_copy(update=share)
-    one = _train(sizes, replace(dictionary, crosscoder=chosen))
+    return _shared(sizes, whole, _train(sizes, _of_rank(dictionary)), ranks, _messages(dictionary))
+
+
+def _of_rank(dictionary: Dictionary) -> Dictionary:
+    """What one of a dictionary's ranks holds of it."""
+    share = {"features": dictionary.F // dictionary.crosscoder.devices}
+    return replace(dictionary, crosscoder=dictionary.crosscoder.model_copy(update=share))
+
+
+def _shared(sizes: Sizes, whole: Job, one: Job, ranks: int, messages: float) -> Job:
+    """A job that ranks share, of what it is on one device and what one of them does and holds.
+
+    All read the same rows, and the disk once: the system keeps them for the others.
+    """
     # Rank 0 alone saves the whole; what all of them begin with is the whole together.
     once = {"weights as they begin", "full decoders, to save"}
     host = {name: ranks * size for name, size in one.host.items() if name not in once}
     host |= {name: size for name, size in whole.host.items() if name in once}
-    host["launcher"] = base(False)[0]["Python and torch"]
-    device = one.device | {"messages": _messages(dictionary)}
+    host |= launcher()
+    device = one.device | {"messages": messages}
     if not sizes.gpu:
         device = {name: ranks * size for name, size in device.items()}
-    # All read the same rows, and the disk once: the system keeps them for the others.
     return Job(replace(whole.work, ranks=ranks, starts=2), host, device)
 
 
@@ -202,6 +211,8 @@ def _train(sizes: Sizes, dictionary: Dictionary) -> Job:
     host["weights as they begin" if begins > ends else "full decoders, to save"] = max(begins, ends)
     host["states, to save"] = float(state(dictionary))
     host |= of_rows.table(dictionary)
+    if sizes.gpu and dictionary.dimensions:
+        host["directions"] = 4.0 * dictionary.n_in * dictionary.dimensions
     device = on_device(sizes, dictionary)
     item = {"principal": 2 * columns, "full": sizes.item * columns}
     rows = (
@@ -227,21 +238,38 @@ def _train(sizes: Sizes, dictionary: Dictionary) -> Job:
 def stream(sizes: Sizes, trainings: Sequence[Dictionary]) -> Job:
     """Trainings that share a stream of rows: every snapshot runs once for all of them.
 
+    On several devices each runs a part of the snapshots for all.
+
     Parameters
     ----------
     trainings : the dictionary of each; seeds of one are the same object.
     """
+    whole, ranks = _stream(sizes, trainings), trainings[0].crosscoder.devices
+    if ranks == 1:
+        return whole
+    shares = {id(each): _of_rank(each) for each in trainings}
+    snapshots = -(-trainings[0].snapshots // ranks)
+    one = _stream(sizes, [shares[id(each)] for each in trainings], snapshots)
+    # A step's, and what a pass sends and receives of a piece: coordinates, or rows of all sites.
+    sent = max(4.0 * (of.dimensions or 0) if of.principal else 2.0 * of.columns for of in trainings)
+    messages = max(3 * sizes.batch * sent, *map(_messages, trainings))
+    return _shared(sizes, whole, one, ranks, messages)
+
+
+def _stream(sizes: Sizes, trainings: Sequence[Dictionary], snapshots: int | None = None) -> Job:
+    """The same on one device, or of one rank, which has so many snapshots."""
     each = [_train(sizes, dictionary) for dictionary in trainings]
     every = {id(dictionary): dictionary for dictionary in trainings}.values()
     first = trainings[0]
     columns = first.n_in + (0 if _same(first) else first.n_out)
+    snapshots = first.snapshots if snapshots is None else snapshots
     visits = max(streamed_positions(sizes, of) - _mean_positions(sizes, of) for of in every)
     positions = visits + sum(_mean_positions(sizes, of) for of in every)
-    projected = sum(_projected(sizes, of, visits, trainings) for of in every)
+    projected = _projected(sizes, trainings, visits)
     work = replace(
         each[0].work,
-        forward=of_rows.streamed_flops(sizes, positions, first.snapshots),
-        read=first.snapshots * sizes.model.parameters * sizes.file_bytes,
+        forward=of_rows.streamed_flops(sizes, positions, snapshots),
+        read=snapshots * sizes.model.parameters * sizes.file_bytes,
         **{
             key: sum(getattr(one.work, key) for one in each)
             for key in ("pairs", "moved", "host_moved", "written", "compiled")
@@ -252,16 +280,12 @@ def stream(sizes: Sizes, trainings: Sequence[Dictionary]) -> Job:
     host = _together([one.host for one in each], {"states, to save"}) | of_rows.loading(sizes)
     kept = {"weights", "gradients", "moments", "silent rows"}
     device = _together([one.device for one in each], kept)
-    device["directions"] = sum(_train(sizes, of).device["directions"] for of in every)
-    principal = [of for of in every if of.principal]
-    if sizes.gpu and principal:  # the data has the directions, and the projection has its own
-        own = sum(4.0 * of.n_in * (of.dimensions or 0) for of in principal)
-        device["directions"] += own
-        host["directions"] = own
-    kept_dimensions = [of.dimensions if of.principal else None for of in every]
+    kept_dimensions = {of.dimensions if of.principal else None for of in every}
     largest = max(of.crosscoder.batch_rows for of in every)
     windows = STREAMED_WINDOWS + int((largest - 1) * sizes.windows // max(1, sizes.rows))
-    device |= of_rows.streams_memory(sizes, columns, first.snapshots, kept_dimensions, windows)
+    device |= of_rows.streams_memory(
+        sizes, columns, snapshots, kept_dimensions, windows, snapshots / first.snapshots
+    )
     if not sizes.gpu:  # a pass and a step take turns; a GPU's allocator may keep what both had
         passing = [term for term in device if "forward pass" in term]
         stepping = ["batch", "pre-activations", "pairs", "AuxK"]
@@ -278,15 +302,16 @@ def _same(dictionary: Dictionary) -> bool:
     return dictionary.crosscoder.outputs in (None, dictionary.crosscoder.inputs)
 
 
-def _projected(
-    sizes: Sizes, of: Dictionary, positions: float, trainings: Sequence[Dictionary]
-) -> float:
-    """Operations of projecting a dictionary's rows: once for all seeds, or each of its batches."""
-    rows, chosen = positions, of.crosscoder
-    if chosen.basis == "hybrid":
-        batches = chosen.steps + measured_batches(chosen.activation, chosen.steps)
-        rows = float(batches * chosen.batch_rows * sum(each is of for each in trainings))
-    return of_rows.project_flops(rows, of.n_in, of.dimensions or 0)
+def _projected(sizes: Sizes, trainings: Sequence[Dictionary], positions: float) -> float:
+    """Operations of projecting rows: once for all in the subspace, for hybrids each batch."""
+    rows = positions * any(of.principal for of in trainings)
+    for of in trainings:
+        chosen = of.crosscoder
+        if chosen.basis == "hybrid":
+            batches = chosen.steps + measured_batches(chosen.activation, chosen.steps)
+            rows += batches * chosen.batch_rows
+    first = trainings[0]
+    return of_rows.project_flops(rows, first.n_in, first.dimensions or 0)
 
 
 def _together(terms: Sequence[Terms], added: set[str]) -> Terms:

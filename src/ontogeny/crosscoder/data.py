@@ -12,10 +12,11 @@ from ontogeny.activations import feed
 from ontogeny.activations.rows import RowPaths, Rows
 from ontogeny.activations.sites import Site, expand
 from ontogeny.activations.store import Stacks, check_varies
-from ontogeny.activations.streamed import Stream
+from ontogeny.activations.streamed import Stream, Streamed
 from ontogeny.activations.subspace import Subspace
 from ontogeny.crosscoder.losses import Out
 from ontogeny.files import InputError, digest_value
+from ontogeny.peers import Peers
 from ontogeny.settings import Crosscoder, Settings
 
 
@@ -54,7 +55,8 @@ class Data:
 
     Parameters
     ----------
-    stream : that others read too, where rows are streamed.
+    like : of another crosscoder on the same stream of rows, which then share it and the subspace.
+    peers : that share the stream, if it is made here.
 
     Attributes
     ----------
@@ -64,7 +66,8 @@ class Data:
     sources : the training rows, less the token table where the crosscoder has one: coordinates in
         the subspace where there is one; activations of the inputs, then, where they differ, of the
         outputs.
-    space : full, principal or hybrid. U : (N·D, R) principal directions on the device, or None.
+    space : full, principal or hybrid. subspace : the principal subspace of the inputs that vary, or
+        None. U : its (N·D, R) directions on the device, or None.
     scales_in, scales_out : (N,) normalisation constants by site.
     width : D. tokens : digest of the tokens that the rows are of.
 
@@ -79,7 +82,8 @@ class Data:
         c: Crosscoder,
         paths: RowPaths,
         device: torch.device,
-        stream: Stream | None = None,
+        like: Data | None = None,
+        peers: Peers | None = None,
     ) -> None:
         steps = settings.snapshots.chosen
         every_input = expand(c.inputs, steps)
@@ -97,6 +101,8 @@ class Data:
             self.scales_out = torch.from_numpy(Stacks(paths.activations, outputs).scales)
         self.space = c.basis
         self.sources: list[Rows] = []
+        self.subspace: Subspace | None = None if like is None else like.subspace
+        stream = None if like is None else like.stream
         self.U: Tensor | None = None
         self._shift: Tensor | None = None
         self._same = every_input == every_output
@@ -105,17 +111,18 @@ class Data:
         mean = torch.zeros(len(self._sites) * self.width)
         if c.basis != "full":
             assert paths.basis, f"basis: {c.basis} needs --basis"
-            subspace = Subspace(paths.basis)
-            subspace.check_sites(every_input)
-            subspace = subspace.only(inputs)
-            self.U = torch.from_numpy(subspace.U).to(device)
-            mean = torch.from_numpy(subspace.mean)
+            if self.subspace is None:
+                whole = Subspace(paths.basis)
+                whole.check_sites(every_input)
+                self.subspace = whole.only(inputs)
+            self.U, mean = self.subspace.on(device)
+            mean = mean.cpu()
             # Where rows are computed when they are wanted, they are projected here (split).
             if c.basis == "principal" or settings.activations.mode == "cached":
-                given = settings, inputs, subspace, paths, device, table, stream
+                given = settings, inputs, self.subspace, paths, device, table, stream, peers
                 self.sources = [feed.principal_rows(*given)]
         if c.basis != "principal":
-            rows = feed.site_rows(settings, self._sites, paths, device, table, stream)
+            rows = feed.site_rows(settings, self._sites, paths, device, table, stream, peers)
             self.sources.append(rows)
             if c.basis == "full" and c.center:
                 mean = self._mean_of(rows, c.batch_rows)
@@ -146,6 +153,12 @@ class Data:
     def rows(self) -> int:
         """Number of training rows."""
         return self.sources[0].rows
+
+    @property
+    def stream(self) -> Stream | None:
+        """The stream that its rows come from, where they are streamed."""
+        (source, *_) = self.sources
+        return source.stream if isinstance(source, Streamed) else None
 
     @property
     def digest(self) -> str:

@@ -133,12 +133,16 @@ def pca(settings: Settings, crosscoder: Crosscoder, paths: RowPaths, count: int)
         centre = torch.from_numpy(subspace.mean)
         V = torch.from_numpy(subspace.leading(min(count, subspace.dimensions)))
     else:
-        table = None
-        if crosscoder.about.token_table:
-            assert paths.tables is not None, "a token table needs the token tables"
-            table = Table(paths.tables, outputs.sites, outputs.scales)
-        rows = feed.site_rows(settings, outputs.sites, paths, device, table)
-        x = torch.from_numpy(rows.read(0, min(PCA_ROWS, rows.rows))).flatten(1)
+        # A site at a time: where rows are streamed, one snapshot is on the device.
+        parts = []
+        for site, scale in zip(outputs.sites, outputs.scales, strict=True):
+            table = None
+            if crosscoder.about.token_table:
+                assert paths.tables is not None, "a token table needs the token tables"
+                table = Table(paths.tables, [site], np.array([scale]))
+            rows = feed.site_rows(settings, [site], paths, device, table)
+            parts.append(torch.from_numpy(rows.read(0, min(PCA_ROWS, rows.rows)))[:, 0])
+        x = torch.cat(parts, 1)
         centre = x.mean(0)
         torch.manual_seed(0)
         V = torch.svd_lowrank(x - centre, q=min(count + 8, *x.shape), niter=4)[2][:, :count]

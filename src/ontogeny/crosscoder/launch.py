@@ -1,4 +1,4 @@
-"""Starting the ranks of one training on this machine, and ending as they end (ranks.py).
+"""Starting the ranks of trainings on this machine, and ending as they end (ranks.py).
 
 torch's elastic launcher starts one process per rank, watches all, and ends the others when one has
 failed or been killed, or when it is told to end itself. What failed is told once: the ranks that
@@ -15,7 +15,8 @@ import tempfile
 import threading
 import time
 import uuid
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -28,10 +29,10 @@ from torch.distributed.elastic.multiprocessing.errors import (
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from tqdm import tqdm
 
-from ontogeny import devices
-from ontogeny.activations.rows import RowPaths
-from ontogeny.crosscoder.ranks import PeerLost, Ranks
+from ontogeny import devices, progress
+from ontogeny.crosscoder.ranks import Ranks
 from ontogeny.files import InputError
+from ontogeny.peers import PeerLost
 from ontogeny.settings import Settings
 
 PATIENCE = 10.0  # seconds that a rank without its peers waits to be ended
@@ -40,11 +41,9 @@ INTERFACE = "GLOO_SOCKET_IFNAME"
 
 @record
 def _rank(
-    settings: Settings, threads: int, arguments: tuple[str, int, RowPaths, Path, Path]
+    work: Callable[..., None], settings: Settings, threads: int, arguments: tuple[Any, ...]
 ) -> None:
     """What each process does."""
-    from ontogeny.crosscoder import train
-
     devices.use_threads(threads)
     devices.keep_memory()
     tqdm.set_lock(threading.RLock())  # its own is a semaphore that a killed process leaves behind
@@ -55,45 +54,41 @@ def _rank(
     else:
         dist.init_process_group("gloo")
     ranks = Ranks(dist.get_rank(), dist.get_world_size())
+    if ranks.rank:
+        progress.hide()
     try:
-        train.train(settings, *arguments, ranks)
+        work(settings, *arguments, ranks)
     except PeerLost:
         time.sleep(PATIENCE)
         raise
     dist.destroy_process_group()
 
 
-def train(
-    settings: Settings,
-    name: str,
-    seed: int,
-    paths: RowPaths,
-    output: Path,
-    state: Path,
-    threads: int,
-) -> None:
-    """Train one crosscoder on as many ranks as its settings ask for.
+def on_devices(work: Callable[..., None], settings: Settings, size: int, *arguments: Any) -> None:
+    """Do some work in this process, or on several ranks, which share its threads.
 
     Parameters
     ----------
-    threads : of all ranks together. All else as for train.train.
+    work : called as work(settings, *arguments, ranks): train.train, stream.train or basis.make; in
+        this process without ranks.
+    size : number of ranks.
 
     Raises
     ------
-    InputError : as for train.train; there are fewer GPUs than ranks.
+    InputError : as for the work; there are fewer GPUs than ranks.
     SystemExit : a rank failed or was killed, which is told on stderr; this process was.
     """
-    size = settings.all_crosscoders[name].devices
-    here = torch.cuda.device_count()
+    if size == 1:
+        return work(settings, *arguments)
+    here, threads = torch.cuda.device_count(), torch.get_num_threads()
     if devices.choose(settings.device).type == "cuda" and here < size:
         raise InputError(
-            f"crosscoders.{name}.devices: {size} GPUs are needed, but only {here} can be used "
-            "here; lower it"
+            f"crosscoders.*.devices: {size} GPUs are needed, but only {here} can be used here; "
+            "lower it"
         )
     loopback = next((n for _, n in socket.if_nameindex() if n in ("lo", "lo0")), None)
     if loopback is not None:
         os.environ.setdefault(INTERFACE, loopback)
-    arguments = (settings, max(1, threads // size), (name, seed, paths, output, state))
     logging.disable()  # the launcher's own account of what is told below
     try:
         with tempfile.TemporaryDirectory() as logs:
@@ -110,7 +105,7 @@ def train(
                 start_method="spawn",
                 logs_specs=DefaultLogsSpecs(log_dir=logs),
             )
-            elastic_launch(config, _rank)(*arguments)
+            elastic_launch(config, _rank)(work, settings, max(1, threads // size), arguments)
     except ChildFailedError as error:
         _tell(*error.get_first_failure(), size)
     except SignalException as signal:

@@ -249,6 +249,14 @@ class Crosscoder:
             W = W @ self._turned.T
         return W.unflatten(1, self._shape)
 
+    def decoders_at(self, site: int, features: slice | np.ndarray) -> Tensor:
+        """(F', D): the decoders of some features at the `site`-th output site alone."""
+        chosen = torch.tensor(features) if isinstance(features, np.ndarray) else features
+        columns = slice(site * self.about.width, (site + 1) * self.about.width)
+        if self._turned is None:
+            return self.weights.W_dec[chosen, columns]
+        return self.weights.W_dec[chosen] @ self._turned[columns].T
+
     @property
     def dead(self) -> Tensor:
         """(F,) features silent over the last `dead_after_rows` rows of training, or over all."""

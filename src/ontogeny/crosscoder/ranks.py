@@ -12,40 +12,33 @@ features need no message. A step has two (losses.py):
 E's derivative by a rank's part is 1, so each has the gradients of its own features from E alone.
 b_dec, the count of silent rows and BatchTopK's threshold are alike on all ranks, bit for bit.
 
-A process that trains alone is rank 0 of 1: every method then hands back what it is given, so that
-the training itself knows no ranks. Both messages are operators that the compiler calls as they are
-and cannot look into: collectives that Inductor knows (torch 2.13) are made in place, and readers of
-the sum may run before it.
+How messages are sent is in peers.py. Where rows are streamed, each rank runs a part of the
+snapshots (activations/streamed.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from ontogeny.crosscoder import pairs
+from ontogeny.peers import Peers
 
 
-class PeerLost(RuntimeError):
-    """A message did not come through: another rank has ended."""
-
-
-class Ranks:
-    """This process among those of one training.
+class Ranks(Peers):
+    """This process among those of one training, R in all.
 
     Attributes
     ----------
-    rank, size : number of this one, from 0, and how many there are, R.
     room : candidates that a rank looks at elsewhere than on a CPU, where shapes are fixed; what a
         batch has beyond them is left out.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, room: int = 0) -> None:
-        self.rank, self.size, self.room = rank, size, room
+        super().__init__(rank, size)
+        self.room = room
         self._full: Tensor | None = None  # () whether some were left out since the last look
 
     def share(self, features: int) -> slice:
@@ -56,7 +49,7 @@ class Ranks:
     def norm(self, own: Tensor) -> Tensor:
         """() norm of the rows of all features."""
         norm = own.norm()
-        return norm if self.size == 1 else total(norm.square())[0].sqrt()
+        return norm if self.size == 1 else self.total(norm.square()).sqrt()
 
     def mine(
         self, dead: Tensor, is_dead: Tensor, features: int, slots: int
@@ -128,8 +121,14 @@ class Ranks:
         each = len(active)
         before, after = self.rank * each, (self.size - 1 - self.rank) * each
         active = torch.nn.functional.pad(active.sum(1, keepdim=True), (0, 0, before, after))
-        decoded, active, *more = total(decoded, active, *more)
+        decoded, active, *more = self._totals(decoded, active, *more)
         return decoded, active, more
+
+    def _totals(self, *parts: Tensor) -> list[Tensor]:
+        """The sums over all ranks of some tensors of one type, in one message."""
+        sums = self.total(torch.cat([part.flatten() for part in parts]))
+        split = sums.split([part.numel() for part in parts])
+        return [each.view(part.shape) for each, part in zip(split, parts, strict=True)]
 
     def note(self, full: Tensor | None) -> None:
         """Note whether this rank may have left some pairs out in a step."""
@@ -141,68 +140,6 @@ class Ranks:
         fits = self._full is None or not self._full.item()
         if self.room and not self.agree(fits, device):
             self.room, self._full = 2 * self.room, None
-
-    def agree(self, here: bool, device: torch.device) -> bool:
-        """Whether it is so on all ranks."""
-        if self.size == 1:
-            return here
-        held = torch.tensor([not here], dtype=torch.float32, device=device)
-        return torch.ops.ontogeny.total(held).item() == 0
-
-    def gathered(self, own: Tensor) -> Tensor:
-        """Rows of all ranks, one after the other, in rank 0's host memory; the others' own."""
-        parts = [own.cpu()]
-        with _peers():
-            if self.rank:
-                dist.send(own.contiguous(), 0)
-            for other in range(1, 1 if self.rank else self.size):
-                received = own.new_empty(own.shape)
-                dist.recv(received, other)
-                parts.append(received.cpu())
-        return parts[0] if self.size == 1 else torch.cat(parts)
-
-
-@contextmanager
-def _peers() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        raise PeerLost(str(error)) from error
-
-
-def total(*parts: Tensor) -> list[Tensor]:
-    """The sums over all ranks of some tensors of one type, in one message."""
-    sums = torch.ops.ontogeny.total(torch.cat([part.flatten() for part in parts]))
-    split = sums.split([part.numel() for part in parts])
-    return [each.view(part.shape) for each, part in zip(split, parts, strict=True)]
-
-
-@torch.library.custom_op("ontogeny::total", mutates_args=())
-def _total(values: Tensor) -> Tensor:
-    """The sum of all ranks' values, the same bits on each."""
-    sums = values.clone()
-    with _peers():
-        dist.all_reduce(sums)
-    return sums
-
-
-@_total.register_fake
-def _(values: Tensor) -> Tensor:
-    return torch.empty_like(values)
-
-
-@torch.library.custom_op("ontogeny::gather", mutates_args=())
-def _gather(values: Tensor, size: int) -> Tensor:
-    """(size, P): all `size` ranks' (P,) values, in their order."""
-    received = values.new_empty(size * len(values))
-    with _peers():
-        dist.all_gather_single(received, values)
-    return received.view(size, -1)
-
-
-@_gather.register_fake
-def _(values: Tensor, size: int) -> Tensor:
-    return values.new_empty(size, len(values))
 
 
 @torch.library.custom_op("ontogeny::top", mutates_args=())

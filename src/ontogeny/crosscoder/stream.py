@@ -10,6 +10,9 @@ next step, so that all of them stay within the windows in memory and each window
 A training that starts later, such as an added dictionary, catches up first. On one thread of a CPU
 the results are bit for bit those of separate trainings.
 
+Several processes may share all of it: each runs a part of the snapshots, and holds a share of the
+features of every training (ranks.py).
+
 One file holds the states of all trainings at the same moment. A result is kept in a separate folder
 as soon as its training is over.
 """
@@ -26,8 +29,9 @@ import torch
 from ontogeny import devices
 from ontogeny.activations.rows import RowPaths
 from ontogeny.activations.sizes import STREAMED_WINDOWS
-from ontogeny.activations.streamed import Stream, Streamed
+from ontogeny.activations.streamed import Streamed
 from ontogeny.crosscoder.data import Data
+from ontogeny.crosscoder.ranks import Ranks
 from ontogeny.crosscoder.state import Saver, damaged
 from ontogeny.crosscoder.train import Session
 from ontogeny.settings import Settings
@@ -54,30 +58,37 @@ class Member:
         return self.output.name
 
 
-def train(settings: Settings, members: Sequence[Member], state: str | Path) -> None:
+def train(
+    settings: Settings,
+    members: Sequence[Member],
+    state: str | Path,
+    ranks: Ranks | None = None,
+) -> None:
     """Train several crosscoders on the same rows.
 
     Parameters
     ----------
     settings : the whole experiment; activations.mode is streamed.
     members : with the same sites and precision. state : folder of their states, for resuming.
+    ranks : this process among those that share the trainings.
 
     Raises
     ------
     InputError : for any of them, inputs that do not fit, or a loss that is not finite.
     """
-    state, device = Path(state), devices.choose(settings.device)
+    state, device, ranks = Path(state), devices.choose(settings.device), ranks or Ranks()
     if device.type == "cuda":
         first = settings.all_crosscoders[members[0].crosscoder]
         torch.set_float32_matmul_precision(first.precision)
-    data = _data(settings, members, device)
+    data = _data(settings, members, device, ranks)
     _share(data.values())
     wrong = damaged(state)
-    if wrong:
+    if wrong and ranks.rank == 0:
         print(wrong, file=sys.stderr)
     sessions: dict[Member, Session] = {}
     for member in members:
-        session = Session(settings, member.crosscoder, member.seed, data[member.crosscoder])
+        own = Ranks(ranks.rank, ranks.size, ranks.room)
+        session = Session(settings, member.crosscoder, member.seed, data[member.crosscoder], own)
         if not wrong:
             session.now.resume(state, member.key)
         session.start()
@@ -91,19 +102,21 @@ def train(settings: Settings, members: Sequence[Member], state: str | Path) -> N
                 del sessions[member]
                 if sessions:
                     _share({id(each.data): each.data for each in sessions.values()}.values())
-            elif looked and saver.due:
+            # The times of ranks differ: the first decides.
+            elif looked and ranks.agree(ranks.rank > 0 or saver.due, device):
                 saver.save({member.key: session.now for member, session in sessions.items()})
 
 
-def _data(settings: Settings, members: Sequence[Member], device: torch.device) -> dict[str, Data]:
+def _data(
+    settings: Settings, members: Sequence[Member], device: torch.device, ranks: Ranks
+) -> dict[str, Data]:
     """The rows of each crosscoder, all from one stream."""
     data: dict[str, Data] = {}
-    stream: Stream | None = None
+    last: Data | None = None
     for member in members:
         if member.crosscoder not in data:
             c = settings.all_crosscoders[member.crosscoder]
-            data[member.crosscoder] = Data(settings, c, member.paths, device, stream)
-            stream = _reader(data[member.crosscoder]).stream
+            data[member.crosscoder] = last = Data(settings, c, member.paths, device, last, ranks)
     return data
 
 

@@ -336,7 +336,7 @@ class Session:
         self._batches = self.data.batches(c.batch_rows, now.step, c.steps)
         rows = now.step * c.batch_rows, c.steps * c.batch_rows
         what = f"train {self.name} seed {self.seed}"
-        self._shown = bar(what, rows[1], "rows", initial=rows[0], hidden=self.ranks.rank > 0)
+        self._shown = bar(what, rows[1], "rows", initial=rows[0])
 
     @property
     def row(self) -> int:
@@ -456,7 +456,7 @@ def train(
     device = devices.choose(settings.device)
     if device.type == "cuda":
         torch.set_float32_matmul_precision(c.precision)
-    data = Data(settings, c, paths, device)
+    data = Data(settings, c, paths, device, peers=ranks)
     session = Session(settings, name, seed, data, ranks)
     wrong = damaged(state)
     if not wrong:

@@ -142,6 +142,12 @@ def faults(s: Settings) -> Iterator[str]:
             yield f"{key}.seeds: a seed repeats; remove it"
         if c.devices > 1:
             yield from _device_faults(s, key, c)
+    if s.activations.mode == "streamed" and len({c.devices for c in s.crosscoders.values()}) > 1:
+        counts = ", ".join(f"{name} {c.devices}" for name, c in s.crosscoders.items())
+        yield (
+            f"crosscoders.*.devices: dictionaries that share streamed rows need the same number "
+            f"({counts}); set one for all, or activations.mode: cached"
+        )
     yield from _analysis_faults(s)
 
 
@@ -204,10 +210,11 @@ def _device_faults(s: Settings, key: str, c: Crosscoder) -> Iterator[str]:
             f"{key}.devices: {c.devices} does not divide the {c.features} features; choose a "
             "number that does"
         )
-    if s.activations.mode == "streamed":
+    snapshots = len(s.snapshots.chosen)
+    if s.activations.mode == "streamed" and c.devices > snapshots:
         yield (
-            f"{key}.devices: each device would have to compute all streamed rows; set 1, or "
-            "activations.mode: cached"
+            f"{key}.devices: {c.devices} devices share {snapshots} snapshots when rows are "
+            "streamed, at least one each; lower it"
         )
     if ":" in s.device:
         yield f"device: {s.device} is one GPU, but {key}.devices is {c.devices}; set device: cuda"

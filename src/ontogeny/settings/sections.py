@@ -360,7 +360,8 @@ class Crosscoder(Section):
         1,
         ge=1,
         description="Processes that share one training, each with a share of the features and "
-        "one GPU, if there are GPUs. It changes results only by rounding.",
+        "one GPU, if there are GPUs; with mode: streamed also a share of the snapshots. It changes "
+        "results only by rounding.",
     )
 
     @model_validator(mode="before")

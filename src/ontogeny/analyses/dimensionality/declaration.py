@@ -14,7 +14,7 @@ DIMENSIONALITY = Stage(
     # Decoder entries of all seeds, each multiplied with as many as the model's width.
     cost=Cost(
         {"features * sites * seeds * width * width": 6e-11},
-        {"full decoders": 3, "crosscoder": 1, "features * width": 40},
+        {"full decoders at a time": 2, "crosscoder": 1, "features * width": 40},
         {"one": 5000, "sites * seeds": 400},
     ),
 )

@@ -12,6 +12,7 @@ Elhage et al. 2022, Toy models of superposition.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,6 @@ import pandas as pd
 from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.features.histories import (
     classes,
-    decoder_norms,
     lives,
     normalise,
     snapshot_numbers,
@@ -29,30 +29,41 @@ from ontogeny.files import InputError, write_table
 from ontogeny.settings import Settings
 
 
-def of_decoders(decoders: np.ndarray) -> np.ndarray:
+def of_decoders(decoders: Iterable[np.ndarray]) -> np.ndarray:
     """D of every feature at every snapshot, (F, n); 0 where a decoder is 0.
 
     Σ_j (Ŵ_i·W_j)² = Ŵ_iᵀ G Ŵ_i with G = Σ_j W_j W_jᵀ of d × d: nothing has F × F entries.
 
     Parameters
     ----------
-    decoders : (F, n, d).
+    decoders : (F, d) of each of n snapshots.
     """
-    D = np.zeros(decoders.shape[:2])
-    for t in range(decoders.shape[1]):
-        W = decoders[:, t].astype(np.float64)
+    columns = []
+    for own in decoders:
+        W = own.astype(np.float64)
         squared = np.square(W).sum(1)
         overlap = ((W @ (W.T @ W)) * W).sum(1)  # ‖W_i‖² Σ_j (Ŵ_i·W_j)²
-        np.divide(np.square(squared), overlap, out=D[:, t], where=overlap > 0)
-    return D
+        none = np.zeros(len(W))
+        columns.append(np.divide(np.square(squared), overlap, out=none, where=overlap > 0))
+    return np.stack(columns, 1)
 
 
-def by_class(decoders: np.ndarray, presence: float, absence: float) -> dict[str, np.ndarray]:
+def of_crosscoder(trained: Crosscoder, features: np.ndarray) -> np.ndarray:
+    """D of some features among each other at every snapshot, (F', n)."""
+    sites = range(len(trained.about.outputs))
+    return of_decoders(trained.decoders_at(t, features).numpy() for t in sites)
+
+
+def by_class(strength: np.ndarray, presence: float, absence: float) -> dict[str, np.ndarray]:
     """Which living features are of each class, (F,) bool; the classes overlap in no feature.
 
-    Transient features are a class of their own here; the others stand at the last snapshot.
+    Transient features are a class of their own here; the others are of the last snapshot.
+
+    Parameters
+    ----------
+    strength : (F, n) decoder norms.
     """
-    initial, transient = classes(lives(normalise(decoder_norms(decoders)), presence, absence))
+    initial, transient = classes(lives(normalise(strength), presence, absence))
     return {
         "initialisation": initial & ~transient,
         "emergent": ~initial & ~transient,
@@ -91,10 +102,9 @@ def measure(
                 "another crosscoder"
             )
         living = ~pd.read_parquet(density)["dead"].to_numpy()
-        decoders = trained.decoders(living).numpy()
-        D = of_decoders(decoders)
+        D = of_crosscoder(trained, np.flatnonzero(living))
         groups = {"all": np.ones(len(D), bool)} | by_class(
-            decoders, settings.analysis.presence, settings.analysis.absence
+            trained.strength.numpy()[living], settings.analysis.presence, settings.analysis.absence
         )
         if not parts:
             groups["matched"] = matched[living]
@@ -107,7 +117,7 @@ def measure(
                 "step": steps,
                 "features": count,
                 "total": total,
-                "share": total / decoders.shape[2],
+                "share": total / trained.about.width,
                 "mean": total / count if count else np.nan,
             }
             parts.append(pd.DataFrame(columns))

@@ -45,9 +45,9 @@ def _piece(d: Dictionary) -> float:
 
 
 def _in_use(z: Sizes, d: Dictionary) -> float:
-    """Bytes of a crosscoder in use, with its decoders in all dimensions, and of what it encodes."""
+    """Bytes of a crosscoder in use, with full decoders for its norms, and of what it encodes."""
     activations = _piece(d) / d.n_in * d.F * (2.0 + 3.0 * d.gates)
-    decoders = d.full * (d.principal + (d.gates > 1))
+    decoders = d.full * (d.principal * min(1.0, DECODERS_AT_A_TIME / d.F) + (d.gates > 1))
     return d.tensors + decoders + 2 * _piece(d) + activations
 
 

@@ -25,7 +25,7 @@ from ontogeny.activations.sites import Site
 from ontogeny.activations.subspace import Subspace
 from ontogeny.activations.table import Table, of_sites
 from ontogeny.corpus.build import Tokens
-from ontogeny.crosscoder.model import Crosscoder
+from ontogeny.crosscoder.model import EVERY, Crosscoder
 from ontogeny.crosscoder.pairs import Candidates
 from ontogeny.crosscoder.sizes import BATCH_TOKENS, PCA_ROWS, PIECE_ENTRIES, PIECE_ROWS
 from ontogeny.features.held_out import inputs_of
@@ -98,8 +98,7 @@ def explained(
                 where, f[open_here, n], (first, F), is_coalesced=True, check_invariants=False
             )
             kept[n].append(each.cpu())
-        rebuilt = chosen.decode(f, crosscoder.W_dec).transpose(0, 1)
-        rebuilt = rebuilt + crosscoder.b_dec + crosscoder.table(ids)
+        rebuilt = crosscoder.decode_pairs(chosen, f) + crosscoder.b_dec + crosscoder.table(ids)
         lost += (target - rebuilt).square().sum((0, 2))
         there += (target - mean).square().sum((0, 2))
         on = (f > 0).float()
@@ -220,7 +219,7 @@ def spliced_losses(
                 raw = HeldOut(activations, [site], np.ones(1, np.float32)).read(0, rows)
                 own, scale = torch.from_numpy(raw)[:, 0], 1.0
             each = f[0] if len(f) == 1 else f[n]
-            W, b = crosscoder.W_dec[:, n].cpu(), crosscoder.b_dec[n].cpu()
+            W, b = crosscoder.decoders_at(n, EVERY).cpu(), crosscoder.b_dec[n].cpu()
             rebuilt = (torch.sparse.mm(each, W) + b).to(device)
             rebuilt = (rebuilt + crosscoder.table.at(n, outputs.tokens_at(0, rows)[:, 1])) / scale
             mean = (own.mean(0) / scale).to(device).expand_as(rebuilt)

@@ -32,7 +32,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -43,6 +43,9 @@ from ontogeny.activations.projection import projected
 from ontogeny.activations.table import lookup
 from ontogeny.crosscoder.sizes import DECODERS_AT_A_TIME
 from ontogeny.files import InputError, whole, write_json
+
+if TYPE_CHECKING:
+    from ontogeny.crosscoder.pairs import Candidates
 
 EVERY = slice(None)  # all features
 Ids = Tensor | np.ndarray | None  # the token of each row
@@ -359,6 +362,16 @@ class Crosscoder:
         if f.ndim == 2:
             return (f @ self.W_dec.flatten(1)).unflatten(1, self.W_dec.shape[1:]) + rest
         return torch.einsum("bfn,fnd->bnd", f, self.W_dec) + rest
+
+    def decode_pairs(self, active: Candidates, f: Tensor) -> Tensor:
+        """(B, N, D): what active features write, without b_dec and token table; from f (P, G).
+
+        In a subspace no full decoder is made.
+        """
+        if self._turned is None:
+            return active.decode(f, self.W_dec).transpose(0, 1)
+        y = active.decode(f, self.weights.W_dec[:, None])[0]
+        return (y @ self._turned.T).unflatten(1, self._shape)
 
     def save(self, folder: str | Path) -> None:
         """Write config.json and crosscoder.safetensors, each whole or not at all."""

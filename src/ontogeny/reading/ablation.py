@@ -76,7 +76,7 @@ def ablate(
     f = np.zeros(len(ids), np.float32)
     own = found.feature == feature
     f[found.row[own]] = found.activation[own, n]
-    direction = crosscoder.W_dec[feature, n] / crosscoder.divisors[n]
+    direction = crosscoder.decoders_at(n, np.array([feature]))[0] / crosscoder.divisors[n]
     value = sites.read(model, ids[None], [key])[key].float()
     value -= torch.from_numpy(f).to(device)[:, None] * direction
     log_p = log_probabilities(model, ids, source.vocabulary)

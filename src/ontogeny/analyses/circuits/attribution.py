@@ -249,8 +249,8 @@ def decoders(
     crosscoder: Crosscoder, site: int, features: np.ndarray, device: torch.device
 ) -> torch.Tensor:
     """Decoders of some features at an output site in the model's units, (A, d)."""
-    chosen = torch.from_numpy(features.astype(np.int64)).to(crosscoder.device)
-    return (crosscoder.W_dec[chosen, site] / crosscoder.divisors[site]).to(device)
+    own = crosscoder.decoders_at(site, features.astype(np.int64))
+    return (own / crosscoder.divisors[site]).to(device)
 
 
 def baseline(

@@ -225,8 +225,8 @@ def of_features(
             assert head is not None
             features, column = np.nonzero(site == i)
             which, own = np.unique(features, return_inverse=True)
-            at = torch.from_numpy(living[which]).to(device)
-            best, logits = head.extremes(crosscoder.W_dec[at, i] / float(scales[i]), k)
+            own_decoders = crosscoder.decoders_at(i, living[which])
+            best, logits = head.extremes(own_decoders / float(scales[i]), k)
             token[features, column] = best.numpy()[own]
             value[features, column] = logits.numpy()[own]
             progress.update()

@@ -24,7 +24,7 @@ from ontogeny.analyses.presence.scaling import Bags, Regressor, fold_order
 from ontogeny.analyses.presence.settings import Presence
 from ontogeny.analyses.presence.verdicts import COLUMNS, Resampled, correlations, find_verdicts
 from ontogeny.corpus.build import Tokens
-from ontogeny.crosscoder.model import Crosscoder
+from ontogeny.crosscoder.model import EVERY, Crosscoder
 from ontogeny.features.held_out import explained, held_out, own_activations
 from ontogeny.features.histories import normalise, snapshot_numbers
 from ontogeny.files import InputError, write_table
@@ -82,8 +82,10 @@ def run_tests(
     overlaps = (regressor.squares, twin.overlap(f)) if one_gate else None
     strength = crosscoder.strength.cpu().numpy()
     highest = strength.argmax(1)
-    every = torch.arange(len(highest), device=device)
-    peak = crosscoder.W_dec[every, torch.from_numpy(highest).to(device)]
+    peak = torch.empty(len(highest), crosscoder.about.width, device=device)
+    for n in np.unique(highest):
+        of_site = np.flatnonzero(highest == n)
+        peak[of_site] = crosscoder.decoders_at(int(n), of_site)
 
     strata = 2 * about["initialisation"].to_numpy() + about["transient"].to_numpy()
     drawn = stratified(strata, about["density"].to_numpy(), section.features, seed)
@@ -100,7 +102,7 @@ def run_tests(
         for n in range(shape[1]):
             a = torch.from_numpy(read(n)[order]).to(device)
             own = own_activations(crosscoder, f, n)
-            W = crosscoder.W_dec[:, n].contiguous()
+            W = crosscoder.decoders_at(n, EVERY).contiguous()
             error = a - Bags(own, device).times(W) - crosscoder.b_dec[n]
             error -= crosscoder.table.at(n, tokens)
             real, chance = overlaps or (regressor.overlap(own), twin.overlap(own))

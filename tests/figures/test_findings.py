@@ -328,10 +328,14 @@ def test_names_contexts_and_frontier():
     turned = table.assign(onset_step=table["onset_step"].to_numpy()[::-1])
     assert names.finding(turned) == said + "induction 2, context 94"
     assert "of a kind that could be established" in names.finding(table.assign(kind="none"))
-    table = rows("panel feature matched", ("history", 1, True), ("history", 2, False))
-    assert "2 features with different histories and their contexts, 1 found" in contexts.finding(
-        table
-    )
+    said = "2 features with different histories and their contexts"
+    table = rows(
+        "panel feature matched matched_cosine",
+        ("history", 1, True, 0.9), ("history", 2, False, 0.1),
+    )  # fmt: skip
+    assert contexts.finding(table) == f"{said}, 1 found again in another seed"
+    of_one_seed = table.assign(matched=False, matched_cosine=np.nan)
+    assert contexts.finding(of_one_seed) == said
     table = rows("measure value", ("explained_variance", 0.8), ("loss_recovered", 0.95))
     assert frontier.finding(table).endswith("explains 80% of the variance")
 

@@ -127,11 +127,10 @@ def finding(table: pd.DataFrame) -> str:
     own = table[table["panel"] == "history"].drop_duplicates("feature")
     if own.empty:
         return ""
-    matched = int(own["matched"].astype(bool).sum())
-    return (
-        f"{len(own)} features with different histories and their contexts, "
-        f"{matched} found again in another seed"
-    )
+    said = f"{len(own)} features with different histories and their contexts"
+    if own["matched_cosine"].isna().all():  # of one seed
+        return said
+    return f"{said}, {int(own['matched'].astype(bool).sum())} found again in another seed"
 
 
 def choose(living: pd.DataFrame, texts: pd.DataFrame) -> pd.DataFrame:

@@ -134,10 +134,11 @@ def _model(axis: Axes, loss: pd.DataFrame, levels: Path, log: Path | None) -> pd
         level = style.read_json(levels, [f"{name}_cross_entropy"])[f"{name}_cross_entropy"]
         axis.axhline(level, color=style.COLOURS[name], linewidth=0.7, linestyle="--")
         axis.annotate(
-            f"{name}s", (0.01, level), xycoords=("axes fraction", "data"), xytext=(0, 1.5),
-            textcoords="offset points", va="bottom", fontsize=6, color=style.COLOURS[name],
+            f"{name}s", (0.01, level), xycoords=("axes fraction", "data"), xytext=(0, -1.5),
+            textcoords="offset points", va="top", fontsize=6, color=style.COLOURS[name],
         )  # fmt: skip
     axis.set_ylabel("loss (nats)")
+    _leave_room(axis)
     parts = [loss.rename(columns={"loss": "value"}).assign(panel="loss")]
     if log is not None:
         copied = style.read(log, ["step", "copying_gain"]).dropna(subset=["copying_gain"])
@@ -146,12 +147,19 @@ def _model(axis: Axes, loss: pd.DataFrame, levels: Path, log: Path | None) -> pd
         beside.plot(copied["step"], copied["copying_gain"], color=colour)
         beside.set_ylabel("gain from a copy\n(nats)", color=colour)
         beside.spines["right"].set_visible(True)
+        _leave_room(beside)
         parts.append(
             copied[["step", "copying_gain"]]
             .rename(columns={"copying_gain": "value"})
             .assign(panel="copying")
         )
     return pd.concat(parts)[["panel", "step", "value"]]
+
+
+def _leave_room(axis: Axes) -> None:
+    """Above the curves, for a label."""
+    low, high = axis.get_ylim()
+    axis.set_ylim(low, high + 0.15 * (high - low))
 
 
 def _lives(axis: Axes, rows: pd.DataFrame, curves: pd.DataFrame) -> list[pd.DataFrame]:

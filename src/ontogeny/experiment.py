@@ -348,8 +348,8 @@ class Experiment:
     def figures(self) -> list[str]:
         """The names of the default target's figures, in the order of the report."""
         names = list(ALWAYS)
-        if self.has_histories(self.primary):
-            names += of_histories(self.compared(self.primary))
+        if self.has_histories(first := self.primary):
+            names += of_histories(self.compared(first), len(self._dictionaries[first].seeds))
         for analysis in self.analyses():
             names += [figure.name for figure in registry.all_analyses()[analysis].figures]
         return names

@@ -408,10 +408,12 @@ ALWAYS = ("training", "divergence", "fidelity")
 """Figures that every experiment has."""
 
 
-def of_histories(snapshots: int) -> tuple[str, ...]:
+def of_histories(snapshots: int, seeds: int) -> tuple[str, ...]:
     """Figures of a primary crosscoder over this many snapshots; two do not yet make a history.
 
-    A turning point needs two blocks of at least two snapshots each, so four or more snapshots.
+    Stability needs two seeds. A turning point needs two blocks of at least two snapshots each, so
+    four or more snapshots.
     """
     lives = () if snapshots < 3 else ("histories", "peaks", "lifetimes")
-    return ("stability", *lives, "comparison" if snapshots < 4 else "directions")
+    stability = () if seeds < 2 else ("stability",)
+    return (*stability, *lives, "comparison" if snapshots < 4 else "directions")

@@ -427,6 +427,8 @@ def test_without_matched_features(tmp_path, matching, monkeypatch):
         figure.draw(*arguments[figure], tmp_path / "x")
     assert tables[1 + OF_FEATURES.index(peaks)]["matched"].sum() == 0
     assert not tables[1 + OF_FEATURES.index(stability)]["matched"].any()
+    groups = {"living", "all"} if matching == "one seed" else {"matched", "unmatched", "all"}
+    assert set(tables[1 + OF_FEATURES.index(lifetimes)]["group"]) == groups
 
 
 def test_same_bytes_again(drawn, tmp_path):

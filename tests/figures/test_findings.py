@@ -68,6 +68,8 @@ def test_lifetimes(other, said):
     table["value"] = [10, 20, 70, 0, 0, 0]
     assert lifetimes.finding(table) == "70% of the 100 matched features fade before the end"
     assert lifetimes.finding(table.assign(value=0)) == ""
+    of_one_seed = table[table["group"] == "matched"].assign(group="living")
+    assert " living features " in lifetimes.finding(of_one_seed)
 
 
 def test_histories():

@@ -53,21 +53,22 @@ def draw(features: Path, strengths: Path, output: Path) -> None:
         assert isinstance(engine, ConstrainedLayoutEngine)
         engine.set(rect=(0.01, 0.006, 0.98, 0.99))
         halves = figure.add_gridspec(2, 1, height_ratios=[1.1, 1])
-        left, right = halves[0].subgridspec(1, 2).subplots(squeeze=False)[0]
+        maps = halves[0].subgridspec(1, 1 if style.of_one_seed(living) else 2)
+        left, *right = maps.subplots(squeeze=False)[0]
         image = _map(left, square.to_numpy(), snapshots)
         left.set_ylabel("feature, ordered by peak, then onset")
         style.title(left, "a", f"all living features ({len(order):,})")
-        share = ""
-        if matched.any():
-            _map(right, square.to_numpy()[matched], snapshots)
-            share = f" ({matched.sum():,}, {matched.mean():.0%} of the living)"
-        elif living["matched_cosine"].notna().any():
-            style.empty(right, "no feature is matched\nacross seeds")
-        else:
-            style.empty(right, "one seed: nothing to match")
-        style.title(right, "b", f"matched alone{share}")
+        for axis in right:
+            share = ""
+            if matched.any():
+                _map(axis, square.to_numpy()[matched], snapshots)
+                share = f" ({matched.sum():,}, {matched.mean():.0%} of the living)"
+            else:
+                style.empty(axis, "no feature is matched\nacross seeds")
+            style.title(axis, "b", f"matched alone{share}")
+        letters = "cdefgh" if right else "bcdefg"
         figure.colorbar(
-            image, ax=[left, right], label="strength / peak strength", shrink=0.7, pad=0.015
+            image, ax=[left, *right], label="strength / peak strength", shrink=0.7, pad=0.015
         )
         grid = halves[1].subgridspec(2, 3).subplots(sharey=True, squeeze=False)
         for column, (name, own) in enumerate(examples.items()):
@@ -76,7 +77,7 @@ def draw(features: Path, strengths: Path, output: Path) -> None:
                 _curves(axis, square, own, snapshots[1])
                 style.step_axis(axis, max(snapshots[1]), kind)
                 text = "" if row else TITLES.get(name, name)
-                style.title(axis, "cdefgh"[3 * row + column], text)
+                style.title(axis, letters[3 * row + column], text)
                 if own.empty:
                     style.empty(axis, "no such feature")
             if not own.empty:

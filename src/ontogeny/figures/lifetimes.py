@@ -25,30 +25,35 @@ def draw(features: Path, classes: Path, output: Path) -> None:
     Parameters
     ----------
     output : path without ending. Its CSV has panel ('lifetime', 'onset_log', 'onset_linear',
-        'onset_cumulative', 'sweep'), group ('matched', 'unmatched'; of 'sweep' 'all'), class, low,
+        'onset_cumulative', 'sweep'), group ('matched', 'unmatched', or of one seed 'living'; of
+        'sweep' 'all'), class, low,
         high, value: a count in the bin [low, high), the last bin closed; for 'onset_cumulative' the
         number of features with onset at or before low; for 'sweep' the count at threshold low.
     """
     living = style.read_living(features, ["lifetime", "onset_step", *CLASSES])
     sweep = style.read(classes, ["presence", *CLASSES])
     emergent = living[living["emergent"]]
-    groups = style.by_match(living)
-    onsets = {g: e["onset_step"].to_numpy() for g, e in style.by_match(emergent).items()}
+    one = style.of_one_seed(living)
+    groups = {"living": living} if one else style.by_match(living)
+    of_emergent = {"living": emergent} if one else style.by_match(emergent)
+    onsets = {group: own["onset_step"].to_numpy() for group, own in of_emergent.items()}
     last = max(1.0, emergent["onset_step"].max()) if len(emergent) else 1.0
     drawn: list[pd.DataFrame] = []
     with style.paper():
         figure = style.new_figure(180, 125)
-        grid = figure.subplots(2, 3)
-        for axis, (group, own) in zip(grid[0], groups.items(), strict=False):
-            _lifetimes(axis, own, group, drawn)
-        _sweep(grid[0, 2], sweep, drawn)
-        for axis, kind in zip(grid[1], style.KINDS, strict=False):
-            _onsets(axis, onsets, last, kind, drawn)
-        _cumulative(grid[1, 2], onsets, last, drawn)
+        above = [*groups, "sweep"] if len(groups) > 1 else [*groups, *groups, "sweep"]
+        layout: list[Any] = [above, [*style.KINDS, "cumulative"]]
+        panels = figure.subplot_mosaic(layout)
+        for group, own in groups.items():
+            _lifetimes(panels[group], own, group, drawn)
+        _sweep(panels["sweep"], sweep, drawn)
+        for kind in style.KINDS:
+            _onsets(panels[kind], onsets, last, kind, drawn)
+        _cumulative(panels["cumulative"], onsets, last, drawn)
         texts = [f"{group} ({len(own):,})" for group, own in groups.items()]
         texts += ["classes by threshold, all living"]
         texts += [f"onsets, emergent ({len(emergent):,})"] * 2 + ["onsets up to a step"]
-        for letter, axis, text in zip("abcdef", grid.flat, texts, strict=True):
+        for letter, axis, text in zip("abcdef", panels.values(), texts, strict=False):
             style.title(axis, letter, text)
         figure.suptitle(style.matched_note(living), x=0.01, ha="left")
         style.save(figure, pd.concat(drawn, ignore_index=True), output, finding)
@@ -64,7 +69,8 @@ def finding(table: pd.DataFrame) -> str:
         "emergent": "emerge and stay",
         "transient": "fade before the end",
     }
-    group = "matched" if sums.get("matched", pd.Series([0])).sum() else "unmatched"
+    present = [group for group in ("matched", "unmatched", "living") if group in sums]
+    group = next((each for each in present if sums[each].sum()), present[-1])
     own = sums[group]
     total = int(own.sum())
     if not total:
@@ -73,7 +79,7 @@ def finding(table: pd.DataFrame) -> str:
     said = f"{own[most] / total:.0%} of the {total:,} {group} features {lives[most]}"
     other = sums.get("unmatched", pd.Series(dtype=float))
     rest = int(other.sum())
-    if group == "unmatched" or not rest:
+    if group != "matched" or not rest:
         return said
     pairs = [[own[most], total - own[most]], [other[most], rest - other[most]]]
     apart = stats.fisher_exact(np.array(pairs, dtype=int)).pvalue < 0.05
@@ -139,8 +145,8 @@ def _onsets(
     if kind == "log":
         edges = np.expm1(np.linspace(0, np.log1p(last), ONSET_BINS + 1))
     for group, steps in onsets.items():
-        colour = style.COLOURS[group]
-        fill, over = group == "matched", 1 if group == "matched" else 2
+        colour = style.COLOURS["unmatched" if group == "unmatched" else "matched"]
+        fill, over = group != "unmatched", 1 if group != "unmatched" else 2
         look: dict[str, Any] = {"fill": fill, "color": colour, "zorder": over}
         counts = style.histogram(axis, steps, edges, label=group, **look)
         drawn.append(_rows(f"onset_{kind}", group, "emergent", edges[:-1], edges[1:], counts))
@@ -157,7 +163,7 @@ def _cumulative(
     for group, steps in onsets.items():
         x = np.r_[0, np.sort(steps), last]
         counts = np.r_[0 : len(steps) + 1, len(steps)]
-        colour = style.COLOURS[group]
+        colour = style.COLOURS["unmatched" if group == "unmatched" else "matched"]
         axis.step(x, counts, where="post", color=colour, label=f"{group} ({len(steps):,})")
         drawn.append(_rows("onset_cumulative", group, "emergent", x, x, counts))
     style.step_axis(axis, last, "log")

@@ -26,21 +26,24 @@ def draw(features: Path, strengths: Path, output: Path) -> None:
         peaks = own["peak_snapshot_index"].value_counts()
         counts[group] = peaks.reindex(numbers, fill_value=0).to_numpy()
 
+    if style.of_one_seed(living):
+        groups.pop("matched")
     with style.paper():
-        figure = style.new_figure(180, 105)
-        axes = figure.subplots(2, 1, sharex=True)
+        figure = style.new_figure(180, 105 if len(groups) > 1 else 65)
+        axes = figure.subplots(len(groups), 1, sharex=True, squeeze=False)[:, 0]
         x = np.arange(len(numbers))
-        for letter, axis, (group, own) in zip("ab", axes, groups.items(), strict=True):
+        for letter, axis, (group, own) in zip("ab", axes, groups.items(), strict=False):
             axis.bar(x, counts[group], 0.86, color=style.COLOURS[group])
             axis.set_ylabel("features")
             axis.locator_params(axis="y", integer=True)
-            style.title(axis, letter, f"{group} ({len(own):,})")
+            if len(groups) > 1:
+                style.title(axis, letter, f"{group} ({len(own):,})")
             if own.empty:
                 style.empty(axis, "no such feature")
         figure.suptitle(style.matched_note(living), x=0.01, ha="left")
-        style.snapshot_axis(axes[1], numbers, steps, 40, upright=True)
-        axes[1].set(xlim=(-0.8, len(numbers) - 0.2))
-        axes[1].set_xlabel("peak snapshot number · training step")
+        style.snapshot_axis(axes[-1], numbers, steps, 40, upright=True)
+        axes[-1].set(xlim=(-0.8, len(numbers) - 0.2))
+        axes[-1].set_xlabel("peak snapshot number · training step")
         style.save(figure, counts, output, finding)
 
 

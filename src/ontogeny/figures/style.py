@@ -167,6 +167,11 @@ def by_class(living: pd.DataFrame) -> dict[str, pd.DataFrame]:
     }
 
 
+def of_one_seed(living: pd.DataFrame) -> bool:
+    """Whether there is no other seed in which features could have been found again."""
+    return bool(living["matched_cosine"].isna().all())
+
+
 def by_match(living: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The features found again in another seed, whose onsets can be trusted, and the rest."""
     return {"matched": living[living["matched"]], "unmatched": living[~living["matched"]]}
@@ -175,7 +180,7 @@ def by_match(living: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def matched_note(living: pd.DataFrame) -> str:
     """Which share of the living features is matched across seeds, in words."""
     count = len(living)
-    if living["matched_cosine"].isna().all():
+    if of_one_seed(living):
         return f"{count:,} living features, one seed: it is not known which of them are stable"
     matched = int(living["matched"].sum())
     return f"{matched:,} of {count:,} living features matched across seeds ({matched / count:.0%})"

@@ -63,6 +63,7 @@ def test_what_an_experiment_has_follows_its_settings():
     assert {"directions", "comparison"} & set(experiment.figures()) == {"directions"}
     expected = ["training", "divergence", "fidelity", "stability", "comparison", "dimensionality"]
     assert two.figures() == [*expected, "kinds"]
+    assert "stability" not in mapped({"crosscoders.batchtopk.seeds": [0]}).figures()
 
     one = mapped({"snapshots.steps": [40]})
     assert one.with_histories == []

@@ -1,13 +1,15 @@
 # Activations of every snapshot, and their principal subspace.
 #
-# Training rows lie in shards, one unless activations.budget asks for more: those of the first are
-# extracted with the held-out rows, later ones once the shard before the last is projected, so that
-# two are on disk at a time. Streamed training rows are never on disk.
+# Training rows are in shards, of which there is one unless activations.budget requires more. Those
+# of the first shard are extracted with the held-out rows; a later one is extracted when the last
+# shard but one has been projected, so that two are on disk at a time. Streamed rows are never on
+# disk.
 
 
 if S.activations.leave_out_norm is not None:
 
-    # Which positions have no row at any snapshot: each is run once more before.
+    # Find positions that have no row at any snapshot. Each snapshot runs over the text once more
+    # for this.
     rule norms:
         input:
             snapshot=at("snapshot"),

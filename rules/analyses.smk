@@ -35,7 +35,7 @@ for stage in registry.stages().values():
             " 2>&1 | tee {log}"
 
 
-# Each analysis alone, in the default run or not: `snakemake --cores 2 kinds`.
+# Each analysis as a target, whether or not it is in the default run: `snakemake --cores 2 kinds`.
 for analysis in registry.all_analyses().values():
 
     rule:

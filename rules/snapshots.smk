@@ -1,10 +1,10 @@
 # The snapshots of the language model: trained here, revisions of a hub, or folders.
 #
-# Training states are kept in an archive that the digest MODEL names. Which of them are wanted is no
-# parameter of the training, so a longer list trains nothing anew: the snapshot that the archive
-# lacks is reached from the nearest earlier state, and nothing else changes. Of a hub, files lie in
-# huggingface_hub's own cache and are linked from there. Of folders, weights are linked, not copied,
-# where the file system allows; a checkpoint that changes is taken anew.
+# Training states are kept in an archive that the digest MODEL names. The wanted steps are not a
+# parameter of the training, so a longer list trains nothing again: a missing snapshot is reached
+# from the nearest earlier state, and nothing else changes. Files from a hub are linked from
+# huggingface_hub's own cache. Weights in folders are linked, not copied, if the file system allows
+# it; a checkpoint that changes is taken again.
 
 SOURCE = S.snapshots.source
 UNTRAINED = untrained()
@@ -12,7 +12,7 @@ UNTRAINED = untrained()
 
 if SOURCE == "pretrain":
 
-    # In a few jobs, so that snapshots are used while the training goes on.
+    # There are a few jobs, so that snapshots are used while the training goes on.
     rule pretrain:
         input:
             trained_before,
@@ -63,8 +63,8 @@ if SOURCE == "pretrain":
 
 else:
 
-    # Of the tokenizer the content decides, not the folder: a later checkpoint brings the same one,
-    # and the text stays as it is.
+    # Only the content of the tokenizer counts, not its folder: a later checkpoint has the same
+    # tokenizer, so the text is not tokenised again.
     rule tokenizer:
         output:
             directory(at("own_tokenizer")),

@@ -3,9 +3,9 @@
     import ontogeny
     experiment = ontogeny.open("results/default")
 
-`open` gives the map of an experiment (ontogeny.experiment), which is the Python interface. Each
+`open` returns the map of an experiment (ontogeny.experiment), which is the Python interface. Each
 stage of the workflow is a plain function that takes paths and typed settings; docs/design.md has a
-drawing of how data flows through them.
+diagram of how data flows through them.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from ontogeny.version import VERSION as __version__
 if TYPE_CHECKING:
     from ontogeny.experiment import Experiment
 
-# HDF5 reads it as it is loaded. Its locks fail on file systems that have none, and nothing here
-# needs them: a file is written under a temporary name and renamed when it is complete.
+# HDF5 reads this when it is loaded. Its locks fail on file systems that have none, and they are not
+# needed here: a file is written under a temporary name and renamed when it is complete.
 os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
 
 __all__ = ["__version__", "open"]

@@ -1,4 +1,4 @@
-"""`python -m ontogeny`: the command line, where the environment's scripts are not on the path."""
+"""`python -m ontogeny`: the command line, if the environment's scripts are not on the path."""
 
 from ontogeny.cli import main
 

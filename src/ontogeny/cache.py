@@ -1,11 +1,12 @@
 """Tokens and snapshots trained here that experiments share: a folder of items, `KEY/NAME`.
 
-An item is a file or a folder, beside the digests of its files in `KEY/NAME.digests`. A key is a
-digest of all that the item is made from: settings, code, and the content of what is read, whatever
-its name. Items are copied in and out whole, and verified on the way out.
+An item is a file or a folder; the digests of its files are in `KEY/NAME.digests`. A key is a digest
+of everything that the item is made from: settings, code, and the content of the input files, but
+not their names. Items are copied in and out atomically, and verified when they are copied out.
 
-Snakemake's own cache between workflows is not used: its keys leave out wildcards, so that snapshots
-of two steps would be one, and hold all parameters, among which is where an experiment's folder is.
+Snakemake's own cache between workflows is not used. Its keys leave out wildcards, so that the
+snapshots of two steps would be the same item, and they include all parameters, one of which is the
+location of an experiment's folder.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ontogeny.settings import Analysis, Corpus, Pretrain
 
 
 def _files(item: Path) -> dict[str, str]:
-    """Digest of each file of an item, by its name under it; '' names the item itself."""
+    """Digest of each file of an item, by its name in it; '' names the item itself."""
     if item.is_file():
         return {"": digest_file(item)}
     return {
@@ -41,9 +42,9 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def take(cache: Path, key: str, wanted: Iterable[Path]) -> bool:
-    """Copy what the cache has of the wanted files and folders to their places, by their names.
+    """Copy the wanted files and folders that the cache has to their places, by their names.
 
-    What is there already stays. Returns whether all are there now.
+    Existing ones are not replaced. Returns whether all of them exist now.
 
     Raises
     ------
@@ -66,7 +67,7 @@ def take(cache: Path, key: str, wanted: Iterable[Path]) -> bool:
 
 
 def give(cache: Path, key: str, made: Iterable[Path]) -> None:
-    """Copy files and folders into the cache that it does not have yet."""
+    """Copy files and folders into the cache unless it has them already."""
     for place in made:
         item = cache / key / place.name
         digests = item.with_name(f"{place.name}.digests")
@@ -77,9 +78,9 @@ def give(cache: Path, key: str, made: Iterable[Path]) -> None:
 
 
 def corpus_key(c: Corpus, own: Path | None, pretrain: bool) -> str | None:
-    """Of the tokens and tokenizer that the corpus stage makes; None where content is not known.
+    """Cache key for the tokens and tokenizer of the corpus stage; None if content is not fixed.
 
-    That is a dataset of a hub whose revision is no commit: it may be another tomorrow.
+    That is the case for a dataset on a hub whose revision is not a commit: it may change.
 
     Parameters
     ----------
@@ -105,7 +106,7 @@ def corpus_key(c: Corpus, own: Path | None, pretrain: bool) -> str | None:
 
 
 def pretrain_key(p: Pretrain, a: Analysis, tokens: str) -> str:
-    """Of the training states of a model, whichever steps of it.
+    """Cache key for a model's training states at any of its steps.
 
     Parameters
     ----------

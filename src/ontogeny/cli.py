@@ -1,8 +1,8 @@
-"""`ontogeny STAGE results/NAME ...`: a command for each step of the workflow, and for looking.
+"""`ontogeny STAGE results/NAME ...`: commands for each step of the workflow, and for viewing.
 
-Commands name the experiment; its map (ontogeny.experiment) knows where everything lies. A rule's
-shell line is what one types by hand. Commands of declared stages and figures are made from their
-declarations.
+Commands take the experiment's folder; its map (ontogeny.experiment) knows the paths of all files. A
+rule's shell line is the same as one would type by hand. Commands of declared stages and figures are
+made from their declarations.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ from ontogeny.version import VERSION
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
-# Read by the threads' library as torch loads it. Threads that wait for each other by spinning long
-# starve where anything else runs; those that never spin are a tenth slower where nothing does.
+# The threads' library reads this when torch loads it. Threads that spin for long while they wait
+# for each other starve if anything else runs; threads that never spin are a tenth slower on idle
+# cores.
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
     os.environ.update(OMP_WAIT_POLICY="passive", GOMP_SPINCOUNT="3000")
 
@@ -280,7 +281,7 @@ def token_table(experiment: Experiment, site: str) -> None:
 
 
 def _of_basis(experiment: Experiment, sites: str) -> str:
-    """The first crosscoder that is trained in a basis."""
+    """The first crosscoder that is trained in the given basis."""
     bases = experiment.bases(experiment.settings.all_crosscoders)
     if sites not in bases:
         raise InputError(f"{sites}: no crosscoder uses this basis; use one of {sorted(bases)}")

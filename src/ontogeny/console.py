@@ -1,6 +1,6 @@
-"""What commands share: the experiment that they work on, its device, and how they end.
+"""What commands share: the experiment, its device, and how they end.
 
-What cannot be done is one line per fault; a traceback is a fault of ours.
+Anything that cannot be done is reported as one line per fault; a traceback means a bug in Ontogeny.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from ontogeny.settings import SettingsError
 
 
 class Group(click.Group):
-    """A group with the commands of what is declared; bad input ends with one line, no traceback.
+    """A group that includes declared commands; bad input ends with one line, without a traceback.
 
     Parameters
     ----------
-    declared : makes the commands that are not written down here.
+    declared : makes the commands that follow from declarations.
     """
 
     def __init__(
@@ -64,9 +64,9 @@ class Group(click.Group):
 
 
 def _reasons(error: Exception, words: Sequence[str]) -> list[str]:
-    """Lines that say why a command failed; none where only a traceback can tell.
+    """Lines that say why a command failed; none if only a traceback can explain it.
 
-    An error of a library is often that of a damaged file, which is looked for last: it takes time.
+    An error in a library is often caused by a damaged file. This is checked last, as it takes time.
     """
     if isinstance(error, InputError | SettingsError):
         return str(error).splitlines()
@@ -86,21 +86,21 @@ def _open(_: Any, __: Any, folder: Path) -> Experiment:
 
 
 def _open_on_device(_: Any, __: Any, folder: Path) -> Experiment:
-    """Of several GPUs this process takes one for itself, before torch starts."""
+    """Open the experiment; if there are several GPUs, take one before torch starts."""
     experiment = Experiment.open(folder)
     take_gpus(experiment)
     return experiment
 
 
 def take_gpus(experiment: Experiment, count: int = 1) -> None:
-    """Take so many of this machine's GPUs for this process, before CUDA starts."""
+    """Reserve the given number of this machine's GPUs for this process, before CUDA starts."""
     name = gpus.take(experiment.settings.device, count)
     if name is not None:
         print(f"on GPU {name}", file=sys.stderr)
 
 
 def of_experiment(function: Callable[..., Any], callback: Callable[..., Any] = _open) -> Any:
-    """The argument EXPERIMENT, a folder such as results/default, handed on as its map."""
+    """Add the argument EXPERIMENT, a folder such as results/default, and pass it on as its map."""
     return click.argument(
         "experiment",
         type=click.Path(path_type=Path, file_okay=False),
@@ -110,12 +110,12 @@ def of_experiment(function: Callable[..., Any], callback: Callable[..., Any] = _
 
 
 def on_device(function: Callable[..., Any]) -> Any:
-    """As `of_experiment`, for what uses the device of the configuration."""
+    """As `of_experiment`, for commands that use the device of the configuration."""
     return of_experiment(function, _open_on_device)
 
 
 def threads(function: Callable[..., Any]) -> Any:
-    """The --threads option, obeyed before the command runs."""
+    """Add the option --threads, which takes effect before the command runs."""
 
     def obey(_: Any, __: Any, value: int) -> None:
         use_threads(value)
@@ -126,7 +126,7 @@ def threads(function: Callable[..., Any]) -> Any:
 
 
 def use_threads(count: int) -> None:
-    """Fix the threads of what follows, which imports torch."""
+    """Fix the number of threads for the code that follows; this imports torch."""
     from ontogeny import devices
 
     devices.use_threads(count)

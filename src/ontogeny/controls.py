@@ -1,13 +1,14 @@
-"""What moves what: every change of the recipe against the experiment as it stands.
+"""Effects of changes to the recipe: every condition compared with the unchanged experiment.
 
-Replicates that differ from the experiment in the same keys are a *condition*; within it they differ
-in the model's seed alone. The experiment itself and those replicates that change only the seed are
-the condition `baseline`. An outcome is a number of summary.json, and of a step also what the
-learning rate has added up to by then, in steps at the baseline's peak rate (replicates.rate_sum).
+Replicates that differ from the experiment in the same keys are a *condition*; within a condition
+they differ only in the model's seed. The experiment itself and the replicates that change only the
+seed are the condition `baseline`. An outcome is a number of summary.json. If it is a step, the sum
+of the learning rate up to it is also an outcome, in steps at the baseline's peak rate
+(replicates.rate_sum).
 
-Every condition has its mean over seeds with a 95% t interval, and its difference from the baseline
-with one: the mean of the differences between models of the same seed, where the same seeds were
-run, since models of one seed begin alike and read the same text.
+Every condition has its mean over seeds, and its difference from the baseline, each with a 95% t
+interval. If the same seeds were run, the difference is the mean over pairs of models with the same
+seed, since these have the same initial weights and read the same text.
 """
 
 from __future__ import annotations
@@ -37,23 +38,23 @@ OUTCOMES = (
     "kind_induction",
     "final_loss",
 )
-"""Numbers of summary.json that conditions are compared by, where all models have them."""
+"""Numbers of summary.json by which conditions are compared, if all models have them."""
 
 
 def conditions(settings: Settings) -> dict[str, tuple[str, int]]:
     """The condition and the model's seed of every model, by its name; 'itself' is the experiment.
 
-    A condition is named after its first replicate, less the seed that a list of seeds adds.
+    A condition has the name of its first replicate, without the seed that a list of seeds adds.
     """
     own = settings.snapshots.pretrain
-    assert own is not None  # there are no replicates of other models
+    assert own is not None  # only models that are trained here have replicates
     found = {"itself": (BASELINE, own.seed)}
     named: dict[str, str] = {"{}": BASELINE}
     for name, changed in settings.replicates.items():
         seed = int(changed.get(MODEL_SEED, own.seed))
         rest = {key: value for key, value in changed.items() if key != MODEL_SEED}
         short = name.removesuffix(f"seed{seed}")
-        if short in named.values():  # as one that is called like the baseline
+        if short in named.values():  # for example a replicate whose name is that of the baseline
             short = name
         condition = named.setdefault(str(dict(sorted(rest.items()))), short)
         found[name] = condition, seed
@@ -69,8 +70,8 @@ def table(values: pd.DataFrame, of: dict[str, tuple[str, int]]) -> pd.DataFrame:
 
     Returns
     -------
-    condition, outcome, models, mean, low, high; pairs (seeds that condition and baseline share),
-    difference, difference_low, difference_high. NaN bounds of fewer than two models or pairs.
+    condition, outcome, models, mean, low, high; pairs (seeds shared by condition and baseline),
+    difference, difference_low, difference_high. Bounds are NaN for fewer than two models or pairs.
     """
     models = pd.DataFrame.from_dict(of, orient="index", columns=["condition", "seed"])
     rows: list[dict[str, Any]] = []
@@ -100,12 +101,12 @@ def _by_seed(numbers: pd.Series[Any], models: pd.DataFrame) -> pd.Series[float]:
 
 
 def compare(settings: Settings, results: dict[str, Files], controls: Path, models: Path) -> None:
-    """Write what each condition does to each outcome.
+    """Write the effect of each condition on each outcome.
 
     Parameters
     ----------
-    results : by model, the experiment itself first: where its numbers lie.
-    controls : CSV, as `table` gives it. models : CSV; condition, seed, model, and the outcomes.
+    results : by model, the experiment itself first: paths of its numbers.
+    controls : CSV, as from `table`. models : CSV; condition, seed, model, and the outcomes.
     """
     of = conditions(settings)
     numbers = pd.DataFrame(numbers_of(settings, results))

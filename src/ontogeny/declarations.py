@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 Scope = Literal["experiment", "crosscoder", "primary", "compared"]
-"""What a stage is run for: the experiment once; any crosscoder on request; the primary one;
-all that have feature histories, together (each argument is then a list, one entry per crosscoder,
-and the function is also given their `names`)."""
+"""What a stage runs for: once for the experiment; for any crosscoder on request; for the primary
+one; or once for all that have feature histories (each argument is then a list with one entry per
+crosscoder, and the function also gets their `names`)."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Product:
     ----------
     name : in the map, for `Experiment.path` and the declarations.
     path : below the experiment's folder, with {crosscoder}, {seed}, {step} and the like.
-    about : what it is. The columns of a table are described in columns.yaml beside the
-        declaration, by the product's name.
+    about : what it is. The columns of a table are described in columns.yaml, in the declaration's
+        folder, under the product's name.
     """
 
     name: str
@@ -53,11 +53,11 @@ class Optional:
 
 @dataclass(frozen=True)
 class Source:
-    """What a stage reads under one of its arguments.
+    """The input of a stage for one of its arguments.
 
     Attributes
     ----------
-    files : what the workflow watches. argument : what the function is given.
+    files : what the workflow watches. argument : the value for the function.
     """
 
     files: list[Path]
@@ -66,7 +66,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a job takes, where no formula models it: sums of shares of scales.
+    """The cost of a job that no formula models, as sums of scales times coefficients.
 
     Each is scale → coefficient, such as {"active features * kinds.permutations": 4e-7}; scales are
     those of ontogeny.cost.scales, dotted keys of the settings, and products of them. The numbers
@@ -74,9 +74,9 @@ class Cost:
 
     Attributes
     ----------
-    seconds : on one thread of the machine that devices.yaml calls `measured`, without the start of
-        the process; a device changes those of operations ("forward", "encoding" ...).
-    memory : bytes, at most, beside those of the process. disk : bytes of the files that it makes.
+    seconds : on one thread of the machine that devices.yaml calls `measured`, without starting the
+        process; on a device, those for operations ("forward", "encoding" ...) change.
+    memory : most bytes besides those of the process. disk : bytes of the files that it makes.
     torch : whether the process imports it.
     """
 
@@ -95,15 +95,15 @@ class Stage:
     name : of the rule, the command, its log and its benchmark.
     run : the function, "package.module:function".
     about : one sentence, the command's help.
-    reads : argument → product, Optional, or a function of the experiment for what no product names.
+    reads : argument → product, Optional, or a function of the experiment if no product fits.
     makes : argument → product.
-    settings : dotted keys whose values the function uses: a change of one runs the stage again.
+    settings : dotted keys whose values the function uses; a change of one runs the stage again.
     gpu : whether it uses the device of the configuration.
     core : whether it belongs to the core of the workflow, not to an analysis.
     local : whether it takes seconds, so that a cluster's login node runs it.
     when : dotted key that has to be set for the stage to exist, such as "complexity.grader".
     scratch : argument → folder of the experiment that the stage keeps for itself between runs.
-    files : files beside the code that decide what is made, by their names in the package's folder.
+    files : files other than code that affect the result, by their names in the package's folder.
     """
 
     name: str
@@ -128,20 +128,20 @@ class Stage:
 
     @property
     def rule(self) -> str:
-        """The name of its rule: an analysis is a target by its own name."""
+        """The name of its rule; for an analysis, its own name is also a target."""
         return self.name if self.core else f"measure_{self.name}"
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure: PDF, PNG and a CSV of the numbers drawn; its caption is NAME.rst beside its code.
+    """A figure: PDF, PNG and a CSV of the numbers drawn; its caption is NAME.rst next to its code.
 
     Its module may have `finding(table)`, which turns the table of its CSV into the sentence for the
     figure's title and its text.
 
     Attributes
     ----------
-    run : the function, which takes what `reads` names, and `output`, a path without ending.
+    run : the function, which takes the arguments of `reads`, and `output`, a path without ending.
     label : in the report, below `category`.
     """
 
@@ -165,18 +165,19 @@ class Analysis:
 
     Attributes
     ----------
-    name : in `analyses`, as a target of the workflow, and of its section of the settings.
+    name : in `analyses`, as a target of the workflow, and as the key of its settings.
     about : one sentence for the list in the docs.
     section : the class of its section of the settings; None if it has no keys.
     optional : whether the section may be left out, which leaves the analysis out.
     histories : whether it needs a primary crosscoder with feature histories.
-    numbers : function(settings, Experiment) → dict of what goes into summary.json.
+    numbers : function(settings, Experiment) → dict for summary.json.
     faults : function(settings) → lines, one for each impossible combination of settings.
-    ahead : function(Experiment) → two lists of lines on files of its own, told before the first
-        job: what would stop a run, and advice.
-    crosscoders : function(settings) → further dictionaries to train, by name: each with where its
-        keys are set, for messages, if that is not crosscoders.PRIMARY.
-    in_replicates : keys of its section that differ in replicates; None leaves it out of them.
+    ahead : function(Experiment) → two lists of lines about its own files, shown before the first
+        job: reasons that stop a run, and advice.
+    crosscoders : function(settings) → further dictionaries to train, by name; each with the place
+        where its keys are set, for messages, if that is not crosscoders.PRIMARY.
+    in_replicates : keys of its section that differ in replicates; with None, replicates do without
+        it.
     """
 
     name: str
@@ -195,13 +196,13 @@ class Analysis:
 
 
 def function(name: str) -> Callable[..., Any]:
-    """The function that "package.module:function" names."""
+    """The function with the name "package.module:function"."""
     module, _, attribute = name.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 
 def folder(name: str) -> Path:
-    """The folder that holds the module of "package.module:function", without importing it."""
+    """The folder of the module of "package.module:function", without importing it."""
     package = importlib.import_module(name.partition(":")[0].rpartition(".")[0])
     assert package.__file__ is not None
     return Path(package.__file__).parent

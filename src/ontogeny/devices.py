@@ -1,4 +1,4 @@
-"""Device, threads and compiler: the three things that differ between machines."""
+"""Device, threads and compiler, which differ between machines."""
 
 from __future__ import annotations
 
@@ -22,22 +22,23 @@ from ontogeny.files import InputError
 
 COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 EAGERLY = "training runs eagerly, which is slower"
-GRAPHS = 64  # that one function may be compiled to in a process
+GRAPHS = 64  # most graphs to which one function may be compiled in a process
 _said: list[str] = []
-# It warns, as it is imported, of a CUDA toolkit without a GPU, such as a login node has.
+# When imported, it warns of a CUDA toolkit without a GPU, which a login node may have.
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 
-# Least driver of a CUDA (NVIDIA, CUDA Toolkit release notes, minor version compatibility).
+# Oldest driver for a CUDA version (NVIDIA, CUDA Toolkit release notes, minor version
+# compatibility).
 LEAST_DRIVER = {11: 450, 12: 525, 13: 580}
 
 
 def choose(device: str) -> torch.device:
-    """The device that a setting names; 'auto' is CUDA where there is one, else the CPU.
+    """The device that a setting names; 'auto' is CUDA if there is a GPU, otherwise the CPU.
 
     Raises
     ------
-    InputError : a GPU is named, or something says that there is one, and torch cannot use it.
+    InputError : torch cannot use the GPU that is named, or that seems to be present.
     """
     if device == "cpu":
         return torch.device(device)
@@ -59,7 +60,7 @@ def choose(device: str) -> torch.device:
 
 
 def _why_unusable() -> str:
-    """Why torch sees no GPU, and what mends it."""
+    """Why torch sees no GPU, and how to correct it."""
     version = torch.version.cuda
     if version is None:
         return f"torch {torch.__version__} has no CUDA; install a wheel that has (docs/cluster.md)"
@@ -73,24 +74,24 @@ def _why_unusable() -> str:
 
 
 def _cuda_says() -> str:
-    """The first line of what CUDA complains of as it starts."""
+    """The first line of CUDA's error message when it starts."""
     try:
         torch.cuda.init()
-    except Exception as error:  # RuntimeError, AssertionError or a class of CUDA's own
+    except Exception as error:  # RuntimeError, AssertionError or one of CUDA's classes
         return f" (CUDA: {str(error).splitlines()[0]})"
     return ""
 
 
 def about(device: str, model: str, products: str) -> str:
-    """A line on what a run here would use.
+    """A line about the devices that a run here would use.
 
     Parameters
     ----------
-    device : of the settings. model : activations.precision. products : of the primary crosscoder.
+    device : from the settings. model : activations.precision. products : of the primary crosscoder.
 
     Raises
     ------
-    InputError : as `choose`.
+    InputError : as for `choose`.
     """
     chosen = choose(device)
     run_in = str(precision(model, chosen)).removeprefix("torch.")
@@ -103,7 +104,7 @@ def about(device: str, model: str, products: str) -> str:
 
 
 def precision(name: str, device: torch.device) -> torch.dtype:
-    """The type that a model is run in; 'auto' is bfloat16 on a GPU that has it, else float32."""
+    """The type in which a model runs; 'auto' is bfloat16 if the GPU has it, else float32."""
     if name == "auto":
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         name = "bfloat16" if fast else "float32"
@@ -112,7 +113,7 @@ def precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def sent(values: np.ndarray, device: torch.device) -> torch.Tensor:
-    """An array on the device. To a GPU it goes while the host works on, from memory that stays."""
+    """Copy an array to the device. A GPU copies in the background, from pinned memory."""
     tensor = torch.from_numpy(values)
     if device.type == "cuda":
         tensor = tensor.pin_memory()
@@ -120,15 +121,15 @@ def sent(values: np.ndarray, device: torch.device) -> torch.Tensor:
 
 
 def use_threads(threads: int) -> None:
-    """Fix the number of CPU threads: sums are then added in one order, and runs repeat exactly."""
+    """Fix the number of CPU threads, so that sums have one order and runs repeat exactly."""
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
 def keep_memory() -> None:
-    """Let the C library reuse freed blocks of any size, where it can be told (glibc).
+    """Let the C library reuse freed blocks of any size, if it supports this (glibc).
 
-    By default it hands each large tensor back to the system and pays for fresh pages at every step.
+    By default it returns each large tensor to the system and pays for fresh pages at every step.
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
@@ -138,7 +139,7 @@ def keep_memory() -> None:
 
 
 def find_compiled() -> None:
-    """See to it that torch has a folder for what it compiles, which it needs as it is loaded."""
+    """Make sure that torch has a folder for compiled code, which it needs when it is loaded."""
     named = os.environ.get(COMPILED)
     if not named:
         return
@@ -155,7 +156,7 @@ def find_compiled() -> None:
 
 
 def compiler_missing() -> str:
-    """What torch.compile needs on a CPU and this machine lacks; '' where nothing is."""
+    """What torch.compile needs on a CPU but this machine lacks; '' if nothing."""
     names = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]
     if not any(shutil.which(name) for name in names):
         return "no C++ compiler (install g++)"
@@ -165,14 +166,14 @@ def compiler_missing() -> str:
 
 
 def _say(reason: str) -> None:
-    """Say, once a process, why nothing is compiled."""
+    """Report, once per process, why nothing is compiled."""
     if not _said:
         _said.append(reason)
         print(f"{reason}: {EAGERLY}", file=sys.stderr)
 
 
 def _fails_to_compile(error: BaseException) -> bool:
-    """Whether an error is the compiler's, or the system's as it keeps and loads what it makes."""
+    """Whether an error comes from the compiler, or from storing or loading what it makes."""
     from torch._dynamo.exc import TorchDynamoException
     from torch._inductor.exc import InductorError
 
@@ -180,24 +181,24 @@ def _fails_to_compile(error: BaseException) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    """What a compiler complains of, in one line: the system's reason, or its own first error."""
+    """A compiler's complaint in one line: the system's reason, or its own first error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
     telling = ("error:", "Error:", "failed to map", "No space left", "denied", "Read-only")
     return next((line for line in lines if any(word in line for word in telling)), lines[0])[:200]
 
 
 def compiled(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
-    """`torch.compile` as one graph, or the function itself, said aloud, where that cannot be.
+    """`torch.compile` as one graph, or the function itself, with a message, if compiling fails.
 
-    That shows when it is first called: a compiler may fail, its cache may be full, or lie where
-    nothing can be run from.
+    A failure shows only at the first call: a compiler may fail, its cache may be full, or be in a
+    folder from which nothing can be run.
     """
     missing = compiler_missing() if device.type == "cpu" else ""
     if missing:
         _say(missing)
         return function
     use: Callable[..., Any] = torch.compile(function, fullgraph=True, dynamic=False)
-    # Of all trainings of a process: a graph for each shape, for AuxK's sizes and rooms for pairs.
+    # Over all trainings of a process: one graph per shape, size of AuxK and room for pairs.
     torch._dynamo.config.recompile_limit = GRAPHS
 
     @wraps(function)
@@ -208,7 +209,7 @@ def compiled(function: Callable[..., Any], device: torch.device) -> Callable[...
         except Exception as error:
             if use is function or not _fails_to_compile(error):
                 raise
-            # Nothing has been computed: compiling comes before a graph's first operation.
+            # Compiling comes before a graph's first operation, so nothing has been computed yet.
             _say(f"torch.compile: {_reason(error)}")
             use = function
         return use(*given, **named)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import xxhash
 
 FOLDER, MARK, PLACE = "digests", "README", "place"
-SAME_TIME = 2_000_000_000  # ns: some file systems keep no finer times
+SAME_TIME = 2_000_000_000  # ns: some file systems store no finer times
 PIECE = 1 << 22  # bytes that are read at a time
 
 
@@ -30,7 +30,7 @@ class Digest(NamedTuple):
 
 
 def of(path: Path) -> Digest:
-    """Digest of a file as it is now."""
+    """Digest of a file's present content."""
     digest, size = xxhash.xxh3_128(), 0
     with open(path, "rb", buffering=0) as file:
         time = os.fstat(file.fileno()).st_mtime_ns
@@ -41,7 +41,7 @@ def of(path: Path) -> Digest:
 
 
 def of_all(path: Path) -> dict[str, Digest]:
-    """Digests of a folder's files by their names in it; of a file alone, under ''."""
+    """Digests of a folder's files, by their names in it; for a single file, under ''."""
     if not path.is_dir():
         return {"": of(path)}
     files = sorted(p for p in path.rglob("*") if p.is_file())
@@ -49,7 +49,7 @@ def of_all(path: Path) -> dict[str, Digest]:
 
 
 def begin(experiment: Path) -> None:
-    """Keep digests of what is written in an experiment's folder from now on."""
+    """Record digests of what is written in an experiment's folder from now on."""
     (experiment / FOLDER).mkdir(exist_ok=True)
     (experiment / FOLDER / MARK).write_text(__doc__ or "", encoding="utf-8")
     (experiment / FOLDER / PLACE).write_text(_place(experiment), encoding="utf-8")
@@ -61,10 +61,10 @@ def _place(experiment: Path) -> str:
 
 
 def copied_without_times(experiment: Path) -> bool:
-    """Whether a folder is a copy whose files are as old as the copying, in its order.
+    """Whether a folder is a copy whose files have the times of copying, in the order of copying.
 
-    Snakemake then takes results for older than what they are made from. `cp -a` and `rsync -a`
-    keep the times.
+    Snakemake then considers results older than their inputs. `cp -a` and `rsync -a` preserve the
+    times.
     """
     try:
         if (experiment / FOLDER / PLACE).read_text(encoding="utf-8") == _place(experiment):
@@ -87,13 +87,13 @@ def home(path: Path) -> Path | None:
 
 
 def _record(path: Path) -> Path | None:
-    """Where the digests of a file or folder are kept."""
+    """Path of the record with a file's or folder's digests."""
     folder = home(path)
     return None if folder is None else folder / FOLDER / f"{path.relative_to(folder)}.json"
 
 
 def forget(path: Path) -> None:
-    """Drop what is known of a file or folder, which is about to be replaced."""
+    """Remove the record of a file or folder that is about to be replaced."""
     record = _record(path)
     if record is not None:
         record.unlink(missing_ok=True)
@@ -101,7 +101,7 @@ def forget(path: Path) -> None:
 
 
 def keep(path: Path, digests: dict[str, Digest]) -> None:
-    """Keep the digests of a file or folder that is in its place now."""
+    """Record the digests of a file or folder that is in its final place."""
     record = _record(path)
     if record is None:
         return
@@ -112,7 +112,7 @@ def keep(path: Path, digests: dict[str, Digest]) -> None:
 
 
 def _read(record: Path) -> dict[str, Digest]:
-    """The digests of a record; none where it is damaged itself."""
+    """The digests of a record; none if it is damaged."""
     try:
         kept: Any = json.loads(record.read_text(encoding="utf-8"))
         return {
@@ -123,17 +123,17 @@ def _read(record: Path) -> dict[str, Digest]:
 
 
 def known(experiment: Path) -> dict[Path, tuple[Digest, Path]]:
-    """All files whose digests are kept, by path: the digest, and what was written in one piece."""
+    """All files with a digest, by path: the digest, and the file or folder that was written."""
     found: dict[Path, tuple[Digest, Path]] = {}
     records = sorted((experiment / FOLDER).rglob("*.json"), key=lambda p: len(p.parts))
-    for record in records:  # a file's own record counts before that of the folder it lies in
+    for record in records:  # a file's own record takes precedence over that of its folder
         whole = experiment / record.relative_to(experiment / FOLDER).with_suffix("")
         found |= {whole / name: (digest, whole) for name, digest in _read(record).items()}
     return found
 
 
 def _kept(path: Path) -> Iterator[tuple[Path, Digest]]:
-    """What is known of a file, or of all files of a folder that was written whole."""
+    """The recorded digests of a file, or of all files of a folder that was written as one."""
     folder = home(path)
     if folder is None:
         return
@@ -153,11 +153,11 @@ def _kept(path: Path) -> Iterator[tuple[Path, Digest]]:
 
 
 def fault(path: Path, digest: Digest, most: int | None = None) -> str:
-    """What is wrong with a file: missing, cut, changed; '' where it is as it was written.
+    """What is wrong with a file: missing, truncated, changed; '' if it is as it was written.
 
     Parameters
     ----------
-    most : bytes above which the size alone is compared.
+    most : above this number of bytes, only the size is compared.
     """
     try:
         size = path.stat().st_size
@@ -173,9 +173,9 @@ def fault(path: Path, digest: Digest, most: int | None = None) -> str:
 
 
 def faults(path: Path, most: int | None = None) -> Iterator[tuple[Path, str]]:
-    """Files that are not as they were written, each with what is wrong, of a file or folder.
+    """Files of a folder, or the file, that are not as they were written, with what is wrong.
 
-    Nothing is said of what no digest is known of.
+    Files without a digest are not reported.
     """
     for file, digest in _kept(path):
         wrong = fault(file, digest, most)

@@ -1,7 +1,7 @@
-"""What can run but is doubtful: one sentence each, with the setting that corrects it.
+"""Settings and results that work but are doubtful: one sentence each, with a correction.
 
 `before` is known before any job; `ontogeny check` and the workflow print it. `found` is what the
-stages measured, and what the snapshots show once they exist. Both are in summary.json under
+stages measured, and what the snapshots show when they exist. Both are in summary.json under
 `doubts`, and neither stops a run.
 """
 
@@ -22,12 +22,12 @@ from ontogeny.snapshots import losses, sources
 def before(
     settings: Settings, results: str | Path = "results", all_steps: bool = False
 ) -> list[str]:
-    """What is doubtful about an experiment before it runs.
+    """Doubts about an experiment before it runs.
 
     Parameters
     ----------
     settings : steps resolved. results : the folder that holds the experiments' folders.
-    all_steps : whether `snapshots.steps: all` was asked for.
+    all_steps : whether the settings have `snapshots.steps: all`.
     """
     lines = [*sources.advice(settings, results, all_steps), *rows.before(settings)]
     experiment = Experiment(Path(results) / settings.name, settings)
@@ -57,7 +57,7 @@ def missing(experiment: Experiment) -> list[str]:
 
 
 def found(experiment: Experiment) -> list[str]:
-    """The doubts that a finished experiment's files give reason for."""
+    """Doubts that follow from a finished experiment's files."""
     lines = sources.doubts(experiment.settings, experiment.results)
     if experiment.path("losses").exists():
         lines += losses.doubts(experiment.table("losses"))

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 
 class Experiment:
-    """One experiment: its settings and everything that it has made.
+    """One experiment: its settings and all its files.
 
     Parameters
     ----------
@@ -105,7 +105,7 @@ class Experiment:
 
     @cached_property
     def _dictionaries(self) -> dict[str, schema.Crosscoder]:
-        return self.settings.all_crosscoders  # which asks every analysis for its own
+        return self.settings.all_crosscoders  # this asks every analysis for its own
 
     def has_histories(self, crosscoder: str) -> bool:
         """Whether features have histories: trained, over snapshots of one layer and stream."""
@@ -114,12 +114,12 @@ class Experiment:
         return chosen.train_decoder and one and self.compared(crosscoder) >= 2
 
     def compared(self, crosscoder: str) -> int:
-        """How many snapshots a crosscoder's features have a strength at."""
+        """Number of snapshots at which a crosscoder's features have a strength."""
         snapshots = self._dictionaries[crosscoder].written.snapshots
         return len(self.steps if snapshots == "all" else snapshots)
 
     def analyses(self) -> Iterator[str]:
-        """The analyses of the default target that this experiment can have, in their order."""
+        """The analyses of the default target that are possible for this experiment, in order."""
         for name in self.settings.analyses:
             if self.has_histories(self.primary) or not registry.all_analyses()[name].histories:
                 yield name
@@ -129,7 +129,7 @@ class Experiment:
 
         Parameters
         ----------
-        reader : the analysis that asks; it has its own products whether or not it is listed.
+        reader : the analysis that asks; its own products exist even if it is not listed.
         """
         if product == "log":
             return self.settings.snapshots.pretrain is not None
@@ -142,13 +142,13 @@ class Experiment:
         return stage is None or not stage.when or self.value(stage.when) is not None
 
     def value(self, key: str) -> Any:
-        """The value of a dotted key of the settings, as JSON; None below a section left out."""
+        """The value of a dotted key of the settings, as JSON; None if its section is left out."""
         value: Any = self.settings.model_dump(mode="json")
         for part in key.split("."):
             value = None if value is None else value[part]
         return value
 
-    # Where things lie
+    # Paths
 
     def pattern(self, product: str) -> str:
         """The path of a product, with {crosscoder}, {seed} ... left open."""
@@ -163,7 +163,7 @@ class Experiment:
 
     @cached_property
     def _patterns(self) -> list[tuple[str, re.Pattern[str]]]:
-        """Products' names and patterns of their paths, those that say most first."""
+        """Products' names and the patterns of their paths, the most specific first."""
         products = sorted(
             registry.products().values(), key=lambda p: -len(re.sub(r"{\w+}", "", p.path))
         )
@@ -174,7 +174,7 @@ class Experiment:
         ]
 
     def identify(self, path: str | Path) -> str:
-        """The product and keys of a path of the experiment; the path itself if it has none."""
+        """The product and keys of a path in the experiment; the path itself if there is none."""
         if not Path(path).is_relative_to(self.folder):
             return str(path)
         inside = str(Path(path).relative_to(self.folder))
@@ -213,11 +213,11 @@ class Experiment:
 
     @cached_property
     def shards(self) -> list[range] | list[None]:
-        """Windows of each shard of training rows: [None], all in one, if no budget asks for more.
+        """Windows of each shard of training rows; [None] means a single shard, without a budget.
 
         Raises
         ------
-        InputError : no two windows fit the budget, or the model's width cannot be known.
+        InputError : the budget does not hold two windows, or the model's width is not known.
         """
         if self.settings.activations.budget is None:
             return [None]
@@ -226,7 +226,7 @@ class Experiment:
 
     @cached_property
     def legs(self) -> list[int]:
-        """Steps at which the jobs of the pre-training end; [] where nothing is trained here."""
+        """Steps at which the jobs of the pre-training end; [] if no model is trained here."""
         pretrain = self.settings.snapshots.pretrain
         return leg_ends(pretrain.steps, self.steps) if pretrain else []
 
@@ -240,14 +240,14 @@ class Experiment:
         return self.settings.activations.mode == "cached"
 
     def table_sources(self, site: Any) -> list[Path]:
-        """What the token table of a layer's stream is made from."""
+        """The files from which the token table of a layer's stream is made."""
         files = [self.path("stack", site=site), self.path("tokens")]
         files += [path for step in self.steps for path in self.rows_of(step, 0, [site])]
         return files + ([] if self.cached else self.source("snapshots").files + self.norms)
 
     @property
     def norms(self) -> list[Path]:
-        """The files that say which positions are above the bound on the norm, if there is one."""
+        """The files with the positions above the bound on the norm, if there is a bound."""
         if self.settings.activations.leave_out_norm is None:
             return []
         return [self.path("norms_of", step=step) for step in self.steps]
@@ -257,7 +257,7 @@ class Experiment:
         return [self.path("token_table", site=name) for name in self.sites_of(crosscoder)]
 
     def rows_of(self, step: Any, shard: Any, sites: Iterable[str]) -> list[Path]:
-        """Files of a snapshot's training rows, of one shard, where they are on disk at all."""
+        """Files of a snapshot's training rows in one shard, if they are on disk."""
         if not self.cached:
             return []
         return [self.path("rows", site=site, step=step, shard=shard) for site in sites]
@@ -270,12 +270,12 @@ class Experiment:
         return [path for step in self.steps for path in self.rows_of(step, shard, sites)]
 
     def basis_of(self, crosscoder: str) -> str | None:
-        """Name of the basis that a crosscoder is trained in; None for all dimensions."""
+        """Name of the basis in which a crosscoder is trained; None for all dimensions."""
         chosen = self._dictionaries[crosscoder]
         return basis_name(chosen) if chosen.basis != "full" else None
 
     def bases(self, crosscoders: Iterable[str]) -> dict[str, str]:
-        """The bases of some crosscoders, each with the first that is trained in it."""
+        """The bases of some crosscoders, each with the first crosscoder trained in it."""
         first: dict[str, str] = {}
         for name in crosscoders:
             basis = self.basis_of(name)
@@ -284,12 +284,12 @@ class Experiment:
         return first
 
     def projected(self, sites: str) -> list[Path]:
-        """The files of the rows in a basis, by shard, where rows are on disk."""
+        """The files of the rows in a basis, by shard, if rows are on disk."""
         count = len(self.shards) if self.cached else 0
         return [self.path("projected", sites=sites, shard=shard) for shard in range(count)]
 
     def training_sources(self, crosscoder: str) -> dict[str, list[Path]]:
-        """What a crosscoder is trained on, and the stacks that the scales come from."""
+        """The files on which a crosscoder is trained, and the stacks with the scales."""
         basis, chosen = self.basis_of(crosscoder), self._dictionaries[crosscoder]
         files = {"stacks": self.stacks(crosscoder)} | self.tables_of(crosscoder)
         if basis is not None:
@@ -337,7 +337,7 @@ class Experiment:
 
     @property
     def slots(self) -> Path:
-        """The folder in which downloads of all processes are counted."""
+        """The folder by which downloads of all processes are limited."""
         return self.results / "downloads" / "slots"
 
     def figure(self, name: str, ending: str = "") -> Path:
@@ -357,7 +357,7 @@ class Experiment:
     def source(self, name: str, crosscoder: str | None = None) -> Source:
         """What a stage reads under a product's name: for the workflow, and for its function.
 
-        Beside the products: `crosscoder` (the folder of its first seed); `crosscoders`, `densities`
+        Other names: `crosscoder` (the folder of its first seed); `crosscoders`, `densities`
         and `fidelities` (a list, one per seed), `seeds` (their numbers); `held_out_losses` (a
         list, one per snapshot); `activations`, `token_tables` (of its sites) and `snapshots`
         (folders); `baselines` (fidelity of the dictionaries with random directions); `replicates`
@@ -401,7 +401,7 @@ class Experiment:
         path = self.path(name, crosscoder=chosen)
         return Source([path], path)
 
-    # What it holds
+    # Contents
 
     def columns(self, product: str) -> dict[str, str]:
         """Descriptions of a table's columns, with units, in the table's order."""
@@ -433,7 +433,7 @@ class Experiment:
 
         Raises
         ------
-        InputError : there is none of that name and seed.
+        InputError : there is none with that name and seed.
         """
         from ontogeny.crosscoder.model import Crosscoder
 
@@ -464,7 +464,7 @@ class Experiment:
     def read(self, text: str, crosscoder: str | None = None, top: int = 5) -> Reading:
         """A text as every snapshot reads it: features, losses and `top` predictions by token.
 
-        InputError if it cannot be read, or if the crosscoder or a snapshot is missing.
+        Raises InputError if it cannot be read, or if the crosscoder or a snapshot is missing.
         """
         from ontogeny.reading import reading
 

@@ -1,6 +1,6 @@
-"""Whole-or-nothing writing, and digests: a killed job leaves no file that looks finished.
+"""Atomic writing, and digests: a killed job leaves no file that looks finished.
 
-A full disk, a folder that cannot be written to and the like end in one line.
+System errors, such as a full disk or a folder without write permission, become one line.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class InputError(ValueError):
 
 
 def one_line(error: BaseException, longest: int | None = None) -> str:
-    """An error's message, or its kind, as a part of one line of at most `longest` characters."""
+    """An error's message, or its type, as part of a line, with at most `longest` characters."""
     return " ".join(str(error).split())[:longest] or type(error).__name__
 
 
@@ -52,13 +52,13 @@ REASONS = {
 
 
 def explained(error: OSError) -> str:
-    """An error of the system as one line: the file, what is wrong, and how to correct it."""
+    """A system error as one line: the file, what is wrong, and how to correct it."""
     reason = REASONS.get(error.errno or 0) or (error.strerror or one_line(error))
     return f"{error.filename}: {reason}" if error.filename else reason
 
 
 def failure(error: BaseException) -> OSError | None:
-    """The system's error behind that of a library, such as HDF5, Arrow or safetensors."""
+    """The system error that caused an error of a library such as HDF5, Arrow or safetensors."""
     number = error.errno if isinstance(error, OSError) else None
     if number is None:
         said = re.search(r"(?:errno = |os error |Errno )(\d+)", str(error))
@@ -71,15 +71,15 @@ def failure(error: BaseException) -> OSError | None:
 
 @contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, renamed to it when the block ends without error.
+    """Yield a temporary path next to `path`, and rename it if the block ends without error.
 
-    Works for a file or a folder; a folder that is already there is replaced. Drafts of the same
-    path that killed processes left are removed. In an experiment's folder the digests of what was
-    written are kept.
+    It works for files and folders; an existing folder is replaced. Drafts of the same path that
+    killed processes left are removed. If the path is in an experiment's folder, the digests of
+    what was written are recorded.
 
     Raises
     ------
-    InputError : the system cannot write, as on a full disk.
+    InputError : the system cannot write, for example because the disk is full.
     """
     path = Path(path)
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -104,14 +104,14 @@ def whole(path: str | Path) -> Iterator[Path]:
             system.filename = str(path)
         raise InputError(explained(system)) from None
     finally:
-        with suppress(OSError):  # where nothing can be written, nothing can be removed
+        with suppress(OSError):  # if nothing can be written, nothing can be removed either
             _remove(draft)
 
 
 class _Draft(io.FileIO):
-    """The file that HDF5 writes to, which keeps the system's first error and hides it from HDF5.
+    """A file for HDF5 to write to, which records the first system error and hides it from HDF5.
 
-    HDF5 crashes the process if it cannot write, as on a full disk, at once or as the process ends.
+    If HDF5 cannot write, as on a full disk, it crashes the process, at once or when it ends.
     """
 
     def __init__(self, path: Path) -> None:
@@ -144,17 +144,17 @@ class _Draft(io.FileIO):
         return len(view) if self.failed is not None else done
 
     def check(self) -> None:
-        """Raise the error that a write has met."""
+        """Raise the error of a failed write, if any."""
         if self.failed is not None:
             raise self.failed
 
 
 @contextmanager
 def whole_hdf5(path: str | Path, **options: Any) -> Iterator[h5py.File]:
-    """Yield a new HDF5 file, in its place when the block ends without error.
+    """Yield a new HDF5 file, which is moved into place if the block ends without error.
 
-    Its attribute `check` is a function that raises the error of a write that has failed: until
-    then writing goes on into nothing.
+    Its attribute `check` is a function that raises the error of a failed write; until it is
+    called, further data are discarded silently.
 
     Parameters
     ----------
@@ -168,13 +168,13 @@ def whole_hdf5(path: str | Path, **options: Any) -> Iterator[h5py.File]:
                 file.check = raw.check
                 yield file
         except Exception:
-            raw.check()  # what else went wrong follows from it
+            raw.check()  # any other error is a consequence of this one
             raise
         raw.check()
 
 
 BROKEN = (OSError, KeyError, ValueError, TypeError, RuntimeError, EOFError)
-"""What readers of HDF5 raise of a damaged file."""
+"""Exceptions that readers of HDF5 raise for a damaged file."""
 
 
 def open_hdf5(path: str | Path) -> h5py.File:
@@ -182,7 +182,7 @@ def open_hdf5(path: str | Path) -> h5py.File:
 
     Raises
     ------
-    InputError : the system refuses to. OSError : it is truncated, or no HDF5; or it is not there.
+    InputError : the system denies access. OSError : it is missing, truncated, or not HDF5.
     """
     import h5py
 
@@ -200,7 +200,7 @@ def open_hdf5(path: str | Path) -> h5py.File:
 
 @contextmanager
 def read_hdf5(path: str | Path, what: str) -> Iterator[h5py.File]:
-    """An HDF5 file that this package wrote, open while its contents are read.
+    """Open an HDF5 file that this package wrote while its contents are read.
 
     Parameters
     ----------
@@ -208,7 +208,7 @@ def read_hdf5(path: str | Path, what: str) -> Iterator[h5py.File]:
 
     Raises
     ------
-    InputError : it cannot be opened, or what is read is not there or not as it was written.
+    InputError : it cannot be opened, or a part is missing or not as it was written.
     """
     try:
         with open_hdf5(path) as file:
@@ -222,7 +222,7 @@ def read_hdf5(path: str | Path, what: str) -> Iterator[h5py.File]:
 
 
 def unopened(path: str | Path, error: OSError) -> InputError:
-    """What to say of an HDF5 file that cannot be opened."""
+    """The error for an HDF5 file that cannot be opened."""
     if isinstance(error, FileNotFoundError):
         return InputError(f"{path}: not made yet; run the experiment")
     why = str(error).split("(")[-1].rstrip(")")
@@ -230,9 +230,9 @@ def unopened(path: str | Path, error: OSError) -> InputError:
 
 
 def reserve(file: IO[Any], size: int, folder: str | Path) -> None:
-    """Take the disk space of a file that is then written through a memory map.
+    """Allocate the disk space of a file that is then written through a memory map.
 
-    Such a map ends the process without a word where the disk is full.
+    If the disk is full, writing to a memory map kills the process without a message.
 
     Raises
     ------
@@ -246,7 +246,7 @@ def reserve(file: IO[Any], size: int, folder: str | Path) -> None:
 
 
 def _runs(process: str) -> bool:
-    """Whether a process of this machine has the id."""
+    """Whether a process with this id runs on this machine."""
     try:
         os.kill(int(process), 0)
     except (ProcessLookupError, ValueError, OverflowError):
@@ -264,18 +264,18 @@ def _remove(path: Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write `text` whole or not at all."""
+    """Write `text` atomically."""
     with whole(path) as draft:
         draft.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` as indented JSON, whole or not at all."""
+    """Write `value` as indented JSON, atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def write_table(path: str | Path, table: pd.DataFrame) -> None:
-    """Write a tidy table as Parquet or CSV, by the path's ending, whole or not at all."""
+    """Write a tidy table as Parquet or CSV, by the path's ending, atomically."""
     with whole(path) as draft:
         if str(path).endswith(".parquet"):
             table.to_parquet(draft, index=False)
@@ -290,6 +290,6 @@ def digest_file(path: str | Path) -> str:
 
 
 def digest_value(value: Any) -> str:
-    """Short digest of a JSON-like value, the same for the same content in any key order."""
+    """Short digest of a JSON-like value; the order of keys does not matter."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,12 +1,12 @@
-"""One GPU a process, where several jobs run on one machine.
+"""One GPU per process, if several jobs run on one machine.
 
 `snakemake --resources gpu=4` lets four jobs run that need a GPU, but does not assign one to each.
-Each process takes one by locking a file of that GPU's; the system drops the lock when the process
-ends, however it ends. Once all GPUs have a process they get a second one each, and so on: who
-allows more jobs than there are GPUs wants them shared.
+Each process takes one by locking a file for that GPU; the system releases the lock when the process
+ends in any way. When all GPUs have a process, they get a second one each, and so on: a user who
+allows more jobs than there are GPUs wants them to be shared.
 
-Nothing here is done where something else hands GPUs out: SLURM, or whoever has set
-CUDA_VISIBLE_DEVICES. No torch is imported: it has to start when the choice is made.
+Nothing is done here if GPUs are already assigned, by SLURM or by CUDA_VISIBLE_DEVICES. Torch is not
+imported, since it must start after the choice.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pathlib import Path
 from ontogeny.locks import hold
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-NAMED = "ONTOGENY_GPUS"  # names of this machine's GPUs, with commas, in place of asking the driver
-HANDED_OUT = ("SLURM_JOB_ID", "LOCAL_RANK", VISIBLE)  # something else says who has which GPU
-ALLOCATED = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS")  # set where a job was given GPUs
+NAMED = "ONTOGENY_GPUS"  # names of this machine's GPUs, with commas; the driver is then not asked
+HANDED_OUT = ("SLURM_JOB_ID", "LOCAL_RANK", VISIBLE)  # set if GPUs are assigned by something else
+ALLOCATED = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS")  # set if a job was given GPUs
 HIDDEN = ("", "-1", "NoDevFiles")  # values of CUDA_VISIBLE_DEVICES that hide all
 DEV = Path("/dev")
 
@@ -31,7 +31,7 @@ _held: list[int] = []  # file descriptors: the locks last as long as the process
 
 
 def present() -> list[str]:
-    """Names of this machine's GPUs as CUDA_VISIBLE_DEVICES takes them; [] where none is seen."""
+    """Names of this machine's GPUs as in CUDA_VISIBLE_DEVICES; [] if none is found."""
     if NAMED in os.environ:
         return [name for name in os.environ[NAMED].split(",") if name]
     tool = shutil.which("nvidia-smi")
@@ -46,10 +46,10 @@ def present() -> list[str]:
 
 
 def sign() -> str:
-    """What says that this process has a GPU, such as "SLURM_JOB_GPUS=0"; '' where nothing does.
+    """Evidence that this process has a GPU, such as "SLURM_JOB_GPUS=0"; '' if there is none.
 
-    Nothing is looked for where CUDA_VISIBLE_DEVICES hides all GPUs, or ONTOGENY_GPUS answers for
-    what is there.
+    Nothing is checked if CUDA_VISIBLE_DEVICES hides all GPUs, or if ONTOGENY_GPUS lists what there
+    is.
     """
     if NAMED in os.environ or os.environ.get(VISIBLE, "0") in HIDDEN:
         return ""
@@ -63,7 +63,7 @@ def sign() -> str:
 
 
 def driver() -> str:
-    """Version of this machine's NVIDIA driver, such as "580.65.06"; '' where none is found."""
+    """Version of this machine's NVIDIA driver, such as "580.65.06"; '' if there is none."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return ""
@@ -76,14 +76,14 @@ def driver() -> str:
 
 
 def take(device: str, count: int = 1, locks: Path | None = None) -> str | None:
-    """Have this process see `count` GPUs that no other has, and return their names.
+    """Restrict this process to `count` GPUs that no other process has, and return their names.
 
-    Returns None, and changes nothing, where `device` (the setting) is the CPU or a numbered GPU,
-    where something else hands GPUs out, and where there are no more than `count`.
+    Returns None, and changes nothing, if `device` (the setting) is the CPU or a numbered GPU, if
+    GPUs are assigned by something else, or if there are no more than `count`.
 
     Parameters
     ----------
-    locks : folder of the files that are locked; one for each user of this machine when left out.
+    locks : folder of the files to lock; by default one for each user of this machine.
     """
     if device not in ("auto", "cuda") or any(name in os.environ for name in HANDED_OUT):
         return None
@@ -105,7 +105,7 @@ def take(device: str, count: int = 1, locks: Path | None = None) -> str | None:
 
 
 def _lock(path: Path) -> bool:
-    """Lock a file until this process ends; False where another holds it."""
+    """Lock a file until this process ends; False if another process holds it."""
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     if hold(file) is False:
         os.close(file)

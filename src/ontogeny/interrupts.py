@@ -1,8 +1,8 @@
-"""How a workflow is interrupted: its jobs end with it, in seconds, and one line says what is kept.
+"""Interrupting a workflow: its jobs end with it within seconds, and one line says what is kept.
 
-Snakemake waits for running jobs on SIGTERM, which may take hours, and reports each interrupted job
-as a failure. Nothing has to be finished or tidied here: files are written whole, and a training
-goes on from its last state.
+On SIGTERM, Snakemake waits for running jobs, which may take hours, and reports each interrupted job
+as a failure. Here nothing has to be finished or cleaned up: files are written atomically, and a
+training continues from its last state.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from types import FrameType
 import psutil
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-GRACE = 4.0  # seconds in which a job may remove its drafts
+GRACE = 4.0  # seconds for a job to remove its drafts
 
 
 def end_with_jobs(local: bool) -> None:
-    """From now on end on Ctrl-C, SIGTERM or a closed terminal with all jobs of this process.
+    """From now on, Ctrl-C, SIGTERM or a closed terminal ends this process and all its jobs.
 
-    Signals that this process was started to ignore, as by nohup, stay ignored.
+    Signals that this process was started to ignore, for example by nohup, remain ignored.
 
     Parameters
     ----------
-    local : whether the jobs are processes of this machine. A cluster's are left to Snakemake, which
-        cancels them when a KeyboardInterrupt reaches it.
+    local : whether jobs are processes on this machine. Snakemake cancels jobs on a cluster when a
+        KeyboardInterrupt reaches it.
     """
 
     def stop(number: int, _: FrameType | None) -> None:
@@ -46,14 +46,14 @@ def end_with_jobs(local: bool) -> None:
         os._exit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():
-        return  # where Snakemake is called by another program, that one has the signals
+        return  # another program calls Snakemake and handles the signals
     for each in SIGNALS:
         if signal.getsignal(each) != signal.SIG_IGN:
             signal.signal(each, stop)
 
 
 def closing_line() -> str:
-    """What an interrupted run says last."""
+    """The last message of an interrupted run."""
     program, *words = sys.argv
     path = Path(program)
     command = f"python -m {path.parent.name}" if path.name == "__main__.py" else path.name
@@ -62,11 +62,11 @@ def closing_line() -> str:
 
 
 def end_children(grace: float) -> None:
-    """End all processes below this one: asked at first, killed after `grace` seconds."""
+    """End all processes below this one: by SIGTERM, and after `grace` seconds by SIGKILL."""
     own, asked = psutil.Process(), set[psutil.Process]()
     deadline = time.monotonic() + grace
     while True:
-        # A job that a thread is just starting is found in the next round.
+        # A job that a thread is just starting is found in the next iteration.
         left = {p for p in asked if p.is_running() and p.status() != psutil.STATUS_ZOMBIE}
         left |= set(_below(own))
         if not left:
@@ -74,7 +74,7 @@ def end_children(grace: float) -> None:
         late = time.monotonic() > deadline
         new = left if late else left - asked
         shells = {process for process in new if _is_shell(process)}
-        for process in shells:  # they have nothing to tidy, and would report what ends below them
+        for process in shells:  # they need no clean-up, and would report how their children ended
             _send(process, signal.SIGKILL)
         for process in new - shells:
             _send(process, signal.SIGKILL if late else signal.SIGTERM)
@@ -127,14 +127,14 @@ def _is_ours(words: list[str]) -> bool:
 
 
 def _said(words: list[str]) -> list[str]:
-    """A command as it was typed: without Python and the place of the program."""
+    """A command as it was typed, without Python and the path of the program."""
     if words[1:3] == ["-m", "ontogeny"]:
         return words[2:]
     return ["ontogeny", *words[[Path(word).name for word in words].index("ontogeny") + 1 :]]
 
 
 def wait_for_others(folder: str | Path) -> None:
-    """Wait until no job that a killed run has left works on an experiment's folder any more."""
+    """Wait until no job left by a killed run works on an experiment's folder any more."""
     told: set[int] = set()
     while others := at_work(folder):
         for process, command in others:

@@ -20,14 +20,14 @@ def run(file: Path, cores: int, words: Sequence[str]) -> None:
 
     Raises
     ------
-    InputError : no such file.
+    InputError : the file does not exist.
     """
     if str(file).startswith("-"):
         raise InputError(f"{file}: the experiment's file comes first: ontogeny run FILE {file}")
     configuration = places.found(file)
     if not configuration.is_file():
         raise InputError(f"{file}: no such file; `ontogeny new FOLDER` writes one")
-    # Jobs call `ontogeny`: the one of this Python, whether its environment is activated or not.
+    # Jobs call `ontogeny`, which should be that of this Python, even in an inactive environment.
     programs = str(Path(sys.executable).parent)
     os.environ["PATH"] = os.pathsep.join([programs, os.environ.get("PATH", os.defpath)])
     from snakemake.cli import main

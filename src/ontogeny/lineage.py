@@ -1,8 +1,8 @@
-"""What a result depends on, as digests: the parameters by which the workflow runs a stage again.
+"""What results depend on, as digests: parameters by which the workflow runs a stage again.
 
 A stage depends on the files that it reads, on the settings that it uses (`values`), and on the code
-that it runs (`code`). What lies in undeclared folders, so that it survives an interrupted run, is
-kept under such digests too: the archive of a pre-training, the state of an unfinished training.
+that it runs (`code`). Files in undeclared folders, which survive an interrupted run, are kept under
+such digests too: the archive of a pre-training, and the state of an unfinished training.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from ontogeny.experiment import Experiment
 from ontogeny.files import digest_file, digest_value
 from ontogeny.settings import Section
 
-NO_BASIS = ("least_kept",)  # a key of the basis that changes none
-NO_RESULT = ("seeds", "threads", "devices")  # keys of a crosscoder that change no seed's result
+NO_BASIS = ("least_kept",)  # a key of the basis that does not change it
+NO_RESULT = ("seeds", "threads", "devices")  # keys that do not change the result of a seed
 
 
 def code(module: str) -> str:
-    """Digest of what a stage runs, such as "ontogeny.corpus.build"."""
+    """Digest of the code of a stage such as "ontogeny.corpus.build"."""
     return provenance.code_digest(module)
 
 
 def values(section: Section, *without: str) -> str:
-    """A section of the settings as a parameter of a rule, less the keys that it does not use."""
+    """A section of the settings as a parameter of a rule, without the keys that it does not use."""
     return digest_value(section.model_dump(mode="json", exclude=set(without)))
 
 
 def text(experiment: Experiment) -> list[str]:
-    """What the tokens depend on beside the files of text."""
+    """What the tokens depend on besides the text files."""
     corpus = experiment.settings.corpus
     wheels = ""
     if corpus.wheels:
@@ -42,7 +42,7 @@ def text(experiment: Experiment) -> list[str]:
 
 
 def model(experiment: Experiment) -> str:
-    """What the snapshots depend on: not which of them are kept."""
+    """What the snapshots depend on, except which of them are kept."""
     settings = experiment.settings
     if settings.snapshots.pretrain is None:
         excluded: Any = {"steps": True, "hub": {"parallel", "tokenizer"}, "local": {"tokenizer"}}
@@ -53,10 +53,10 @@ def model(experiment: Experiment) -> str:
 
 
 def rows(experiment: Experiment) -> str:
-    """What the rows depend on beside the model and the text, and how they are cut."""
+    """What the rows depend on besides the model and the text, including how they are cut."""
     shards = experiment.shards
     cut = [[windows.start, windows.stop] for windows in shards if windows and len(shards) > 1]
-    without = ("keep", "budget", "mode", "scale", "together")  # the scale is the stacks'
+    without = ("keep", "budget", "mode", "scale", "together")  # the scale only affects the stacks
     return digest_value([values(experiment.settings.activations, *without), cut])
 
 
@@ -71,18 +71,18 @@ def training(experiment: Experiment, crosscoder: str) -> str:
 
 
 def archive(experiment: Experiment) -> Path:
-    """Where the training states of a model that is trained here are kept."""
+    """Folder for the training states of a model that is trained here."""
     return experiment.path("archive", digest=model(experiment))
 
 
 def state(experiment: Experiment, crosscoder: str, seed: int | str) -> Path:
-    """Where an unfinished training keeps its state: elsewhere for other settings, rows or code."""
+    """Folder for the state of an unfinished training; it depends on settings, rows and code."""
     digest = training(experiment, crosscoder)
     return experiment.path("state", crosscoder=crosscoder, seed=seed, digest=digest)
 
 
 def parameters(experiment: Experiment, declared: Stage | Figure) -> dict[str, Any]:
-    """What a declared stage or figure depends on beside its files."""
+    """What a declared stage or figure depends on besides its files."""
     made: dict[str, Any] = {"code": code(declared.module)}
     if declared.settings:
         made["settings"] = digest_value([experiment.value(key) for key in declared.settings])

@@ -1,7 +1,7 @@
-"""Locks on files, which the system drops when their process ends, however it ends.
+"""Locks on files, which the system releases when their process ends in any way.
 
-Some file systems of clusters are mounted without locks. What is locked here is also safe without:
-files are written whole, and what is downloaded is verified.
+Some file systems of clusters are mounted without locks. Locked operations are also safe without
+them: files are written atomically, and downloads are verified.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def hold(file: int | IO[str], wait: bool = False) -> bool | None:
 
     Parameters
     ----------
-    wait : for whoever holds it.
+    wait : whether to wait for the process that holds it.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -40,14 +40,14 @@ def hold(file: int | IO[str], wait: bool = False) -> bool | None:
 
 
 def claim(folder: Path) -> IO[str]:
-    """An experiment's lock, held: no other run works in its folder until the file is closed.
+    """Lock an experiment, so that no other run uses its folder until the file is closed.
 
     Raises
     ------
     InputError : another run holds it. OSError : the folder cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = open(folder / ".lock", "a+")  # what it says stays until it is ours
+    lock = open(folder / ".lock", "a+")  # keep its content until this process holds the lock
     try:
         held = hold(lock)
     except OSError:

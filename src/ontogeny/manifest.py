@@ -17,17 +17,17 @@ from ontogeny.activations.sites import STACK
 from ontogeny.files import InputError, one_line, write_json
 from ontogeny.scratch import below
 
-MOST = 1 << 31  # bytes of a file that stages digest: what is larger has digests of its chunks
+MOST = 1 << 31  # bytes up to which stages compute digests; larger files have some per chunk
 UNKEPT = ("trained_mark",)  # empty, made by Snakemake itself
 KEPT_BETWEEN = (
     "state",
     "stream_state",
     "archive",
-)  # what jobs keep for later ones, and remove themselves
+)  # kept by jobs for later ones, which remove them
 
 
 class Verdict(NamedTuple):
-    """A line for each fault, files and bytes that were compared, and files without a digest."""
+    """A line for each fault, numbers of files and bytes compared, and files without a digest."""
 
     faults: list[str]
     files: int
@@ -41,7 +41,7 @@ def _pattern(product: str) -> str:
 
 
 def _made_as(name: str, products: Iterable[str]) -> str | None:
-    """The product that a file of an experiment is, or belongs to, by its name in the folder."""
+    """The product that a file in an experiment's folder is, or belongs to, by its name."""
     for product in products:
         if re.fullmatch(_pattern(product), name):
             return product
@@ -64,7 +64,7 @@ def mend(path: Path, experiment: Path) -> str:
 
 
 def lines(path: Path, most: int | None = None) -> Iterator[str]:
-    """A line for each file that is not as it was written, of a file or folder."""
+    """A line for each file, in a file or folder, that is not as it was written."""
     experiment = digests.home(path)
     if experiment is not None:
         for file, wrong in digests.faults(path, most):
@@ -74,8 +74,8 @@ def lines(path: Path, most: int | None = None) -> Iterator[str]:
 def check(*given: Any) -> None:
     """Raise InputError, one line per file, unless the given files are as they were written.
 
-    A stack shows the rows of its folder's files, which are checked as well. Missing files are left
-    to whoever reads them.
+    A stack refers to the rows in its folder's files, which are checked as well. Missing files are
+    not reported; whoever reads them will do so.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ def damaged(experiment: Path) -> Iterator[str]:
 
 
 def unreadable(path: Path) -> str:
-    """Why a file cannot be opened as what its name says; '' where it can."""
+    """Why a file cannot be opened as the type in its name; '' if it can."""
     try:
         if path.suffix == ".h5":
             import h5py
@@ -136,7 +136,7 @@ def verify(experiment: Path, gone: Iterable[str] = ()) -> Verdict:
 
     Parameters
     ----------
-    gone : products that are removed after use, and so may be missing.
+    gone : products that are removed after use, so they may be missing.
 
     Raises
     ------
@@ -163,7 +163,7 @@ def verify(experiment: Path, gone: Iterable[str] = ()) -> Verdict:
 
 
 def copied(experiment: Path) -> str:
-    """What to do about a copy of results that has lost the times of its files."""
+    """Advice for a copy of results whose files have lost their times."""
     config = experiment / registry.products()["config"].path
     return (
         f"{experiment}: copied without the times of its files, so everything would run again; if "

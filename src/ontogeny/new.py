@@ -1,10 +1,10 @@
-"""`ontogeny new`: look at checkpoints, and write an experiment file that runs over them.
+"""`ontogeny new`: look at checkpoints, and write an experiment file for them.
 
     ontogeny new runs/mine --text text/*.jsonl        # a folder that holds checkpoints
     ontogeny new EleutherAI/pythia-160m               # or a repository with revisions
 
 Its choices are in the file with their reasons, so that they can be changed: which steps, which
-layer, how much text and how large a dictionary this machine has room for.
+layer, how much text, and how large a dictionary fits on this machine.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from ontogeny.snapshots.callback import log_spaced
 from ontogeny.snapshots.shape import Shape
 
 MOST = 32  # snapshots, as in the paper
-DEPTH = 4  # folders below the one that is named
+DEPTH = 4  # depth of folders to search below the given one
 TEXT = (".txt", ".jsonl", ".json", ".parquet")
-BYTES_PER_TOKEN = 5  # more than most tokenizers need: tokens are rather under-counted
-HELD_OUT, CONTEXT = 128, 512  # blocks, and tokens in a block at most
-LEAST = 16  # blocks of text that an experiment is written for
-TOKENS = 2**18, 2**22  # that train the dictionary, on a processor and on a GPU
-FEATURES = 16  # for each dimension of the residual stream
+BYTES_PER_TOKEN = 5  # more than most tokenizers need, so tokens are underestimated
+HELD_OUT, CONTEXT = 128, 512  # blocks, and most tokens in a block
+LEAST = 16  # least blocks of text for an experiment
+TOKENS = 2**18, 2**22  # that train the dictionary, on a CPU and on a GPU
+FEATURES = 16  # per dimension of the residual stream
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Found:
 
     Attributes
     ----------
-    key : local or hub. where : that section's YAML. steps : all that are there, ascending.
+    key : local or hub. where : that section's YAML. steps : all that exist, ascending.
     """
 
     key: str
@@ -63,7 +63,7 @@ def find(source: str) -> Found:
 
 
 def _folders(folder: Path) -> Found:
-    """The most folders below this one that differ in a number alone and hold a model."""
+    """The largest set of folders below this one that hold a model and differ only in a number."""
     if not weights.lacking(weights.present(folder)):
         raise InputError(
             f"{folder}: this is a single checkpoint; name the folder that holds it and the others"
@@ -112,7 +112,7 @@ def _revisions(repository: str) -> Found:
 
 
 def most_common_pattern(names: Iterable[str]) -> str:
-    """What most names have in common but for a number: its place is {step}, other numbers are *."""
+    """The most common form of the names, with {step} for the step and * for other numbers."""
     patterns: dict[str, int] = {}
     for name in names:
         first = re.sub(r"\d+", "{step}", name, count=1)
@@ -130,7 +130,7 @@ def choose(steps: Sequence[int], count: int = MOST) -> list[int]:
         return list(steps)
     wanted = log_spaced(steps[-1], count)
     chosen = {steps[0]} | {presets.nearest(step, steps, 1)[0] for step in wanted}
-    # Where several wanted steps have the same neighbour, the widest gaps are filled.
+    # If several wanted steps have the same neighbour, fill the widest gaps.
     while len(chosen) < count:
         ordered = sorted(chosen)
         gaps = [
@@ -143,14 +143,14 @@ def choose(steps: Sequence[int], count: int = MOST) -> list[int]:
 
 
 def tokens_in(paths: Sequence[Path]) -> int:
-    """Tokens that text files hold at least, about: by their bytes, of packed ones twice as many."""
+    """Approximate lower bound on tokens in text files, from their bytes, doubled if compressed."""
     packed = (".gz", ".bz2", ".xz", ".zst", ".parquet", ".arrow")
     sizes = ((2 if p.suffix in packed else 1) * p.stat().st_size for p in paths)
     return sum(sizes) // BYTES_PER_TOKEN
 
 
 def _corpus(given: Sequence[str], beside: Path) -> tuple[str, int | None]:
-    """YAML of the text, and the tokens that it holds at least, where that is known."""
+    """YAML for the text, and a lower bound on its tokens if one is known."""
     if len(given) == 1 and not Path(given[0]).expanduser().exists():
         if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", given[0]) and not Path(given[0]).suffix:
             return f"  dataset: {{ name: {given[0]}, split: train }}", None
@@ -163,7 +163,7 @@ def _corpus(given: Sequence[str], beside: Path) -> tuple[str, int | None]:
 
 
 def _pattern(name: str) -> str:
-    """A folder's text files as a pattern; anything else as it is."""
+    """A folder's text files as a pattern; anything else unchanged."""
     folder = Path(name).expanduser()
     if not folder.is_dir():
         return name
@@ -175,7 +175,7 @@ def _pattern(name: str) -> str:
 
 
 def _text_beside(folder: Path) -> list[str]:
-    """Text in a folder called text beside the checkpoints."""
+    """Text in a folder named text next to the checkpoints."""
     held = folder / "text"
     return [_pattern(str(held))] if held.is_dir() and any(held.iterdir()) else []
 
@@ -187,12 +187,12 @@ def write(source: str, text: Sequence[str], output: Path | None, results: Path) 
     ----------
     source : a folder that holds checkpoints, or a repository of the hub.
     text : files, patterns or a folder, or one dataset of the hub.
-    output : where; experiments/NAME.yaml, or NAME.yaml where there is no such folder, if None.
+    output : path; None means experiments/NAME.yaml, or NAME.yaml if there is no such folder.
     results : the folder that will hold the experiment's folder.
 
     Raises
     ------
-    InputError : nothing to look at, or a file that is there already.
+    InputError : there is nothing to look at, or the file exists already.
     """
     found = find(source)
     steps = choose(found.steps)
@@ -217,7 +217,7 @@ def write(source: str, text: Sequence[str], output: Path | None, results: Path) 
 
 
 def _probe(found: Found, steps: list[int]) -> Settings:
-    """Settings that are enough to ask for the model's shape and for what this machine has."""
+    """Settings that are sufficient to find the model's shape and this machine's resources."""
     return load(
         {
             "name": "new",
@@ -302,7 +302,7 @@ def _limit(shape: Shape, context: int) -> str:
 
 
 def summary(file: Path, results: Path) -> list[str]:
-    """What was found and what it will cost, a line each."""
+    """What was found and what it will cost, one per line."""
     settings = load(file)
     steps, shape = settings.snapshots.chosen, sources.shape_of(settings, results)
     rates = bill.measure(settings, results)

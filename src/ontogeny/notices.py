@@ -15,15 +15,15 @@ from ontogeny.cost.machines import Rates
 from ontogeny.experiment import Experiment
 from ontogeny.settings import Settings
 
-FIRST_FIGURES = ("ranges", "histories", "comparison", "training")  # the most telling comes first
+FIRST_FIGURES = ("ranges", "histories", "comparison", "training")  # most informative first
 
 
 def rates(device: int | None, name: str) -> Rates | None:
-    """Rates to estimate with, without a measurement; None for a GPU that is not in devices.yaml.
+    """Rates for an estimate without measuring; None for a GPU that is not in devices.yaml.
 
     Parameters
     ----------
-    device, name : of machines.Machine.
+    device, name : from machines.Machine.
     """
     if device == 0:
         laptop = machines.data()["laptop"]
@@ -40,8 +40,8 @@ def _is_named(key: str, words: str) -> bool:
 def hours(planned: Bill, cores: int) -> float:
     """Hours until an experiment is finished on this many cores; NaN without rates.
 
-    Jobs fill the cores, or wait for each other: half of the time that the longest job of each stage
-    would take, one after the other, is what cannot be shared.
+    Jobs use all cores or wait for each other. What cannot run in parallel is estimated as half of
+    the time that the longest jobs of all stages take one after another.
     """
     if planned.rates is None:
         return math.nan
@@ -135,7 +135,7 @@ def closing(settings: Settings, results: str | Path, began: float) -> list[str]:
 
     Parameters
     ----------
-    began : when it did, by time.monotonic().
+    began : start of the run, from time.monotonic().
     """
     experiment = Experiment(Path(results) / settings.name, settings)
     seen = _seen(experiment)

@@ -1,9 +1,9 @@
 """Processes that share one training, and the messages between them.
 
-A process that works alone is number 0 of 1: every method then hands back what it is given, so that
-the work itself need not know. The operators are called by compiled graphs as they are, and the
-compiler cannot look into them: collectives that Inductor knows (torch 2.13) are made in place, and
-readers of the sum may run before it.
+A process that works alone is number 0 of 1: every method then returns its argument, so that the
+calling code needs no special case. Compiled graphs call the operators as opaque functions, since
+Inductor (torch 2.13) performs the collectives that it knows in place, and readers of the sum may
+then run before it is complete.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 class PeerLost(RuntimeError):
-    """A message did not come through, or another process has a fault that it tells itself."""
+    """A message was lost, or another process has a fault that it reports itself."""
 
 
 class Peers:
@@ -25,14 +25,14 @@ class Peers:
 
     Attributes
     ----------
-    rank, size : number of this one, from 0, and how many there are.
+    rank, size : number of this process, from 0, and number of all processes.
     """
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
 
     def parts(self, count: int) -> list[slice]:
-        """Consecutive parts of `count` things, one for each process, as equal as possible."""
+        """Consecutive parts of `count` items, one per process, as equal as possible."""
         stops = [count * (rank + 1) // self.size for rank in range(self.size)]
         return [slice(start, stop) for start, stop in zip([0, *stops], stops, strict=False)]
 
@@ -41,7 +41,7 @@ class Peers:
         return own if self.size == 1 else torch.ops.ontogeny.total(own)
 
     def joined(self, own: Tensor, columns: Sequence[int]) -> Tensor:
-        """(P, Σ columns, D): the tensors of all processes, side by side.
+        """(P, Σ columns, D): the tensors of all processes, concatenated.
 
         Parameters
         ----------
@@ -51,20 +51,20 @@ class Peers:
             return own
         padded = own.new_zeros(len(own), max(columns), own.shape[2])
         padded[:, : own.shape[1]] = own
-        sent = padded.view(torch.uint8).flatten()  # NCCL and gloo know bytes, not all types
+        sent = padded.view(torch.uint8).flatten()  # NCCL and gloo support bytes, but not all types
         received = torch.ops.ontogeny.gather(sent, self.size)
         every = received.view(self.size, *padded.shape[:2], -1).view(own.dtype)
         return torch.cat([part[:, :n] for part, n in zip(every, columns, strict=True)], 1)
 
     def agree(self, here: bool, device: torch.device) -> bool:
-        """Whether it is so in all processes."""
+        """Whether the value is true in all processes."""
         if self.size == 1:
             return here
         held = torch.tensor([not here], dtype=torch.float32, device=device)
         return torch.ops.ontogeny.total(held).item() == 0
 
     def gathered(self, own: Tensor) -> Tensor:
-        """Rows of all processes, one after the other, in the host memory of the first; else own."""
+        """Rows of all processes, in order, in the host memory of the first; on others, own rows."""
         parts = [own.cpu()]
         with _peers():
             if self.rank:
@@ -100,7 +100,7 @@ def _(values: Tensor) -> Tensor:
 
 @torch.library.custom_op("ontogeny::gather", mutates_args=())
 def _gather(values: Tensor, size: int) -> Tensor:
-    """(size, P): all `size` processes' (P,) values, in their order."""
+    """(size, P): the (P,) values of all `size` processes, in order."""
     received = values.new_empty(size * len(values))
     with _peers():
         dist.all_gather_single(received, values)

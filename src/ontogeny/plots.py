@@ -26,7 +26,7 @@ def _axis(axis: Axes | None, size: tuple[float, float] = SIZE) -> Axes:
 
 
 def loss(experiment: Experiment, axis: Axes | None = None, **look: Any) -> Axes:
-    """Held-out loss of the snapshots, nats per token, over log(step + 1), beside n-gram levels."""
+    """Held-out loss of the snapshots, nats per token, over log(step + 1), with n-gram levels."""
     with style.paper():
         axis = _axis(axis)
         phases, levels = experiment.table("phases"), experiment.json("levels")
@@ -53,7 +53,7 @@ def lives(
 
     Raises
     ------
-    InputError : there is none of that number.
+    InputError : there is no feature with that number.
     """
     table = experiment.table("strengths", crosscoder)
     with style.paper():

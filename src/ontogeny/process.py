@@ -1,4 +1,4 @@
-"""How a process of this package begins and ends: with less work for Python's garbage collector."""
+"""How a process of this package begins and ends, with less work for Python's garbage collector."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from types import FrameType
 
 
 def begin() -> None:
-    """Look for cycles of dead objects more rarely, and not at all when the process ends.
+    """Look for cycles of dead objects less often, and not at all when the process ends.
 
-    Importing torch and transformers makes more than a million objects that all live until the end.
-    The collector goes through them again and again, and a last time before the process leaves:
-    2.1 of the 4.6 s that a process with both took to start and end.
+    Importing torch and transformers creates more than a million objects that exist until the end.
+    The collector visits them again and again, and once more before the process ends. This took 2.1
+    of the 4.6 s that a process with both needed to start and end.
     """
     gc.set_threshold(50_000, 20, 100)
     atexit.unregister(gc.freeze)
@@ -26,9 +26,9 @@ def begin() -> None:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Leave on Ctrl-C or SIGTERM quietly, by an exception, so that drafts of files are removed.
+    """End quietly on Ctrl-C or SIGTERM, by an exception, so that drafts of files are removed.
 
-    A second signal ends the process at once. Signals that are ignored stay so.
+    A second signal ends the process at once. Ignored signals remain ignored.
     """
 
     def leave(number: int, _: FrameType | None) -> None:
@@ -39,7 +39,7 @@ def interruptible() -> Iterator[None]:
         sys.exit(128 + number)
 
     before = {}
-    main = threading.current_thread() is threading.main_thread()  # others have no signals
+    main = threading.current_thread() is threading.main_thread()  # other threads get no signals
     for each in (signal.SIGINT, signal.SIGTERM) if main else ():
         if signal.getsignal(each) in (signal.SIG_DFL, signal.default_int_handler):
             before[each] = signal.signal(each, leave)

@@ -1,4 +1,4 @@
-"""Progress that reads well on a terminal and in a log file: a bar, or a line every few seconds."""
+"""Progress that is readable on a terminal and in a log: a bar, or a line every few seconds."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _hidden = False
 
 
 def hide() -> None:
-    """Show no bar in this process: of several that do the same, one shows how far they are."""
+    """Show no bar in this process; of several with the same work, one shows the progress."""
     global _hidden
     _hidden = True
 
 
 class _Lines:
-    """A stream for tqdm that ends each state of the bar with a newline instead of redrawing it."""
+    """A stream for tqdm that writes each state of the bar on a new line instead of redrawing it."""
 
     def write(self, text: str) -> None:
         text = text.strip("\r\n ")
@@ -47,9 +47,9 @@ def bar(
         mininterval=0.2 if terminal else every,
         maxinterval=max(every, 10.0),
         file=None if terminal else _Lines(),
-        position=None if terminal else 0,  # of several at a time, none moves the cursor
+        position=None if terminal else 0,  # with several bars, none moves the cursor
         bar_format=None
-        if terminal or total is None  # tqdm's own format says how much there is so far
+        if terminal or total is None  # tqdm's own format shows the count without a total
         else "{desc}: {n_fmt} of {total_fmt}{unit} ({percentage:.0f}%), {rate_fmt}, "
         "{remaining} left{postfix}",
     )

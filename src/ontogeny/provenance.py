@@ -1,7 +1,7 @@
 """What a result was made from: digests of the code that a stage runs, versions, commit.
 
-`code_digest` is what the rules keep as a parameter: Snakemake then runs a stage again when code
-that it imports changes, and not for a comment, a docstring or a touched file.
+The rules have `code_digest` as a parameter: Snakemake then runs a stage again when code that it
+imports changes, but not for a comment, a docstring or a touched file.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent
-DATA = (".cpp", ".mplstyle", ".yaml")  # files beside a module that are part of what it does
-WORDS = "columns.yaml"  # but for this one, which says what tables hold
+DATA = (".cpp", ".mplstyle", ".yaml")  # files next to a module that affect what it does
+WORDS = "columns.yaml"  # except this one, which describes tables
 PACKAGES = (
     "torch",
     "transformers",
@@ -39,7 +39,7 @@ PACKAGES = (
 
 
 def _statements(node: ast.AST) -> Iterator[ast.AST]:
-    """A node and all statements below it; expressions, the most of a tree, hold none."""
+    """A node and all statements below it; expressions, most of a tree, contain no statements."""
     yield node
     for name in ("body", "orelse", "finalbody", "handlers", "cases"):
         below = getattr(node, name, None)
@@ -49,7 +49,7 @@ def _statements(node: ast.AST) -> Iterator[ast.AST]:
 
 @cache
 def _root(package: str) -> Path | None:
-    """The folder of a top-level package, without importing it."""
+    """The folder of a top-level package, found without importing it."""
     if package == "ontogeny":
         return ROOT
     spec = importlib.util.find_spec(package)
@@ -72,14 +72,14 @@ def _file(module: str) -> Path | None:
 
 @dataclass(frozen=True)
 class Source:
-    """What counts of a source: the modules that it names in imports, and its code's digest."""
+    """Relevant content of a source file: modules named in its imports, and its code's digest."""
 
     imports: list[str]
     digest: str
 
 
 def _named(tree: ast.Module) -> list[str]:
-    """All that a source may import, wherever in the file: modules, and names that could be."""
+    """Everything that a source file may import, anywhere in it: modules, and names that may be."""
     named: list[str] = []
     for node in _statements(tree):
         if isinstance(node, ast.Import):
@@ -96,10 +96,10 @@ def _digested(text: bytes) -> Source:
     return Source(named, hashlib.sha256(code.encode()).hexdigest())
 
 
-# Parsing all sources takes a second at every start. What was found in them is kept beside Python's
-# own bytecode, by their content, and by this file, which says what is looked for.
+# Parsing all source files takes a second at every start. Results are stored next to Python's own
+# bytecode, by the content of the source and of this file, which defines what is looked for.
 _KEPT = Path(importlib.util.cache_from_source(__file__)).with_suffix(".json")
-_MOST = 1000  # sources that are remembered; ours are fewer
+_MOST = 1000  # most sources that are remembered; this package has fewer
 _met: dict[str, Source] = {}
 
 
@@ -121,7 +121,7 @@ def _source(path: Path) -> Source:
 
 @atexit.register
 def _keep() -> None:
-    """Keep what was found in new sources; where there is no place for it, they are parsed again."""
+    """Store results for new source files; if that is impossible, they are parsed again."""
     if sys.dont_write_bytecode or _met.keys() <= _kept().keys():
         return
     both = _kept() | _met
@@ -135,7 +135,7 @@ def _keep() -> None:
 
 @cache
 def _imports(path: Path, packages: frozenset[str]) -> set[str]:
-    """Modules of some packages that a source imports."""
+    """Modules of some packages that a source file imports."""
     named = _source(path).imports
     return {n for n in named if n.split(".")[0] in packages and _file(n)}
 
@@ -144,20 +144,20 @@ MAPS = {"ontogeny", *(f"ontogeny.{name}" for name in ("experiment", "registry", 
 
 
 def _declares(module: str) -> bool:
-    """Whether a module only declares paths, and what stages read, make and are set to.
+    """Whether a module only declares paths, and the inputs, outputs and settings of stages.
 
-    It computes nothing: values of settings reach a rule as parameters of their own, and paths as
-    its files.
+    Such a module computes nothing: values of settings reach a rule as separate parameters, and
+    paths as its files.
     """
     is_settings = module.startswith("ontogeny.settings") or module.endswith(".settings")
     return module in MAPS or is_settings or module.endswith((".declaration", ".declarations"))
 
 
 def modules_of(module: str) -> list[str]:
-    """The module and all of its package and of ours that it imports, sorted.
+    """A module and all modules of its package and of this one that it imports, sorted.
 
-    The code of the packages that hold them counts too; modules that only declare things do not,
-    nor what these import.
+    The packages' own code (__init__.py) counts too. Modules that only declare things do not, nor
+    does what these import.
     """
     packages = frozenset({"ontogeny", module.split(".")[0]})
     seen: set[str] = set()
@@ -191,11 +191,11 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
 
 @cache
 def code_digest(module: str) -> str:
-    """Digest of the syntax trees, docstrings left out, of a module and all that it imports.
+    """Digest of the syntax trees, without docstrings, of a module and all that it imports.
 
     Parameters
     ----------
-    module : such as "ontogeny.corpus.build".
+    module : name, such as "ontogeny.corpus.build".
     """
     digest = hashlib.sha256()
     folders = set()
@@ -217,7 +217,7 @@ def versions() -> dict[str, str]:
 
 
 def commit(folder: str | Path) -> str:
-    """The git commit of a folder, with '+changes' where files differ from it; '' outside git."""
+    """The git commit of a folder, with '+changes' if files differ from it; '' outside git."""
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(folder), *words]

@@ -36,7 +36,7 @@ def all_analyses() -> dict[str, Analysis]:
 
     Raises
     ------
-    InputError : an installed package's declaration cannot be read, or its name is taken.
+    InputError : an installed package's declaration cannot be read, or its name is in use already.
     """
     folders = sorted(m.name for m in pkgutil.iter_modules(analyses.__path__) if m.ispkg)
     declared = {
@@ -137,7 +137,7 @@ def stage_of(product: str) -> Stage | None:
 
 
 def ahead(experiment: Any) -> tuple[list[str], list[str]]:
-    """What the analyses say of their own files: lines that stop a run, and lines of advice."""
+    """The analyses' remarks on their own files: lines that stop a run, and lines of advice."""
     told = [function(a.ahead)(experiment) for a in all_analyses().values() if a.ahead]
     stops, advice = (list(chain.from_iterable(lines)) for lines in zip(*told, strict=True))
     return stops, advice

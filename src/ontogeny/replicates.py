@@ -1,17 +1,17 @@
-"""The same experiment with other models: what comes again (docs/method.md 8).
+"""The same experiment with other models: which results replicate (docs/method.md 8).
 
-Every number of summary.json by model, its mean and 95% t interval over those that differ in the
-seed alone; the curves that findings are read from; and single features across models. Decoders of
-two models lie in different spaces, so that features are matched by what they do: the correlation
-of their activations f and g (N, F) on the same N held-out positions,
+It compares every number of summary.json by model, with its mean and 95% t interval over models that
+differ only in the seed; the curves behind the findings; and single features across models. Decoders
+of two models are in different spaces, so features are matched by what they do: the correlation of
+their activations f and g (N, F) on the same N held-out positions,
 
     c_ij = Σ_t (f_ti − f̄_i)(g_tj − ḡ_j) / (N σ_i σ_j),
 
 one to one, with the largest possible sum.
 
-When something happens is given twice: as the training step, and as what the learning rate has added
-up to by then, Σ_{t < step} lr_t, in steps at the experiment's own peak rate. Models with different
-warm-ups or rates that reach a point at the same sum were moved as far by then.
+The time of an event is given twice: as the training step, and as the sum of the learning rate up to
+it, Σ_{t < step} lr_t, in steps at the experiment's own peak rate. If models with different warm-ups
+or rates reach a point at the same sum, their weights were moved equally far by then.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Files = dict[str, Path]
 """The paths of the products of a model's experiment, by their names in the map."""
 # Numbers of summary.json that depend on the machine, or that all models share.
 LEFT_OUT = ("wall_seconds", "peak_memory", "disk_bytes", "snapshots", "features", "pretrain_tokens")
-# Steps at which something happens, given as what the learning rate has added up to as well.
+# Steps of events that are also given as the sum of the learning rate.
 CLOCKED = (
     "unigram_crossing_step",
     "bigram_crossing_step",
@@ -65,7 +65,7 @@ def correlations(f: sparse.csr_array, g: sparse.csr_array) -> np.ndarray:
 
 
 def interval(values: np.ndarray) -> dict[str, float]:
-    """Number of finite values, mean, 95% t interval of the mean; NaN bounds of fewer than two."""
+    """Number of finite values, mean, 95% t interval of the mean (NaN for fewer than two)."""
     values = np.asarray(values, float)
     values = values[np.isfinite(values)]
     count = len(values)
@@ -77,9 +77,9 @@ def interval(values: np.ndarray) -> dict[str, float]:
 
 
 def rate_sum(p: Pretrain, step: float, peak: float) -> float:
-    """Σ_{t < step} lr_t over a peak rate, a part of a step counting in proportion.
+    """Σ_{t < step} lr_t over a peak rate; a fraction of a step counts in proportion.
 
-    Models are compared by one peak: else twice the rate would count as the same.
+    All models are divided by the same peak; otherwise, twice the rate would give the same sum.
     """
     whole = int(step)
     total = sum(learning_rate(t, p) for t in range(whole))
@@ -91,7 +91,7 @@ def match_models(first: Files, second: Files, device: torch.device) -> pd.DataFr
 
     Raises
     ------
-    InputError : the models read other text, so that their positions are not the same.
+    InputError : the models read different text, so that their positions differ.
     """
     read = []
     for files in (first, second):
@@ -111,7 +111,7 @@ def match_models(first: Files, second: Files, device: torch.device) -> pd.DataFr
 
 
 def _features(files: Files) -> pd.DataFrame:
-    """Histories of a model's features, with their kinds where they are known."""
+    """Histories of a model's features, with their kinds if they are known."""
     columns = ["feature", "onset_step", "peak_snapshot_index", "initialisation"]
     table = pd.read_parquet(files["features"])[columns]
     if files["kinds"].exists():
@@ -122,18 +122,18 @@ def _features(files: Files) -> pd.DataFrame:
 
 
 def agreement(matches: pd.DataFrame, least: float, samples: int, seed: int) -> dict[str, float]:
-    """How far a model's features, matched with another's, have the same history.
+    """How well histories of a model's features agree with those of matched features in another.
 
     Parameters
     ----------
-    matches : one row per living feature; correlation, and of feature and partner initialisation,
-        onset_step, peak_snapshot_index. least : correlation from which two features match.
+    matches : one row per living feature; correlation, and for feature and partner initialisation,
+        onset_step, peak_snapshot_index. least : smallest correlation of matched features.
 
     Returns
     -------
-    matched_share; of the matched: peaks_within_two (share whose peak snapshots are at most two
-    apart), emergent_both (how many are emergent in both models), and of those onset_spearman with
-    its bootstrap interval onset_spearman_low, onset_spearman_high (NaN below ten).
+    matched_share; for matched features: peaks_within_two (share whose peak snapshots are at most
+    two apart), emergent_both (how many are emergent in both models), and for those onset_spearman
+    with its bootstrap interval onset_spearman_low, onset_spearman_high (NaN below ten).
     """
     matched = matches[matches["correlation"] >= least]
     apart = (matched["peak_snapshot_index"] - matched["partner_peak_snapshot_index"]).abs()
@@ -157,10 +157,10 @@ def agreement(matches: pd.DataFrame, least: float, samples: int, seed: int) -> d
 
 
 def _curves(files: Files) -> pd.DataFrame:
-    """What findings are read from, tidy: panel, group, step, value.
+    """The data behind the findings, tidy: panel, group, step, value.
 
     loss; dimensionality (share of d, first seed); strength by kind (mean normalised strength);
-    contrast: mean cosine within less between the blocks of each split of the direction matrix.
+    contrast: mean cosine within minus between the blocks of each split of the direction matrix.
     """
     loss = pd.read_csv(files["phases"])
     parts = [loss.assign(panel="loss", group="model", value=loss["loss"])]
@@ -187,17 +187,17 @@ def _curves(files: Files) -> pd.DataFrame:
 def onsets(results: dict[str, Files], only_seed: list[str]) -> pd.DataFrame:
     """When heads, copying and kinds of feature form in each model, and their range over seeds.
 
-    The best head of a score is another one in each model, and has no name here.
+    The best head of a score differs between models, so its name is not given here.
 
     Parameters
     ----------
-    results : as for `compare`. only_seed : models that differ in their seed alone.
+    results : as for `compare`. only_seed : models that differ only in their seed.
 
     Returns
     -------
-    event, detail, group, the onset step in each model (NaN: none), models (of those in only_seed,
-        how many have one), earliest, latest; in the order of the first model. No row unless every
-        model's induction has been measured.
+    event, detail, group, the onset step in each model (NaN if none), models (number of those in
+        only_seed that have one), earliest, latest; in the order of the first model. There are no
+        rows unless induction has been measured for every model.
     """
     names = ["event", "detail", "group"]
     if not all(files["induction"].exists() for files in results.values()):
@@ -217,8 +217,8 @@ def onsets(results: dict[str, Files], only_seed: list[str]) -> pd.DataFrame:
 
 
 def _numbers(path: Path, pretrain: Pretrain | None, itself: Pretrain | None) -> dict[str, Any]:
-    """The numbers of a model that are compared, by name; `itself` is the experiment's own."""
-    assert pretrain is not None  # there are no replicates of other models
+    """The numbers of a model to compare, by name; `itself` is the experiment's own."""
+    assert pretrain is not None  # only models that are trained here have replicates
     assert itself is not None
     peak = itself.learning_rate
     values = {
@@ -231,7 +231,7 @@ def _numbers(path: Path, pretrain: Pretrain | None, itself: Pretrain | None) -> 
 
 
 def numbers_of(settings: Settings, results: dict[str, Files]) -> dict[str, dict[str, Any]]:
-    """The numbers of each model that are compared, by model and name; the experiment is first."""
+    """The numbers of each model to compare, by model and name; the experiment is first."""
     itself, *others = results
     models = {itself: settings} | {name: settings.replicate(name) for name in others}
     peak_of = settings.snapshots.pretrain
@@ -249,18 +249,18 @@ def compare(
     matches: Path,
     onsets_by_event: Path,
 ) -> None:
-    """Write what the experiment and its replicates have in common.
+    """Write the comparison of the experiment and its replicates.
 
     Parameters
     ----------
-    results : by model, the experiment itself first, where its products lie: numbers, trained (first
+    results : by model, the experiment itself first, paths of its products: numbers, trained (first
         seed), activations, phases, features, strengths, directions, and if they have been made
         kinds, dimensionality and induction.
-    numbers : CSV; quantity, a column per model, then models, mean, low, high over those that differ
-        in the seed alone.
+    numbers : CSV; quantity, one column per model, then models, mean, low, high over those that
+        differ only in the seed.
     curves : CSV; model, only_seed, panel, group, step, value.
-    matches : Parquet; other, feature, partner, correlation, and both's histories: features of the
-        experiment itself, against every other.
+    matches : Parquet; other, feature, partner, correlation, and the histories of both: features of
+        the experiment itself, compared with every other model.
     onsets_by_event : CSV of `onsets`.
     """
     itself, *others = results
@@ -282,7 +282,7 @@ def compare(
     across = pd.DataFrame(agreed).rename("across_models_{}".format)
     spread = [interval(row) for row in table[only_seed].to_numpy(float)]
     table = pd.concat([table, pd.DataFrame(spread, index=table.index)], axis=1)
-    # No interval: each is of a pair, and all pairs share a model.
+    # These have no interval: each value is for a pair, and all pairs share a model.
     table = pd.concat([table, across.reindex(columns=table.columns)])
     write_table(numbers, table.rename_axis("quantity").reset_index())
     drawn = [

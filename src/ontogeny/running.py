@@ -1,4 +1,4 @@
-"""From a declaration to its files and to a call: what the generic rule and command share."""
+"""From a declaration to its files and to a call, shared by the generic rule and command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ontogeny.experiment import Experiment
 from ontogeny.files import whole
 
 Declared = Stage | Figure
-LETTERS = 100  # of a line of a caption
+LETTERS = 100  # characters in a line of a caption
 
 
 def owner(declared: Declared) -> str:
@@ -27,7 +27,7 @@ def owner(declared: Declared) -> str:
 
 
 def exists(experiment: Experiment, stage: Stage) -> bool:
-    """Whether the settings ask for a stage at all."""
+    """Whether the settings include a stage."""
     return not stage.when or experiment.value(stage.when) is not None
 
 
@@ -37,7 +37,7 @@ def _source(
     what: str | Optional | Callable[..., Source],
     crosscoder: str | None,
 ) -> Source | None:
-    """What is read under one argument; None where it is optional and not there."""
+    """The input for one argument; None if it is optional and does not exist."""
     if isinstance(what, Optional):
         if not experiment.has(what.when or what.product, owner(declared)):
             return None
@@ -48,7 +48,7 @@ def _source(
 def sources(
     experiment: Experiment, declared: Declared, crosscoder: str | None = None
 ) -> Iterator[tuple[str, list[Source] | Source | None]]:
-    """What is read, by argument: of all crosscoders with histories, a list in their order."""
+    """The inputs, by argument; a list, in order, if they are of all crosscoders with histories."""
     for argument, what in declared.reads.items():
         if declared.scope != "compared":
             yield argument, _source(experiment, declared, what, crosscoder)
@@ -103,7 +103,7 @@ def call(experiment: Experiment, declared: Declared, crosscoder: str | None = No
 
 
 def _say(figure: Figure, experiment: Experiment) -> None:
-    """Write a figure's finding and caption as text beside it, for whoever opens the picture."""
+    """Write a figure's finding and caption next to it as text, for viewers of the picture."""
     import pandas as pd
 
     finding = getattr(importlib.import_module(figure.module), "finding", None)
@@ -119,11 +119,11 @@ def _say(figure: Figure, experiment: Experiment) -> None:
 
 
 def caption(figure: Figure) -> Path:
-    """The caption of a figure, beside its code."""
+    """The caption of a figure, next to its code."""
     return folder(figure.run) / f"{figure.name}.rst"
 
 
 def number_hooks(experiment: Experiment) -> list[str]:
-    """The functions that gather the analyses' numbers for summary.json."""
+    """The functions that collect the analyses' numbers for summary.json."""
     analyses = registry.all_analyses()
     return [analyses[n].numbers for n in experiment.analyses() if analyses[n].numbers]

@@ -1,7 +1,7 @@
-"""Large files of an experiment that are kept elsewhere, on scratch.
+"""Large files of an experiment that are stored elsewhere, on scratch.
 
-`results/NAME/activations` and the like are links to `SCRATCH/NAME/activations`, so that no stage
-and no rule knows where its files are, so moving them makes nothing again.
+`results/NAME/activations` and similar folders are links to `SCRATCH/NAME/activations`. Stages and
+rules do not know where the files are, so moving them does not make anything run again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def link(s: Settings, results: str | Path) -> None:
 
     Raises
     ------
-    InputError : one of them is a folder already, or leads elsewhere; scratch cannot be written to.
+    InputError : one of them is a folder already, or links elsewhere; scratch cannot be written to.
     """
     if s.storage.scratch is None:
         return

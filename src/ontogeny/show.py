@@ -2,9 +2,9 @@
 
 It reads the tables of a finished experiment and makes nothing. Missing tables are left out.
 
-A line is pieces of text, each plain or marked. Every piece is written with `visible` as it is laid
-out, whatever it came from: no byte of a corpus, a tokenizer or a table reaches the terminal as a
-command.
+A line consists of pieces of text, each plain or marked. Every piece passes through `visible` when
+it is laid out, whatever its source, so that no byte of a corpus, a tokenizer or a table reaches the
+terminal as a command.
 """
 
 from __future__ import annotations
@@ -29,32 +29,32 @@ from ontogeny.features.contexts import Context, Lens
 from ontogeny.features.described import CLASSES, DOUBTS, UNTESTED, nearest
 from ontogeny.files import InputError
 
-PROMOTED = 8  # tokens of a snapshot
+PROMOTED = 8  # tokens to show per snapshot
 NEAREST = 5
 LEAST_WIDTH = 24
-BAR = 24  # cells, at most
+BAR = 24  # most cells
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 OWN, ACTIVE, HEAD = "\x1b[1;30;43m", "\x1b[33m", "\x1b[1m"
 RESET = "\x1b[0m"
-RUNS = {"alone": "left out", "replaced": "replaced"}  # of the context span
+RUNS = {"alone": "left out", "replaced": "replaced"}  # ways of measuring the context span
 
 
 class Piece(NamedTuple):
-    """Text and how it is marked: '', OWN (in brackets without colour), ACTIVE or HEAD."""
+    """Text and its mark: '', OWN (in brackets without colour), ACTIVE or HEAD."""
 
     text: str
     mark: str = ""
 
 
 class Line(NamedTuple):
-    """Pieces that belong together, and by how much the lines that they are folded to go in."""
+    """Pieces that belong together, and the indentation of lines after the first when folded."""
 
     pieces: list[Piece]
     indent: int = 4
 
 
 class Decoders(NamedTuple):
-    """Decoders (F, O) in the space they were trained in, and what leads from there to the sites.
+    """Decoders (F, O) in the space they were trained in, and the map from there to the sites.
 
     basis : (N·D, R) and then O = R, or None and then O = N·D. sites : N.
     """
@@ -66,7 +66,7 @@ class Decoders(NamedTuple):
     def along(self, feature: int) -> np.ndarray:
         """Inner products of all features' decoders with that of one, at every site, (F, N).
 
-        Nothing has F × N × D entries in a principal subspace.
+        In a principal subspace, no array has F × N × D entries.
         """
         own = self.W[feature].astype(np.float64)
         if self.basis is None:
@@ -78,7 +78,7 @@ class Decoders(NamedTuple):
 
 @dataclass(frozen=True)
 class Subject:
-    """A feature and the experiment whose tables know it."""
+    """A feature, and the experiment whose tables describe it."""
 
     experiment: Experiment
     crosscoder: str
@@ -96,14 +96,14 @@ class Subject:
         return table[table["feature"] == self.feature]
 
     def decoders(self, features: int) -> Decoders | None:
-        """Those of the seed that the tables are of; None where its folder has gone."""
+        """The decoders of the seed behind the tables; None if its folder no longer exists."""
         if not self.has("weights"):
             return None
         path = self.experiment.path("weights", crosscoder=self.crosscoder)
         try:
             tensors = load_file(path)
             about = self.experiment.json("about", crosscoder=self.crosscoder)
-            # A hybrid's basis is its encoder's alone.
+            # A hybrid's basis applies only to its encoder.
             basis = tensors.get("basis") if about["basis"] == "principal" else None
             made = Decoders(tensors["W_dec"], basis, len(tensors["scales_out"]))
         except (OSError, SafetensorError, KeyError) as error:
@@ -202,7 +202,7 @@ def _history(
     features: pd.DataFrame,
     width: int,
 ) -> list[Line]:
-    """A bar per snapshot; with the analysis of dimensionality, how much of a dimension it has."""
+    """A bar per snapshot and, if it was analysed, the dimensionality of the feature."""
     if history.empty:
         return []
     D = None
@@ -229,8 +229,8 @@ def _bar(share: float, longest: int) -> str:
 def dimensionality_of(decoders: Decoders, feature: int, alive: np.ndarray) -> np.ndarray:
     """Dimensionality of one feature among the living at every site, (N,).
 
-    Of the others it depends only on what they have along the feature's own direction, so that the
-    decoders' components there, in one dimension, give the same number.
+    It depends on the others only through their components along the feature's own direction, so
+    one-dimensional decoders with these components give the same number.
     """
     along = decoders.along(feature)[alive]
     return of_decoders(along.T[:, :, None])[int(alive[:feature].sum())]
@@ -258,7 +258,7 @@ def _contexts(subject: Subject, count: int) -> list[Line]:
 
 
 def _chosen(lenses: Sequence[Lens]) -> list[tuple[str, Lens]]:
-    """First, peak and last of the lens's snapshots, each with its name; no step twice."""
+    """The first, peak and last of the lens's snapshots, each with its name and no step twice."""
     order = sorted(lenses, key=lambda lens: (lens.step, not lens.peak))
     peak = next(lens for lens in order if lens.peak)
     named: dict[int, tuple[str, Lens]] = {}
@@ -302,7 +302,7 @@ def _nearest(decoders: Decoders | None, feature: int, features: pd.DataFrame) ->
     if decoders is None:
         return []
     living = np.flatnonzero(features["alive"])
-    W = torch.from_numpy(decoders.W[living])  # the basis is orthonormal: cosines are the full ones
+    W = torch.from_numpy(decoders.W[living])  # an orthonormal basis preserves cosines
     places, cosines = nearest(W, NEAREST, torch.from_numpy(np.flatnonzero(living == feature)))
     peaks = features["peak_step"].to_numpy()
     pieces = [
@@ -315,7 +315,7 @@ def _nearest(decoders: Decoders | None, feature: int, features: pd.DataFrame) ->
 
 
 def cells(text: str) -> int:
-    """How many cells of a terminal a text of visible characters is wide."""
+    """Width of a text of visible characters in terminal cells."""
     return sum(
         0 if unicodedata.combining(letter) else 1 + (unicodedata.east_asian_width(letter) in "WF")
         for letter in text
@@ -323,7 +323,7 @@ def cells(text: str) -> int:
 
 
 def folded(line: Line, width: int, colour: bool) -> Iterator[str]:
-    """A line as lines of at most `width` cells, broken between pieces and, in long ones, words."""
+    """Break a line into lines of at most `width` cells, between pieces and, in long ones, words."""
     out: list[str] = []
     used = 0
     indent = min(line.indent, width // 3)
@@ -345,7 +345,7 @@ def folded(line: Line, width: int, colour: bool) -> Iterator[str]:
 
 
 def _parts(text: str, width: int) -> Iterator[str]:
-    """Words with the spaces after them, none wider than `width`."""
+    """Words with the following spaces, none wider than `width`."""
     part, used = "", 0
     for i, letter in enumerate(text):
         size = cells(letter)
@@ -362,7 +362,7 @@ def _parts(text: str, width: int) -> Iterator[str]:
 def write(lines: list[Line], width: int) -> None:
     """Print lines: in colour on a terminal unless NO_COLOR is set.
 
-    What the output's encoding lacks is written as its code.
+    Characters that the output's encoding lacks are written as codes.
     """
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     encoding = sys.stdout.encoding or "utf-8"

@@ -1,7 +1,7 @@
 """The core of the workflow, declared: its products, the stages that follow training, its figures.
 
-The steps up to training have rules and commands of their own (rules/, ontogeny/cli.py), since each
-is divided into jobs in a different way; the stages here run by the generic rule and command, as
+The steps up to training have their own rules and commands (rules/, ontogeny/cli.py), since each is
+divided into jobs in a different way. The stages here run through the generic rule and command, as
 every analysis does.
 """
 

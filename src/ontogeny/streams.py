@@ -28,14 +28,14 @@ from ontogeny.activations.sites import stream_name
 from ontogeny.experiment import Experiment
 from ontogeny.files import InputError, whole, write_json
 
-PARTS = ("weights", "about", "metrics")  # products of a training, the last that is written last
+PARTS = ("weights", "about", "metrics")  # products of a training; the last is written last
 
 Training = tuple[str, int]
 """A crosscoder's name and a seed."""
 
 
 def of(experiment: Experiment) -> dict[str, list[str]]:
-    """The crosscoders of each stream, by its name, in the settings' order; {} of cached rows."""
+    """The crosscoders of each stream, by its name, in the settings' order; {} for cached rows."""
     streams: dict[str, list[str]] = {}
     for name, chosen in experiment.settings.all_crosscoders.items():
         if not experiment.cached:
@@ -54,7 +54,7 @@ def together(
 ) -> list[Training]:
     """A training and those in a list that share its stream and have no result yet.
 
-    At most `activations.together`, beginning with those that follow it in the settings.
+    There are at most `activations.together`, starting with those that follow it in the settings.
     """
     stream = stream_name(experiment.settings.all_crosscoders[training[0]])
     listed = {training, *listed}
@@ -106,11 +106,11 @@ def want(experiment: Experiment, listed: Iterable[Training]) -> None:
 
 
 def wanted(path: Path) -> list[Training]:
-    """What `want` wrote.
+    """The list that `want` wrote.
 
     Raises
     ------
-    InputError : there is no such file, or a damaged one.
+    InputError : the file does not exist or is damaged.
     """
     try:
         return [(str(name), int(seed)) for name, seed in json.loads(path.read_text())]

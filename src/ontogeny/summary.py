@@ -1,6 +1,6 @@
-"""The experiment in one flat file, and what it was made from.
+"""The experiment's results in one flat file, and what they were made from.
 
-numbers.json has the findings; summary.json has these and their cost, and so comes last;
+numbers.json has the findings; summary.json has these and their cost, so it is written last;
 provenance.json has versions and digests.
 """
 
@@ -72,7 +72,7 @@ def fidelity_numbers(experiment: Experiment, crosscoder: str) -> dict[str, Any]:
 
 
 def _basis(experiment: Experiment, crosscoder: str) -> dict[str, Any]:
-    """What the principal subspace of a crosscoder keeps of each site's variance."""
+    """How much of each site's variance the principal subspace of a crosscoder keeps."""
     sites = experiment.basis_of(crosscoder)
     if sites is None or not experiment.path("basis", sites=sites).exists():
         return {}
@@ -86,7 +86,7 @@ def _basis(experiment: Experiment, crosscoder: str) -> dict[str, Any]:
 
 
 def _stability(experiment: Experiment, crosscoder: str) -> dict[str, Any]:
-    """Share of living features that match, its quantiles, and agreement of the matched's peaks."""
+    """Share of living features that match, its quantiles, and agreement of the matches' peaks."""
     matches = experiment.table("matches", crosscoder)
     threshold = experiment.settings.analysis.matched_cosine
     if matches.empty:
@@ -107,7 +107,7 @@ def _stability(experiment: Experiment, crosscoder: str) -> dict[str, Any]:
 def _without_training(experiment: Experiment, crosscoder: str) -> dict[str, Any]:
     """The shares matched by token means, by random rows, and by further seeds.
 
-    Empty where they were not measured: the figure of the primary crosscoder's stability asks.
+    Empty if they were not measured: only the stability figure of the primary crosscoder needs them.
     """
     if not experiment.path("stability_baselines", crosscoder=crosscoder).exists():
         return {}
@@ -118,7 +118,7 @@ def _without_training(experiment: Experiment, crosscoder: str) -> dict[str, Any]
 
 
 def _histories(experiment: Experiment, crosscoder: str) -> dict[str, Any]:
-    """Numbers of a crosscoder's feature tables."""
+    """Numbers from a crosscoder's feature tables."""
     features = experiment.table("features", crosscoder)
     living = features[features["alive"]]
     values = {"living_features": len(living), **_stability(experiment, crosscoder)}
@@ -142,9 +142,10 @@ def _histories(experiment: Experiment, crosscoder: str) -> dict[str, Any]:
 
 
 def _medians(strengths: pd.DataFrame, living: pd.DataFrame) -> dict[str, Any]:
-    """Median normalised strength of living features: least and where, deepest dip and where.
+    """Median normalised strength of living features: minimum and where, deepest dip and where.
 
-    A dip is its distance below both its largest value so far and its largest value from then on.
+    The depth of a dip at a snapshot is the smaller of the distances to the largest value so far and
+    to the largest value from then on.
     """
     own = strengths[strengths["feature"].isin(living["feature"])]
     if own.empty:
@@ -162,7 +163,7 @@ def _medians(strengths: pd.DataFrame, living: pd.DataFrame) -> dict[str, Any]:
 
 
 def _dip(strengths: pd.DataFrame, living: pd.DataFrame) -> dict[str, Any]:
-    """Mean normalised strength of the initialisation features: first, least and where, last."""
+    """Mean normalised strength of initialisation features: first, minimum and where, last."""
     own = strengths[strengths["feature"].isin(living.loc[living["initialisation"], "feature"])]
     if own.empty:
         return {}
@@ -176,7 +177,7 @@ def _dip(strengths: pd.DataFrame, living: pd.DataFrame) -> dict[str, Any]:
 
 
 def _pretraining(experiment: Experiment) -> dict[str, Any]:
-    """Numbers of a model that was trained here."""
+    """Numbers of a model that is trained here."""
     log = experiment.table("log")
     measured = log.dropna(subset=["copying_gain"]).iloc[-1]
     return {
@@ -186,7 +187,7 @@ def _pretraining(experiment: Experiment) -> dict[str, Any]:
 
 
 def _others(experiment: Experiment) -> dict[str, Any]:
-    """Numbers of the crosscoders beside the primary one."""
+    """Numbers of the crosscoders other than the primary one."""
     values: dict[str, Any] = {}
     for name, settings in experiment.settings.crosscoders.items():
         if name == experiment.primary:
@@ -214,7 +215,7 @@ def gather(experiment: Experiment) -> None:
         **_basis(experiment, experiment.primary),
         **fidelity_numbers(experiment, experiment.primary),
     }
-    if experiment.path("features").exists():  # none of one snapshot, or several places
+    if experiment.path("features").exists():  # not for one snapshot, or several sites
         values |= _histories(experiment, experiment.primary)
         for name in experiment.analyses():
             numbers = registry.all_analyses()[name].numbers
@@ -232,7 +233,7 @@ def summarise(experiment: Experiment) -> None:
     # Snapshots are links to the archive's files: each inode counts once.
     files = [p.stat() for p in below(experiment.folder) if p.is_file() and not p.is_symlink()]
     values["disk_bytes"] = sum({(s.st_dev, s.st_ino): s.st_size for s in files}.values())
-    values["doubts"] = [*values.get("doubts", []), *doubts.every(experiment)]  # after trust's
+    values["doubts"] = [*values.get("doubts", []), *doubts.every(experiment)]  # trust's come first
     write_json(experiment.path("summary"), known(values))
     write_json(experiment.path("provenance"), _provenance(experiment))
     doubts.tell(values["doubts"])
@@ -245,7 +246,7 @@ def _provenance(experiment: Experiment) -> dict[str, Any]:
         digests = {name: str(file.attrs[name]) for name in ("corpus", "tokenizer")}
     with open_hdf5(experiment.path("stack", site=experiment.sites[0])) as file:
         tokens = str(file.attrs["tokens"])
-    # Each snapshot that was not trained here names where it came from.
+    # Each snapshot that was not trained here names its source.
     sources = {step: experiment.path("snapshot", step=step) for step in experiment.steps}
     sources = {step: folder / "source.json" for step, folder in sources.items()}
     return {

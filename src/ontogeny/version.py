@@ -1,3 +1,3 @@
-"""The version of the package, which files that it writes carry."""
+"""The version of the package, which is recorded in files that it writes."""
 
 VERSION = "0.2.0"

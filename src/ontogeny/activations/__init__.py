@@ -1,1 +1,1 @@
-"""Activations on disk or computed when wanted: the same tokens in one order for all snapshots."""
+"""Activations, on disk or computed on demand: the same tokens in one order for all snapshots."""

@@ -1,11 +1,11 @@
-"""The basis stage: the directions of the stacked activations that hold their variance.
+"""The basis stage: the directions of the stacked activations that hold most of their variance.
 
 The stacked activations ã ∈ R^{N·D} of one token are highly redundant across snapshots. With U an
 orthonormal basis of the leading R principal directions, y = Uᵀ(ã − μ) has ‖ã − â‖² = ‖y − ŷ‖² +
 the constant part left out, so training on y is training on ã with decoders in the subspace.
 A random rotation inside the subspace makes no coordinate special: Adam is not rotation-invariant.
 
-`make` finds the directions, from the first `basis.rows` training rows; subspace.py projects.
+`make` finds the directions from the first `basis.rows` training rows; subspace.py projects.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Spectrum:
     Attributes
     ----------
     mean : (N·D,). values : (M,) variances. vectors : (N·D, M) orthonormal columns.
-    per_site : (N,) the whole variance of each site, inside and outside of the M directions.
+    per_site : (N,) the total variance of each site, inside and outside the M directions.
     """
 
     mean: Tensor
@@ -50,13 +50,13 @@ class Spectrum:
 
 
 def _shift(rows: Rows, limit: int, device: torch.device) -> Tensor:
-    """(N·D,): the mean of the first piece, about which sums lose fewer digits."""
+    """(N·D,): the mean of the first piece; sums about it lose fewer digits."""
     first = min(piece_rows(math.prod(rows.shape)), limit)
     return torch.from_numpy(rows.read(0, first)).flatten(1).to(device).mean(0)
 
 
 def _shifted(rows: Rows, limit: int, shift: Tensor, label: str) -> Iterator[Tensor]:
-    """The first `limit` training rows less a shift, (≤ P, N·D) float32 on its device at a time."""
+    """The first `limit` training rows minus a shift, as pieces (≤ P, N·D) float32 on its device."""
     with bar(label, limit, "rows") as progress:
         for _, piece in pieces(rows, piece_rows(len(shift)), stop=limit):
             yield torch.from_numpy(piece).flatten(1).to(shift.device) - shift
@@ -66,7 +66,8 @@ def _shifted(rows: Rows, limit: int, shift: Tensor, label: str) -> Iterator[Tens
 def moments(rows: Rows, limit: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Mean (N·D,) and covariance (N·D, N·D) of the first normalised training rows, float64.
 
-    One pass; products in float32 by piece, about the first piece's mean, sums in float64.
+    It takes one pass. Each piece's products are in float32 about the first piece's mean; sums are
+    in float64.
     """
     size = math.prod(rows.shape)
     total = torch.zeros(size, dtype=torch.float64, device=device)
@@ -91,7 +92,7 @@ def exact(rows: Rows, limit: int, device: torch.device) -> Spectrum:
     mean, covariance = moments(rows, limit, device)
     per_site = covariance.diagonal().unflatten(0, rows.shape).sum(1)
     varies = _varying(per_site, rows)
-    if not varies.all():  # a constant site is in no direction
+    if not varies.all():  # no direction contains a constant site
         covariance = covariance[varies][:, varies]
     values, found = torch.linalg.eigh(covariance.to(torch.float32))
     vectors = found.new_zeros(len(varies), found.shape[1])
@@ -100,17 +101,17 @@ def exact(rows: Rows, limit: int, device: torch.device) -> Spectrum:
 
 
 def _apply(matrix: Tensor, turn: Tensor) -> None:
-    """Turn the columns of a matrix, (M, W) by (W, ≤ W), in place, some rows at a time."""
+    """Multiply a matrix (M, W) by `turn` (W, ≤ W) in place, some rows at a time."""
     for some in matrix.split(BLOCK):
         some[:, : turn.shape[1]] = (some.to(turn.dtype) @ turn).to(matrix.dtype)
 
 
 def orthonormalise(matrix: Tensor) -> None:
-    """Make the columns of a matrix, (M, W) float32, orthonormal in place; they span the same.
+    """Make the columns of a matrix, (M, W) float32, orthonormal in place, with the same span.
 
-    Shifted Cholesky QR, three rounds (Fukaya et al. 2020, arXiv 1809.11085): besides the matrix it
-    needs no second one of its size, only two of (W, W) and a block of rows, in float64. Columns
-    that depend on each other vanish in it; such a matrix gets the Q of an ordinary QR.
+    This is shifted Cholesky QR in three rounds (Fukaya et al. 2020, arXiv 1809.11085). It needs no
+    second matrix of that size, only two of (W, W) and a block of rows, in float64. It would lose
+    linearly dependent columns, so a matrix that has any gets the Q of an ordinary QR.
     """
     width = matrix.shape[1]
     for number in range(3):
@@ -138,10 +139,10 @@ def randomised(
 ) -> Spectrum:
     """About the `largest` leading directions, without an (N·D, N·D) matrix.
 
-    A randomised range finder with one power iteration and a Rayleigh-Ritz step (Halko, Martinsson
-    and Tropp 2011, algorithms 4.4 and 5.3), each product with the covariance one pass over the
-    rows. A tenth of the directions searched are spare and left out at the end. No more than two
-    matrices of (N·D, directions searched) are there at a time.
+    It is a randomised range finder with one power iteration and a Rayleigh-Ritz step (Halko,
+    Martinsson and Tropp 2011, algorithms 4.4 and 5.3). Each product with the covariance is one pass
+    over the rows. A tenth of the directions searched are spare and dropped at the end. At most two
+    matrices of (N·D, directions searched) exist at a time.
     """
     size = math.prod(rows.shape)
     varying = size // len(rows.scales) * int((rows.scales > 0).sum())
@@ -178,10 +179,10 @@ def randomised(
 
 
 def shares(spectrum: Spectrum) -> Tensor:
-    """(N, M): the share of each site's variance inside the first 1 … M directions, about.
+    """(N, M): the approximate share of each site's variance in the first 1 … M directions.
 
-    Exact for eigenvectors: then a direction's part of a site's variance is its value times the
-    square of its coordinates there. A constant site loses nothing: 1.
+    It is exact for eigenvectors, where a direction's part of a site's variance is its eigenvalue
+    times the square of its coordinates there. A constant site has 1, since it loses nothing.
     """
     sites = spectrum.vectors.chunk(len(spectrum.per_site))
     part = torch.stack([of_site.double().square().sum(0) for of_site in sites])
@@ -192,16 +193,16 @@ def shares(spectrum: Spectrum) -> Tensor:
 def choose(b: Basis, kept: Tensor, spectrum: Spectrum) -> int:
     """How many directions to keep: `dimensions`, or the fewest that lose no site too much.
 
-    Where none of those found are enough, it is as many as `largest` allows: what each site keeps
-    says whether to train in them (Kept.check).
+    If all directions found are too few, it is as many as `largest` allows, and Kept.check decides
+    from each site's share whether training may use them.
 
     Parameters
     ----------
-    kept : of `shares`.
+    kept : from `shares`.
 
     Raises
     ------
-    InputError : fewer directions are found than `dimensions`.
+    InputError : fewer than `dimensions` directions were found.
     """
     searched = spectrum.vectors.shape[1]
     sites, varying = len(spectrum.per_site), int((spectrum.per_site > 0).sum())
@@ -222,11 +223,11 @@ def choose(b: Basis, kept: Tensor, spectrum: Spectrum) -> int:
 
 
 def _rotated(spectrum: Spectrum, turn: Tensor, exactly: bool) -> tuple[Tensor, Tensor]:
-    """The leading directions in a rotation of theirs: U (N·D, R), and (R, R) what turns them.
+    """The leading directions after a rotation within their span: U (N·D, R), and its (R, R).
 
     Parameters
     ----------
-    exactly : make U orthonormal once more, which takes memory of four of its size.
+    exactly : whether to make U orthonormal again, which takes memory of four times its size.
     """
     leading = spectrum.vectors[:, : len(turn)]
     if not exactly:
@@ -240,13 +241,13 @@ def _rotated(spectrum: Spectrum, turn: Tensor, exactly: bool) -> tuple[Tensor, T
 def make(
     settings: Settings, crosscoder: str, paths: RowPaths, output: Path, peers: Peers | None = None
 ) -> None:
-    """Find the subspace of a crosscoder's input sites, and write it as `build` does.
+    """Find the subspace of a crosscoder's input sites, and write it as described in `build`.
 
     Parameters
     ----------
     paths : of its rows.
-    peers : this process among those that share streamed rows, each with a part of the snapshots.
-        All find the same subspace, and the first writes it.
+    peers : the processes that share streamed rows, each with a part of the snapshots. All find the
+        same subspace, and the first writes it.
     """
     c, device = settings.all_crosscoders[crosscoder], devices.choose(settings.device)
     sites = expand(c.inputs, settings.snapshots.chosen)
@@ -258,8 +259,8 @@ def make(
 def build(b: Basis, rows: SiteRows, output: str | Path | None, device: torch.device) -> None:
     """Find the subspace of the first `basis.rows` rows.
 
-    Writes HDF5: `basis` (N·D, R), `turn` (R, R): basis · turnᵀ are the principal directions in
-    order; `mean` (N·D,), `eigenvalues` (M,), `kept` (N,) share of each site's variance inside;
+    Writes HDF5: `basis` (N·D, R), `turn` (R, R), where basis · turnᵀ are the principal directions
+    in order; `mean` (N·D,), `eigenvalues` (M,), `kept` (N,) share of each site's variance inside;
     attributes: tokens, sites, rows.
 
     Parameters
@@ -272,7 +273,7 @@ def build(b: Basis, rows: SiteRows, output: str | Path | None, device: torch.dev
     """
     size = math.prod(rows.shape)
     check_varies(rows.sites, rows.scales)
-    # Of several shards the first alone is there.
+    # If there are several shards, only the first is on disk.
     limit = min(b.rows, rows.starts[1] if isinstance(rows, Cached) else rows.rows)
     if limit <= (b.dimensions or 1):
         raise InputError(
@@ -298,7 +299,7 @@ def build(b: Basis, rows: SiteRows, output: str | Path | None, device: torch.dev
         return
     with whole_hdf5(output) as file:
         stored = file.create_dataset("basis", U.shape, "float32")
-        for start in range(0, size, BLOCK):  # U may be columns of a larger matrix
+        for start in range(0, size, BLOCK):  # U may be a view of some columns of a larger matrix
             stored[start : start + BLOCK] = U[start : start + BLOCK].cpu().numpy()
         file["turn"] = turn.cpu().numpy()
         file["mean"] = spectrum.mean.float().cpu().numpy()

@@ -1,4 +1,4 @@
-"""What extraction, the principal subspace and streamed rows cost."""
+"""The cost of extraction, of the principal subspace and of streamed rows."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from ontogeny.cost.sizes import Dictionary, Sizes
 from ontogeny.cost.terms import Job, Terms, Work, job, launcher
 from ontogeny.snapshots.sizes import loss_blocks
 
-AHEAD = READ_AHEAD + 2  # pieces at a time: those that are ready, one being read, one in use
+AHEAD = READ_AHEAD + 2  # pieces in memory: those read ahead, one being read, one in use
 
 
 def loading(sizes: Sizes) -> Terms:
-    """The host's part of loading one snapshot: all its weights, from a file that is mapped."""
+    """Host memory for loading one snapshot: all its weights, from a memory-mapped file."""
     size = sizes.model.parameters * (sizes.run_bytes + sizes.file_bytes)
     return {"a snapshot as it loads": float(size)}
 
 
 def extract(sizes: Sizes, shard: int) -> Job:
-    """One snapshot's rows of a shard; with the first also the held-out rows and the norms.
+    """One snapshot's rows of a shard; the first shard includes held-out rows and norms.
 
-    Where rows are streamed, the norms come from the first window.
+    If rows are streamed, the norms come from the first window.
     """
     model, settings, context = sizes.model, sizes.settings, sizes.context
     first = shard == 0
@@ -52,7 +52,8 @@ def extract(sizes: Sizes, shard: int) -> Job:
     }
     looks = first * loss_blocks(settings.corpus.held_out_blocks, context) * context
     if first:
-        # Before the model is cut off and a row is there: all of it, and the logits of a block.
+        # Before the model is truncated and any row exists: the whole model, and the logits of a
+        # block.
         logits = 14.0 * context * model.vocabulary
         later = device["forward pass"]
         if sizes.gpu:
@@ -73,7 +74,7 @@ def extract(sizes: Sizes, shard: int) -> Job:
 
 
 def streamed_flops(sizes: Sizes, positions: float, snapshots: int) -> float:
-    """Operations of so many positions' way through all snapshots."""
+    """Operations of running all snapshots on the given number of positions."""
     return positions * snapshots * sizes.token_flops
 
 
@@ -89,19 +90,19 @@ def streams_memory(
 
     Parameters
     ----------
-    columns : N·D of the sites. kept : what readers keep: R dimensions of the subspace; None for
-        all of the sites'. windows : that are held at a time.
-    share : of the sites that the device runs.
+    columns : N·D of the sites. kept : what readers keep: R for coordinates in the subspace, None
+        for all dimensions. windows : number held at a time.
+    share : share of the sites that the device runs.
     """
     tokens = streamed_tokens(sizes.gpu, columns, sizes.item)
     batch, piece, own = sizes.pass_of(tokens), sizes.batch, share * columns
     reduced = [dimensions for dimensions in kept if dimensions is not None]
-    # Centred and scaled copies of a piece of a pass, and its coordinates; truth values otherwise.
+    # A piece's centred and scaled copies and its coordinates, or else only booleans.
     made = own * 12 + max(reduced) * 6 if reduced else columns * 2
     entries = sum(2.0 * dimensions for dimensions in reduced)
     if len(reduced) < len(kept):
         entries += columns * sizes.item
-        made += 2 * columns * sizes.item * (share < 1)  # of all devices, side by side
+        made += 2 * columns * sizes.item * (share < 1)  # the sites of all devices, joined
     return {
         "snapshots on the device": snapshots * sizes.truncated,
         "forward pass": sizes.forward_memory(batch, sizes.run_bytes),
@@ -111,7 +112,7 @@ def streams_memory(
 
 
 def table(dictionary: Dictionary) -> Terms:
-    """A token table that is taken off rows, and what a crosscoder keeps of it."""
+    """A token table that is subtracted from rows, and the crosscoder's copy of it."""
     return {"token table": 1.6 * dictionary.table} if dictionary.table else {}
 
 
@@ -119,33 +120,33 @@ def table(dictionary: Dictionary) -> Terms:
 
 
 def search_width(size: int, largest: int, rows: int) -> int:
-    """Directions that the randomised range finder searches."""
+    """Number of directions that the randomised range finder searches."""
     return min(largest + largest // 10 + 8, size, rows - 1)
 
 
 def _most(sizes: Sizes) -> int:
-    """Directions that the randomised range finder keeps."""
+    """Number of directions that the randomised range finder keeps."""
     settings = sizes.settings.basis
     return most_dimensions(settings.largest, settings.dimensions, sizes.model.width)
 
 
 def orthonormal_flops(size: int, width: int) -> float:
-    """Of orthonormal columns by three rounds of Cholesky QR."""
+    """Operations of orthonormalising columns by three rounds of Cholesky QR."""
     return 3 * (3.0 * size * width**2 + width**3 / 3)
 
 
 def eigen_flops(size: int) -> float:
-    """Of a symmetric eigenproblem with vectors, about (LAPACK's divide and conquer)."""
+    """Approximate operations of a symmetric eigenproblem (LAPACK's divide and conquer)."""
     return 9.0 * size**3
 
 
 def qr_flops(size: int, width: int) -> float:
-    """Of a thin QR with its orthonormal factor (Golub and Van Loan 5.2)."""
+    """Operations of a thin QR with its orthonormal factor (Golub and Van Loan 5.2)."""
     return 4.0 * size * width**2
 
 
 def project_flops(rows: float, size: int, dimensions: int) -> float:
-    """Of rows into the subspace."""
+    """Operations of projecting rows into the subspace."""
     return 2.0 * rows * size * dimensions
 
 
@@ -157,7 +158,7 @@ def basis_size(sizes: Sizes, dictionary: Dictionary) -> int:
 
 
 def basis(sizes: Sizes, dictionary: Dictionary) -> Job:
-    """The principal directions of a crosscoder's input sites, and, streamed, their rows."""
+    """The principal directions of a crosscoder's input sites, including streaming their rows."""
     settings, n, R = sizes.settings.basis, dictionary.n_in, dictionary.dimensions or 0
     limit = min(settings.rows, sizes.rows)
     taken = piece_rows(n)
@@ -170,7 +171,7 @@ def basis(sizes: Sizes, dictionary: Dictionary) -> Job:
         moved = 12.0 * n * n * pieces
     else:
         width = search_width(n, _most(sizes), limit)
-        flops, passes = 3 * 4.0 * limit * n * width, 3  # two products a pass
+        flops, passes = 3 * 4.0 * limit * n * width, 3  # two products per pass
         flops += 2 * orthonormal_flops(n, width) + 4.0 * width * width * n + eigen_flops(width)
         flops += 2.0 * n * R * R
         device["directions searched"] = 8.0 * n * width + 32.0 * width * width
@@ -181,11 +182,11 @@ def basis(sizes: Sizes, dictionary: Dictionary) -> Job:
     work = Work(products32=flops, moved=moved, written=written, starts=0.5)
     if not sizes.streamed:
         return job(sizes.gpu, replace(work, read=passes * limit * n * sizes.item), host, device)
-    # A pass ends in the middle of a window; those of a single window are computed once.
+    # A pass ends in the middle of a window; if there is only one window, it is computed once.
     windows = max(1, math.ceil(limit / max(1, sizes.rows) * sizes.windows))
     visits = windows if windows == 1 else passes * windows
     positions = min(visits * sizes.window, passes * sizes.positions)
-    # Several devices share the snapshots, and each finds the directions.
+    # Several devices share the snapshots, but each one computes the directions.
     ranks = dictionary.crosscoder.devices
     forward = streamed_flops(sizes, positions, dictionary.snapshots)
     host |= loading(sizes)
@@ -202,7 +203,7 @@ def basis(sizes: Sizes, dictionary: Dictionary) -> Job:
 
 
 def project(sizes: Sizes, dictionary: Dictionary, shard: int) -> Job:
-    """A shard of cached rows in the subspace."""
+    """Projecting a shard of cached rows into the subspace."""
     n, R, rows = dictionary.n_in, dictionary.dimensions or 0, sizes.shard_rows[shard]
     taken = piece_rows(n)
     piece = taken * n * 4.0

@@ -1,6 +1,6 @@
-"""What is doubtful about text, rows and trainings: a sentence each, with the setting that mends it.
+"""Doubts about text, rows and trainings: a sentence each, with the setting that would help.
 
-ontogeny/doubts.py says where doubts are shown.
+ontogeny/doubts.py describes where doubts are shown.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from ontogeny.files import InputError
 from ontogeny.settings import Settings
 from ontogeny.snapshots import local
 
-BLOCKS = 4096  # of training text that ids are counted in, at most
+BLOCKS = 4096  # most blocks of training text in which ids are counted
 L0_MISSED = 0.1  # share of k by which L0 on held-out text may differ from it
-L0_OF_LONG = 0.15  # the same after a long training, which fits its own rows a little better
+L0_OF_LONG = 0.15  # the same after a long training, which fits its own rows slightly better
 LONG = 1000  # steps
 
 
 def before(settings: Settings) -> list[str]:
-    """What is doubtful about the text, the rows and the trainings before any job."""
+    """Doubts about the text, the rows and the trainings, before any job runs."""
     return [*_short_trainings(settings), *_of_text(settings)]
 
 
 def found(experiment: Experiment) -> list[str]:
-    """What their files say that is doubtful."""
+    """Doubts that follow from what the stages have measured."""
     return [*of_tokens(experiment), *_of_rows(experiment), *_of_thresholds(experiment)]
 
 
@@ -55,7 +55,7 @@ def _short_trainings(s: Settings) -> Iterator[str]:
 
 
 def _tokenizer(s: Settings) -> tuple[Any, Marks] | None:
-    """The tokenizer of a local model and its marks, where they can be read ahead."""
+    """The tokenizer of a local model and its marks, if they can be read before a run."""
     if s.snapshots.local is None:
         return None
     try:
@@ -66,7 +66,7 @@ def _tokenizer(s: Settings) -> tuple[Any, Marks] | None:
 
 
 def _of_text(s: Settings) -> Iterator[str]:
-    """What the tokenizer and, where it is tokenised, the text say ahead."""
+    """Doubts about the tokenizer and, if it is to be tokenised, about the text, before a run."""
     empty = text.empty(s.corpus)
     if empty:
         others = f", and {len(empty) - 1} further files" if len(empty) > 1 else ""
@@ -84,7 +84,7 @@ def _of_text(s: Settings) -> Iterator[str]:
     try:
         array = arrays.opened(s.corpus.tokens, context)
     except InputError:
-        return  # told as a fault
+        return  # it is reported as a fault
     first = s.corpus.held_out_blocks
     last = first + min(BLOCKS, s.corpus.train_blocks)
     if array.ndim == 1:
@@ -114,7 +114,7 @@ def _of_blocks(blocks: np.ndarray, s: Settings, marks: Marks, backend: Any) -> I
 
 
 def missing_bos(name: str) -> str:
-    """That the blocks lack what the tokenizer puts before a text."""
+    """A sentence that the blocks lack the token that the tokenizer puts before a text."""
     return (
         f"the tokenizer puts a token{name} before a text, but the blocks of the corpus begin "
         "without it; if the model was trained with it, set corpus.bos: true, and bos in "
@@ -135,13 +135,13 @@ def _listed(names: list[Any]) -> str:
 
 
 def of_tokens(experiment: Experiment) -> Iterator[str]:
-    """What is doubtful about the tokens: ids that fill blocks, and a mark that is missing."""
+    """Doubts about the tokens: ids that fill whole blocks, and a missing mark."""
     if not experiment.path("tokens").exists():
         return
     try:
         backend = Tokenizer.from_file(str(experiment.path("tokenizer")))
     except Exception:  # the library raises no narrower class
-        backend = None  # only names are missing then
+        backend = None  # only names are missing in this case
     held = Tokens(experiment.path("tokens"))
     first, last = held.splits["train"]
     blocks = held.take(np.arange(first, min(last, first + BLOCKS))).astype(np.int64)
@@ -152,7 +152,7 @@ def of_tokens(experiment: Experiment) -> Iterator[str]:
 
 
 def _of_rows(experiment: Experiment) -> Iterator[str]:
-    """Streams that are constant at a snapshot, and rows whose norm is unlike the others'."""
+    """Streams that are constant at a snapshot, and rows whose norm is unusual."""
     settings = experiment.settings
     for site in experiment.sites:
         stack = experiment.path("stack", site=site)
@@ -196,7 +196,7 @@ def _mend(found: dict[str, Any], settings: Settings) -> str:
 
 
 def _of_thresholds(experiment: Experiment) -> Iterator[str]:
-    """Dictionaries whose L0 on held-out text is not k."""
+    """Dictionaries whose L0 on held-out text differs from k."""
     for name, c in experiment.settings.crosscoders.items():
         judged = c.activation == "batch_topk" and c.train_decoder  # else a baseline
         for seed in c.seeds if judged else ():

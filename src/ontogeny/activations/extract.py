@@ -1,4 +1,4 @@
-"""The activations stage: one snapshot's streams, all layers from one partial forward pass."""
+"""The activations stage: all wanted streams of one snapshot from one partial forward pass."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ Key = tuple[int, str]  # (layer, stream)
 
 
 class Snapshot:
-    """A snapshot's model, run as far as its last wanted layer.
+    """A snapshot's model, run up to its last wanted layer.
 
     Parameters
     ----------
     settings : activations.layers and activations.streams name the sites to extract.
     folder : of the snapshot. step : its training step.
-    look : called with the model while it is whole.
+    look : called with the model before it is truncated.
     """
 
     def __init__(
@@ -72,11 +72,11 @@ class Snapshot:
 
         Parameters
         ----------
-        ids : (B, T) token ids. on_device : the same on the device, where they are there already.
+        ids : (B, T) token ids. on_device : the same ids on the device, if they are there already.
 
         Raises
         ------
-        InputError : an id that the model's embedding lacks.
+        InputError : the model's embedding lacks an id.
         """
         if ids.max(initial=0) >= self._vocabulary:
             raise InputError(
@@ -90,11 +90,11 @@ class Snapshot:
 
 
 def check_finite(values: torch.Tensor, key: Key, step: int, dtype: str, first: int) -> None:
-    """Raise InputError if a value cannot be held in the stored type.
+    """Raise InputError if the stored type cannot hold a value.
 
     Parameters
     ----------
-    values : rows, the first of which is number `first`.
+    values : rows, numbered from `first`.
     """
     fine = torch.isfinite(values).all(1)
     if not fine.all():
@@ -107,9 +107,9 @@ def check_finite(values: torch.Tensor, key: Key, step: int, dtype: str, first: i
 
 
 def norms(rows: torch.Tensor) -> dict[str, float]:
-    """The mean norm of rows (R, D), and that of the rows minus their mean: 0 if all are equal.
+    """The mean norm of rows (R, D), and that of the rows minus their mean (0 if all are equal).
 
-    Sums are in float64, by piece, about the first row.
+    Sums are in float64, piece by piece, about the first row.
     """
     pieces, first = rows.split(PIECE_ROWS), rows[0].float()
     total = sum((piece.float() - first).sum(0, dtype=torch.float64) for piece in pieces)
@@ -149,16 +149,16 @@ def _write_rows(
     group: str,
     progress: Any,
 ) -> dict[Key, dict[str, Any]]:
-    """Write some windows' rows and what they are of; a thread computes one as another is written.
+    """Write the rows of some windows; a thread computes one while another is written.
 
     Parameters
     ----------
-    files : to write to, by site. group : '' or 'held_out/' before the datasets' names.
+    files : to write to, by site. group : '' or 'held_out/', a prefix of the datasets' names.
 
     Returns
     -------
-    Of the first window's rows, by site, their `norms`; of training rows also what outliers.py finds
-    (`outliers`, JSON) and their mean norm by position (`norm_by_offset`).
+    By site, the `norms` of the first window's rows; for training rows also the findings of
+    outliers.py (`outliers`, JSON) and the mean norm by position (`norm_by_offset`).
     """
     rows = int(order.starts[windows.stop] - order.starts[windows.start])
     writers = {
@@ -190,7 +190,7 @@ def _write_rows(
 
 
 def _tell(found: dict[str, Any], step: int, layer: int, stream: str) -> None:
-    """Say on stderr which rows of a site are unlike the others."""
+    """Report on stderr which rows of a site are unlike the others."""
     for each in json.loads(found["outliers"]):
         print(
             f"the {stream} of layer {layer} at step {step}: {outliers.told(each)}", file=sys.stderr
@@ -207,17 +207,17 @@ def extract(
     loss: Path | None = None,
     norms_folder: Path | None = None,
 ) -> None:
-    """Write a shard of a snapshot's training rows, and with the first its held-out rows (store.py).
+    """Write a shard of a snapshot's training rows, and with the first shard its held-out rows.
 
-    The norms that scales come from are those of the first window of training rows, however many
-    shards there are, and also where rows are streamed: then no training row is written.
+    The norms that determine the scales come from the first window of training rows, for any number
+    of shards and also if rows are streamed, in which case no training rows are written.
 
     Parameters
     ----------
     snapshot : folder of the model. step : its training step. tokens : tokens.h5.
     folder : the experiment's activations folder.
-    loss : JSON for the snapshot's loss on a little held-out text, where it is wanted.
-    norms_folder : what the norms stage wrote, where activations.leave_out_norm asks for it.
+    loss : JSON for the snapshot's loss on a little held-out text, or None.
+    norms_folder : output of the norms stage, if activations.leave_out_norm is set.
 
     Raises
     ------
@@ -243,7 +243,7 @@ def extract(
     what = f"extract step {step}" + (f", shard {shard}" if shard else "")
 
     def site_files(name: Callable[[Path], Path]) -> dict[Key, h5py.File]:
-        """New files, by site, that are there once the contexts end."""
+        """New files, by site, that are renamed into place when the contexts end."""
         files = {}
         for key in model.wanted:
             path = name(Path(folder) / folder_name(*key) / f"step{step}.h5")

@@ -1,6 +1,6 @@
-"""From rows to batches on the device: opened as the settings have them.
+"""From rows to batches on the device, as the settings say.
 
-Those on disk are read ahead by a thread; those that are streamed lie on the device already.
+Rows on disk are read ahead by a thread; streamed rows are on the device already.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ def site_rows(
     stream: Stream | None = None,
     peers: Peers | None = None,
 ) -> Cached | Streamed:
-    """Training rows of the sites in all dimensions, as activations.mode has them, less a table.
+    """Training rows of the sites in all dimensions, from disk or streamed, minus a token table.
 
     Parameters
     ----------
-    stream : that others read too, where rows are streamed. peers : that share one which is made.
+    stream : shared with other readers, if rows are streamed. peers : processes that share a new
+        stream.
     """
     if settings.activations.mode == "cached":
         return Cached(paths.activations, sites, table)
@@ -51,12 +52,13 @@ def principal_rows(
     stream: Stream | None = None,
     peers: Peers | None = None,
 ) -> Projected | Streamed:
-    """Training rows of the sites in their principal subspace, as activations.mode has them.
+    """Training rows of the sites in their principal subspace, from disk or streamed.
 
     Parameters
     ----------
-    table : taken off first; rows on disk were projected without it.
-    stream : that others read too, where rows are streamed. peers : that share one which is made.
+    table : subtracted before projection; rows on disk were projected without it.
+    stream : shared with other readers, if rows are streamed. peers : processes that share a new
+        stream.
     """
     if settings.activations.mode == "cached":
         return Projected(paths.projected)
@@ -64,7 +66,7 @@ def principal_rows(
 
 
 def table_of(c: Crosscoder, sites: list[Site], paths: RowPaths) -> Table | None:
-    """The token table that a crosscoder has, with its scales; None where it has none."""
+    """A crosscoder's token table, with its scales, or None."""
     if not c.token_table:
         return None
     assert paths.tables is not None, "token_table: true needs the token tables"
@@ -84,10 +86,10 @@ def mean_row(rows: Rows) -> np.ndarray:
 def batches(
     sources: Sequence[Rows], size: int, start: int, stop: int, device: torch.device
 ) -> Iterator[tuple[torch.Tensor, ...]]:
-    """The batches of steps [start, stop): of each source (size, *shape) float32 on the device.
+    """The batches of steps [start, stop): (size, *shape) float32 on the device from each source.
 
-    Step s has the rows from s·size on, counted around the end of the data: a function of the step
-    alone, so that a resumed training sees what an unbroken one would.
+    Step s has the rows from s·size on, continuing at the start after the end of the data. This
+    depends on the step alone, so a resumed training sees the same batches as an unbroken one.
     """
     streamed = [source for source in sources if isinstance(source, Streamed)]
     for step in range(start, stop) if streamed else ():
@@ -107,7 +109,7 @@ def batches(
 
 
 def _around(rows: int, start: int, stop: int) -> Iterator[tuple[int, int]]:
-    """Rows [start, stop) of so many rows repeated without end, as ranges of those."""
+    """Rows [start, stop) of rows that repeat without end, as ranges within [0, rows)."""
     first, last = start % rows, start % rows + stop - start
     yield first, min(last, rows)
     while last > rows:

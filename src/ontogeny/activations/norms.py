@@ -1,8 +1,8 @@
-"""The norms stage, where `activations.leave_out_norm` asks for it: which positions are outliers.
+"""The norms stage, used if `activations.leave_out_norm` is set: which positions are outliers.
 
-Rows are the same at every snapshot, and snapshots are extracted apart. So each is run once before,
-over all blocks, and a position whose norm exceeds the bound at any snapshot, layer or stream has no
-row at any.
+Rows must be the same at every snapshot, but snapshots are extracted separately. So each snapshot
+first runs over all blocks, and a position whose norm exceeds the bound at any snapshot, layer or
+stream has no row at any of them.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def measure(
     Parameters
     ----------
     snapshot : folder of the model. step : its training step. tokens : tokens.h5.
-    output : HDF5; `over` (blocks, context) bool, of the held-out and the training blocks, by their
+    output : HDF5; `over` (blocks, context) bool, for the held-out and the training blocks by
         number: whether the norm exceeds activations.leave_out_norm times the median over the
         training rows at any layer and stream. Attributes: format, step, tokens, bound.
 
     Raises
     ------
-    InputError : damaged inputs, no bound, or nothing is left of the training rows.
+    InputError : damaged inputs, no bound, or no training rows remain.
     """
     section, text = settings.activations, Tokens(tokens)
     if section.leave_out_norm is None:

@@ -1,8 +1,8 @@
-"""The one order of rows that every snapshot's activations have, and how it is cut.
+"""The order of rows that all snapshots' activations share, and how it is cut.
 
-Blocks are permuted once, then taken in windows of about `activations.window` rows, and a window's
-rows are permuted among each other: reading straight through is reading shuffled data, and any
-window can be made alone. Training rows on disk are cut into *shards*, each some whole windows.
+Blocks are permuted once, then taken in windows of about `activations.window` rows, and the rows of
+each window are permuted. So reading from start to end gives shuffled data, and any window can be
+computed on its own. Training rows on disk are cut into *shards* of some whole windows each.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NORMS_FORMAT = "ontogeny-norms-1"
 
 
 def number_of_windows(blocks: int, context: int, window: int) -> int:
-    """Windows of a split: the fewest that have about `window` rows or less each."""
+    """Number of windows of a split: the fewest that have at most about `window` rows each."""
     return max(1, -(-blocks * context // window))
 
 
@@ -33,12 +33,12 @@ class Order:
     ----------
     tokens : the corpus. split : 'train', shuffled, or 'held_out', in text order.
     a : the settings' section; window, leave_out and seed are used.
-    over : (blocks, context) bool, positions that have no row beside these: `above_bound`.
+    over : (blocks, context) bool, further positions without a row: `above_bound`.
 
     Attributes
     ----------
     windows : block numbers of each window.
-    starts : (windows + 1,) the first row of each window, then the number of all rows.
+    starts : (windows + 1,) the first row of each window, then the total number of rows.
 
     Raises
     ------
@@ -92,13 +92,13 @@ class Order:
         return slots
 
     def position(self, window: int) -> np.ndarray:
-        """(R, 2) uint32: block and offset of each of the window's rows."""
+        """(R, 2) uint32: block and offset of each row of the window."""
         slots, context = self.slots(window), self.tokens.context
         chosen = self.windows[window][slots // context]
         return np.stack([chosen, slots % context], 1).astype(np.uint32)
 
     def token(self, window: int) -> np.ndarray:
-        """(R, 2) int32: ids of the previous and the current token of each of the window's rows.
+        """(R, 2) int32: ids of the previous and the current token of each row of the window.
 
         The previous one is −1 at the start of a block.
         """
@@ -110,15 +110,15 @@ class Order:
 def above_bound(settings: Settings, folder: Path | None, tokens: Tokens) -> np.ndarray | None:
     """(blocks, context) bool: positions whose norm exceeds activations.leave_out_norm anywhere.
 
-    None where there is no such bound.
+    It is None if there is no such bound.
 
     Parameters
     ----------
-    folder : of the norms stage, with step{S}.h5 of each snapshot.
+    folder : of the norms stage, with a step{S}.h5 for each snapshot.
 
     Raises
     ------
-    InputError : a file is not there, damaged, or of other tokens or another bound.
+    InputError : a file is missing, damaged, or made from other tokens or with another bound.
     """
     bound = settings.activations.leave_out_norm
     if bound is None:
@@ -144,19 +144,19 @@ def above_bound(settings: Settings, folder: Path | None, tokens: Tokens) -> np.n
 def batches(
     numbers: np.ndarray, context: int, positions: int = FORWARD_TOKENS
 ) -> Iterator[np.ndarray]:
-    """A window's blocks, some at a time: about so many positions, at least one block."""
+    """A window's blocks in batches of about `positions` positions, at least one block each."""
     step = max(1, positions // context)
     for start in range(0, len(numbers), step):
         yield numbers[start : start + step]
 
 
 def row_bytes(a: Activations, width: int) -> int:
-    """Bytes of a training row of one site on disk, its position and tokens included."""
+    """Bytes on disk of one site's training row, including its position and tokens."""
     return width * (2 if a.dtype == "float16" else 4) + PLACE_BYTES
 
 
 def shards(s: Settings, width: int) -> list[range]:
-    """Windows of each shard of training rows: one shard, or what `activations.budget` asks for.
+    """Windows of each shard of training rows: one shard, or as `activations.budget` requires.
 
     Two shards of all sites are on disk at a time: one is projected while the next is extracted.
 
@@ -166,7 +166,7 @@ def shards(s: Settings, width: int) -> list[range]:
 
     Raises
     ------
-    InputError : no two windows fit the budget.
+    InputError : the budget does not hold two windows.
     """
     a, c = s.activations, s.corpus
     count = number_of_windows(c.train_blocks, c.context, a.window)

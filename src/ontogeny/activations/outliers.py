@@ -1,7 +1,7 @@
-"""Rows unlike all others: attention sinks, whose norm takes the dictionary's attention.
+"""Rows unlike all others: attention sinks, whose large norm dominates a dictionary's training.
 
 A few positions, such as the first of each block or a newline, can have many times the norm of the
-others and hold nearly all variance. They are reported, with the setting that leaves them out.
+others and hold nearly all variance. They are reported with the setting that leaves them out.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from ontogeny.activations.sizes import PIECE_ROWS
 if TYPE_CHECKING:
     from torch import Tensor
 
-TIMES = 4.0  # the median norm, from which positions or ids are unlike the others
-FAR = 10.0  # the same of single rows, and the bound that is proposed
-HELD = 0.1  # share of the variance from which they matter
-MOST = 4  # kinds of rows that are told, at most
+TIMES = 4.0  # multiple of the median norm at which positions or ids count as unlike the others
+FAR = 10.0  # the same for single rows, and the bound that is suggested
+HELD = 0.1  # least share of the variance at which they matter
+MOST = 4  # most kinds of rows that are reported
 
 
 def _squares(rows: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -40,9 +40,9 @@ def find(rows: Tensor, offset: np.ndarray, token: np.ndarray) -> list[dict[str, 
 
     Returns
     -------
-    One mapping each: kind ('position', 'id', or 'norm' for single rows), number (of the position or
-    id, or how many rows), times (mean norm over the median of all), share (of the variance that
-    they hold, those before them left out).
+    One mapping each: kind ('position', 'id', or 'norm' for single rows), number (the position or
+    id, or the number of rows), times (mean norm over the median of all), share (of the variance
+    that they hold, after leaving out those listed before them).
     """
     found: list[dict[str, Any]] = []
     while len(found) < MOST:
@@ -77,7 +77,8 @@ def _largest(
     best: dict[str, Any] | None = None
     for kind, numbers in (("position", offset), ("id", token)):
         count, held = np.bincount(numbers), np.bincount(numbers, share)
-        # Most rows of the kind, not a few of many, as of a token that is a sink by its place.
+        # Most rows of the kind must be outliers, not just a few, as for a token that is a sink in
+        # one place.
         held[2 * np.bincount(numbers, times > TIMES) < count] = 0
         number = int(held.argmax())
         if held[number] > max(HELD, best["share"] if best else 0):

@@ -1,4 +1,4 @@
-"""Activations in the principal subspace: the one place where they are projected."""
+"""Projection of activations into the principal subspace; all projections happen here."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def projected(activations: Tensor, mean: Tensor, basis: Tensor | None = None) -> Tensor:
-    """y = (ã − μ)U, (B, R), of normalised activations (B, N, D); ã − μ, (B, N·D), without a basis.
+    """y = (ã − μ)U, (B, R), of normalised activations (B, N, D); without U, ã − μ, (B, N·D).
 
     Parameters
     ----------

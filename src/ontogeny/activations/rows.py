@@ -5,7 +5,7 @@
     Streamed    training rows computed from the snapshots (streamed.py)         (N, D), or (R,)
     Projected   training rows in a principal subspace, on disk (subspace.py)    (R,)
 
-Training rows have one seeded order (order.py): reading straight through is reading shuffled data.
+Training rows have one seeded order (order.py), so reading from start to end gives shuffled data.
 feed.py makes batches of them. Nothing here imports torch.
 """
 
@@ -33,7 +33,7 @@ class Rows(Protocol):
 
     Attributes
     ----------
-    rows : how many there are. shape : of one: (N, D), or (R,) in a principal subspace.
+    rows : how many there are. shape : of one row: (N, D), or (R,) in a principal subspace.
     """
 
     rows: int
@@ -44,14 +44,14 @@ class Rows(Protocol):
 
 
 class SiteRows(Rows, Protocol):
-    """Rows of N sites in all D dimensions, and the digest of the tokens that they are of."""
+    """Rows of N sites in all D dimensions, and the digest of the tokens that they belong to."""
 
     sites: list[Site]
     tokens: str
     scales: np.ndarray
 
     def tokens_at(self, start: int, stop: int) -> np.ndarray:
-        """Previous and current token of rows [start, stop), (stop − start, 2); −1 is none."""
+        """Previous and current token of rows [start, stop), (stop − start, 2); −1 means none."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ class RowPaths:
 
     Attributes
     ----------
-    activations : folder of the activations; its stacks hold the scales in either mode.
-    basis : basis file. projected : files of projected rows, in the shards' order.
+    activations : folder of the activations, whose stacks hold the scales in either mode.
+    basis : basis file. projected : files of projected rows, in the order of the shards.
     tables : folder of the token tables (token_table.py).
-    snapshots, tokens : folder of snapshots and tokens.h5, where rows are streamed.
-    norms : folder of the norms stage, where rows are streamed and their norm is bounded.
+    snapshots, tokens : folder of snapshots and tokens.h5, used if rows are streamed.
+    norms : folder of the norms stage, used if rows are streamed and their norm is bounded.
     """
 
     activations: Path
@@ -77,15 +77,15 @@ class RowPaths:
 
 
 class Cached(Stacks):
-    """Training rows of some sites, each site times its scale, as the shards' files have them.
+    """Training rows of some sites, read from the shards' files and multiplied by each site's scale.
 
     Parameters
     ----------
-    table : taken off the rows, whose scale is then the table's.
+    table : subtracted from the rows; its scales then replace theirs.
 
     Raises
     ------
-    InputError : as Stacks; from `read`, a file is gone, or a chunk is not what was written.
+    InputError : as for Stacks; `read` raises it if a file is missing or a chunk was altered.
     """
 
     def __init__(self, folder: str | Path, sites: list[Site], table: Table | None = None) -> None:
@@ -94,7 +94,7 @@ class Cached(Stacks):
         self.starts = starts_of(self.shard_rows)
         self.rows = self.starts[-1]
         self.shape: tuple[int, ...] = (len(sites), self.width)
-        self._readers: dict[int, list[Reader]] = {}  # of one shard: files stay open as they do
+        self._readers: dict[int, list[Reader]] = {}  # of one shard only, since the files stay open
         self._token_readers: dict[int, Reader] = {}
 
     def read(self, start: int, stop: int) -> np.ndarray:
@@ -105,7 +105,7 @@ class Cached(Stacks):
         return self._table.off(rows, self.tokens_at(start, stop)[:, 1])
 
     def tokens_at(self, start: int, stop: int) -> np.ndarray:
-        """Previous and current token of rows [start, stop), (stop − start, 2); −1 is none."""
+        """Previous and current token of rows [start, stop), (stop − start, 2); −1 means none."""
         return across(self.starts, start, stop, self._read_tokens)
 
     def _read_tokens(self, shard: int, start: int, stop: int) -> np.ndarray:
@@ -133,15 +133,15 @@ class Cached(Stacks):
 
 
 class HeldOut(Stacks):
-    """Held-out rows of some sites in text order, each site times its scale.
+    """Held-out rows of some sites in text order, multiplied by each site's scale.
 
     Parameters
     ----------
-    scales : (N,) a crosscoder's, in place of the stacks'.
+    scales : (N,) a crosscoder's scales, which replace those of the stacks.
 
     Raises
     ------
-    InputError : as Stacks; from `read`, a chunk is not what was written.
+    InputError : as for Stacks; `read` raises it if a chunk was altered.
     """
 
     def __init__(
@@ -160,12 +160,12 @@ class HeldOut(Stacks):
         return _scaled(self._readers, self.scales, start, stop)
 
     def tokens_at(self, start: int, stop: int) -> np.ndarray:
-        """Previous and current token of rows [start, stop), (stop − start, 2); −1 is none."""
+        """Previous and current token of rows [start, stop), (stop − start, 2); −1 means none."""
         return self.token[start:stop]
 
 
 def _scaled(readers: list[Reader], scales: np.ndarray, start: int, stop: int) -> np.ndarray:
-    """In memory site by site, as they are read."""
+    """Scaled rows, contiguous by site, as they are read."""
     out = np.empty((len(readers), stop - start, readers[0].shape[1]), np.float32)
     for part, reader, scale in zip(out, readers, scales, strict=True):
         np.multiply(reader.read(start, stop), scale, out=part, dtype=np.float32)
@@ -173,7 +173,7 @@ def _scaled(readers: list[Reader], scales: np.ndarray, start: int, stop: int) ->
 
 
 def starts_of(sizes: Sequence[int]) -> list[int]:
-    """The first row of each of some parts that follow one another, then the number of all rows."""
+    """The first row of each of several consecutive parts, then the total number of rows."""
     return [0, *(int(end) for end in np.cumsum(sizes))]
 
 
@@ -183,11 +183,11 @@ def across(
     stop: int,
     read: Callable[[int, int, int], np.ndarray],
 ) -> np.ndarray:
-    """Rows [start, stop) of parts that follow one another.
+    """Rows [start, stop) of several consecutive parts.
 
     Parameters
     ----------
-    starts : as of `starts_of`. read : (part, first, last) → its rows [first, last), so counted.
+    starts : from `starts_of`. read : (part, first, last) → rows [first, last) of that part.
     """
     parts = [read(*each) for each in parts_of(starts, start, stop)]
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -196,7 +196,7 @@ def across(
 def parts_of(
     starts: Sequence[int] | np.ndarray, start: int, stop: int
 ) -> Iterator[tuple[int, int, int]]:
-    """Rows [start, stop) as (part, its first row, the row after its last), counted in the part."""
+    """Rows [start, stop) as (part, first row, row after the last), counted within the part."""
     part = int(np.searchsorted(starts, start, side="right")) - 1
     while start < stop:
         first, last = int(starts[part]), min(stop, int(starts[part + 1]))

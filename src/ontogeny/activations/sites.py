@@ -1,4 +1,4 @@
-"""Sites, and the names that files of sites have."""
+"""Sites, and the names of their files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ STACK = "stack.h5"  # in the folder of a layer's stream
 
 @dataclass(frozen=True)
 class Site:
-    """One place of one snapshot whose activations a crosscoder reads or writes."""
+    """A place in one snapshot whose activations a crosscoder reads or writes."""
 
     snapshot: int
     """Training step of the snapshot."""
@@ -22,12 +22,12 @@ class Site:
 
     @property
     def name(self) -> str:
-        """'residual.3/step512': also the site's file in the activations folder, without ending."""
+        """'residual.3/step512', which is also the site's path under the activations (and .h5)."""
         return f"{folder_name(self.layer, self.stream)}/step{self.snapshot}"
 
 
 def expand(sites: Sites, steps: list[int]) -> list[Site]:
-    """All sites of a settings' section, layer by layer, each layer's snapshots in order."""
+    """All sites of a settings' section, layer by layer, with each layer's snapshots in order."""
     chosen = steps if sites.snapshots == "all" else sorted(sites.snapshots)
     return [
         Site(step, layer, stream)
@@ -49,15 +49,15 @@ def _name_of(sites: Sites) -> str:
 
 
 def basis_name(c: Crosscoder) -> str:
-    """Name of the basis that crosscoders share which read the same rows: sites, token table."""
+    """Name of the basis shared by crosscoders with the same input sites and token table."""
     return _name_of(c.inputs) + ("" if not c.token_table else f"-table-{c.scale}")
 
 
 def stream_name(c: Crosscoder) -> str:
-    """Name of the stream that crosscoders share which are trained on the same files.
+    """Name of the stream shared by crosscoders that are trained on the same files.
 
-    These are those of their sites, their basis and their token table. Precision counts as well,
-    which a process has one of.
+    The files are those of their sites, basis and token table. The precision is also part of the
+    name, since a process can only have one.
     """
     outputs = "" if c.outputs in (None, c.inputs) else f"-to-{_name_of(c.written)}"
     files = "-full" if c.basis == "full" else ""
@@ -66,5 +66,5 @@ def stream_name(c: Crosscoder) -> str:
 
 
 def rows_path(path: str | Path, shard: int) -> Path:
-    """The file of a shard's training rows that belongs to a snapshot's file."""
+    """The file with a shard's training rows, next to a snapshot's file."""
     return Path(path).with_suffix(f".rows{shard}.h5")

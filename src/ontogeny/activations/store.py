@@ -1,8 +1,8 @@
-"""The activations' contract on disk: layout, writing, stacking, checking, reading.
+"""The format of activations on disk: layout, writing, stacking, checking, reading.
 
     {stream}.{layer}/step{S}.rows{K}.h5
-        activations           (rows, d)     training rows of shard K, in the one order (order.py)
-        position              (rows, 2)     (block, offset) of each
+        activations           (rows, d)     training rows of shard K, in their order (order.py)
+        position              (rows, 2)     (block, offset) of each row
         token                 (rows, 2)     (previous, current) token; −1 where a block begins
     {stream}.{layer}/step{S}.h5
         held_out/activations  (rows', d)    held-out rows, in text order
@@ -11,16 +11,16 @@
         attributes of the first window of training rows: mean_norm, centred_norm (extract.norms),
                               norm_by_offset (context,), outliers (JSON, outliers.find)
     {stream}.{layer}/stack.h5
-        held_out/activations  virtual, (n, rows', d): all snapshots, no copy
-        activations           the same of training rows, where they lie in one shard that is kept
-        attribute scales      (n,) √d over the norm that activations.scale names; 0 where the
+        held_out/activations  virtual, (n, rows', d): all snapshots, without a copy
+        activations           the same for training rows, if they are in one kept shard
+        attribute scales      (n,) √d over the norm that activations.scale names; 0 if the
                               stream is constant at a snapshot
 
-Every dataset of rows has Fletcher-32 checksums, for any reader of HDF5, and beside it
-`{name}_xxh3`, a digest of each chunk. With these, our reader reads chunks directly from the file,
-past HDF5, and still notices a flipped bit, at many times the speed. Files of training rows are most
-of an experiment's disk; with `activations.keep: false` or a budget they go once nothing needs them,
-and all else, scales included, stays.
+Every dataset of rows has Fletcher-32 checksums, which any reader of HDF5 checks, and a dataset
+`{name}_xxh3` with a digest of each chunk. With the digests our reader bypasses HDF5 and reads
+chunks directly from the file, many times faster, and still notices a flipped bit. Files of training
+rows are most of an experiment's disk use. With `activations.keep: false` or a budget they are
+removed when no job needs them any more; everything else, including scales, stays.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from ontogeny.files import InputError, open_hdf5, unopened, whole_hdf5
 from ontogeny.version import VERSION
 
 FORMAT = "ontogeny-activations-4"
-CONSTANT = 1e-6  # centred norm over norm, up to which rows differ by rounding alone
+CONSTANT = 1e-6  # centred norm over norm, up to which rows differ only by rounding
 NORMS = {"centred": "centred_norm", "mean_norm": "mean_norm"}  # by activations.scale
 
 
@@ -50,7 +50,7 @@ class Writer:
 
     Parameters
     ----------
-    name : of the dataset; its chunks' digests go into `{name}_xxh3`.
+    name : of the dataset; the digests of its chunks go into `{name}_xxh3`.
     """
 
     def __init__(self, file: h5py.File, name: str, rows: int, width: int, dtype: str) -> None:
@@ -59,7 +59,7 @@ class Writer:
             name, (rows, width), dtype, chunks=(chunk, width), fletcher32=True
         )
         self._digests = file.create_dataset(f"{name}_xxh3", (-(-rows // chunk),), np.uint64)
-        self._chunk = np.zeros((chunk, width), dtype)  # the chunk that is being filled
+        self._chunk = np.zeros((chunk, width), dtype)  # the chunk being filled
         self._found: list[int] = []
         self._row = 0
         self._check: Callable[[], None] = getattr(file, "check", lambda: None)
@@ -84,7 +84,7 @@ class Writer:
 
 
 class Reader:
-    """Rows of a dataset that `Writer` wrote, chunk by chunk from their places in the file.
+    """Rows of a dataset written by `Writer`, read by chunk directly from the file.
 
     Attributes
     ----------
@@ -92,7 +92,7 @@ class Reader:
 
     Raises
     ------
-    InputError : from `read`, where a chunk is not what was written.
+    InputError : from `read`, if a chunk is not as it was written.
     """
 
     def __init__(self, path: str | Path, name: str) -> None:
@@ -105,7 +105,7 @@ class Reader:
             self._digests = [int(digest) for digest in file[f"{name}_xxh3"][:]]
             self._chunk = np.empty(data.chunks, data.dtype)
             rows, size = len(self._chunk), self._chunk.nbytes + FLETCHER_BYTES
-            self._places = [-1] * len(self._digests)  # of each chunk, in bytes
+            self._places = [-1] * len(self._digests)  # offset of each chunk in bytes
 
             def find(chunk: Any) -> None:
                 if chunk.size == size and chunk.filter_mask == 0:
@@ -115,7 +115,7 @@ class Reader:
         self._held = -1  # number of the chunk in memory
 
     def _load(self, number: int, into: np.ndarray) -> None:
-        """Fill (chunk, width) with a chunk."""
+        """Read a chunk into an array (chunk, width)."""
         if (place := self._places[number]) >= 0:
             view = into.data.cast("B")
             complete = os.preadv(self._file, [view], place) == len(view)
@@ -148,7 +148,7 @@ def open_checked(path: str | Path, **expected: Any) -> h5py.File:
 
     Raises
     ------
-    InputError : the file is truncated, foreign, or differs from `expected` in an attribute.
+    InputError : the file is truncated or foreign, or one of its attributes is not as `expected`.
     """
     try:
         file = open_hdf5(path)
@@ -166,7 +166,7 @@ def open_checked(path: str | Path, **expected: Any) -> h5py.File:
 
 
 def describe(file: h5py.File, attributes: dict[str, Any]) -> None:
-    """Write a file's attributes, software versions included."""
+    """Write a file's attributes, with the versions of the software."""
     versions = {"format": FORMAT, "ontogeny": VERSION, "h5py": h5py.version.version}
     file.attrs.update(versions | attributes)
 
@@ -178,17 +178,17 @@ def stack(
     cached: bool = True,
     scale: str = "centred",
 ) -> None:
-    """Write the virtual file that shows all snapshots of a (layer, stream) as (n, rows, d).
+    """Write the virtual file that presents all snapshots of a (layer, stream) as (n, rows, d).
 
     Parameters
     ----------
     paths : the snapshots' files, step{S}.h5.
-    cached : whether training rows are on disk; they are shown where they lie in one shard.
-    scale : as activations.scale, which of each file's norms becomes √d.
+    cached : whether training rows are on disk; they are included if they are in one shard.
+    scale : as activations.scale; which of each file's norms becomes √d.
 
     Raises
     ------
-    InputError : a file is damaged, or holds other rows than the first.
+    InputError : a file is damaged, or holds rows other than the first file's.
     """
     shared: dict[str, Any] = {}
     scales, held_out, width = [], 0, 0
@@ -232,22 +232,21 @@ def check_varies(sites: Sequence[Site], scales: np.ndarray) -> None:
 
 
 class Stacks:
-    """What the stacks of some sites say of their activations.
+    """The contents of the stacks of some sites, except the activations.
 
     Parameters
     ----------
     folder : the experiment's activations folder. sites : N sites in the order wanted.
-    scales : (N,) constants to use in place of the stacks' own.
+    scales : (N,) constants that replace the stacks' own.
 
     Attributes
     ----------
-    scales : (N,) √D over the mean norm of the first window of training rows, as they are or less
-        their mean (activations.scale), by site, 0 where these rows are all equal; or those that
-        were given.
+    scales : (N,) √D over the mean norm of the first window of training rows, centred or not
+        (activations.scale), by site; 0 if these rows are all equal; or those that were given.
     width : D. tokens : digest of the tokens that the models read.
     shard_rows : training rows by shard, whether or not they are still on disk.
     position : (rows', 2) block and offset of each held-out row.
-    token : (rows', 2) previous and current token of each held-out row; −1 where a block begins.
+    token : (rows', 2) previous and current token of each held-out row; −1 at the start of a block.
     paths : of each site's file.
 
     Raises

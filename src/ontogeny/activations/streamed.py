@@ -1,20 +1,20 @@
-"""Training rows without files: all snapshots stay on the device, and run when rows are wanted.
+"""Training rows without files: all snapshots stay on the device and compute rows on demand.
 
     Stream      snapshots, text and order: computes a window of rows for all its readers at once
-    Streamed    one reader: the rows of a window as some dictionaries want them
+    Streamed    one reader: the rows of a window in the form that some dictionaries need
 
-A window is computed in passes: every snapshot runs on the same tokens, and each reader keeps what
-it reads of their streams, principal coordinates or all dimensions. Windows stay on the device,
-where batches are gathered from them; the host waits for the device once per window, to learn
-whether every value is finite. Readers that go through the rows side by side (crosscoder/stream.py)
+A window is computed in passes. Every snapshot runs on the same tokens, and each reader keeps what
+it needs of their streams: principal coordinates or all dimensions. Windows stay on the device,
+where batches are gathered from them. The host waits for the device once per window, to learn
+whether every value is finite. Readers that go through the rows together (crosscoder/stream.py)
 share these passes.
 
-Several processes may share a stream (peers.py). Each then runs a part of the snapshots and reads
+Several processes may share a stream (peers.py). Each then runs a part of the snapshots and computes
 its part of the rows. Principal coordinates are summed, y = Σ_g Σ_{θ∈g} (ã^θ − μ^θ) U_θ over the
-snapshots θ of all processes g; all dimensions are put side by side. Each then holds whole rows.
+snapshots θ of all processes g; full dimensions are joined. Each process then holds whole rows.
 
-The rows, their order and, on a CPU, their rounding are those that `extract` would have written, so
-that a training that streams them agrees with one that reads them.
+The rows, their order and, on a CPU, their rounding are the same as those that `extract` writes, so
+a training on streamed rows agrees with one on rows from disk.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ from ontogeny.settings import Settings
 
 @dataclass
 class Window:
-    """A window's positions on the device, and where its rows are among them.
+    """A window's positions on the device, and which of them are its rows.
 
     Attributes
     ----------
     slots : (R,) the rows in order, as indices into the positions.
-    held : (W·context, ...) what readers read of each position, by their `keeps`.
+    held : (W·context, ...) what readers keep of each position, by their `keeps`.
     """
 
     slots: Tensor
@@ -62,18 +62,18 @@ class Stream:
     Parameters
     ----------
     settings : activations is used. sites : N sites in the order wanted.
-    paths : snapshots and tokens; norms where their norm is bounded.
+    paths : snapshots and tokens; also norms, if their norm is bounded.
     peers : this process among those that share the stream.
 
     Attributes
     ----------
     own : which of the N sites this process runs. order : of the rows.
-    readers : for which a window is computed; one that is not among them is served alone.
-    windows : how many are held at a time.
+    readers : those for which a window is computed; any other reader is served separately.
+    windows : number of windows held at a time.
 
     Raises
     ------
-    InputError : no snapshot, or a damaged one.
+    InputError : a snapshot is missing or damaged.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Stream:
         shared = [[i for i, site in enumerate(sites) if site.snapshot in part] for part in parts]
         self.own = shared[self.peers.rank]
         self._columns = [len(part) for part in shared]
-        # Of all processes' sites side by side, where each of the N is.
+        # Index of each of the N sites among the joined sites of all processes.
         self._side_by_side = torch.tensor([i for part in shared for i in part]).argsort().to(device)
         steps = every[self.peers.parts(len(every))[self.peers.rank]]
         label = "snapshots onto the device"
@@ -115,7 +115,7 @@ class Stream:
         self._held: dict[int, Window] = {}
 
     def window(self, number: int, reader: Streamed) -> Window:
-        """A window of which a reader has its part, computed unless it is held."""
+        """A window with this reader's part, computed unless it is in memory."""
         if number not in self._held or reader.keeps not in self._held[number].held:
             self._held.pop(number, None)
             while len(self._held) >= self.windows:
@@ -125,7 +125,7 @@ class Stream:
         return self._held[number]
 
     def _computed(self, number: int, readers: Sequence[Streamed]) -> Window:
-        """All passes of a window. Raises InputError for a value that its type cannot hold."""
+        """Run all passes of a window. Raises InputError for a value that its type cannot hold."""
         blocks, context = self.order.windows[number], self.text.context
         by_part = {reader.keeps: reader for reader in readers}
         positions = len(blocks) * context
@@ -134,7 +134,7 @@ class Stream:
         for keeps, reader in by_part.items():
             shape = positions, *reader.kept_shape
             window.held[keeps] = torch.empty(shape, dtype=reader.kept_type, device=self.device)
-        piece = max(1, FORWARD_TOKENS // context) * context  # of a pass, on which readers work
+        piece = max(1, FORWARD_TOKENS // context) * context  # what readers process at a time
         first = 0
         for numbers in order.batches(blocks, context, self._tokens):
             ids = self.text.take(numbers)
@@ -147,19 +147,19 @@ class Stream:
                     window.held[keeps][rows] = values
                     fine[n, rows] = torch.isfinite(values).flatten(1).all(1)
             first += len(x)
-        fine = fine[:, window.slots]  # what is left out may be what no type holds
+        fine = fine[:, window.slots]  # positions without a row may have values that no type holds
         if not fine.all():
             self._explain(number, int((~fine).nonzero()[0, 1]))
         return window
 
     def whole(self, x: Tensor) -> Tensor:
-        """(P, N, D) of all sites, of this process's, (P, n, D)."""
+        """(P, N, D) for all sites, from this process's (P, n, D)."""
         if self.peers.size == 1:
             return x
         return self.peers.joined(x, self._columns)[:, self._side_by_side]
 
     def _run(self, ids: np.ndarray) -> Tensor:
-        """(B·T, n, D) on the device as stored: this process's sites, of (B, T) token ids."""
+        """(B·T, n, D) on the device as stored: this process's sites, for (B, T) token ids."""
         shape = (ids.size, len(self.own), self.width)
         x = torch.empty(shape, dtype=self.stored, device=self.device)
         on_device = devices.sent(ids.astype(np.int64), self.device)
@@ -173,7 +173,8 @@ class Stream:
     def _explain(self, window: int, row: int) -> None:
         """Raise InputError that names the site whose value the stored type cannot hold.
 
-        Of several processes the one that runs its snapshot raises it, and the others PeerLost.
+        If there are several processes, the one that runs its snapshot raises it; the others raise
+        PeerLost.
         """
         number, at = divmod(int(self.order.slots(window)[row]), self.text.context)
         block = self.order.windows[window][number]
@@ -197,27 +198,27 @@ class Stream:
 
 
 class Streamed(Stacks):
-    """Training rows of some sites, each site times its scale, or their principal coordinates.
+    """Training rows of some sites times their scales, or their principal coordinates.
 
     Parameters
     ----------
     settings : activations is used. sites : N sites in the order wanted.
     paths : activations (for the scales), snapshots and tokens.
-    subspace : rows are projected onto it, if it is given.
-    table : taken off the rows, whose scale is then the table's.
-    stream : of these sites, which other readers may share; None makes one.
-    peers : that share the stream which is made.
+    subspace : onto which rows are projected, or None.
+    table : subtracted from the rows; its scales then replace theirs.
+    stream : of these sites, which other readers may share; None creates one.
+    peers : processes that share a stream created here.
 
     Attributes
     ----------
-    keeps : names the part of a window that this reader reads: the stored rows, or the principal
+    keeps : names the part of a window that this reader uses: the stored rows, or the principal
         coordinates, which are the same for all readers of a stream that project.
-    kept_shape, kept_type : of a position there.
+    kept_shape, kept_type : of a position in that part.
 
     Raises
     ------
-    InputError : tokens that the activations are not of; from `read` and `take`, a value that its
-        type cannot hold.
+    InputError : the activations were made from other tokens; `read` and `take` raise it for a
+        value that its type cannot hold.
     """
 
     def __init__(
@@ -245,13 +246,13 @@ class Streamed(Stacks):
         self.kept_shape: tuple[int, ...] = self.shape
         self.kept_type = self.stream.stored
         self._device, self._table = device, table
-        # Of the sites that this reader scales: all, or of projected rows this process's.
+        # The sites that this reader scales: all, or if it projects, those of this process.
         self._sites = list(range(len(sites))) if subspace is None else self.stream.own
         self._scale: tuple[np.ndarray, Tensor] = self.scales, self._by_site(self.scales)
         if table is not None:
             values = torch.from_numpy(table.values[self._sites])
             self._values = values.to(device, torch.float16)
-        self._tokens: tuple[int, np.ndarray] = -1, np.zeros(0)  # of one window, as the next
+        self._tokens: tuple[int, np.ndarray] = -1, np.zeros(0)  # of one window, for the next call
         self._entry: tuple[int, Tensor] = -1, torch.zeros(0)
         self._project = None
         if subspace is not None:
@@ -267,13 +268,13 @@ class Streamed(Stacks):
 
     @property
     def _scales(self) -> Tensor:
-        """(n, 1) on the device: of `scales`, which may be replaced."""
+        """(n, 1) on the device, from `scales`, which may be replaced."""
         if self._scale[0] is not self.scales:
             self._scale = self.scales, self._by_site(self.scales)
         return self._scale[1]
 
     def kept_of(self, x: Tensor, ids: np.ndarray) -> Tensor:
-        """(P, *kept_shape) on the device, of rows and their (P,) token ids.
+        """(P, *kept_shape) on the device, for rows and their (P,) token ids.
 
         Parameters
         ----------
@@ -297,7 +298,7 @@ class Streamed(Stacks):
         return rows
 
     def tokens_at(self, start: int, stop: int) -> np.ndarray:
-        """Previous and current token of rows [start, stop), (stop − start, 2); −1 is none."""
+        """Previous and current token of rows [start, stop), (stop − start, 2); −1 means none."""
         return across(self.order.starts, start, stop, self._read_tokens)
 
     def _read_tokens(self, window: int, start: int, stop: int) -> np.ndarray:
@@ -319,5 +320,5 @@ class Streamed(Stacks):
         return rows
 
     def _take_off(self, rows: Tensor, entry: Tensor) -> None:
-        """Normalised rows (P, n, D), less what the table says of their tokens, in place."""
+        """Subtract the table's entries of the tokens from normalised rows (P, n, D), in place."""
         rows -= self._values[:, entry].transpose(0, 1)

@@ -37,11 +37,11 @@ def _open(path: str | Path) -> h5py.File:
 
 @dataclass(frozen=True)
 class Kept:
-    """How much of each site's variance lies inside a subspace.
+    """How much of each site's variance is inside a subspace.
 
     Attributes
     ----------
-    sites : names. shares : (N,), of what the token table leaves where there is one.
+    sites : names. shares : (N,), of the variance after subtracting the token table, if any.
     dimensions : R. columns : N·D.
     """
 
@@ -52,11 +52,11 @@ class Kept:
 
     @classmethod
     def read(cls, path: str | Path) -> Kept:
-        """That of a basis file, whose directions stay on disk.
+        """Read it from a basis file without loading the directions.
 
         Raises
         ------
-        InputError : truncated or foreign.
+        InputError : the file is truncated or foreign.
         """
         with _open(path) as file:
             if file.attrs.get("format") != FORMAT:
@@ -70,7 +70,7 @@ class Kept:
         return float(self.shares.min())
 
     def told(self, most_lost: float) -> str:
-        """What is kept in a line; with what each site keeps where one loses more than asked."""
+        """A line about what is kept, with each site's share if one loses more than `most_lost`."""
         line = (
             f"basis: {self.dimensions:,} of {self.columns:,} dimensions keep {self.least:.1%} of "
             f"the variance of {self.worst}, and no less of any other site's"
@@ -103,11 +103,11 @@ class Subspace:
     Attributes
     ----------
     U : (N·D, R). mean : (N·D,). kept : (N,). eigenvalues : (M,). dimensions : R.
-    sites : name of each site. tokens : digest of the tokens that it was made from.
+    sites : name of each site. tokens : digest of the tokens that it was computed from.
 
     Raises
     ------
-    InputError : truncated or foreign.
+    InputError : the file is truncated or foreign.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -133,7 +133,7 @@ class Subspace:
         return self._on[device]
 
     def only(self, sites: Sequence[Site]) -> Subspace:
-        """The part of it that some of its sites see; at the others U and mean have to be 0."""
+        """The part of it for some of its sites; at the other sites U and mean have to be 0."""
         names = [site.name for site in sites]
         if names == self.sites:
             return self
@@ -151,19 +151,19 @@ class Subspace:
         return self.U @ self._turn[:count].T
 
     def check_sites(self, sites: list[Site]) -> None:
-        """Raise InputError unless it was made from these sites, in this order."""
+        """Raise InputError unless it was computed from these sites, in this order."""
         if self.sites != [site.name for site in sites]:
             raise InputError(f"{self.path}: made for other sites; delete it to make it again")
 
     def projection(self, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
-        """A function of rows (B, N, D) float32 on the device: y, (B, R) float16."""
+        """A function that projects rows (B, N, D) float32 on the device: y, (B, R) float16."""
         U, mean = self.on(device)
         return lambda activations: projected(activations, mean, U).to(torch.float16)
 
     def partial(
         self, sites: Sequence[int], device: torch.device
     ) -> Callable[[torch.Tensor], torch.Tensor]:
-        """A function of some sites' rows (B, n, D): their part of y, (B, R) float32.
+        """A function that maps some sites' rows (B, n, D) to their part of y, (B, R) float32.
 
         Parameters
         ----------
@@ -171,7 +171,7 @@ class Subspace:
         """
         U, mean = self.on(device)
         if len(sites) < len(self.sites):
-            # Consecutive sites are a part of the same memory.
+            # Consecutive sites are a view of the same memory.
             consecutive = sites and len(sites) == sites[-1] - sites[0] + 1
             chosen = slice(sites[0], sites[-1] + 1) if consecutive else list(sites)
             U = U.unflatten(0, (len(self.sites), -1))[chosen].flatten(0, 1)
@@ -217,8 +217,8 @@ class Projected:
 
     Raises
     ------
-    InputError : a file is truncated, foreign, or not the next shard; from `read`, a chunk is not
-        what was written.
+    InputError : a file is truncated, foreign, or not the next shard; `read` raises it if a chunk is
+        not as it was written.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:

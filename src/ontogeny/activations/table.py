@@ -1,7 +1,7 @@
 """The token table in use: T^θ[x], the mean activation of token x at site θ (method.md 3).
 
-token_table.py finds it. Letters: N sites, D width, M tokens with a separate entry; all other
-tokens share the last one, the overall mean. Nothing here imports torch.
+token_table.py computes it. Letters: N sites, D width, M tokens with a separate entry; all other
+tokens share the last entry, the overall mean. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def open_table(path: str | Path) -> h5py.File:
 
     Raises
     ------
-    InputError : truncated or foreign.
+    InputError : the file is truncated or foreign.
     """
     try:
         file = open_hdf5(path)
@@ -37,7 +37,7 @@ def open_table(path: str | Path) -> h5py.File:
 
 
 def of_sites(folder: str | Path, sites: Sequence[Site], name: str) -> Iterator[Any]:
-    """What the tables have of each of some sites under a name, one after another.
+    """The values of a dataset or attribute in the token tables, for each of some sites.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def of_sites(folder: str | Path, sites: Sequence[Site], name: str) -> Iterator[A
 
     Raises
     ------
-    InputError : a site is not there, or as `open_table`.
+    InputError : a site is missing, or as for `open_table`.
     """
     for site in sites:
         path = Path(folder) / f"{folder_name(site.layer, site.stream)}.h5"
@@ -57,22 +57,22 @@ def of_sites(folder: str | Path, sites: Sequence[Site], name: str) -> Iterator[A
 
 
 class Table:
-    """The token table of N sites, in the normalised units that its own scales give.
+    """The token table of N sites, in the normalised units of its own scales.
 
     Parameters
     ----------
     folder : the experiment's token tables. sites : N sites in the order wanted.
-    scales : (N,) constants of the sites; None for those that bring the mean norm of what the table
-        leaves to √D, or are 0 where a site is constant.
+    scales : (N,) constants of the sites. With None they bring the mean norm of the rows minus the
+        table to √D, or are 0 at a constant site.
 
     Attributes
     ----------
     scales : (N,) float32. token : (M,) ids with an entry, ascending.
-    values : (N, M + 1, D) float32, each a float16: a saved crosscoder has the very same.
+    values : (N, M + 1, D) float32, rounded to float16 so that they equal a saved crosscoder's.
 
     Raises
     ------
-    InputError : the file is damaged or lacks a site, or nothing is left at a site.
+    InputError : the file is damaged or lacks a site, or nothing remains at a site.
     """
 
     def __init__(
@@ -103,11 +103,11 @@ class Table:
         self._entry = lookup(self.token)
 
     def entry(self, ids: np.ndarray) -> np.ndarray:
-        """The number of each token's entry, in the shape of the ids."""
+        """The index of each token's entry, in the shape of the ids."""
         return np.asarray(self._entry[np.minimum(ids, len(self._entry) - 1)])
 
     def off(self, rows: np.ndarray, ids: np.ndarray) -> np.ndarray:
-        """Normalised rows (B, N, D), less what the table says of their tokens (B,), in place."""
+        """Subtract the entries of the tokens (B,) from normalised rows (B, N, D), in place."""
         entry = self.entry(ids)
         for n, values in enumerate(self.values):
             rows[:, n] -= values[entry]
@@ -115,7 +115,7 @@ class Table:
 
 
 def lookup(token: np.ndarray) -> np.ndarray:
-    """The number of the entry of each token id, and of all that are larger."""
+    """The index of the entry of each token id, then the one for all larger ids."""
     M = len(token)
     entry = np.full(int(token.max(initial=-1)) + 2, M)
     entry[token] = np.arange(M)

@@ -1,11 +1,12 @@
-"""The token_table stage: the mean activation of every token, by snapshot, in closed form.
+"""The token_table stage: the mean activation of every token at each snapshot, in closed form.
 
     T^θ[x] = (Σ_{rows of x} v^θ + λ v̄^θ) / (count(x) + λ),   λ = 5, v̄ the mean of all rows
 
-of raw activations v of training rows: those of the first shard, of rows that are streamed the first
-STREAMED_ROWS. On held-out rows it says what share of a site's variance the table explains, and
-what share the *pair* table does, the same of (previous, current) token, shrunk towards T[current].
-Both are baselines of every dictionary; table.py puts the table to use.
+for raw activations v of training rows: those of the first shard or, if rows are streamed, the first
+STREAMED_ROWS. On held-out rows the stage measures which share of a site's variance the table
+explains, and which share the *pair* table explains, which is the same for (previous, current)
+tokens, shrunk towards T[current]. Both are baselines of every dictionary. table.py applies the
+table.
 
 References
 ----------
@@ -38,16 +39,16 @@ from ontogeny.files import whole_hdf5
 from ontogeny.progress import bar
 from ontogeny.settings import Settings, Stream
 
-SHRINKAGE = 5.0  # rows that the mean of all counts for beside a token's own
-PAIR_ROWS = 1 << 16  # held-out rows that the pair table is measured on, the first
-TOKENS = 1 << 20  # that are counted at a time
+SHRINKAGE = 5.0  # weight of the overall mean, in rows
+PAIR_ROWS = 1 << 16  # the first held-out rows, on which the pair table is measured
+TOKENS = 1 << 20  # tokens that are counted at a time
 Grouping = Callable[[np.ndarray], np.ndarray]  # (B, 2) tokens of rows → (B,) numbers of groups
 
 
 def entries(count: np.ndarray, size: int) -> np.ndarray:
-    """Ids of the tokens that have an entry, ascending: all that were seen, if that is not too much.
+    """Ids of the tokens that have an entry, ascending: all that occur, if memory allows.
 
-    Else those seen LEAST_COUNT times, and of these the most frequent that LARGEST_TABLE holds.
+    Otherwise those with LEAST_COUNT rows, and of these the most frequent that fit LARGEST_TABLE.
 
     Parameters
     ----------
@@ -66,7 +67,7 @@ def shrunk(sums: Tensor, count: Tensor, towards: Tensor) -> Tensor:
 
     Parameters
     ----------
-    sums : (G, D) of each group's rows. count : (G,) how many.
+    sums : (G, D) of each group's rows. count : (G,) number of rows.
     """
     return (sums + SHRINKAGE * towards) / (count[:, None] + SHRINKAGE)
 
@@ -76,8 +77,8 @@ class Groups:
 
     Parameters
     ----------
-    token : (M,) ids with an entry, ascending; the group M is of all other tokens.
-    wanted : (B, 2) tokens of rows, whose pairs are the P groups; P is of all other pairs.
+    token : (M,) ids with an entry, ascending; group M holds all other tokens.
+    wanted : (B, 2) tokens of rows, whose pairs are the P groups; group P holds all other pairs.
     vocabulary : V.
     """
 
@@ -95,14 +96,14 @@ class Groups:
         return np.asarray(self._entry[np.minimum(token[:, 1], len(self._entry) - 1)])
 
     def by_pair(self, token: np.ndarray) -> np.ndarray:
-        """The group of each row's pair; token : (B, 2). The last one where a block begins."""
+        """The group of each row's pair, and the last group at a block's start; token : (B, 2)."""
         keys, P = self._keys(token), len(self._pairs)
         at = np.searchsorted(self._pairs, keys)
         known = np.append(self._pairs, -1)[at] == keys
         return np.where(known & (token[:, 0] >= 0), at, P)
 
     def by_either(self, token: np.ndarray) -> np.ndarray:
-        """Groups of all tokens, then of all pairs: its pair's, if it has one, else its token's."""
+        """Groups of all tokens, then of all pairs. A row is in its pair's if there is one."""
         pair = self.by_pair(token)
         return np.where(pair < len(self._pairs), self.sizes[0] + pair, self.by_token(token))
 
@@ -110,7 +111,7 @@ class Groups:
 def _counts(
     rows: SiteRows, limit: int, groups: Sequence[Grouping], sizes: Sequence[int]
 ) -> list[Tensor]:
-    """Rows of each group among the first, (G,) for each grouping."""
+    """Number of the first `limit` rows in each group, (G,) for each grouping."""
     total = [torch.zeros(size, dtype=torch.int64) for size in sizes]
     for start in range(0, limit, TOKENS):
         token = rows.tokens_at(start, min(start + TOKENS, limit))
@@ -126,7 +127,7 @@ def _sums(
     sizes: Sequence[int],
     device: torch.device,
 ) -> list[Tensor]:
-    """Sums of the first rows by group, (G, D) float64 for each grouping."""
+    """Sums of the first `limit` rows by group, (G, D) float64 for each grouping."""
     total = [torch.zeros(size, rows.shape[1], dtype=torch.float64, device=device) for size in sizes]
     for start, piece in pieces(rows, PIECE_ROWS, stop=limit):
         x = torch.from_numpy(piece[:, 0]).to(device, torch.float64)
@@ -166,11 +167,11 @@ def measure(
     rows : paths of the rows and the tokens.
     output : HDF5; `token` (M,) ids with an entry, `count` (M,) rows of each; by snapshot
             table               (n, M + 1, D) float32, in raw units; the last entry is the mean
-            left_norm           (n,) mean norm of the first activations.window rows less it
-            varies              (n,) whether these rows differ; where not, left_norm is 0 and the
+            left_norm           (n,) mean norm of the first activations.window rows minus the table
+            varies              (n,) whether these rows differ; if not, left_norm is 0 and the
                                 shares are NaN
             explained           (n,) share of the held-out rows' variance that it explains
-            explained_by_pairs  (n,) that the pair table does, of the first PAIR_ROWS of them
+            explained_by_pairs  (n,) the same for the pair table, on the first PAIR_ROWS of them
         attributes: tokens, steps, rows (that the table comes from), covered (share of these whose
         token has an entry).
     """
@@ -187,7 +188,7 @@ def measure(
             held_out = HeldOut(rows.activations, [site])
             varies = bool(train.scales[0])
             train.scales = held_out.scales = np.ones(1, np.float32)
-            # Of several shards the first alone is there.
+            # If there are several shards, only the first is on disk.
             limit = train.starts[1] if isinstance(train, Cached) else min(train.rows, STREAMED_ROWS)
             if groups is None:  # the same rows at every snapshot
                 vocabulary = Tokens(rows.tokens).vocabulary

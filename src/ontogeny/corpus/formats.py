@@ -1,4 +1,4 @@
-"""Documents of one file: plain text, JSON, Parquet, Arrow, compressed or not, read as streams."""
+"""Documents of a file: plain text, JSON, Parquet or Arrow, compressed or not, read as streams."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHUNK_BYTES = 1 << 17
 TABLES = (".parquet", ".arrow", ".feather")
 FORMATS = (".txt", ".jsonl", ".json", *TABLES)
 COMPRESSIONS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": None}
-WIDE = {  # marks at the beginning of other encodings
+WIDE = {  # byte-order marks of other encodings
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
@@ -28,7 +28,7 @@ WIDE = {  # marks at the beginning of other encodings
 
 
 def kind_of(path: Path) -> str:
-    """The ending that names a file's format, compression left aside; InputError of another."""
+    """The ending that names a file's format, ignoring compression; InputError for any other."""
     name = path.name.lower()
     packed = next((ending for ending in COMPRESSIONS if name.endswith(ending)), "")
     ending = Path(name.removesuffix(packed)).suffix
@@ -41,15 +41,16 @@ def kind_of(path: Path) -> str:
 
 
 def read(path: Path, column: str, key: str = "corpus.files.column") -> Iterator[str]:
-    """Documents of one file, in its order; '' where a row has no text.
+    """Documents of one file, in order; '' for a row without text.
 
     Parameters
     ----------
-    key : of the settings that names the column.
+    key : the setting that names the column.
 
     Raises
     ------
-    InputError : with the file and, of text, the line: damaged, not UTF-8, or without the column.
+    InputError : the file is damaged, not UTF-8, or lacks the column; gives the file and, for text,
+        the line.
     """
     ending = kind_of(path)
     if ending == ".txt":
@@ -61,7 +62,7 @@ def read(path: Path, column: str, key: str = "corpus.files.column") -> Iterator[
 
 
 def _unpacked(path: Path) -> Iterator[bytes]:
-    """A file's bytes in chunks, uncompressed; a cut or damaged file is an InputError."""
+    """A file's bytes in chunks, uncompressed; InputError if it is truncated or damaged."""
     import zstandard
 
     ending = path.suffix.lower()
@@ -78,7 +79,7 @@ def _unpacked(path: Path) -> Iterator[bytes]:
 
 
 def _text_bytes(path: Path) -> Iterator[bytes]:
-    """The same of text; InputError where it is of another encoding, or has NUL bytes."""
+    """The same for text; InputError if it has another encoding, or NUL bytes."""
     line = 1
     for number, chunk in enumerate(_unpacked(path)):
         wide = next((WIDE[mark] for mark in WIDE if chunk.startswith(mark)), "")
@@ -102,7 +103,7 @@ def _unreadable(path: Path, error: Exception) -> InputError:
 
 
 def _zstd_frames(file: Any) -> Iterator[bytes]:
-    # zstandard's own file reader takes a file that ends inside a frame for complete.
+    # zstandard's own file reader accepts a file that ends inside a frame as complete.
     import zstandard
 
     unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 31)
@@ -119,7 +120,7 @@ def _zstd_frames(file: Any) -> Iterator[bytes]:
 
 
 def _plain(path: Path) -> Iterator[str]:
-    """A text file: one document, or several where it is longer than LONGEST."""
+    """A text file as one document, or as several if it is longer than LONGEST."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     text, taken, lines = "", 0, 1
     try:
@@ -159,7 +160,7 @@ def _json_lines(path: Path, column: str, key: str) -> Iterator[str]:
             continue
         where = f"{path}, line {number}"
         try:
-            decoded = line.decode("utf-8-sig")  # files that were joined have several marks
+            decoded = line.decode("utf-8-sig")  # joined files have several byte-order marks
             row = json.loads(decoded)
         except UnicodeDecodeError as error:
             raise InputError(
@@ -173,18 +174,18 @@ def _json_lines(path: Path, column: str, key: str) -> Iterator[str]:
 
 
 def _of_row(row: Any, column: str, key: str, where: str, escaped: bool) -> str:
-    """The text of an object."""
+    """The text of a row that is an object."""
     if not isinstance(row, dict):
         raise InputError(f"{where}: not an object; the file must hold one {{…}} a line")
     if column not in row:
         raise InputError(_no_column(where, list(row), column, key))
     text = text_of(row[column], where, f"{key}: {column}")
-    # An escape can name half a character, which no tokenizer takes.
+    # An escape can name half a surrogate pair, which no tokenizer accepts.
     return text.encode("utf-8", "replace").decode("utf-8") if escaped else text
 
 
 def _is_json_lines(path: Path) -> bool:
-    """Whether the first line is an object by itself; else the file is one array or object."""
+    """Whether the first line is a complete object; if not, the file is one array or object."""
     first = next((line for line in _lines(_text_bytes(path)) if line.strip()), b"{}")
     try:
         return isinstance(json.loads(first.decode("utf-8-sig")), dict)
@@ -193,7 +194,7 @@ def _is_json_lines(path: Path) -> bool:
 
 
 def _json_whole(path: Path, column: str, key: str) -> Iterator[str]:
-    """An array of objects or texts, or an object whose column is a list, read at once."""
+    """An array of objects or texts, or an object whose column is a list, read as a whole."""
     try:
         decoded = b"".join(_text_bytes(path)).decode("utf-8-sig")
         given = json.loads(decoded)
@@ -219,7 +220,7 @@ def _json_whole(path: Path, column: str, key: str) -> Iterator[str]:
 
 
 def _parquet(path: Path, column: str, key: str) -> Iterator[str]:
-    """One column of a Parquet file, a row group at a time."""
+    """One column of a Parquet file, read by row group."""
     import pyarrow
     import pyarrow.parquet
 
@@ -236,7 +237,7 @@ def _parquet(path: Path, column: str, key: str) -> Iterator[str]:
 
 
 def _arrow(path: Path, column: str, key: str) -> Iterator[str]:
-    """One column of an Arrow file, or of an Arrow stream as `datasets` writes them."""
+    """One column of an Arrow file, or of an Arrow stream as written by `datasets`."""
     import pyarrow
 
     try:
@@ -266,7 +267,7 @@ def _of_batch(values: Any, path: Path, column: str, key: str) -> Iterator[str]:
 
 
 def text_of(value: Any, where: str, key: str) -> str:
-    """A row's text: '' of none, bytes as UTF-8; InputError of anything else."""
+    """A row's text: '' for None, bytes decoded as UTF-8; InputError for anything else."""
     if value is None:
         return ""
     if isinstance(value, bytes):

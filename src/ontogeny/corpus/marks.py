@@ -1,4 +1,4 @@
-"""Ids of a tokenizer that are not text: those that end, begin and pad it."""
+"""Ids of a tokenizer that are not text: those that end, begin and pad a text."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ontogeny.files import InputError
 
 @dataclass(frozen=True)
 class Marks:
-    """The marks of a tokenizer; None and () where it has none.
+    """The marks of a tokenizer; None and () for those that it lacks.
 
     Attributes
     ----------
     end, bos, padding : ids of the tokens that end, begin and pad a text.
     special : ids of all special tokens, ascending.
-    first : id that the tokenizer puts before a text by itself, as those of Llama do.
+    first : id that the tokenizer itself puts before a text, as Llama's tokenizers do.
     """
 
     end: int | None = None
@@ -30,7 +30,7 @@ class Marks:
     first: int | None = None
 
     def ids(self, leave_out: list[Any], vocabulary: int) -> list[int]:
-        """Ids that `activations.leave_out` names, ascending; positions alone are left aside.
+        """Ids that `activations.leave_out` names, ascending; entries for positions are ignored.
 
         Raises
         ------
@@ -69,8 +69,8 @@ def put_first(backend: Tokenizer) -> int | None:
 def of_tokenizer(tokenizer: Any) -> Marks:
     """The marks of a tokenizer of transformers.
 
-    What ends a text is the end-of-text token, in its absence the one that begins or separates
-    texts.
+    The end of a text is the end-of-text token or, if there is none, the token that begins or
+    separates texts.
     """
     ends = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.sep_token_id)
     first = put_first(tokenizer.backend_tokenizer)
@@ -85,9 +85,9 @@ def of_tokenizer(tokenizer: Any) -> Marks:
 
 
 def of_folder(folder: Path) -> tuple[Tokenizer, Marks] | None:
-    """A tokenizer.json and its marks, read without transformers; None where that does not do.
+    """A tokenizer.json and its marks, read without transformers; None if that is not possible.
 
-    It is a look ahead: the corpus stage reads the tokenizer as transformers does.
+    It serves early checks only: the corpus stage reads the tokenizer as transformers does.
     """
     try:
         backend = Tokenizer.from_file(str(folder / "tokenizer.json"))

@@ -1,8 +1,8 @@
 """How tokens are shown: their bytes, and readable text for any run of them.
 
-A token of a byte-level tokenizer is bytes, and need not be whole characters: a run of tokens is
-decoded as one, a character stands with the token that its first byte is in, and bytes that are no
-UTF-8 are written out, as in \\xff.
+A token of a byte-level tokenizer consists of bytes, which need not be whole characters. So a run of
+tokens is decoded as a whole, a character belongs to the token with its first byte, and bytes that
+are not UTF-8 are written out, as in \\xff.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HIDDEN = ("Cf", "Cs", "Cn", "Co", "Zl", "Zp")  # categories of characters withou
 
 
 def alphabet() -> dict[str, int]:
-    """The byte that each letter of the byte-level alphabet stands for (GPT-2's)."""
+    """The byte for each letter of the byte-level alphabet (GPT-2's)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     letters = [*map(chr, printable), *(chr(256 + i) for i in range(len(others)))]
@@ -35,8 +35,8 @@ def alphabet() -> dict[str, int]:
 def token_bytes(tokenizer: Tokenizer, vocabulary: int) -> list[bytes]:
     """The bytes of each id in text, one entry per id; an id without a token shows its number.
 
-    Known are byte-level tokenizers, SentencePiece's (with or without bytes of their own), and
-    WordPiece; of others, a token's own name.
+    Byte-level tokenizers, SentencePiece's (with or without byte tokens) and WordPiece are known;
+    for others, it is the token's name.
     """
     decoders = _types(json.loads(tokenizer.to_str())["decoder"])
     added = tokenizer.get_added_tokens_decoder()
@@ -60,7 +60,7 @@ def token_bytes(tokenizer: Tokenizer, vocabulary: int) -> list[bytes]:
 
 
 def _types(decoder: dict[str, object] | None) -> set[str]:
-    """The types of a decoder and of all that it is made of."""
+    """The types of a decoder and of all its parts."""
     if decoder is None:
         return set()
     inner = decoder.get("decoders", [])
@@ -79,7 +79,7 @@ def read_tokenizer(path: str | Path) -> Tokenizer:
 
 
 def read_tokens(path: str | Path, vocabulary: int) -> list[bytes]:
-    """`token_bytes` of a tokenizer.json; InputError where it is not one."""
+    """`token_bytes` of a tokenizer.json; InputError if it is not one."""
     return token_bytes(read_tokenizer(path), vocabulary)
 
 
@@ -91,13 +91,13 @@ class Vocabulary:
         self._alone = [_whole(token) for token in self.tokens]
 
     def one(self, number: int) -> str:
-        """A token by itself."""
+        """A single token as text."""
         return self._alone[number] or self.texts([number])[0]
 
     def texts(self, numbers: Sequence[int] | np.ndarray) -> list[str]:
         """A run of tokens as strings, one per token. Joined, they are the text of the run.
 
-        A token that only continues a character of the token before it is ''.
+        A token that only continues a character of the previous token is ''.
         """
         ids = [int(number) for number in numbers]
         alone = [self._alone[number] for number in ids]
@@ -109,14 +109,14 @@ class Vocabulary:
         whole = b"".join(self.tokens[n] for n in ids)
         for letter in whole.decode("utf-8", "surrogateescape"):
             code = ord(letter)
-            lone = 0xDC80 <= code <= 0xDCFF  # a byte that is part of no character
+            lone = 0xDC80 <= code <= 0xDCFF  # a byte that belongs to no character
             texts[owner[at]] += rf"\x{code - 0xDC00:02x}" if lone else letter
             at += 1 if lone else len(letter.encode())
         return texts
 
 
 def _whole(token: bytes) -> str | None:
-    """A token's text where it is whole characters, else None."""
+    """A token's text if it consists of whole characters, else None."""
     try:
         return token.decode()
     except UnicodeDecodeError:
@@ -124,10 +124,10 @@ def _whole(token: bytes) -> str | None:
 
 
 def visible(text: str) -> str:
-    r"""Text of which every character shows: controls and what moves other text are written out.
+    r"""Text in which every character is visible: controls and similar characters are written out.
 
-    A newline is ↵, a tab ⇥; other controls, and what has no glyph of its own (formats such as
-    right-to-left marks, lone surrogates, unassigned), are codes such as \x1b and \u{202e}.
+    A newline is ↵ and a tab ⇥. Other controls and characters without a glyph (formats such as
+    right-to-left marks, lone surrogates, unassigned) are codes such as \x1b and \u{202e}.
     """
 
     def shown(letter: str) -> str:

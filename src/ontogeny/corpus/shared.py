@@ -1,6 +1,6 @@
 """The corpus stage with the folder of tokens that experiments share.
 
-Apart from build.py, whose digest decides when tokens are made again: this code does not.
+This is separate from build.py, so that a change here does not make tokens again.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from ontogeny.settings import Settings
 def build(
     settings: Settings, wheels: Path | None, own: Path | None, tokens: Path, tokenizer: Path
 ) -> None:
-    """As build.build, or a copy of what `storage.cache` has, which is given what is made.
+    """As build.build, but copies what `storage.cache` has, and stores new results there.
 
-    `own` is the folder of the model's own tokenizer; None trains one. InputError as build.build,
-    and where a shared file is damaged.
+    `own` is the folder of the model's own tokenizer; None trains one. Raises InputError as
+    build.build, or if a shared file is damaged.
     """
     corpus, pretrain = settings.corpus, settings.snapshots.pretrain is not None
     made = (tokens, tokenizer)
     folder = scratch.expanded(settings.storage.cache) if settings.storage.cache else None
     key = cache.corpus_key(corpus, own, pretrain) if folder else None
     if folder and key:
-        for path in made:  # what other settings have left is no part of it
+        for path in made:  # files left by other settings do not belong to the result
             path.unlink(missing_ok=True)
         if cache.take(folder, key, made):
             print(f"taken from {folder / key}", file=sys.stderr)

@@ -1,16 +1,16 @@
-"""Ids that fill blocks as padding does."""
+"""Ids that fill blocks, as padding does."""
 
 from __future__ import annotations
 
 import numpy as np
 
-MOST = 0.4  # share of rows from which one id is too much, if it is
-TIMES = 3.0  # as frequent as the next
-RUN = 16  # positions in a row that hold one id
+MOST = 0.4  # share of rows from which one id is suspicious
+TIMES = 3.0  # if it is this many times as frequent as the next
+RUN = 16  # positions in a row that hold the same id
 OF_RUNS = 0.1  # share of rows in such runs
-EDGE = 4  # positions at a block's end, or start, that hold one id
+EDGE = 4  # positions at a block's end or start that hold the same id
 OF_EDGES = 0.25  # share of blocks with such an edge
-LEAST = 0.02  # share of rows below which nothing is said
+LEAST = 0.02  # share of rows below which nothing is reported
 
 
 def _in_runs(blocks: np.ndarray, number: int) -> float:
@@ -26,16 +26,17 @@ def fillers(
 ) -> list[tuple[int, float]]:
     """Ids that fill blocks and are not text, most frequent first.
 
-    A frequent letter or space of ordinary text is none: an id counts if it is most of the rows, if
-    it comes in long runs, if blocks end or begin with it, or if it is the padding token by name.
+    Frequent letters or spaces of ordinary text do not count. An id counts if it is most of the
+    rows, if it comes in long runs, if blocks end or begin with it, or if it is named as the padding
+    token.
 
     Parameters
     ----------
-    blocks : (blocks, context) ids. left_out : ids without a row. padding : the tokenizer's.
+    blocks : (blocks, context) ids. left_out : ids without rows. padding : the tokenizer's id.
 
     Returns
     -------
-    (id, share of the rows) each.
+    (id, share of the rows) for each.
     """
     count = np.bincount(blocks.ravel())
     count[[number for number in left_out if number < len(count)]] = 0

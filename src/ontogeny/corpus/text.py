@@ -1,7 +1,7 @@
 """The user's own documents: text files of several formats, and datasets of the Hugging Face hub.
 
-Both are read as streams and mixed in a buffer of bounded size, so that a corpus of any size fits
-into memory.
+Both are read as streams and mixed in a buffer of bounded size, so that a corpus of any size fits in
+memory.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from ontogeny.settings import Corpus, Dataset, TextFiles
 
 BUFFER_DOCUMENTS = 10_000
 BUFFER_CHARACTERS = 1 << 26
-LOOK = 1 << 25  # characters of all files together that are read to find faults ahead
+LOOK = 1 << 25  # characters of all files together that are read for early checks
 
 
 def documents(corpus: Corpus) -> Iterator[str]:
-    """Documents of `corpus.files` or `corpus.dataset`, in an order that the seed fixes.
+    """Documents of `corpus.files` or `corpus.dataset`, in an order set by the seed.
 
     Files (or the dataset's shards) come in a shuffled order; their documents are mixed in a buffer
     of 10,000 documents or 64 M characters, whichever is full first. Empty documents are left out.
-    What cannot be found or read is an InputError with the file and line, or the key.
+    Raises InputError with the file and line, or the key, if something cannot be found or read.
     """
     if corpus.files is not None:
         texts = _of_files(corpus.files, corpus.seed)
@@ -40,11 +40,11 @@ def documents(corpus: Corpus) -> Iterator[str]:
 
 
 def faults(corpus: Corpus) -> list[str]:
-    """What of the text can be known to fail before any job starts, a line each.
+    """Faults of the text that can be found before any job starts, one per line.
 
-    Files are looked for and read, each as far as its first document and all together as far as
-    LOOK; an array's type, shape and length are checked. A dataset of the hub is not asked for: that
-    needs the network.
+    Files are looked up and read, each up to its first document and all together up to LOOK
+    characters; an array's type, shape and length are checked. Datasets on the hub are not checked,
+    since that needs the network.
     """
     lines = []
     try:
@@ -69,7 +69,7 @@ def faults(corpus: Corpus) -> list[str]:
 
 
 def _unreadable(paths: list[Path], column: str, key: str) -> list[str]:
-    """A line for each of some files that cannot be read as far as is looked, or for all."""
+    """A line for each file that cannot be read up to the first document, or one for all of them."""
     lines: list[str] = []
     some = False
     for path in dict.fromkeys(paths):
@@ -81,7 +81,7 @@ def _unreadable(paths: list[Path], column: str, key: str) -> list[str]:
                 if held > LOOK // len(paths):
                     break
         except InputError as fault:
-            named = f"{key}: {column}"  # a wrong column is told once
+            named = f"{key}: {column}"  # a wrong column is reported once
             if not (str(fault).startswith(named) and any(line.startswith(named) for line in lines)):
                 lines.append(str(fault))
     if paths and not (some or lines):
@@ -92,7 +92,7 @@ def _unreadable(paths: list[Path], column: str, key: str) -> list[str]:
 
 
 def empty(corpus: Corpus) -> list[Path]:
-    """The text files that hold nothing at all; none where they cannot be looked for."""
+    """The text files that are empty; none if they cannot be looked up."""
     try:
         paths = files(corpus.files) if corpus.files is not None else []
     except InputError:
@@ -101,7 +101,7 @@ def empty(corpus: Corpus) -> list[Path]:
 
 
 def too_little(corpus: Corpus, blocks: int, pretrain: bool = False) -> str:
-    """The line that says that the corpus holds so few blocks."""
+    """A line that says that the corpus has only the given number of blocks."""
     more = {
         "wheels": "add corpus.wheels.sources",
         "files": "add corpus.files.paths",
@@ -120,15 +120,15 @@ def too_little(corpus: Corpus, blocks: int, pretrain: bool = False) -> str:
 
 
 def files(text: TextFiles) -> list[Path]:
-    """All files that the patterns name, each once, sorted; InputError where one names none."""
+    """All files that match the patterns, each once, sorted; InputError if a pattern has none."""
     return sorted({path for pattern in text.paths for path in _matching(pattern)})
 
 
 def _matching(pattern: str) -> list[Path]:
-    """Files that one pattern names, sorted, all of a known format."""
+    """Files that match a pattern, sorted, all of a known format."""
     literal, names = Path(pattern), glob.glob(pattern, recursive=True)
     paths = sorted(path for path in map(Path, names) if path.is_file())
-    if literal.is_file():  # whatever signs of a pattern its name has
+    if literal.is_file():  # even if its name has a pattern's special characters
         paths = [literal]
     if not paths and literal.is_dir():
         paths = saved(literal, "corpus.files.paths")
@@ -143,15 +143,15 @@ def _matching(pattern: str) -> list[Path]:
 
 
 def saved(folder: Path, key: str, split: str | None = None) -> list[Path]:
-    """The Arrow files of a folder that `save_to_disk` of datasets wrote; [] of another folder.
+    """The Arrow files of a folder that datasets' `save_to_disk` wrote; [] for any other folder.
 
     Parameters
     ----------
-    key : of the settings that names it. split : to take of several.
+    key : the setting that names the folder. split : the one to take if there are several.
 
     Raises
     ------
-    InputError : it holds several splits and none or another is named, or it is damaged.
+    InputError : it has several splits and `split` names none of them, or it is damaged.
     """
     try:
         if (folder / "dataset_dict.json").is_file():
@@ -185,9 +185,9 @@ def saved(folder: Path, key: str, split: str | None = None) -> list[Path]:
 
 
 def saved_dataset(dataset: Dataset) -> list[Path]:
-    """The files of a dataset that is a folder here which `save_to_disk` wrote; [] of any other.
+    """The files of a dataset in a local folder that `save_to_disk` wrote; [] for any other dataset.
 
-    InputError as `saved`, and where its name is a path at which there is nothing.
+    Raises InputError as `saved`, or if its name is a path that does not exist.
     """
     folder = Path(dataset.name)
     if not folder.is_dir():
@@ -220,21 +220,22 @@ def _of_dataset(wanted: Dataset, seed: int) -> Iterator[str]:
         if columns is not None and wanted.column not in columns:
             raise InputError(f"{key} is not in {wanted.name}; it has {', '.join(columns)}")
         rows = rows.select_columns([wanted.column])
-        # This shuffles and interleaves the shards; documents() mixes the rows, by their length too.
+        # This shuffles and interleaves the shards; documents() mixes the rows, also by their
+        # length.
         for row in rows.shuffle(seed=seed, buffer_size=100):
             yield text_of(row[wanted.column], wanted.name, key)
     except InputError:
         raise
     except KeyError:
         raise InputError(f"{key} is not in every file of {wanted.name}; name another") from None
-    except Exception as error:  # of the many libraries below: HTTP, file systems, formats
+    except Exception as error:  # from the many libraries below: HTTP, file systems, formats
         why = one_line(error).rstrip(".")[:300]
         part, mend = next((part, mend) for sign, part, mend in DATASET_FAULTS if sign in why)
         name = getattr(wanted, part) or wanted.name
         raise InputError(f"corpus.dataset.{part}: {name}: {why}; {mend}") from None
 
 
-# Messages of the libraries, the key at fault, and the correction; the first that fits is used.
+# Messages of the libraries, the wrong key, and the correction; the first that matches is used.
 DATASET_FAULTS = (
     ("Bad split", "split", "name one of these"),
     ("Unknown split", "split", "name one of these"),
@@ -249,7 +250,7 @@ DATASET_FAULTS = (
 
 
 def _mixed(texts: Iterable[str], rng: np.random.Generator) -> Iterator[str]:
-    """The documents that are not empty, mixed in a buffer of bounded size."""
+    """The non-empty documents, mixed in a buffer of bounded size."""
     held: list[str] = []
     characters = 0
     for text in texts:

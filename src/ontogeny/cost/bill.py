@@ -1,8 +1,8 @@
 """The bill: what an experiment costs and whether it fits, before it runs (docs/cost.md).
 
-`bill` makes one pass over the experiment's map: each stage's jobs, the files that they make, what
-is done already. With rates, of this machine or of a device (machines.py), it has hours. limits.py
-says what of it cannot fit, table.py shows it.
+`bill` makes one pass over the experiment's map and collects each stage's jobs, the files that they
+make, and what is done already. With the rates of this machine or of a device (machines.py), it adds
+hours. limits.py finds what cannot fit, and table.py formats the bill.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from ontogeny.snapshots import cost as of_model
 from ontogeny.snapshots import local, sources, weights
 from ontogeny.snapshots.sizes import SAVE_EVERY
 
-BESIDE = 20_000  # bytes of a file beside its data, about: headers, attributes, an index
+BESIDE = 20_000  # approximate bytes of a file besides its data: headers, attributes, an index
 
 
 @dataclass(frozen=True)
 class File:
-    """What one file, or folder, needs on disk.
+    """The disk space of one file or folder.
 
     Attributes
     ----------
-    kind : a key of limits.DISK. size : bytes, planned. stays : whether it is kept to the end.
+    kind : a key of limits.DISK. size : planned bytes. stays : whether it is kept to the end.
     there : bytes of it that are on disk already. missing : bytes that are still needed.
     """
 
@@ -54,19 +54,20 @@ class File:
 
     @property
     def missing(self) -> int:
-        return 0 if self.there else self.size  # files are written whole or not at all
+        return 0 if self.there else self.size  # files are written atomically
 
 
 @dataclass(frozen=True)
 class Line:
-    """A stage of the bill, of one crosscoder or basis where it is one's.
+    """A stage in the bill, for one crosscoder or basis if the stage has one.
 
     Attributes
     ----------
-    which : the crosscoder, or the sites of a basis; '' where it is the experiment's.
-    jobs, left : how many there are, and how many are not done. job : the largest of them.
-    work : of all that are left. on_host : the device is left alone.
-    at_most : sizes are bounds until an earlier stage has run. name : such as "train batchtopk".
+    which : the crosscoder, or the sites of a basis; '' if the stage is the whole experiment's.
+    jobs, left : number of jobs, and of those not done. job : the largest of them.
+    work : of all jobs left. on_host : the device is not used.
+    at_most : sizes are upper bounds until an earlier stage has run. name : such as
+        "train batchtopk".
     """
 
     stage: str
@@ -85,10 +86,10 @@ class Line:
         return f"{self.stage} {self.which}".rstrip()
 
     def hours(self, rates: Rates) -> float:
-        """Of the jobs that are left, one after the other."""
+        """Hours of the jobs that are left, run one after another."""
         cores = os.cpu_count() or 1
         threads, work = min(self.threads, cores), self.work
-        if rates.memory == 0:  # where several processes share one processor
+        if rates.memory == 0:  # several processes share one processor
             work = tuple(replace(each, ranks=min(each.ranks, cores // threads)) for each in work)
         return sum(machines.seconds(each, rates, threads, self.on_host) for each in work) / 3600
 
@@ -99,10 +100,10 @@ class Bill:
 
     Attributes
     ----------
-    lines : in the order that the stages run. machine : what there is.
-    rates : None leaves out hours. disk : bytes that are still needed, at most at a time.
+    lines : in the order in which the stages run. machine : what this machine has.
+    rates : None gives no hours. disk : most bytes that are still needed at any time.
     host, device : peak bytes of memory of one job that is left.
-    hours : of all jobs that are left, one after the other.
+    hours : of all jobs that are left, run one after another.
     """
 
     folder: Path
@@ -141,7 +142,7 @@ class _Pass:
 
     Parameters
     ----------
-    count : as for `sizes`. everything : all that can be asked for, not the default target alone.
+    count : as for `sizes`. everything : all possible targets, not only the default one.
     """
 
     def __init__(
@@ -155,7 +156,7 @@ class _Pass:
         self.of = {name: dictionary(experiment, self.sizes, name) for name in names}
 
     def __iter__(self) -> Iterator[Line]:
-        """The lines, in the order that the stages run."""
+        """The lines, in the order in which the stages run."""
         settings, path = self.settings, self.map.path
         if self.everything or settings.corpus.wheels is not None:
             yield self.costed("fetch", [[self.map.wheels]])
@@ -190,7 +191,7 @@ class _Pass:
         yield self.costed("summary", [[path("summary")]])
 
     def declared(self) -> Iterator[tuple[Stage, str]]:
-        """The declared stages that the figures come from, and the crosscoder of each ('': none)."""
+        """The declared stages that the figures need, each with its crosscoder ('' if none)."""
         asked: dict[str, dict[str, None]] = {}
 
         def ask(declared: Stage | Figure, crosscoders: Iterable[str]) -> None:
@@ -227,7 +228,7 @@ class _Pass:
         which: str = "",
         **more: Any,
     ) -> Line:
-        """A line of some jobs, each done or not."""
+        """A line for some jobs, each of which is done or not."""
         largest = max(
             (job for job, _ in jobs), key=lambda job: (sum(job.host.values()), job.work.flops)
         )
@@ -244,7 +245,7 @@ class _Pass:
         gpu: bool = False,
         cost: Cost | None = None,
     ) -> Line:
-        """A line of jobs whose cost is declared, each by what it makes."""
+        """A line for jobs with a declared cost; each job is given by its outputs."""
         cost, of = cost or COSTS[stage], self.of[which or self.map.primary]
         job, size = scales.job(cost, self.sizes, of, gpu), scales.amount(cost.disk, self.sizes, of)
         files, jobs = [], []
@@ -289,7 +290,7 @@ class _Pass:
         return self.line("pretrain", jobs, files, threads=settings.threads)
 
     def snapshots(self) -> Line:
-        """The snapshots' folders."""
+        """The folders of the snapshots."""
         source = self.settings.snapshots.local
         kind = str(sources.architecture(self.settings, self.map.results).get("model_type"))
         size, masks = of_model.folder(self.sizes, kind)
@@ -307,7 +308,7 @@ class _Pass:
         return self.line("snapshot", jobs, files, on_host=True)
 
     def _linked(self, source: Local) -> set[int]:
-        """The steps whose files can be linked into this experiment, of local snapshots."""
+        """The steps of local snapshots whose files can be linked into this experiment."""
         home, links = machines.nearest(self.map.folder), set()
         for step, folder in local.folders(source).items():
             try:
@@ -319,11 +320,11 @@ class _Pass:
         return links
 
     def tables(self) -> list[Path]:
-        """The token tables of all places that a crosscoder reads or writes."""
+        """The token tables of every layer and stream that a crosscoder reads or writes."""
         return list(dict.fromkeys(path for name in self.of for path in self.map.tables(name)))
 
     def _unread(self, shard: int) -> bool:
-        """Whether something has yet to read a shard's training rows."""
+        """Whether some job has yet to read a shard's training rows."""
         if shard == 0 and not all(path.exists() for path in self.tables()):
             return True
         for name in self.of:
@@ -336,7 +337,7 @@ class _Pass:
         return False
 
     def extract(self) -> Line:
-        """Held-out rows of every snapshot, and the training rows where they are cached."""
+        """Held-out rows of every snapshot, and training rows if they are cached."""
         sizes, settings, path = self.sizes, self.settings.activations, self.map.path
         stays = settings.keep and len(sizes.shards) == 1
         shards = [] if sizes.streamed else list(range(len(sizes.shards)))
@@ -351,7 +352,8 @@ class _Pass:
             files += made
             jobs.append((costs[0], all(each.there for each in made)))
             for shard in shards:
-                # Of several shards two are on disk at a time; the first two stand for all.
+                # If there are several shards, two are on disk at a time; the first two represent
+                # all of them.
                 paid = shard < 2 and (stays or unread[shard])
                 size = sizes.shard_rows[shard] * row if paid else -BESIDE
                 paths = self.map.rows_of(step, shard, self.map.sites)
@@ -368,7 +370,7 @@ class _Pass:
         return self.line("extract", jobs, files, at_most=not sizes.exact)
 
     def basis(self, sites: str, of: Dictionary) -> Iterator[Line]:
-        """A principal subspace, and the cached rows in it."""
+        """A principal subspace, and the cached rows projected into it."""
         made = file(
             "basis", self.map.path("basis", sites=sites), of_rows.basis_size(self.sizes, of)
         )
@@ -384,7 +386,7 @@ class _Pass:
             yield self.line("project", jobs, files, sites, threads=2, at_most=at_most)
 
     def train(self, name: str) -> Line:
-        """Training of a crosscoder, each seed."""
+        """Training of a crosscoder with each of its seeds."""
         of = self.of[name]
         chosen, assumed = of.crosscoder, of.crosscoder.activation != "batch_topk"
         if assumed:
@@ -409,11 +411,11 @@ class _Pass:
         return self.line("train", jobs, files, name, threads=chosen.threads, at_most=at_most)
 
     def streamed(self, stream: str) -> list[tuple[str, int]]:
-        """The trainings of a stream, of this bill's dictionaries."""
+        """The trainings of a stream, for this bill's dictionaries."""
         return [each for each in streams.trainings(self.map, stream) if each[0] in self.of]
 
     def stream(self, stream: str) -> Line:
-        """Training of the dictionaries that share a stream of rows, so many at a time."""
+        """Training of the dictionaries that share a stream of rows, in groups."""
         every = self.streamed(stream)
         most = self.settings.activations.together or len(every)
         jobs: list[tuple[Job, bool]] = []
@@ -434,12 +436,12 @@ class _Pass:
 
 
 def file(kind: str, path: Path, size: float, stays: bool = True) -> File:
-    """A file of so many bytes of data, with what of it is on disk."""
+    """A file with the given bytes of data, and how much of it is on disk."""
     return File(kind, path, int(size) + BESIDE, stays, size_of(path))
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file or of a folder's files; 0 where nothing is."""
+    """Bytes of a file or of a folder's files; 0 if it does not exist."""
     if path.is_dir():
         return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     try:
@@ -451,7 +453,7 @@ def size_of(path: Path) -> int:
 def lines(
     experiment: Experiment, here: Machine, count: bool = True, everything: bool = False
 ) -> tuple[tuple[Line, ...], tuple[str, ...]]:
-    """The lines of the default target, or of all that can be asked for, and notes on them.
+    """The lines of the default target, or of all possible targets, and notes on them.
 
     Parameters
     ----------
@@ -462,16 +464,16 @@ def lines(
 
 
 def bill(settings: Settings, results: str | Path, rates: Rates | None = None) -> Bill:
-    """What an experiment costs, what is on disk already left out.
+    """The cost of an experiment, without what is on disk already.
 
     Parameters
     ----------
     settings : steps resolved. results : the folder that holds the experiments' folders.
-    rates : of `measure` or machines.table; its device takes the place of what is here.
+    rates : from `measure` or machines.table; with a table, its device replaces the one found here.
 
     Raises
     ------
-    InputError : the model's shape cannot be known, or the settings fit no rows.
+    InputError : the model's shape cannot be determined, or the settings leave no rows.
     """
     experiment = Experiment(Path(results) / settings.name, settings)
     here = machines.machine(settings, results)

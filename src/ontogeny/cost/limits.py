@@ -1,4 +1,4 @@
-"""What of a bill does not fit, and which key to lower."""
+"""Which parts of a bill do not fit, and which key to lower."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MENDS = Path(__file__).with_name("mends.yaml")
 
 @cache
 def mends(of: str) -> dict[str, tuple[str, str]]:
-    """By term of memory, or kind of file: the key that weighs on it, and what to do."""
+    """The key with most effect on each term of memory or kind of file, and what to do with it."""
     known = yaml.safe_load(MENDS.read_text(encoding="utf-8"))[of]
     return {
         term: (each["key"], each.get("mend") or f"lower {each['key']}")
@@ -29,17 +29,17 @@ def mends(of: str) -> dict[str, tuple[str, str]]:
 
 
 def amount(size: float) -> str:
-    """A number of bytes to read, in the unit that suits it."""
+    """A number of bytes as text, in a suitable unit."""
     unit, name = next(((u, n) for u, n in UNITS if size >= u), (1, "B"))
     return f"{size:.0f} B" if unit == 1 else f"{size / unit:.1f} {name}"
 
 
 def _disk_faults(planned: Bill) -> Iterator[str]:
-    """What does not fit on each of the file systems that hold the experiment's files."""
+    """Faults for the file systems whose free space is too small for the experiment's files."""
     machine = planned.machine
     kinds: dict[bool, Terms] = {False: {}, True: {}}
     for file in planned.files:
-        # Those of no experiment, such as wheels, lie beside it.
+        # Files that belong to no experiment, such as wheels, are outside the folder.
         inside = file.path.is_relative_to(planned.folder)
         top = file.path.relative_to(planned.folder).parts[0] if inside else ""
         there = top in machine.scratch_holds
@@ -98,11 +98,11 @@ def _memory_faults(planned: Bill, where: str, free: int | None) -> Iterator[str]
 
 
 def too_large(planned: Bill, memory: bool = True) -> list[str]:
-    """What of a bill does not fit, one line each with the numbers and the keys to lower.
+    """What does not fit of a bill, one line each with the numbers and the keys to lower.
 
     Parameters
     ----------
-    memory : whether memory counts beside the disk.
+    memory : whether to check memory as well as disk.
     """
     faults = list(_disk_faults(planned))
     if memory:
@@ -112,5 +112,5 @@ def too_large(planned: Bill, memory: bool = True) -> list[str]:
 
 
 def faults(settings: Settings, results: str | Path, memory: bool = True) -> list[str]:
-    """What of an experiment cannot fit here: disk, memory of the host, memory of the device."""
+    """What of an experiment cannot fit here: disk, host memory, device memory."""
     return too_large(bill(settings, results), memory)

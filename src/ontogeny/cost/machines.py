@@ -1,4 +1,4 @@
-"""What there is to run on: this machine, measured in some seconds, or a device of devices.yaml."""
+"""The machine to run on: this one, measured in a few seconds, or a device of devices.yaml."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from ontogeny.snapshots import sources
 from ontogeny.snapshots.shape import Shape
 
 DEVICES = Path(__file__).with_name("devices.yaml")
-SECONDS = 0.25  # that a measurement takes about
+SECONDS = 0.25  # approximate duration of one measurement
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What there is: bytes. device 0: no GPU is seen; None: one that nothing is known of.
+    """What a machine has, in bytes. device is 0 if no GPU is seen, None if nothing is known of it.
 
-    scratch : where the folders that `scratch_holds` names lie instead, if that is another file
-    system than `folder`'s, and the bytes that are free there.
+    scratch : where the folders named by `scratch_holds` are, if that is another file system than
+    that of `folder`, and the free bytes there.
     """
 
     folder: Path
@@ -52,14 +52,14 @@ class Machine:
 
 @dataclass(frozen=True)
 class Rates:
-    """How fast things go.
+    """How fast a machine works.
 
     Attributes
     ----------
     name : of the device. how : where the numbers come from.
-    forward, forward32, products, products32, pairs : FLOP/s by cost.Work's kinds; on a CPU of one
-    thread. moved, host_moved, read, write, fetch : bytes/s.
-    memory : of the device; 0 for a CPU, None if unknown. bfloat16 : whether it has that type.
+    forward, forward32, products, products32, pairs : FLOP/s by the kinds of terms.Work; on a CPU
+        for one thread. moved, host_moved, read, write, fetch : bytes/s.
+    memory : of the device; 0 for a CPU, None if unknown. bfloat16 : whether it supports that type.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Rates:
 
 @cache
 def data() -> dict[str, Any]:
-    """devices.yaml."""
+    """The contents of devices.yaml."""
     known: dict[str, Any] = yaml.safe_load(DEVICES.read_text(encoding="utf-8"))
     return known
 
@@ -95,9 +95,9 @@ def memory_of_host() -> int:
 
 
 def _gpu(number: int) -> tuple[int, str, bool] | None:
-    """(bytes, name, has bfloat16) of a GPU as its driver's own tool says; None where it has none.
+    """(bytes, name, has bfloat16) of a GPU according to its driver's own tool, or None.
 
-    torch would say the same, seconds later.
+    torch gives the same answer, but takes seconds.
     """
     tool = shutil.which("nvidia-smi")
     if tool is None:
@@ -117,7 +117,7 @@ def _gpu(number: int) -> tuple[int, str, bool] | None:
 
 
 def nearest(folder: Path) -> Path:
-    """The folder, or the nearest above it that there is."""
+    """The folder, or its nearest parent that exists."""
     return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
@@ -142,11 +142,11 @@ def machine(settings: Settings, results: str | Path) -> Machine:
 
 
 def table(name: str, precision: str = "high") -> Rates:
-    """Rates of a device of devices.yaml, from its peaks and the shares assumed to be reached.
+    """Rates of a device of devices.yaml, from its peaks and the assumed share of them.
 
     Parameters
     ----------
-    name : of the device; or a file that benchmarks/gpu_check.py wrote on one, with measured rates.
+    name : of the device, or a file with measured rates that benchmarks/gpu_check.py wrote.
     precision : of the crosscoders' products on it: highest or high.
 
     Raises
@@ -162,7 +162,7 @@ def table(name: str, precision: str = "high") -> Rates:
     device = devices[known[name.lower()]]
     half, single, bandwidth = device["half"], device["float32"], device["bandwidth"]
     products = {"highest": single, "high": device["tf32"]}[precision]
-    if not device["bfloat16"]:  # then torch multiplies in float32
+    if not device["bfloat16"]:  # torch then multiplies in float32
         half, products = single, device["tf32"] or single
     return Rates(
         name=known[name.lower()],
@@ -171,7 +171,7 @@ def table(name: str, precision: str = "high") -> Rates:
         forward32=single * reached["forward32"],
         products=products * reached["products"],
         products32=single * reached["products32"],
-        pairs=bandwidth * reached["pairs"] / 2,  # 4 bytes read for 2 operations
+        pairs=bandwidth * reached["pairs"] / 2,  # 2 operations read 4 bytes
         moved=bandwidth * reached["moved"],
         host_moved=host["moved"],
         read=host["read"],
@@ -182,7 +182,7 @@ def table(name: str, precision: str = "high") -> Rates:
 
 
 def _of_file(path: Path, precision: str) -> Rates:
-    """The rates that a machine file has."""
+    """The rates in a machine file."""
     try:
         rates = Rates(**json.loads(path.read_text(encoding="utf-8"))["rates"])
     except OSError as error:
@@ -198,11 +198,11 @@ def _of_file(path: Path, precision: str) -> Rates:
 
 
 def seconds(work: Work, rates: Rates, threads: int = 1, on_host: bool = False) -> float:
-    """Seconds of a job's work.
+    """Seconds that a job's work takes.
 
     Parameters
     ----------
-    threads : of a CPU, whose rates are of one. on_host : products are NumPy's.
+    threads : of a CPU, whose rates are for one thread. on_host : NumPy computes the products.
     """
     known, reached = data()["host"], data()["reached"]
     on_cpu = rates.memory == 0
@@ -225,7 +225,7 @@ def seconds(work: Work, rates: Rates, threads: int = 1, on_host: bool = False) -
 
 
 def _rate(amount: float, run: Callable[[], Any], wait: Callable[[], Any]) -> float:
-    """So much a second: the median of calls over about SECONDS, after one that does not count."""
+    """Amount per second: the median of calls during about SECONDS, after one warm-up call."""
     run()
     wait()
     spent: list[float] = []
@@ -241,23 +241,23 @@ def _one_block(architecture: dict[str, Any]) -> dict[str, Any]:
     """The configuration of a model with one of its blocks."""
     layers = next(name for name in ("num_hidden_layers", "n_layer") if name in architecture)
     shrunk = {k: v for k, v in architecture.items() if k != "quantization_config"}
-    for key, value in shrunk.items():  # lists with an entry for each block
+    for key, value in shrunk.items():  # lists with one entry per block
         if isinstance(value, list) and len(value) == architecture[layers]:
             shrunk[key] = value[:1]
     return shrunk | {layers: 1, "use_cache": False}
 
 
 def measure(experiment: Experiment, shape: Shape, chosen: Crosscoder, columns: int) -> Rates:
-    """Rates of this machine at the experiment's own sizes, cut down: some seconds.
+    """Rates of this machine at the experiment's own sizes, in short runs of a few seconds.
 
     Parameters
     ----------
-    shape : of the language model. chosen : the crosscoder that has most weights. columns : that it
+    shape : of the language model. chosen : the crosscoder with most weights. columns : that it
         reads.
 
-    A forward pass through one block of the model, with random weights, at the experiment's context
-    and in both precisions; an encoder's product and the decoder's kept rows; a copy in memory; a
-    file written to the results' folder and read again; the start of a process.
+    Measured are a forward pass through one block of the model, with random weights, at the
+    experiment's context and in both precisions; an encoder's product and the decoder's active rows;
+    a copy in memory; writing a file to the results' folder and reading it; starting a process.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -282,7 +282,7 @@ def measure(experiment: Experiment, shape: Shape, chosen: Crosscoder, columns: i
         ids = torch.zeros(max(1, FORWARD_TOKENS // context), context, dtype=torch.long).to(device)
         for dtype in {torch.float32, precision}:
             with torch.device(device), torch.no_grad():
-                # from_config knows any architecture; weights are as they come
+                # weights are random
                 model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
                 run = functools.partial(model.base_model, input_ids=ids, use_cache=False)
                 forward[dtype] = rate(ids.numel() * shape.flops_per_token(context, 0), run)
@@ -333,7 +333,7 @@ def measure(experiment: Experiment, shape: Shape, chosen: Crosscoder, columns: i
 
 
 def _disk_rates(folder: Path, size: int = 1 << 27) -> tuple[float, float]:
-    """(read, written) bytes/s of a file in the folder; read past the cache if that may be."""
+    """(read, written) bytes/s of a file in the folder, read without the cache if possible."""
     path = folder / f".ontogeny-disk.{os.getpid()}.part"
     block = os.urandom(1 << 20)
     try:

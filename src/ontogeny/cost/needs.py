@@ -1,9 +1,9 @@
-"""What a job asks a cluster for: memory, minutes and GPUs, by rule, from the bill.
+"""What a job requests from a cluster: memory, minutes and GPUs, by rule, from the bill.
 
 Memory and work are those of the largest job of a stage, with the headroom that devices.yaml states
-under `cluster`; minutes come from the rates of the device that it names. A resubmission asks for
-more of both, since what ended the attempt before cannot be known. Nothing here imports torch:
-every job of a cluster reads the rules again.
+under `cluster`; minutes come from the rates of the device named there. A resubmission requests more
+of both, since the reason why the last attempt ended is unknown. Nothing here imports torch, because
+every job on a cluster reads the rules again.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from ontogeny.experiment import Experiment
 from ontogeny.files import InputError
 from ontogeny.settings import Settings
 
-# Rules that run a stage of another name; training_log trains the snapshots that the archive lacks.
+# Rules whose stage has another name; training_log trains the snapshots that the archive lacks.
 STAGES = {"training_log": "pretrain", "extract_shard": "extract"}
-CONTINUED = {"train", "pretrain"}  # stages that go on from where they were killed
-# Rules without a declaration that leave the device alone.
+CONTINUED = {"train", "pretrain"}  # stages that continue where they were killed
+# Rules without a declaration that do not use the device.
 ON_HOST = {
     "corpus",
     "snapshot",
@@ -38,11 +38,11 @@ ON_HOST = {
 
 @dataclass(frozen=True)
 class Needs:
-    """What a job asks for.
+    """What a job requests.
 
     Attributes
     ----------
-    mem_mb : memory of the host, in MB (2^20 bytes). runtime : minutes. gpu : how many.
+    mem_mb : host memory in MB (2^20 bytes). runtime : minutes. gpu : number of GPUs.
     """
 
     mem_mb: int
@@ -50,12 +50,13 @@ class Needs:
     gpu: int
 
     def again(self, attempt: int, longest: int | None = None, continues: bool = False) -> Needs:
-        """What the attempt of this number, from 1, asks for.
+        """What attempt number `attempt`, counted from 1, requests.
 
         Parameters
         ----------
-        longest : minutes that the partition allows. continues : whether an attempt goes on where
-            the one before was killed; then as many as the time needs ask for the same memory.
+        longest : minutes that the partition allows. continues : whether an attempt continues where
+            the last one was killed; then the attempts that the time requires all request the same
+            memory.
         """
         cluster, before = machines.data()["cluster"], attempt - 1
         minutes = math.ceil(self.runtime * cluster["minutes_again"] ** before)
@@ -65,16 +66,16 @@ class Needs:
         return Needs(math.ceil(self.mem_mb * cluster["memory_again"] ** before), minutes, self.gpu)
 
     def pieces(self, longest: int) -> int:
-        """Jobs of so many minutes at most that the run time needs."""
+        """Number of jobs that the run time needs if each has at most `longest` minutes."""
         return math.ceil(self.runtime / longest)
 
 
-# Of a model whose size only its own code knows.
+# For a model whose size only its own code knows.
 UNKNOWN = Needs(32_000, 240, 1)
 
 
 def rates(settings: Settings) -> Rates:
-    """Those that minutes come from: of a GPU, unless `device` says cpu."""
+    """The rates that minutes are computed from: of a GPU, unless `device` is cpu."""
     cluster = machines.data()["cluster"]
     if settings.device == "cpu":
         return Rates(name="CPU", how="assumed", memory=0, **cluster["thread"])
@@ -82,7 +83,7 @@ def rates(settings: Settings) -> Rates:
 
 
 def asked(job: Job, seconds: float, gpu: bool) -> Needs:
-    """What a job asks for, from its memory and its seconds as planned."""
+    """What a job requests, from its planned memory and seconds."""
     cluster = machines.data()["cluster"]
     size = sum(job.host.values()) + (0 if gpu else sum(job.device.values()))
     memory = (cluster["memory"] * size + cluster["process"]) / 2**20
@@ -92,9 +93,9 @@ def asked(job: Job, seconds: float, gpu: bool) -> Needs:
 
 
 def table(experiment: Experiment) -> dict[str, Needs]:
-    """What the jobs of every stage ask for at first, by the line's name in the bill.
+    """What the jobs of every stage request at first, by the line's name in the bill.
 
-    All analyses are reckoned, and all dictionaries: each can be asked for.
+    All analyses and all dictionaries are included, since any of them can be a target.
     """
     settings = experiment.settings
     gpu, speed = settings.device != "cpu", rates(settings)
@@ -111,7 +112,7 @@ def table(experiment: Experiment) -> dict[str, Needs]:
         )
         for line in lines
     }
-    # The first job of a stream trains for all of them, and any may be the first.
+    # The first job of a stream trains all of its crosscoders, and any job may be the first.
     return jobs | {
         f"train {name}": jobs[f"stream {stream}"]
         for stream, names in streams.of(experiment).items()
@@ -132,7 +133,7 @@ def of(
     attempt: int = 1,
     longest: int | None = None,
 ) -> Needs:
-    """What a rule's job asks for.
+    """What a rule's job requests.
 
     Parameters
     ----------
@@ -145,11 +146,11 @@ def of(
 
 
 def retries(table: dict[str, Needs], longest: int, failures: int = 3) -> int:
-    """How often jobs that go on from their state are submitted again, at most.
+    """The most resubmissions of jobs that continue from their state.
 
     Parameters
     ----------
-    failures : of them that are no end of the time.
+    failures : resubmissions for reasons other than the time limit.
     """
     stages = (needs for name, needs in table.items() if name.split()[0] in CONTINUED)
     return max((needs.pieces(longest) - 1 for needs in stages), default=0) + failures

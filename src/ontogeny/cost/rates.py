@@ -1,6 +1,6 @@
-"""Costs of the stages with hand-written rules, and of figures, in the form of declared costs.
+"""Costs of the stages with hand-written rules and of figures, in the form of declared costs.
 
-The numbers are of the default experiment; `python -m benchmarks.rates` shows how they fare.
+The numbers were measured on the default experiment; `python -m benchmarks.rates` checks them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What a declared cost (declarations.Cost) is in proportion to, and how it becomes a job.
+"""The quantities that declared costs (declarations.Cost) scale with, and how a cost becomes a job.
 
-A scale is a name of SCALES, a dotted key of the settings, or a product of such, as in
-"active features * kinds.permutations". Of a key whose value is a list its length counts; a key
-that ends in blocks, features or snapshots counts no more of them than there are.
+A scale is a name of SCALES, a dotted key of the settings, or a product of these, as in
+"active features * kinds.permutations". If a key's value is a list, its length counts. A key that
+ends in blocks, features or snapshots counts at most as many as exist.
 """
 
 from __future__ import annotations
@@ -27,45 +27,45 @@ from ontogeny.features.sizes import (
     NEAREST,
 )
 
-MOST_POSITIONS = 1 << 16  # of the held-out text, that analyses look at
-NGRAM_TOKENS = 50_000_000  # that n-gram models are estimated from, at most
-ENTRIES = 1 << 26  # of attention, or of half the logits, in memory at a time
-HELD_OUT_ACTIVE = 1.5  # assumed: active features on held-out text over those in training, at most
+MOST_POSITIONS = 1 << 16  # most positions of the held-out text that analyses look at
+NGRAM_TOKENS = 50_000_000  # most tokens that n-gram models are estimated from
+ENTRIES = 1 << 26  # entries of attention, or of half the logits, in memory at a time
+HELD_OUT_ACTIVE = 1.5  # assumed bound: active features on held-out text over those in training
 
 
 def _active(z: Sizes, d: Dictionary) -> float:
-    """(position, feature) pairs of the first held-out positions at which a feature is active."""
+    """(position, feature) pairs of the first held-out positions that are active."""
     each = min(float(d.F), HELD_OUT_ACTIVE * d.active * d.gates)
     return min(z.held_out_rows, MOST_POSITIONS) * each
 
 
 def _piece(d: Dictionary) -> float:
-    """Bytes of the held-out rows that are encoded at a time."""
+    """Bytes of the held-out rows encoded at a time."""
     return 4.0 * max(1, min(PIECE_ROWS, PIECE_ENTRIES // (d.F * d.gates))) * d.n_in
 
 
 def _in_use(z: Sizes, d: Dictionary) -> float:
-    """Bytes of a crosscoder in use, with full decoders for its norms, and of what it encodes."""
+    """Bytes of a loaded crosscoder, with full decoders for its norms, and of what it encodes."""
     activations = _piece(d) / d.n_in * d.F * (2.0 + 3.0 * d.gates)
     decoders = d.full * (d.principal * min(1.0, DECODERS_AT_A_TIME / d.F) + (d.gates > 1))
     return d.tensors + decoders + 2 * _piece(d) + activations
 
 
 def _attention(z: Sizes, d: Dictionary) -> float:
-    """Bytes of the attention of all heads in some whole blocks, and of what one layer needs."""
+    """Bytes of all heads' attention in some whole blocks, and of what one layer needs."""
     heads, square = z.model.layers * z.model.heads, min(z.context, 1024) ** 2
     blocks = max(1, min(8, ENTRIES // (heads * square)))
     return blocks * square * (4.5 * heads + 52.0 * z.model.heads + 60)
 
 
 def _distributions(z: Sizes, d: Dictionary) -> float:
-    """Bytes of the distributions of a forward pass, which a large vocabulary makes shorter."""
+    """Bytes of a forward pass's distributions; with a large vocabulary the pass is shorter."""
     tokens = min(z.batch, max(z.context, 2 * ENTRIES // z.model.vocabulary))
     return 4.0 * tokens * z.model.vocabulary
 
 
 def _gradients(z: Sizes, d: Dictionary) -> float:
-    """Bytes that a backward pass to the site keeps of the later blocks."""
+    """Bytes of the later blocks that a backward pass to the site keeps."""
     later = z.model.layers - min(z.settings.activations.layers)
     return z.forward_memory(16384 if z.gpu else 2048, 4) * later
 
@@ -89,13 +89,13 @@ SCALES: dict[str, Callable[[Sizes, Dictionary], float]] = {
     "streamed table rows": lambda z, d: z.table_rows * z.streamed,
     "baseline features": lambda z, d: min(BASELINE_FEATURES, d.F),
     "baseline tokens": lambda z, d: min(BASELINE_TOKENS, z.model.vocabulary),
-    # Pairs of features of two seeds: where all are looked at, or the nearest alone
+    # Pairs of features of two seeds: all of them, or only the nearest
     "all pairs": lambda z, d: min(d.F, ALL_PAIRS) ** 2.0,
     "near pairs": lambda z, d: float(d.F * NEAREST * (d.F > ALL_PAIRS)),
     "pairs at a time": lambda z, d: float(d.F * MATCHED_AT_A_TIME * (d.F > ALL_PAIRS)),
     "pairs beyond": lambda z, d: float(d.F**2 * (d.F > ALL_PAIRS)),
     "active features": _active,
-    # Operations: of a token's forward pass; of the held-out rows encoded, and decoded
+    # Operations of a token's forward pass; of encoding and of decoding the held-out rows
     "forward": lambda z, d: z.model.flops_per_token(z.context),
     "encoding": lambda z, d: 2.0 * z.held_out_rows * (d.I * d.F + d.n_in * (d.dimensions or 0)),
     "decoding": lambda z, d: 2.0 * z.held_out_rows * d.F * d.n_out,
@@ -149,15 +149,15 @@ def _factor(name: str, sizes: Sizes, dictionary: Dictionary) -> float:
 
 
 def amount(share: Mapping[str, float], sizes: Sizes, dictionary: Dictionary) -> float:
-    """The sum of scales, each times its coefficient."""
+    """The sum of scales, each multiplied by its coefficient."""
     return sum(each * number(scale, sizes, dictionary) for scale, each in share.items())
 
 
 def job(cost: Cost, sizes: Sizes, dictionary: Dictionary, gpu: bool) -> Job:
     """The job of a declared stage.
 
-    Seconds become work at the rates of the machine that they were measured on (devices.yaml), so
-    that another machine takes more or less.
+    Seconds are converted into work at the rates of the machine on which they were measured
+    (devices.yaml), so that other machines need more or less time.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""An experiment's sizes, from its map: of the model, the rows, the dictionaries.
+"""An experiment's sizes, from its map: the model, the rows, the dictionaries.
 
 Letters: N sites, D width, F features, R dimensions of a subspace, I and O columns that a crosscoder
 reads and writes in training.
@@ -26,9 +26,9 @@ from ontogeny.settings import Crosscoder, Settings, Sites
 from ontogeny.snapshots import sources
 from ontogeny.snapshots.shape import Shape
 
-COUNTED_TOKENS = 1 << 24  # a smaller corpus is read to know its rows exactly
-JUMPRELU_ACTIVE = 0.05  # assumed: share of all pairs at which a jumprelu is active
-RELU_ACTIVE = 0.1  # assumed: share of features that a relu has active on a token; measured 0.04
+COUNTED_TOKENS = 1 << 24  # a smaller corpus is read to count its rows exactly
+JUMPRELU_ACTIVE = 0.05  # assumed share of all pairs that are active with jumprelu
+RELU_ACTIVE = 0.1  # assumed share of features that are active on a token with relu; measured 0.04
 
 
 @dataclass(frozen=True)
@@ -37,16 +37,16 @@ class Dictionary:
 
     Attributes
     ----------
-    inputs, outputs : numbers of sites. snapshots : different ones among them.
-    dimensions : R; None in all N·D dimensions. known : whether R is no bound.
+    inputs, outputs : numbers of sites. snapshots : number of different ones among them.
+    dimensions : R, or None for all N·D dimensions. known : whether R is exact, not a bound.
     n_in, n_out : columns of its inputs and outputs in all dimensions, N·D.
     I, O : columns that it reads and writes in training. principal : whether both are R.
-    columns : of a batch; both where they differ.
-    gates : of a feature: one, or one per site. active : features on a token, wanted or assumed.
-    aux : dead features that AuxK looks at, at most. full : bytes of the decoder in all dimensions.
+    columns : of a batch, including both inputs and outputs if they differ.
+    gates : per feature: one, or one per site. active : features per token, wanted or assumed.
+    aux : most dead features that AuxK looks at. full : bytes of the decoder in all dimensions.
     weights : bytes of encoder, decoder, biases and thresholds, and of their gradients.
-    table : bytes of its token table in use, at most. tensors : bytes of its file: weights, silent
-        rows, scales, means, directions, the table in half of its bytes.
+    table : most bytes of its token table in use. tensors : bytes of its file: weights, silent
+        rows, scales, means, directions, and the table at half its bytes.
     """
 
     crosscoder: Crosscoder
@@ -121,18 +121,18 @@ class Dictionary:
 
 @dataclass(frozen=True)
 class Sizes:
-    """An experiment's sizes, once its model is known.
+    """An experiment's sizes, when its model is known.
 
     Attributes
     ----------
-    gpu : whether there is a device beside the host.
+    gpu : whether there is a device other than the host.
     file_bytes, run_bytes : of a weight in the snapshots' files, and when the model is run.
     text_blocks : of the tokens. shards : windows of each shard of training rows. shard_rows,
-        held_out_rows : rows. text_exact, exact : whether blocks, and rows, are no bounds.
-    item : bytes of a stored activation. rows : for training, in all. places : layers times streams.
-    positions : of the training split, left-out ones included. window : of the largest window.
-    batch : positions of one forward pass, some whole blocks. last : the last layer that is wanted.
-    truncated : bytes of a snapshot that is cut off after it. token_flops : a token's way there.
+        held_out_rows : rows. text_exact, exact : whether blocks and rows are exact, not bounds.
+    item : bytes of a stored activation. rows : all training rows. places : layers times streams.
+    positions : of the training split, including left-out ones. window : of the largest window.
+    batch : positions of one forward pass, in whole blocks. last : the last wanted layer.
+    truncated : bytes of a snapshot truncated after it. token_flops : of a token up to it.
     """
 
     settings: Settings
@@ -189,7 +189,7 @@ class Sizes:
         return self.pass_of(FORWARD_TOKENS)
 
     def pass_of(self, tokens: int) -> int:
-        """Positions of a forward pass of about so many: some whole blocks."""
+        """Positions of a forward pass of about `tokens` tokens, in whole blocks."""
         return max(1, tokens // self.context) * self.context
 
     @property
@@ -206,7 +206,7 @@ class Sizes:
 
     @property
     def shard_blocks(self) -> list[int]:
-        """Blocks of each shard: NumPy's array_split gives the first windows one more."""
+        """Blocks of each shard; NumPy's array_split gives the first windows one more."""
         least, more = divmod(self.settings.corpus.train_blocks, self.windows)
         return [
             len(shard) * least + max(0, min(shard.stop, more) - min(shard.start, more))
@@ -215,23 +215,23 @@ class Sizes:
 
     @property
     def table_rows(self) -> int:
-        """Rows that the token tables come from."""
+        """Number of rows from which the token tables are computed."""
         return min(self.rows, STREAMED_ROWS) if self.streamed else self.shard_rows[0]
 
     @property
     def table(self) -> int:
-        """Bytes of one layer and stream's token table, at most."""
+        """Most bytes of the token table of one layer and stream."""
         size = 4 * self.snapshots * self.model.width * (self.model.vocabulary + 1)
         return size if size <= FULL_TABLE else min(size, LARGEST_TABLE)
 
     def forward_memory(self, tokens: int, item: int) -> float:
-        """Bytes of a forward pass' values at its largest block, `item` each."""
+        """Bytes of a forward pass's values at its largest block, with `item` bytes each."""
         of_matrices = 1.25 * self.model.block_matrix_parameters / self.model.width
         return tokens * item * (of_matrices + 5 * self.model.width)
 
 
 def _text_blocks(experiment: Experiment) -> tuple[int, bool]:
-    """Blocks of the tokens, and whether that is exact: a text that is used up has a bound alone."""
+    """Blocks of the tokens, and whether that is exact; a text used to its end has only a bound."""
     corpus = experiment.settings.corpus
     known = corpus.train_blocks + corpus.held_out_blocks
     if experiment.settings.snapshots.pretrain is None:
@@ -254,8 +254,8 @@ def _text_blocks(experiment: Experiment) -> tuple[int, bool]:
 def _rows(experiment: Experiment, sizes: Sizes, count: bool) -> tuple[list[int], int, bool]:
     """Training rows by shard and held-out rows, and whether they are exact.
 
-    Exact where activations are there, or tokens that are quickly read and to be counted; else as if
-    no position were left out but the first of each block.
+    They are exact if activations are on disk, or if tokens are and can be counted quickly;
+    otherwise it is assumed that only the first position of each block is left out.
     """
     corpus, activations = experiment.settings.corpus, experiment.settings.activations
     for site in experiment.sites:
@@ -282,15 +282,15 @@ def _rows(experiment: Experiment, sizes: Sizes, count: bool) -> tuple[list[int],
 
 
 def sizes(experiment: Experiment, here: Machine, count: bool = True) -> Sizes:
-    """The experiment's sizes.
+    """The sizes of an experiment.
 
     Parameters
     ----------
-    count : whether tokens that are there are read for the number of rows.
+    count : whether to read existing tokens to count the rows.
 
     Raises
     ------
-    InputError : the model's shape cannot be known, or a layer is not there.
+    InputError : the model's shape cannot be determined, or it lacks a layer.
     """
     settings, results = experiment.settings, experiment.results
     gpu, precision = here.device != 0, settings.activations.precision
@@ -313,7 +313,7 @@ def sizes(experiment: Experiment, here: Machine, count: bool = True) -> Sizes:
 
 
 def dictionary(experiment: Experiment, sizes: Sizes, name: str) -> Dictionary:
-    """A crosscoder's sizes; until its basis is there, with the most dimensions that it may have."""
+    """A crosscoder's sizes; before its basis exists, with the most dimensions that it may have."""
     settings, chosen = experiment.settings, experiment.settings.all_crosscoders[name]
     outputs, width = chosen.written, sizes.model.width
 

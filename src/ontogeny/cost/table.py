@@ -8,11 +8,11 @@ from ontogeny.cost.terms import Terms
 
 
 def show(planned: Bill, all_terms: bool = False) -> str:
-    """The bill as a table, then totals against what there is, then what does not fit.
+    """The bill as a table, then totals next to what the machine has, then what does not fit.
 
     Parameters
     ----------
-    all_terms : also each stage's terms of memory.
+    all_terms : whether to list each stage's terms of memory.
     """
     machine, rates = planned.machine, planned.rates
     gpu = machine.device != 0
@@ -70,7 +70,7 @@ def _row(line: Line, planned: Bill, gpu: bool) -> list[str]:
 
 
 def duration(hours: float) -> str:
-    """A time to read, in the unit that suits it."""
+    """A time as text, in a suitable unit."""
     if hours >= 2:
         return f"{hours:.1f} h"
     return f"{60 * hours:.0f} min" if hours >= 1 / 30 else f"{3600 * hours:.0f} s"

@@ -1,6 +1,6 @@
-"""What formulas of cost give: the work of a job, and its peak memory in named terms.
+"""The results of cost formulas: the work of a job, and its peak memory as named terms.
 
-The formulas are kept with what they describe: snapshots/cost.py, activations/cost.py,
+The formulas are next to what they describe: snapshots/cost.py, activations/cost.py,
 crosscoder/cost.py; scales.py has those of declared costs. None of these modules imports torch.
 """
 
@@ -12,23 +12,23 @@ from importlib.util import find_spec
 from pathlib import Path
 
 Terms = dict[str, float]
-"""Bytes by what they are for, so that a bill that does not fit says which setting weighs most."""
+"""Bytes by purpose, so that a bill that does not fit can name the setting with most effect."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a job does, by the rate that it runs at.
+    """The work of a job, by the kind of rate that applies.
 
     Attributes
     ----------
     forward : floating point operations of the language model in its own precision.
-    forward32 : the same in float32. products : of dense products of the crosscoder, in its
+    forward32 : the same in float32. products : of the crosscoder's dense products, in its
         precision. products32 : of dense products in float32.
-    pairs : of products over the pairs at which features are active.
+    pairs : of products over pairs at which features are active.
     moved, host_moved : bytes through the device's memory, and through the host's.
     read, written, fetched : bytes from disk, to disk, from the network.
-    compiled : graphs that the compiler makes. starts : of processes; half a one without
-        transformers. ranks : processes that share it, a device each. flops : all operations.
+    compiled : graphs to compile. starts : of processes; without transformers one counts half.
+    ranks : processes that share the job, with one device each. flops : all operations.
     """
 
     forward: float = 0
@@ -52,10 +52,10 @@ class Work:
 
 @dataclass(frozen=True)
 class Job:
-    """One process, or several that share its work: that work, and the terms of peak memory.
+    """One process, or several that share its work, with the terms of its peak memory.
 
-    `host` is of all of them, `device` of each one's. Where there is no GPU, what the devices would
-    hold is in the host's memory too, and `device` is of all of them.
+    `host` is the memory of all processes together, `device` that of each device. If there is no
+    GPU, what the devices would hold is in host memory as well, and `device` counts all of them.
     """
 
     work: Work = Work()
@@ -72,19 +72,19 @@ def built_for_cuda() -> bool:
 
 
 def base(gpu: bool) -> tuple[Terms, Terms]:
-    """What a process with torch and transformers takes, on host and device, before any work."""
+    """Memory of a process with torch and transformers, on host and device, before any work."""
     host = 2.5e9 if gpu else 1.0e9 if built_for_cuda() else 0.65e9
     return {"Python and torch": host}, ({"CUDA": 0.8e9} if gpu else {})
 
 
 def job(gpu: bool, work: Work, host: Terms, device: Terms) -> Job:
-    """A job whose process has torch, and CUDA where there is a GPU."""
+    """A job in a process with torch, and with CUDA if there is a GPU."""
     of_host, of_device = base(gpu)
     return Job(work, of_host | host, of_device | device)
 
 
 def launcher() -> Terms:
-    """What the process takes that starts several ranks and waits for them."""
+    """Memory of the process that starts several ranks and waits for them."""
     return {"launcher": base(False)[0]["Python and torch"]}
 
 

@@ -1,2 +1,2 @@
-"""One sparse dictionary over many sites: an SAE, a transcoder, a cross-layer or a cross-snapshot
-crosscoder, by the sites alone."""
+"""Sparse dictionaries over many sites. The choice of sites alone makes one an SAE, a transcoder,
+a cross-layer crosscoder or a cross-snapshot crosscoder."""

@@ -25,9 +25,10 @@ from ontogeny.experiment import Experiment
 def train(experiment: Experiment, crosscoder: str, seed: int, wanted: Path | None) -> None:
     """Train one crosscoder, resuming from its state if it was interrupted.
 
-    On several devices where its settings ask for them, which then share the threads. Where rows are
-    streamed, with --wanted, others that read the same rows are trained as well, in the same passes
-    through the snapshots; if it was one of those, its result is taken into its place.
+    Training uses several devices, which share the threads, if the settings ask for them. If rows
+    are streamed, --wanted lists other trainings that read the same rows: they are trained in the
+    same passes through the snapshots. If an earlier job has trained this one already, its result
+    is moved into place.
     """
     settings = experiment.settings
     count = settings.all_crosscoders[crosscoder].devices
@@ -57,7 +58,7 @@ def train(experiment: Experiment, crosscoder: str, seed: int, wanted: Path | Non
 def _train_together(
     experiment: Experiment, training: streams.Training, listed: list[streams.Training]
 ) -> None:
-    """Train what shares a stream with a training, and keep the results."""
+    """Train all crosscoders that share a stream with this training, and keep the results."""
     from ontogeny.activations.sites import stream_name
     from ontogeny.crosscoder import launch, stream
 

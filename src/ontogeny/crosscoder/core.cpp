@@ -1,12 +1,12 @@
-// A training step's pairs on a CPU, block by block (native.py says what for; losses.py has the
-// equations, and computes the same in PyTorch).
+// The pairs of a training step on a CPU, block by block. native.py describes its use; losses.py has
+// the equations and the same computation in PyTorch.
 //
 //   B tokens   F features   S blocks of the decoder, D wide (the sites, or one for a subspace)
-//   G gates of a feature (1 or S)   I columns of x   P candidates: pairs (token, feature) with a
-//   gate open somewhere, kept by token (for decoding) and by feature (for all gradients)
+//   G gates per feature (1 or S)   I columns of x   P candidates: pairs (token, feature) with at
+//   least one open gate, kept by token (for decoding) and by feature (for all gradients)
 //
-// Sums have one order, whatever the number of threads: a token, or a feature, has one thread at a
-// time, and what is summed over all tokens is summed by one.
+// Sums have the same order for any number of threads: only one thread at a time works on a token or
+// a feature, and sums over all tokens are computed by one thread.
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -30,7 +30,7 @@ using std::vector;
 
 namespace {
 
-// ---- Sixteen floats at a time; the compiler makes of them what the processor has.
+// ---- Sixteen floats at a time; the compiler maps them to the processor's vector instructions.
 
 constexpr int L = 16, AHEAD = 4;
 typedef float Lane __attribute__((vector_size(4 * L)));
@@ -64,10 +64,10 @@ inline float sum(Lane x) {
 }
 #endif
 
-// tanh of z >= 0, to some 1e-7.
+// tanh of z >= 0, to about 1e-7.
 inline Lane tanh_of(Lane z) {
   Lane x = z * 2.f;
-  x = x < 40.f ? x : splat(40.f);  // NaN goes to 40: the loss has it from elsewhere
+  x = x < 40.f ? x : splat(40.f);  // NaN becomes 40 here; the loss is NaN in any case
   Lane n = __builtin_convertvector(__builtin_convertvector(x * 1.44269504f + .5f, IntLane), Lane);
   Lane y = x - n * 0.693359375f + n * 2.12194440e-4f;
   Lane p = y * 1.9875691500e-4f + 1.3981999507e-3f;
@@ -151,7 +151,7 @@ float squares(const float* x, int64_t D) {
   return sum(acc) + rest;
 }
 
-// Sets `place` to all k < n with low < x_k·r < high, or that are no number; returns how many.
+// Sets `place` to all k < n with low < x_k·r < high or x_k·r NaN; returns how many.
 inline int between(const float* x, int n, float r, float low, float high, int* place) {
   int found = 0, k = 0;
 #ifdef __AVX512F__
@@ -173,7 +173,7 @@ inline int between(const float* x, int n, float r, float low, float high, int* p
   return found;
 }
 
-// ---- Adam of one decoder row (optimizer.py), with what it leaves: the row's norm.
+// ---- Adam of one decoder row (optimizer.py), and the row's norm after the step.
 
 inline float of_half(uint16_t half) {
   uint32_t bits = uint32_t(half) << 16;
@@ -189,7 +189,7 @@ inline Lane load(const uint16_t* p) {
   std::memcpy(&x, &bits, sizeof x);
   return x;
 }
-inline void store(uint16_t* p, Lane x) {  // to the nearest, even where it is as near
+inline void store(uint16_t* p, Lane x) {  // round to nearest, ties to even
   BitLane bits;
   std::memcpy(&bits, &x, sizeof bits);
   HalfLane half = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, HalfLane);
@@ -206,7 +206,7 @@ inline void put(uint16_t* p, float x) {
 
 constexpr float BETA1 = 0.9f, BETA2 = 0.999f, EPSILON = 1e-8f;
 
-// M: the first moment's type. each: whether every weight has a second moment, or the row has one.
+// M: the first moment's type. each: whether each weight has a second moment, or one for the row.
 template <class M>
 void adam_row(float* w, const float* g, M* m, float* v, bool each, float rate, float correction,
               int64_t D) {
@@ -250,7 +250,7 @@ struct Candidates {
   vector<float> value, dh;      // (P) h again, and its gradient
 };
 
-// All (token, feature) with h·largest > t. A score that is no number is one: the loss then tells.
+// All (token, feature) with h·largest > t, and NaNs, so that the loss becomes NaN and is noticed.
 Candidates candidates(const float* h, int64_t B, int64_t F, const float* largest, const float* t) {
   Candidates c;
   int threads = at::get_num_threads();
@@ -302,8 +302,9 @@ vector<float> largest_norms(const float* gates, int64_t G, int64_t F) {
   return largest;
 }
 
-// The count-th largest h·r, or 0 where fewer are positive. Those that reach a bound are counted by
-// their leading bits, and the bucket that has it is sorted; the bound is lowered until enough do.
+// The count-th largest h·r, or 0 if fewer are positive. Scores above a bound are counted by their
+// leading bits, and the bucket with the count-th is partially sorted; if too few scores reach the
+// bound, it is lowered.
 Tensor cut(const Tensor& h_, const Tensor& gates_, int64_t count, double hint) {
   int64_t B = h_.size(0), F = h_.size(1), G = gates_.size(0);
   const float* h = h_.const_data_ptr<float>();
@@ -325,7 +326,7 @@ Tensor cut(const Tensor& h_, const Tensor& gates_, int64_t count, double hint) {
     vector<vector<int64_t>> counts(threads, vector<int64_t>(BUCKETS, 0));
     vector<vector<float>> inside(threads);
     bool wrong = false;
-    auto scores = [&](auto use) {  // use(part, score) for each that reaches the bound
+    auto scores = [&](auto use) {  // use(part, score) for each score that reaches the bound
 #pragma omp parallel for schedule(static, 1) num_threads(threads)
       for (int part = 0; part < threads; part++)
         for (int64_t k = int64_t(c.h.size()) * part / threads,
@@ -371,10 +372,11 @@ struct Penalty {
   bool per_snapshot;
 };
 
-// Adds to c.dh; sets what each gate's decoder norm gains, dr (G, F), and the feature's part of the
-// penalty and of the threshold's gradient.
+// Adds to c.dh; sets the gradient of each gate's decoder norm, dr (G, F), and the feature's part of
+// the penalty and of the threshold's gradient.
 //
-// sampled: (samples,) the feature's h at the tokens that thresholds learn from. chosen: (B,) 1 there.
+// sampled: (samples,) the feature's h at the tokens that thresholds learn from. chosen: (B,) 1 at
+// these.
 void penalise(Candidates& c, const Penalty& p, int64_t i, int64_t B, int64_t F, int64_t G,
               const float* gates, float t, const float* sampled, int samples, const float* chosen,
               vector<float>& held, float* dr, double& penalty, float& dt) {
@@ -422,14 +424,15 @@ void penalise(Candidates& c, const Penalty& p, int64_t i, int64_t B, int64_t F, 
 
 // ---- The step.
 
-// Error by site, and the gradients of all weights but, where moments are given, the decoder's: its
-// rows are then moved by Adam at once.
+// Computes the error by site and the gradients of all weights. If moments are given, Adam updates
+// the rows of the decoder at once, and the decoder's gradient is not kept.
 //
-// target: (S, B, D), its rows anywhere. W: (S, F, D). r: (S, F) its rows' norms, kept up to date.
-// gates: (G, F) what gates multiply h by. t: (F,). share: of dr that the decoder's gradient has,
-// 1/sites for one gate.
-// c: 2/(B·sites). sample: tokens that the thresholds learn from; penalty: (λ, ω_0, ε, per snapshot).
-// Returns the error by block (S,), the penalty, open gates (S, F), and candidates.
+// target: (S, B, D), with any stride between rows. W: (S, F, D). r: (S, F) norms of its rows,
+// updated. gates: (G, F) factors of h in the gates. t: (F,). share: factor of dr in the decoder's
+// gradient, 1/sites if there is one gate.
+// c: 2/(B·sites). sample: tokens that the thresholds learn from. penalty: (λ, ω_0, ε, per
+// snapshot). Returns the error by block (S,), the penalty, the open gates (S, F), and the number of
+// candidates.
 std::tuple<Tensor, Tensor, Tensor, int64_t> step(
     const Tensor& h_, const Tensor& x_, const Tensor& target_, Tensor W_, Tensor r_,
     const Tensor& gates_, const Tensor& b_dec_, const Tensor& t_, double weight, double share,
@@ -458,7 +461,7 @@ std::tuple<Tensor, Tensor, Tensor, int64_t> step(
     sample.assign(given, given + sample_->numel());
   }
   int samples = sample.size(), padded = (samples + L - 1) / L * L;
-  // (F, samples) h, −1 where there is none; and (B,) 1 at the sampled tokens
+  // (F, samples) h, with −1 as padding; and (B,) 1 at the sampled tokens
   vector<float> sampled(size_t(F) * padded, -1.f), chosen(B, 0.f);
   for (int j : sample) chosen[j] = 1.f;
   for (int j = 0; j < samples; j++)
@@ -471,7 +474,7 @@ std::tuple<Tensor, Tensor, Tensor, int64_t> step(
   int64_t* opened = opened_.data_ptr<int64_t>();
   double* errors = errors_.data_ptr<double>();
   vector<float> dh(backward ? size_t(S) * pairs.h.size() : 0, 0.f), shared_E;
-  bool apart = S >= threads;  // each block has one thread; else all share in each
+  bool apart = S >= threads;  // one thread per block; otherwise all threads share each block
   if (!apart) shared_E.resize(size_t(B) * D);
 
 #pragma omp parallel num_threads(threads)
@@ -524,9 +527,9 @@ std::tuple<Tensor, Tensor, Tensor, int64_t> step(
       add_dots(dots.data(), w, D, E, D, n, rows.data());         // E · W
       float* to = &dh[s * pairs.h.size() + from];
       for (int k = 0; k < n; k++) to[place[k]] = c * dots[k];
-      float own = 0;  // of W itself in its gradient
+      float own = 0;  // coefficient of W in its own gradient
       if (penalised && gate[i] > 0) own = dr[(G == 1 ? 0 : s * F) + i] * share / gate[i];
-      if (refit) {  // of shut gates: Σ_b h (E + h W)
+      if (refit) {  // closed gates: Σ_b h (E + h W)
         int shut = 0;
         for (int k = 0; k < P; k++) {
           rows[shut] = token[k], by[shut] = value[k];
@@ -536,7 +539,7 @@ std::tuple<Tensor, Tensor, Tensor, int64_t> step(
         for (int k = 0; k < shut; k++) own += c * by[k] * by[k];
       }
       for (int64_t j = 0; j < D; j++) row[j] = c * row[j] + own * w[j];
-      if (samples) {  // Σ over the sampled pairs near the threshold of E · W
+      if (samples) {  // Σ of E · W over the sampled pairs near the threshold
         float low = std::max(0.f, t[i] - p.bandwidth / 2), high = t[i] + p.bandwidth / 2, along = 0;
         int own_row = 0;
         int close = between(&sampled[i * padded], samples, gate[i], low, high, place.data());
@@ -610,7 +613,7 @@ std::tuple<Tensor, Tensor, Tensor, int64_t> step(
   return {errors_, at::full({}, penalty, at::kDouble), opened_, int64_t(pairs.h.size())};
 }
 
-// (S, F): norms of a decoder's rows, to the bit as a step leaves them.
+// (S, F): norms of a decoder's rows, with the same bits as after a step.
 Tensor norms(const Tensor& W) {
   int64_t rows = W.size(0) * W.size(1), D = W.size(2);
   Tensor out = at::empty({W.size(0), W.size(1)}, W.options());

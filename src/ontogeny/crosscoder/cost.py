@@ -1,4 +1,4 @@
-"""What training a crosscoder costs: operations of a step, memory, on one device or several."""
+"""The cost of training a crosscoder: operations per step and memory, on one or several devices."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from ontogeny.crosscoder.sizes import (
 
 
 def pairs_of(dictionary: Dictionary, gpu: bool) -> tuple[float, float]:
-    """Active pairs of a batch, over all gates, and candidates: (0, 0) where all act, densely.
+    """Active pairs of a batch, over all gates, and candidates; (0, 0) if the step is dense.
 
-    On a GPU, shut gates of candidates cost what open ones do.
+    On a GPU a candidate's closed gates cost as much as its open ones.
     """
     chosen, gates = dictionary.crosscoder, dictionary.gates
     if chosen.activation == "relu":
@@ -38,7 +38,7 @@ def pairs_of(dictionary: Dictionary, gpu: bool) -> tuple[float, float]:
 
 
 def native(dictionary: Dictionary, gpu: bool) -> bool:
-    """Whether the training's pairs are the core's (native.py)."""
+    """Whether the C++ core (native.py) computes the training's pairs."""
     chosen = dictionary.crosscoder
     sparse = chosen.activation == "jumprelu" or (
         chosen.activation == "batch_topk" and not dictionary.aux
@@ -47,54 +47,55 @@ def native(dictionary: Dictionary, gpu: bool) -> bool:
 
 
 def moments(dictionary: Dictionary) -> int:
-    """Bytes of Adam's moments of what is trained."""
+    """Bytes of Adam's moments of the trained weights."""
     chosen, F = dictionary.crosscoder, dictionary.F
     columns = [dictionary.I, dictionary.O] if chosen.train_decoder else [dictionary.I]
     vectors = F + dictionary.O + (F if chosen.activation == "jumprelu" else 0)
     if chosen.moments == "float32":
         return 8 * (F * sum(columns) + vectors)
     blocks = 1 if dictionary.principal or not chosen.train_decoder else dictionary.outputs
-    rows = F * (1 + blocks * chosen.train_decoder)  # each has one second moment
+    rows = F * (1 + blocks * chosen.train_decoder)  # each row has one second moment
     return sum(2 * F * width for width in columns) + 4 * rows + 8 * vectors
 
 
 def state(dictionary: Dictionary) -> int:
-    """Bytes of an unfinished training: weights, moments, silent rows, threshold, pressure, L0."""
+    """Bytes of a saved state: weights, moments, silent rows, threshold, pressure, L0."""
     return dictionary.weights + moments(dictionary) + 8 * dictionary.F + 12
 
 
 def step_flops(
     dictionary: Dictionary, gpu: bool, aux: int, pairs: tuple[float, float] | None = None
 ) -> tuple[float, float]:
-    """Operations of one training step: (of dense products, over pairs).
+    """Operations of one training step: (in dense products, over pairs).
 
     Parameters
     ----------
-    aux : dead features that AuxK looks at. pairs : active ones and candidates, if known; else what
-        is wanted or assumed.
+    aux : number of dead features that AuxK looks at.
+    pairs : numbers of active pairs and candidates, if known; otherwise they are estimated from the
+        wanted L0, or assumed.
     """
     chosen, F = dictionary.crosscoder, dictionary.F
-    encoded, decoded = 2.0 * dictionary.I, 2.0 * dictionary.O  # a row and feature, or a pair
+    encoded, decoded = 2.0 * dictionary.I, 2.0 * dictionary.O  # per row and feature, or per pair
     active, candidates = pairs_of(dictionary, gpu) if pairs is None else pairs
     dense = chosen.batch_rows * F * encoded
     if not candidates:
         dense += chosen.batch_rows * F * (3 * decoded + encoded)
     if chosen.activation == "batch_topk":
         dense += chosen.batch_rows * aux * (3 * decoded + encoded)
-    if chosen.activation == "jumprelu":  # thresholds learn from a sample of the rows
+    if chosen.activation == "jumprelu":  # the thresholds' gradient comes from a sample of the rows
         dense += max(1, round(chosen.batch_rows * chosen.threshold_share)) * F * decoded
     return dense, active * 3 * decoded / dictionary.gates + candidates * encoded
 
 
 def on_device(sizes: Sizes, dictionary: Dictionary) -> Terms:
-    """What a training holds on its device, snapshots of streamed rows left out."""
+    """Memory of a training on its device, without the snapshots that stream rows."""
     chosen, gates, read, written = (
         dictionary.crosscoder, dictionary.gates, dictionary.I, dictionary.O,
     )  # fmt: skip
     B, F = chosen.batch_rows, dictionary.F
     C, A = pairs_of(dictionary, sizes.gpu)[1], dictionary.aux
     batch = dictionary.columns * (1 if dictionary.principal else 2) + 4 * written
-    if dictionary.principal:  # explained variance by site, in all dimensions
+    if dictionary.principal:  # explained variance by site needs all dimensions
         batch += 3 * dictionary.n_out
     copies = 5.0
     if C:
@@ -126,10 +127,10 @@ def on_device(sizes: Sizes, dictionary: Dictionary) -> Terms:
 
 
 def streamed_positions(sizes: Sizes, dictionary: Dictionary) -> float:
-    """Positions that a streamed training sends through every snapshot.
+    """Positions on which a streamed training runs every snapshot.
 
-    A window is computed at each visit, unless it is still held. The mean row of all dimensions
-    costs a pass of its own, unless all windows are held.
+    A window is computed at each visit, unless it is still in memory. The mean row of all dimensions
+    needs an additional pass, unless all windows stay in memory.
     """
     total, chosen = float(sizes.positions), dictionary.crosscoder
     if sizes.windows <= STREAMED_WINDOWS:
@@ -140,14 +141,14 @@ def streamed_positions(sizes: Sizes, dictionary: Dictionary) -> float:
 
 
 def _mean_positions(sizes: Sizes, dictionary: Dictionary) -> float:
-    """Positions that a streamed training sends through every snapshot for the mean row alone."""
+    """Positions on which a streamed training runs every snapshot for the mean row alone."""
     chosen = dictionary.crosscoder
     alone = chosen.basis == "full" and chosen.center and sizes.windows > STREAMED_WINDOWS
     return float(sizes.positions * alone)
 
 
 def train(sizes: Sizes, dictionary: Dictionary) -> Job:
-    """One training of cached rows, of one seed, on as many devices as it has."""
+    """One training, of one seed, on cached rows, on as many devices as its settings ask for."""
     whole, ranks = _train(sizes, dictionary), dictionary.crosscoder.devices
     if ranks == 1:
         return whole
@@ -155,17 +156,17 @@ def train(sizes: Sizes, dictionary: Dictionary) -> Job:
 
 
 def _of_rank(dictionary: Dictionary) -> Dictionary:
-    """What one of a dictionary's ranks holds of it."""
+    """The part of a dictionary that one of its ranks holds."""
     share = {"features": dictionary.F // dictionary.crosscoder.devices}
     return replace(dictionary, crosscoder=dictionary.crosscoder.model_copy(update=share))
 
 
 def _shared(sizes: Sizes, whole: Job, one: Job, ranks: int, messages: float) -> Job:
-    """A job that ranks share, of what it is on one device and what one of them does and holds.
+    """A job that ranks share, from its cost on one device and the cost of one rank.
 
-    All read the same rows, and the disk once: the system keeps them for the others.
+    All ranks read the same rows, but only the first read goes to disk: the system caches them.
     """
-    # Rank 0 alone saves the whole; what all of them begin with is the whole together.
+    # Only rank 0 saves the whole. The initial weights of all ranks together are also one whole.
     once = {"weights as they begin", "full decoders, to save"}
     host = {name: ranks * size for name, size in one.host.items() if name not in once}
     host |= {name: size for name, size in whole.host.items() if name in once}
@@ -177,7 +178,7 @@ def _shared(sizes: Sizes, whole: Job, one: Job, ranks: int, messages: float) -> 
 
 
 def _messages(dictionary: Dictionary) -> float:
-    """Bytes of a step's messages at their largest: what is sent, received, and made of it."""
+    """Largest size in bytes of a step's messages: what is sent and received, and their results."""
     chosen, F, gates = dictionary.crosscoder, dictionary.F, dictionary.gates
     B, aux = chosen.batch_rows, dictionary.aux
     scores = 0.0
@@ -188,15 +189,15 @@ def _messages(dictionary: Dictionary) -> float:
 
 
 def _train(sizes: Sizes, dictionary: Dictionary) -> Job:
-    """The same on one device; of streamed rows, all but what the stream does and holds."""
+    """The same on one device; for streamed rows, without the cost of the stream."""
     chosen, F = dictionary.crosscoder, dictionary.F
     B, A, columns = chosen.batch_rows, dictionary.aux, dictionary.columns
     dense, over = step_flops(dictionary, sizes.gpu, A)
-    judged = len(NORM_GRID) * JUDGED_ROWS / B  # of a step, on a few rows
+    judged = len(NORM_GRID) * JUDGED_ROWS / B  # in steps; each norm is judged on a few rows
     batches = chosen.steps + measured_batches(chosen.activation, chosen.steps)
     steps = batches + judged
-    # A step's elementwise parts: norms, gradients' zeros, Adam, selection. The core reads and
-    # writes the decoder and its moments once.
+    # Elementwise work of a step: norms, zeroing gradients, Adam, selection. The core reads and
+    # writes the decoder and its moments only once.
     passes = 3 if native(dictionary, sizes.gpu) else 6
     moved: float = passes * dictionary.weights + 2 * moments(dictionary)
     moved += 12.0 * B * F * (1 if passes == 3 else dictionary.gates**0.5)
@@ -238,11 +239,11 @@ def _train(sizes: Sizes, dictionary: Dictionary) -> Job:
 def stream(sizes: Sizes, trainings: Sequence[Dictionary]) -> Job:
     """Trainings that share a stream of rows: every snapshot runs once for all of them.
 
-    On several devices each runs a part of the snapshots for all.
+    If there are several devices, each runs a part of the snapshots for all trainings.
 
     Parameters
     ----------
-    trainings : the dictionary of each; seeds of one are the same object.
+    trainings : the dictionary of each training; seeds of one dictionary are the same object.
     """
     whole, ranks = _stream(sizes, trainings), trainings[0].crosscoder.devices
     if ranks == 1:
@@ -250,14 +251,14 @@ def stream(sizes: Sizes, trainings: Sequence[Dictionary]) -> Job:
     shares = {id(each): _of_rank(each) for each in trainings}
     snapshots = -(-trainings[0].snapshots // ranks)
     one = _stream(sizes, [shares[id(each)] for each in trainings], snapshots)
-    # A step's, and what a pass sends and receives of a piece: coordinates, or rows of all sites.
+    # A step's messages, and those of a piece of a pass: coordinates, or rows of all sites.
     sent = max(4.0 * (of.dimensions or 0) if of.principal else 2.0 * of.columns for of in trainings)
     messages = max(3 * sizes.batch * sent, *map(_messages, trainings))
     return _shared(sizes, whole, one, ranks, messages)
 
 
 def _stream(sizes: Sizes, trainings: Sequence[Dictionary], snapshots: int | None = None) -> Job:
-    """The same on one device, or of one rank, which has so many snapshots."""
+    """The same on one device, or on one rank, which runs the given number of snapshots."""
     each = [_train(sizes, dictionary) for dictionary in trainings]
     every = {id(dictionary): dictionary for dictionary in trainings}.values()
     first = trainings[0]
@@ -276,7 +277,7 @@ def _stream(sizes: Sizes, trainings: Sequence[Dictionary], snapshots: int | None
         },
     )
     work = replace(work, products=sum(one.work.products for one in each) + projected)
-    # Trainings take turns: what a step makes is there once, what a training keeps for each.
+    # Trainings take turns: the tensors of a step exist once, the state of each training separately.
     host = _together([one.host for one in each], {"states, to save"}) | of_rows.loading(sizes)
     kept = {"weights", "gradients", "moments", "silent rows"}
     device = _together([one.device for one in each], kept)
@@ -286,7 +287,7 @@ def _stream(sizes: Sizes, trainings: Sequence[Dictionary], snapshots: int | None
     device |= of_rows.streams_memory(
         sizes, columns, snapshots, kept_dimensions, windows, snapshots / first.snapshots
     )
-    if not sizes.gpu:  # a pass and a step take turns; a GPU's allocator may keep what both had
+    if not sizes.gpu:  # passes and steps take turns; a GPU's allocator may keep the memory of both
         passing = [term for term in device if "forward pass" in term]
         stepping = ["batch", "pre-activations", "pairs", "AuxK"]
         smaller = min(passing, stepping, key=lambda terms: sum(device.get(t, 0) for t in terms))
@@ -303,7 +304,7 @@ def _same(dictionary: Dictionary) -> bool:
 
 
 def _projected(sizes: Sizes, trainings: Sequence[Dictionary], positions: float) -> float:
-    """Operations of projecting rows: once for all in the subspace, for hybrids each batch."""
+    """Operations of projecting rows: once for all if in the subspace, per batch for hybrids."""
     rows = positions * any(of.principal for of in trainings)
     for of in trainings:
         chosen = of.crosscoder
@@ -315,13 +316,13 @@ def _projected(sizes: Sizes, trainings: Sequence[Dictionary], positions: float) 
 
 
 def _together(terms: Sequence[Terms], added: set[str]) -> Terms:
-    """The largest of each term; of those that each training has for itself, the sum."""
+    """The largest value of each term; for the terms in `added`, the sum over trainings."""
     names = dict.fromkeys(name for each in terms for name in each)
     values = {name: [each.get(name, 0.0) for each in terms] for name in names}
     return {name: sum(v) if name in added else max(v) for name, v in values.items()}
 
 
 def taken(sizes: Sizes, dictionary: Dictionary) -> Job:
-    """The job that brings a result of a stream into its place."""
+    """The job that moves a result of a stream into place."""
     size = float(dictionary.tensors)
     return Job(Work(read=2 * size, written=size, starts=0.5), base(False)[0])

@@ -1,4 +1,4 @@
-"""What a training reads: its rows as inputs and targets, and the constants that they come with."""
+"""What a training reads: its rows, as inputs and targets, and the constants that belong to them."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from ontogeny.settings import Crosscoder, Settings
 
 
 def varying(paths: RowPaths, sites: list[Site]) -> tuple[list[Site], Tensor]:
-    """Those of N sites whose rows are not all equal, and which they are, (N,) bool.
+    """The sites whose rows are not all equal, and a mask of them, (N,) bool.
 
     Raises
     ------
-    InputError : none of them varies, or as Stacks.
+    InputError : no site varies, or as for Stacks.
     """
     scales = Stacks(paths.activations, sites).scales
     check_varies(sites, scales)
@@ -34,11 +34,11 @@ def varying(paths: RowPaths, sites: list[Site]) -> tuple[list[Site], Tensor]:
 
 
 def spread(tensor: Tensor, there: Tensor, dim: int = 0) -> Tensor:
-    """A tensor of some sites' parts along `dim` as one of all sites, with zeros for the others.
+    """Put some sites' parts along `dim` into a tensor of all sites, with zeros for the others.
 
     Parameters
     ----------
-    there : (N,) bool, the sites that the tensor is of.
+    there : (N,) bool, which sites the tensor covers.
     """
     if there.all():
         return tensor
@@ -55,21 +55,21 @@ class Data:
 
     Parameters
     ----------
-    like : of another crosscoder on the same stream of rows, which then share it and the subspace.
-    peers : that share the stream, if it is made here.
+    like : the data of another crosscoder on the same stream; the stream and subspace are shared.
+    peers : the processes that share the stream, if it is created here.
 
     Attributes
     ----------
     c : the crosscoder's settings. every_input, every_output : its sites.
-    inputs, outputs : the N sites that vary. A training never sees a site that is constant: features
-        are absent there, and `complete` puts it back.
-    sources : the training rows, less the token table where the crosscoder has one: coordinates in
-        the subspace where there is one; activations of the inputs, then, where they differ, of the
-        outputs.
-    space : full, principal or hybrid. subspace : the principal subspace of the inputs that vary, or
+    inputs, outputs : the N sites that vary. A training never sees a constant site: features are
+        absent there, and `complete` adds it again with zeros.
+    sources : the training rows, minus the token table if the crosscoder has one: coordinates in
+        the subspace if there is one; otherwise activations of the inputs and, if they differ, of
+        the outputs.
+    space : full, principal or hybrid. subspace : the principal subspace of the varying inputs, or
         None. U : its (N·D, R) directions on the device, or None.
     scales_in, scales_out : (N,) normalisation constants by site.
-    width : D. tokens : digest of the tokens that the rows are of.
+    width : D. tokens : digest of the tokens that the rows belong to.
 
     Raises
     ------
@@ -117,7 +117,7 @@ class Data:
                 self.subspace = whole.only(inputs)
             self.U, mean = self.subspace.on(device)
             mean = mean.cpu()
-            # Where rows are computed when they are wanted, they are projected here (split).
+            # A hybrid's streamed rows are projected later, in `_split`.
             if c.basis == "principal" or settings.activations.mode == "cached":
                 given = settings, inputs, self.subspace, paths, device, table, stream, peers
                 self.sources = [feed.principal_rows(*given)]
@@ -130,7 +130,7 @@ class Data:
         self._mean_in, self._mean_out = mean[: self._inputs], mean[-n_out:]
 
     def _mean_of(self, rows: Rows, size: int) -> Tensor:
-        """The mean row. Raises InputError if one is not finite."""
+        """The mean row. Raises InputError if a value is not finite."""
         mean = torch.from_numpy(feed.mean_row(rows))
         if not torch.isfinite(mean).all():
             steps = -(-rows.rows // size)
@@ -140,12 +140,12 @@ class Data:
         return mean
 
     def batches(self, size: int, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(x, target) of steps [start, stop), on the device: (size, I), (S, size, D)."""
+        """(x, target) of steps [start, stop) on the device: (size, I), (S, size, D)."""
         for parts in feed.batches(self.sources, size, start, stop, self.device):
             yield self._split(parts)
 
     def stored(self, size: int, step: int) -> Tensor:
-        """The step's rows as they are stored, (size, columns), in the host's memory."""
+        """The rows of a step in the stored type, (size, columns), in host memory."""
         host = torch.device("cpu")
         return next(feed.batches(self.sources[-1:], size, step, step + 1, host))[0].flatten(1)
 
@@ -156,23 +156,23 @@ class Data:
 
     @property
     def stream(self) -> Stream | None:
-        """The stream that its rows come from, where they are streamed."""
+        """The stream that the rows come from, or None if they are not streamed."""
         (source, *_) = self.sources
         return source.stream if isinstance(source, Streamed) else None
 
     @property
     def digest(self) -> str:
-        """Of the tokens, and of the scales, means and token table that their activations have."""
+        """Digest of the tokens, and of the scales, means and token table of their activations."""
         tensors = (self.scales_in, self.scales_out, self._mean_in, self._mean_out)
         table = self._table and xxhash.xxh3_64_hexdigest(self._table.values.data)
         return digest_value([self.tokens, *(t.tolist() for t in tensors), table])
 
     def name_of(self, column: int) -> str:
-        """' of stream.layer/step' for a column of a batch; '' where columns mix the sites."""
+        """' of stream.layer/step' for a column of a batch; '' if columns mix sites."""
         return "" if self.space == "principal" else f" of {self._sites[column // self.width].name}"
 
     def check(self, batch: Tensor, first: int, where: str = "") -> None:
-        """Raise InputError for a batch's first row, counted from `first`, that is not finite."""
+        """Raise InputError for the first row that is not finite; rows are counted from `first`."""
         wrong = (~torch.isfinite(batch)).nonzero()
         if len(wrong):
             row, column = (int(index) for index in wrong[0])
@@ -182,11 +182,13 @@ class Data:
             )
 
     def fault(self, key: str, step: int, stays: str) -> InputError:
-        """What to tell of a step, from 1, whose loss or weights are not finite: rows, site, mend.
+        """An error about a step, counted from 1, whose loss or weights are not finite.
+
+        It names the rows, the site and the remedy.
 
         Parameters
         ----------
-        key : the setting to lower. stays : what to add on the state that is kept.
+        key : the setting to lower. stays : text to add about the state that is kept.
         """
         size, rows = self.c.batch_rows, self.rows
         batch, first = self.stored(size, step - 1), (step - 1) * size % rows
@@ -207,10 +209,10 @@ class Data:
         )
 
     def _split(self, parts: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """(x, target) of a batch of each source."""
+        """(x, target) from one batch of each source."""
         if self.space == "principal":
             return parts[0], parts[0][None]
-        rows = parts[-1]  # (B, N, D), in memory site by site
+        rows = parts[-1]  # (B, N, D), contiguous by site
         if self._shift is not None:
             rows -= self._shift
         blocks = rows.transpose(0, 1)
@@ -220,7 +222,7 @@ class Data:
         if len(parts) > 1:
             return parts[0], blocks
         assert self.U is not None
-        return (rows.flatten(1) @ self.U).half().float(), blocks  # as they would be stored
+        return (rows.flatten(1) @ self.U).half().float(), blocks  # rounded as stored rows are
 
     def explained_by_site(self, out: Out, target: Tensor) -> list[float]:
         """Explained variance of a batch by output site, within the training space."""
@@ -234,7 +236,7 @@ class Data:
         return explained
 
     def constants(self) -> dict[str, Tensor]:
-        """What a crosscoder needs of its data to be used: scales, means, directions, its table."""
+        """What a crosscoder in use needs of its data: scales, means, directions, token table."""
         there_in, there_out = self._there_in, self._there_out
         tensors = {
             "scales_in": spread(self.scales_in, there_in),
@@ -251,7 +253,7 @@ class Data:
         return tensors
 
     def complete(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Trained weights, W_dec as (F, S·D), with zeros where a site is constant."""
+        """Trained weights, W_dec as (F, S·D), with zeros at constant sites."""
         whole = dict(weights)
         if self.space == "full":
             whole["W_enc"] = spread(weights["W_enc"], self._there_in, dim=1)
@@ -262,5 +264,5 @@ class Data:
 
     @property
     def numbers(self) -> list[int]:
-        """Of each output site, its number from 1 among all, those that are constant included."""
+        """The number of each output site, counted from 1 over all sites, constant ones too."""
         return [n for n, there in enumerate(self._there_out.tolist(), start=1) if there]

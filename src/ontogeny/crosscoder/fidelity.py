@@ -3,8 +3,9 @@
     EV^θ = 1 − Σ‖ã − â‖² / Σ‖ã − mean ã‖²     (NaN, an empty cell, where a site is constant)
     loss recovered = 1 − (CE with â spliced in − CE) / (CE with the site mean-ablated − CE)
 
-and beside EV what PCA with as many coefficients reaches, the token table, and the token pair table.
-With a token table of its own a crosscoder reconstructs T[x] and what that leaves, and so does PCA.
+The tables also give EV for three baselines: PCA with as many coefficients, the token table, and the
+token pair table. A crosscoder with a token table reconstructs T[x] plus the residual, and so does
+its PCA baseline.
 """
 
 from __future__ import annotations
@@ -60,16 +61,16 @@ def explained(
 
     Parameters
     ----------
-    keep_rows : so many rows' feature activations are returned.
+    keep_rows : number of rows whose feature activations are returned.
 
     Returns
     -------
-    by site : explained_variance, l0, l0_present (of features whose normalised strength at the
-        site is at least `floor`).
-    by feature : density (share of held-out tokens on which it is active at any site), dead: silent
-        at the end of training, or on all held-out rows.
-    f : feature activations, sparse (keep_rows, F) on the CPU: one, or one for each site where each
-        has its own gate.
+    by site : explained_variance, l0, l0_present (counts only features whose normalised strength at
+        the site is at least `floor`).
+    by feature : density (share of held-out tokens on which it is active at any site), dead (silent
+        at the end of training, or on all held-out rows).
+    f : feature activations, sparse (keep_rows, F) on the CPU: one tensor, or one per site if each
+        site has its own gate.
     """
     inputs, outputs = _held_out(crosscoder, activations)
     device = crosscoder.device
@@ -90,7 +91,7 @@ def explained(
         position = peak.nonzero()[:, 0]
         chosen = Candidates.at(position, len(x), F)
         f = crosscoder.at_sites(peak[position], chosen.feature)  # (P, gates)
-        first = min(len(x), keep_rows - start)  # rows that are kept
+        first = min(len(x), keep_rows - start)  # number of rows to keep
         for n in range(gates) if first > 0 else ():
             open_here = (f[:, n] > 0) & (chosen.token < first)
             where = torch.stack([chosen.token[open_here], chosen.feature[open_here]])
@@ -122,8 +123,9 @@ def explained(
 def pca(settings: Settings, crosscoder: Crosscoder, paths: RowPaths, count: int) -> np.ndarray:
     """Explained variance of the held-out rows by site, (N,), of PCA with `count` components.
 
-    Fitted to training rows: the basis file's leading directions where there is such a file, else
-    to the first rows (they are shuffled); of a crosscoder with a token table to what that leaves.
+    The components are the leading directions of the basis file if there is one; otherwise PCA is
+    fitted to the first training rows, which are shuffled. With a token table, PCA is fitted to the
+    rows minus the table.
     """
     device = crosscoder.device
     _, outputs = _held_out(crosscoder, paths.activations)
@@ -132,7 +134,7 @@ def pca(settings: Settings, crosscoder: Crosscoder, paths: RowPaths, count: int)
         centre = torch.from_numpy(subspace.mean)
         V = torch.from_numpy(subspace.leading(min(count, subspace.dimensions)))
     else:
-        # A site at a time: where rows are streamed, one snapshot is on the device.
+        # One site at a time, so that with streamed rows only one snapshot is on the device.
         parts = []
         for site, scale in zip(outputs.sites, outputs.scales, strict=True):
             table = None
@@ -157,7 +159,7 @@ def pca(settings: Settings, crosscoder: Crosscoder, paths: RowPaths, count: int)
 
 
 def spliced_rows(settings: Settings, data: Tokens, outputs: HeldOut) -> tuple[int, int]:
-    """How many held-out blocks are spliced, and how many held-out rows lie in them."""
+    """The number of held-out blocks that are spliced, and the number of held-out rows in them."""
     first, last = data.splits["held_out"]
     count = min(settings.analysis.spliced_blocks, last - first)
     return count, int((outputs.position[:, 0] < first + count).sum())
@@ -173,16 +175,16 @@ def spliced_losses(
     tokens: str | Path,
     device: torch.device,
 ) -> pd.DataFrame:
-    """Cross-entropy of every output site's model as it is, with â, and with the mean in its place.
+    """Cross-entropy of each output site's model: unchanged, with â, and with the mean in its place.
 
     Parameters
     ----------
-    f : feature activations of the spliced blocks' rows, in text order, as `explained` gives them.
+    f : feature activations on the rows of the spliced blocks, in text order, from `explained`.
 
     Returns
     -------
-    One row per site, as `recovered` makes it. Positions whose activations are not kept (end of
-    text) stay as they are in all three.
+    One row per site, as `recovered` makes it. Positions whose activations are not stored (end of
+    text) are unchanged in all three.
     """
     data = Tokens(tokens)
     _, outputs = _held_out(crosscoder, activations)
@@ -199,7 +201,7 @@ def spliced_losses(
     results = []
 
     def by_block(batch: Tensor) -> np.ndarray:
-        """Cross-entropy of the model as it is now, summed over each block."""
+        """Cross-entropy of the model in its present state, summed over each block."""
         logits = model(input_ids=batch).logits[:, :-1]
         losses = cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none")
         return losses.double().sum(1).cpu().numpy()
@@ -215,7 +217,7 @@ def spliced_losses(
             own_rows = HeldOut(activations, [site], outputs.scales[n : n + 1])
             scale = float(own_rows.scales[0])
             own = torch.from_numpy(own_rows.read(0, rows))[:, 0]
-            if not scale:  # a constant site: its mean is all there is
+            if not scale:  # the mean of a constant site reconstructs it fully
                 raw = HeldOut(activations, [site], np.ones(1, np.float32)).read(0, rows)
                 own, scale = torch.from_numpy(raw)[:, 0], 1.0
             each = f[0] if len(f) == 1 else f[n]
@@ -250,19 +252,19 @@ def recovered(
 
     Parameters
     ----------
-    loss, spliced, ablated : (blocks,) cross-entropy, summed over a block's `tokens` tokens: of the
-        model as it is, with â, with the mean.
+    loss, spliced, ablated : (blocks,) cross-entropy, summed over the `tokens` tokens of a block,
+        of the unchanged model, with â, and with the mean.
 
     Returns
     -------
-    loss, loss_spliced, loss_ablated : nats per token. loss_recovered; its _low and _high are the
-    2.5% and 97.5% quantiles.
+    loss, loss_spliced, loss_ablated : nats per token. loss_recovered, with its 2.5% and 97.5%
+    quantiles as _low and _high.
     """
     blocks, analysis = len(loss), settings.analysis
     rng = np.random.default_rng(analysis.seed)
     times = rng.multinomial(blocks, np.full(blocks, 1 / blocks), analysis.bootstrap)
     lost, damage = spliced - loss, ablated - loss
-    with np.errstate(divide="ignore", invalid="ignore"):  # ablation may change nothing
+    with np.errstate(divide="ignore", invalid="ignore"):  # ablation may have no effect
         low, high = np.quantile(1 - (times @ lost) / (times @ damage), [0.025, 0.975])
         whole = 1 - lost.sum() / damage.sum()
     means = [float(each.mean() / tokens) for each in (loss, spliced, ablated)]
@@ -285,9 +287,9 @@ def measure(
 
     Parameters
     ----------
-    crosscoder : folder. paths : where its rows lie, snapshots and tokens included.
-    sites_table : CSV; snapshot_index, step, layer, stream, then the measures.
-    features_table : Parquet; feature, density, dead.
+    crosscoder : folder. paths : of its rows, including snapshots and tokens.
+    sites_table : CSV with snapshot_index, step, layer, stream, then the measures.
+    features_table : Parquet with feature, density, dead.
     """
     device = devices.choose(settings.device)
     trained = Crosscoder.load(crosscoder, device)

@@ -1,8 +1,8 @@
-"""Starting the ranks of trainings on this machine, and ending as they end (ranks.py).
+"""Starting the ranks of trainings on this machine, and ending them (ranks.py).
 
-torch's elastic launcher starts one process per rank, watches all, and ends the others when one has
-failed or been killed, or when it is told to end itself. What failed is told once: the ranks that
-then miss a message of the one that failed wait to be ended.
+torch's elastic launcher starts one process per rank and watches all of them. It ends the others if
+one has failed or was killed, or if it is asked to stop. A failure is reported once: ranks that
+then wait in vain for a message of the failed one are ended.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ontogeny.files import InputError
 from ontogeny.peers import PeerLost
 from ontogeny.settings import Settings
 
-PATIENCE = 10.0  # seconds that a rank without its peers waits to be ended
+PATIENCE = 10.0  # seconds that a rank waits to be ended after it has lost its peers
 INTERFACE = "GLOO_SOCKET_IFNAME"
 
 
@@ -43,10 +43,10 @@ INTERFACE = "GLOO_SOCKET_IFNAME"
 def _rank(
     work: Callable[..., None], settings: Settings, threads: int, arguments: tuple[Any, ...]
 ) -> None:
-    """What each process does."""
+    """The work of each process."""
     devices.use_threads(threads)
     devices.keep_memory()
-    tqdm.set_lock(threading.RLock())  # its own is a semaphore that a killed process leaves behind
+    tqdm.set_lock(threading.RLock())  # a killed process would leak tqdm's semaphore
     if devices.choose(settings.device).type == "cuda":
         gpu = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(gpu)
@@ -65,18 +65,18 @@ def _rank(
 
 
 def on_devices(work: Callable[..., None], settings: Settings, size: int, *arguments: Any) -> None:
-    """Do some work in this process, or on several ranks, which share its threads.
+    """Do some work in this process, or on several ranks, which share the threads of this process.
 
     Parameters
     ----------
-    work : called as work(settings, *arguments, ranks): train.train, stream.train or basis.make; in
-        this process without ranks.
+    work : called as work(settings, *arguments, ranks): train.train, stream.train or basis.make;
+        with one rank, in this process.
     size : number of ranks.
 
     Raises
     ------
-    InputError : as for the work; there are fewer GPUs than ranks.
-    SystemExit : a rank failed or was killed, which is told on stderr; this process was.
+    InputError : raised by the work, or there are fewer GPUs than ranks.
+    SystemExit : a rank failed or was killed, which is reported on stderr; or this process was.
     """
     if size == 1:
         return work(settings, *arguments)
@@ -89,7 +89,7 @@ def on_devices(work: Callable[..., None], settings: Settings, size: int, *argume
     loopback = next((n for _, n in socket.if_nameindex() if n in ("lo", "lo0")), None)
     if loopback is not None:
         os.environ.setdefault(INTERFACE, loopback)
-    logging.disable()  # the launcher's own account of what is told below
+    logging.disable()  # the launcher would report again what is reported below
     try:
         with tempfile.TemporaryDirectory() as logs:
             config = LaunchConfig(
@@ -115,7 +115,7 @@ def on_devices(work: Callable[..., None], settings: Settings, size: int, *argume
 
 
 def _tell(rank: int, failure: ProcessFailure, size: int) -> None:
-    """Say how a rank ended, and end as it did."""
+    """Report how a rank ended, and end this process in the same way."""
     message = failure.error_file_data.get("message")
     if isinstance(message, dict):
         kind, _, text = message["message"].partition(": ")

@@ -1,9 +1,9 @@
-"""The training losses and their gradients, written out: one function of tensors each.
+"""The training losses and their gradients, written out: one function on tensors for each.
 
-    B tokens of a batch   F features   G gates of a feature: one, or one for each site   K active
-    N sites   S blocks of the decoder, D wide: the sites, or one for all in a principal subspace
+    B tokens of a batch   F features   G gates per feature: one, or one per site   K active
+    N sites   S blocks of the decoder, D wide: the sites, or one block in a principal subspace
 
-Every loss is the mean over tokens and sites of ‖ã − â‖², plus what makes it sparse:
+Every loss is the mean over tokens and sites of ‖ã − â‖², plus a term or rule that makes it sparse:
 
     batch_topk  keeps the B·K·G largest h·r of a batch (Bussmann et al. 2024, arXiv 2412.06410),
                 with AuxK (Gao et al. 2024, 2406.04093)
@@ -13,20 +13,20 @@ Every loss is the mean over tokens and sites of ‖ã − â‖², plus what mak
     relu        λ Σ_i of the mean of f_i r_i (Lindsey et al. 2024), which shrinks norms (Minder et
                 al. 2025, arXiv 2504.02922): a baseline
 
-With E = â − ã and c = 2/(B·N), the gradients that all share are, over the pairs that act alone:
+With E = â − ã and c = 2/(B·N), all losses have these gradients, summed over active pairs only:
 
     ∂L/∂W_dec = c fᵀ E      ∂L/∂b_dec = c Σ_b E      ∂L/∂f = c E W_decᵀ + (penalty's)
     ∂L/∂W_enc = dhᵀ x       ∂L/∂b_enc = Σ_b dh       dh = Σ over gates of ∂L/∂f · gate
 
 Each function is one graph for the compiler, without host syncs, and writes its gradients into
-buffers that live as long as the training. reference.py has the same again in float64, core.cpp in
-C++ for a CPU. All take
+buffers that exist as long as the training. reference.py repeats the losses in float64, and core.cpp
+in C++ for a CPU. All functions take
 
     W, G        the weights (model.py), and buffers for their gradients
     x, target   (B, I), (S, B, D)
     sites       N. per_site : whether each site has its own gate
     ranks       this process among those that share the features (ranks.py). F is then its share,
-                but for `Out.fired`, and what is reported is of all
+                except in `Out.fired`; what is reported covers all features
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ from ontogeny.crosscoder import pairs
 from ontogeny.crosscoder.model import Weights, gate_norms, pre_activations
 from ontogeny.crosscoder.ranks import Ranks
 
-OMEGA_0 = {"pooled": 0.01, "per_snapshot": 0.03}  # by the penalty
+OMEGA_0 = {"pooled": 0.01, "per_snapshot": 0.03}  # by the setting `penalty`
 TANH_SCALE = 4.0
 ALONE = Ranks()
 
 
 class Out(NamedTuple):
-    """What a step reports; all on the device."""
+    """What a step reports; every tensor is on the device."""
 
     loss: Tensor  # ()
-    errors: Tensor  # (S,) mean over tokens of a block's ‖ã − â‖²
-    l0: Tensor  # () mean active features of a token at a site
+    errors: Tensor  # (S,) a block's ‖ã − â‖², mean over tokens
+    l0: Tensor  # () mean number of active features per token and site
     fired: Tensor  # (F,) whether active anywhere in the batch
     cut: Tensor  # () smallest kept score (batch_topk)
     residual: Tensor | None = None  # (S, B, D) E = â − ã
-    full: Tensor | None = None  # () whether candidates may have been left out for want of room
+    full: Tensor | None = None  # () whether candidates may be missing for lack of room
 
 
 def _residual(
@@ -67,11 +67,11 @@ def _residual(
     ranks: Ranks,
     more: Sequence[Tensor] = (),
 ) -> tuple[Out, Tensor, Sequence[Tensor]]:
-    """E, what is reported of it and of f; and `more`, summed over ranks in the same message.
+    """E, its report and that of f; and `more`, summed over ranks in the same message.
 
     Parameters
     ----------
-    decoded : (S, B, D). active : (F, G) active tokens of this rank's features.
+    decoded : (S, B, D). active : (F, G) number of tokens on which this rank's features are active.
     """
     blocks, tokens, width = decoded.shape
     gates = active.shape[1]
@@ -94,11 +94,12 @@ def _gradients(
     sites: int,
     refitted: Tensor | None = None,
 ) -> None:
-    """Set G's encoder, decoder and biases from ∂L/∂f.
+    """Write the gradients of encoder, decoder and biases into G, from ∂L/∂f.
 
     Parameters
     ----------
-    f : (P, G). df : (P, G). refitted : (P, G) f, and h where a gate is shut that is to be refitted.
+    f : (P, G). df : (P, G).
+    refitted : (P, G) f, with h in place of f at closed gates that are refitted.
     """
     c = 2 / (len(x) * sites)
     dh = torch.where(f > 0, df, 0.0).sum(1)
@@ -109,7 +110,7 @@ def _gradients(
 
 
 def _of_gates(acting: pairs.Candidates, E: Tensor, W_dec: Tensor, f: Tensor) -> Tensor:
-    """E W_decᵀ, (P, G): with one gate its sum over blocks."""
+    """E W_decᵀ, (P, G); if there is one gate, summed over blocks."""
     df = acting.gradient(E, W_dec, f)
     return df if f.shape[1] > 1 else df.sum(1, keepdim=True)
 
@@ -133,9 +134,9 @@ def batch_topk(
 
     Parameters
     ----------
-    dead : (A,) features longest silent, of this rank. is_dead : (A,) bool, those that count as
-        dead. A = 0 leaves AuxK out.
-    count : scores to keep, B·K·G. aux_k : the most dead features of a token that AuxK trains.
+    dead : (A,) this rank's features that were silent longest. is_dead : (A,) bool, which of them
+        count as dead. A = 0 turns AuxK off.
+    count : number of scores to keep, B·K·G. aux_k : most dead features per token that AuxK trains.
     """
     c = 2 / (len(x) * sites)
     h = pre_activations(x, W.W_enc, W.b_enc)
@@ -150,7 +151,7 @@ def batch_topk(
         out, E, _ = _residual(decoded, active, W, target, sites, ranks)
         _gradients(kept, G, x, f, c * _of_gates(kept, E, W.W_dec, f), E, sites)
         return out._replace(cut=cut, full=full)
-    # What the living leave over, from the dead alone: at most aux_k of them for each token.
+    # Dead features alone reconstruct the living ones' error: at most aux_k of them for each token.
     if best.shape[1] > aux_k:
         best = torch.topk(best, aux_k, dim=1, sorted=False).values
     f_dead = h_dead * (h_dead >= best.amin(1, keepdim=True))
@@ -187,14 +188,14 @@ def jumprelu(
     """JumpReLU with the tanh-quad penalty.
 
     The gradient of τ = log t is the straight-through estimate −(t/ε) Σ ∂L/∂f over all pairs with
-    |h·r − t| < ε/2 and h·r > 0, active or not; it is estimated from some tokens.
+    |h·r − t| < ε/2 and h·r > 0, active or not. It is estimated from a sample of the tokens.
 
     Parameters
     ----------
-    sparsity : () λ at this step. sample : (M,) tokens that the threshold's gradient is taken from.
+    sparsity : () λ at this step. sample : (M,) tokens from which the threshold's gradient is taken.
     penalty : pooled [paper], or per_snapshot. bandwidth : ε.
-    refit : whether a decoder whose gate is shut at a site, while another of the feature is open,
-        learns from what the open ones' h would add there: c·h(E + h W_dec).
+    refit : whether a decoder also learns at sites where its gate is closed while another gate of
+        the feature is open. Its gradient is that of adding h there: c·h(E + h W_dec).
     """
     tokens, c = len(x), 2 / (len(x) * sites)
     h = pre_activations(x, W.W_enc, W.b_enc)
@@ -228,8 +229,9 @@ def jumprelu(
     _gradients(acting, G, x, f, df, E, sites, refitted)
     G.W_dec.add_(per_norm[:, :, None] * W.W_dec)
 
-    # The threshold's gradient: dense over the sampled tokens, a few blocks at a time; but of the
-    # penalty's slope, 1 − tanh² where a gate is open and 1 elsewhere, the tanh is the candidates'.
+    # The threshold's gradient is dense over the sampled tokens, computed a few blocks at a time.
+    # The penalty's slope is 1 − tanh² at open gates and 1 elsewhere; the tanh part needs candidates
+    # only.
     chosen = torch.zeros_like(x[:, 0]).index_fill(0, sample, 1.0)[acting.token, None]
     near = _near(score, t[acting.feature, None], bandwidth)
     opened = acting.sums(chosen * near * squashed.square())  # (F, G)
@@ -265,7 +267,7 @@ def relu(
     sites: int,
     ranks: Ranks = ALONE,
 ) -> Out:
-    """ReLU with L1 on f·r. Dense: most features act. sparsity : () λ at this step."""
+    """ReLU with L1 on f·r. The step is dense, since most features act. sparsity : () λ."""
     c = 2 / (len(x) * sites)
     f = pre_activations(x, W.W_enc, W.b_enc).relu()
     r = gate_norms(W.W_dec, sites, per_site=True)

@@ -1,12 +1,12 @@
-"""A crosscoder's weights, and what they mean.
+"""A crosscoder's weights, and how they are used.
 
 Legend of tensor letters, here and in losses.py:
 
     B tokens of a batch   N sites   D width   F features   K active
-    G gates of a feature: one, or one for each site
+    G gates per feature: one, or one per site
     R dimensions of a principal subspace
     I columns of an input: N·D of the input sites, or R
-    S blocks of an output, its sites, or one of R columns
+    S blocks of an output: its sites, or one block of R columns
 
 The equations (method.md 3; Ge et al. 2025, arXiv 2509.17196), for normalised activations ã:
 
@@ -15,7 +15,7 @@ The equations (method.md 3; Ge et al. 2025, arXiv 2509.17196), for normalised ac
     f = h · 1[h·r > t]                  (B, F, N)   gate per site; per feature: (B, F), r over all
     â = Σ_i f_i W_dec,i + b_dec         (B, N, D)
 
-With a token table T, (N, M + 1, D), of M tokens and all others, ã − T[x] takes the place of ã in h,
+With a token table T, (N, M + 1, D), for M tokens and all others together, ã − T[x] replaces ã in h,
 and T[x] is added to â.
 
 A crosscoder is trained in one of three spaces (`basis`):
@@ -53,13 +53,13 @@ Ids = Tensor | np.ndarray | None  # the token of each row
 
 @dataclass
 class Weights:
-    """The trained tensors, in the space that training happens in."""
+    """The trained tensors, in the space in which training happens."""
 
-    W_enc: Tensor  # (F, I), features first as in the decoder
+    W_enc: Tensor  # (F, I), with features first as in the decoder
     b_enc: Tensor  # (F,)
-    W_dec: Tensor  # (F, S, D), in memory block by block: a step goes through them in turn
+    W_dec: Tensor  # (F, S, D), contiguous by block, since a step goes through the blocks in turn
     b_dec: Tensor  # (S·D,)
-    log_threshold: Tensor  # (F,) τ = log t; trained by jumprelu alone
+    log_threshold: Tensor  # (F,) τ = log t; trained only by jumprelu
 
     def named(self) -> dict[str, Tensor]:
         """The tensors by name."""
@@ -72,7 +72,7 @@ def pre_activations(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> Tensor:
 
 
 def gate_norms(W_dec: Tensor, sites: int, per_site: bool) -> Tensor:
-    """What a gate multiplies h by: r, (F, N), or its root mean square over sites, (F, 1).
+    """The factor of h in a gate: r, (F, N), or its root mean square over sites, (F, 1).
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def gate_norms(W_dec: Tensor, sites: int, per_site: bool) -> Tensor:
 
 
 def by_block(W_dec: Tensor) -> Tensor:
-    """The same (F, S, D), in memory block by block."""
+    """The same tensor (F, S, D), contiguous by block."""
     return W_dec.transpose(0, 1).clone(memory_format=torch.contiguous_format).transpose(0, 1)
 
 
@@ -100,13 +100,13 @@ def initial(
 ) -> Weights:
     """Weights before training: the encoder equals the decoder, whose rows have norm √N.
 
-    Each feature has one random direction, alike at every site; train.py chooses the norm.
+    Each feature has one random direction, the same at every site; train.py chooses the norm.
 
     Parameters
     ----------
     space : full, principal or hybrid. inputs, outputs : numbers of sites.
     basis : (N·D, R) principal directions, or None for all dimensions.
-    share : which of the features to return.
+    share : the features to return.
     """
     generator = torch.Generator().manual_seed(seed)
     unit = torch.randn(features, width, generator=generator)
@@ -114,7 +114,7 @@ def initial(
     unit = unit[share]
     if basis is None:
         W_in = unit.repeat(1, inputs)
-    else:  # the repeated rows times the basis, without the repeated rows
+    else:  # the product of the repeated rows and the basis, without repeating the rows
         W_in = unit @ basis.unflatten(0, (inputs, width)).sum(0).cpu()
     W_dec = W_in[:, None] if space == "principal" else unit[:, None].expand(-1, outputs, -1)
     return Weights(
@@ -129,11 +129,11 @@ def initial(
 def random_directions(
     weights: Weights, seed: int, features: int, norm: Tensor, share: slice = EVERY
 ) -> Weights:
-    """The same with each decoder row in a random direction of the whole training space.
+    """Replace each decoder row by a random direction of the whole training space.
 
     Parameters
     ----------
-    weights : of a share of the features. features : F. norm : of the decoders of all of them.
+    weights : of a share of the features. features : F. norm : of all features' decoders together.
     """
     generator = torch.Generator().manual_seed(seed)
     shape = weights.W_dec.shape
@@ -146,7 +146,7 @@ def random_directions(
 
 @dataclass(frozen=True)
 class Description:
-    """All that is needed to use a crosscoder besides its tensors; kept as config.json."""
+    """Everything except the tensors that is needed to use a crosscoder; saved as config.json."""
 
     activation: str
     gate: str
@@ -158,7 +158,7 @@ class Description:
     basis: str
     """full, principal or hybrid."""
     threshold: float
-    """batch_topk's gate at inference; 0 for the others."""
+    """The gate of batch_topk at inference; 0 for the other activations."""
     seed: int
     settings: dict[str, Any]
     """The crosscoder's section of the configuration."""
@@ -167,15 +167,16 @@ class Description:
     ontogeny: str
     torch: str
     token_table: bool = False
-    """Whether it has a token table: its features are of what that leaves."""
+    """Whether it has a token table: its features then describe activations minus the table."""
 
 
 class TokenTable:
-    """T[x] of a crosscoder's sites in normalised units, or 0 where it has no token table.
+    """T[x] at a crosscoder's sites in normalised units, or 0 if it has no token table.
 
     Parameters
     ----------
-    token : (M,) ids with an entry, or None. values : (N, M + 1, D); the last is all others'.
+    token : (M,) ids with an entry, or None. values : (N, M + 1, D); the last entry is for all
+        others.
     """
 
     def __init__(self, token: Tensor | None, values: Tensor | None) -> None:
@@ -188,7 +189,7 @@ class TokenTable:
 
         Raises
         ------
-        ValueError : there is a table, and no ids.
+        ValueError : there is a table, but no ids are given.
         """
         if self._entry is None or self._values is None:
             return 0.0
@@ -209,17 +210,18 @@ class TokenTable:
 
 
 class Crosscoder:
-    """A trained crosscoder in use, in all N·D dimensions whatever space it was trained in.
+    """A trained crosscoder for use, in all N·D dimensions whatever space it was trained in.
 
     Attributes
     ----------
-    about : the description. weights : those that were trained, W_dec as (F, S·D).
-    W_dec : (F, N, D) full decoders, made when they are first asked for. b_dec : (N, D). Both in
-        normalised units. device : where the tensors lie.
-    table : T[x] of tokens, 0 where there is no token table.
-    scales : (N_in,) and (N_out,) dataset-wise normalisation constants: √D over the mean norm of
-        rows, less their mean or as they are (activations.scale), or less the token table. 0 of a
-        site that is constant, where features are absent: its rows, decoders and b_dec are 0.
+    about : the description. weights : as trained, with W_dec as (F, S·D).
+    W_dec : (F, N, D) full decoders, computed at first use. b_dec : (N, D). Both are in normalised
+        units. device : of the tensors.
+    table : T[x] of tokens; 0 if there is no token table.
+    scales : (N_in,) and (N_out,) dataset-wise normalisation constants: √D over the mean norm of the
+        rows, which are centred or not (activations.scale), or have the token table subtracted. The
+        constant of a constant site is 0; features are absent there, and its rows, decoders and
+        b_dec are 0.
     """
 
     def __init__(self, about: Description, tensors: dict[str, Tensor]) -> None:
@@ -227,10 +229,10 @@ class Crosscoder:
         self.weights = Weights(**{n: tensors[n] for n in Weights.__dataclass_fields__})
         self.scales_in = tensors["scales_in"]
         self.scales_out = tensors["scales_out"]
-        self._mean = tensors["mean_in"]  # (I,) before any basis
+        self._mean = tensors["mean_in"]  # (I,) in the space before any basis
         self._basis = tensors.get("basis")  # (N·D, R)
         b = self.weights.b_dec
-        self._turned = self._basis if about.basis == "principal" else None  # of the decoders
+        self._turned = self._basis if about.basis == "principal" else None  # rotates the decoders
         if self._turned is not None:
             b = b @ self._turned.T
         self._shape = (len(about.outputs), about.width)
@@ -245,7 +247,7 @@ class Crosscoder:
         return self.decoders(EVERY)
 
     def decoders(self, features: slice | np.ndarray) -> Tensor:
-        """(F', N, D): the full decoders of some features; no others are made."""
+        """(F', N, D): the full decoders of some features, without computing any others."""
         chosen = torch.tensor(features) if isinstance(features, np.ndarray) else features
         W = self.weights.W_dec[chosen]
         if self._turned is not None:
@@ -268,7 +270,7 @@ class Crosscoder:
 
     @property
     def _trained_rows(self) -> int:
-        """Rows that it was trained on; 0 of one from elsewhere, which does not say."""
+        """Number of rows that it was trained on; 0 if an imported crosscoder does not say."""
         settings = self.about.settings
         return int(settings.get("steps", 0) * settings.get("batch_rows", 0))
 
@@ -281,7 +283,7 @@ class Crosscoder:
 
     @property
     def divisors(self) -> Tensor:
-        """(N,) what brings a decoder to the model's units: the output's scales, 1 where 0."""
+        """(N,) divisors that bring a decoder to the model's units: the output scales, 1 for 0."""
         return torch.where(self.scales_out > 0, self.scales_out, 1.0)
 
     def _gate_norms(self) -> Tensor:
@@ -305,11 +307,11 @@ class Crosscoder:
 
         Parameters
         ----------
-        ids : (B,) the token of each row; needed with a token table, else without meaning.
+        ids : (B,) the token of each row; required if there is a token table, otherwise ignored.
 
         Returns
         -------
-        (B, F) where one gate serves all sites, (B, F, N_out) where each site has its own.
+        (B, F) if one gate serves all sites, (B, F, N_out) if each site has its own.
         """
         h = self.pre_activations(activations, ids)
         if self.about.activation == "relu":
@@ -319,9 +321,9 @@ class Crosscoder:
 
     @torch.no_grad()
     def encode_peak(self, activations: Tensor, ids: Ids = None) -> Tensor:
-        """The largest of each feature's activations over sites, (B, F), of what `encode` takes.
+        """The largest activation of each feature over sites, (B, F); arguments as for `encode`.
 
-        It is the one at the feature's largest norm, which lets through whatever any other does.
+        It is the activation at the site of the feature's largest norm, whose gate opens first.
         """
         if self.about.activation == "relu":
             return self.encode(activations, ids)
@@ -330,7 +332,7 @@ class Crosscoder:
 
     @torch.no_grad()
     def at_sites(self, f: Tensor, feature: Tensor) -> Tensor:
-        """Activations at every site, (P, N_out), or (P, 1) where one gate serves all.
+        """Activations at every site, (P, N_out), or (P, 1) if one gate serves all.
 
         Parameters
         ----------
@@ -364,9 +366,9 @@ class Crosscoder:
         return torch.einsum("bfn,fnd->bnd", f, self.W_dec) + rest
 
     def decode_pairs(self, active: Candidates, f: Tensor) -> Tensor:
-        """(B, N, D): what active features write, without b_dec and token table; from f (P, G).
+        """(B, N, D): what active features write, without b_dec and token table, from f (P, G).
 
-        In a subspace no full decoder is made.
+        In a subspace, no full decoders are computed.
         """
         if self._turned is None:
             return active.decode(f, self.W_dec).transpose(0, 1)
@@ -374,7 +376,7 @@ class Crosscoder:
         return (y @ self._turned.T).unflatten(1, self._shape)
 
     def save(self, folder: str | Path) -> None:
-        """Write config.json and crosscoder.safetensors, each whole or not at all."""
+        """Write config.json and crosscoder.safetensors, each atomically."""
         folder = Path(folder)
         with whole(folder / "crosscoder.safetensors") as draft:
             save_file({k: v.detach().contiguous().cpu() for k, v in self._tensors.items()}, draft)
@@ -386,7 +388,7 @@ class Crosscoder:
 
         Raises
         ------
-        InputError : files missing, damaged, or of another version.
+        InputError : files are missing, damaged, or of another version.
         """
         try:
             about = Description(**json.loads((Path(folder) / "config.json").read_text()))

@@ -1,13 +1,13 @@
-"""The training step's pairs in C++ (core.cpp): built at first use, loaded, and called as a loss.
+"""The pairs of a training step in C++ (core.cpp): built at first use, loaded, called like a loss.
 
-`core.cpp` is compiled by torch.utils.cpp_extension into a library of operators, which is kept in
+`core.cpp` is compiled by torch.utils.cpp_extension into a library of operators. It is kept in
 torch's cache of extensions under a digest of its source, of the compiler's flags and of the
-versions that it was built with. Where that cannot be, a line says so once and the same losses run
+versions that it was built with. If it cannot be built, one line says so and the same losses run
 in PyTorch (losses.py).
 
-It serves a training of one process on a CPU, in the full or the hybrid space, of jumprelu or of
-batch_topk without AuxK. Adam moves each row of the decoder as soon as its gradient is known, while
-the row is still in the cache, so that a gradient of the whole decoder never exists.
+It serves trainings with one process on a CPU, in the full or the hybrid space, with jumprelu or
+with batch_topk without AuxK. Adam updates each row of the decoder as soon as its gradient is known,
+while the row is still in the cache, so that the gradient of the whole decoder never exists.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _flags() -> list[str]:
 
     Raises
     ------
-    OSError : it is none that the core is made for.
+    OSError : the core does not support this processor.
     """
     capability = torch.backends.cpu.get_cpu_capability()
     if platform.machine() in ("x86_64", "AMD64") and capability not in VECTORS:
@@ -54,7 +54,7 @@ def _flags() -> list[str]:
 
 
 def _cached(flags: list[str]) -> Path:
-    """Where the library is kept: its name is a digest of all that it is made from."""
+    """Path of the library; its name is a digest of everything that it is built from."""
     made_from = [SOURCE.read_text(), *flags, torch.__version__, platform.platform()]
     digest = hashlib.sha256("\n".join(made_from).encode()).hexdigest()[:16]
     root = os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()
@@ -82,7 +82,7 @@ def library() -> Any:
 
 
 def _loaded(kept: Path) -> bool:
-    """Load a library that was built before, unless there is none, or none that can be loaded."""
+    """Load a library that was built before; False if there is none or it cannot be loaded."""
     try:
         torch.ops.load_library(str(kept))
     except OSError:
@@ -103,19 +103,19 @@ def _build(kept: Path, flags: list[str]) -> None:
             build_directory=folder,
             is_python_module=False,
         )
-        # torch adds a number to a name that this process has tried to build before.
+        # torch adds a number to the name of a library that this process has tried to build before.
         next(Path(folder).glob("*.so")).replace(kept)
 
 
 def serves(c: Crosscoder, device: torch.device, ranks: int) -> bool:
-    """Whether a training's losses are of those that the core has."""
+    """Whether the core has the losses of a training."""
     if device.type != "cpu" or ranks > 1 or c.basis == "principal":
         return False
     return c.activation == "jumprelu" or (c.activation == "batch_topk" and not c.aux)
 
 
 class Core:
-    """The loss and gradients of a step, and Adam of its decoder.
+    """The loss and gradients of a step, and the decoder's Adam update.
 
     Parameters
     ----------
@@ -124,8 +124,8 @@ class Core:
 
     def __init__(self, operators: Any, c: Crosscoder, sites: int) -> None:
         self._operators, self._c, self._sites = operators, c, sites
-        self._r = torch.zeros(0)  # (S, F) norms of the decoder's rows, as a step leaves them
-        self._seen = -1  # version of the decoder that they are of
+        self._r = torch.zeros(0)  # (S, F) norms of the decoder's rows after the last step
+        self._seen = -1  # version of the decoder that they belong to
         self._cut = -1.0
 
     def __call__(
@@ -145,10 +145,11 @@ class Core:
 
         Parameters
         ----------
-        W, G : the weights, and buffers for the gradients; the decoder's may be empty.
+        W, G : the weights, and buffers for the gradients; the decoder's buffer may be empty.
         x, target : (B, I), (S, B, D). sparsity : λ. sample, count : as in losses.py.
-        backward : whether gradients are wanted.
-        moments, rates : of the decoder, (F, S, D) and as optimizer.corrected; None leaves it.
+        backward : whether to compute gradients.
+        moments, rates : of the decoder, (F, S, D) and from optimizer.corrected; None does not
+            update it.
         """
         c, core, tokens = self._c, self._operators, len(x)
         W_dec = W.W_dec.transpose(0, 1)

@@ -1,14 +1,14 @@
-"""Adam [paper: β₁ 0.9, β₂ 0.999], one compiled graph for all weights, its moments kept small.
+"""Adam [paper: β₁ 0.9, β₂ 0.999], one compiled graph for all weights, with compact moments.
 
     m ← β₁ m + (1 − β₁) g        v ← β₂ v + (1 − β₂) g²
     w ← w − η · m̂ / (√v̂ + ε),    m̂ = m / (1 − β₁ᵗ),  v̂ = v / (1 − β₂ᵗ)
 
-moments: float32    m and v in float32: plain Adam, 8 bytes a weight
-         compact    m in bfloat16, and of a matrix one v a row, the mean of g² over it (Adam-mini,
-               arXiv 2406.16793): 2 bytes a weight. A row is a feature here, of the decoder a
-               feature at a site, so that its step does not depend on the axes of the space it is in
+moments: float32    m and v in float32: plain Adam, 8 bytes per weight
+         compact    m in bfloat16, and for a matrix one v per row, the mean of g² over it
+              (Adam-mini, arXiv 2406.16793): 2 bytes per weight. A row is a feature, or in the
+              decoder a feature at a site, so a step does not depend on the axes of its space
 
-Weights are float32 always.
+Weights are always float32.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _update(
 ) -> None:
     """One step, in place.
 
-    rate : () η / (1 − β₁ᵗ). correction : () 1 / (1 − β₂ᵗ). shares : of η, for each weight.
+    rate : () η / (1 − β₁ᵗ). correction : () 1 / (1 − β₂ᵗ). shares : factor of η for each weight.
     """
     for w, g, m, v, share in zip(weights, gradients, first, second, shares, strict=True):
         fresh = torch.lerp(g, m.to(g.dtype), BETAS[0])
@@ -49,17 +49,17 @@ def _update(
 
 
 class Adam:
-    """Adam over weights with gradients in given buffers.
+    """Adam over weights whose gradients are in given buffers.
 
     Parameters
     ----------
-    weights, gradients : tensors of the same shapes. shares : of the rate, for each.
-    moments : float32 or compact. apart : a weight that another than `step` moves, or None.
+    weights, gradients : tensors of the same shapes. shares : factor of the rate for each.
+    moments : float32 or compact. apart : a weight that `step` does not update, or None.
 
     Attributes
     ----------
-    weights : those that are trained. first, second : the moments, m and v, of each.
-    bytes_per_parameter : of weights, gradients and moments together.
+    weights : the trained ones. first, second : the moments m and v of each.
+    bytes_per_parameter : for weights, gradients and moments together.
     """
 
     def __init__(

@@ -1,18 +1,18 @@
-"""The candidates of a batch, pairs of a token and a feature, and the products of a step over them.
+"""The candidates of a batch, which are pairs of a token and a feature, and a step's products.
 
-A candidate is a pair at which some gate of the feature is open; with G gates a feature its
-activations there are f (G,), of which some are 0. A step needs four products over candidates:
+A candidate is a pair with at least one open gate. If a feature has G gates, its activations at the
+pair are f (G,), some of which may be 0. A step needs four products over candidates:
 
     decode            f W_dec          for each block of the decoder, (S, B, D)
     gradient          E W_decᵀ         the gradient of f
     decoder_gradient  fᵀ E
     encoder_gradient  dhᵀ x            dh is summed over gates first: one value per candidate
 
-Each is a sum of rows of a matrix over the candidates of a token or of a feature, which are sorted
-for it; so no product needs atomic additions, and no tensor of tokens × features × sites exists. On
-a CPU the number of candidates is that of the batch, and scipy and NumPy serve where they are
-faster. Elsewhere shapes are fixed: `room` candidates are looked at, open or not, and the host never
-waits for the device. Letters as in model.py.
+Each product is a sum of matrix rows over the candidates of a token or of a feature. Candidates are
+sorted for it, so that no product needs atomic additions, and no tensor of tokens × features × sites
+exists. On a CPU the number of candidates is that of the batch, and scipy and NumPy are used where
+they are faster. On other devices shapes are fixed: `room` candidates are processed, open or not,
+and the host never waits for the device. Letters as in model.py.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 with warnings.catch_warnings():
-    # The first CSR tensor of a process makes torch say that they are in beta; no user's business.
+    # At the first CSR tensor of a process torch warns that they are in beta; users need not know.
     warnings.simplefilter("ignore")
     torch.sparse_csr_tensor([0, 0], [], torch.zeros(0), (1, 1), check_invariants=False)
 
 
 def of_any_size(device: torch.device) -> bool:
-    """Whether the number of candidates may be the batch's own: where the host need not wait."""
+    """Whether the number of candidates may vary by batch: only if the host need not wait for it."""
     return device.type == "cpu"
 
 
 @dataclass
 class Candidates:
-    """P candidates, by token and then by feature.
+    """P candidates, sorted by token and then by feature.
 
     Attributes
     ----------
-    token, feature : (P,). order : (P,) the candidates by feature and then by token.
-    starts : (B + 1,) where each token's begin. starts_by_feature : (F + 1,) where, in `order`,
-        each feature's do.
+    token, feature : (P,). order : (P,) the permutation that sorts them by feature, then by token.
+    starts : (B + 1,) where the candidates of each token begin. starts_by_feature : (F + 1,) where
+        those of each feature begin in `order`.
     """
 
     token: Tensor
@@ -66,14 +66,14 @@ class Candidates:
         return cls(token, feature, order, starts, by_feature)
 
     def decode(self, f: Tensor, W_dec: Tensor) -> Tensor:
-        """f (P, G) times W_dec (F, S, D) for each block, (S, B, D)."""
+        """Multiply f (P, G) by W_dec (F, S, D) for each block: (S, B, D)."""
         return _sums_of_rows(self.starts, self.feature, f, W_dec.transpose(0, 1))
 
     def gradient(self, E: Tensor, W_dec: Tensor, f: Tensor) -> Tensor:
         """Gradient of f (P, G) at each block, (P, S), from E (S, B, D).
 
-        Compiled, no (P, D) exists, and feature by feature W_dec, the larger of the two, is read
-        once. Eager, a block's open gates alone are looked at; others get 0.
+        When compiled, no (P, D) tensor exists, and W_dec, the larger operand, is read feature by
+        feature and only once. When eager, only a block's open gates are computed; the others get 0.
         """
         if torch.compiler.is_compiling() or not of_any_size(E.device):
             token, feature = self.token[self.order], self.feature[self.order]
@@ -115,7 +115,7 @@ class Candidates:
 
 
 def _starts(ascending: Tensor, size: int) -> Tensor:
-    """(size + 1,): where each of 0 … size − 1 begins in ascending indices, then their number."""
+    """(size + 1,): where each of 0 … size − 1 begins in ascending indices, and their number."""
     bounds = torch.arange(size + 1, device=ascending.device)
     return torch.searchsorted(ascending, bounds)
 
@@ -158,8 +158,8 @@ def largest(h: Tensor, r: Tensor, count: int, room: int) -> tuple[Tensor, Tensor
 
     Returns
     -------
-    (P,) ascending positions in a flattened (B, F), and () the smallest of these scores. Elsewhere
-    than on a CPU the positions of the `room` largest, and the `count`-th of the scores there.
+    On a CPU: (P,) ascending positions in a flattened (B, F), and () the smallest of these scores.
+    On other devices: the positions of the `room` largest, and the `count`-th of their scores.
     """
     if of_any_size(h.device):
         return torch.ops.ontogeny.largest(h, r, count)
@@ -175,7 +175,7 @@ def above(h: Tensor, r: Tensor, t: Tensor, room: int) -> Tensor:
 
     Parameters
     ----------
-    h : (B, F). r : (F, G). t : (F,). room : elsewhere than on a CPU so many, open or not.
+    h : (B, F). r : (F, G). t : (F,). room : number of positions on other devices, open or not.
     """
     if of_any_size(h.device):
         return torch.ops.ontogeny.above(h, r, t)
@@ -185,16 +185,16 @@ def above(h: Tensor, r: Tensor, t: Tensor, room: int) -> Tensor:
 
 # ---- The CPU's operators. A batch's number of candidates is at most a few per cent of B·F.
 
-PASS_ENTRIES = 1 << 16  # of (B, F), that a pass of selection has in the cache at a time
+PASS_ENTRIES = 1 << 16  # entries of (B, F) that one pass of selection holds in the cache
 
 
 @torch.library.custom_op("ontogeny::largest", mutates_args=())
 def _largest(h: Tensor, r: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """As `largest`. Scores that tie with the smallest are all kept, and those that are no number.
+    """As `largest`, but scores that tie with the smallest are all kept, and so are NaNs.
 
-    A lower bound on the cut, some rows at a time, leaves a few candidates, and no second (B, F)
-    exists. With one gate the bound comes from a sample. With several, P pairs whose m-th largest
-    norm takes them above a value make m·P scores above it.
+    A lower bound on the cut, applied to some rows at a time, leaves a few candidates, and no second
+    (B, F) exists. If there is one gate, the bound comes from a sample. If there are several, and
+    the m-th largest norm takes P pairs above a value, at least m·P scores are above it.
     """
     hs, rs = h.numpy(), r.numpy()
     F, G = rs.shape
@@ -213,7 +213,7 @@ def _largest(h: Tensor, r: Tensor, count: int) -> tuple[Tensor, Tensor]:
                 bound = np.maximum(bound, largest_but((hs * ranked[:, m - 1]).ravel(), pairs - 1))
     position = _reaching(bound, hs, norms)
     scores = hs.ravel()[position, None] * rs[position % F]
-    if scores.size < count:  # a sample unlike the whole, or values that are not finite
+    if scores.size < count:  # the sample does not represent the whole, or values are not finite
         position = np.arange(hs.size)
         scores = hs.ravel()[:, None] * rs[position % F]
     cut = largest_but(scores.ravel(), min(count, scores.size) - 1)
@@ -225,7 +225,7 @@ def _largest(h: Tensor, r: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _reaching(bound: np.floating | float, hs: np.ndarray, norms: np.ndarray) -> np.ndarray:
-    """Flat positions at which h·r reaches a bound."""
+    """Flat positions at which h·r is at least a bound."""
     rows = max(1, PASS_ENTRIES // len(norms))
     score = np.empty((min(rows, len(hs)), len(norms)), hs.dtype)
     found = []
@@ -236,7 +236,7 @@ def _reaching(bound: np.floating | float, hs: np.ndarray, norms: np.ndarray) -> 
 
 
 def largest_but(values: np.ndarray, rank: int) -> np.floating:
-    """The largest value but `rank` larger ones."""
+    """The value at position `rank`, counted from 0, in descending order."""
     return np.partition(values, values.size - 1 - rank)[values.size - 1 - rank]
 
 
@@ -248,7 +248,7 @@ def _(h: Tensor, r: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("ontogeny::above", mutates_args=())
 def _above(h: Tensor, r: Tensor, t: Tensor) -> Tensor:
-    """As `above`; a score that is no number is kept, so that the loss tells."""
+    """As `above`; NaN scores are kept, so that the loss becomes NaN and is noticed."""
     below = h.numpy() * r.numpy().max(1) <= t.numpy()
     return torch.from_numpy(np.flatnonzero(~below))
 
@@ -261,7 +261,7 @@ def _(h: Tensor, r: Tensor, t: Tensor) -> Tensor:
 
 @torch.library.custom_op("ontogeny::stable_order", mutates_args=())
 def _stable_order(index: Tensor, size: int) -> Tensor:
-    """The order that sorts (P,) indices below `size`, equal ones as they come."""
+    """The stable order that sorts (P,) indices below `size`."""
     P = len(index)
     by_pair = scipy.sparse.csr_array(
         (np.arange(P), index.numpy(), np.arange(P + 1)), shape=(P, size)
@@ -278,10 +278,10 @@ def _(index: Tensor, size: int) -> Tensor:
 def _sums_of_rows_on_cpu(
     out: Tensor, starts: Tensor, rows: Tensor, by: Tensor, table: Tensor
 ) -> None:
-    """As `_sums_of_rows`, with `by` (S, P) or (1, P): products of sparse and dense matrices.
+    """As `_sums_of_rows`, with `by` (S, P) or (1, P), as products of sparse and dense matrices.
 
-    Into memory that is there: fresh pages for a gradient would cost more than its sums. Shut gates
-    are left out of the sums.
+    It writes into existing memory, since fresh pages for a gradient would cost more than its sums.
+    Closed gates are left out of the sums.
     """
     size = (len(starts) - 1, table.shape[1])
     for s in range(len(table)):

@@ -1,19 +1,20 @@
-"""One training over several processes (ranks): which features each holds, and their messages.
+"""One training over several processes (ranks): which features each holds, and what they exchange.
 
-Of F features rank i of R has F/R, from i·F/R on: their rows of encoder and decoder, thresholds,
-gradients and moments. All read the same batch, so that pre-activations, gates and all gradients of
-features need no message. A step has two (losses.py):
+Of F features, rank i of R holds F/R, beginning with i·F/R: their rows of encoder and decoder,
+thresholds, gradients and moments. All ranks read the same batch, so that pre-activations, gates and
+gradients of features need no message. A step has two messages (losses.py):
 
-    largest  each rank's largest scores, and of AuxK's features the largest pre-activations of each
-             token: all ranks then know the one cut of BatchTopK, and of AuxK
-    summed   the sum over ranks of the decoded parts, (B, O), of AuxK's, of active tokens by feature
-             and of the penalty: all ranks then have the one residual E
+    largest  each rank's largest scores and, of AuxK's features, the largest pre-activations of
+             each token; all ranks then know the common cuts of BatchTopK and AuxK
+    summed   the sum over ranks of the decoded parts, (B, O), also of AuxK's, of active tokens by
+             feature and of the penalty; all ranks then have the same residual E
 
-E's derivative by a rank's part is 1, so each has the gradients of its own features from E alone.
-b_dec, the count of silent rows and BatchTopK's threshold are alike on all ranks, bit for bit.
+The derivative of E by a rank's part is 1, so each rank gets the gradients of its own features from
+E alone. b_dec, the count of silent rows and BatchTopK's threshold are the same on all ranks, bit
+for bit.
 
-How messages are sent is in peers.py. Where rows are streamed, each rank runs a part of the
-snapshots (activations/streamed.py).
+peers.py sends the messages. If rows are streamed, each rank runs a part of the snapshots
+(activations/streamed.py).
 """
 
 from __future__ import annotations
@@ -28,37 +29,37 @@ from ontogeny.peers import Peers
 
 
 class Ranks(Peers):
-    """This process among those of one training, R in all.
+    """This process as one of the R ranks of a training.
 
     Attributes
     ----------
-    room : candidates that a rank looks at elsewhere than on a CPU, where shapes are fixed; what a
-        batch has beyond them is left out.
+    room : number of candidates that a rank processes on devices other than a CPU, where shapes are
+        fixed; any further candidates of a batch are dropped.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, room: int = 0) -> None:
         super().__init__(rank, size)
         self.room = room
-        self._full: Tensor | None = None  # () whether some were left out since the last look
+        self._full: Tensor | None = None  # () whether candidates were dropped since the last check
 
     def share(self, features: int) -> slice:
-        """Which of all features are this rank's."""
+        """The slice of all features that this rank holds."""
         each = features // self.size
         return slice(self.rank * each, (self.rank + 1) * each)
 
     def norm(self, own: Tensor) -> Tensor:
-        """() norm of the rows of all features."""
+        """() norm of the decoder rows of all features together."""
         norm = own.norm()
         return norm if self.size == 1 else self.total(norm.square()).sqrt()
 
     def mine(
         self, dead: Tensor, is_dead: Tensor, features: int, slots: int
     ) -> tuple[Tensor, Tensor]:
-        """AuxK's features on this rank: `slots` of its own, and which of them are among the dead.
+        """AuxK's features on this rank: `slots` of its own, and a mask of those that are dead.
 
         Parameters
         ----------
-        dead, is_dead : (A,) of all `features`, as for losses.batch_topk.
+        dead, is_dead : (A,) features out of all `features`, as for losses.batch_topk.
         """
         if self.size == 1 or not len(dead):
             return dead, is_dead
@@ -72,18 +73,18 @@ class Ranks(Peers):
     ) -> tuple[pairs.Candidates, Tensor, Tensor, Tensor | None, Tensor | None]:
         """This rank's pairs among the `count` largest h·r of all ranks, and what else is gathered.
 
-        Scores that tie at the cut are all kept. A score that is no number is too: the loss then
-        tells.
+        Scores that tie at the cut are all kept. NaN scores are also kept, so that the loss becomes
+        NaN and is noticed.
 
         Parameters
         ----------
-        h : (B, F/R). r : (F/R, G). best : (B, A) AuxK's largest of this rank, or None.
+        h : (B, F/R). r : (F/R, G). best : (B, A) this rank's largest for AuxK, or None.
 
         Returns
         -------
-        The candidates; their f, (P, G), 0 where a gate is shut; () the smallest score that is kept;
-        (B, R·A) AuxK's largest of all ranks; () whether this rank may have left some out, or None
-        where it cannot.
+        The candidates; their f, (P, G), 0 at closed gates; () the smallest score that is kept;
+        (B, R·A) AuxK's largest of all ranks; () whether this rank may have dropped some, or None if
+        that is impossible.
         """
         B, F = h.shape
         position, cut = pairs.largest(h, r, min(count, h.numel() * r.shape[1]), self.room)
@@ -110,11 +111,12 @@ class Ranks(Peers):
     def summed(
         self, decoded: Tensor, active: Tensor, more: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
-        """The sums over ranks of `decoded`, (B, O), and of `more`; and all features' active tokens.
+        """The sums of `decoded`, (B, O), and `more` over ranks, and all features' active tokens.
 
         Parameters
         ----------
-        active : (F/R, N) active tokens of this rank's features, which become (F, 1).
+        active : (F/R, N) active tokens of this rank's features; those of all are returned as
+            (F, 1).
         """
         if self.size == 1:
             return decoded, active, more
@@ -125,18 +127,18 @@ class Ranks(Peers):
         return decoded, active, more
 
     def _totals(self, *parts: Tensor) -> list[Tensor]:
-        """The sums over all ranks of some tensors of one type, in one message."""
+        """The sums over all ranks of tensors of one type, in one message."""
         sums = self.total(torch.cat([part.flatten() for part in parts]))
         split = sums.split([part.numel() for part in parts])
         return [each.view(part.shape) for each, part in zip(split, parts, strict=True)]
 
     def note(self, full: Tensor | None) -> None:
-        """Note whether this rank may have left some pairs out in a step."""
+        """Note whether this rank may have dropped some pairs in a step."""
         if full is not None:
             self._full = full if self._full is None else self._full | full
 
     def make_room(self, device: torch.device) -> None:
-        """Make room for twice as many pairs, if any rank has left some out since the last time."""
+        """Make room for twice as many pairs if any rank has dropped some since the last call."""
         fits = self._full is None or not self._full.item()
         if self.room and not self.agree(fits, device):
             self.room, self._full = 2 * self.room, None
@@ -144,7 +146,7 @@ class Ranks(Peers):
 
 @torch.library.custom_op("ontogeny::top", mutates_args=())
 def _top(values: Tensor, count: int) -> Tensor:
-    """(count,): the largest of (P,) values, −∞ where there are fewer."""
+    """(count,): the largest of (P,) values, filled up with −∞ if there are fewer."""
     largest = torch.topk(values, min(count, len(values)), sorted=False).values
     return torch.nn.functional.pad(largest, (0, count - len(largest)), value=-torch.inf)
 

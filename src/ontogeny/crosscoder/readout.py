@@ -1,6 +1,7 @@
-"""Single features read from single sites, for what cannot hold all sites' activations at once.
+"""Reading single features from single sites, where not all sites' activations fit in memory.
 
-A pre-activation is a sum over input sites, with a centre and any token table taken off (model.py):
+A pre-activation is a sum over input sites, after subtracting a centre and any token table
+(model.py):
 
     h_i = Σ_θ (ã^θ − T^θ[x] − μ^θ) · E_i^θ + b_enc,i
 
@@ -17,9 +18,9 @@ from ontogeny.crosscoder.model import Crosscoder, Ids
 
 
 class Readout:
-    """What S of a crosscoder's features take from each of its input sites.
+    """The parts of a crosscoder's encoder that S features apply to each of its input sites.
 
-    Holds nothing of the crosscoder's decoders, which are its largest tensors.
+    It keeps nothing of the crosscoder's decoders, which are its largest tensors.
 
     Parameters
     ----------
@@ -28,7 +29,7 @@ class Readout:
     Attributes
     ----------
     inputs : (snapshot, layer, stream) of each input site.
-    scales : (N_in,) normalisation constants, by which raw activations are multiplied.
+    scales : (N_in,) normalisation constants, which multiply raw activations.
     """
 
     def __init__(self, crosscoder: Crosscoder, features: Tensor) -> None:
@@ -43,7 +44,7 @@ class Readout:
         self._basis = None if basis is None else basis.unflatten(0, shape)  # (N_in, D, R)
         self.inputs = about.inputs
         self.scales = crosscoder.scales_in
-        # Where each snapshot has its gate, the first to open is that of the strongest.
+        # If each snapshot has its own gate, the gate of the strongest snapshot opens first.
         self._r = crosscoder._gate_norms().amax(1)[features]
         if about.activation == "relu":
             self._r = torch.ones_like(self._r)
@@ -61,7 +62,7 @@ class Readout:
         return self._W @ self._basis[site].T
 
     def centre(self, site: int, ids: Ids = None) -> Tensor:
-        """What E's rows have taken off at an input site: (D,), or with a token table (B, D).
+        """What is subtracted before E applies at an input site: (D,), or (B, D) with a token table.
 
         Parameters
         ----------
@@ -70,12 +71,12 @@ class Readout:
         return self._mean[site] + self._table.at(site, ids)
 
     def activations(self, sums: Tensor, which: Tensor) -> Tensor:
-        """Feature activations, (…, P): the largest over snapshots where each has its own gate.
+        """Feature activations, (…, P): the largest over snapshots if each has its own gate.
 
         Parameters
         ----------
         sums : (…, P) of (ã^θ − T^θ[x] − μ^θ)·E^θ over all input sites.
-        which : (P,) index of the feature of each, into those of this object.
+        which : (P,) index of each value's feature among the features of this object.
         """
         h = sums + self._b[which]
         score = h * self._r[which]

@@ -1,8 +1,8 @@
-"""The losses and all their gradients again, in plain float64 NumPy: slow, and easy to believe.
+"""The losses and all their gradients in plain float64 NumPy: slow, but easy to check by eye.
 
-Every gradient is written out by hand from method.md 3's equations; nothing here knows autograd or
-any other room of the package. Shapes as in model.py's legend; W_dec is (F, N, D), b_dec (N, D),
-target (B, N, D), x (B, I).
+Every gradient is written out by hand from the equations of method.md 3; nothing here uses autograd
+or any other module of the package. Shapes follow the legend of model.py, except that W_dec is
+(F, N, D), b_dec (N, D), target (B, N, D), x (B, I).
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def step(
     ----------
     W : W_enc (F, I), b_enc (F,), W_dec (F, N, D), b_dec (N, D), log_threshold (F,).
     activation : batch_topk, jumprelu or relu. per_site : whether each site has its own gate.
-    penalty : pooled or per_snapshot. refit : whether decoders at shut gates learn (jumprelu).
+    penalty : pooled or per_snapshot. refit : whether decoders learn at closed gates (jumprelu).
     dead : features that AuxK trains, or None.
 
     Returns
     -------
-    The loss, and a gradient for each of W.
+    The loss, and the gradient of each tensor of W.
     """
     B, N, _ = target.shape
     h = x @ W["W_enc"].T + W["b_enc"]  # (B, F)
@@ -70,7 +70,8 @@ def step(
     df = np.einsum("bnd,fnd->bfn", dE, W["W_dec"])
 
     if activation == "jumprelu":
-        # One gate per feature has one f and one norm; Σ over its N equal copies is that one's.
+        # If there is one gate per feature, its N copies are equal. As dz is divided by N, their sum
+        # is that gate's gradient.
         z = f * gate_norm[None]
         omega = np.tanh(4 * z).mean(0)  # (F, N)
         omega_0 = 0.03
@@ -85,7 +86,7 @@ def step(
             grad["W_dec"] += dr[:, :, None] * W["W_dec"] / r[:, :, None]
         else:
             grad["W_dec"] += (dr.sum(1) / (N * rms))[:, None, None] * W["W_dec"]
-        if refit:  # h W_dec at a shut gate, of a feature that is open elsewhere, is added to E
+        if refit:  # E gets h W_dec added at the closed gates of a feature that is open elsewhere
             shut = h[:, :, None] * (~gate & gate.any(2, keepdims=True))
             grad["W_dec"] += np.einsum("bfn,bnd->fnd", shut, dE)
             grad["W_dec"] += 2 / (B * N) * (shut**2).sum(0)[:, :, None] * W["W_dec"]
@@ -99,7 +100,7 @@ def step(
 
     dh = (df * gate).sum(2)  # (B, F)
     if activation == "batch_topk" and dead is not None and len(dead):
-        left = target - reconstruction  # what AuxK is to explain: a constant
+        left = target - reconstruction  # the error that AuxK reconstructs, treated as constant
         a = np.maximum(h[:, dead], 0)
         kth = np.sort(a, 1)[:, -aux_k][:, None]
         kept = (a >= kth) & (a > 0)

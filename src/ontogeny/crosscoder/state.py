@@ -1,8 +1,8 @@
 """Everything that changes while a crosscoder trains, and the file that trainings resume from.
 
-A file may hold the states of several trainings that go on together (stream.py), each under its own
-key: it is written whole or not at all, so that they are never of different times. A thread writes
-it from a copy while the trainings go on.
+A file may hold the states of several trainings that run together (stream.py), each under its own
+key. It is written atomically, so that all states are from the same time. A thread writes it from a
+copy while the trainings continue.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ FILE = "state.h5"
 
 @dataclass
 class Progress:
-    """Everything that changes while a crosscoder trains, and so all that a state file holds.
+    """Everything that changes while a crosscoder trains, and therefore all that a state file holds.
 
     Attributes
     ----------
     silent : (F,) rows since each feature was last active.
     threshold : () running mean of BatchTopK's smallest kept score; −1 before the first.
-    pressure : () what λ is multiplied with, to reach a wanted L0. l0 : () running mean of L0; −1
+    pressure : () factor of λ that steers L0 to the wanted value. l0 : () running mean of L0; −1
         before the first.
     failed : () first step whose loss was not finite; −1 while there is none.
-    aux : how many features AuxK looks at, by how many were dead when last counted; 0 is none.
-    data : digest of what the rows are; training never resumes from a state of other rows.
+    aux : number of features that AuxK looks at, set from the last count of dead ones; 0 is none.
+    data : digest of the rows; training never resumes from a state made on different rows.
     ranks : this process among those that share the training. Weights, gradients and moments are of
-        its own features; the rest is alike on all, but for the log, which rank 0 has.
-    slots : of AuxK's features, how many each of several ranks looks at.
+        its own features. The rest is the same on all ranks, except the log, which only rank 0 has.
+    slots : number of AuxK's features that each rank looks at, if there are several ranks.
     """
 
     weights: model.Weights
@@ -64,7 +64,7 @@ class Progress:
     slots: int = 0
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that a state holds of tensors, by name."""
+        """All tensors of a state, by name."""
         tensors = self.weights.named() | {"silent": self.silent, "threshold": self.threshold}
         tensors |= {"pressure": self.pressure, "l0": self.l0}
         for i, (m, v) in enumerate(zip(self.optimizer.first, self.optimizer.second, strict=True)):
@@ -72,17 +72,17 @@ class Progress:
         return tensors
 
     def shared(self) -> set[str]:
-        """Names of those that have a row for each feature, of which ranks hold a share each."""
+        """Names of the tensors that have one row per feature, of which each rank holds a share."""
         own = {id(t) for n, t in self.weights.named().items() if n != "b_dec"}
         trained = [i for i, w in enumerate(self.optimizer.weights) if id(w) in own]
         moments = {f"{moment}.{i}" for i in trained for moment in ("first", "second")}
         return moments | set(self.weights.named()) - {"b_dec"}
 
     def copied(self) -> State | None:
-        """A copy of this state in the host's memory, on rank 0. All ranks call it.
+        """A copy of this state in host memory, on rank 0. All ranks have to call it.
 
-        Ranks' features are gathered a tensor at a time, so that any number of ranks can resume.
-        bfloat16 is kept as its bits: NumPy and HDF5 have no such type.
+        The ranks' features are gathered one tensor at a time, so that any number of ranks can
+        resume. bfloat16 is stored as its bits, since NumPy and HDF5 have no such type.
         """
         shared = self.shared()
         if self.ranks.rank:
@@ -98,15 +98,15 @@ class Progress:
         return State(tensors, about | {"log": json.dumps(self.log)})
 
     def resume(self, folder: Path, key: str = "/") -> None:
-        """Read the folder's state into place, each rank its share, if it is of the same rows.
+        """Load the folder's state, each rank its share, if it was made on the same rows.
 
         Parameters
         ----------
-        folder : with a file that is not `damaged`. key : of the training.
+        folder : has a file that is not `damaged`. key : of the training.
 
         Raises
         ------
-        InputError : the file is damaged, which shows only as it is read.
+        InputError : the file is damaged in a way that shows only when it is read.
         """
         if not kept(folder):
             return
@@ -132,7 +132,7 @@ class Progress:
         self.log = json.loads(file.attrs["log"])
 
     def whole_weights(self) -> dict[str, Tensor]:
-        """The weights of all features in the host's memory of rank 0; of others, their own."""
+        """All features' weights in host memory on rank 0; on other ranks, only their own."""
         shared = self.shared()
         return {
             name: self.ranks.gathered(tensor) if name in shared else tensor.cpu()
@@ -155,14 +155,14 @@ class State:
 
 
 class Saver:
-    """Saves the states of trainings, now and then, from a thread that writes copies of them.
+    """Saves the states of trainings from time to time, in a thread that writes copies of them.
 
-    Used in a `with` statement, at whose end the last state is written. An error of the thread is
-    raised there, or by the next `save`.
+    Use it in a `with` statement, which writes the last state when it ends. An error in the thread
+    is raised there, or by the next `save`.
 
     Parameters
     ----------
-    folder : of the one file that holds them.
+    folder : of the file that holds all states.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -181,14 +181,14 @@ class Saver:
 
     @property
     def due(self) -> bool:
-        """Whether it is time to save: some time has passed, and the last state is written."""
+        """Whether to save now: enough time has passed, and the last state has been written."""
         busy = self._writing is not None and not self._writing.done()
         return not busy and time.monotonic() - self._last >= SAVE_SECONDS
 
     def save(self, trainings: Mapping[str, Progress]) -> None:
-        """Copy the states and have them written, by key, in place of the ones before.
+        """Copy the states and start writing them, by key, in place of the previous ones.
 
-        All ranks call it. A training alone has the key "/".
+        All ranks have to call it. A single training has the key "/".
         """
         self.wait()
         states = {key: now.copied() for key, now in trainings.items()}
@@ -198,7 +198,7 @@ class Saver:
         self._last = time.monotonic()
 
     def wait(self) -> None:
-        """Wait until the last state is written, and raise what went wrong."""
+        """Wait until the last state is written, and raise any error of the thread."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
@@ -219,7 +219,7 @@ def kept(folder: Path) -> bool:
 
 
 def damaged(folder: Path) -> str:
-    """A line on a folder's state that is not as it was written; '' where it is, or there is none.
+    """A line about a folder's damaged state; '' if it is intact or there is none.
 
     A damaged state is not used, and training starts again.
     """

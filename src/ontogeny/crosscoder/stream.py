@@ -4,14 +4,14 @@
             (streamed.py)  │                                 └> dictionary, seed 1
                            └─> reader: all dimensions ──────> dictionary of another kind ...
 
-Each training takes the same batches in the same order as it would alone: step s has the rows from
-s·B on, with its own batch size B. The training whose next batch begins earliest always takes the
-next step, so that all of them stay within the windows in memory and each window is computed once.
-A training that starts later, such as an added dictionary, catches up first. On one thread of a CPU
-the results are bit for bit those of separate trainings.
+Each training takes the same batches in the same order as it would on its own: step s has the rows
+from s·B on, with its own batch size B. The training whose next batch begins earliest always takes
+the next step, so that all of them stay within the windows in memory and each window is computed
+once. A training that starts later, such as an added dictionary, catches up first. On one CPU thread
+the results are identical, bit for bit, to those of separate trainings.
 
-Several processes may share all of it: each runs a part of the snapshots, and holds a share of the
-features of every training (ranks.py).
+Several processes may share the trainings: each runs a part of the snapshots, and holds a share of
+the features of every training (ranks.py).
 
 One file holds the states of all trainings at the same moment. A result is kept in a separate folder
 as soon as its training is over.
@@ -54,7 +54,7 @@ class Member:
 
     @property
     def key(self) -> str:
-        """Key of its state in the common file."""
+        """Key of the training's state in the common file."""
         return self.output.name
 
 
@@ -69,12 +69,12 @@ def train(
     Parameters
     ----------
     settings : the whole experiment; activations.mode is streamed.
-    members : with the same sites and precision. state : folder of their states, for resuming.
+    members : have the same sites and precision. state : folder of their states, for resuming.
     ranks : this process among those that share the trainings.
 
     Raises
     ------
-    InputError : for any of them, inputs that do not fit, or a loss that is not finite.
+    InputError : the inputs of a training do not fit, or a loss is not finite.
     """
     state, device, ranks = Path(state), devices.choose(settings.device), ranks or Ranks()
     if device.type == "cuda":
@@ -102,7 +102,7 @@ def train(
                 del sessions[member]
                 if sessions:
                     _share({id(each.data): each.data for each in sessions.values()}.values())
-            # The times of ranks differ: the first decides.
+            # Ranks reach this point at different times, so the first one decides.
             elif looked and ranks.agree(ranks.rank > 0 or saver.due, device):
                 saver.save({member.key: session.now for member, session in sessions.items()})
 
@@ -110,7 +110,7 @@ def train(
 def _data(
     settings: Settings, members: Sequence[Member], device: torch.device, ranks: Ranks
 ) -> dict[str, Data]:
-    """The rows of each crosscoder, all from one stream."""
+    """The rows of each crosscoder, all from the same stream."""
     data: dict[str, Data] = {}
     last: Data | None = None
     for member in members:

@@ -1,11 +1,10 @@
 """The crosscoder stage: one training, from shuffled rows to a crosscoder folder.
 
-A step is a loss of losses.py with its gradients, and Adam: two compiled graphs, or on a CPU the
-core in C++ (native.py), which moves the decoder as it goes, and Adam of the rest. On a CPU a
-training resumes from its own state folder and ends bit for bit where an unbroken one ends. Several
-processes may share one training (ranks.py): each then runs `train`, and rank 0 writes what comes
-out. Several trainings may share one process, and go on side by side (stream.py): each is a
-`Session`.
+A step consists of a loss of losses.py, with its gradients, and Adam. These are two compiled graphs;
+on a CPU the core in C++ (native.py) computes the loss and updates the decoder, and Adam the rest.
+On a CPU a training that resumes from its state folder ends in the same bits as an unbroken one.
+Several processes may share one training (ranks.py): each then runs `train`, and rank 0 writes the
+result. Several trainings may share one process and run together (stream.py): each is a `Session`.
 """
 
 from __future__ import annotations
@@ -41,10 +40,10 @@ from ontogeny.settings import Crosscoder, Settings
 from ontogeny.version import VERSION
 
 THRESHOLD_MEMORY = 0.99
-LEAST_THRESHOLD = 1e-3  # that a jumprelu begins with
+LEAST_THRESHOLD = 1e-3  # smallest initial threshold of jumprelu
 L0_MEMORY = 0.9
-L0_MISSED = 0.25  # share of a wanted L0 by which it is missed, to be told
-STEERING = 0.01  # of λ's logarithm a step, for each unit of log(L0 / wanted)
+L0_MISSED = 0.25  # relative miss of a wanted L0 that is reported
+STEERING = 0.01  # change of log λ per step, for each unit of log(L0 / wanted)
 
 Loss = Callable[..., losses.Out]
 
@@ -58,12 +57,12 @@ def schedule(step: int, c: Crosscoder) -> float:
 
 
 def sparsity_at(step: int, c: Crosscoder) -> float:
-    """λ with its linear warm-up over the first 10% of the steps."""
+    """λ, with a linear warm-up over the first 10% of the steps."""
     return c.peak_sparsity * min(1.0, (step + 1) / max(1.0, 0.1 * c.steps))
 
 
 def steered(now: Progress, c: Crosscoder) -> Tensor:
-    """() λ at this step, steered to a wanted L0: in proportion to L0 now, and to its past."""
+    """() λ at this step, steered to a wanted L0 by a proportional and an integral term."""
     sparsity = now.pressure * sparsity_at(now.step, c)
     if c.l0 is None or now.step < 0.1 * c.steps:
         return sparsity
@@ -71,14 +70,14 @@ def steered(now: Progress, c: Crosscoder) -> Tensor:
 
 
 def k_at(step: int, c: Crosscoder) -> float:
-    """K, which falls from k_start to k over the first 40% of the steps."""
+    """K, which falls from k_start to k during the first 40% of the steps."""
     if c.k_start is None:
         return c.k
     return c.k_start + (c.k - c.k_start) * min(1.0, step / max(1.0, 0.4 * c.steps))
 
 
 def make_loss(c: Crosscoder, sites: int, ranks: Ranks = losses.ALONE) -> Loss:
-    """The settings' loss as a function of (W, G, x, target, dead, is_dead, λ, sample, count)."""
+    """The configured loss, called as (W, G, x, target, dead, is_dead, λ, sample, count)."""
 
     def loss(
         W: model.Weights,
@@ -105,7 +104,7 @@ def make_loss(c: Crosscoder, sites: int, ranks: Ranks = losses.ALONE) -> Loss:
 
 
 class Training:
-    """What computes the steps of one training.
+    """The computations of one training's steps.
 
     Parameters
     ----------
@@ -127,7 +126,7 @@ class Training:
             ranks.room = -(-slack * round(active) * c.batch_rows // ranks.size)
 
     def begin(self, seed: int) -> Progress:
-        """Weights with the norm of the grid that gives the least error, and all else at zero."""
+        """Weights with the grid's best norm, by error; everything else starts at zero."""
         c, data, ranks = self.c, self.data, self.ranks
         share, inputs = ranks.share(c.features), len(data.scales_in)
         weights = model.initial(
@@ -137,7 +136,7 @@ class Training:
             norm = ranks.norm(weights.W_dec)
             weights = model.random_directions(weights, seed, c.features, norm, share)
         W = model.Weights(**{n: t.to(data.device) for n, t in weights.named().items()})
-        # The core moves the decoder row by row: no gradient of all of it exists.
+        # The core updates the decoder row by row, so the decoder has no gradient buffer.
         none = {"W_dec"} if self._core else set()
         buffers = {n: t[:0] if n in none else t for n, t in W.named().items()}
         G = model.Weights(**{n: torch.zeros_like(t) for n, t in buffers.items()})
@@ -166,17 +165,17 @@ class Training:
         return now
 
     def _longer(self, columns: int) -> float:
-        """How much longer Adam's steps are where a row has so many columns, and not all N·D.
+        """How much longer Adam's steps are for rows of `columns` values instead of N·D.
 
-        A step of the same length then moves it as far (method.md 3).
+        With this factor, a step moves the row as far as it would in N·D dimensions (method.md 3).
         """
         return math.sqrt(self.sites * self.data.width / columns)
 
     def _scale(self, now: Progress, x: Tensor, target: Tensor) -> None:
-        """Give encoder and decoder the best norm of the grid, and a jumprelu its thresholds.
+        """Give encoder and decoder the best norm of the grid and, for jumprelu, set the thresholds.
 
-        The error is that of a few rows. A threshold begins at the quantile of the batch's largest
-        h·r that leaves its feature active on `start_active` / F of the rows.
+        The error is measured on a few rows. A threshold starts at the quantile of the batch's
+        largest h·r that leaves its feature active on `start_active` / F of the rows.
         """
         c, W = self.c, now.weights
         quantile = None
@@ -184,7 +183,7 @@ class Training:
             r = model.gate_norms(W.W_dec, self.sites, self.gates > 1).amax(1)
             score = model.pre_activations(x, W.W_enc, W.b_enc) * r
             rank = max(1, round(len(x) * c.start_active / c.features))
-            # Between two scores: rounding then opens no gate and shuts none.
+            # Taking the midpoint of two scores prevents rounding from opening or closing a gate.
             quantile = torch.topk(score, min(len(x), rank + 1), dim=0).values[-2:].mean(0)
         x, target = x[:JUDGED_ROWS], target[:, :JUDGED_ROWS]
 
@@ -207,9 +206,9 @@ class Training:
     def _gradients(
         self, now: Progress, x: Tensor, target: Tensor, rate: float = 0.0, judged: bool = False
     ) -> losses.Out:
-        """The step's loss; its gradients go into the buffers. The core moves the decoder at once.
+        """The loss of a step. Gradients go into the buffers; the core also updates the decoder.
 
-        judged : the error alone is wanted.
+        judged : only the error is wanted.
         """
         c, tokens = self.c, len(x)
         dead = torch.topk(now.silent, now.aux, sorted=False).indices
@@ -235,7 +234,7 @@ class Training:
         )
 
     def advance(self, now: Progress, x: Tensor, target: Tensor, rate: float) -> losses.Out:
-        """One step: loss, gradients, Adam, and the counts that AuxK, threshold and λ live on."""
+        """One step: loss, gradients, Adam, and the running values for AuxK, threshold and λ."""
         c = self.c
         out = self._gradients(now, x, target, rate)
         now.optimizer.step(now.step + 1, rate)
@@ -253,10 +252,10 @@ class Training:
         return out
 
     def measure_threshold(self, now: Progress) -> None:
-        """Set the threshold to the mean of BatchTopK's smallest kept scores, of the final weights.
+        """Set the threshold to the mean of BatchTopK's smallest kept scores, with final weights.
 
-        For a training that is so short that the running mean still lags behind the scores. The
-        batches are those that would come next.
+        This is for a training so short that the running mean still lags behind the scores. It uses
+        the batches that would come next.
         """
         c, cuts = self.c, []
         last = now.step + measured_batches(c.activation, c.steps)
@@ -266,16 +265,17 @@ class Training:
         now.threshold.copy_(torch.stack(cuts).mean())
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step."""
+        """The learning rate at a step."""
         c, space = self.c, self.data.U
         longer = self._longer(space.shape[1]) if c.basis == "principal" and space is not None else 1
         return c.learning_rate * longer * schedule(step, c)
 
 
 def aux_size(silent: Tensor, c: Crosscoder) -> int:
-    """How many features AuxK looks at: none, or as many of aux_features as the dead ask for.
+    """Number of features that AuxK looks at: 0, or a quarter, half or all of `aux_features`.
 
-    A quarter, half, or all. Its cost grows with their number, and each size is a graph of its own.
+    It depends on how many are dead: the cost grows with the number, and each size is a separate
+    compiled graph.
     """
     if not c.aux:
         return 0
@@ -289,11 +289,11 @@ def _room_for(dead: int, c: Crosscoder) -> int:
 
 
 def aux_slots(silent: Tensor, c: Crosscoder, ranks: int) -> int:
-    """How many features AuxK looks at on each rank, at least as many as die there by the next look.
+    """Number of features that AuxK looks at on each rank: those that can be dead by the next look.
 
     Parameters
     ----------
-    silent : (F,) of all features.
+    silent : (F,) rows since each of all features was last active.
     """
     dying = silent >= c.dead_after_rows - LOG_EVERY * c.batch_rows
     most = int(dying.view(ranks, -1).sum(1).max())
@@ -301,14 +301,14 @@ def aux_slots(silent: Tensor, c: Crosscoder, ranks: int) -> int:
 
 
 def _look(now: Progress, c: Crosscoder) -> None:
-    """Choose the sizes that hold until the next look: AuxK's, and each rank's room for pairs."""
+    """Set what is fixed until the next look: AuxK's sizes, and each rank's room for pairs."""
     now.aux = aux_size(now.silent, c)
     now.slots = aux_slots(now.silent, c, now.ranks.size) if now.aux else 0
     now.ranks.make_room(now.silent.device)
 
 
 class Session:
-    """One training, as far as it has come.
+    """One training in progress.
 
     Parameters
     ----------
@@ -317,7 +317,7 @@ class Session:
 
     Attributes
     ----------
-    c : the crosscoder's settings. now : all that changes, which may be resumed before `start`.
+    c : the crosscoder's settings. now : everything that changes; may be resumed before `start`.
     """
 
     def __init__(
@@ -329,7 +329,7 @@ class Session:
         self.now = self.training.begin(seed)
 
     def start(self) -> None:
-        """Go on from where `now` stands."""
+        """Continue from the state in `now`."""
         now, c = self.now, self.c
         _look(now, c)
         self._began, self._began_at = time.monotonic(), now.step
@@ -340,7 +340,7 @@ class Session:
 
     @property
     def row(self) -> int:
-        """The first row of the next batch, counted without end."""
+        """The first row of the next batch; counting does not restart at the end of the data."""
         return self.now.step * self.c.batch_rows
 
     @property
@@ -349,11 +349,11 @@ class Session:
         return self.now.step >= self.c.steps
 
     def step(self, state: Path) -> bool:
-        """Take one step, and return whether the training was looked at after it.
+        """Take one step, and return whether the losses and weights were checked after it.
 
         Parameters
         ----------
-        state : folder that a fault names if it holds a state.
+        state : folder that an error names if it holds a state.
 
         Raises
         ------
@@ -439,10 +439,10 @@ def train(
     Parameters
     ----------
     settings : the whole experiment; `name` and `seed` choose the crosscoder.
-    paths : where its rows lie.
-    output : folder to write: crosscoder.safetensors, config.json, metrics.csv (one row each 50
-        steps: step, rows, loss, explained_variance of the batch in the training space (less the
-        token table, if there is one), l0, dead_fraction, threshold, sparsity (λ, but for
+    paths : of its rows.
+    output : folder to write: crosscoder.safetensors, config.json, metrics.csv (one row every 50
+        steps: step, rows, loss, explained_variance of the batch in the training space (minus the
+        token table, if there is one), l0, dead_fraction, threshold, sparsity (λ, except for
         batch_topk), explained_variance_{site number from 1} of sites that vary, learning_rate,
         rows_per_second, bytes_per_parameter).
     state : folder for resuming.
@@ -467,7 +467,7 @@ def train(
     with Saver(state) as saver:
         while not session.over:
             looked = session.step(state) and not session.over
-            # The times of ranks differ: the first decides.
+            # Ranks reach this point at different times, so the first one decides.
             if looked and session.ranks.agree(session.ranks.rank > 0 or saver.due, device):
                 saver.save({"/": session.now})
     session.finish(output)
@@ -476,7 +476,7 @@ def train(
 def _report(
     now: Progress, c: Crosscoder, data: Data, out: losses.Out, target: Tensor
 ) -> dict[str, float]:
-    """A row of metrics.csv, on the step's own batch."""
+    """A row of metrics.csv, measured on the step's batch."""
     variance = (target - target.mean(1, keepdim=True)).square().sum() / target.shape[1]
     row = {
         "step": now.step,

@@ -1,1 +1,1 @@
-"""Crosscoders in other people's formats, there and back. docs/exchange.md says what is exact."""
+"""Crosscoders in other libraries' formats, both ways. docs/exchange.md says what is exact."""

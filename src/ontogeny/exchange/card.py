@@ -1,6 +1,6 @@
-"""The model card of a crosscoder, filled from its experiment; what is not known is not said.
+"""The model card of a crosscoder, filled in from its experiment; unknown facts are left out.
 
-Its words are in card.md, a template for huggingface_hub.
+Its text is in card.md, a template for huggingface_hub.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ontogeny.settings import Settings
 
 TEMPLATE = Path(__file__).parent / "card.md"
 TAGS = ["ontogeny", "crosscoder", "sparse-autoencoder", "mechanistic-interpretability"]
-LICENCES = {  # of the texts that the project brings (README.md)
+LICENCES = {  # of the texts that the project provides (README.md)
     "python": "sources of Python packages (docs/default-experiment.md), Apache 2.0, BSD and MIT",
     "wikitext": "WikiText-2 (Wikipedia), CC BY-SA",
     "leads": "leads of English Wikipedia articles, CC BY-SA",
@@ -53,7 +53,7 @@ def write(
 
     Parameters
     ----------
-    folder : the crosscoder's. experiment : that it is one of, or None.
+    folder : the crosscoder's. experiment : the one that it belongs to, or None.
     """
     about = trained.about
     settings = experiment.settings if experiment else None
@@ -93,7 +93,7 @@ def write(
 
 
 def _plain(text: str) -> str:
-    """Text that is no markup, in a line or a cell of a table."""
+    """Text without markup, for a line or a table's cell."""
     return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|" else c for c in visible(text))
 
 
@@ -156,7 +156,7 @@ def _text(settings: Settings | None, data_licence: str | None) -> dict[str, str]
 
 
 def _table(folder: Path, product: str) -> pd.DataFrame | None:
-    """A table of the crosscoder's folder; None where there is none."""
+    """A table in the crosscoder's folder, or None if there is none."""
     path = part(folder, product)
     if not path.exists():
         return None
@@ -167,7 +167,7 @@ def _table(folder: Path, product: str) -> pd.DataFrame | None:
 
 
 def _fidelity(folder: Path) -> list[list[str]]:
-    """Cells of a row per site: explained variance, L0, losses without and with it spliced in."""
+    """Cells of one row per site: explained variance, L0, losses without and with it spliced in."""
     table = _table(folder, "fidelity")
     if table is None:
         return []
@@ -184,7 +184,7 @@ def _fidelity(folder: Path) -> list[list[str]]:
 
 
 def _experiment(trained: Crosscoder, folder: Path, experiment: Experiment | None) -> dict[str, Any]:
-    """How it was trained, with what, and what share of its features comes again."""
+    """How it was trained, on what, and what share of its features other seeds find again."""
     about, name = trained.about, folder.parent.name
     versions = {"ontogeny": about.ontogeny, "torch": about.torch}
     filled: dict[str, Any] = {}

@@ -45,7 +45,7 @@ def import_() -> None:
 
 
 def _chosen(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Which crosscoder, as the arguments of `_find`, and where to write."""
+    """Add options that choose a crosscoder, as the arguments of `_find`, and the output."""
     for parameter in (
         click.option("--seed", type=int, help="Seed of the crosscoder; default: the first."),
         click.option(
@@ -59,11 +59,11 @@ def _chosen(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _find(experiment: Path, name: str | None, seed: int | None) -> tuple[Path, Experiment | None]:
-    """A crosscoder's folder, and the experiment that it is one of, if any.
+    """A crosscoder's folder, and the experiment that it belongs to, if any.
 
     Raises
     ------
-    InputError : no such experiment, crosscoder or seed.
+    InputError : the experiment, crosscoder or seed does not exist.
     """
     from ontogeny.exchange.plain import part
     from ontogeny.experiment import Experiment

@@ -1,11 +1,11 @@
 """A crosscoder as a folder for the Hugging Face hub: our own files, and a model card.
 
-    crosscoder.safetensors, config.json    byte for byte what training wrote
+    crosscoder.safetensors, config.json    the same bytes that training wrote
     experiment.yaml                        the resolved configuration of the experiment
     README.md                              the card (card.py)
 
-Nothing is uploaded: `hf upload REPOSITORY FOLDER` does that. `experiment.yaml` may hold paths of
-the machine that ran it.
+Nothing is uploaded: `hf upload REPOSITORY FOLDER` does that. `experiment.yaml` may contain paths of
+the machine on which it ran.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ def write(
 
     Parameters
     ----------
-    folder : of a seed. experiment : that it is one of, or None.
-    licence : of the weights, as the hub names it, such as mit. data_licence : of the text, where
-        it is not a text that the project brings.
+    folder : of a seed. experiment : the one that it belongs to, or None.
+    licence : of the weights, in the hub's notation, such as mit. data_licence : of the text, if the
+        project does not provide it.
 
     Raises
     ------
-    InputError : not a crosscoder, a damaged experiment, or something stands at `output`.
+    InputError : not a crosscoder, a damaged experiment, or `output` exists.
     """
     free(output)
     trained = Crosscoder.load(folder)
@@ -51,11 +51,11 @@ def write(
 
 
 def read(folder: Path, output: Path) -> None:
-    """Bring the crosscoder of such a folder, downloaded, where it is wanted: the same bytes.
+    """Copy the crosscoder of such a downloaded folder to `output`, with the same bytes.
 
     Raises
     ------
-    InputError : not such a folder, weights that do not fit its config, or `output` is taken.
+    InputError : not such a folder, weights that do not match its config, or `output` exists.
     """
     free(output)
     read_config(part(folder, "about"), KEYS)
@@ -76,7 +76,7 @@ def read(folder: Path, output: Path) -> None:
 
 
 def _copy(folder: Path, output: Path, configuration: Path | None = None, text: str = "") -> None:
-    """Copy a crosscoder's files, with a configuration and a card where there are any."""
+    """Copy a crosscoder's files, with a configuration and a card if they are given."""
     with whole(output) as draft:
         draft.mkdir()
         for product in PRODUCTS:

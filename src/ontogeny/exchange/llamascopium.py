@@ -2,22 +2,23 @@
 
     W_E (N, D, F)   b_E (N, F), summed over heads   W_D (N, F, D)   b_D (N, D)
     activation_function.log_jumprelu_threshold (F,), for act_fn jumprelu
-    dataset_average_activation_norm.HOOK () a head, with norm_activation dataset-wise
+    dataset_average_activation_norm.HOOK () per head, with norm_activation dataset-wise
 
 Its function, for a head θ and activations scaled by √d_model / dataset_average_activation_norm:
 
     h = Σ_θ (ã^θ W_E^θ + b_E^θ)    f^θ = φ(h·r^θ) / r^θ,  r^θ = ‖W_D^θ‖    â^θ = f^θ W_D^θ + b_D^θ
 
-That norm is written as √d_model over the site's scale, of whichever norm the scale was made.
-φ(z) = z·1[z > t] for jumprelu, t a feature's, the same for all heads: this is our gate a feature
-and snapshot, and nothing else. BatchTopK's threshold at inference becomes t of every feature.
+That norm is written as √d_model over the site's scale, whichever norm the scale was computed from.
+φ(z) = z·1[z > t] for jumprelu, where t belongs to a feature and is the same for all heads. This is
+our gate per feature and snapshot, and no other. BatchTopK's threshold at inference becomes the t of
+every feature.
 
-One gate per feature opens by the norm over all snapshots, which no threshold of theirs can state by
-the heads' own norms. `padded` states it all the same: each decoder gets one more dimension, which
-brings its norm to the feature's largest, so that all heads' gates are one. Their `prepare_input`
-pads activations to d_model with zeros; the last dimension of a reconstruction means nothing.
-`heads` leaves the decoders as they are and gates each head by its own norm: another function,
-close where a feature's norms are alike.
+With one gate per feature, the gate depends on the norm over all snapshots, which none of their
+thresholds on the heads' own norms can express. `padded` expresses it nevertheless: each decoder
+gets one more dimension, which brings its norm to the feature's largest, so that the gates of all
+heads are the same. Their `prepare_input` pads activations to d_model with zeros; the last dimension
+of a reconstruction has no meaning. `heads` leaves the decoders unchanged and gates each head by its
+own norm, which is a different function, but close if a feature's norms are similar.
 
 References
 ----------
@@ -54,7 +55,7 @@ WEIGHTS = "sae_weights.safetensors"
 LOG_THRESHOLD = "activation_function.log_jumprelu_threshold"
 NORM = "dataset_average_activation_norm."
 GATES = ("padded", "heads")
-LEAST_NORM = 1e-12  # of a decoder: it divides by the norm, and a row of zeros would give NaN
+LEAST_NORM = 1e-12  # of a decoder: the library divides by the norm, and zero rows would give NaN
 KNOWN = {"relu": "relu", "jumprelu": "jumprelu", "batchtopk": "batch_topk"}
 KEYS = ["sae_type", "d_model", "expansion_factor", "act_fn", "norm_activation", "hook_points"]
 
@@ -64,11 +65,11 @@ def write(trained: Crosscoder, output: Path, gate: str = "padded") -> None:
 
     Parameters
     ----------
-    gate : of a crosscoder with one gate per feature, one of GATES; without meaning for others.
+    gate : one of GATES, for a crosscoder with one gate per feature; otherwise ignored.
 
     Raises
     ------
-    InputError : its input sites are not its output sites, or something stands at `output`.
+    InputError : its input sites are not its output sites, or `output` exists.
     """
     about = trained.about
     free(output)
@@ -100,7 +101,7 @@ def write(trained: Crosscoder, output: Path, gate: str = "padded") -> None:
         tensors[LOG_THRESHOLD] = t.clamp(min=LEAST_THRESHOLD).log()
     names = [name_of(place) for place in about.outputs]
     for name, scale in zip(names, trained.scales_in.tolist(), strict=True):
-        # Of a constant site the scale is 0.
+        # The scale of a constant site is 0.
         tensors[NORM + name] = torch.tensor(math.sqrt(D) / scale if scale else math.inf)
     config = {
         "sae_type": "crosscoder",
@@ -121,7 +122,7 @@ def write(trained: Crosscoder, output: Path, gate: str = "padded") -> None:
 
 
 def expansion(features: int, width: int) -> float:
-    """A factor of which int(width · factor), as they reckon F, is F."""
+    """A factor for which int(width · factor), as the library computes F, is F."""
     factor = features / width
     return factor if int(width * factor) == features else math.nextafter(factor, math.inf)
 
@@ -137,12 +138,12 @@ def read(
 
     Parameters
     ----------
-    steps, layer, stream : of the heads, in order, where hook points do not name them as we do.
-    threshold : of a batchtopk one, at inference: theirs takes the largest of each batch instead.
+    steps, layer, stream : of the heads, in order, if the hook points' names do not give them.
+    threshold : at inference, for batchtopk; the library instead takes the largest of each batch.
 
     Raises
     ------
-    InputError : not such a folder, of what cannot be stated here, or an option is missing.
+    InputError : not such a folder, something that cannot be represented here, or a missing option.
     """
     path = folder / "config.json"
     config = read_config(path, KEYS)
@@ -202,7 +203,7 @@ def read(
             basis="full",
             threshold=threshold or 0.0,
             seed=0,
-            settings={"dead_after_rows": 1},  # with no silent row, none is known to be dead
+            settings={"dead_after_rows": 1},  # no silent rows, so none is known to be dead
             tokens="",  # not known
             ontogeny=VERSION,
             torch=torch.__version__.split("+")[0],
@@ -225,10 +226,10 @@ def read(
 def _as_it_is(
     about: Description, activation: str, padded: bool, log_t: torch.Tensor
 ) -> Description:
-    """The description in an export, changed where the weights say otherwise.
+    """The description from an export, changed if the weights contradict it.
 
-    Of BatchTopK the export made a threshold for every feature; where they are still one, it is
-    BatchTopK again.
+    An export of BatchTopK has a threshold for every feature; if they are still equal, the result
+    is BatchTopK again.
     """
     threshold = 0.0
     if activation == "jumprelu" and about.activation == "batch_topk":
@@ -236,13 +237,13 @@ def _as_it_is(
         if torch.allclose(t, torch.full_like(t, max(about.threshold, LEAST_THRESHOLD)), rtol=1e-4):
             activation, threshold = "batch_topk", about.threshold
     gate = "feature" if padded or activation == "relu" else "snapshot"
-    if len(about.outputs) == 1:  # one site: its own norm is the feature's
+    if len(about.outputs) == 1:  # with one site, its norm is also the feature's
         gate = about.gate
     return replace(about, activation=activation, gate=gate, basis="full", threshold=threshold)
 
 
 def _check(config: dict[str, Any], path: Path) -> None:
-    """Raise InputError for what this is not, or what has no like here."""
+    """Raise InputError for what is not such a config, or is not supported here."""
     names, norm, act = config["hook_points"], config["norm_activation"], config["act_fn"]
     faults = [
         f"{key} is {config[key]!r}, not a positive number"
@@ -267,7 +268,7 @@ def _check(config: dict[str, Any], path: Path) -> None:
 
 
 def _weights(folder: Path) -> Path:
-    """The weights where the library looks for them, safetensors alone: nothing is unpickled."""
+    """The weights where the library looks for them, only safetensors: nothing is unpickled."""
     names = [WEIGHTS, "checkpoints/pruned.safetensors", "checkpoints/final.safetensors"]
     for name in names:
         if (folder / name).exists():
@@ -292,7 +293,7 @@ def _places(
 
 
 def is_padded(E: torch.Tensor, W: torch.Tensor, b_dec: torch.Tensor) -> bool:
-    """Whether the last dimension is what `write` adds: read by no head, it makes norms alike."""
+    """Whether the last dimension comes from `write`: no head reads it, and norms are equal."""
     norm = W.double().norm(dim=2)  # (F, N)
     alike = torch.allclose(norm, norm[:, :1].expand_as(norm), rtol=1e-5)
     return len(E) > 1 and alike and not E[:, -1].any() and not b_dec[:, -1].any()
@@ -301,8 +302,8 @@ def is_padded(E: torch.Tensor, W: torch.Tensor, b_dec: torch.Tensor) -> bool:
 def _without_padding(
     log_t: torch.Tensor, E: torch.Tensor, W: torch.Tensor, b_dec: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What `write` padded, as it was: log thresholds for the feature's own norm, E, W, b_dec."""
-    largest = W.double().norm(dim=2).amax(1)  # that of every head
+    """Undo the padding of `write`: log thresholds for the feature's own norm, E, W, b_dec."""
+    largest = W.double().norm(dim=2).amax(1)  # the same for every head
     W, E, b_dec = W[:, :, :-1], E[:, :-1], b_dec[:, :-1]
     rms = W.double().square().sum((1, 2)).div(W.shape[1]).sqrt()
     t = log_t.double().exp() * rms.clamp(min=LEAST_NORM) / largest

@@ -1,20 +1,20 @@
-"""Feature dashboards in the format in which Neuronpedia takes them: by way of SAEDashboard.
+"""Feature dashboards in the format that Neuronpedia imports through SAEDashboard.
 
-A folder of batch-N.json, as SAEDashboard's runner writes them (NeuronpediaDashboardBatch in
-sae_dashboard/neuronpedia/neuronpedia_dashboard.py, commit 234ea32 of jbloomAus/SAEDashboard). Its
-`export_neuronpedia_dashboards` (neuronpedia_export.py, commit 3ea1249) makes of them what
-Neuronpedia imports; names of the model, the release and the author are given there.
+The output is a folder of batch-N.json, as SAEDashboard's runner writes them
+(NeuronpediaDashboardBatch in sae_dashboard/neuronpedia/neuronpedia_dashboard.py, commit 234ea32 of
+jbloomAus/SAEDashboard). Its `export_neuronpedia_dashboards` (neuronpedia_export.py, commit 3ea1249)
+turns them into Neuronpedia's format; the names of the model, release and author are given there.
 
 Only what the experiment has measured is filled in, from the contexts of held-out text:
 
     pos_str, neg_str           tokens that the decoder of one snapshot promotes and suppresses
-    pos_values, neg_values     what a unit of activation adds to their logits, less the mean
+    pos_values, neg_values     what a unit of activation adds to their logits, minus the mean
     frac_nonzero               share of held-out positions at which the feature is active
-    freq_hist_data_bar_...     its activations there, in bins: middles and counts
-    activations                contexts: the strongest (bin_min −1, bin_contains −1, as theirs), and
+    freq_hist_data_bar_...     its activations there, in bins: centres and counts
+    activations                contexts: the strongest (bin_min −1, bin_contains −1, as there), and
                                those at quantiles of the activation, one bin per quantile
 
-Of the other lists (neurons, correlated features, all logits, heads) each is empty.
+The other lists (neurons, correlated features, all logits, heads) are empty.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ontogeny.experiment import Experiment
 from ontogeny.features.contexts import Context, Feature, Lens, Store
 from ontogeny.files import InputError, whole, write_json
 
-BATCH = 128  # features of a file, as SAEDashboard has them
+BATCH = 128  # features per file, as in SAEDashboard
 EMPTY = (
     "neuron_alignment_indices",
     "neuron_alignment_values",
@@ -53,16 +53,16 @@ def write(experiment: Experiment, output: Path, name: str | None, step: int | No
 
     Parameters
     ----------
-    output : folder to make. name : of the crosscoder, else the primary one. step : the snapshot
-        whose decoder promotes tokens; else each feature's strongest.
+    output : folder to make. name : of the crosscoder; default: the primary one. step : the snapshot
+        whose decoder promotes tokens; default: each feature's strongest.
 
     Returns
     -------
-    How many features there are.
+    Number of features.
 
     Raises
     ------
-    InputError : no contexts yet, or none of that snapshot's tokens, or a folder that is there.
+    InputError : there are no contexts or no tokens for that snapshot yet, or `output` exists.
     """
     free(output)
     if name is not None and name not in experiment.settings.all_crosscoders:
@@ -100,7 +100,7 @@ def write(experiment: Experiment, output: Path, name: str | None, step: int | No
 
 
 def _feature(store: Store, feature: Feature, step: int | None) -> dict[str, Any]:
-    """A feature as `NeuronpediaDashboardFeature` has it, less what is the same of all."""
+    """A feature as `NeuronpediaDashboardFeature`, without what is the same for all features."""
     lens = _lens(feature, step)
     held = np.flatnonzero(feature.histogram)
     bins = slice(held[0], held[-1] + 1) if len(held) else slice(0)
@@ -120,7 +120,7 @@ def _feature(store: Store, feature: Feature, step: int | None) -> dict[str, Any]
 
 
 def _lens(feature: Feature, step: int | None) -> Lens | None:
-    """The tokens at a snapshot, or at the feature's peak; None where there are none."""
+    """The tokens at a snapshot, or at the feature's peak; None if there are none."""
     fitting = (each for each in feature.lens if (each.peak if step is None else each.step == step))
     return next(fitting, None)
 
@@ -138,7 +138,7 @@ def _activations(feature: Feature) -> Iterator[dict[str, Any]]:
 
 
 def _activation(context: Context, low: float, high: float, share: float) -> dict[str, Any]:
-    """A context as `NeuronpediaDashboardActivation` has it; an activation not kept counts as 0."""
+    """A context as `NeuronpediaDashboardActivation`; activations that are not stored count as 0."""
     return {
         "bin_min": _rounded(low),
         "bin_max": _rounded(high),

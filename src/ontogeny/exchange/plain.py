@@ -1,12 +1,12 @@
-"""A crosscoder as other libraries state one: no subspace, no centre, a threshold a feature.
+"""A crosscoder as other libraries define one: no subspace, no centre, one threshold per feature.
 
-With the letters of crosscoder/model.py, for normalised activations ã of raw ones a, ã = s·a:
+With the letters of crosscoder/model.py, for normalised activations ã = s·a of raw ones a:
 
     h = Σ_θ ã^θ E^θ + b       E^θ = U_θ W_encᵀ,  b = b_enc − μ U W_encᵀ
     f = h · 1[h·r > t]        r the gate's decoder norm, t its threshold (BatchTopK: one for all)
     â = Σ_i f_i W_dec,i + b_dec
 
-The sums are done in float64 and rounded once.
+The sums are computed in float64 and rounded once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ontogeny import registry
 from ontogeny.crosscoder.model import Crosscoder, Description
 from ontogeny.files import InputError, whole, write_json
 
-LEAST_THRESHOLD = 1.2e-38  # the least normal float32: a gate at 0 whose logarithm is finite
+LEAST_THRESHOLD = 1.2e-38  # smallest normal float32: a gate at 0 with a finite logarithm
 Place = tuple[int, int, str]  # snapshot, layer, stream
 
 
@@ -35,7 +35,8 @@ class Plain:
 
     Attributes
     ----------
-    E : (N_in, D, F). b : (F,). W_dec : (F, N, D). b_dec : (N, D). All for normalised activations.
+    E : (N_in, D, F). b : (F,). W_dec : (F, N, D). b_dec : (N, D). All are for normalised
+        activations.
     r : (F, N) decoder norms that the gate sees, (F, 1) for one gate per feature.
     t : (F,) thresholds of h·r; None for ReLU, whose gate is h > 0.
     """
@@ -49,11 +50,11 @@ class Plain:
 
 
 def plain(trained: Crosscoder) -> Plain:
-    """The function of a crosscoder, its subspace and centre folded into its weights.
+    """The function of a crosscoder, with its subspace and centre folded into its weights.
 
     Raises
     ------
-    InputError : it has a token table, which no weights hold.
+    InputError : it has a token table, which weights cannot represent.
     """
     if trained.about.token_table:
         raise InputError(
@@ -80,11 +81,11 @@ def plain(trained: Crosscoder) -> Plain:
 
 
 def about_of(exported: dict[str, Any], path: Path) -> Description:
-    """The description that an export left in its config.
+    """The description in the config of an export.
 
     Raises
     ------
-    InputError : it is not one of this version.
+    InputError : it was not written by this version.
     """
     try:
         about = Description(**exported)
@@ -108,13 +109,13 @@ def name_of(place: Place) -> str:
 
 
 def place_of(name: str) -> Place | None:
-    """The site that a name of `name_of` stands for; None for another name."""
+    """The site with a name from `name_of`; None for any other name."""
     parts = re.fullmatch(r"(\w+)\.(\d+)\.step(\d+)", name)
     return (int(parts[3]), int(parts[2]), parts[1]) if parts else None
 
 
 def part(folder: Path, product: str) -> Path:
-    """A file of a crosscoder's folder, named as in an experiment."""
+    """A file in a crosscoder's folder, with its name from an experiment."""
     return folder / Path(registry.products()[product].path).name
 
 
@@ -123,7 +124,7 @@ def read_config(path: Path, keys: list[str]) -> dict[str, Any]:
 
     Raises
     ------
-    InputError : no such file, no JSON object, or a key is missing.
+    InputError : the file does not exist, is not a JSON object, or lacks a key.
     """
     try:
         config: dict[str, Any] = json.loads(path.read_text())
@@ -138,11 +139,12 @@ def read_config(path: Path, keys: list[str]) -> dict[str, Any]:
 
 
 def read_tensors(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
-    """A safetensors file's tensors; those of `shapes` are of that shape, finite, and made float32.
+    """A safetensors file's tensors; those in `shapes` are checked and converted to float32.
 
     Raises
     ------
-    InputError : no such file or damaged, a tensor missing, of another shape, or not finite.
+    InputError : the file is missing or damaged, or a tensor is missing, not finite, or has another
+        shape.
     """
     try:
         tensors = load_file(path)
@@ -167,7 +169,7 @@ def write_folder(
     config: dict[str, Any],
     metadata: dict[str, str] | None = None,
 ) -> None:
-    """Write a folder whole or not: tensors in the file `weights`, and a config of that name."""
+    """Write a folder atomically: tensors in the file `weights`, and a config named `name`."""
     with whole(output) as draft:
         draft.mkdir()
         kept = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}

@@ -1,19 +1,19 @@
-"""One snapshot's dictionary as SAELens reads it: cfg.json and sae_weights.safetensors (6.54.12).
+"""One snapshot's dictionary for SAELens: cfg.json and sae_weights.safetensors (6.54.12).
 
 A crosscoder of one site is an SAE: architecture `standard` (ReLU) or `jumprelu`, from raw
 activations of the site to raw activations of the site.
 
-A crosscoder of more sites is none for any one of them: its pre-activation is a sum over all. What a
-single snapshot gives of that sum, alone, opens other features than the crosscoder's and is not
-exported. Exact is SAELens's transcoder (`transcoder`, `jumprelu_transcoder`), from the raw
-activations of all input sites, one after another in a row of N_in·D, to those of the one snapshot;
-this is what `write` makes. `alone` makes an SAE of the snapshot by itself, whose pre-activations
-are the linear least-squares estimate of the crosscoder's from that snapshot: another function, and
-its config says how far it is from the crosscoder's on held-out rows.
+A crosscoder of several sites is not an SAE for any of them, since its pre-activation is a sum over
+all. A single snapshot's part of the sum opens other features than the whole, and is not exported.
+SAELens's transcoder (`transcoder`, `jumprelu_transcoder`) is exact: it maps the raw activations of
+all input sites, concatenated to N_in·D, to those of one snapshot. This is what `write` makes.
+`alone` makes an SAE of the snapshot alone, whose pre-activations are the linear least-squares
+estimate of the crosscoder's from that snapshot. It is a different function, and its config says how
+far it is from the crosscoder's on held-out rows.
 
-Scales, centres and principal subspaces are in the weights, BatchTopK's threshold at inference and
-JumpReLU's in `threshold`: h·r > t is h > t/r. Feature activations are ours, unit for unit; decoder
-norms are not 1 (SAELens's `fold_W_dec_norm` makes them so).
+Scales, centres and principal subspaces are folded into the weights, and the thresholds of BatchTopK
+at inference and of JumpReLU into `threshold`: h·r > t is h > t/r. Feature activations have our
+units; decoder norms are not 1 (SAELens's `fold_W_dec_norm` makes them 1).
 
 References
 ----------
@@ -38,7 +38,7 @@ WEIGHTS = "sae_weights.safetensors"
 VERSION = "6.54.12"
 FIT_ROWS, TEST_ROWS = 65_536, 16_384
 PIECE = 4096
-HOOKS = {  # TransformerLens's names of our streams
+HOOKS = {  # TransformerLens's names for our streams
     "residual": "hook_resid_post",
     "attention_out": "hook_attn_out",
     "mlp_in": "ln2.hook_normalized",
@@ -59,9 +59,9 @@ def write(
 
     Parameters
     ----------
-    step, layer, stream : the site; what only one site has may be left out.
+    step, layer, stream : the site; may be left out where there is only one choice.
     model : the language model's name, for the config.
-    alone : folder of the experiment's activations, for an SAE of the site by itself.
+    alone : folder of the experiment's activations, for an SAE of the site alone.
 
     Returns
     -------
@@ -69,7 +69,7 @@ def write(
 
     Raises
     ------
-    InputError : no such site, or several; something stands at `output`; no activations.
+    InputError : no such site, or several; `output` exists; no activations.
     """
     about = trained.about
     free(output)
@@ -136,7 +136,7 @@ def _site(trained: Crosscoder, step: int | None, layer: int | None, stream: str 
 
 
 def threshold(function: Plain, site: int) -> torch.Tensor:
-    """t/r of the gate that a site has, (F,); infinite where no activation opens it."""
+    """t/r of the gate of a site, (F,); infinite if no activation opens it."""
     assert function.t is not None
     r = function.r[:, site if function.r.shape[1] > 1 else 0].double()
     return torch.where(r > 0, function.t.double() / r.clamp(min=1e-300), torch.inf).float()
@@ -145,14 +145,15 @@ def threshold(function: Plain, site: int) -> torch.Tensor:
 def fitted(
     trained: Crosscoder, site: int, function: Plain, activations: Path
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
-    """Weights that give the pre-activations that one snapshot alone lets one expect.
+    """Weights that estimate the pre-activations from one snapshot alone.
 
-    Least squares over training rows, [E; b] = argmin Σ ‖h − (a E + b)‖², of at most FIT_ROWS rows.
+    They are fitted by least squares, [E; b] = argmin Σ ‖h − (a E + b)‖², to at most FIT_ROWS
+    training rows.
 
     Returns
     -------
-    E : (D, F), for raw activations. b : (F,). What the config says of it: rows, and explained
-    variance and L0 at the site on held-out rows, of this and of the crosscoder.
+    E : (D, F), for raw activations. b : (F,). Entries for the config: rows, and explained variance
+    and L0 at the site on held-out rows, of the estimate and of the crosscoder.
     """
     about, place = trained.about, Site(*trained.about.outputs[site])
     inputs = [Site(*each) for each in about.inputs]
@@ -173,7 +174,7 @@ def fitted(
         a = torch.cat([x[:, own].double(), torch.ones(len(x), 1).double()], 1)
         gram += a.T @ a
         cross += a.T @ trained.pre_activations(x).double()
-    # Where a dimension is silent, or the whole site.
+    # Regularise, since a dimension, or the whole site, may be zero.
     gram.diagonal()[:D] += (1e-6 * gram.diagonal()[:D].mean()).clamp_min(1e-30)
     solved = torch.linalg.solve(gram, cross).float()
     E, b = solved[:D], solved[D]

@@ -1,14 +1,14 @@
-"""Adapts an imported crosscoder to activations of this machine, whose constants differ.
+"""Adapting an imported crosscoder to the activations of an experiment, which have other constants.
 
-Analyses read activations times the constants of their files. With s and s' the constants that a
-crosscoder was made with and those of the files, and c = s/s' at a site, the same function of raw
-activations is
+Analyses read activations times the constants of their files. Let s and s' be the constants with
+which a crosscoder was made and those of the files, and c = s/s' at a site. Then the same function
+of raw activations is
 
     E'^θ = c^θ E^θ    b' = b    W'^θ = W^θ / c^θ    b'_dec^θ = b_dec^θ / c^θ
 
-whose decoder norms are r^θ / c^θ. One gate per feature keeps its place with t' = t·r'/r. One gate
-per feature and snapshot would need a threshold for each: t' = t over the geometric mean of c, and
-gates move by c^θ over it.
+with decoder norms r^θ / c^θ. One gate per feature is preserved by t' = t·r'/r. One gate per feature
+and snapshot would need a threshold for each snapshot: with t' = t over the geometric mean of c,
+gates move by c^θ over that mean.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.exchange.plain import LEAST_THRESHOLD
 from ontogeny.files import InputError
 
-MOST = 0.02  # by which a gate may move
+MOST = 0.02  # most by which a gate may move
 
 
 def for_activations(trained: Crosscoder, activations: str | Path) -> tuple[Crosscoder, float]:
-    """The crosscoder for an experiment's activations, and by which share its gates have moved.
+    """The crosscoder for an experiment's activations, and the largest share by which gates moved.
 
     Raises
     ------
-    InputError : activations of other sites or another width, or gates that would move far.
+    InputError : the activations have other sites or another width, or gates would move too far.
     """
     stacks = Stacks(activations, [Site(*place) for place in trained.about.inputs])
     if stacks.width != trained.about.width:
@@ -52,14 +52,14 @@ def for_activations(trained: Crosscoder, activations: str | Path) -> tuple[Cross
 
 
 def rescaled(trained: Crosscoder, scales: torch.Tensor, tokens: str) -> tuple[Crosscoder, float]:
-    """The same for other constants of its sites, (N,), without subspace or centre before or after.
+    """The same for other constants of its sites, (N,); neither may have a subspace or a centre.
 
     Returns
     -------
-    The crosscoder, and the largest |c/c̄ − 1| of one gate per feature and snapshot, else 0.
+    The crosscoder, and the largest |c/c̄ − 1| for one gate per feature and snapshot, else 0.
     """
     about, W = trained.about, trained.weights
-    both = (trained.scales_in > 0) & (scales > 0)  # of a constant site nothing moves
+    both = (trained.scales_in > 0) & (scales > 0)  # nothing changes at a constant site
     c = torch.where(both, trained.scales_in.double() / scales.double(), 1.0)
     shape = (len(about.outputs), about.width)
     W_enc = W.W_enc.double().unflatten(1, shape) * c[:, None]
@@ -72,7 +72,7 @@ def rescaled(trained: Crosscoder, scales: torch.Tensor, tokens: str) -> tuple[Cr
     elif about.activation != "relu":
         r = W.W_dec.double().norm(dim=1).clamp(min=1e-30)
         shift = (W_dec.flatten(1).norm(dim=1).clamp(min=1e-30) / r).log()
-        if about.activation == "batch_topk":  # one threshold for all becomes one a feature
+        if about.activation == "batch_topk":  # one common threshold becomes one per feature
             log_t = torch.full_like(log_t, max(threshold, LEAST_THRESHOLD)).log()
             about, threshold = replace(about, activation="jumprelu"), 0.0
         log_t = log_t + shift

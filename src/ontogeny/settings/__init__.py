@@ -1,9 +1,9 @@
 """The experiment's settings: one typed schema that validates and documents every key.
 
-`load` turns a YAML mapping into `Settings` or raises `SettingsError`, one line per fault, each
-that names the key and the correction. Nothing here imports torch, so the Snakefile parses fast.
+`load` turns a YAML mapping into `Settings` or raises `SettingsError`, with one line per fault that
+names the key and the correction. Nothing here imports torch, so the Snakefile parses fast.
 
-    base.py        what every section is
+    base.py        the base of every section
     text.py        the keys of the corpus: type, default, description
     sections.py    the core's other keys
     experiment.py  Settings: the core's sections, the analyses' own, a replicate's settings

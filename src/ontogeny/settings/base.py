@@ -1,4 +1,4 @@
-"""What every section of the configuration is, also those that analyses declare for themselves."""
+"""The base of every section of the configuration, including those that analyses declare."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origi
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo, field_validator
 
 NUMBER = re.compile(r"[+-]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][+-]?\d+)?")
-LARGEST = 2**63  # of an integer that is written with an exponent
+LARGEST = 2**63  # largest integer that is written with an exponent
 
 
 class SettingsError(ValueError):
@@ -19,7 +19,7 @@ class SettingsError(ValueError):
 
 
 def expanded(path: str) -> str:
-    """A path with ~ and the environment's $VARIABLES replaced; one that is not set stays."""
+    """A path with ~ and $VARIABLES of the environment replaced; unset variables stay."""
     return os.path.expanduser(os.path.expandvars(path))
 
 
@@ -28,10 +28,10 @@ PathText = Annotated[str, AfterValidator(expanded)]
 
 
 def as_number(value: Any, kind: Any) -> Any:
-    """A value as the number that its key asks for, if it is one as people write it.
+    """Convert a value to the number type of its key, if it is a number in some usual notation.
 
-    YAML 1.1, which PyYAML and Snakemake read, takes 3e-3, 1e6 and 1.0e6 for text. Whatever is no
-    such number, and what may be text, stays as it is.
+    YAML 1.1, which PyYAML and Snakemake read, takes 3e-3, 1e6 and 1.0e6 for text. Values that are
+    not numbers, and keys that may be text, are not changed.
 
     Parameters
     ----------
@@ -55,8 +55,8 @@ def as_number(value: Any, kind: Any) -> Any:
 
 
 def _number(value: Any, whole: bool) -> Any:
-    """Text that is a number, or a float that is whole, as the required type; otherwise the
-    value."""
+    """Text that is a number, or a float that is whole, as the required type; otherwise the value
+    itself."""
     if isinstance(value, str) and NUMBER.fullmatch(value.strip()):
         exact = Decimal(value.strip().replace("_", ""))
         if not whole:
@@ -80,9 +80,9 @@ class Section(BaseModel):
 
 
 def at_most(section: type[Section], given: Any, key: str, other: str) -> Any:
-    """What is given of a section, with `key`, if its default exceeds a given `other`, set to that.
+    """Fill in `key` as `other` if `key` is not given and its default exceeds the given `other`.
 
-    So a default that was never written is no fault beside what was.
+    So a default that the user never wrote does not conflict with what the user did write.
     """
     if not isinstance(given, dict) or key in given or given.get(other) is None:
         return given
@@ -97,7 +97,7 @@ class AnalysisSection(Section):
 
     Attributes
     ----------
-    key : its key in the configuration: the analysis's name.
+    key : its key in the configuration, which is the analysis's name.
     """
 
     key: ClassVar[str]

@@ -49,7 +49,7 @@ class Basis(Section):
     @model_validator(mode="before")
     @classmethod
     def _kept_as_asked(cls, given: Any) -> Any:
-        """`least_kept`, where it is left out, is no more than `max_variance_lost` leaves."""
+        """If `least_kept` is not given, it is at most 1 − `max_variance_lost`."""
         if not isinstance(given, dict) or "least_kept" in given:
             return given
         lost = as_number(given.get("max_variance_lost"), float)

@@ -1,4 +1,4 @@
-"""A whole experiment: its core sections, the analyses' own, and what follows from them."""
+"""A whole experiment: its core sections, the analyses' sections, and what follows from them."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Settings(Section):
 
         Raises
         ------
-        LookupError : it is one that may be left out, and it is.
+        LookupError : the section is optional and was left out.
         """
         section = getattr(self, kind.key, None)
         if not isinstance(section, kind):
@@ -90,7 +90,7 @@ class Settings(Section):
         return section
 
     def _derived(self, names: Iterable[str]) -> dict[str, tuple[Crosscoder, dict[str, str]]]:
-        """Dictionaries that analyses ask for by themselves, and where their keys are set."""
+        """Dictionaries that analyses require, and where their keys are set."""
         made: dict[str, tuple[Crosscoder, dict[str, str]]] = {}
         for name in names:
             hook = registry.all_analyses()[name].crosscoders
@@ -99,32 +99,33 @@ class Settings(Section):
 
     @property
     def all_crosscoders(self) -> dict[str, Crosscoder]:
-        """Every dictionary that can be trained, by name: `crosscoders`, and the analyses' own."""
+        """Every dictionary that can be trained, by name: `crosscoders`, and those of analyses."""
         derived = self._derived(registry.all_analyses())
         return self.crosscoders | {name: chosen for name, (chosen, _) in derived.items()}
 
     @property
     def crosscoders_to_train(self) -> dict[str, Crosscoder]:
-        """The dictionaries of the default target: an analysis's own where it is in `analyses`."""
+        """The dictionaries of the default target, including those of the analyses in `analyses`."""
         derived = self._derived(self.analyses)
         return self.crosscoders | {name: chosen for name, (chosen, _) in derived.items()}
 
     def key_of(self, crosscoder: str, key: Literal["basis", "l0", "learning_rate"]) -> str:
-        """Where one of a dictionary's keys is set, for messages."""
+        """The place where one of a dictionary's keys is set, for messages."""
         if crosscoder in self.crosscoders:
             return f"crosscoders.{crosscoder}.{key}"
         _, keys = self._derived(registry.all_analyses())[crosscoder]
         return keys.get(key, f"crosscoders.{self.primary}.{key}")
 
     def replicate(self, name: str) -> Settings:
-        """The settings of a replicate; of a name that is none, with no key changed.
+        """The settings of a replicate; for an unknown name, with no key changed.
 
-        Its pre-training has one thread: as many replicates as there are cores run side by side.
+        Its pre-training has one thread, since as many replicates as there are cores run in
+        parallel.
 
         Raises
         ------
-        ValidationError : of pydantic, of a key that is none or a value that it cannot have.
-        SettingsError : a key of something that is not a section.
+        ValidationError : from pydantic, for an unknown key or an impossible value.
+        SettingsError : a key belongs to something that is not a section.
         """
         given = self.model_dump(mode="json", exclude_unset=True)
         analyses = registry.all_analyses()

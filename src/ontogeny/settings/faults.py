@@ -24,7 +24,7 @@ from ontogeny.settings.text import TEXT_SOURCES
 def faults(s: Settings) -> Iterator[str]:
     """Yield a line for each impossible combination, with the key and the correction.
 
-    What depends on a model that is not trained here is checked once its shape is known
+    Faults that depend on the shape of a model that is not trained here are found later
     (preflight.py).
     """
     yield from _unset_variables(s)
@@ -174,15 +174,15 @@ def paths(s: Settings) -> Iterator[tuple[str, str]]:
 
 
 def _unset_variables(s: Settings) -> Iterator[str]:
-    """Lines for $VARIABLES in paths that the environment does not have."""
+    """Lines for $VARIABLES in paths that are not set in the environment."""
     for key, path in paths(s):
         names = re.findall(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", expanded(path))
-        if names and not os.path.exists(path):  # a file may have the sign in its name
+        if names and not os.path.exists(path):  # a file name may contain the sign
             name = "".join(names[0])
             yield f"{key}: {path}: the variable {name} is not set; export it, or write the path out"
 
 
-ONLY = {  # keys of a crosscoder that are for one activation
+ONLY = {  # keys of a crosscoder that apply to one activation only
     "k_start": "batch_topk",
     "penalty": "jumprelu",
     "l0": "jumprelu",
@@ -192,9 +192,9 @@ ONLY = {  # keys of a crosscoder that are for one activation
 
 
 def _unused(key: str, c: Crosscoder) -> Iterator[str]:
-    """Lines for keys that are written and have no meaning beside the others."""
+    """Lines for keys that are written but have no effect given the others."""
     for name, activation in ONLY.items():
-        # A refit under batch_topk gives each stretch of training features of its own.
+        # A refit under batch_topk gives each segment of training its own features.
         if c.activation != activation and getattr(c, name) != type(c).model_fields[name].default:
             yield f"{key}.{name}: applies only to activation: {activation}; remove it"
     if c.scale != "residual" and not c.token_table:
@@ -243,7 +243,7 @@ def _replicate_faults(s: Settings) -> Iterator[str]:
         return of.model_dump(exclude={"name"})
 
     itself = s.replicate("")
-    known_faults = set(faults(itself))  # which are told once, of the experiment
+    known_faults = set(faults(itself))  # reported once, for the experiment
     seen = [("the experiment itself", described(itself))]
     for name in s.replicates:
         key = f"replicates.{name}"

@@ -1,4 +1,4 @@
-"""From a file to settings, or to one line for each of its faults."""
+"""From a file to settings, or to one line for each fault."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ontogeny.settings.sections import Crosscoder, Sites
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which no key occurs twice: ordinary readers silently keep the last one."""
+    """YAML without repeated keys; ordinary readers silently keep the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """A mapping's keys and values."""
@@ -36,11 +36,11 @@ class _Loader(yaml.SafeLoader):
 
 
 def read(path: str | Path) -> Any:
-    """What a YAML (or JSON) file holds.
+    """The contents of a YAML (or JSON) file.
 
     Raises
     ------
-    SettingsError : it cannot be read, is no YAML, or has a key twice in a section.
+    SettingsError : it cannot be read, is not YAML, or has a key twice in a section.
     """
     try:
         with Path(path).open(encoding="utf-8") as file:
@@ -49,7 +49,7 @@ def read(path: str | Path) -> Any:
         raise
     except FileNotFoundError:
         raise SettingsError(f"{path}: there is no such file; `ontogeny new` writes one") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:  # or a number of too many digits
+    except (OSError, ValueError, yaml.YAMLError) as error:  # or a number with too many digits
         raise SettingsError(f"{path}: {' '.join(str(error).split())}") from None
 
 
@@ -71,7 +71,7 @@ def load(source: str | Path | dict[str, Any]) -> Settings:
         settings = whole().model_validate(mapping)
     except ValidationError as error:
         by_key: dict[str, Any] = {}
-        for e in error.errors():  # a value that fits no member of a union is one fault
+        for e in error.errors():  # a value that fits no member of a union counts as one fault
             known = by_key.setdefault(_key(e), dict(e))
             if known["msg"] != e["msg"]:
                 known["msg"] += f" or {e['msg'].removeprefix('Input should be ')}"
@@ -86,7 +86,7 @@ LABELS = re.compile(r"list\[int\]|literal\[.*\]|int|constrained-int")
 
 
 def _key(error: Any) -> str:
-    """The faulty key's dotted path; the union's members that pydantic names beside it left out."""
+    """The faulty key's dotted path, without the members of unions that pydantic adds to it."""
     return ".".join(str(p) for p in error["loc"] if not LABELS.fullmatch(str(p)))
 
 
@@ -106,7 +106,7 @@ def _line(error: Any) -> str:
 
 
 def _keys_beside(parts: list[str]) -> list[str]:
-    """Known keys of the section that holds the key with these path parts."""
+    """Known keys of the section that contains the key with these path parts."""
     section: Any = whole()
     for part in parts[:-1]:
         if section is whole() and part == "crosscoders":
@@ -123,5 +123,5 @@ def _keys_beside(parts: list[str]) -> list[str]:
 
 
 def schema() -> str:
-    """The JSON schema of the configuration, as kept in schemas/config.schema.json."""
+    """The JSON schema of the configuration, as stored in schemas/config.schema.json."""
     return json.dumps(whole().model_json_schema(), indent=2) + "\n"

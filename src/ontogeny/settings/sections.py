@@ -1,4 +1,4 @@
-"""The sections of a configuration: every key, its type, its default and what it is."""
+"""The sections of a configuration: every key with its type, its default and a description."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from ontogeny.files import InputError, one_line
 from ontogeny.snapshots.kinds import ADAPTER, ADAPTER_WEIGHTS
 
 NAME = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.\w+)?\.weight")
-# Keys of an adapter that change what it adds, and the values under which it is plain.
+# Keys of an adapter that change what it adds, and their values in plain LoRA.
 PLAIN: dict[str, tuple[Any, ...]] = {
     "use_dora": (None, False),
     "bias": (None, "none"),
@@ -26,7 +26,7 @@ PLAIN: dict[str, tuple[Any, ...]] = {
 
 
 def settings(folder: Path) -> dict[str, Any]:
-    """The adapter's configuration; InputError where it is damaged, or not plain LoRA."""
+    """The adapter's configuration; InputError if it is damaged, or not plain LoRA."""
     path = folder / ADAPTER
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
@@ -46,7 +46,7 @@ def settings(folder: Path) -> dict[str, Any]:
 
 
 def base_of(folder: Path, given: str | None) -> Path | None:
-    """The folder of an adapter's base model: the one that is given, or the adapter's own name."""
+    """The folder of an adapter's base model: the given one, or the one that the adapter names."""
     if given is not None:
         return Path(given)
     named = settings(folder).get("base_model_name_or_path")
@@ -55,7 +55,7 @@ def base_of(folder: Path, given: str | None) -> Path | None:
 
 
 def weights_of(folder: Path) -> Path:
-    """The file of an adapter's weights, or InputError."""
+    """The file of an adapter's weights; InputError if there is none."""
     for name in ADAPTER_WEIGHTS:
         if (folder / name).is_file():
             return folder / name
@@ -94,7 +94,7 @@ class Lora:
     def added_to(self, name: str, tensor: Any) -> Any:
         """A tensor of the base model with what the adapter adds to it, if anything.
 
-        InputError where the shapes do not belong together.
+        Raises InputError if the shapes do not match.
         """
 
         module = name.removesuffix(".weight")
@@ -112,7 +112,7 @@ class Lora:
                 "not fit"
             ) from None
         root = math.sqrt(self._rank) if self._by_root else self._rank
-        # The Conv1D of GPT-2 holds its matrix as (in, out).
+        # GPT-2's Conv1D stores its matrix as (in, out).
         if change.T.shape == tensor.shape and (self._turned or change.shape != tensor.shape):
             change = change.T
         if change.shape != tensor.shape:
@@ -123,7 +123,7 @@ class Lora:
         return (tensor.float() + self._alpha / root * change).to(tensor.dtype).contiguous()
 
     def finish(self) -> None:
-        """InputError if the base model lacked a matrix that the adapter adds to."""
+        """Raise InputError if the base model lacked a matrix that the adapter adds to."""
         if self._left:
             raise InputError(
                 f"{self.folder}: its base model has no {min(self._left)}; name the right one in "

@@ -1,7 +1,7 @@
-"""Attention heads of a transformers model: where what each has gathered enters the residual stream.
+"""Attention heads of a transformers model: where their outputs enter the residual stream.
 
-A layer's heads write side by side into the input of its output projection, H slices of one width.
-That projection is the last matrix of the attention (structure.py) whose output is a vector of the
+The heads of a layer write into the input of its output projection, in H adjacent slices of the same
+width. That projection is the attention's last matrix (structure.py) whose output is a vector of the
 residual stream's width.
 """
 
@@ -72,7 +72,7 @@ def find(model: nn.Module, layer: int) -> Heads | str:
 
 @contextmanager
 def changed(heads: Heads, act: Callable[[torch.Tensor], torch.Tensor | None]) -> Iterator[None]:
-    """While it lasts, `act` sees what the heads write and may give another value, or None.
+    """Within the context, `act` sees what the heads write and may return another value, or None.
 
     The value has the module's own shape, (B, T, H·width) or (B·T, H·width).
     """

@@ -1,4 +1,4 @@
-"""Save snapshots of your own run while it trains: early ones close together, and none rotated away.
+"""Save snapshots of your own run while it trains: early ones close together, and none deleted.
 
 With the Hugging Face Trainer, with Lightning, and in a loop of your own:
 
@@ -11,8 +11,8 @@ With the Hugging Face Trainer, with Lightning, and in a loop of your own:
         ...
     snapshots(20_000, model)
 
-Each snapshot is a folder step{N} in Hugging Face format, with weights and configuration alone, that
-appears whole or not at all. `ontogeny new snapshots/mine` then writes an experiment over them.
+Each snapshot is a folder step{N} in Hugging Face format, with only weights and configuration, which
+appears only when it is complete. `ontogeny new snapshots/mine` then writes an experiment for them.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from ontogeny.files import InputError, one_line, whole
 if TYPE_CHECKING:
     import torch
 
-# The 32 steps of Pythia that Ge et al. (arXiv 2509.17196) look at.
+# The 32 steps of Pythia that Ge et al. (arXiv 2509.17196) use.
 PAPER = (
     0, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000, 2000, 3000, 4000, 5000, 6000, 7000, 8000, 9000,
     10000, 14000, 20000, 27000, 34000, 47000, 60000, 74000, 87000, 100000, 114000, 127000, 143000,
 )  # fmt: skip
-WRAPPED_IN = ("module", "_orig_mod")  # by DistributedDataParallel, by torch.compile
+WRAPPED_IN = ("module", "_orig_mod")  # by DistributedDataParallel and by torch.compile
 
 
 def log_spaced(last: int, count: int = 32) -> list[int]:
-    """Steps to save: 0, then 2 to `last`, as evenly spaced in their logarithm as integers allow.
+    """Steps to save: 0, then from 2 to `last`, as evenly spaced in the logarithm as integers allow.
 
-    As in the paper step 1 is left out: where the rate warms up from 0, it changes no weight.
+    As in the paper, step 1 is left out: if the rate warms up from 0, it changes no weight.
 
     Parameters
     ----------
     last : the last step of the run, at least 1.
-    count : how many steps to save, at least 2; fewer come back where the run has fewer.
+    count : how many steps to save, at least 2; fewer are returned if the run has fewer.
     """
     if last < 1 or count < 2:
         raise InputError(
@@ -53,7 +53,8 @@ def log_spaced(last: int, count: int = 32) -> list[int]:
         )
     steps = [0]
     for left in range(count - 2, 0, -1):
-        # Those still to come are a constant factor apart; where that is under 1, the next integer.
+        # Later steps are a constant factor apart; if they would differ by less than 1, use the next
+        # integer.
         factor = (last / steps[-1]) ** (1 / (left + 1)) if steps[-1] else 1
         step = max(round(steps[-1] * factor), steps[-1] + 1, 2)
         if step >= last:
@@ -63,14 +64,14 @@ def log_spaced(last: int, count: int = 32) -> list[int]:
 
 
 class Snapshots:
-    """Saves a model where a step is one of those wanted.
+    """Saves a model at the wanted steps.
 
     Parameters
     ----------
-    folder : where the snapshots go, one folder step{N} each. A run that starts again is refused a
-        folder that holds another run's; a run that resumes continues there.
+    folder : where the snapshots go, in one folder step{N} each. A new run is refused a folder that
+        holds another run's snapshots; a resumed run continues there.
     steps : training steps to save, such as `log_spaced(20_000)`, or those of `PAPER`.
-    tokenizer : saved beside each model, if it is given.
+    tokenizer : saved with each model, if it is given.
     """
 
     def __init__(self, folder: str | Path, steps: Sequence[int], tokenizer: Any = None) -> None:
@@ -80,19 +81,19 @@ class Snapshots:
     def __call__(
         self, step: int, model: torch.nn.Module, state: dict[str, torch.Tensor] | None = None
     ) -> Path | None:
-        """Save the model if this step is wanted and this process is the first of the run's.
+        """Save the model if the step is wanted and this is the first process of the run.
 
         Parameters
         ----------
         step : updates of the weights so far.
-        model : a Hugging Face model, also inside DistributedDataParallel or torch.compile.
-        state : its whole state dict, where the parameters are sharded over processes (FSDP,
-            DeepSpeed's stage 3) and have to be gathered by all of them beforehand.
+        model : a Hugging Face model, also if it is inside DistributedDataParallel or torch.compile.
+        state : its complete state dict, needed if the parameters are sharded over processes (FSDP,
+            DeepSpeed's stage 3); all processes have to gather it first.
 
         Returns
         -------
-        The snapshot's folder; None where nothing was saved. A snapshot that cannot be written, as
-        on a full disk, is a warning: the training continues.
+        The snapshot's folder, or None if nothing was saved. If a snapshot cannot be written, for
+        example on a full disk, there is a warning and training continues.
         """
         if step not in self.steps or not _first_process():
             return None
@@ -110,7 +111,7 @@ class Snapshots:
         return output
 
     def _begin(self, step: int) -> None:
-        """Refuse a new run a folder with another's snapshots."""
+        """Refuse a new run a folder with another run's snapshots."""
         if self._begun:
             return
         saved = self.folder.glob("step*")
@@ -126,13 +127,13 @@ class Snapshots:
 def trainer_callback(
     folder: str | Path, steps: Sequence[int] | int = 32, tokenizer: Any = None
 ) -> Any:
-    """A callback of the Hugging Face Trainer that saves snapshots, the initial model's included.
+    """A callback for the Hugging Face Trainer that saves snapshots, including the initial model.
 
     Parameters
     ----------
     folder : where the snapshots go.
     steps : the steps to save, or how many, spaced evenly in the logarithm of the step.
-    tokenizer : saved beside each; the Trainer's `processing_class` when left out.
+    tokenizer : saved with each snapshot; by default the Trainer's `processing_class`.
     """
     from transformers import TrainerCallback
 
@@ -158,12 +159,12 @@ def lightning_callback(
     tokenizer: Any = None,
     model: Callable[[Any], torch.nn.Module] | None = None,
 ) -> Any:
-    """A callback of Lightning's Trainer that saves snapshots, the initial model's included.
+    """A callback for Lightning's Trainer that saves snapshots, including the initial model.
 
     Parameters
     ----------
-    folder, steps, tokenizer : as of `trainer_callback`.
-    model : the Hugging Face model of a LightningModule; its only one when left out.
+    folder, steps, tokenizer : as for `trainer_callback`.
+    model : the Hugging Face model of a LightningModule; by default its only one.
     """
     try:
         from lightning.pytorch import Callback
@@ -185,7 +186,7 @@ def lightning_callback(
             self._save(trainer, pl_module)
 
         def _save(self, trainer: Any, pl_module: Any) -> None:
-            # Several batches make one step where gradients are accumulated.
+            # Several batches make one step if gradients are accumulated.
             if self.save is not None and trainer.global_step != self.seen:
                 self.seen = trainer.global_step
                 self.save(self.seen, (model or _only_model)(pl_module))
@@ -194,7 +195,7 @@ def lightning_callback(
 
 
 def _only_model(of: torch.nn.Module) -> torch.nn.Module:
-    """The one Hugging Face model among a module's attributes."""
+    """The only Hugging Face model among a module's attributes."""
     from transformers import PreTrainedModel
 
     found = [child for child in of.children() if isinstance(_inside(child), PreTrainedModel)]
@@ -207,14 +208,14 @@ def _only_model(of: torch.nn.Module) -> torch.nn.Module:
 
 
 def _inside(model: Any) -> Any:
-    """The model inside what DistributedDataParallel and torch.compile put around it."""
+    """The model inside the wrappers of DistributedDataParallel and torch.compile."""
     while wrapper := next((name for name in WRAPPED_IN if hasattr(model, name)), None):
         model = getattr(model, wrapper)
     return model
 
 
 def _unwrap(model: Any, sharded: bool) -> Any:
-    """The Hugging Face model; InputError where its parameters are not whole, or it is no such."""
+    """The Hugging Face model; InputError if it is none, or if its parameters are sharded."""
     from torch.distributed.tensor import DTensor
     from transformers import PreTrainedModel
 

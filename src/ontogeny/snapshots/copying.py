@@ -1,4 +1,4 @@
-"""Passages that occur twice: the text that teaches induction, and the measures of copying."""
+"""Passages that occur twice: text that teaches induction, and measures of copying."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch.nn.functional import cross_entropy
 def double_passages(
     blocks: np.ndarray, share: float, distance: str, rng: np.random.Generator
 ) -> np.ndarray:
-    """Put a passage twice into a random share of the blocks.
+    """Double a passage in a random share of the blocks.
 
     Parameters
     ----------
     blocks : (B, context) token ids; not changed.
-    share : probability of a block to be doubled.
-    distance : 'half', where the passage is half a block and the copies are always that far apart,
-        or 'varied', where it has 1/8 to 1/2 of a block's length and a random place, so that no
-        fixed distance finds the first copy.
+    share : probability that a block is doubled.
+    distance : 'half' makes the passage half a block long, so the copies are always that far apart;
+        'varied' makes it 1/8 to 1/2 of a block long, at a random position, so that no fixed
+        distance finds the first copy.
     """
     blocks = blocks.copy()
     context = blocks.shape[1]
@@ -35,10 +35,10 @@ def passages(held_out: np.ndarray, vocabulary: int, count: int, seed: int) -> di
 
     Returns
     -------
-    {'itself', 'another', 'random'} : (count, context) token ids; the second halves of the first
-    two are the same text, after itself and after another text; the last is random tokens twice.
-    {'itself_near', 'another_near'} : the same with passages of 3/8 of a block instead of half: a
-    model that copies from one distance only gains nothing there, one with induction does.
+    {'itself', 'another', 'random'} : (count, context) token ids. The second halves of the first two
+    are the same text, which follows itself or another text. The last is random tokens twice.
+    {'itself_near', 'another_near'} : the same with passages of 3/8 of a block instead of half. A
+    model that copies from one fixed distance gains nothing there, but one with induction does.
     """
     rng = np.random.default_rng(seed)
     count = min(count, len(held_out))
@@ -55,16 +55,16 @@ def passages(held_out: np.ndarray, vocabulary: int, count: int, seed: int) -> di
 
 @torch.no_grad()
 def measures(model: torch.nn.Module, blocks: dict[str, np.ndarray]) -> dict[str, float]:
-    """Mean losses in nats on second halves (their first token left out), and the gains.
+    """Mean losses in nats on second halves, without their first token, and the gains.
 
-    copying_gain = loss after another passage − loss after itself, at a distance of half a block
-    (docs/method.md 5); copying_gain_near the same at 3/8; random_gain = loss on the first copy of
-    random tokens − loss on the second.
+    copying_gain = loss after another passage − loss after the same one, at a distance of half a
+    block (docs/method.md 5); copying_gain_near is the same at 3/8; random_gain = loss on the first
+    copy of random tokens − loss on the second.
     """
     device = next(model.parameters()).device
 
     def losses(name: str) -> tuple[float, float]:
-        """On the first and on the second half, both without their first token."""
+        """Losses on the first and on the second half, each without its first token."""
         ids = torch.from_numpy(blocks[name].astype(np.int64)).to(device)
         logits = model(input_ids=ids).logits[:, :-1].float()
         loss = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")

@@ -1,4 +1,4 @@
-"""What pre-training costs, and the snapshots' folders."""
+"""The cost of pre-training, and of the snapshots' folders."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from ontogeny.cost.sizes import Sizes
 from ontogeny.cost.terms import Job, Terms, Work, base, job
 from ontogeny.snapshots.sizes import SAVE_EVERY, neox_tensors
 
-LARGEST_FILE = 10.5e9  # bytes of one of a snapshot's files; the hub's clients cut at 10 GB or less
+LARGEST_FILE = 10.5e9  # bytes of a snapshot's largest file; the hub's clients split at 10 GB
 
 
 def weights(sizes: Sizes) -> int:
-    """Bytes of the tensors of a snapshot that is trained here, float32."""
+    """Bytes of the tensors of a snapshot that is trained here, in float32."""
     return 4 * sizes.model.parameters
 
 
 def moments(sizes: Sizes) -> int:
     """Bytes of the optimisers' state.
 
-    AdamW's are two float32 moments a weight and a step count a tensor; Muon's, of the blocks' four
-    matrices each, one moment and no count.
+    AdamW has two float32 moments per weight and a step count per tensor; Muon, for each block's
+    four matrices, has one moment and no count.
     """
     settings, model = sizes.settings.snapshots.pretrain, sizes.model
     assert settings is not None
@@ -30,11 +30,11 @@ def moments(sizes: Sizes) -> int:
 
 
 def pretrain(sizes: Sizes, share: float = 1.0) -> Job:
-    """Training of the language model: 3 forward passes a token, and the measures at snapshots.
+    """Training of the language model: 3 forward passes per token, and the measures at snapshots.
 
     Parameters
     ----------
-    share : of the work that one of several jobs does.
+    share : share of the work that one of several jobs does.
     """
     settings, model, context = sizes.settings, sizes.model, sizes.context
     chosen, corpus = settings.snapshots.pretrain, settings.corpus
@@ -42,18 +42,18 @@ def pretrain(sizes: Sizes, share: float = 1.0) -> Job:
     token, tokens = model.flops_per_token(context), chosen.batch_blocks * context
     trained = chosen.steps * tokens * 3 * token
     if chosen.optimizer == "muon":
-        # Five times two products with a matrix (d, n) of a block and one of its (d, d); Σ n = 12 d.
+        # Five times: two products of a block's (d, n) matrix, one of its (d, d) matrix; Σ n = 12 d.
         each = (2 * 2 * 12 + 4 * 2) * float(model.width) ** 3
         trained += chosen.steps * 5 * model.layers * each
     copies = min(settings.analysis.copying_blocks, corpus.held_out_blocks)
     half, near = context // 2, 2 * (context // 2 * 3 // 4)
     measured = corpus.held_out_blocks * context * token
-    # Copying passages: three kinds of a whole context, two of 3/4 of one.
+    # Copying passages: three kinds with a whole context, two with 3/4 of one.
     measured += 3 * copies * 2 * half * model.flops_per_token(2 * half)
     measured += 2 * copies * near * model.flops_per_token(near)
     kept = len({0, *settings.snapshots.chosen, chosen.steps})
     values = 1.5 * model.block_matrix_parameters / model.width + 14 * model.width
-    predicted = max(32, copies) * context * 36.0 * model.vocabulary  # measured; no gradients
+    predicted = max(32, copies) * context * 36.0 * model.vocabulary  # measuring needs no gradients
     host: Terms = {"tokens": 3.0 * tokens}
     device: Terms = {
         "weights": weights(sizes),
@@ -73,9 +73,9 @@ def pretrain(sizes: Sizes, share: float = 1.0) -> Job:
 
 
 def folder(sizes: Sizes, kind: str) -> tuple[float, bool]:
-    """Bytes of a snapshot's folder, and whether they are with the masks of older files, at most.
+    """Most bytes of a snapshot's folder, and whether they include the masks of older files.
 
-    GPT-NeoX and GPT-2 of older transformers hold each block's causal mask, a byte an entry.
+    GPT-NeoX and GPT-2 of older transformers store each block's causal mask, one byte per entry.
 
     Parameters
     ----------
@@ -93,6 +93,6 @@ def snapshot(sizes: Sizes, size: float) -> Job:
     fetched = size if source.hub is not None else 0.0
     work = Work(fetched=fetched, read=size - fetched, written=size, starts=0.5)
     host: Terms = {"Python": 0.3e9}
-    if source.pretrain is None:  # pickles, which many are, are rewritten file by file
+    if source.pretrain is None:  # pickles, which many are, are rewritten one file at a time
         host = base(False)[0] | {"a snapshot as it loads": 2.0 * min(size, LARGEST_FILE)}
     return Job(work, host)

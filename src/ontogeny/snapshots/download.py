@@ -1,8 +1,9 @@
-"""Download files of a repository on the Hugging Face hub into huggingface_hub's cache, robustly.
+"""Download files from a repository on the Hugging Face hub into huggingface_hub's cache, robustly.
 
-Broken connections and busy servers are tried again, an interrupted body continues where it ended,
-and digests are verified. huggingface_hub keeps the cache, the token and the protocol; plain HTTP
-bodies are read here because huggingface_hub starts a file again if its process was killed.
+Requests are retried after broken connections and from busy servers, an interrupted download
+continues where it ended, and digests are verified. huggingface_hub provides the cache, the token
+and the protocol; plain HTTP bodies are read here because huggingface_hub starts a file again if its
+process was killed.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import huggingface_hub as hf
 from huggingface_hub import constants, errors
 from huggingface_hub.file_download import repo_folder_name
 
-# its documented place, though the types do not export it
+# This is its documented location, although the types do not export it.
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 from tqdm import tqdm
 
@@ -34,15 +35,15 @@ from ontogeny.files import InputError, write_text
 from ontogeny.settings import Hub
 from ontogeny.snapshots import weights
 
-TRIES = 5  # in a row without a new byte
+TRIES = 5  # tries in a row without a new byte
 MISMATCHES = 3
 LONGEST_PAUSE = 4.0  # seconds between tries
-LONGEST_WAIT = 300.0  # seconds, where the hub says how long: it counts requests in five minutes
+LONGEST_WAIT = 300.0  # most seconds to wait if the hub says how long (it counts over 300 s)
 DIGEST = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")  # git's SHA-1, or SHA-256
 
-# The hub is away, or is to be left alone.
+# The hub is unreachable, or offline mode is set.
 UNREACHABLE = (httpx2.TransportError, errors.OfflineModeIsEnabled)
-# All errors of a request to the hub.
+# All errors that a request to the hub can raise.
 FAILURES = (
     errors.HfHubHTTPError,
     errors.FileMetadataError,
@@ -63,7 +64,7 @@ class File:
 
 @dataclass(frozen=True)
 class Got:
-    """A file in the cache: its path there, its SHA-256, and whether it was downloaded just now."""
+    """A file in the cache: its path, its SHA-256, and whether it was downloaded just now."""
 
     path: Path
     sha256: str
@@ -76,7 +77,7 @@ def refs(repository: str, timeout: float) -> list[str]:
 
 
 def commits(repository: str, timeout: float) -> dict[str, str]:
-    """The commit of each branch and tag. HfApi's own listing waits for ever."""
+    """The commit of each branch and tag, with a timeout, which HfApi's own listing lacks."""
     url = f"{hf.HfApi().endpoint}/api/models/{repository}/refs"
     response = hf.get_session().get(url, headers=build_hf_headers(), timeout=timeout)
     hf.hf_raise_for_status(response)
@@ -88,7 +89,7 @@ def commits(repository: str, timeout: float) -> dict[str, str]:
 
 @contextmanager
 def _as_a_hub(url: str) -> Iterator[None]:
-    """Turn an answer that is no hub's, such as a portal's page, into an error of the network."""
+    """Turn an answer that is not from a hub, such as a portal's page, into a network error."""
     try:
         yield
     except errors.HFValidationError:
@@ -98,7 +99,7 @@ def _as_a_hub(url: str) -> Iterator[None]:
 
 
 def names_of(repository: str) -> list[str]:
-    """Names of a repository's revisions: the hub's, or those in the cache where it is away."""
+    """Names of a repository's revisions, from the hub or, if it is unreachable, the cache."""
     try:
         return _patiently(lambda: refs(repository, constants.HF_HUB_DOWNLOAD_TIMEOUT))
     except UNREACHABLE:
@@ -116,7 +117,7 @@ def _home(repository: str) -> Path:
 
 
 def listing(repository: str, revision: str) -> tuple[str, dict[str, File]]:
-    """The commit of a revision and its files, from the hub or, where it is away, the cache."""
+    """The commit of a revision and its files, from the hub or, if it is unreachable, the cache."""
     home = _home(repository)
     ref = home / "refs" / revision
 
@@ -146,7 +147,7 @@ def listing(repository: str, revision: str) -> tuple[str, dict[str, File]]:
 
 
 def files_of(info: hf.ModelInfo) -> dict[str, File]:
-    """The files of a listing that was asked for with `files_metadata`."""
+    """The files in a listing that was requested with `files_metadata`."""
     return {
         file.rfilename: File(file.size or 0, file.lfs.sha256 if file.lfs else file.blob_id)
         for file in info.siblings or []
@@ -161,9 +162,9 @@ def get(
     slots: Path | None,
     what: str | None = None,
 ) -> dict[str, Got]:
-    """Get files into the cache, hub.parallel at once, under a bar called `what`.
+    """Get files into the cache, hub.parallel at once, with a progress bar named `what`.
 
-    `slots` is a folder of lock files, by which all processes together download no more than that.
+    `slots` is a folder of lock files that limits the downloads of all processes together to that.
     """
     stop = threading.Event()
     lock = threading.Lock()
@@ -183,7 +184,7 @@ def get(
             file = files[name]
             got = _cached(hub, commit, name, file)
             if got is None:
-                # not huggingface_hub's own lock, which it takes inside of this one
+                # This is not huggingface_hub's own lock, which it takes inside this one.
                 alone = f"{file.digest or commit + '.' + name}.whole.lock"
                 with (
                     _one_of(turns, advance) if turns else nullcontext(),
@@ -206,7 +207,7 @@ def get(
 
 
 def _cached(hub: Hub, commit: str, name: str, file: File) -> Got | None:
-    """The file in the cache, if it is there and sound. A damaged one is removed from it."""
+    """The file in the cache, if it is there and intact. A damaged file is removed."""
     cached = hf.try_to_load_from_cache(hub.repository, name, revision=commit)
     if not isinstance(cached, str):
         return None
@@ -223,7 +224,7 @@ def _cached(hub: Hub, commit: str, name: str, file: File) -> Got | None:
 
 
 def _download(hub: Hub, commit: str, name: str, file: File, advance: Callable[[int], None]) -> Got:
-    """Download one file into the cache, again while its digest is wrong."""
+    """Download one file into the cache, and repeat while its digest is wrong."""
     url = hf.hf_hub_url(hub.repository, name, revision=commit)
     head = _patiently(lambda: hf.get_hf_file_metadata(url))
     etag = head.etag or file.digest
@@ -249,7 +250,7 @@ def _download(hub: Hub, commit: str, name: str, file: File, advance: Callable[[i
         advance(more)
 
     def enter(again: bool = False) -> Path:
-        """The file's place in the cache under its commit, its blob fetched by Xet if need be."""
+        """The file's path in the cache under its commit; Xet fetches its blob if necessary."""
         path = hf.hf_hub_download(
             hub.repository, name, revision=commit, force_download=again, tqdm_class=_feed(count)
         )
@@ -258,7 +259,7 @@ def _download(hub: Hub, commit: str, name: str, file: File, advance: Callable[[i
     wrong: list[str] = []
     while len(wrong) < MISMATCHES:
         count(-counted)
-        fresh = not blob.exists()  # else it is the same file of another commit
+        fresh = not blob.exists()  # otherwise another commit has the same file
         if not fresh:
             path = _patiently(enter)
         elif by_xet:
@@ -286,7 +287,7 @@ def _download(hub: Hub, commit: str, name: str, file: File, advance: Callable[[i
 
 
 def _stream(url: str, part: Path, size: int, advance: Callable[[int], None]) -> None:
-    """Append to `part` what it lacks of a body of `size` bytes, however often that breaks."""
+    """Append the missing part of a body of `size` bytes to `part`, however often it breaks off."""
     part.parent.mkdir(parents=True, exist_ok=True)
     part.touch()
     advance(part.stat().st_size)
@@ -295,13 +296,14 @@ def _stream(url: str, part: Path, size: int, advance: Callable[[int], None]) -> 
         have = part.stat().st_size
         if have == size:
             return
-        # the token goes to the endpoint alone: the client drops it when sent on to another host
+        # Only the endpoint gets the token: the client drops it when it is redirected to another
+        # host.
         headers = build_hf_headers() | {"Accept-Encoding": "identity"}
         if have:
             headers["Range"] = f"bytes={have}-"
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
         with hf.get_session().stream("GET", url, headers=headers, timeout=timeout) as response:
-            beyond = response.status_code == 416  # what is there is no part of it: begin anew
+            beyond = response.status_code == 416  # `part` does not belong to the body: begin again
             if not beyond:
                 hf.hf_raise_for_status(response)
             span = response.headers.get("Content-Range", "")
@@ -316,7 +318,7 @@ def _stream(url: str, part: Path, size: int, advance: Callable[[int], None]) -> 
                     have += len(chunk)
                     advance(len(chunk))
                     if have > size:
-                        return  # its digest will tell
+                        return  # the digest will show whether it is complete
         if have < size:
             raise httpx2.RemoteProtocolError(f"{url} ended after {have} of {size} bytes")
 
@@ -337,16 +339,17 @@ def _digests(path: Path, like: str | None) -> tuple[str, str]:
 
 
 def discard(path: Path) -> None:
-    """Remove a file from the cache: its blob, and the link that leads there."""
+    """Remove a file from the cache: its blob, and the link that points to it."""
     path.resolve().unlink(missing_ok=True)
     path.unlink(missing_ok=True)
 
 
 @contextmanager
 def _one_of(files: list[Path], look: Callable[[int], None]) -> Iterator[None]:
-    """Hold the lock of one of the files, waiting for it; `look` may raise to end the wait.
+    """Hold the lock of one of the files, waiting if necessary; `look` may raise to stop waiting.
 
-    The system drops a lock when its process dies, and a thread waits for another's as well.
+    The system releases a lock when its process dies. Threads of one process also exclude each
+    other.
     """
     while True:
         for path in files:
@@ -354,14 +357,14 @@ def _one_of(files: list[Path], look: Callable[[int], None]) -> Iterator[None]:
             with path.open("w") as file:
                 if locks.hold(file) is False:
                     continue
-                yield  # also on a file system without locks: what is fetched is verified
+                yield  # file systems without locks are fine, since what is fetched is verified
                 return
         look(0)
         time.sleep(0.1)
 
 
 def _feed(advance: Callable[[int], None]) -> type:
-    """A bar for huggingface_hub that shows nothing and passes on its counts."""
+    """A progress bar for huggingface_hub that shows nothing and passes on its counts."""
 
     class Feed(tqdm):
         def __init__(self, *_: Any, **__: Any) -> None:
@@ -371,7 +374,7 @@ def _feed(advance: Callable[[int], None]) -> type:
             advance(int(n or 0))
 
         def update_transfer(self, n: float | None = 1) -> None:
-            """Bytes on the wire, of which `update` tells once they are in the file."""
+            """Ignore bytes on the wire; `update` counts them when they are in the file."""
 
         def set_transfer_postfix_str(self, *_: Any, **__: Any) -> None:
             """Nothing to show."""
@@ -380,7 +383,7 @@ def _feed(advance: Callable[[int], None]) -> type:
 
 
 def _patiently(call: Callable[[], T], done: Callable[[], int] = lambda: 0) -> T:
-    """What `call` returns, called again after passing errors: TRIES times without progress."""
+    """Return the result of `call`, retrying after passing errors: TRIES times without progress."""
     failed = 0
     while True:
         before = done()
@@ -399,7 +402,7 @@ def _patiently(call: Callable[[], T], done: Callable[[], int] = lambda: 0) -> T:
 
 
 def passing(error: BaseException | None) -> bool:
-    """Whether an error may be gone at the next try."""
+    """Whether an error may not occur again at the next try."""
     if isinstance(error, errors.LocalEntryNotFoundError):
         return passing(error.__cause__)
     if isinstance(error, errors.HfHubHTTPError):

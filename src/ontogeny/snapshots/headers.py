@@ -1,7 +1,7 @@
-"""The headers of safetensors files: which tensors they hold, and where each one's bytes are.
+"""The headers of safetensors files: which tensors they hold, and where the bytes of each are.
 
 A header gives the names, types and shapes in a file of any size without reading its tensors. That
-is enough to find a file that was cut, to compare two checkpoints, and to rename tensors.
+is enough to find a truncated file, to compare two checkpoints, and to rename tensors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ START = 8  # bytes before the header, which hold its length
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor of a file: its type such as F32, its shape, and its bytes' first and end there."""
+    """A tensor of a file: its type, such as F32, its shape, and where its bytes begin and end."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -30,11 +30,11 @@ class Tensor:
 
 
 def names(path: Path) -> set[str]:
-    """Names of the tensors of a file; InputError unless the header is sound and fits the size."""
+    """Names of the tensors of a file; InputError unless the header is valid and fits the size."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        # numpy's reader suffices for names, and loads no torch
+        # The reader for NumPy suffices for names and does not load torch.
         with safe_open(path, framework="np") as file:
             return set(file.keys())
     except (OSError, SafetensorError) as error:
@@ -44,7 +44,7 @@ def names(path: Path) -> set[str]:
 
 
 def tensors(paths: Iterable[Path]) -> dict[str, Tensor]:
-    """The tensors of some files by name, ascending; InputError as `names`."""
+    """The tensors of some files by name, ascending; InputError as for `names`."""
     found: dict[str, Tensor] = {}
     for path in paths:
         names(path)
@@ -58,7 +58,7 @@ def tensors(paths: Iterable[Path]) -> dict[str, Tensor]:
 
 
 def renamed(source: Path, target: Path, new: Mapping[str, str]) -> None:
-    """Write a copy of a file whose tensors have other names; their bytes are copied as they are.
+    """Write a copy of a file in which tensors have other names; their bytes are not changed.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def renamed(source: Path, target: Path, new: Mapping[str, str]) -> None:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], int]:
-    """The header of a sound file, and where its tensors begin."""
+    """The header of an intact file, and where its tensors begin."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(START), "little")
         return json.loads(file.read(length)), START + length

@@ -1,4 +1,4 @@
-"""A first look at a snapshot as it is read: its loss on a little held-out text."""
+"""A first check of a snapshot when it is read: its loss on a little held-out text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def measure(model: Any, text: Tokens, step: int, output: Path) -> None:
 
     Parameters
     ----------
-    model : a causal language model in evaluation mode, whole.
+    model : a complete causal language model in evaluation mode.
     """
     device, total = next(model.parameters()).device, 0.0
     first, last = text.splits["held_out"]
@@ -33,9 +33,10 @@ def measure(model: Any, text: Tokens, step: int, output: Path) -> None:
 
 
 def check_ids(model: Any, text: Tokens, step: int) -> None:
-    """InputError if the text holds an id that the model has no row for.
+    """Raise InputError if the text has an id for which the model has no embedding.
 
-    A tokenizer may know more ids than a model, such as an added padding token that no text holds.
+    A tokenizer may have more ids than a model, such as an added padding token that no text
+    contains.
     """
     rows = int(model.get_input_embeddings().weight.shape[0])
     if text.vocabulary <= rows:

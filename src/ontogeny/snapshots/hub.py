@@ -1,8 +1,8 @@
 """Snapshots that are revisions of a repository of the Hugging Face hub.
 
-Which files of a repository are needed, and what is made of them; download.py gets the files.
-HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_HUB_OFFLINE and HF_TOKEN mean what they mean elsewhere:
-huggingface_hub reads them when it is imported, so import this module only where a hub is used.
+This module decides which files are needed and what is made of them; download.py gets the files.
+HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_HUB_OFFLINE and HF_TOKEN have their usual meaning:
+huggingface_hub reads them when it is imported, so import this module only if a hub is used.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from ontogeny.settings import Hub
 from ontogeny.snapshots import download, kinds, presets, weights
 from ontogeny.snapshots.local import missing, tokenizer_files
 
-LOOK = 5.0  # seconds that a look before any job may take
+LOOK = 5.0  # seconds that a check before any job may take
 
 
 def revisions(hub: Hub, steps: list[int]) -> dict[int, str]:
     """The revision of each step, by the pattern of the settings or the preset.
 
-    `{step}`, also `{step:03d}`, is the step. `*` stands for what only a listing tells; without it
-    nothing is asked of the network. InputError where there is no pattern, or not one revision
-    alone that fits it at a step.
+    `{step}`, also `{step:03d}`, is the step. `*` stands for what only a listing shows; without it
+    no request is made. Raises InputError if there is no pattern, or not exactly one revision that
+    matches it at a step.
     """
     pattern = _pattern(hub)
     if "*" not in pattern:
@@ -40,7 +40,7 @@ def revisions(hub: Hub, steps: list[int]) -> dict[int, str]:
 
 
 def published_steps(hub: Hub) -> list[int]:
-    """The steps that the repository's branches and tags have, ascending; raises as `publish`."""
+    """The steps of the repository's branches and tags, ascending; raises as `publish`."""
     pattern = _pattern(hub)
     with _explained(hub):
         return list(_published(pattern, download.names_of(hub.repository)))
@@ -55,8 +55,8 @@ def repository_names(hub: Hub) -> list[str]:
 def faults(hub: Hub, steps: list[int]) -> list[str]:
     """What is known to prevent these steps from being fetched, one line each with the correction.
 
-    The hub is asked once, and briefly; where it cannot be reached, the preset's steps are what is
-    known.
+    The hub is asked once, with a short timeout; if it cannot be reached, only the preset's steps
+    are known.
     """
     try:
         pattern = _pattern(hub)
@@ -87,18 +87,18 @@ def publish(
 ) -> None:
     """Make the snapshot folder of a step: config.json, safetensors and source.json.
 
-    A folder that is finished already is left alone, and files in the cache are not fetched again.
+    A finished folder is not changed, and files in the cache are not fetched again.
 
     Parameters
     ----------
-    output : the folder to make, whole or not at all.
-    remote_code : bring the repository's Python files too.
+    output : the folder to make; it appears only when it is complete.
+    remote_code : whether to bring the repository's Python files too.
     slots : as for download.get.
 
     Raises
     ------
-    InputError : the hub has no such repository, revision or weights, does not let this user in or
-        cannot be reached, or a file is wrong however often it is fetched.
+    InputError : the hub has no such repository, revision or weights, denies access or cannot be
+        reached, or a file is wrong however often it is fetched.
     """
     if _finished(hub, step, output, remote_code):
         return
@@ -133,15 +133,15 @@ def publish(
     )
     for name in converted:
         if got[name].downloaded:
-            download.discard(got[name].path)  # it is of no more use, and as large as the snapshot
+            download.discard(got[name].path)  # not needed any more, and as large as the snapshot
 
 
 def tokenizer(hub: Hub, steps: list[int], output: Path, slots: Path | None = None) -> None:
-    """Make a folder of the tokenizer's files and source.json.
+    """Make a folder with the tokenizer's files and source.json.
 
-    The tokenizer is that of hub.tokenizer, else of the preset; else the repository's at the last
-    of the steps, or at main where that revision has none. InputError where there is none, or as
-    for `publish`.
+    The tokenizer is that of hub.tokenizer or of the preset, or else the repository's at the last of
+    the steps, or at main if that revision has none. Raises InputError if there is none, or as for
+    `publish`.
     """
     preset = presets.find(hub.repository)
     repository = hub.tokenizer or (preset.tokenizer if preset else None) or hub.repository
@@ -181,7 +181,7 @@ def fetch_config(hub: Hub, step: int) -> dict[str, Any]:
 
 
 def _pattern(hub: Hub) -> str:
-    """The pattern of the revisions' names."""
+    """The pattern of the names of revisions."""
     preset = presets.find(hub.repository)
     pattern = hub.revision or (preset.revision if preset else None)
     if pattern is None:
@@ -200,11 +200,12 @@ def _pattern(hub: Hub) -> str:
 
 
 def _expression(pattern: str, step: int | None = None) -> str:
-    """The regular expression of a pattern at a step; at any, which is the group `step`, if None."""
+    """The regular expression of a pattern at a step, or with a group `step` if it is None."""
     expression, digits = "", r"(?P<step>\d+)"
     for part in re.split(r"(\{step[^}]*\}|\*)", pattern):
         if part.startswith("{step"):
-            # the digits of a step are all that stand there, so that * eats none of them
+            # No other digits may be next to those of the step, so that * does not match some of
+            # them.
             expression += rf"(?<!\d){digits if step is None else part.format(step=step)}(?!\d)"
             digits = r"\d+"
         else:
@@ -213,7 +214,7 @@ def _expression(pattern: str, step: int | None = None) -> str:
 
 
 def _published(pattern: str, names: Iterable[str]) -> dict[int, list[str]]:
-    """The names that fit a pattern, by step, ascending."""
+    """The names that match a pattern, by step, ascending."""
     by_step: dict[int, list[str]] = {}
     for name in sorted(set(names)):
         match = re.fullmatch(_expression(pattern), name)
@@ -223,7 +224,7 @@ def _published(pattern: str, names: Iterable[str]) -> dict[int, list[str]]:
 
 
 def _only(hub: Hub, pattern: str, step: int, published: dict[int, list[str]]) -> str:
-    """The one name that fits a pattern at a step, or InputError."""
+    """The only name that matches a pattern at a step, or InputError."""
     match published.get(step, []):
         case [name]:
             return name
@@ -251,7 +252,7 @@ def _explained(
 
 
 def _problem(error: Exception, hub: Hub, step: int | None, revision: str, key: str) -> str:
-    """One of the hub's errors as one line with the correction."""
+    """A line that describes one of the hub's errors, with the correction."""
     name = key if key.endswith("tokenizer") else f"{key}.repository"
     at = f"{hub.repository} at {revision}" if revision else hub.repository
     if isinstance(error, errors.GatedRepoError):
@@ -288,7 +289,7 @@ def _problem(error: Exception, hub: Hub, step: int | None, revision: str, key: s
 
 
 def _finished(hub: Hub, step: int, output: Path, remote_code: bool) -> bool:
-    """Whether `output` is this snapshot already."""
+    """Whether `output` already is this snapshot."""
     try:
         about = json.loads((output / "source.json").read_text(encoding="utf-8"))
         return (

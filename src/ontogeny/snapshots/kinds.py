@@ -9,16 +9,16 @@ ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 def is_adapter(names: Collection[str]) -> bool:
-    """Whether a folder of these names holds an adapter of PEFT."""
+    """Whether a folder with these names contains a PEFT adapter."""
     return ADAPTER in names or any(name in names for name in ADAPTER_WEIGHTS)
 
 
 def otherwise(where: str, names: Collection[str]) -> str | None:
-    """Which weights of another kind a folder has, and how to make a snapshot; None if it has none.
+    """Which other kind of weights a folder has, and how to make a snapshot; None if it has none.
 
     Parameters
     ----------
-    where : the folder, as it is named in commands.
+    where : the folder, as it is written in commands.
     names : of its files and folders, and of the files in these folders as FOLDER/FILE.
     """
     if is_adapter(names):

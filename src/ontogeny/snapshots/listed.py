@@ -1,7 +1,7 @@
-"""What a hub's listings tell of several revisions, before any weights are fetched.
+"""What a hub's listings show about several revisions, before any weights are fetched.
 
-A listing has the size and the digest of each file at a commit, so that two revisions with the same
-weights are found without a download. Configurations and tokenizers are fetched where they differ.
+A listing has the size and the digest of each file at a commit, so revisions with the same weights
+are found without a download. Configurations and tokenizers are fetched if they differ.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from ontogeny.settings import Hub
 from ontogeny.snapshots import download, hub, local, same, weights
 
 AT_ONCE = 8
-LARGEST_FETCHED = 32e6  # bytes of a tokenizer that is fetched to be compared
+LARGEST_FETCHED = 32e6  # most bytes of a tokenizer that is fetched to be compared
 WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)")
 
 Listing = dict[str, download.File]
 
 
 def compared(chosen: Hub, steps: list[int], results: str | Path) -> tuple[list[str], list[str]]:
-    """Differences between revisions that must be equal, and equalities of what should differ.
+    """Differences between revisions that must be equal, and equalities that should be differences.
 
-    Faults and doubts, a line each; none where the hub cannot be reached.
+    Returns faults and doubts, one per line; none if the hub cannot be reached.
 
     Parameters
     ----------
-    results : the folder under which listings are kept, which a commit never changes.
+    results : the folder under which listings are kept, since a commit never changes them.
     """
     try:
         listings = _listings(chosen, steps, Path(results) / "downloads" / "listings")
@@ -65,7 +65,7 @@ def compared(chosen: Hub, steps: list[int], results: str | Path) -> tuple[list[s
 
 
 def _listings(chosen: Hub, steps: list[int], kept: Path) -> dict[int, tuple[str, Listing]]:
-    """Commit and files of each step's revision, asked for once for each commit."""
+    """Commit and files of each step's revision, with one request per commit."""
     revisions = hub.revisions(chosen, steps)
     commits = download.commits(chosen.repository, hub.LOOK)
     wanted = {step: commits[name] for step, name in revisions.items() if name in commits}
@@ -89,7 +89,7 @@ def _listings(chosen: Hub, steps: list[int], kept: Path) -> dict[int, tuple[str,
 
 
 def _equal_weights(listings: Mapping[int, tuple[str, Listing]]) -> list[list[int]]:
-    """Groups of steps whose files of weights have the same digests."""
+    """Groups of steps whose weight files have the same digests."""
     groups: dict[str, list[int]] = {}
     for step, (_, files) in listings.items():
         chosen = weights.choice(files)
@@ -107,7 +107,7 @@ def _equal_weights(listings: Mapping[int, tuple[str, Listing]]) -> list[list[int
 def _differing(
     chosen: Hub, listings: Mapping[int, tuple[str, Listing]], name: str
 ) -> dict[int, Path]:
-    """A file of every step that has it, fetched once for each content; {} where all are equal."""
+    """A file of every step that has it, fetched once per content; {} if all are equal."""
     having = {step: files[name] for step, (_, files) in listings.items() if name in files}
     if len({file.digest for file in having.values()}) < 2:
         return {}

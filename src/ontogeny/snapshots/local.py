@@ -15,8 +15,8 @@ from ontogeny.settings import Local
 from ontogeny.snapshots import adapters, kinds, weights
 from ontogeny.snapshots.presets import nearest
 
-YOUNG = 60.0  # seconds after which a checkpoint is taken for finished
-# What transformers' tokenizers read, of all kinds; the first group is enough to make one.
+YOUNG = 60.0  # a checkpoint older than this counts as finished
+# All files that transformers' tokenizers read; one of the first group is enough to make one.
 TOKENIZER = (
     "tokenizer.json",
     "tokenizer.model",
@@ -31,15 +31,15 @@ TOKENIZER_SETTINGS = (
     "added_tokens.json",
     "merges.txt",
     "chat_template.jinja",
-    # names the kind of tokenizer where tokenizer_config.json does not
+    # It names the kind of tokenizer if tokenizer_config.json does not.
     weights.CONFIG,
 )
 
 
 def unreadable_tokenizer(where: str, names: Collection[str]) -> str | None:
-    """Why a tokenizer of these files cannot be read here, and the correction; None if it can.
+    """Why a tokenizer with these files cannot be read here, and the correction; None if it can.
 
-    SentencePiece's and tiktoken's files need their own libraries; a tokenizer.json needs none.
+    The files of SentencePiece and tiktoken need their own libraries; a tokenizer.json needs none.
     """
     if {"tokenizer.json", "vocab.json", "vocab.txt"} & set(names):
         return None
@@ -63,14 +63,14 @@ def unreadable_tokenizer(where: str, names: Collection[str]) -> str | None:
 def _installed(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except ModuleNotFoundError:  # of the package that it lies in
+    except ModuleNotFoundError:  # of the package that contains it
         return False
 
 
 def tokenizer_files(names: Iterable[str], code: bool = False) -> list[str]:
-    """Those of the names that make a tokenizer, ascending; none where they do not suffice.
+    """The names among these that make up a tokenizer, ascending; none if they do not suffice.
 
-    `code` adds Python files, which a tokenizer of the model's own needs.
+    `code` adds Python files, for tokenizers that the model's own code defines.
     """
     made_of = {name for name in names if name in TOKENIZER or name.endswith(".tiktoken")}
     if not made_of:
@@ -80,10 +80,10 @@ def tokenizer_files(names: Iterable[str], code: bool = False) -> list[str]:
 
 
 def folders(local: Local) -> dict[int, Path]:
-    """Every folder, or file of weights, that fits the pattern, by its step, ascending.
+    """Every folder or weight file that matches the pattern, by its step, ascending.
 
-    `{step}` stands for digits; `*`, `?`, `[...]` and `**` mean what they mean in a glob pattern.
-    InputError where two folders have the same step. Folders that are listed have the steps 0, 1, …
+    `{step}` stands for digits; `*`, `?`, `[...]` and `**` mean the same as in a glob pattern.
+    Raises InputError if two folders have the same step. Listed folders have the steps 0, 1, …
     """
     if not isinstance(local.folders, str):
         listed = map(Path, local.folders)
@@ -108,12 +108,12 @@ def folders(local: Local) -> dict[int, Path]:
 
 
 def all_steps(local: Local) -> list[int]:
-    """The steps of all folders that are there, or, where they are listed, of all in the list."""
+    """The steps of all folders that exist or, if they are listed, of all in the list."""
     return list(folders(local) if isinstance(local.folders, str) else range(len(local.folders)))
 
 
 def step_of(local: Local, folder: str) -> int | None:
-    """The step that the name of a folder says, whether or not it is there; None if none."""
+    """The step in the name of a folder, whether or not it exists; None if there is none."""
     if not isinstance(local.folders, str):
         listed = [str(Path(name)) for name in local.folders]
         return listed.index(folder) if folder in listed else None
@@ -123,7 +123,7 @@ def step_of(local: Local, folder: str) -> int | None:
 
 
 def resolve_steps(local: Local) -> list[int]:
-    """The steps of all folders, ascending: what `steps: all` means; raises where there are none."""
+    """The steps of all folders, ascending, for `steps: all`; raises if there are none."""
     steps = all_steps(local)
     if not steps:
         raise InputError(
@@ -140,7 +140,7 @@ def faults(
 
     Parameters
     ----------
-    kept : steps whose snapshots the experiment has already, wherever they came from.
+    kept : steps whose snapshots the experiment already has, whatever their source.
     """
     try:
         by_step = folders(local)
@@ -167,7 +167,7 @@ def faults(
 
 
 def _folder_faults(local: Local, folder: Path, step: int) -> list[str]:
-    """What keeps a folder from being a snapshot, a line each."""
+    """Reasons why a folder is not a snapshot, one per line."""
     names = [folder.name] if folder.is_file() else weights.present(folder)
     lacking = [n for n in weights.lacking(names) if n != weights.CONFIG or local.config is None]
     if folder.is_file():
@@ -203,7 +203,7 @@ def _folder_faults(local: Local, folder: Path, step: int) -> list[str]:
 
 
 def advice(local: Local, steps: list[int]) -> list[str]:
-    """What is doubtful about folders that can be published: that one may be unfinished."""
+    """Doubts about folders that can be published: a checkpoint may be unfinished."""
     by_step = folders(local)
     young = [step for step in steps if step in by_step]
     if not young or time.time() - newest(by_step[young[-1]]) >= YOUNG:
@@ -222,13 +222,13 @@ def newest(folder: Path) -> float:
 
 
 def found_at(local: Local, folder: Path) -> weights.Found:
-    """Where a checkpoint keeps what a snapshot is made of; InputError as weights.find."""
+    """Where a checkpoint has the parts of a snapshot; InputError as for weights.find."""
     config = None if local.config is None else Path(local.config)
     return weights.find(folder, config, local.base)
 
 
 def sources(local: Local, step: int) -> list[Path]:
-    """The files that a step's snapshot is made from; none where it has no folder, or no weights."""
+    """The files from which a step's snapshot is made; none if it has no folder or no weights."""
     folder = folders(local).get(step)
     if folder is None:
         return []
@@ -246,7 +246,7 @@ def sources(local: Local, step: int) -> list[Path]:
 
 
 def tokenizer_sources(local: Local, steps: list[int]) -> list[Path]:
-    """The files of the tokenizer, of local.tokenizer or the last wanted folder, or InputError."""
+    """The tokenizer's files, of local.tokenizer or the last wanted folder, or InputError."""
     if local.tokenizer is None:
         folder = _of_step(local, folders(local), steps[-1])
         folder, mend = (
@@ -274,7 +274,7 @@ def tokenizer_sources(local: Local, steps: list[int]) -> list[Path]:
 def publish(local: Local, step: int, output: Path) -> None:
     """Make the snapshot folder of a step: config.json, safetensors and source.json.
 
-    InputError where the step has no folder, or its folder no sound weights.
+    Raises InputError if the step has no folder, or the folder no intact weights.
     """
     folder = _of_step(local, folders(local), step)
     read = [str(path) for path in sources(local, step)]
@@ -284,7 +284,7 @@ def publish(local: Local, step: int, output: Path) -> None:
 
 
 def tokenizer(local: Local, steps: list[int], output: Path) -> None:
-    """Make a folder of the tokenizer's files; raises as `tokenizer_sources`."""
+    """Make a folder with the tokenizer's files; raises as `tokenizer_sources`."""
     weights.copy(tokenizer_sources(local, steps), output)
 
 
@@ -298,20 +298,20 @@ def _of_step(local: Local, by_step: dict[int, Path], step: int) -> Path:
 
 
 def missing(where: str, step: int, known: Iterable[int]) -> str:
-    """What to say of a step that is not among those that are there."""
+    """A line about a step that is not among the known ones."""
     near = ", ".join(map(str, nearest(step, list(known))))
     return f"{where} has no step {step}" + (f"; nearest: {near}" if near else "")
 
 
 def _expression(pattern: str) -> str:
-    """The regular expression of a glob pattern with {step}, whose digits are the group `step`."""
+    """The regular expression of a glob pattern with {step}; its digits are the group `step`."""
     parts = re.split(r"(\{step[^}]*\}|\*\*/?|\*|\?|\[[^]]+\])", pattern)
     known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     expression, digits = "", r"(?<!\d)(?P<step>\d+)(?!\d)"
     for part in parts:
         if part.startswith("{step"):
             expression += digits
-            digits = "(?P=step)"  # the same, should it stand there twice
+            digits = "(?P=step)"  # the same digits, if it occurs twice
         elif part in known:
             expression += known[part]
         elif part.startswith("[") and part.endswith("]"):

@@ -1,7 +1,7 @@
-"""The loss of each snapshot on a little held-out text, and which snapshot it puts out of place.
+"""The loss of each snapshot on a little held-out text, and which snapshot does not fit in order.
 
-Measured as a snapshot is read, long before the curves of the results: a checkpoint that holds the
-weights of another step shows in its loss.
+It is measured when a snapshot is read, long before the loss curves of the results: a checkpoint
+that holds the weights of another step shows in its loss.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import pandas as pd
 
 from ontogeny.files import write_table
 
-LEAST_SNAPSHOTS = 4  # of fewer none can be told from the others
+LEAST_SNAPSHOTS = 4  # with fewer, an unusual one cannot be identified
 LEAST = 0.1  # nats
-OF_RANGE = 0.02  # of the whole fall of the loss
-OF_NOISE = 8.0  # times the usual deviation
-OF_END = 0.25  # of the fall of the others: how far the first or last may lie above its neighbour
+OF_RANGE = 0.02  # share of the whole fall of the loss
+OF_NOISE = 8.0  # multiple of the usual deviation
+OF_END = 0.25  # most that the first or last may exceed its neighbour, by share of the others' fall
 
 
 def gather(files: Sequence[Path], table: Path) -> None:
@@ -38,7 +38,7 @@ def gather(files: Sequence[Path], table: Path) -> None:
 
 
 def doubts(table: pd.DataFrame) -> list[str]:
-    """A sentence for each snapshot of the table that `gather` wrote that is out of place."""
+    """A sentence for each snapshot in the table of `gather` that is out of place."""
     kept, apart = table[~table["out_of_place"]], table[table["out_of_place"]]
     lines = []
     for step, loss in apart[["step", "loss"]].itertuples(index=False):
@@ -55,13 +55,13 @@ def doubts(table: pd.DataFrame) -> list[str]:
 def out_of_place(loss: np.ndarray) -> np.ndarray:
     """Which of the losses (n,), in the order of training, do not fit between their neighbours.
 
-    A loss that falls, rises or stays does so from each snapshot to the next, so it is between
-    that of the one before and that of the one after, or where the line through the two before or
-    the two after leads, as at the bottom of a curve that turns; but for noise: 0.1 nats, 2% of the
-    whole range, or eight times the median distance, whichever is most. The snapshot without which
-    the others fit best is out of place, and so on until they fit or a third is out. The first and
-    last have one neighbour each: they are out of place where the loss rises to or from them by more
-    than a quarter of what it falls over the others. Of fewer than four snapshots none is.
+    A loss that falls, rises or stays level does so from each snapshot to the next. So it is between
+    those before and after it, or near the line through the two before or the two after, as at the
+    bottom of a curve that turns. The tolerance for noise is 0.1 nats, 2% of the whole range, or
+    eight times the median distance, whichever is largest. The snapshot whose removal makes the
+    others fit best is out of place; this is repeated until the others fit or a third is removed.
+    The first and last have one neighbour each: they are out of place if the loss rises to or from
+    them by more than a quarter of its fall over the others. With fewer than four snapshots none is.
     """
     loss = np.asarray(loss, float)
     kept, known = list(range(len(loss))), np.isfinite(loss).all()
@@ -71,7 +71,7 @@ def out_of_place(loss: np.ndarray) -> np.ndarray:
     fewest = max(LEAST_SNAPSHOTS - 1, len(loss) - max(1, len(loss) // 3))
     while len(kept) > fewest and _misfit(loss[kept], bound) > 0:
         rest = [_misfit(np.delete(loss[kept], i), bound) for i in range(len(kept))]
-        # Where two would do, the one farther from the line between its neighbours.
+        # If two are equally good, take the one farther from the line between its neighbours.
         best = np.flatnonzero(np.isclose(rest, min(rest)))
         away = [_from_line(loss[kept], int(i)) for i in best]
         del kept[int(best[int(np.argmax(away))])]
@@ -81,7 +81,7 @@ def out_of_place(loss: np.ndarray) -> np.ndarray:
 
 
 def _beyond(loss: np.ndarray) -> np.ndarray:
-    """How far each inner loss is beyond what its neighbours lead one to expect, (n − 2,)."""
+    """How far each inner loss is outside what its neighbours suggest, (n − 2,)."""
     before, own, after = loss[:-2], loss[1:-1], loss[2:]
     led, come = before.copy(), after.copy()
     led[1:] += loss[1:-2] - loss[:-3]
@@ -91,11 +91,11 @@ def _beyond(loss: np.ndarray) -> np.ndarray:
 
 
 def _misfit(loss: np.ndarray, bound: float) -> float:
-    """The sum of everything beyond the bounds."""
+    """The sum of all deviations beyond the bounds."""
     inner = np.maximum(_beyond(loss) - bound, 0).sum()
     first = loss[1] - loss[0] - max(bound, OF_END * (loss[1:].max() - loss[1:].min()))
     last = loss[-1] - loss[-2] - max(bound, OF_END * (loss[:-1].max() - loss[:-1].min()))
-    falls = loss[1] - loss[-1] > (loss[1] - loss[0]) / 2  # not where all of it rises
+    falls = loss[1] - loss[-1] > (loss[1] - loss[0]) / 2  # false if all of it rises
     return float(inner + max(first, 0) * falls + max(last, 0))
 
 

@@ -1,8 +1,8 @@
-"""Names of tensors as transformers knows them, without the prefixes that training wrappers add.
+"""Names of tensors as transformers uses them, without the prefixes that training wrappers add.
 
 torch.compile puts `_orig_mod.` before every name, DistributedDataParallel `module.`, FSDP
-`_fsdp_wrapped_module.` wherever it wraps, Lightning the attribute that holds the model, such as
-`model.` or `net.`. Weights saved so are the model's own under other names.
+`_fsdp_wrapped_module.` wherever it wraps, and Lightning the attribute that holds the model, such as
+`model.` or `net.`. Weights saved like this are the model's own under other names.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from collections.abc import Collection
 from typing import Any
 
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
-# First parts of the names that most causal language models of transformers have.
+# First parts of the tensor names of most causal language models in transformers.
 TOPS = {"model", "transformer", "gpt_neox", "backbone", "rwkv", "lm_head", "embed_out", "output"}
 
 
 def unwrapped(names: Collection[str], config: dict[str, Any], code: bool = False) -> dict[str, str]:
-    """The name that transformers knows each tensor by, by the name that it has.
+    """The name that transformers uses for each tensor, by the name in the file.
 
     Parameters
     ----------
     names : of all tensors of a model. config : its config.json.
-    code : whether the model is built by its own code, whose names nobody else knows.
+    code : whether the model's own code builds it, so that its names are not known.
     """
     inner = {name: inside(name) for name in names}
     shared = _shared(list(inner.values()))
@@ -32,7 +32,7 @@ def unwrapped(names: Collection[str], config: dict[str, Any], code: bool = False
 
 
 def inside(name: str) -> str:
-    """A name without the parts that wrappers put into it."""
+    """A name without the parts that wrappers insert."""
     parts = [part for part in name.split(".") if part not in WRAPPERS]
     while parts[:1] == ["module"]:
         parts = parts[1:]
@@ -40,7 +40,7 @@ def inside(name: str) -> str:
 
 
 def _shared(names: list[str]) -> list[str]:
-    """The parts that all names begin with, but for the last part of a name."""
+    """The parts that all names begin with, excluding the last part of a name."""
     if not names:
         return []
     first, last = min(names).split(".")[:-1], max(names).split(".")[:-1]
@@ -52,7 +52,7 @@ def _shared(names: list[str]) -> list[str]:
 
 
 def _cut(parts: list[list[str]], shared: int, config: dict[str, Any]) -> int:
-    """How many of the shared first parts are a wrapper's."""
+    """Number of the shared first parts that belong to a wrapper."""
     for count in reversed(range(shared + 1)):
         if {name[count] for name in parts} <= TOPS:
             return count
@@ -62,9 +62,9 @@ def _cut(parts: list[list[str]], shared: int, config: dict[str, Any]) -> int:
 
 
 def _names_of(config: dict[str, Any]) -> set[str]:
-    """Names of the tensors of the model that a configuration describes, also without its base's.
+    """Names of the tensors of the model that a configuration describes, and of its base model.
 
-    Empty where transformers does not know the architecture.
+    Empty if transformers does not know the architecture.
     """
     import torch
     from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
@@ -76,7 +76,7 @@ def _names_of(config: dict[str, Any]) -> set[str]:
         known = AutoConfig.for_model(**given)
         with torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(known)
-    except Exception:  # of a configuration that is told of elsewhere
+    except Exception:  # an invalid configuration is reported elsewhere
         return set()
     names = set(model.state_dict())
     return names | {name.removeprefix(f"{model.base_model_prefix}.") for name in names}

@@ -1,4 +1,4 @@
-"""Weights in pickled files as torch saves them, read by its restricted unpickler: no code runs."""
+"""Weights in files that torch pickled, read by its restricted unpickler, which runs no code."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 from ontogeny.files import InputError, one_line
 
-# Where Lightning, Trainers of one's own and DeepSpeed keep the model inside of what they save.
+# Where Lightning, custom training loops and DeepSpeed put the model in the files that they save.
 INSIDE = ("state_dict", "model_state_dict", "model", "module")
 
 
 def check(path: Path) -> None:
-    """InputError where a file is cut: torch's archives end with their table of contents."""
+    """Raise InputError if a file is truncated; torch's archives end with an index."""
     with path.open("rb") as file:
         archive = file.read(2) == b"PK"
     if not archive and path.stat().st_size > 0:
-        return  # of before torch 1.6; loading tells
+        return  # a file from before torch 1.6, which only loading can check
     try:
         zipfile.ZipFile(path).close()
     except (OSError, zipfile.BadZipFile) as error:
@@ -28,9 +28,10 @@ def check(path: Path) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The tensors of a pickled state by name, also if it is inside a whole checkpoint.
+    """The tensors of a pickled state by name, also if the state is part of a whole checkpoint.
 
-    InputError where the file is damaged, holds more than plain tensors, or flattened parameters.
+    Raises InputError if the file is damaged, or holds flattened parameters or other objects than
+    plain tensors.
     """
     import torch
 
@@ -40,7 +41,7 @@ def load(path: Path) -> dict[str, Any]:
         except RuntimeError as error:
             if "mmap can only be used" not in str(error):
                 raise
-            # files of before torch 1.6 are no archives that could be mapped
+            # Files from before torch 1.6 are not archives and cannot be memory-mapped.
             state = torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
@@ -69,9 +70,9 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def separate(state: dict[str, Any]) -> dict[str, Any]:
-    """The same tensors, contiguous, none sharing memory with another, as safetensors demands.
+    """The same tensors, contiguous and without shared memory, as safetensors requires.
 
-    Tied tensors are stored twice: to leave one out is right only where the model ties them again.
+    Tied tensors are stored twice, since leaving one out is only right if the model ties them again.
     """
     taken: set[int] = set()
     apart = {}

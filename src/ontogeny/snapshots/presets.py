@@ -1,7 +1,7 @@
-"""What is known beforehand of snapshots on the Hugging Face hub: presets.yaml, read.
+"""What is known in advance of snapshots on the Hugging Face hub, read from presets.yaml.
 
-With it an experiment can be checked and its cost estimated before anything is fetched. Another
-family of repositories is another entry of presets.yaml.
+With it an experiment can be checked and its cost estimated before anything is fetched. To add
+a family of repositories, add an entry to presets.yaml.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FAULTS = FILE.with_name("faults.yaml")
 
 @dataclass(frozen=True)
 class Preset:
-    """How a family of repositories publishes its snapshots; presets.yaml says what each is.
+    """How a family of repositories publishes its snapshots; presets.yaml explains the fields.
 
     steps : the published ones, ascending; None if they are known only from the list of branches.
     """
@@ -34,7 +34,7 @@ class Preset:
 
 
 def find(repository: str) -> Preset | None:
-    """The preset of a repository such as EleutherAI/pythia-160m, or None where none is known."""
+    """The preset of a repository such as EleutherAI/pythia-160m, or None if there is none."""
     for name, family in families().items():
         if any(fnmatchcase(repository, pattern) for pattern in family["repositories"]):
             steps = None if family["steps"] is None else _expand(family["steps"])
@@ -43,7 +43,7 @@ def find(repository: str) -> Preset | None:
 
 
 def doubts(repository: str, steps: Sequence[int]) -> list[str]:
-    """What public reports say is wrong with some of a repository's steps, a sentence each."""
+    """Problems of a repository's steps that are publicly reported, one sentence each."""
     lines = []
     for fault in yaml.safe_load(FAULTS.read_text(encoding="utf-8")):
         known = set(_expand(fault["steps"]))
@@ -62,7 +62,7 @@ def doubts(repository: str, steps: Sequence[int]) -> list[str]:
 def architecture(repository: str) -> dict[str, Any] | None:
     """Keyword arguments of `transformers.AutoConfig.for_model` for a repository's model, or None.
 
-    `dtype` among them is the type of the stored weights. A copy of the caller's own.
+    `dtype` is the type of the stored weights. The caller may change the copy.
     """
     for family in families().values():
         if repository in family["models"]:
@@ -71,13 +71,13 @@ def architecture(repository: str) -> dict[str, Any] | None:
 
 
 def nearest(step: int, steps: Sequence[int], count: int = 2) -> list[int]:
-    """The `count` of `steps` that are nearest to `step`, ascending; the earlier if two tie."""
+    """The `count` of `steps` that are nearest to `step`, ascending; ties prefer the earlier."""
     return sorted(sorted(steps, key=lambda known: (abs(known - step), known))[:count])
 
 
 @cache
 def families() -> dict[str, dict[str, Any]]:
-    """The entries of presets.yaml by name, as written; not to be changed."""
+    """The entries of presets.yaml by name, as written; do not change them."""
     return yaml.safe_load(FILE.read_text(encoding="utf-8"))["families"]
 
 

@@ -1,9 +1,9 @@
-"""The pretrain stage: a GPT-NeoX model from scratch, its snapshots and its training log.
+"""The pretrain stage: training a GPT-NeoX model from scratch, with its snapshots and training log.
 
-Everything is kept in an archive keyed by what was trained, not by which steps were wanted: a step
-that is asked for later is reached from the nearest earlier training state, bit for bit as an
-unbroken run would have, and steps that are there are left alone. The same mechanism resumes a
-killed run. Training never resumes from states of other tokens, such as those of text that has
+Everything is kept in an archive whose key depends on what is trained, not on which steps are
+wanted. A step that is requested later is reached from the nearest earlier training state, with the
+same bits as in an unbroken run, and existing steps are left alone. A killed run resumes in the same
+way. Training never resumes from states made on other tokens, for example before the text has
 changed.
 """
 
@@ -58,9 +58,9 @@ def make_model(settings: Pretrain, vocabulary: int, context: int) -> Any:
 def make_optimizers(model: Any, settings: Pretrain) -> list[torch.optim.Optimizer]:
     """AdamW (0.9, 0.95) with decay on matrices only; Muon for the blocks' matrices, if wanted.
 
-    Muon (Jordan et al. 2024) takes the momentum's nearest semi-orthogonal matrix for the update,
-    here times 0.2 √(longer side), which makes entries as large as AdamW's are (Liu et al. 2025,
-    arXiv 2502.16982). Every group has `scale`: its learning rate by the schedule's.
+    Muon (Jordan et al. 2024) updates with the semi-orthogonal matrix nearest to the momentum, here
+    times 0.2 √(longer side), which makes entries as large as AdamW's (Liu et al. 2025, arXiv
+    2502.16982). Each group has `scale`: the ratio of its learning rate to the schedule's.
     """
     in_blocks = {id(w) for w in model.gpt_neox.layers.parameters()}
     orthogonal, matrices, vectors = [], [], []
@@ -84,9 +84,9 @@ def make_optimizers(model: Any, settings: Pretrain) -> list[torch.optim.Optimize
 
 
 def batch(step: int, blocks: np.ndarray, settings: Pretrain) -> torch.Tensor:
-    """Token ids of a step, (B, context): a function of seed and step alone.
+    """Token ids of a step, (B, context), which depend only on the seed and the step.
 
-    Blocks are visited in a seeded order without repeats until an epoch ends.
+    Blocks are visited in a seeded order, without repeats within an epoch.
     """
     seed = settings.seed if settings.data_seed is None else settings.data_seed
     count = settings.batch_blocks
@@ -104,7 +104,7 @@ def batch(step: int, blocks: np.ndarray, settings: Pretrain) -> torch.Tensor:
 def _save_state(
     folder: Path, model: Any, optimizers: list[torch.optim.Optimizer], log: list[Any]
 ) -> None:
-    """Write a training state: weights, moments, log so far."""
+    """Write a training state: weights, moments, and the log so far."""
     with whole(folder) as draft:
         draft.mkdir()
         model.save_pretrained(draft)
@@ -122,7 +122,7 @@ def _load_state(folder: Path, model: Any, optimizers: list[torch.optim.Optimizer
 
     Raises
     ------
-    InputError : it is not as it was written.
+    InputError : the state is not as it was written.
     """
     for file, wrong in digests.faults(folder):
         raise InputError(
@@ -143,17 +143,17 @@ def _load_state(folder: Path, model: Any, optimizers: list[torch.optim.Optimizer
 
 
 def _steps_in(archive: Path) -> list[int]:
-    """Steps of the whole training states in the archive."""
+    """Steps of the complete training states in the archive."""
     return sorted(int(path.name[4:]) for path in archive.glob("step*") if path.is_dir())
 
 
 @contextmanager
 def claimed(archive: Path, tokens: str) -> Iterator[None]:
-    """Have the archive for oneself, after whoever is training into it now.
+    """Hold the archive exclusively, after waiting for any other process that trains into it.
 
     Parameters
     ----------
-    tokens : digest of the tokens to train on; states of any others are removed.
+    tokens : digest of the tokens to train on; states made on other tokens are removed.
     """
     archive.mkdir(parents=True, exist_ok=True)
     with open(archive / ".lock", "w") as file:
@@ -173,14 +173,14 @@ def train(
     log: str | Path | None = None,
     until: int | None = None,
 ) -> None:
-    """Train, or train on, until the archive holds every wanted snapshot and the whole log.
+    """Train, or continue training, until the archive has every wanted snapshot and the whole log.
 
     Parameters
     ----------
     tokens : tokens.h5 of the corpus stage.
     archive : folder of training states, `step{S}/`; kept between calls.
     log : CSV to write, one row per logged step: step, tokens, learning_rate, loss (of the batch,
-        doubled passages included), held_out_loss and the copying measures (at snapshots).
+        including doubled passages), held_out_loss and the copying measures (at snapshots).
     until : stop at this step and leave later ones to another call.
     """
     archive, data = Path(archive), Tokens(tokens)
@@ -196,7 +196,7 @@ def wanted_steps(settings: Settings, until: int | None = None) -> list[int]:
 
     Parameters
     ----------
-    until : the last that counts.
+    until : the last step to include.
     """
     last = section(settings).steps
     steps = sorted({0, *settings.snapshots.chosen, last})
@@ -204,7 +204,7 @@ def wanted_steps(settings: Settings, until: int | None = None) -> list[int]:
 
 
 def section(settings: Settings) -> Pretrain:
-    """The settings of the training, or InputError where the snapshots are not trained here."""
+    """The settings of the training; InputError if the snapshots are not trained here."""
     if settings.snapshots.pretrain is None:
         raise InputError("snapshots.pretrain: missing; these snapshots are not trained here")
     return settings.snapshots.pretrain
@@ -288,7 +288,7 @@ def _train(experiment: Settings, wanted: list[int], data: Tokens, archive: Path)
 
 
 def _write_log(archive: Path, wanted: list[int], log: str | Path) -> None:
-    """Join the logs that the wanted states carry, each the history up to its own step."""
+    """Join the logs in the wanted states, each of which covers the steps up to its own."""
     rows: dict[int, dict[str, Any]] = {}
     for step in wanted:
         for row in json.loads((archive / f"step{step}" / "log.json").read_text()):

@@ -1,7 +1,7 @@
 """Whether snapshots are one model at several steps: configurations, tokenizers, weights.
 
-A run that mixes two models, or holds one checkpoint under two steps, computes numbers that mean
-nothing. All of this is found from small files and headers, before any work.
+Results of a run that mixes two models, or has one checkpoint under two steps, are meaningless.
+All of this is found from small files and headers, before any work.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from ontogeny.files import InputError, digest_file, digest_value
 from ontogeny.snapshots import headers, naming, weights
 
-# Keys of a config.json that no forward pass depends on.
+# Keys of a config.json that do not affect the forward pass.
 IDLE = {
     "_name_or_path", "_commit_hash", "transformers_version", "dtype", "torch_dtype", "use_cache",
     "architectures", "task_specific_params", "_attn_implementation", "attn_implementation",
@@ -23,16 +23,16 @@ IDLE = {
 }  # fmt: skip
 IDLE_ENDINGS = ("dropout", "_pdrop", "_token_id", "_router_logits", "_coef", "output_attentions",
                 "output_hidden_states", "return_dict")  # fmt: skip
-# Keys that a training may change on its way, such as for longer contexts.
+# Keys that may change during a training, for example for longer contexts.
 CHANGING = {"rope_theta", "rope_scaling", "rope_parameters", "max_position_embeddings",
             "sliding_window", "model_max_length"}  # fmt: skip
-SAMPLES = 8  # tensors of which a piece is compared before two checkpoints are read whole
+SAMPLES = 8  # tensors of which a piece is compared before two checkpoints are read completely
 PIECE = 4096  # bytes
 CHUNK = 1 << 24
 
 
 def steps_in_words(steps: Sequence[int]) -> str:
-    """Steps as a part of a sentence: "step 5", "steps 5 and 20", "steps 5, 20, … and 100 (12)"."""
+    """Steps as part of a sentence: "step 5", "steps 5 and 20", "steps 5, 20, … and 100 (12)"."""
     if len(steps) == 1:
         return f"step {steps[0]}"
     if len(steps) > 6:
@@ -44,9 +44,9 @@ def steps_in_words(steps: Sequence[int]) -> str:
 
 
 def config_lines(configs: Mapping[int, dict[str, Any]]) -> tuple[list[str], list[str]]:
-    """What differs between the configurations of snapshots, by step: faults, and doubts.
+    """Differences between the snapshots' configurations, by step: faults, and doubts.
 
-    The others are compared with the majority of the snapshots, or with the earlier half in a tie.
+    Each is compared with the majority of the snapshots or, in a tie, with the earlier half.
     """
     plain = {step: _computing(config) for step, config in configs.items()}
     if len({digest_value(config) for config in plain.values()}) > 1:
@@ -70,7 +70,7 @@ def config_lines(configs: Mapping[int, dict[str, Any]]) -> tuple[list[str], list
 
 
 def _computing(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys that a forward pass depends on."""
+    """The keys that affect the forward pass."""
     return {
         key: value
         for key, value in config.items()
@@ -79,17 +79,17 @@ def _computing(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _completed(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration with its defaults, as another version of transformers may have left out."""
+    """A configuration with its defaults, which another version of transformers may have omitted."""
     from transformers import CONFIG_MAPPING, AutoConfig
     from transformers.utils import logging
 
     if str(config.get("model_type")) not in CONFIG_MAPPING:
         return config
     loud = logging.get_verbosity()
-    logging.set_verbosity_error()  # what it says of special tokens is of no account here
+    logging.set_verbosity_error()  # its messages about special tokens do not matter here
     try:
         return AutoConfig.for_model(**config).to_dict()
-    except Exception:  # of its validation; what is wrong is told where the shape is asked for
+    except Exception:  # validation failed; the fault is reported where the shape is computed
         return config
     finally:
         logging.set_verbosity(loud)
@@ -101,7 +101,7 @@ def _shown(value: Any) -> str:
 
 
 def _groups(keys: Mapping[int, Any]) -> list[list[int]]:
-    """Steps of equal keys together, the largest group first."""
+    """Groups of steps with equal keys, the largest group first."""
     by_key: dict[Any, list[int]] = {}
     for step, key in keys.items():
         by_key.setdefault(key, []).append(step)
@@ -112,11 +112,11 @@ def _groups(keys: Mapping[int, Any]) -> list[list[int]]:
 
 
 def tokenizer_lines(files: Mapping[int, Path]) -> tuple[list[str], list[str]]:
-    """What differs between the snapshots' tokenizer files, by step: faults, and doubts.
+    """Differences between the snapshots' tokenizer files, by step: faults, and doubts.
 
     Parameters
     ----------
-    files : tokenizer.json, vocab.json, or another file of the same name for every step.
+    files : for each step tokenizer.json, vocab.json, or another file, all of the same name.
     """
     groups = _groups({step: digest_file(path) for step, path in files.items()})
     most, *others = groups or [[]]
@@ -162,7 +162,7 @@ def vocabulary(path: Path) -> dict[str, int] | None:
         if path.name == "vocab.json":
             return {str(token): int(number) for token, number in given.items()}
         entries = given["model"]["vocab"]
-        if isinstance(entries, list):  # of Unigram: pieces and scores, in the order of their ids
+        if isinstance(entries, list):  # Unigram: pieces and scores, in the order of their ids
             entries = {piece: number for number, (piece, _) in enumerate(entries)}
         tokens = {str(token): int(number) for token, number in entries.items()}
         return tokens | {str(t["content"]): int(t["id"]) for t in given.get("added_tokens") or []}
@@ -175,10 +175,10 @@ def vocabulary(path: Path) -> dict[str, int] | None:
 
 @dataclass(frozen=True)
 class Content:
-    """The bytes that a checkpoint's weights are.
+    """The bytes of a checkpoint's weights.
 
     about : digest of their names, types and shapes. pieces : of each tensor, (file, first, end).
-    shapes : of the tensors by name, if a header gives them.
+    shapes : of the tensors by name, if there is a header.
     """
 
     about: str
@@ -187,9 +187,10 @@ class Content:
 
 
 def content(found: weights.Found) -> Content:
-    """A checkpoint's tensors in the order of their names, whatever files hold them.
+    """A checkpoint's tensors in the order of their names, in whichever files they are.
 
-    Of pickled weights, and of an adapter, the files themselves. InputError where one is damaged.
+    For pickled weights and for adapters, it has the files themselves. Raises InputError if one is
+    damaged.
     """
     paths = list(found.files)
     if found.adapter is not None:
@@ -205,10 +206,10 @@ def content(found: weights.Found) -> Content:
 
 
 def equal_weights(contents: Mapping[int, Content]) -> list[list[int]]:
-    """Groups of steps whose weights are the same to the bit, each ascending.
+    """Groups of steps whose weights are equal bit for bit, each ascending.
 
-    Shapes are compared first, then pieces of the largest tensors; only what agrees in all of these
-    is read whole.
+    Shapes are compared first, then pieces of the largest tensors; only checkpoints that agree in
+    these are read completely.
     """
     alike: dict[Any, list[int]] = {}
     for step, one in contents.items():
@@ -237,7 +238,7 @@ def _sample(one: Content) -> bytes:
 
 
 def _same(one: Content, other: Content) -> bool:
-    """Whether all bytes of two checkpoints of the same shapes agree."""
+    """Whether two checkpoints with the same shapes agree in all bytes."""
     for (path, start, stop), (against, first, _) in zip(one.pieces, other.pieces, strict=True):
         if path.samefile(against) and start == first:
             continue
@@ -254,11 +255,11 @@ def _same(one: Content, other: Content) -> bool:
 
 
 def equal_lines(groups: Iterable[Sequence[int]], where: str) -> Iterator[str]:
-    """A sentence for each two steps with the same weights; for many of the same, one for all.
+    """A sentence for each two steps with the same weights, or a single one for many steps.
 
     Parameters
     ----------
-    where : such as the pattern of the folders.
+    where : for example the pattern of the folders.
     """
     mend = (
         "one of them is not what its name says, or nothing was learned between them: leave one out"
@@ -274,7 +275,7 @@ def equal_lines(groups: Iterable[Sequence[int]], where: str) -> Iterator[str]:
 
 
 def shape_faults(contents: Mapping[int, Content]) -> list[str]:
-    """Lines for steps that hold a tensor of another shape than most steps do."""
+    """A line for each step that has a tensor with another shape than at most steps."""
     lines: list[str] = []
     told: set[int] = set()
     for name in {name: None for one in contents.values() for name in one.shapes}:
@@ -293,7 +294,7 @@ def shape_faults(contents: Mapping[int, Content]) -> list[str]:
 
 
 def contents(founds: Mapping[int, weights.Found]) -> dict[int, Content]:
-    """The `content` of each checkpoint; those that are damaged are left out."""
+    """The `content` of each checkpoint, without damaged ones."""
     made = {}
     for step, found in founds.items():
         try:

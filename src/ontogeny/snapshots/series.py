@@ -1,7 +1,7 @@
-"""The models of many snapshots, one after another, for what reads little text with each.
+"""The models of many snapshots, one after another, for reading a little text with each.
 
-transformers takes 20 ms and more to build a small model, and its weights are read in one. So where
-snapshots differ in their weights alone, one model takes those of each in turn.
+transformers needs at least 20 ms to build a small model, but its weights are read in 1 ms. So if
+snapshots differ only in their weights, a single model loads the weights of each in turn.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ def models(
     dtype: torch.dtype,
     remote_code: bool = False,
 ) -> Iterator[tuple[int, Any]]:
-    """(step, model) of some snapshots, whole and in evaluation mode.
+    """(step, model) of some snapshots, complete and in evaluation mode.
 
-    A model is good until the next one is asked for.
+    A model is valid until the next one is requested.
 
     Parameters
     ----------
-    snapshots : folder. The rest as for `load_model`, with its errors.
+    snapshots : folder. The rest is as for `load_model`, which also describes the errors.
     """
     model, config = None, None
     for step in steps:
         folder = snapshots / f"step{step}"
         if config is None or _text(folder / CONFIG) != config or not _exchange(model, folder):
-            del model  # before the next one takes its memory
+            del model  # free its memory for the next one
             model = load_model(folder, device, dtype, remote_code)
             config = _text(folder / CONFIG) if _is_plain(model, folder) else None
         yield step, model
@@ -50,18 +50,19 @@ def models(
 
 @contextmanager
 def kept(model: Any, wanted: Iterable[Key]) -> Iterator[dict[Key, torch.Tensor]]:
-    """While it lasts, each pass of the model leaves the values of these (layer, stream) here.
+    """Within the context, each pass of the model stores these (layer, stream) in the mapping.
 
-    What `sites.read` gives, of a pass that goes on to the logits; (B, T, d) or (B·T, d).
+    The values are those of `sites.read`, but the pass continues to the logits; (B, T, d) or
+    (B·T, d).
 
     Raises
     ------
-    InputError : a layer or a stream that the model does not have, with the setting to change.
+    InputError : the model lacks a layer or a stream; names the setting to change.
     """
     values: dict[Key, torch.Tensor] = {}
 
     def keep(key: Key, value: torch.Tensor) -> None:
-        values[key] = value.clone()  # a model may go on to write into it
+        values[key] = value.clone()  # the model may write into it later
 
     with ExitStack() as stack:
         for key in wanted:
@@ -75,10 +76,10 @@ def _text(path: Path) -> str:
 
 
 def _pairs(model: Any, folder: Path) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
-    """Each tensor of a snapshot's file with the model's own of that name, or None.
+    """Each tensor of a snapshot's file paired with the model's tensor of that name, or None.
 
-    None where these are not all that the model holds, tied ones aside, or their shapes differ, and
-    if the file cannot be read; `load_model` then says what is wrong with it.
+    None if these are not all tensors of the model (except tied ones), if their shapes differ, or if
+    the file cannot be read; `load_model` then reports what is wrong with it.
     """
     try:
         tensors = load_file(folder / WEIGHTS)
@@ -94,14 +95,14 @@ def _pairs(model: Any, folder: Path) -> list[tuple[torch.Tensor, torch.Tensor]] 
 
 
 def _is_plain(model: Any, folder: Path) -> bool:
-    """Whether a model holds exactly what its file does: nothing renamed, changed or left out."""
+    """Whether a model holds exactly what is in its file: nothing renamed, changed or omitted."""
     pairs = _pairs(model, folder)
     return pairs is not None and all(torch.equal(given.to(own), own) for given, own in pairs)
 
 
 @torch.no_grad()
 def _exchange(model: Any, folder: Path) -> bool:
-    """Give a plain model the weights of another snapshot; whether they fit it."""
+    """Load another snapshot's weights into a plain model; returns whether they fit."""
     pairs = _pairs(model, folder)
     for given, own in pairs or []:
         own.copy_(given)

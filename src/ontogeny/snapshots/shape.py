@@ -1,7 +1,7 @@
-"""A model's shape, from its configuration alone: what it holds, and what a token costs.
+"""A model's shape, from its configuration alone: its parameters, and the cost of a token.
 
-The model is built without storage (torch's meta device), so that a shape of any size takes well
-under a second; `cached` keeps it, so that a plan made again does not import torch.
+The model is built without storage (on torch's meta device), which takes well under a second for any
+size; `cached` stores the result, so that planning again does not import torch.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from ontogeny.settings import Pretrain
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a causal language model; parameters are counted once where they are tied.
+    """Sizes of a causal language model; tied parameters are counted once.
 
     width : d of the residual stream. attention_width, key_value_width : heads (key-value heads)
-    times the width of a head. positions : most tokens of a context, None where nothing limits it.
+    times the width of a head. positions : most tokens of a context, None if there is no limit.
     parameters : all of them. embedding_parameters : the table of input tokens.
     before_parameters : outside the blocks, used before the first: that table, positions, norms.
-    unembedding_parameters : the output matrix where it is not the table of input tokens, else 0.
-    parameters_by_block, matrices_by_block : of each block, and of these what lies in matrices
-    that every token is multiplied by (of experts the share that a token goes through).
+    unembedding_parameters : the output matrix if it is not the table of input tokens, else 0.
+    parameters_by_block, matrices_by_block : of each block; the latter counts matrices that multiply
+    every token (for experts, the share that a token passes through).
     matrices_before, matrices_after : the same outside the blocks, before the first and after the
-    last: the unembedding there, tied or not.
+    last; the latter includes the unembedding, tied or not.
     """
 
     width: int
@@ -49,20 +49,21 @@ class Shape:
 
     @property
     def block_matrix_parameters(self) -> int:
-        """Of one block, in matrices that a token is multiplied by; the most of any block."""
+        """Parameters of a block in matrices that multiply a token; the largest over blocks."""
         return max(self.matrices_by_block)
 
     def parameters_to(self, layer: int) -> int:
-        """What a model truncated after block `layer` holds: before_parameters + blocks 0…layer."""
+        """Parameters of a model truncated after `layer`: before_parameters + blocks 0…layer."""
         return self.before_parameters + sum(self._to(layer, self.parameters_by_block))
 
     def flops_per_token(self, context: int, layer: int | None = None) -> float:
-        """Forward floating point operations per token of a context, to block `layer`'s end or all.
+        """Forward floating point operations per token of a context, up to the end of `layer`.
 
-        2·(matrices_before + Σ matrices_by_block) + 4·context·attention_width a block, and with
-        `layer` None 2·matrices_after: a multiplication and an addition for each weight, and for
-        each pair of positions in the scores and in the mean of the values. All context² pairs
-        count, also those that the mask hides, as in torch.utils.flop_counter.
+        They are 2·(matrices_before + Σ matrices_by_block) + 4·context·attention_width per block
+        and, if `layer` is None (the whole model), 2·matrices_after: a multiplication and an
+        addition for each weight, and for each pair of positions in the scores and in the mean of
+        the values. All context² pairs count, including those that the mask hides, as in
+        torch.utils.flop_counter.
         """
         matrices = self._to(layer, self.matrices_by_block)
         after = self.matrices_after if layer is None else 0
@@ -106,7 +107,7 @@ def config_of_pretrain(settings: Pretrain, vocabulary: int, context: int) -> dic
 
 
 def cached(config: dict[str, Any], folder: Path) -> Shape:
-    """The shape of a configuration, kept as JSON under `folder` by the configuration's digest."""
+    """The shape of a configuration, stored as JSON under `folder` by the configuration's digest."""
     path = folder / f"{digest_value(config)}.json"
     try:
         kept: Any = json.loads(path.read_text(encoding="utf-8"))
@@ -114,7 +115,7 @@ def cached(config: dict[str, Any], folder: Path) -> Shape:
             kept[name] = tuple(kept[name])
         return Shape(**kept)
     except (OSError, ValueError, TypeError, KeyError):
-        shape = of_config(config)  # none kept yet, or by another version
+        shape = of_config(config)  # not stored yet, or by another version
     write_json(path, asdict(shape))
     return shape
 
@@ -122,8 +123,8 @@ def cached(config: dict[str, Any], folder: Path) -> Shape:
 def of_config(config: dict[str, Any]) -> Shape:
     """Measure the model that a configuration (a config.json) describes, without its weights.
 
-    InputError where transformers does not know the architecture, or has no causal language model
-    of it.
+    Raises InputError if transformers does not know the architecture, or has no causal language
+    model for it.
     """
     import torch
     from torch._subclasses import FakeTensorMode
@@ -142,7 +143,7 @@ def of_config(config: dict[str, Any]) -> Shape:
         known = AutoConfig.for_model(**given)
         with torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(known, dtype=torch.float32)
-    except Exception as error:  # of validation and of every model's own code
+    except Exception as error:  # validation and the code of each model can raise anything
         raise InputError(
             "snapshots: this configuration does not give a causal language model of the "
             f"architecture '{kind}'; choose another model, or correct its config.json "
@@ -161,7 +162,7 @@ def of_config(config: dict[str, Any]) -> Shape:
     earlier = [m for m in model.modules() if m not in in_later and m not in in_blocks]
     before = {w for m in earlier for w in m.parameters(recurse=False)}
     embedding, unembedding = model.get_input_embeddings().weight, model.get_output_embeddings()
-    # Beside the blocks and the unembedding a model may hold an encoder of images, which text skips.
+    # Besides blocks and unembedding, a model may have an image encoder, which text does not use.
     home = next(n for n, m in model.named_modules() if m is blocks).rpartition(".")[0]
     after = {m for n, top in later.items() if n.rpartition(".")[0] == home for m in top.modules()}
     after |= set() if unembedding is None else {unembedding}
@@ -169,7 +170,7 @@ def of_config(config: dict[str, Any]) -> Shape:
     per_token = getattr(text, "num_experts_per_tok", None)
 
     def matrices(modules: Iterable[Any]) -> int:
-        """Weights that each token is multiplied by; tables that are looked up are none."""
+        """Number of weights that multiply each token; lookup tables do not count."""
         total = 0
         for module in modules:
             if isinstance(module, torch.nn.Embedding):
@@ -180,7 +181,7 @@ def of_config(config: dict[str, Any]) -> Shape:
                     total += w.numel() * per_token // w.shape[0] if experts else w.numel()
         return total
 
-    heads = getattr(text, "num_attention_heads", 0)  # a state space model has none
+    heads = getattr(text, "num_attention_heads", 0)  # a state space model has no heads
     head = getattr(text, "head_dim", None) or text.hidden_size // max(1, heads)
     key_value_heads = getattr(text, "num_key_value_heads", None) or heads
     return Shape(

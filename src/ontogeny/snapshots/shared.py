@@ -1,6 +1,6 @@
 """Pre-training with the folder of states that experiments share.
 
-Apart from pretrain.py, whose digest decides when a model is trained again: this code does not.
+This is separate from pretrain.py, so that a change here does not make models train again.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ def pretrain(
     log: Path | None = None,
     until: int | None = None,
 ) -> None:
-    """As pretrain.train, with the states that `storage.cache` has; the others are put there.
+    """As pretrain.train, but takes states from `storage.cache` and stores the others there.
 
-    InputError where the snapshots are not trained here, or a shared state is damaged.
+    Raises InputError if the snapshots are not trained here, or a shared state is damaged.
     """
     folder = scratch.expanded(settings.storage.cache) if settings.storage.cache else None
     wanted = stage.wanted_steps(settings, until)

@@ -1,7 +1,7 @@
-"""Where a stream lives in a transformers model: found by structure, read and replaced by hooks.
+"""Where a stream is in a transformers model: found by structure, read and replaced by hooks.
 
-A *site* is (snapshot, layer, stream). Within one model, (layer, stream) names a module and one of
-its ends, which structure.py tells:
+A *site* is (snapshot, layer, stream). Within one model, (layer, stream) is the input or output of a
+module, which structure.py finds:
 
     residual       output of the block        attention_out  output of what mixes positions
     mlp_in         input of its MLP           mlp_out        output of its MLP
@@ -40,15 +40,15 @@ def load_model(
 
     Parameters
     ----------
-    remote_code : let the Python code that the snapshot brings run (snapshots.remote_code).
-    last_layer : drop what comes after this block, which then takes no memory on the device;
-        `read` works up to it, but logits are no longer available. None keeps everything.
-    look : called with the model while it is whole, on the device.
+    remote_code : whether the snapshot's own Python code may run (snapshots.remote_code).
+    last_layer : drop everything after this block, which saves memory on the device; `read` works
+        up to it, but logits are no longer available. None keeps everything.
+    look : called with the complete model on the device, before anything is dropped.
 
     Raises
     ------
-    InputError : no snapshot, a damaged one, an architecture that transformers does not know, or a
-        layer that the model does not have.
+    InputError : the snapshot is missing or damaged, transformers does not know its architecture,
+        or the model does not have the layer.
     """
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
     from transformers.utils import logging
@@ -70,7 +70,7 @@ def load_model(
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=remote_code,
-            ignore_mismatched_sizes=True,  # named below, like what is missing
+            ignore_mismatched_sizes=True,  # reported below, together with missing ones
             output_loading_info=True,
         )
     except (OSError, ValueError, SafetensorError) as error:
@@ -89,7 +89,7 @@ def load_model(
 
 @torch.no_grad()
 def truncate(model: nn.Module, layer: int) -> None:
-    """Drop, in place, the blocks after `layer` and all outside that no pass up to it runs."""
+    """Drop, in place, the blocks after `layer` and all other modules not used up to it."""
     structure.block_of(model, layer)
     del blocks(model)[layer + 1 :]
     cast(Any, model).config.get_text_config().num_hidden_layers = layer + 1
@@ -99,11 +99,11 @@ def truncate(model: nn.Module, layer: int) -> None:
 
 
 def unused(model: nn.Module, ids: torch.Tensor, layer: int) -> list[str]:
-    """Names of the outermost modules outside the blocks that are not run until `layer` ends.
+    """Names of the outermost modules outside the blocks that do not run before `layer` ends.
 
     Parameters
     ----------
-    ids : (B, T) tokens to try it with. layer : −1 is where the first block begins.
+    ids : (B, T) tokens to try. layer : −1 means the start of the first block.
     """
     list_of_blocks = blocks(model)
     inside = set(list_of_blocks.modules())
@@ -122,7 +122,7 @@ def unused(model: nn.Module, ids: torch.Tensor, layer: int) -> list[str]:
     else:
         hooks.append(structure.block_of(model, layer).register_forward_hook(stop))
     structure.run(model, ids, hooks)
-    # A container is never run itself: it is used if something in it is, the blocks among them.
+    # A container never runs itself; it counts as used if anything in it is, including the blocks.
     used |= {name for name, module in model.named_modules() if module is list_of_blocks}
     for name in list(used):
         used |= {name[:i] for i, letter in enumerate(name) if letter == "."}
@@ -133,7 +133,7 @@ def unused(model: nn.Module, ids: torch.Tensor, layer: int) -> list[str]:
 def _on(
     module: nn.Module, end: End, act: Callable[[torch.Tensor], torch.Tensor | None]
 ) -> RemovableHandle:
-    """Hook a module so that `act` sees a stream's value there and may give another (or None).
+    """Hook a module so that `act` sees a stream's value and may return another one (or None).
 
     The value has the module's own shape, (B, T, d) or (B·T, d).
     """
@@ -165,7 +165,7 @@ def read(
 ) -> dict[tuple[int, str], torch.Tensor]:
     """Values of the wanted (layer, stream), each (B, T, d), from one partial forward pass.
 
-    The pass stops as soon as the last of them is known, and waits for no device.
+    The pass stops as soon as the last of them is known, without waiting for the device.
 
     Parameters
     ----------
@@ -173,7 +173,7 @@ def read(
 
     Raises
     ------
-    InputError : a layer or a stream that the model does not have, with the setting to change.
+    InputError : the model lacks a layer or a stream; names the setting to change.
     """
     ends = {key: structure.end_of(model, *key) for key in wanted}
     got: dict[tuple[int, str], torch.Tensor] = {}
@@ -182,7 +182,7 @@ def read(
 
     def keep(key: tuple[int, str], value: torch.Tensor) -> None:
         last = len(got) == len(ends) - 1
-        # A model may go on to write into a value, as Falcon adds its attention to its MLP's output.
+        # The model may write into a value later: Falcon adds its attention to its MLP's output.
         got[key] = (value if last else value.clone()).reshape(*ids.shape, -1)
         if last:
             raise Enough
@@ -195,7 +195,7 @@ def read(
 
 @contextmanager
 def replaced(model: nn.Module, layer: int, stream: str, value: torch.Tensor) -> Iterator[None]:
-    """While it lasts, every forward pass has `value` (B, T, d) at the site, not its own."""
+    """Within the context, forward passes have `value` (B, T, d) at the site, not their own."""
     module, end = structure.end_of(model, layer, stream)
     handle = _on(module, end, lambda old: value.reshape(old.shape).to(old.dtype))
     try:
@@ -206,10 +206,10 @@ def replaced(model: nn.Module, layer: int, stream: str, value: torch.Tensor) -> 
 
 @contextmanager
 def continued(model: nn.Module, layer: int, stream: str, value: torch.Tensor) -> Iterator[None]:
-    """As `replaced`, without running the blocks that this makes needless.
+    """As `replaced`, but without running blocks that this makes unnecessary.
 
-    Of the residual stream, these are the blocks up to `layer`, whose outputs the value stands for;
-    of other streams, or where blocks hand on more than one tensor, there are none.
+    For the residual stream, these are the blocks up to `layer`, whose output the value replaces.
+    For other streams, and if blocks return more than one tensor, there are none.
     """
     needless = structure.passing(model, layer) if stream == "residual" else []
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""What the three sources of snapshots have in common: steps, architecture, faults known early."""
+"""What all three sources of snapshots share: steps, architecture, early checks."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ontogeny.snapshots import local, presets, same, shape, weights
 
 
 def resolve(settings: Settings, results: str | Path = "results") -> Settings:
-    """The settings with `snapshots.steps: all` replaced by the steps that are there.
+    """The settings with `snapshots.steps: all` replaced by the steps that exist.
 
-    Those are the folders' steps, and those of the experiment's last run whose snapshots it has:
-    that a training removes its old checkpoints takes none out of an experiment.
+    These are the steps of the folders, and those of the experiment's last run that it still has
+    snapshots of. So an experiment loses no step when a training removes its old checkpoints.
 
     Parameters
     ----------
@@ -26,8 +26,8 @@ def resolve(settings: Settings, results: str | Path = "results") -> Settings:
 
     Raises
     ------
-    InputError : there are none, or one of the last run is nowhere any more. SettingsError : they do
-        not fit the rest.
+    InputError : there are none, or a step of the last run no longer exists anywhere.
+    SettingsError : they do not fit the other settings.
     """
     source = settings.snapshots
     if source.steps != "all" or source.local is None:
@@ -50,7 +50,7 @@ def resolve(settings: Settings, results: str | Path = "results") -> Settings:
 def remembered(settings: Settings, results: str | Path) -> list[int]:
     """The steps of the experiment's last run on the same folders, by its resolved configuration.
 
-    Empty where there was none.
+    Empty if there was none.
     """
     assert settings.snapshots.local is not None
     path = Path(results) / settings.name / "config.yaml"
@@ -64,12 +64,12 @@ def remembered(settings: Settings, results: str | Path) -> list[int]:
 
 
 def kept(settings: Settings, results: str | Path) -> list[int]:
-    """The wanted steps whose snapshots from elsewhere the experiment has already, ascending."""
+    """The wanted steps whose imported snapshots the experiment already has, ascending."""
     return _kept(settings, results, settings.snapshots.chosen)
 
 
 def _kept(settings: Settings, results: str | Path, steps: Iterable[int]) -> list[int]:
-    """Those of the steps whose snapshots are there, whole, and from the source of the settings."""
+    """The steps whose snapshots exist, are complete, and come from the settings' source."""
     folder, source = Path(results) / settings.name / "snapshots", settings.snapshots
     whole = []
     for step in steps:
@@ -87,10 +87,9 @@ def _kept(settings: Settings, results: str | Path, steps: Iterable[int]) -> list
 
 
 def faults(settings: Settings, results: str | Path) -> list[str]:
-    """What is known to be wrong with the snapshots before any job, one line each with the
-    correction.
+    """Known faults of the snapshots before any job, one line each with the correction.
 
-    A source is not asked about snapshots that are there.
+    A source is not asked about snapshots that the experiment already has.
     """
     source, there = settings.snapshots, kept(settings, results)
     if source.local is not None:
@@ -106,11 +105,11 @@ def faults(settings: Settings, results: str | Path) -> list[str]:
 
 
 def advice(settings: Settings, results: str | Path, every: bool = False) -> list[str]:
-    """What is doubtful about the snapshots though they can be read, before a run.
+    """Doubts about snapshots that can be read, before a run.
 
     Parameters
     ----------
-    every : whether the settings asked for all steps, so that the list can change by itself.
+    every : whether the settings ask for all steps, so that the list can change by itself.
     """
     source, lines = settings.snapshots, doubts(settings, results)
     if source.hub is not None:
@@ -124,7 +123,7 @@ def advice(settings: Settings, results: str | Path, every: bool = False) -> list
 
 
 def doubts(settings: Settings, results: str | Path) -> list[str]:
-    """What is doubtful about the snapshots themselves, as far as these are at hand, a line each."""
+    """Doubts about the snapshots themselves, as far as they can be read now, one per line."""
     source = settings.snapshots
     known = presets.doubts(source.hub.repository, source.chosen) if source.hub else []
     found = _found(settings, results)
@@ -134,7 +133,7 @@ def doubts(settings: Settings, results: str | Path) -> list[str]:
 
 
 def read_from(settings: Settings, results: str | Path, step: int) -> list[str]:
-    """The files that a local snapshot is made from, or was where these are gone."""
+    """The files from which a local snapshot is made, or was made if they no longer exist."""
     assert settings.snapshots.local is not None
     paths = [str(path) for path in local.sources(settings.snapshots.local, step)]
     if paths or not _kept(settings, results, [step]):
@@ -144,7 +143,7 @@ def read_from(settings: Settings, results: str | Path, step: int) -> list[str]:
 
 
 def _found(settings: Settings, results: str | Path) -> dict[int, weights.Found]:
-    """The weights of the wanted steps: in their folders, or in the experiment."""
+    """The weights of the wanted steps, in their folders or in the experiment."""
     source, found = settings.snapshots, {}
     folders = local.folders(source.local) if source.local is not None else {}
     for step in source.chosen:
@@ -155,12 +154,12 @@ def _found(settings: Settings, results: str | Path) -> dict[int, weights.Found]:
             elif snapshot.is_dir():
                 found[step] = weights.find(snapshot)
         except InputError:
-            continue  # it is told where the snapshot is wanted
+            continue  # it is reported where the snapshot is needed
     return found
 
 
 def _together(found: dict[int, weights.Found]) -> tuple[list[str], list[str]]:
-    """What of checkpoints differs that has to be equal: faults, and doubts."""
+    """Differences between checkpoints in what has to be equal: faults, and doubts."""
     configs = {step: weights.read_config(each.config) for step, each in found.items()}
     if not found:
         return [], []
@@ -176,7 +175,7 @@ def _together(found: dict[int, weights.Found]) -> tuple[list[str], list[str]]:
 
 
 def _changed(settings: Settings, results: str | Path, every: bool) -> list[str]:
-    """Sentences on steps that have vanished from the folders, or appeared there."""
+    """Sentences about steps that have vanished from the folders, or appeared there."""
     source = settings.snapshots
     assert source.local is not None
     folders, lines = local.folders(source.local), []
@@ -206,17 +205,17 @@ def publish(
     archive: Path | None = None,
     slots: Path | None = None,
 ) -> None:
-    """Make the folder of a step's snapshot, whatever its source; completely or not at all.
+    """Make the folder of a step's snapshot from any source; it appears only when complete.
 
     Parameters
     ----------
-    output : the folder: config.json, safetensors, and source.json of what was not trained here.
-    archive : the training states, of a model that is trained here.
-    slots : lock files by which all processes together count their downloads from a hub.
+    output : the folder: config.json, safetensors, and source.json if it was not trained here.
+    archive : the training states of a model that is trained here.
+    slots : lock files by which all processes together limit their downloads from a hub.
 
     Raises
     ------
-    InputError : the archive, the folders or the hub do not have the step, or not whole.
+    InputError : the archive, the folders or the hub lack the step, or it is incomplete there.
     """
     source = settings.snapshots
     if source.local is not None:
@@ -239,9 +238,9 @@ def publish(
 
 
 def tokenizer_files(settings: Settings, results: str | Path) -> list[Path]:
-    """The files of a local model's tokenizer: the source's, or what was taken while it was there.
+    """The files of a local model's tokenizer, from the source or as copied while it existed.
 
-    InputError where there is none.
+    Raises InputError if there is none.
     """
     source = settings.snapshots
     assert source.local is not None
@@ -257,9 +256,9 @@ def tokenizer_files(settings: Settings, results: str | Path) -> list[Path]:
 
 
 def tokenizer(settings: Settings, output: Path, slots: Path | None = None) -> None:
-    """Make the folder of the tokenizer of a model that is not trained here; `slots` as above.
+    """Make the tokenizer's folder for a model that is not trained here; `slots` as above.
 
-    InputError where there is no tokenizer, or the hub cannot be reached.
+    Raises InputError if there is no tokenizer, or the hub cannot be reached.
     """
     source = settings.snapshots
     if source.local is not None:
@@ -273,10 +272,11 @@ def tokenizer(settings: Settings, output: Path, slots: Path | None = None) -> No
 
 
 def architecture(settings: Settings, results: str | Path) -> dict[str, Any]:
-    """The configuration of the language model, from the nearest that has it.
+    """The configuration of the language model, from the nearest place that has it.
 
-    Training here: the settings. Local: a folder's config.json. Hub: a snapshot that is there, what
-    an earlier look fetched, the preset, or the hub: InputError where it cannot be reached.
+    If it is trained here, the settings; if local, a folder's config.json; for a hub, an existing
+    snapshot, the result of an earlier request, the preset, or the hub itself. Raises InputError if
+    the hub cannot be reached.
 
     Parameters
     ----------
@@ -309,7 +309,7 @@ def architecture(settings: Settings, results: str | Path) -> dict[str, Any]:
 
 
 def shape_of(settings: Settings, results: str | Path) -> shape.Shape:
-    """The language model's shape; kept beside the results, so that torch is loaded once."""
+    """The language model's shape, stored next to the results so that torch is loaded only once."""
     folder = Path(results) / "downloads" / "shapes"
     return shape.cached(architecture(settings, results), folder)
 

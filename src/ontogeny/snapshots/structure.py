@@ -1,9 +1,9 @@
-"""What a transformers model is built like: its blocks, and which module of a block is which.
+"""The structure of a transformers model: its blocks, and the role of each module of a block.
 
-Names of modules are not used. The blocks are the list of as many modules as the configuration
-counts layers. Of a block's children that hold matrices, the attention is the one whose output at
-a position depends on earlier positions: seen by running it again, with random weights and another
-input at the first position. The MLP is what remains: one module, or several in a row.
+Names of modules are not used. The blocks are the list with as many modules as the configuration has
+layers. Among a block's children with matrices, the attention is the one whose output at a position
+depends on earlier positions. To see this, it is run again with random weights and another input at
+the first position. The MLP is what remains: one module, or several in sequence.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from ontogeny.files import InputError
 
 Key = int | str  # of an argument: its position or its keyword
 
-PROBE = (2, 5)  # blocks and tokens of the forward pass that shows a block's structure
-# Least change at later positions, as a share of that at the first, that is mixing and not rounding:
-# grouped matrix products of experts round by what else is in the batch.
+PROBE = (2, 5)  # blocks and tokens of the forward pass that reveals a block's structure
+# Least change at later positions, as a share of that at the first, that counts as mixing. Rounding
+# is smaller: grouped matrix products of experts round differently with the rest of the batch.
 MIXING = 0.05
-ENDS = "_ontogeny_ends"  # attribute of a model that keeps its blocks' ends, by layer
-PASSING = "_ontogeny_passing"  # the same of the blocks that `passing` names
+ENDS = "_ontogeny_ends"  # attribute of a model that stores its blocks' ends, by layer
+PASSING = "_ontogeny_passing"  # the same for the blocks of `passing`
 
 
 class Enough(Exception):
-    """Raised by a hook when the last wanted value is there: the rest of the model is not run."""
+    """Raised by a hook when it has the last wanted value, so that the rest does not run."""
 
 
 @dataclass(frozen=True)
 class End:
-    """One end of a module of a block.
+    """The input or output of a module of a block.
 
-    path : the module's name in the block. argument : the argument that is the stream; None where
-    the output is. added : the argument that the module itself adds to its output, as BLOOM's do
-    with the residual stream; the stream is the output without it.
+    path : the module's name in the block. argument : the argument that is the stream; None if the
+    output is. added : an argument that the module itself adds to its output, as BLOOM's modules do
+    with the residual stream; the stream is then the output without it.
     """
 
     path: str
@@ -49,7 +49,7 @@ class End:
 
 @dataclass(frozen=True, eq=False)
 class _Call:
-    """One call of a module of a block in the probe; hidden : its (B, T, …) or (B·T, …) argument."""
+    """A module's call in the probe of a block; hidden : its (B, T, …) or (B·T, …) argument."""
 
     path: str
     module: nn.Module
@@ -63,7 +63,7 @@ class _Call:
 
     @property
     def size(self) -> int:
-        """Weights in the matrices."""
+        """Number of weights in the matrices."""
         return sum(w.numel() for w in self.matrices)
 
     @property
@@ -72,7 +72,7 @@ class _Call:
 
     @property
     def width_out(self) -> int | None:
-        """Width of the output; None where it is not one value per position."""
+        """Width of the output; None if it does not have one value per position."""
         out = value_of(self.out)
         return out.shape[-1] if _by_position(out) else None
 
@@ -85,8 +85,8 @@ def width(model: nn.Module) -> int:
 def blocks(model: nn.Module) -> nn.ModuleList:
     """The model's transformer blocks: its list of as many modules as the config has layers.
 
-    Of several such lists it is the one with most parameters, which a list of experts or adapters
-    inside a block is not; of equal ones the outermost.
+    If there are several such lists, it is the one with most parameters, which excludes a list of
+    experts or adapters inside a block; among equal ones, it is the outermost.
     """
     count = cast(Any, model).config.get_text_config().num_hidden_layers
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
@@ -95,7 +95,7 @@ def blocks(model: nn.Module) -> nn.ModuleList:
             f"{type(model).__name__}: no list of {count} blocks found, although its configuration "
             "has as many layers; choose another model"
         )
-    if len(lists) == 1:  # as nearly always, and every pass asks
+    if len(lists) == 1:  # nearly always true, and every pass asks
         return lists[0]
     return max(lists, key=lambda m: sum(w.numel() for w in m.parameters()))
 
@@ -124,7 +124,7 @@ def as_call(given: dict[Key, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def value_of(out: Any) -> Any:
-    """What a module hands on: its output, or the first of several."""
+    """A module's main output: its only one, or the first of several."""
     return out[0] if isinstance(out, tuple | list) else out
 
 
@@ -140,7 +140,7 @@ def run(model: nn.Module, ids: torch.Tensor, hooks: list[RemovableHandle]) -> No
 
 
 def end_of(model: nn.Module, layer: int, stream: str) -> tuple[nn.Module, End]:
-    """The module of a stream, and which of its ends it is.
+    """The module of a stream, and whether the stream is its input or output.
 
     Raises
     ------
@@ -160,9 +160,9 @@ def end_of(model: nn.Module, layer: int, stream: str) -> tuple[nn.Module, End]:
 
 @torch.no_grad()
 def passing(model: nn.Module, layer: int) -> list[tuple[nn.Module, Key]]:
-    """The blocks up to `layer`, each with the argument that it turns into its output.
+    """The blocks up to `layer`, each with the argument that it transforms into its output.
 
-    None of them where one returns more than a tensor, or takes none of its output's shape.
+    Empty if a block returns more than a tensor, or has no argument with its output's shape.
     """
     known: dict[int, list[tuple[nn.Module, Key]]] = model.__dict__.setdefault(PASSING, {})
     if layer in known:
@@ -186,10 +186,10 @@ def passing(model: nn.Module, layer: int) -> list[tuple[nn.Module, Key]]:
 
 
 def _ends(model: nn.Module, layer: int) -> dict[str, End | str]:
-    """The block's end for each stream, or the reason why it has none.
+    """The end of the block for each stream, or the reason why it has none.
 
-    Looked for once for each kind of block that a model has; blocks that hold modules of the same
-    types, names and shapes are of a kind.
+    The search runs once for each kind of block in a model; blocks are of the same kind if their
+    modules have the same types, names and shapes.
     """
     known: dict[int, dict[str, End | str]] = model.__dict__.setdefault(ENDS, {})
     if layer not in known:
@@ -214,7 +214,7 @@ def _probe_ids(model: nn.Module) -> torch.Tensor:
 
 
 def _by_position(value: Any) -> bool:
-    """Whether a value of the probe is a vector for each position: (B, T, …) or (B·T, …)."""
+    """Whether a value of the probe has a vector for each position: (B, T, …) or (B·T, …)."""
     rows, tokens = PROBE
     return (
         isinstance(value, torch.Tensor)
@@ -225,7 +225,7 @@ def _by_position(value: Any) -> bool:
 
 @torch.no_grad()
 def _probe(model: nn.Module, layer: int) -> dict[str, _Call]:
-    """First call of each module of a block, by name in the block, in the order they begin."""
+    """First call of each module of a block, by its name in the block, in order of start."""
     begun: list[str] = []
     calls: dict[str, _Call] = {}
 
@@ -251,12 +251,12 @@ def _probe(model: nn.Module, layer: int) -> dict[str, _Call]:
 
 
 def _tell_apart(calls: dict[str, _Call], block: nn.Module, d: int) -> dict[str, End | str]:
-    """Tell a block's attention and MLP apart; the values are ends, or reasons why there is none."""
+    """Distinguish a block's attention and MLP; the values are ends, or reasons for having none."""
     mixes = cache(_mixes)
     order = list(calls)
 
     def parts(path: str, module: nn.Module) -> list[_Call]:
-        """Children that hold matrices and see positions; a container's are its parent's."""
+        """Children with matrices that see positions; those of a container count as its parent's."""
         seen = []
         for name, child in module.named_children():
             below = f"{path}.{name}" if path else name
@@ -270,7 +270,7 @@ def _tell_apart(calls: dict[str, _Call], block: nn.Module, d: int) -> dict[str, 
     while len(children) == 1 and any(
         map(mixes, inner := parts(children[0].path, children[0].module))
     ):
-        children = inner  # a wrapper around all that the block does
+        children = inner  # it wraps everything that the block does
     attentions = [call for call in children if mixes(call)]
     others = [call for call in children if not mixes(call)]
     attention: End | str = f"{len(attentions)} of its parts mix positions, but one was expected"
@@ -281,7 +281,7 @@ def _tell_apart(calls: dict[str, _Call], block: nn.Module, d: int) -> dict[str, 
             for call in parts(chosen.path, chosen.module)
             if call.size == chosen.size and mixes(call)
         ]:
-            chosen = inner[0]  # what is around it holds norms alone, or nothing
+            chosen = inner[0]  # the modules around it hold only norms, or nothing
         attention = f"{chosen.path} does not give a vector of width {d} for each position"
         if chosen.width_out == d:
             attention = End(chosen.path, added=_added(chosen))
@@ -304,7 +304,7 @@ def _replay(call: _Call) -> Callable[[dict[Key, Any]], Any]:
     """A function that runs a call's module again, with random weights and other arguments.
 
     A snapshot's own weights may hide what a module does: at the first step a projection may be
-    nought. The structure is the architecture's, and so the answer must be.
+    zero. The structure belongs to the architecture, so the result must not depend on weights.
     """
     weights: dict[str, torch.Tensor] = {}
     for name, w in call.module.named_parameters():
@@ -328,7 +328,7 @@ def _noise(like: torch.Tensor, seed: int) -> torch.Tensor:
 
 @torch.no_grad()
 def _mixes(call: _Call) -> bool:
-    """Whether outputs at later positions change with the input at the first."""
+    """Whether outputs at later positions depend on the input at the first."""
     key = cast(Key, call.hidden)
     again, x = _replay(call), _noise(call.given[key], 0)
     other = x.clone()
@@ -346,7 +346,7 @@ def _outputs(out: Any) -> list[torch.Tensor]:
 
 @torch.no_grad()
 def _added(call: _Call) -> Key | None:
-    """The argument that the module adds to its output, if it does with one."""
+    """The argument that the module adds to its output, or None."""
     again = None
     for key, value in call.given.items():
         if key == call.hidden or not _by_position(value):

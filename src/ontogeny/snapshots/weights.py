@@ -1,8 +1,8 @@
 """A model's weights as safetensors, from any folder in Hugging Face format.
 
-Safetensors files are linked; pickled files are loaded by torch's restricted unpickler,
-which runs no code, and saved as safetensors. Nothing else is ever unpickled. Tensors get the names
-that transformers knows them by (naming.py), adapters are merged into their base (adapters.py).
+Safetensors files are linked. Pickled files are loaded by torch's restricted unpickler, which runs
+no code, and saved as safetensors; nothing else is ever unpickled. Tensors get the names that
+transformers uses (naming.py), and adapters are merged into their base (adapters.py).
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 BIN = "pytorch_model.bin"
 BIN_INDEX = "pytorch_model.bin.index.json"
-ALONE = ("model.pt", "model.pth", "ckpt.pt")  # a state dict under another name, if it is the only
+ALONE = ("model.pt", "model.pth", "ckpt.pt")  # a state dict under another name, if alone
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 KNOWN = (SINGLE, INDEX, BIN, BIN_INDEX)
 
 
 @dataclass(frozen=True)
 class Found:
-    """Where a checkpoint keeps what a snapshot is made of.
+    """Where a checkpoint has the parts of a snapshot.
 
-    config : its config.json. files : of its weights, each with the tensors that an index names.
-    index : the index of several files, if there is one. adapter : the folder of an adapter that is
-    to be merged into the weights.
+    config : its config.json. files : of its weights, each with the tensors that an index lists.
+    index : the index of several files, if there is one. adapter : the folder of an adapter to merge
+    into the weights, if there is one.
     """
 
     config: Path
@@ -51,9 +51,9 @@ class Found:
 
 
 def choice(names: Collection[str]) -> str | None:
-    """The name that leads to a model's weights: one file, or the index of its shards.
+    """The name of a model's weights: one file, or the index of its shards.
 
-    Safetensors come before pickles; None where `names` hold no weights.
+    Safetensors are preferred to pickles; None if `names` include no weights.
     """
     known = next((name for name in KNOWN if name in names), None)
     alone = [name for name in names if name in ALONE or name.endswith(".ckpt")]
@@ -61,25 +61,24 @@ def choice(names: Collection[str]) -> str | None:
 
 
 def lacking(names: Collection[str]) -> list[str]:
-    """What a folder of these names lacks to be a snapshot: a configuration, weights."""
+    """What a folder with these names lacks to be a snapshot: a configuration, weights."""
     config = [] if CONFIG in names else [CONFIG]
     return config if choice(names) else [*config, f"{SINGLE} or {BIN}"]
 
 
 def instead(where: str, names: Collection[str]) -> str | None:
-    """Weights of another kind where a model's are missing, and the correction; None if there are
-    none."""
+    """Weights of another kind in place of a model's, and the correction; None if there are none."""
     other = None if choice(names) else kinds.otherwise(where, names)
     return other and f"{where} holds {other}"
 
 
 def present(folder: Path) -> list[str]:
-    """Names of the files of a folder, ascending; links that lead nowhere are left out."""
+    """Names of the files of a folder, ascending, without broken links."""
     return sorted(path.name for path in folder.iterdir() if path.is_file())
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A model's configuration; InputError where it is missing, damaged, or no mapping."""
+    """A model's configuration; InputError if it is missing, damaged, or not a mapping."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -92,9 +91,9 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def shards(index: Path) -> dict[str, list[str]]:
-    """The files that an index names, ascending, each with its tensors.
+    """The files that an index lists, ascending, each with its tensors.
 
-    InputError where the index is damaged, or names a file outside its folder.
+    Raises InputError if the index is damaged, or lists a file outside its folder.
     """
     tensors: dict[str, list[str]] = {}
     try:
@@ -115,12 +114,12 @@ def shards(index: Path) -> dict[str, list[str]]:
 
 
 def find(source: Path, config: Path | None = None, base: str | None = None) -> Found:
-    """Where a checkpoint keeps its configuration and weights.
+    """Find a checkpoint's configuration and weights.
 
     Parameters
     ----------
     source : a folder in Hugging Face format, or a file of weights alone.
-    config : a config.json, or a folder that has one, for checkpoints that bring none.
+    config : a config.json, or a folder that has one, for checkpoints without one.
     base : folder of the model that an adapter belongs to.
 
     Raises
@@ -172,7 +171,7 @@ def within(source: Path) -> list[str]:
 
 
 def check(found: Found) -> None:
-    """InputError where a file of weights is damaged, or lacks what the index names."""
+    """Raise InputError if a weight file is damaged, or lacks what the index lists."""
     for path, named in found.files.items():
         if path.suffix in PICKLED:
             pickles.check(path)
@@ -191,24 +190,24 @@ def publish(
     config: Path | None = None,
     base: str | None = None,
 ) -> list[str]:
-    """Make a snapshot's folder, whole or not at all: config.json, weights and source.json.
+    """Make a snapshot's folder, which appears only when complete, with its three parts.
 
     Parameters
     ----------
     source, config, base : as for `find`.
     output : the folder to make.
-    about : the origin, for source.json; to which come SHA-256 and size in bytes of the `files`
-        and, where they were not linked but written anew, of what was `converted`.
-    code : bring the model's own Python files too.
-    known : SHA-256 of files of `source` that have been hashed just now, by name.
+    about : the origin, for source.json; SHA-256 and size in bytes of the `files` are added and,
+        if they were rewritten and not linked, of what was `converted`.
+    code : whether to bring the model's own Python files too.
+    known : SHA-256 of files of `source` that have just been hashed, by name.
 
     Returns
     -------
-    Names of the files of pickled weights that were saved as safetensors.
+    Names of the pickled weight files that were saved as safetensors.
 
     Raises
     ------
-    InputError : as `find`, a file is damaged, or a pickle holds more than tensors.
+    InputError : as for `find`, or a file is damaged, or a pickle holds more than tensors.
     """
     known = known or {}
     found = find(source, config, base)
@@ -243,7 +242,7 @@ def copy(files: Iterable[Path], output: Path, about: Mapping[str, Any] | None = 
 
 
 def _bring(found: Found, output: Path, config: dict[str, Any], code: bool) -> bool:
-    """Link safetensors, or copy them where tensors have to be renamed; whether they are linked."""
+    """Link safetensors, or copy them if tensors have to be renamed; returns whether linked."""
     every = [name for path in found.files for name in headers.names(path)]
     new = naming.unwrapped(every, config, _own(code, config))
     plain = all(old == name for old, name in new.items())
@@ -261,12 +260,12 @@ def _bring(found: Found, output: Path, config: dict[str, Any], code: bool) -> bo
 
 
 def _own(code: bool, config: dict[str, Any]) -> bool:
-    """Whether a model is built by code that the repository brings."""
+    """Whether code from the repository builds the model."""
     return code and "auto_map" in config
 
 
 def _named(name: str, files: int) -> str:
-    """What a file of weights is called in a snapshot."""
+    """The name of a weight file in a snapshot."""
     return SINGLE if files == 1 else name
 
 
@@ -277,7 +276,7 @@ def _write_index(output: Path, files: Mapping[str, str]) -> None:
 
 
 def _convert(found: Found, output: Path, config: dict[str, Any], code: bool) -> None:
-    """Save weights as new safetensors files, one file in memory at a time."""
+    """Save weights as new safetensors files, with one file in memory at a time."""
     from safetensors.torch import load_file, save_file
 
     def read(path: Path) -> dict[str, Any]:
@@ -305,10 +304,10 @@ def _convert(found: Found, output: Path, config: dict[str, Any], code: bool) -> 
 
 
 def linked(found: Found, folder: Path) -> bool:
-    """Whether a checkpoint's weights would be linked into a folder, not copied: tried with one.
+    """Whether a checkpoint's weights would be linked into a folder, not copied; it tries one file.
 
-    Links go to the same file system alone, not to files of another user where the system protects
-    these, and not where tensors have to be renamed.
+    Links work only within a file system, not for files of another user if the system protects
+    these, and not if tensors have to be renamed.
     """
     if found.pickled or found.adapter is not None:
         return False
@@ -323,8 +322,8 @@ def linked(found: Found, folder: Path) -> bool:
 
 
 def _link(source: Path, target: Path) -> None:
-    """A second name for a file, or a copy where the file system has no such names."""
-    source = source.resolve()  # the hub's cache holds links, which would break when it is emptied
+    """Hard-link a file, or copy it if the file system has no hard links."""
+    source = source.resolve()  # symbolic links into the hub's cache break when it is emptied
     try:
         os.link(source, target)
     except OSError:

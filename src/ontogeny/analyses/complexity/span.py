@@ -1,35 +1,36 @@
-"""Context span: how much of the context before it a feature needs (docs/method.md 6).
+"""Context span: how much of the preceding context a feature needs (docs/method.md 6).
 
-A suffix of length ℓ is the last ℓ tokens of a position's block up to and with the position itself.
-The snapshots are run on it in two ways, which give activations f_ℓ beside f in the whole context:
+A suffix of length ℓ is the last ℓ tokens of a position's block, up to and including the position.
+The snapshots are run on it in two ways, which give activations f_ℓ to compare with f in the whole
+context:
 
     alone      the suffix and nothing before it, from position 0 on
     replaced   after tokens of another text, twice as many as the longest suffix
 
-and on a grid of lengths 1, 2, 3, 4, 8, 16, …, doubling up to a longest one,
+on a grid of lengths 1, 2, 3, 4, 8, 16, …, which doubles up to a longest one:
 
     span = the least ℓ of the grid such that f_ℓ' ≥ keep · f for it and every longer ℓ'
 
-To attention, few tokens are more than a part of many: its weights go to what is left, so that alone
-a feature of the current token may be off by tens of percent until there are so many tokens that
-their mean is what it always is. That is no need of context. `replaced` keeps the number of tokens
-about the same and asks whether it matters which they are.
+Attention over a few tokens differs from attention over many: its weights go to the tokens that are
+left. With the suffix alone, a feature of the current token may therefore be off by tens of percent
+until there are enough tokens that their mean is the usual one. This is not a need for context.
+`replaced` keeps the number of tokens about the same and tests whether it matters which they are.
 
-The first length that passes would not do: a feature may be stronger on a short suffix than in
-context, weaker on a longer one, and only then settle; how often that happens is counted. A context
+The first length that passes is not a good measure: a feature may be stronger on a short suffix than
+in context, weaker on a longer one, and settle only then. We count how often that happens. A context
 whose longest suffix fails is *censored*: its span counts as twice the longest suffix, or as the
-whole context where that is shorter.
+whole context if that is shorter.
 
-A feature's score is the geometric mean of its spans over sampled contexts, which come from the
-upper half of its held-out activations: 90% of a weak one is decided by the gate and by rounding,
-and the very top alone says nothing of its ordinary work. Positions are drawn for the rarest
-features first, and at a position that is run every feature in its upper half there is looked at.
+A feature's score is the geometric mean of its spans over sampled contexts. These come from the
+upper half of its held-out activations: for a weak activation, the gate and rounding decide whether
+90% remain, and the very strongest ones alone are not typical. Positions are drawn for the rarest
+features first, and at every position that is run, all features in their upper half are measured.
 Positions with more tokens before them than the longest suffix are preferred, so that spans are
 comparable.
 
-With rotary or relative positions it does not matter that a suffix is at another place. With learned
-absolute ones (GPT-2) the embeddings change too, and a feature of the position has the span of its
-whole context, which is what it needs.
+With rotary or relative positions it does not matter that a suffix is at another position. With
+learned absolute ones (GPT-2) the position embeddings change too, and a feature of the position has
+the span of its whole context, which is what it needs.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ SHARD = 64  # features per file; more would make the first feature slow to load
 TEXT_FEATURES = 2048
 TEXT_CONTEXTS, TEXT_BEFORE, TEXT_AFTER = 4, 12, 4  # contexts and tokens that can be searched
 NEAR = 8  # nearest features
-MATRIX = 40  # snapshots of a direction matrix, at most
+MATRIX = 40  # most snapshots in a direction matrix
 MOST_WORDS = 1 << 16  # number of words that two bytes can index
 
 

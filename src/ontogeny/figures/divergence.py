@@ -17,7 +17,7 @@ def draw(phases: Path, levels: Path, output: Path) -> None:
     Parameters
     ----------
     output : path without ending. Its CSV has series, snapshot_index, step, value; series
-    '{unigram,bigram}_crossing' are the vertical lines, which have no value.
+        '{unigram,bigram}_crossing' are the vertical lines, which have no value.
     """
     columns = [f"kl_{name}" for name in MARKERS]
     table = style.read(phases, ["snapshot_index", "step", *columns])

@@ -22,7 +22,7 @@ def fonts() -> tuple[list[str], list[FT2Font]]:
 
 
 def drawable(text: str) -> str:
-    """The text, with letters that no installed font has replaced by their codes."""
+    """The text, in which letters that no installed font has are replaced by their codes."""
     return "".join(
         letter
         if any(font.get_char_index(ord(letter)) for font in fonts()[1])

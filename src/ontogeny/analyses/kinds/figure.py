@@ -36,12 +36,12 @@ def draw(
     control : the control's table; kind, rule, permuted.
     output : path without ending. Its CSV has panel, kind, group, feature, snapshot_index, step,
         low, high, value and against. By panel the value is
-        strength : mean over features, with quartiles; group 'matched' or 'unmatched'
-        onset : share of the kind's features with an onset up to the step; groups likewise
-        count : number of features; group 'all', 'matched', 'rule' or 'permuted'
-        induction : a feature's loss when the tokens after earlier copies are replaced, against
-            that of its control
-        context : loss when the previous token is replaced, against that when all before it is
+            strength : mean over features, with quartiles; group 'matched' or 'unmatched'
+            onset : share of the kind's features with an onset up to the step; groups likewise
+            count : number of features; group 'all', 'matched', 'rule' or 'permuted'
+            induction : a feature's loss when the tokens after earlier copies are replaced, against
+                that of its control
+            context : loss when the previous token is replaced, against that when all before it is
 
     References
     ----------
@@ -134,7 +134,7 @@ def finding(table: pd.DataFrame) -> str:
 
 
 def _joined(kinds: list[str]) -> str:
-    """The kinds as they stand before a noun: "context and current-token"."""
+    """The kinds as an attribute before a noun: "context and current-token"."""
     return " and ".join(kind.replace(" ", "-") for kind in kinds)
 
 

@@ -1,6 +1,6 @@
 """The kind of each feature: by cause if that was tested, else by rule (docs/method.md 6).
 
-The causes (causes.py) are tested in this order. A loss counts from `loss` of the activation on:
+The causes (causes.py) are tested in this order. A loss has to be at least `loss`, as a share:
 
     induction       lost when the tokens after the earlier copies are replaced, and at most
                     `control` when as many other tokens are. It is tested first: an induction

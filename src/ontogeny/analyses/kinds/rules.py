@@ -42,7 +42,7 @@ from ontogeny.progress import bar
 SCORES = ("current_token", "previous_token", "position", "copying", "induction", "wider")
 SHARES = ("current_token", "previous_token", "position", "context")
 PIECE_ENTRIES = 1 << 20  # activations whose permutations are computed together
-LEAST_DEVIATION = 1e-6  # of a score over permutations; anything smaller is rounding
+LEAST_DEVIATION = 1e-6  # least deviation over permutations; smaller ones are rounding
 GROUP_ENTRIES = 1 << 21  # sums by group and feature in memory at a time
 
 

@@ -20,16 +20,16 @@ from ontogeny.files import whole
 from ontogeny.progress import bar
 
 PAGE = Path(__file__).parent / "page"
-SHARD = 64  # features in a file of their own; more would make the first feature slow
+SHARD = 64  # features per file; more would make the first feature slow to load
 TEXT_FEATURES = 2048
-TEXT_CONTEXTS, TEXT_BEFORE, TEXT_AFTER = 4, 12, 4  # of a feature, and tokens, that are searched
+TEXT_CONTEXTS, TEXT_BEFORE, TEXT_AFTER = 4, 12, 4  # contexts and tokens that can be searched
 NEAR = 8  # nearest features
-MATRIX = 40  # snapshots of a direction matrix, at most
-MOST_WORDS = 1 << 16  # that two bytes number
+MATRIX = 40  # most snapshots in a direction matrix
+MOST_WORDS = 1 << 16  # number of words that two bytes can index
 
 
 def build(experiment: Experiment) -> None:
-    """Write the atlas of a finished experiment; one that is there is replaced.
+    """Write the atlas of a finished experiment; an existing one is replaced.
 
     Raises
     ------
@@ -52,7 +52,7 @@ def write(contents: Contents, output: str | Path) -> None:
             pack.write(draft, "tasks", tasks)
         strengths: list[np.ndarray] = []
         near, near_cosine = nearest(contents.stacked, NEAR)
-        words: dict[str, int] = {}  # tokens' texts, numbered in the order in which they are met
+        words: dict[str, int] = {}  # texts of tokens, numbered in order of appearance
         promoted: list[str] = []
         texts: list[list[str]] = []
         values: list[list[float]] = []
@@ -106,7 +106,7 @@ def write(contents: Contents, output: str | Path) -> None:
 
 
 def _columns(contents: Contents) -> dict[str, Any]:
-    """The numbers that map and table need, of all features."""
+    """The numbers of all features that the map and the table need."""
     table = contents.table
     names = contents.about["classes"]
     flags = np.sum([table[name] * (1 << bit) for bit, name in enumerate(names)], axis=0)
@@ -142,10 +142,10 @@ def _task(places: np.ndarray, values: np.ndarray) -> dict[str, Any]:
 def _histories(
     contents: Contents, part: slice, W: np.ndarray, own: np.ndarray, matrix: np.ndarray
 ) -> dict[str, Any]:
-    """Strengths and directions of some features, from their decoders and the norms of these."""
+    """Strengths and directions of some features, from their decoders and the decoders' norms."""
     strength = np.concatenate([own[:, None], contents.others[part]], 1)
     scale = np.nanmax(strength, axis=(1, 2))
-    # The floor is of the largest strength over all snapshots, whichever the matrix shows.
+    # The floor is relative to the largest strength over all snapshots, shown in the matrix or not.
     cosines = direction_cosines(W, contents.direction_floor)[:, matrix][:, :, matrix]
     above = np.triu_indices(len(matrix), 1)
     return {
@@ -157,7 +157,7 @@ def _histories(
 
 
 def _attributions(contents: Contents, part: slice) -> dict[str, Any]:
-    """Attribution through time of some features: an entry per feature and task."""
+    """Attribution of some features through training: one entry per feature and task."""
     feature, task, values = [], [], []
     for number, (places, curves) in enumerate(contents.attribution.values()):
         low, high = np.searchsorted(places, [part.start, part.stop])
@@ -245,12 +245,12 @@ def _lens(store: Store, features: list[Feature], words: dict[str, int]) -> dict[
 
 
 def _promoted(feature: Feature) -> str:
-    """Tokens that a feature promotes most at its peak, to search in."""
+    """The tokens that a feature promotes most at its peak, as text to search in."""
     if not feature.lens:
         return ""
     return " ".join(visible(text).strip() for text, _, _ in feature.lens[-1].promoted)
 
 
 def _line(context: Context) -> str:
-    """Text around a position, to search in and to show."""
+    """The text around a position, to search in and to show."""
     return start.line(context, TEXT_BEFORE, TEXT_AFTER)

@@ -1,4 +1,4 @@
-"""What an experiment has for its atlas: its tables, decoders and contexts, of what was analysed."""
+"""Collect an experiment's results for its atlas: tables, decoders and contexts."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from ontogeny.files import InputError, open_hdf5
 from ontogeny.version import VERSION
 
 FORMAT = "ontogeny-atlas-2"
-CURVE_POINTS = 600  # of the batches' losses, drawn
-# By analysis: a product that it makes, and what the page does not show without it.
+CURVE_POINTS = 600  # points of the batches' losses that are drawn
+# For each analysis, a product that it makes, and what the page lacks without it.
 PARTS = {
     "kinds": ("kinds", "kinds of feature"),
     "contexts": ("contexts", "contexts and promoted tokens"),
@@ -37,22 +37,23 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Contents:
-    """All that an atlas is made of.
+    """Everything that an atlas is made from.
 
     Attributes
     ----------
-    about : of `experiment` in the package's docstring, what is not counted from the rest.
+    about : fields of `experiment` in the package's docstring that are not derived from the rest.
     table : one row per living feature, ascending: feature, peak_snapshot_index, onset_step,
         settled_step, lifetime, peak_strength, density, the classes, matched, matched_cosine,
-        trusted; kind, name, span, and what DOUBTS names, where there are.
-    decoders : gives those of some of the L features, by their places, (l, n, D).
-    stacked : (L, R) with the inner products of the stacked decoders (L, n·D), in as few dimensions
+        trusted; kind, name, span, and the columns of DOUBTS, where available.
+    decoders : function that returns the decoders of some of the L features by place, (l, n, D).
+    stacked : (L, R), which has the inner products of the stacked decoders (L, n·D) in as few
+        dimensions as possible.
         as they need.
     others : strengths in the other seeds, (L, S − 1, n), NaN where a feature is not matched.
     partner : (L, S − 1) number of the matching feature there, or −1.
-    dimensionality : (L, n), or None where it is not shown. store : contexts, or None.
-    attribution : by task, places (A,) and values (A, n), NaN where a snapshot has none; of features
-        that are told from zero at some snapshot.
+    dimensionality : (L, n), or None if it is not shown. store : contexts, or None.
+    attribution : for each task, places (A,) and values (A, n), NaN where a snapshot has none, of
+        features whose attribution differs from zero at some snapshot.
     passages : tables of the passages and their features, or None.
     """
 
@@ -70,11 +71,11 @@ class Contents:
 
 
 def gather(experiment: Experiment) -> Contents:
-    """Read what an experiment has: only what its `analyses` name, whatever else lies there.
+    """Read an experiment's results: only those of its `analyses`, whatever other files there are.
 
     Raises
     ------
-    InputError : no histories, no living feature, or files that do not belong together.
+    InputError : there are no histories or no living feature, or files do not belong together.
     """
     has, settings = experiment.has, experiment.settings
     features = experiment.table("features")
@@ -231,19 +232,19 @@ def _about(experiment: Experiment, first: Crosscoder, steps: list[int]) -> dict[
 
 
 def _kinds(table: pd.DataFrame) -> pd.DataFrame:
-    """Features and their kinds, in which a feature that could not be tested is not one of none."""
+    """Features and their kinds; a feature that could not be tested is not counted as 'none'."""
     silent = (table["kind"] == "none") & (table["cause"] == UNTESTED)
     return table[["feature"]].assign(kind=table["kind"].mask(silent, UNTESTED))
 
 
 def _out_of_place(experiment: Experiment) -> list[int]:
-    """Steps whose held-out loss lies far outside their neighbours'."""
+    """Steps whose held-out loss is far from that of their neighbours."""
     losses = experiment.table("losses")
     return [int(step) for step in losses.loc[losses["out_of_place"], "step"]]
 
 
 def _thinned(curve: pd.DataFrame) -> pd.DataFrame:
-    """At most CURVE_POINTS rows, evenly apart on an axis of log(step + 1)."""
+    """At most CURVE_POINTS rows, evenly spaced on an axis of log(step + 1)."""
     if len(curve) <= CURVE_POINTS:
         return curve
     place = np.log1p(curve["step"].to_numpy(float))
@@ -254,7 +255,7 @@ def _thinned(curve: pd.DataFrame) -> pd.DataFrame:
 def _attribution(
     table: pd.DataFrame, living: np.ndarray, steps: list[int]
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """By task, places of the features told from zero and their attribution (A, n)."""
+    """For each task, places of features whose attribution differs from zero, and it (A, n)."""
     by_task = {}
     told = table.groupby(["task", "feature"])["told"].transform("any")
     for task, rows in table[told & table["feature"].isin(living)].groupby("task", sort=False):

@@ -1,4 +1,4 @@
-"""The atlas's passages: text that every snapshot has read, a data file each."""
+"""The atlas's passages: texts that every snapshot has read, one data file each."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ontogeny.corpus.pieces import visible
 from ontogeny.experiment import Experiment
 from ontogeny.files import InputError
 
-BEGINNING = 48  # characters by which a passage is chosen
+BEGINNING = 48  # first characters of a passage, shown to choose it by
 
 
 def gather(experiment: Experiment) -> tuple[pd.DataFrame, pd.DataFrame] | None:
-    """The tables of the analysis `passages`, or None where the experiment has it not."""
+    """The tables of the analysis `passages`, or None if the experiment does not have it."""
     if not experiment.has("passages"):
         return None
     return experiment.table("passages"), experiment.table("passage_features")
@@ -26,16 +26,16 @@ def gather(experiment: Experiment) -> tuple[pd.DataFrame, pd.DataFrame] | None:
 def write(
     draft: Path, tables: tuple[pd.DataFrame, pd.DataFrame], living: np.ndarray, steps: list[int]
 ) -> None:
-    """Write the list of the passages, and a file for each.
+    """Write the list of the passages, and one file for each.
 
     Parameters
     ----------
-    tables : as `gather` gives them. living : (L,) numbers of the features that have a page.
+    tables : from `gather`. living : (L,) numbers of the features that have a page.
     steps : (n,) of the snapshots.
 
     Raises
     ------
-    InputError : tables of other snapshots.
+    InputError : the tables belong to other snapshots.
     """
     read, features = tables
     features = features[features["feature"].isin(living)]
@@ -56,7 +56,7 @@ def write(
 def _passage(
     read: pd.DataFrame, active: pd.DataFrame, living: np.ndarray, steps: list[int]
 ) -> dict[str, Any]:
-    """What stands in a passage's file: arrays over its T tokens and n snapshots."""
+    """The contents of a passage's file: arrays over its T tokens and n snapshots."""
     read = read.sort_values(["position", "step"])
     k = sum(str(column).startswith("next_") for column in read)
     following = read[[f"next_{i + 1}" for i in range(k)]].to_numpy()

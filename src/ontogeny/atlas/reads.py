@@ -1,4 +1,4 @@
-"""What the site is made from: files and settings, as its rule has to know them. No torch here."""
+"""Files and settings that the site is made from, for its rule. This module imports no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PAGE = Path(__file__).parent / "page"
 
 
 def files(experiment: Experiment) -> dict[str, list[Path]]:
-    """The files that atlas.gather reads, by the names of a rule's inputs."""
+    """The files that atlas.gather reads, by the names of the rule's inputs."""
     primary = experiment.primary
     files = {
         name: experiment.seeds_of(name, primary) for name in ("weights", "fidelity", "density")
@@ -29,7 +29,7 @@ def files(experiment: Experiment) -> dict[str, list[Path]]:
 
 
 def parameters(experiment: Experiment) -> list[Any]:
-    """What else the site shows: settings, and the page that it is shown on."""
+    """What else the site depends on: settings, and the files of the page."""
     settings = experiment.settings
     keys = ["matched_cosine", "direction_floor", "presence", "absence"]
     shown = [experiment.value(f"analysis.{key}") for key in keys]
@@ -42,5 +42,5 @@ def parameters(experiment: Experiment) -> list[Any]:
 
 
 def below(folder: Path) -> list[Path]:
-    """The files of a folder, sorted."""
+    """The files in a folder, sorted."""
     return sorted(path for path in folder.rglob("*") if path.is_file())

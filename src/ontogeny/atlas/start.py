@@ -1,8 +1,9 @@
 """What the start page names: the earliest emergent feature, and telling features of each phase.
 
-A phase is a part of the training, between the steps at which the held-out loss passes what token
-frequencies (the unigram level) and pairs of tokens (the bigram level) alone give. Features that
-emerge belong to the phase of their onset; those that are there at the first snapshot come before.
+Phases are parts of the training. They are separated by the steps at which the held-out loss falls
+below what token frequencies alone (the unigram level) and pairs of tokens alone (the bigram level)
+achieve. An emergent feature belongs to the phase of its onset. Features that are present at the
+first snapshot come before all phases.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from ontogeny.corpus.pieces import visible
 from ontogeny.features.contexts import Context, Store
 from ontogeny.features.described import DOUBTS, UNTESTED
 
-TELLING = 10  # features of a phase
-OFTEN = 20  # positions at which a telling feature is active, at least
-WEAK = 0.25  # share of its largest norm that a telling first feature has at the first snapshot
+TELLING = 10  # most features shown for a phase
+OFTEN = 20  # least number of positions at which a telling feature is active
+WEAK = 0.25  # largest relative norm at the first snapshot that the earliest feature may have
 LEVELS = ("unigram", "bigram")
 
 
 def choose(
     table: pd.DataFrame, levels: dict[str, Any], strength: np.ndarray, store: Store | None
 ) -> dict[str, Any]:
-    """What the start page shows, as JSON has it.
+    """What the start page shows, as JSON.
 
     Parameters
     ----------
@@ -36,9 +37,9 @@ def choose(
     Returns
     -------
     earliest : the earliest emergent feature that can be trusted and is weak at the first snapshot,
-    or None; first : the place of the earliest of all, where that is another; phases : low and high
-    (steps, None where open), after and until (the levels passed there; 'first' of features that the
-    first snapshot has), count of features and the telling ones; often, weak : OFTEN, WEAK.
+    or None; first : place of the earliest emergent feature, if it is another one; phases : low and
+    high (steps, None if open), after and until (levels passed there; 'first' for features present
+    at the first snapshot), count of all features, and the telling ones; often, weak : OFTEN, WEAK.
     """
 
     def entries(places: np.ndarray) -> list[dict[str, Any]]:
@@ -64,9 +65,9 @@ def choose(
 def phases(
     table: pd.DataFrame, levels: dict[str, Any]
 ) -> list[tuple[dict[str, Any], np.ndarray[Any, Any]]]:
-    """Each phase and the places of its features; one that the training does not reach is left out.
+    """Each phase with the places of its features; phases that training does not reach are left out.
 
-    A level that the loss does not cross ends no phase.
+    A level that the loss does not cross does not end a phase.
     """
     place, onset = table.index.to_numpy(), table["onset_step"].to_numpy()
     emergent = table["emergent"].to_numpy()
@@ -84,13 +85,13 @@ def phases(
 
 
 def trusted(table: pd.DataFrame, held_out: int) -> pd.Series:
-    """Whether a feature comes again in another seed, its life is not doubtful, it is frequent.
+    """Whether a feature is frequent, has no doubt about its life, and is found in another seed.
 
-    With one seed alone, whether it comes again is not known, and not asked.
+    With only one seed, the last condition is not applied.
 
     Parameters
     ----------
-    held_out : rows of which `density` is the share.
+    held_out : number of rows that `density` is a share of.
     """
     holds = table["density"] * held_out >= OFTEN - 0.5
     if table["matched_cosine"].notna().any():
@@ -101,11 +102,11 @@ def trusted(table: pd.DataFrame, held_out: int) -> pd.Series:
 
 
 def telling(table: pd.DataFrame) -> np.ndarray:
-    """Places of at most TELLING features of some, by onset.
+    """Places of at most TELLING of the features in a table, by onset.
 
-    Those that meet the most of these are taken: trusted; of a kind; named by rule, and not only
-    where they are strongest. Of equals the one whose match has the larger cosine. No two have one
-    name and kind.
+    Features that meet most of these conditions are taken: they are trusted, they have a kind, and
+    a rule names them beyond their strongest contexts. Ties go to the feature whose match has the
+    larger cosine. No two have the same name and kind.
     """
     kind = table.get("kind", pd.Series("none", table.index))
     name = table.get("name", pd.Series("", table.index)).fillna("")
@@ -120,7 +121,7 @@ def telling(table: pd.DataFrame) -> np.ndarray:
 
 
 def _entry(place: int, feature: int, strength: np.ndarray, store: Store | None) -> dict[str, Any]:
-    """A feature on the start page: its place, its curve over its largest, its strongest context."""
+    """A feature of the start page: its place, its normalised curve, its strongest context."""
     shown: dict[str, Any] = {"place": place, "curve": pack.shares(strength / strength.max())}
     if store is not None:
         top = store.feature(feature).top
@@ -129,9 +130,9 @@ def _entry(place: int, feature: int, strength: np.ndarray, store: Store | None) 
 
 
 def line(context: Context, before: int | None = None, after: int | None = None) -> str:
-    """Text around a position; tabs before and after what stands at the position.
+    """Text around a position, with tabs before and after the text at the position.
 
-    A token that only goes on with a character is shown as that character, which it is a part of.
+    A token that only continues a character is shown as the character that it is a part of.
     """
     at = own(context)
     tokens = [visible(text) for text in context.texts]
@@ -141,7 +142,7 @@ def line(context: Context, before: int | None = None, after: int | None = None) 
 
 
 def own(context: Context) -> int:
-    """Where in the window the text of the position's token stands."""
+    """Index in the window of the text that shows the position's token."""
     at = context.offset - context.start
     while at > 0 and not context.texts[at]:
         at -= 1

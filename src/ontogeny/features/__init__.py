@@ -1,1 +1,1 @@
-"""What each feature's decoder says of its life: strength, peak, onset, lifetime, direction."""
+"""Histories of features from their decoders: strength, peak, onset, lifetime and direction."""

@@ -1,9 +1,9 @@
-"""What matches a dictionary's features without any training: the baselines of stability.
+"""Baselines of stability: how many features can be matched without training a dictionary.
 
-Two seeds share many features that need no dictionary to be found: the mean activation of a token,
-and any direction in which rows of activations lie (docs/method.md 8). So beside the features
-matched in another seed stand those that match a token's mean, and those that match one of as many
-random held-out rows; and the share matched is also given of the features beyond token means.
+Two seeds share many features that can be found without a dictionary: the mean activation of a
+token, and any direction that rows of activations share (docs/method.md 8). We therefore also count
+the features that match a token's mean, and those that match one of equally many random held-out
+rows, and report the share that another seed matches among features beyond token means.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def unit(stacked: np.ndarray) -> np.ndarray:
 def token_means(
     folder: Path, sites: list[Site], scales: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ids of the most frequent tokens (M,), and the mean of each less that of all, (M, N, D).
+    """Ids of the most frequent tokens, (M,), and their means minus the overall mean, (M, N, D).
 
     Parameters
     ----------
-    folder : of the token tables. scales : (N,) constants of the sites, which multiply the means.
+    folder : of the token tables. scales : (N,) factors of the sites, by which means are multiplied.
     """
     first = folder / f"{folder_name(sites[0].layer, sites[0].stream)}.h5"
     with open_table(first) as file:  # all have the same tokens
@@ -63,11 +63,11 @@ def random_rows(crosscoder: Crosscoder, activations: Path, count: int, seed: int
 def match_without_training(
     crosscoder: Crosscoder, features: np.ndarray, activations: Path, token_tables: Path, seed: int
 ) -> pd.DataFrame:
-    """How well some features match a token's mean and a random row; `measure` says what it holds.
+    """How well each feature matches a token's mean and a random row; `measure` has the columns.
 
     Parameters
     ----------
-    features : (F',) numbers. activations, token_tables : folders. seed : of the choice of rows.
+    features : (F',) numbers. activations, token_tables : folders. seed : for drawing the rows.
     """
     sites = [Site(*site) for site in crosscoder.about.outputs]
     decoders = unit(crosscoder.decoders(features).numpy())
@@ -94,12 +94,12 @@ def measure(
 ) -> None:
     """Write how well living features match a token's mean and a random row.
 
-    Of more than BASELINE_FEATURES a random sample of so many, since matching grows with the cube.
+    With more than BASELINE_FEATURES, a random sample of that size is used: the cost is cubic.
 
     Parameters
     ----------
-    crosscoder : folder of the seed that the features table is of. activations : the experiment's
-        folder. token_tables : folder. features : the features table.
+    crosscoder : folder of the seed that the features table describes. activations : the
+        experiment's folder. token_tables : folder. features : the features table.
     baselines : Parquet; the columns are in columns.yaml.
     """
     trained = Crosscoder.load(crosscoder)

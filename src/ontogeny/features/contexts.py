@@ -1,8 +1,8 @@
-"""The file of what features look like: its format, and its reader.
+"""The contexts file, which shows what features look like: its format and its reader.
 
-One HDF5 file per crosscoder, made for looking at one feature at a time: the dataset `features` has
-one record of fixed size per living feature, so that all of a feature is one read. `Store` reads it
-and needs no other file.
+There is one HDF5 file per crosscoder, made for looking at one feature at a time: the dataset
+`features` has one record of fixed size per living feature, so that one read returns everything
+about a feature. `Store` reads the file and needs no other.
 
     feature, active, mean, threshold, histogram, found                       numbers (`Feature`)
     block, offset, value, quantile     (top + quantiles + near misses,)      positions
@@ -11,8 +11,8 @@ and needs no other file.
     lens_site, lens_strength           (lens_snapshots + 1,)                 the last at its peak
     lens_token, lens_value             (lens_snapshots + 1, 2, lens_tokens)  promoted, suppressed
 
-It is written by analyses/contexts, where it also stands how positions are chosen (collect.py) and
-what the lens is (lens.py).
+analyses/contexts writes it: collect.py there explains how positions are chosen, and lens.py what
+the lens is.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from ontogeny.files import BROKEN, InputError, open_hdf5
 
 FORMAT = "ontogeny-contexts-1"
 LISTS = ("top", "quantiles", "near_misses")
-NEARLY = 0.5  # of the threshold: a near miss scores as much
-BINS, OCTAVE, LOWEST = 64, 4, -8  # of log₂ f: 64 bins of a quarter octave, from 2⁻⁸ to 2⁸
+NEARLY = 0.5  # share of the threshold that the score of a near miss reaches at least
+BINS, OCTAVE, LOWEST = 64, 4, -8  # bins of log₂ f: 64 of a quarter octave, from 2⁻⁸ to 2⁸
 
 
 def bin_edges() -> np.ndarray:
-    """Edges of the histogram's bins, (BINS + 1,); the first and last also hold what is beyond."""
+    """Edges of the histogram's bins, (BINS + 1,); the outermost bins also count what is beyond."""
     return 2.0 ** (LOWEST + np.arange(BINS + 1) / OCTAVE)
 
 
@@ -47,8 +47,9 @@ def record_type(
 
     Parameters
     ----------
-    sizes : most contexts of each of LISTS. window : tokens on either side of a position.
-    ids : type of a token's id. lenses : how many, of so many tokens each way.
+    sizes : maximum number of contexts of each of LISTS. window : tokens on either side of a
+        position. ids : type of a token's id. lenses : number of lenses. tokens : number of tokens
+        that each lens promotes, and suppresses.
     """
     positions, shown, width = sum(sizes), sum(sizes[:2]), 2 * window + 1
     fields: list[Any] = [
@@ -78,8 +79,7 @@ def record_type(
 def around(offset: np.ndarray, window: int, context: int) -> tuple[np.ndarray, np.ndarray]:
     """Offsets of the tokens around positions (M,), and whether each belongs to the window.
 
-    Both are (M, 2·window + 1). Where the block begins nearer, the window ends earlier, not
-    elsewhere.
+    Both are (M, 2·window + 1). Near the end of a block the window is cut off, not shifted.
     """
     offsets = np.maximum(offset - window, 0)[:, None] + np.arange(2 * window + 1)
     return offsets, offsets <= np.minimum(offset + window, context - 1)[:, None]
@@ -89,11 +89,11 @@ def around(offset: np.ndarray, window: int, context: int) -> tuple[np.ndarray, n
 class Context:
     """A position and the tokens around it.
 
-    block, offset : of the position. start : offset of the window's first token.
-    value : the feature's activation at the position; of a near miss its score.
-    quantile : share of the feature's active positions below it, or None.
-    ids : (W,) of the window's tokens. texts : one string each, see corpus/pieces.py.
-    activations : (W,) of the feature; NaN where none is kept (at the end of a text, say).
+    block, offset : the position. start : offset of the window's first token.
+    value : the feature's activation at the position, or the score of a near miss.
+    quantile : share of the feature's active positions with a smaller activation, or None.
+    ids : (W,) tokens of the window. texts : one string per token, see corpus/pieces.py.
+    activations : (W,) of the feature; NaN where none is stored, for example at the end of a text.
     """
 
     block: int
@@ -108,11 +108,11 @@ class Context:
 
 @dataclass(frozen=True)
 class Lens:
-    """Tokens that the feature's decoder promotes and suppresses at a site, the most first.
+    """Tokens that the feature's decoder promotes and suppresses at a site, strongest effect first.
 
-    step, layer, stream : the site. peak : whether it is the one where the feature is strongest.
-    strength : decoder norm there over the largest of any site. promoted, suppressed : text, id, and
-    what a unit of activation adds to the logit, less the vocabulary's mean.
+    step, layer, stream : the site. peak : whether the feature is strongest at this site.
+    strength : decoder norm there divided by the largest at any site. promoted, suppressed : text,
+    id, and what a unit of activation adds to the logit, minus the vocabulary's mean.
     """
 
     step: int
@@ -128,10 +128,11 @@ class Lens:
 class Feature:
     """What `Store` knows of a feature.
 
-    active : held-out positions at which it is active. density : their share. mean : of its
-    activation there, NaN where there are none. threshold : the score that opens it, and that the
-    near misses' scores stay below. histogram : (bins,) counts of its activations; `Store.edges`.
-    top, quantiles, near_misses : contexts, the strongest first; quantiles from weak to strong.
+    active : number of held-out positions at which the feature is active. density : their share.
+    mean : mean activation at them, NaN if there are none. threshold : the score at which the gate
+    opens; the scores of near misses are below it. histogram : (bins,) counts of the activations,
+    with bins from `Store.edges`. top, quantiles, near_misses : contexts, the strongest first, but
+    quantiles from weak to strong.
     """
 
     feature: int
@@ -147,19 +148,20 @@ class Feature:
 
 
 class Store:
-    """Reader of a contexts file; it stays open.
+    """Reader of a contexts file; it keeps the file open.
 
     Attributes
     ----------
-    features : (L,) the living features, ascending. dictionary : F, dead ones included.
-    edges : (bins + 1,) of the histograms. rows : held-out positions. attributes : all else that the
-    file says of itself.
+    features : (L,) the living features, ascending. dictionary : F, including dead features.
+    edges : (bins + 1,) of the histograms. rows : held-out positions. attributes : everything else
+    that the file's attributes hold.
 
-    A record is read with its chunk, whose checksum is verified. Not to be shared among threads.
+    A record is read with its chunk, whose checksum is verified. Do not share it between threads.
 
     Raises
     ------
-    InputError : the file is truncated or foreign; on reading: no such feature, or a damaged part.
+    InputError : the file is truncated or of another kind; on reading, the feature does not exist,
+        or a part of the file is damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -167,7 +169,7 @@ class Store:
         try:
             self._file = open_hdf5(path)
             self._records = self._file["features"].id
-            # What h5py would make anew at each access, at ten times the cost of the read.
+            # h5py would make these anew at each access, at ten times the cost of the read.
             self._one = (h5py.h5s.create_simple((1,)), self._records.get_space())
             self._type = (self._file["features"].dtype, self._records.get_type())
             self.attributes: dict[str, Any] = dict(self._file.attrs)
@@ -209,11 +211,11 @@ class Store:
         return len(self.features)
 
     def record(self, feature: int) -> np.void:
-        """A feature's record as it is stored.
+        """A feature's record as stored.
 
         Raises
         ------
-        InputError : no such feature.
+        InputError : the feature does not exist.
         """
         if not 0 <= feature < self.dictionary:
             raise InputError(
@@ -236,11 +238,11 @@ class Store:
         return record[0]
 
     def feature(self, number: int) -> Feature:
-        """All that is known of a living feature.
+        """Everything that the file holds about a living feature.
 
         Raises
         ------
-        InputError : it is dead, or there is none of that number.
+        InputError : the feature is dead or does not exist.
         """
         record = self.record(number)
         active = int(record["active"])
@@ -258,7 +260,7 @@ class Store:
         )
 
     def contexts(self, record: np.void, kind: str) -> list[Context]:
-        """The contexts of one of LISTS that a record holds; near misses that are near."""
+        """The contexts of one of LISTS in a record; near misses only where they are near enough."""
         which = LISTS.index(kind)
         first, contexts = sum(self._sizes[:which]), []
         for i in range(first, first + int(record["found"][which])):
@@ -285,7 +287,7 @@ class Store:
         return contexts
 
     def lens(self, record: np.void) -> list[Lens]:
-        """The lenses that a record holds, the last of them at the feature's peak."""
+        """The lenses in a record; the last one is at the feature's peak."""
         if "lens_site" not in (record.dtype.names or ()):
             return []
         lenses = []

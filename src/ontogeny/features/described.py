@@ -1,4 +1,4 @@
-"""What the atlas and `ontogeny show` both say of a feature: its classes, what is nearest to it."""
+"""What both the atlas and `ontogeny show` report about a feature: classes, nearest features."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import numpy as np
 import torch
 
 KINDS = ("current_token", "previous_token", "induction", "context", "position")
-"""Kinds of feature, in the order in which they are shown; a feature of none of them is 'none'."""
-UNTESTED = "untested"  # by cause: active at too few of the sampled positions
+"""Kinds of feature, in the order in which they are shown; a feature without a kind is 'none'."""
+UNTESTED = "untested"  # cause of features that are active at too few of the sampled positions
 CLASSES = ("initialisation", "emergent", "transient", "reappearing")
 DOUBTS = {
     "relay": "in a relay: another feature carries the same concept before or after it",
     "silent_birth": "its birth is silent: its activation can be read before it",
     "silent_death": "its death is silent: its activation can still be read after it",
 }
-"""By column of the trust table: why a feature's births and deaths are doubtful."""
+"""Why a feature's births and deaths are doubtful, by column of the trust table."""
 NEAR_ENTRIES = 1 << 24  # cosines in memory at a time
 
 
 def nearest(
     stacked: torch.Tensor, k: int, of: torch.Tensor | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The features whose stacked decoders have the largest cosine with each one's.
+    """For each feature, the features whose stacked decoders have the largest cosine with its own.
 
     Parameters
     ----------
-    stacked : (L, R). of : (M,) numbers of the features to ask for; all of them if not given.
+    stacked : (L, R). of : (M,) numbers of the features to look up; all if not given.
 
     Returns
     -------

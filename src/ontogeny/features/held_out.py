@@ -1,6 +1,6 @@
 """Features on the held-out text, and how much of their activation a grouping explains.
 
-Letters: f (N, F) activations at N held-out positions in text order.
+Shapes: f (N, F) are activations at N held-out positions in text order.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from ontogeny.activations.sites import Site
 from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.files import InputError
 
-PIECE_ENTRIES = 1 << 27  # of feature activations in memory at a time
-MOST_POSITIONS = 1 << 16  # the first of the held-out text, so that permutations take minutes
+PIECE_ENTRIES = 1 << 27  # feature activations in memory at a time
+MOST_POSITIONS = 1 << 16  # first held-out positions; a limit that keeps permutations to minutes
 
 
 def inputs_of(crosscoder: Crosscoder, activations: str | Path) -> HeldOut:
@@ -25,7 +25,7 @@ def inputs_of(crosscoder: Crosscoder, activations: str | Path) -> HeldOut:
 
     Raises
     ------
-    InputError : they are of other tokens than it was trained on.
+    InputError : they belong to other tokens than those it was trained on.
     """
     scales = crosscoder.scales_in.cpu().numpy()
     inputs = HeldOut(activations, [Site(*site) for site in crosscoder.about.inputs], scales)
@@ -46,7 +46,7 @@ def held_out(
 
     Parameters
     ----------
-    most : positions, at most.
+    most : maximum number of positions.
     """
     about, inputs = crosscoder.about, inputs_of(crosscoder, activations)
     step = max(1, min(2048, PIECE_ENTRIES // about.features))
@@ -60,10 +60,11 @@ def held_out(
 
 
 def own_activations(crosscoder: Crosscoder, f: sparse.csr_array, site: int) -> sparse.csr_array:
-    """Activations at a site, (N, F), from those at each feature's peak.
+    """Activations at a site, (N, F), computed from those at each feature's peak.
 
-    One gate serves all sites, or each lets through what passes its threshold there; the peak's
-    norm is the largest, so that it lets through whatever any does.
+    If one gate serves all sites, they are the same. If each site has its own gate, an activation
+    passes where its score there exceeds the threshold. The peak has the largest norm, so it passes
+    whatever passes at any site.
     """
     if crosscoder.about.gate == "feature":
         return f
@@ -77,7 +78,7 @@ def own_activations(crosscoder: Crosscoder, f: sparse.csr_array, site: int) -> s
 
 
 def membership(groups: np.ndarray) -> sparse.csr_array:
-    """(G, N) with a 1 where a position is of a group."""
+    """Indicator matrix (G, N): 1 where a position belongs to a group."""
     N = len(groups)
     return sparse.csr_array((np.ones(N), (groups, np.arange(N))), (int(groups.max()) + 1, N))
 
@@ -88,16 +89,16 @@ def group_sums(f: sparse.csr_array, groups: np.ndarray) -> sparse.csr_array:
 
 
 def between_groups(sums: sparse.csr_array, sizes: np.ndarray) -> np.ndarray:
-    """Σ_g S_g² / n_g by feature, (F,)."""
+    """Σ_g S_g² / n_g of each feature, (F,)."""
     weights = sparse.diags_array(1 / sizes)
     return np.asarray((weights @ sums.power(2)).sum(0)).ravel()
 
 
 def explained(f: sparse.csr_array, groups: np.ndarray) -> np.ndarray:
-    """ε² of each feature's activation on a grouping, (F,): 1 − mean square within / in all.
+    """ε² of each feature's activation on a grouping, (F,): 1 − mean square within / overall.
 
-    η² corrected for chance: 0 on average if the groups explain nothing, however many there are.
-    0 for a feature that does not vary.
+    This is η² corrected for chance: it is 0 on average if the groups explain nothing, however many
+    there are. It is 0 for a feature that does not vary.
     """
     N, G = len(groups), int(groups.max()) + 1
     sizes = np.bincount(groups)

@@ -1,7 +1,7 @@
 """The features stage: from decoders to histories (docs/method.md 4).
 
 A feature's strength at a snapshot is its decoder norm there. All measures are plain NumPy functions
-of strengths (F, n) or of full decoders (F, n, D), for sites that are the snapshots of one layer and
+of strengths (F, n) or of full decoders (F, n, D). Sites have to be the snapshots of one layer and
 stream, in training order.
 """
 
@@ -21,7 +21,7 @@ from ontogeny.settings import Analysis, Settings
 
 SWEEP = (0.3, 0.4, 0.5, 0.6, 0.7)
 ALONE, SHARED = 0.1, 0.1  # relative norms of a feature in one of two snapshots, or in both
-TOGETHER = 128  # bootstrap samples in one product
+TOGETHER = 128  # bootstrap samples in one matrix product
 
 
 def decoder_norms(decoders: np.ndarray) -> np.ndarray:
@@ -30,24 +30,24 @@ def decoder_norms(decoders: np.ndarray) -> np.ndarray:
 
 
 def snapshot_numbers(settings: Settings, steps: Iterable[int]) -> np.ndarray:
-    """Snapshot indices, counted from 1 over all of the experiment's, of some training steps."""
+    """Indices of some training steps among all the experiment's snapshots, counted from 1."""
     return np.array([settings.snapshots.number(step) for step in steps])
 
 
 def normalise(strength: np.ndarray) -> np.ndarray:
-    """Strength over its maximum over snapshots, (F, n)."""
+    """Strength divided by its maximum over snapshots, (F, n)."""
     return strength / strength.max(1, keepdims=True)
 
 
 def peak_snapshot_index(strength: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """Number of the snapshot of the largest strength, (F,), of those of the snapshots, (n,)."""
+    """Index of the snapshot where strength is largest, (F,), taken from `numbers`, (n,)."""
     return numbers[strength.argmax(1)]
 
 
 def onset(normalised: np.ndarray, steps: np.ndarray, presence: float) -> np.ndarray:
-    """Training step of the first crossing of `presence`, (F,).
+    """Training step at which the strength first crosses `presence`, (F,).
 
-    Interpolated in log(step + 1); the first step itself for a feature that is present there.
+    Interpolated in log(step + 1). If a feature is present at the first snapshot, its step is used.
     """
     log_step = np.log(np.asarray(steps, float) + 1)
     first = (normalised >= presence).argmax(1)
@@ -62,8 +62,8 @@ def lives(normalised: np.ndarray, presence: float, absence: float) -> np.ndarray
     """Whether each feature is present at each snapshot, (F, n) bool.
 
     A feature is present from the snapshot at which its normalised strength reaches `presence` until
-    the one at which it falls below `absence`, the lower of the two, so that a strength that wavers
-    about one threshold does not count as one death and birth after another.
+    the one at which it falls below the lower threshold `absence`. Two thresholds are used so that
+    a strength that fluctuates around one of them does not count as many deaths and births.
     """
     present = np.empty(normalised.shape, bool)
     now = np.zeros(len(normalised), bool)
@@ -74,12 +74,12 @@ def lives(normalised: np.ndarray, presence: float, absence: float) -> np.ndarray
 
 
 def births(present: np.ndarray) -> np.ndarray:
-    """(F, n) bool: snapshots at which a feature comes, none of those present at the first."""
+    """(F, n) bool: snapshots at which a feature appears, except those present at the first."""
     return present & ~np.pad(present, ((0, 0), (1, 0)), mode="edge")[:, :-1]
 
 
 def deaths(present: np.ndarray) -> np.ndarray:
-    """(F, n) bool: snapshots at which a feature is gone for the first time after a life."""
+    """(F, n) bool: first snapshots at which a feature is absent again, after each of its lives."""
     return births(~present)
 
 
@@ -94,14 +94,14 @@ def classes(present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def settled_step(
     decoders: np.ndarray, present: np.ndarray, steps: np.ndarray, least: float
 ) -> np.ndarray:
-    """The first step from which a feature keeps the direction that it ends with, (F,).
+    """The first step from which a feature keeps its final direction, (F,).
 
-    The direction that counts is that of the last snapshot at which the feature is present; it is
-    kept as long as the cosine with it is at least `least`. NaN for a feature without a life.
+    The final direction is that of the last snapshot at which the feature is present. It is kept
+    as long as the cosine with it is at least `least`. NaN for a feature that is never present.
 
     Parameters
     ----------
-    decoders : (F, n, d). present : (F, n) of `lives`.
+    decoders : (F, n, d). present : (F, n), from `lives`.
     """
     F, n = present.shape
     unit = decoders / np.maximum(decoder_norms(decoders), 1e-12)[:, :, None]
@@ -130,7 +130,7 @@ def mean_matrix(cosines: np.ndarray, weights: np.ndarray | None = None) -> np.nd
 
     Parameters
     ----------
-    weights : (F,), which count a feature repeatedly; of (S, F) the means are (S, n, n).
+    weights : (F,) how often each feature counts; for weights (S, F) the means are (S, n, n).
     """
     w = np.ones(len(cosines)) if weights is None else weights
     known = ~np.isnan(cosines)
@@ -140,12 +140,12 @@ def mean_matrix(cosines: np.ndarray, weights: np.ndarray | None = None) -> np.nd
 
 
 def splits(snapshots: int) -> np.ndarray:
-    """First snapshots (from 0) of the second of two blocks: each has a pair to compare."""
+    """Possible first snapshots (from 0) of the second block, with two or more in either block."""
     return np.arange(2, snapshots - 1)
 
 
 def split_contrasts(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean cosine within the two blocks (diagonal left out), and between them, by split.
+    """Mean cosine within the two blocks (without the diagonal), and between them, for each split.
 
     Parameters
     ----------
@@ -162,7 +162,7 @@ def split_contrasts(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     known = ~np.isnan(matrix)
     values = np.where(known, matrix, 0.0)
     axes = ([-2, -1], [1, 2])
-    with np.errstate(invalid="ignore"):  # of no pair that is known
+    with np.errstate(invalid="ignore"):  # 0 / 0 where no pair is known
         within, between = (
             np.tensordot(values, chosen.astype(float), axes)
             / np.tensordot(known.astype(float), chosen.astype(float), axes)
@@ -178,16 +178,16 @@ def contrasts(matrix: np.ndarray) -> dict[int, float]:
 
 
 def best_split(matrix: np.ndarray) -> np.ndarray:
-    """First snapshot (from 0) of the second block where within − between is largest.
+    """First snapshot (from 0) of the second block for which within − between is largest.
 
-    An integer array of the leading shape of `matrix`, (..., n, n).
+    Returns an integer array with the leading shape of `matrix`, (..., n, n).
     """
     contrast = np.subtract(*split_contrasts(matrix))
     return splits(matrix.shape[-1])[np.nanargmax(contrast, axis=-1)]
 
 
 def split_step(steps: np.ndarray, first_of_second: int) -> float:
-    """The step between the blocks: the middle of their neighbouring snapshots in log(step + 1)."""
+    """Step between the blocks: the midpoint, in log(step + 1), of the snapshots on either side."""
     low, high = steps[first_of_second - 1], steps[first_of_second]
     return float(np.sqrt((low + 1.0) * (high + 1.0)) - 1)
 
@@ -199,13 +199,13 @@ def turning_point(
 
     Parameters
     ----------
-    cosines : (F, n, n) of `direction_cosines`.
+    cosines : (F, n, n) from `direction_cosines`.
 
     Returns
     -------
-    step; low, high : 2.5% and 97.5% quantiles over bootstrap samples, widened to the snapshots
-    that bound the split (no split is known more finely than that); snapshot_before,
-    snapshot_after : those of the split itself (step); within, between : mean cosines there.
+    step; low, high : 2.5% and 97.5% quantiles over bootstrap samples, widened to the snapshots on
+    either side of the split, since no split is known more precisely than that; snapshot_before,
+    snapshot_after : those two snapshots (steps); within, between : mean cosines at the split.
     """
     steps = np.asarray(steps)
     matrix = mean_matrix(cosines)
@@ -232,7 +232,7 @@ def turning_point(
 
 
 def class_sweep(normalised: np.ndarray, ratio: float) -> pd.DataFrame:
-    """How the classes' counts move with the presence threshold; that of absence is its `ratio`."""
+    """Counts of the classes for several presence thresholds; absence is `ratio` times presence."""
     rows = []
     for presence in SWEEP:
         initial, transient = classes(lives(normalised, presence, ratio * presence))
@@ -241,20 +241,20 @@ def class_sweep(normalised: np.ndarray, ratio: float) -> pd.DataFrame:
 
 
 def relative_norm(first: np.ndarray, last: np.ndarray) -> np.ndarray:
-    """The later of two strengths over the sum of both, (F,): 0 only in the first, 1 in the last."""
+    """Last strength over the sum of both, (F,): 0 if only in the first, 1 if only in the last."""
     return last / np.maximum(first + last, 1e-12)
 
 
 def compare(decoders: np.ndarray, steps: np.ndarray, features: pd.DataFrame) -> pd.DataFrame:
-    """What the first and the last snapshot have in common, a row for each living feature.
+    """Compare the first and the last snapshot: one row for each living feature.
 
-    Two snapshots may as well be two models, such as a base model and what was made of it. As usual
-    there a feature is in one of them alone where its relative norm is at most `ALONE` or at least
-    1 - `ALONE`, and in both where it lies within `SHARED` of a half.
+    The two snapshots may also be two models, such as a base model and a fine-tuned one. As usual in
+    model diffing, a feature is in only one of them if its relative norm is at most `ALONE` or at
+    least 1 - `ALONE`, and in both if it is within `SHARED` of one half.
 
     Parameters
     ----------
-    decoders : (F, n, d). features : the features table, for `alive`, `matched` and `density`.
+    decoders : (F, n, d). features : the features table with `alive`, `matched` and `density`.
     """
     strength = decoder_norms(decoders)[:, [0, -1]]
     unit = decoders[:, [0, -1]] / np.maximum(strength, 1e-12)[:, :, None]
@@ -290,12 +290,12 @@ def describe(
 ) -> None:
     """Write the tables of one crosscoder: its first seed's features, matched with the others'.
 
-    The columns are those that ontogeny.stages declares. Histories of dead features are NaN or
-    false; what a feature has of its partner is there with several seeds only.
+    ontogeny.stages declares the columns. Histories of dead features are NaN or false. The columns
+    about a feature's partner exist only with several seeds.
 
     Parameters
     ----------
-    crosscoders : folders, one per seed. densities : the tables of their features, alike.
+    crosscoders : folders, one per seed. densities : their tables of features, in the same order.
 
     Raises
     ------
@@ -351,7 +351,7 @@ def _histories(
     presence: float,
     present: np.ndarray,
 ) -> pd.DataFrame:
-    """What one seed's strengths and lives, (F, n) each, say of its features."""
+    """Columns of the features table that follow from a seed's strengths and lives, both (F, n)."""
     alive = ~density["dead"].to_numpy()
     initial, transient = classes(present)
     born = births(present).sum(1)
@@ -414,7 +414,7 @@ def _with_partners(table: pd.DataFrame, pairs: pd.DataFrame, least: float) -> pd
 def by_features(
     crosscoder: Crosscoder, measure: Callable[..., np.ndarray], *by_feature: np.ndarray
 ) -> np.ndarray:
-    """A measure of full decoders (F', n, D), and of arrays (F', ...), some features at a time."""
+    """Apply a measure to full decoders (F', n, D) and arrays (F', ...), some features at a time."""
     parts = []
     for start in range(0, crosscoder.about.features, DECODERS_AT_A_TIME):
         some = slice(start, start + DECODERS_AT_A_TIME)
@@ -424,14 +424,14 @@ def by_features(
 
 
 def stacked(crosscoder: Crosscoder, features: np.ndarray) -> np.ndarray:
-    """(F', M) decoders of some features as they were trained: seeds share these coordinates."""
+    """(F', M) decoders of some features in the coordinates of training, which all seeds share."""
     return crosscoder.weights.W_dec.numpy()[features]
 
 
 def _turns(
     cosines: dict[str, np.ndarray], steps: np.ndarray, analysis: Analysis
 ) -> dict[str, dict[str, float]]:
-    """The turning point of each group of features; none of fewer than four snapshots."""
+    """The turning point of each group of features; none with fewer than four snapshots."""
     if not len(splits(len(steps))):
         return {}
     samples, seed = analysis.bootstrap, analysis.seed

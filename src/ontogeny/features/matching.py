@@ -1,4 +1,4 @@
-"""Stability: which features of one seed come again in another (docs/method.md 8)."""
+"""Stability: which features of one seed are found again in another (docs/method.md 8)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def match(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray
     Parameters
     ----------
     first, second : (F1, M) and (F2, M) decoders of the living features, over all sites, in any
-        orthonormal coordinates that they share. Both are overwritten where there are many.
+        orthonormal coordinates that they share. Large arrays are overwritten.
 
     Returns
     -------
-    partner : (F1,) index into `second`, −1 where none is left. cosine : (F1,), NaN there.
-    The assignment has the largest possible sum of cosines. Where either has more than ALL_PAIRS, it
-    has the largest over pairs each of which is among the NEAREST of the other, and above 0.
+    partner : (F1,) index into `second`, −1 if none is left. cosine : (F1,), NaN in that case.
+    The assignment maximises the sum of cosines. If either has more than ALL_PAIRS features, only
+    pairs are considered that are among each other's NEAREST and have a cosine above 0.
     """
     if max(len(first), len(second)) <= ALL_PAIRS:
         a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (first, second))
@@ -32,17 +32,17 @@ def match(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _mutual(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs that are among the nearest of each other: rows, columns and cosines, (P,) each.
+    """Pairs that are among each other's nearest: rows, columns and cosines, (P,) each.
 
     One pass over the cosines, some rows at a time, keeps the NEAREST of each row and column.
     """
-    import torch  # takes seconds to load, and what else is here needs none
+    import torch  # loading torch takes seconds, and nothing else here needs it
 
     a, b = torch.from_numpy(first), torch.from_numpy(second)
     for x in (a, b):
         torch.nn.functional.normalize(x, out=x)
     k, width = min(NEAREST, len(b)), len(b)
-    best = torch.full((min(NEAREST, len(a)), width), -2.0)  # by column, its nearest rows so far
+    best = torch.full((min(NEAREST, len(a)), width), -2.0)  # nearest rows of each column so far
     rows, columns, cosines = [], [], []
     for start in range(0, len(a), MATCHED_AT_A_TIME):
         cosine = a[start : start + MATCHED_AT_A_TIME] @ b.T
@@ -59,13 +59,13 @@ def _mutual(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarr
 def _assign_near(
     count: int, others: int, row: np.ndarray, column: np.ndarray, value: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As `assign`, over some pairs; a row without a partner counts 0.
+    """Like `assign`, but over a list of pairs; a row without a partner contributes 0.
 
     Parameters
     ----------
     count, others : numbers of rows and columns. row, column, value : (P,), values above 0.
     """
-    # Each row may also have a column of its own, which stands for no partner. No weight is 0.
+    # Each row may also take a private column, which means no partner. No weight is 0.
     own = np.arange(count)
     cost = np.r_[2.0 - value.astype(float), np.full(count, 2.0)]
     places = np.r_[row, own], np.r_[column, others + own]
@@ -84,7 +84,7 @@ def assign(similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Returns
     -------
-    partner : (F1,) column, −1 where none is left. value : (F1,) its similarity, NaN there.
+    partner : (F1,) column, −1 if none is left. value : (F1,) its similarity, NaN in that case.
     """
     rows, columns = linear_sum_assignment(similarity, maximize=True)
     partner = np.full(len(similarity), -1)
@@ -95,18 +95,18 @@ def assign(similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def shares(baselines: pd.DataFrame, matches: pd.DataFrame, threshold: float) -> dict[str, float]:
-    """Shares of the living features that match, by what they are matched with.
+    """Shares of the living features that match each baseline, and another seed.
 
     Parameters
     ----------
-    baselines : the table of features/baselines.py. matches : that of the same crosscoder, empty of
+    baselines : the table of features/baselines.py. matches : of the same crosscoder; empty with
         one seed.
     threshold : least cosine of a match.
 
     Returns
     -------
-    token_means, random_rows; with several seeds beyond_token_means, the share matched in another
-    seed of the features whose cosine with any token's mean is below the threshold.
+    token_means, random_rows; with several seeds also beyond_token_means: among the features whose
+    cosine with every token's mean is below the threshold, the share matched in another seed.
     """
     values = {
         "token_means": float((baselines["token_matched_cosine"] >= threshold).mean()),

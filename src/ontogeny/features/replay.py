@@ -1,7 +1,7 @@
-"""Features on texts that were never extracted: each snapshot is loaded once and reads them all.
+"""Features on texts that were not extracted: each snapshot is loaded once and reads all texts.
 
-A pre-activation is a sum over input sites (readout.py), so that a snapshot's share of it is added
-up and the snapshot's activations are forgotten.
+A pre-activation is a sum over input sites (readout.py), so each snapshot's share is added to the
+sum, and its activations are then discarded.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Key = tuple[int, str]  # (layer, stream)
 
 @dataclass(frozen=True)
 class Reader:
-    """A snapshot's model, and what some features take from each of its sites.
+    """A snapshot's model, with the part of some features' encoders that reads each of its sites.
 
     Attributes
     ----------
@@ -32,12 +32,12 @@ class Reader:
 
     model: nn.Module
     _readout: Readout
-    _sites: dict[Key, tuple[int, Tensor]]  # number of the input site, and its E
+    _sites: dict[Key, tuple[int, Tensor]]  # index of the input site, and its E
     _stored: torch.dtype
 
     @property
     def keys(self) -> list[Key]:
-        """The (layer, stream) that are read."""
+        """The (layer, stream) pairs that are read."""
         return list(self._sites)
 
     def share(self, ids: Tensor, row: Tensor, which: Tensor, end: Tensor | None = None) -> Tensor:
@@ -45,9 +45,9 @@ class Reader:
 
         Parameters
         ----------
-        ids : (B, T) texts, on the model's device. row : (P,) the text of each pair.
-        which : (P,) its feature, counted as the readout's are.
-        end : (B,) the place in each text that is read; the last one if not given.
+        ids : (B, T) texts, on the model's device. row : (P,) index of each pair's text.
+        which : (P,) index of its feature in the readout.
+        end : (B,) the position that is read in each text; the last one if not given.
         """
         values = sites.read(self.model, ids, self.keys)
         text = torch.arange(len(ids), device=ids.device)
@@ -61,7 +61,7 @@ class Reader:
 
 
 def readers(settings: Settings, readout: Readout, snapshots: Path) -> Iterator[Reader]:
-    """A reader of each snapshot in turn; those before are gone.
+    """Yield a reader for each snapshot in turn; only one is in memory at a time.
 
     Parameters
     ----------

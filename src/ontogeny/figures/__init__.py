@@ -1,1 +1,1 @@
-"""The figures: one module and one `draw` each, from tidy tables to PDF, PNG and CSV."""
+"""The figures: each module has one `draw`, which turns tidy tables into a PDF, a PNG and a CSV."""

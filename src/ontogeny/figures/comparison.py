@@ -1,4 +1,4 @@
-"""What two snapshots share, or two models: relative decoder norms, and how far directions agree."""
+"""What two snapshots or two models share: relative decoder norms, and agreement of directions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NORM_BINS, COSINE_BINS = list(np.linspace(0, 1, 41)), list(np.linspace(-1, 1, 41
 
 
 def draw(features: Path, comparison: Path, output: Path) -> None:
-    """Histograms of the relative decoder norm, and of the cosine of what both snapshots have.
+    """Histograms of the relative decoder norm, and of the cosines of features in both snapshots.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ def draw(features: Path, comparison: Path, output: Path) -> None:
 
 
 def finding(table: pd.DataFrame) -> str:
-    """How many features both snapshots have, and whether their directions agree."""
+    """How many features both snapshots share, and whether their directions agree."""
     if table.empty:
         return ""
     shared = table[table["group"] == "shared"]

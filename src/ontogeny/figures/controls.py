@@ -1,4 +1,4 @@
-"""What each change of the recipe does to what the figures say."""
+"""How each change of the training recipe changes the findings of the other figures."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ PANELS = {
     "copying_gain_onset": "copying gain,\nonset (step)",
     "initialisation_share": "share of features there\nat the start",
 }
-"""The outcomes that are drawn, where they were measured."""
+"""The outcomes to draw, if they were measured."""
 
 
 def draw(controls: Path, models: Path, output: Path) -> None:
-    """Each condition's mean with its interval and its models, a panel for each outcome.
+    """Each condition's mean with its interval, and its single models; one panel per outcome.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def finding(table: pd.DataFrame) -> str:
 
 
 def _mean(axis: Axes, of: pd.DataFrame, names: list[str], outcome: str) -> pd.DataFrame:
-    """Means and intervals; the baseline's interval as a band behind all."""
+    """Means and intervals; the baseline's interval is a band in the background."""
     of = of.reindex(names)
     low, high = of[["low", "high"]].to_numpy(float)[names.index(BASELINE)]
     if np.isfinite(low):

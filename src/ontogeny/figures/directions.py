@@ -15,7 +15,7 @@ from ontogeny.figures import style
 
 GROUPS = {"all": "all living features", "matched": "matched features alone"}
 
-KEPT = 0.7  # mean cosine from which on directions are the same
+KEPT = 0.7  # mean cosine from which directions count as the same
 
 
 def draw(features: Path, directions: Path, turning_point: Path, output: Path) -> None:
@@ -66,7 +66,7 @@ def draw(features: Path, directions: Path, turning_point: Path, output: Path) ->
 
 
 def finding(table: pd.DataFrame) -> str:
-    """Whether the features' directions of the first snapshot are those of the last."""
+    """Whether the features' directions at the first snapshot are still those of the last."""
     of_all = table[table["group"] == "all"]
     last = of_all[of_all["step"] == of_all["step"].max()].set_index("other_step")["cosine"]
     first = last.get(of_all["step"].min(), np.nan)

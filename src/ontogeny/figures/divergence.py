@@ -17,7 +17,7 @@ def draw(phases: Path, levels: Path, output: Path) -> None:
     Parameters
     ----------
     output : path without ending. Its CSV has series, snapshot_index, step, value; series
-        '{unigram,bigram}_crossing' are the vertical lines, their value empty.
+        '{unigram,bigram}_crossing' are the vertical lines, which have no value.
     """
     columns = [f"kl_{name}" for name in MARKERS]
     table = style.read(phases, ["snapshot_index", "step", *columns])
@@ -54,7 +54,7 @@ def draw(phases: Path, levels: Path, output: Path) -> None:
 
 
 def finding(table: pd.DataFrame) -> str:
-    """When the model is nearest to the unigram and to the bigram distribution."""
+    """When the model is closest to the unigram and to the bigram distribution."""
     parts = []
     for name in ("unigram", "bigram"):
         own = table[table["series"] == f"kl_{name}"].sort_values("step")

@@ -14,14 +14,14 @@ from ontogeny.figures import style
 from ontogeny.files import InputError
 
 SUBSPACE = "principal subspace"
-LEAST_DAMAGE = 0.05  # nats that mean-ablation must cost for loss recovered to mean anything
+LEAST_DAMAGE = 0.05  # least cost of mean-ablation in nats for which loss recovered is meaningful
 MEASURES = {
     "explained_variance": "explained variance",
     "l0": "L0 (active features per token)",
     "loss_recovered": "loss recovered",
 }
 NEEDED = ["snapshot_index", "step", "layer", "stream", "explained_variance"]
-BASELINES = {  # of explained variance: column and line
+BASELINES = {  # baselines of explained variance: column and line style
     "PCA, as many coefficients": ("pca", "-."),
     "token table": ("token", ":"),
     "token pair table": ("pair", "--"),
@@ -47,21 +47,21 @@ def draw(
 
     Parameters
     ----------
-    fidelity, random : a table for each seed, of the snapshots of one layer and stream; of random
-        dictionaries, whose decoder directions stay random, there may be none. seeds : their names.
-    basis : the file of the principal subspace that the encoder reads; None of all dimensions.
-    of_rest : whether that is of what the token table leaves.
+    fidelity, random : tables, one per seed, for the snapshots of one layer and stream. `random` are
+        dictionaries whose decoder directions stay random; it may be empty. seeds : their names.
+    basis : file of the principal subspace that the encoder reads; None if it reads all dimensions.
+    of_rest : whether the subspace was computed after subtracting the token table.
     output : path without ending. Its CSV has series, measure, snapshot_index, step, value,
-        low, high, meaningful; the last is false, and the marker hollow, where mean-ablation costs
-        the model less than 0.05 nats, so that loss recovered means nothing. Of loss recovered low
-        and high bound the 95% interval over blocks of text, which is shaded.
+        low, high, meaningful. The last is false, and the marker hollow, where mean-ablation costs
+        the model less than 0.05 nats, so that loss recovered means nothing. For loss recovered, low
+        and high are the 95% interval over blocks of text, which is shaded.
     """
     tables = {f"crosscoder, seed {s}": _read(p) for s, p in zip(seeds, fidelity, strict=True)}
     mains = list(tables)
     several = len(random) > 1
     for i, path in enumerate(random, start=1):
         tables[f"random directions, {i}" if several else "random directions"] = _read(path)
-    looks: dict[str, tuple[str, Any]] = {}  # colour and line, by series
+    looks: dict[str, tuple[str, Any]] = {}  # colour and line style by series
     parts = []
     for i, (name, table) in enumerate(tables.items()):
         parts += [_series(table, measure, measure, name) for measure in MEASURES]
@@ -105,7 +105,7 @@ def draw(
 
 
 def finding(table: pd.DataFrame) -> str:
-    """What the crosscoder explains beside as many principal components, over all snapshots."""
+    """How much variance the crosscoder explains, against as many principal components."""
     own = table[table["measure"] == "explained_variance"]
     by = own.pivot_table(index="step", columns="series", values="value")
     seeds = [
@@ -138,9 +138,9 @@ def _read(path: str | Path) -> pd.DataFrame:
 
 
 def _inside(table: pd.DataFrame, basis: Path, of_rest: bool) -> pd.DataFrame:
-    """The table with `inside`: the share of each site's variance that the subspace holds.
+    """The table with `inside`: the share of each site's variance that lies within the subspace.
 
-    With what the token table explains, where the subspace is of what that leaves.
+    If the subspace was computed after subtracting the token table, the table's share is added.
     """
     kept = Kept.read(basis)
     name = table["stream"] + "." + table["layer"].astype(str) + "/step" + table["step"].astype(str)
@@ -168,7 +168,7 @@ def _series(table: pd.DataFrame, measure: str, column: str, name: str) -> pd.Dat
 def _line(
     axis: Axes, points: pd.DataFrame, name: str, look: tuple[str, Any], bottom: float, top: float
 ) -> None:
-    """A curve through the meaningful points; the others are hollow, grey and unconnected."""
+    """A curve through the meaningful points; other points are hollow, grey and not connected."""
     solid, hollow = points[points["meaningful"]], points[~points["meaningful"]]
     colour, line = look
     axis.plot(
@@ -198,7 +198,7 @@ def _line(
 
 
 def _limits(measure: str, points: pd.DataFrame) -> tuple[float, float, str]:
-    """Limits of the y-axis, and a note on what they hide."""
+    """Limits of the y-axis, and a note on the values outside them."""
     values = points.loc[points["meaningful"], "value"].dropna()
     low, high = (values.min(), values.max()) if len(values) else (0.0, 1.0)
     if measure == "l0":

@@ -1,4 +1,4 @@
-"""How strong every feature is at every snapshot: decoder norms (docs/method.md 4 and 8)."""
+"""How strong every feature is at every snapshot, by decoder norm (docs/method.md 4 and 8)."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ TITLES = {"initialisation": "initialisation, kept", "emergent": "emergent, kept"
 
 
 def draw(features: Path, strengths: Path, output: Path) -> None:
-    """Heat maps of normalised strength, all living and matched features, and example curves.
+    """Heat maps of normalised strength for all living and for matched features, and example curves.
 
-    Rows are ordered by peak snapshot index, then onset, then falling lifetime. The examples of a
-    class are features active on at least one token in 10,000, matched ones if there are any: of
-    each peak snapshot the best matched feature, and of these the five best; other features fill
-    the places left.
+    Rows are ordered by peak snapshot index, then onset, then decreasing lifetime. Examples of a
+    class are active on at least one token in 10,000, and are matched if any are. For each peak
+    snapshot the best matched feature is taken, and the best five of these are shown; other features
+    fill the places that are left.
 
     Parameters
     ----------
-    output : path without ending. Its CSV has row (from 1, of the map of all), feature,
-        peak_snapshot_index, onset_step, matched, example (the class that the feature's curve
-        stands for, or empty), snapshot_index, step, normalised_strength.
+    output : path without ending. Its CSV has row (from 1, of the map of all features), feature,
+        peak_snapshot_index, onset_step, matched, example (the class that the feature is an example
+        of, or empty), snapshot_index, step, normalised_strength.
     """
     living = style.read_living(features, COLUMNS)
     table = style.read(strengths, ["feature", "snapshot_index", "step", "normalised_strength"])
@@ -108,7 +108,7 @@ def finding(table: pd.DataFrame) -> str:
 
 
 def _examples(candidates: pd.DataFrame) -> pd.DataFrame:
-    """Up to five features, by the rule that `draw` states."""
+    """Up to five features, chosen as `draw` describes."""
     often = candidates[candidates["density"] >= LEAST_DENSITY]
     known = often[often["matched"]]
     pool = (known if len(known) else often).sort_values(
@@ -151,7 +151,7 @@ def _drawn(
     examples: dict[str, pd.DataFrame],
     snapshots: tuple[list[int], list[int]],
 ) -> pd.DataFrame:
-    """One row per feature of the map and snapshot."""
+    """One row per feature in the map and snapshot."""
     columns = ["feature", "peak_snapshot_index", "onset_step", "matched"]
     example = {feature: name for name, own in examples.items() for feature in own["feature"]}
     rows = order[columns].assign(example=order["feature"].map(example))

@@ -18,17 +18,17 @@ ONSET_BINS = 20
 
 
 def draw(features: Path, classes: Path, output: Path) -> None:
-    """Lifetimes by class, onsets of the emergent features, and the classes' threshold sweep.
+    """Lifetimes by class, onsets of emergent features, and how the classes depend on the threshold.
 
-    Transient features are drawn separately; 'kept' are those still present at the last snapshot.
+    Transient features are drawn separately; 'kept' features are still present at the last snapshot.
 
     Parameters
     ----------
     output : path without ending. Its CSV has panel ('lifetime', 'onset_log', 'onset_linear',
-        'onset_cumulative', 'sweep'), group ('matched', 'unmatched', or of one seed 'living'; of
-        'sweep' 'all'), class, low,
-        high, value: a count in the bin [low, high), the last bin closed; for 'onset_cumulative' the
-        number of features with onset at or before low; for 'sweep' the count at threshold low.
+        'onset_cumulative', 'sweep'), group ('matched' and 'unmatched', or 'living' with one seed;
+        'all' for 'sweep'), class, low, high, value: the count in the bin [low, high), with the last
+        bin closed; for 'onset_cumulative' the number of features with an onset of at most low; for
+        'sweep' the count at threshold low.
     """
     living = style.read_living(features, ["lifetime", "onset_step", *CLASSES])
     sweep = style.read(classes, ["presence", *CLASSES])
@@ -60,7 +60,7 @@ def draw(features: Path, classes: Path, output: Path) -> None:
 
 
 def finding(table: pd.DataFrame) -> str:
-    """Which life most features have, and whether unmatched ones have it as often."""
+    """Which kind of life most features have, and whether unmatched ones have it as often."""
     sums = (
         table[table["panel"] == "lifetime"].groupby(["group", "class"], sort=False)["value"].sum()
     )

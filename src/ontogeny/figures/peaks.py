@@ -12,7 +12,7 @@ from ontogeny.figures import style
 
 
 def draw(features: Path, strengths: Path, output: Path) -> None:
-    """Histograms of the peak snapshot index, of the matched features and of the others.
+    """Histograms of the peak snapshot index, for matched features and for the others.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def draw(features: Path, strengths: Path, output: Path) -> None:
 
 
 def finding(table: pd.DataFrame) -> str:
-    """At which snapshot most features peak, and whether that is more than chance makes."""
+    """At which snapshot most features peak, and whether that exceeds chance."""
     counts = (table["matched"] + table["unmatched"]).to_numpy()
     total, most = int(counts.sum()), int(counts.argmax())
     chance = stats.binomtest(int(counts[most]), total, 1 / len(counts), alternative="greater")

@@ -1,4 +1,4 @@
-"""What comes again in other models (docs/method.md 8)."""
+"""What replicates in other models (docs/method.md 8)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PANELS = {
     "strength": ("previous_token", "mean strength / peak,\nprevious-token features"),
     "contrast": ("directions", "cosine within less\nbetween blocks"),
 }
-"""Group of the curves in each, and label."""
+"""Group of the curves in each panel, and label."""
 BINS = np.linspace(0, 1, 41)
 
 
@@ -32,18 +32,18 @@ def draw(
     levels: Path,
     output: Path,
 ) -> None:
-    """Loss, dimensionality, strength of previous-token features, the turning point, by model.
+    """Loss, dimensionality, strength of previous-token features, and turning point, by model.
 
-    Models that differ in more than their seed are dashed. Below: how well the features of the
-    experiment's own model are found in each other, onsets in both of those that emerge, and when
-    heads, copying and kinds of feature form in each model, with the range over seeds.
+    Models that differ in more than their seed are dashed. The lower panels show how well features
+    of the experiment's own model are found in each other one, the onsets of features that emerge in
+    both, and when heads, copying and kinds of feature form, with the range over seeds.
 
     Parameters
     ----------
     output : path without ending. Its CSV has panel (those of the curves, 'correlation', 'onset',
-        'event'), event, model (empty: all that differ in their seed alone), step (an onset in the
-        experiment's model), value (the partner's onset, an event's step, or features in the bin of
-        correlation whose lower edge is low), low, high (the range of an event's).
+        'event'), event, model (empty: all that differ only in their seed), step (an onset in the
+        experiment's model), value (the partner's onset, an event's step, or the number of features
+        in the bin of correlation with lower edge low), low, high (the range of an event).
     """
     threshold = settings.analysis.matched_cosine
     table = style.read(curves, ["model", "only_seed", "panel", "group", "step", "value"])
@@ -104,7 +104,7 @@ def finding(table: pd.DataFrame) -> str:
 
 
 def _levels(axis: Axes, level: dict[str, float], side: Literal["left", "right"]) -> None:
-    """The n-gram levels, named at one side."""
+    """The n-gram levels, labelled at one side."""
     for name in ("unigram", "bigram"):
         value, colour = level[f"{name}_cross_entropy"], style.COLOURS[name]
         axis.axhline(value, color=colour, linewidth=0.7, linestyle=":")
@@ -117,7 +117,7 @@ def _levels(axis: Axes, level: dict[str, float], side: Literal["left", "right"])
 def _correlations(
     axis: Axes, pairs: pd.DataFrame, colours: dict[str, str], threshold: float
 ) -> list[pd.DataFrame]:
-    """Histogram of the correlations with the partners, by other model."""
+    """Histogram of the correlations with the partners, for each other model."""
     drawn = []
     for model, own in pairs.groupby("other", sort=False):
         value = own["correlation"].fillna(0)
@@ -162,7 +162,7 @@ def _onsets(axis: Axes, matched: pd.DataFrame, colours: dict[str, str]) -> list[
 
 
 def _shown(path: Path) -> pd.DataFrame:
-    """Events that form in any model, of one distance alone the median; label, and their models."""
+    """Events that form in any model, with a label; only the median over distances, not each one."""
     style.read(path, ["event", "detail", "group", "models", "earliest", "latest"])
     table = pd.read_csv(path, dtype={"detail": str, "group": str})
     table = table.fillna({"detail": "", "group": ""})

@@ -1,4 +1,4 @@
-"""How many features another seed finds again, and how similar they are (docs/method.md 8)."""
+"""How many features are found again with another seed, and how similar (docs/method.md 8)."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from ontogeny.settings import Settings
 
 COLUMNS = ["other_seed", "feature", "cosine", "density"]
 COLUMNS += ["peak_snapshot_index", "partner_peak_index"]
-WITHOUT = ["token_cosine", "token_matched_cosine", "row_matched_cosine"]  # training
+WITHOUT = ["token_cosine", "token_matched_cosine", "row_matched_cosine"]  # need no training
 FREQUENT = 200  # features
 NEAR = 2  # snapshots
 BINS = np.linspace(0, 1, 41)
 
 
 def draw(settings: Settings, matches: Path, strengths: Path, baselines: Path, output: Path) -> None:
-    """Matched cosines, cosine against density, and agreement of the matched features' peaks.
+    """Matched cosines, cosine against density, and agreement of matched features' peaks.
 
     Parameters
     ----------
     output : path without ending. Its CSV has other_seed, feature, cosine, density,
-        peak_snapshot_index, partner_peak_index, matched, among_most_frequent: one row per point;
-        and for each feature token_cosine, token_matched_cosine, row_matched_cosine.
+        peak_snapshot_index, partner_peak_index, matched, among_most_frequent, one row per point;
+        and token_cosine, token_matched_cosine, row_matched_cosine for each feature.
     """
     threshold = settings.analysis.matched_cosine
     table = style.read(matches, [*COLUMNS[:2], "partner", *COLUMNS[2:]])
@@ -67,7 +67,7 @@ def draw(settings: Settings, matches: Path, strengths: Path, baselines: Path, ou
 
 
 def finding(table: pd.DataFrame) -> str:
-    """How many features another seed finds again, beside what token means and rows would give."""
+    """How many features another seed finds again, compared with token means and random rows."""
     if table.empty:
         return "With one seed nothing can be said about which features are stable"
     share = table["matched"].mean()
@@ -88,7 +88,7 @@ def finding(table: pd.DataFrame) -> str:
 
 
 def _cosines(axis: Axes, table: pd.DataFrame, threshold: float, known: dict[str, float]) -> None:
-    """Cosines with the partner, and with what needs no training: token means and random rows."""
+    """Cosines with the partner, and with token means and random rows, which need no training."""
     shades = ("0.72", *style.CASES[:3])
     for i, (seed, own) in enumerate(table.groupby("other_seed")):
         label = f"all, seed {seed}: {own['matched'].mean():.0%} ≥ {threshold:g}"
@@ -112,7 +112,7 @@ def _cosines(axis: Axes, table: pd.DataFrame, threshold: float, known: dict[str,
 
 
 def _densities(axis: Axes, table: pd.DataFrame, threshold: float) -> None:
-    """Features that are never active on the held-out text are drawn at the left edge."""
+    """Features that are never active on the held-out text appear at the left edge."""
     positive = table.loc[table["density"] > 0, "density"]
     least = positive.min() if len(positive) else 1e-4
     density = table["density"].clip(lower=least / 2)
@@ -131,7 +131,7 @@ def _densities(axis: Axes, table: pd.DataFrame, threshold: float) -> None:
             rasterized=True,
         )
     axis.axhline(threshold, color="black", linestyle="--", linewidth=0.8)
-    least = min(0.0, table["cosine"].min()) - 0.12  # the legend stands below 0
+    least = min(0.0, table["cosine"].min()) - 0.12  # room for the legend below 0
     axis.set(xscale="log", xlabel="density (share of tokens on which it is active)")
     axis.set(ylim=(least, 1.02), ylabel="cosine of stacked decoders")
     axis.legend(loc="lower right", handletextpad=0.2, ncols=2)
@@ -144,7 +144,7 @@ def _peaks(
     matched: pd.DataFrame,
     snapshots: tuple[list[int], list[int]],
 ) -> float | None:
-    """Joint histogram of the peaks, histogram of their distance; the share that is near."""
+    """Joint histogram of the peaks, and of their distances; returns the share that is near."""
     if matched.empty:
         for axis in (joint, apart):
             style.empty(axis, "no feature is matched across seeds")

@@ -1,7 +1,7 @@
 """What the figures share: the style file, colours by role, axes over training, saving.
 
-Figures are made with matplotlib's object interface, not pyplot: no window, no global state, and
-the Agg and PDF renderers whatever backend is configured.
+Figures use matplotlib's object interface, not pyplot, so there is no window and no global state,
+and the Agg and PDF renderers are used whatever backend is configured.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from ontogeny.files import InputError, whole, write_table
 
 STYLE = Path(__file__).with_name("ontogeny.mplstyle")
 PNG_DPI = 200
-LETTERS, LINE = 15.2, 0.155  # of a title, that fit an inch; and a line's height in inches
+LETTERS, LINE = 15.2, 0.155  # letters of a title per inch, and a line's height in inches
 Kind = Literal["log", "linear"]
 KINDS: tuple[Kind, Kind] = ("log", "linear")
 
-# Those of kinds and classes mean nothing else, in no figure and nowhere in the atlas.
+# Colours of kinds and classes have no other meaning in any figure or in the atlas.
 KIND_COLOURS = {
     "current_token": "#0072B2",
     "previous_token": "#E69F00",
@@ -70,9 +70,9 @@ COLOURS = {
     "token_means": "#A65628",
     "random_rows": "#A67FB5",
 }
-# Of seeds, tasks, sizes and whatever else is told apart, in this order.
+# Colours of seeds, tasks, sizes and other cases, in this order.
 CASES = ("#1F3A5F", "#A65628", "#5AB4AC", "#AA4499", "#8FA3B8", "#C9B037", "#000000", "#999999")
-MARKERS = {  # of the kinds of feature, in the atlas too
+MARKERS = {  # markers of the kinds of feature, also used in the atlas
     "current_token": "o",
     "previous_token": "s",
     "induction": "D",
@@ -83,7 +83,7 @@ MARKERS = {  # of the kinds of feature, in the atlas too
 
 @contextmanager
 def paper() -> Iterator[None]:
-    """Draw and save in the project's style alone, whatever matplotlibrc says."""
+    """Draw and save in the project's style only, ignoring matplotlibrc."""
     with matplotlib.style.context(STYLE, after_reset=True):
         yield
 
@@ -140,9 +140,9 @@ def read_living(path: str | Path, columns: Iterable[str] = ()) -> pd.DataFrame:
 
 
 def names_of(path: Path | None) -> dict[int, str]:
-    """Names of features by their numbers, from the table of names; none where there is none.
+    """Names of features by number, from the table of names; empty if there is no table.
 
-    Names of where a feature is strongest are left out: they are long, and say less.
+    Names of only the strongest contexts are left out: they are long and say less.
     """
     if path is None:
         return {}
@@ -152,13 +152,13 @@ def names_of(path: Path | None) -> dict[int, str]:
 
 
 def snapshots(table: pd.DataFrame) -> tuple[list[int], list[int]]:
-    """Numbers and training steps of a tidy table's snapshots, in training order."""
+    """Indices and training steps of a tidy table's snapshots, in training order."""
     known = table[["snapshot_index", "step"]].drop_duplicates().sort_values("step")
     return list(known["snapshot_index"]), list(known["step"])
 
 
 def by_class(living: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The features of each class; of initialisation and emergent those kept to the end."""
+    """The features of each class; initialisation and emergent ones only if kept to the end."""
     kept = living[~living["transient"]]
     return {
         "initialisation": kept[kept["initialisation"]],
@@ -173,12 +173,12 @@ def of_one_seed(living: pd.DataFrame) -> bool:
 
 
 def by_match(living: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The features found again in another seed, whose onsets can be trusted, and the rest."""
+    """The features found again with another seed, whose onsets can be trusted, and the others."""
     return {"matched": living[living["matched"]], "unmatched": living[~living["matched"]]}
 
 
 def matched_note(living: pd.DataFrame) -> str:
-    """Which share of the living features is matched across seeds, in words."""
+    """A sentence on the share of living features that is matched across seeds."""
     count = len(living)
     if of_one_seed(living):
         return f"{count:,} living features, one seed: it is not known which of them are stable"
@@ -187,12 +187,12 @@ def matched_note(living: pd.DataFrame) -> str:
 
 
 def title(axis: Axes, letter: str, text: str) -> None:
-    """Title at the left, led by the panel's letter in bold."""
+    """Title at the left, preceded by the panel's letter in bold."""
     axis.set_title(rf"$\mathbf{{{letter}}}$  {text}", loc="left")
 
 
 def empty(axis: Axes, text: str) -> None:
-    """Say in the middle of a panel why it shows nothing."""
+    """Write into the middle of a panel why it is empty."""
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
     axis.text(
@@ -218,7 +218,7 @@ def _scale(axis: Axes, last: float, kind: Kind) -> None:
 
 
 def legend(figure: Figure, axes: Iterable[Axes], names: Iterable[str] = (), **look: Any) -> None:
-    """A legend of the figure for all that some axes show, each name once, in a stated order."""
+    """One legend for all axes of a figure, each name once, in the order of `names`."""
     handles: dict[str, Any] = {}
     for axis in axes:
         artists, labels = axis.get_legend_handles_labels()
@@ -228,19 +228,19 @@ def legend(figure: Figure, axes: Iterable[Axes], names: Iterable[str] = (), **lo
 
 
 def histogram(axis: Axes, values: Any, edges: np.ndarray, **look: Any) -> np.ndarray:
-    """Outline how many values are in each bin, those beyond in the outermost; the counts."""
+    """Outline a histogram, with values beyond the edges in the outermost bins; returns counts."""
     counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
     axis.stairs(counts, edges, **look)
     return counts
 
 
 def step_axis(axis: Axes, last: float, kind: Kind, labels: bool = True) -> None:
-    """Make the x-axis one of training steps from 0 to `last`.
+    """Make the x-axis a scale of training steps from 0 to `last`.
 
     Parameters
     ----------
-    kind : 'log' for log(step + 1), ticks at the real steps 0, 1, 10, 100, …; 'linear'.
-    labels : whether tick and axis labels are drawn (off for all but the lowest panel).
+    kind : 'log' for log(step + 1) with ticks at the true steps 0, 1, 10, 100, …, or 'linear'.
+    labels : whether to draw tick and axis labels (only the lowest panel has them).
     """
     _scale(axis, last, kind)
     if kind == "log":
@@ -265,15 +265,15 @@ def over_training(
     first: str = "a",
     labels: bool = True,
 ) -> None:
-    """Make rows of two panels ones over training, steps on a log axis and on a linear one.
+    """Turn rows of two panels into plots over training, with a log and a linear axis of steps.
 
-    Call it when all is drawn.
+    Call this after everything is drawn.
 
     Parameters
     ----------
     grid : (rows, 2) axes, lettered row by row from `first`. last : step at which the axes end.
-    marks : numbers and steps of the snapshots to mark on top of the first row.
-    labels : whether the last row has tick and axis labels of the steps.
+    marks : indices and steps of the snapshots to mark above the first row.
+    labels : whether the last row has tick and axis labels for the steps.
     """
     for i, (row, column) in enumerate(np.ndindex(grid.shape)):
         axis: Any = grid[row, column]
@@ -287,7 +287,7 @@ def over_training(
 def mark_snapshots(
     axis: Axes, numbers: Sequence[int], steps: Sequence[int], kind: Kind, labels: bool = True
 ) -> None:
-    """Tick every snapshot on top of an axis over steps; label as many numbers as fit."""
+    """Tick every snapshot above an axis of steps, and label as many indices as fit."""
     top = axis.twiny()
     _scale(top, max(steps), kind)
     top.set_xlim(axis.get_xlim())
@@ -307,7 +307,7 @@ def mark_snapshots(
 
 
 def _spaced(places: Sequence[float], least: float) -> list[int]:
-    """Indices of places at least `least` apart, the last and the first always among them."""
+    """Indices of places that are at least `least` apart, including the first and the last."""
     shown = [len(places) - 1]
     for i in reversed(range(len(places) - 1)):
         if places[shown[-1]] - places[i] >= least:
@@ -325,12 +325,12 @@ def snapshot_axis(
     which: Literal["x", "y"] = "x",
     upright: bool = False,
 ) -> None:
-    """Label an axis whose positions 0, 1, … are snapshots, with number and training step.
+    """Label an axis whose positions 0, 1, … are snapshots with index and training step.
 
     Parameters
     ----------
-    at_most : how many labels fit; every snapshot keeps its tick.
-    upright : labels of an x-axis turned by 90°, so that more of them fit.
+    at_most : number of labels that fit; every snapshot has a tick.
+    upright : turn the labels of an x-axis by 90°, so that more of them fit.
     """
     count = len(numbers)
     shown = _spaced([i / max(1, count - 1) for i in range(count)], 1 / max(1, at_most - 1) - 1e-9)
@@ -350,13 +350,13 @@ def snapshot_axis(
 
 
 Finding = Callable[[pd.DataFrame], str]
-"""What a figure's numbers say, in a sentence, from the table that its CSV holds; '' for nothing."""
+"""One sentence on a figure's numbers, made from the table in its CSV; '' if there is none."""
 
 
 def _entitle(figure: Figure, said: str) -> None:
-    """Put lines above a figure's title, by which it becomes higher.
+    """Put lines above a figure's title, and make the figure taller by their height.
 
-    A figure without a layout engine has left room for them.
+    A figure without a layout engine has to leave room for them itself.
     """
     if not said:
         return
@@ -373,12 +373,12 @@ def save(
 ) -> None:
     """Write `path_stem`.pdf, .png and .csv, each whole or not at all.
 
-    The bytes depend on what is drawn alone: no dates, no software's name in the PNG.
+    The bytes depend only on what is drawn: no dates, and no software name in the PNG.
 
     Parameters
     ----------
-    table : exactly the numbers drawn. finding : makes of them, as the CSV has them, the title, to
-    which a title that the figure has already is a note.
+    table : exactly the numbers drawn. finding : makes the title from them, as the CSV has them; an
+    existing title becomes a note below it.
     """
     write_table(f"{path_stem}.csv", table)
     if finding is not None:
@@ -387,6 +387,6 @@ def save(
         _entitle(figure, textwrap.fill(said, letters))
     with whole(f"{path_stem}.png") as draft:
         figure.savefig(draft, format="png", dpi=PNG_DPI, metadata={"Software": None})
-    figure.set_layout_engine("none")  # the PDF has the same layout, and it is not made again
+    figure.set_layout_engine("none")  # the PDF keeps the PNG's layout
     with whole(f"{path_stem}.pdf") as draft:
         figure.savefig(draft, format="pdf", metadata={"CreationDate": None})

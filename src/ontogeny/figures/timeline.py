@@ -1,6 +1,6 @@
 """When each job of a run was running, from Snakemake's benchmark files (docs/cost.md).
 
-They hold a job's seconds; it ended when its file was written.
+The files hold each job's seconds. A job ended when its file was written.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from ontogeny.figures import style
 from ontogeny.files import InputError
 
-PARTS = {  # of the workflow: its stages, and its colour
+PARTS = {  # parts of the workflow: stages and colour
     "data": ({"fetch", "corpus", "tokenizer"}, style.CASES[1]),
     "snapshots": ({"pretrain", "training_log", "snapshot"}, style.CASES[3]),
     "activations": ({"extract", "stack", "token_table", "basis", "project"}, style.CASES[5]),
@@ -23,16 +23,16 @@ PARTS = {  # of the workflow: its stages, and its colour
     "analyses": (set(), style.CASES[4]),
     "report": ({"figures", "atlas", "numbers", "summary"}, "#7F7F7F"),
 }
-PAUSE = 60.0  # seconds without a job, of which more is cut out: a run that was gone on with
+PAUSE = 60.0  # seconds to which longer pauses between jobs, of interrupted runs, are cut
 
 
 def part_of(stage: str) -> str:
-    """The part of the workflow that a stage belongs to; what no other part has is an analysis."""
+    """The part of the workflow that a stage belongs to; stages of no other part are analyses."""
     return next((part for part, (stages, _) in PARTS.items() if stage in stages), "analyses")
 
 
 def jobs(folder: Path) -> pd.DataFrame:
-    """The jobs of a run, by their start.
+    """The jobs of a run, ordered by start.
 
     Parameters
     ----------
@@ -40,12 +40,12 @@ def jobs(folder: Path) -> pd.DataFrame:
 
     Returns
     -------
-    stage, job, part; start : seconds since the first job's, longer pauses than PAUSE shortened to
-    that; seconds; cpu_seconds : of the processor, NaN for jobs too short to be measured.
+    stage, job, part; start : seconds since the start of the first job, with pauses cut to at most
+    PAUSE; seconds; cpu_seconds : processor time, NaN for jobs too short to be measured.
 
     Raises
     ------
-    InputError : there is no file.
+    InputError : there is no such file.
     """
     rows = []
     for path in sorted(folder.glob("**/*.tsv")):
@@ -70,7 +70,7 @@ def jobs(folder: Path) -> pd.DataFrame:
 
 
 def lanes(table: pd.DataFrame) -> np.ndarray:
-    """A lane for each job, from 0, so that no two overlap in one; the first that is free."""
+    """A lane for each job, from 0: the first free one, so that jobs in a lane never overlap."""
     free: list[float] = []
     chosen = []
     for start, seconds in zip(table["start"], table["seconds"], strict=True):
@@ -81,7 +81,7 @@ def lanes(table: pd.DataFrame) -> np.ndarray:
 
 
 def at_work(table: pd.DataFrame) -> dict[int, float]:
-    """Seconds during which a given number of jobs ran side by side, by that number."""
+    """Seconds during which a given number of jobs ran in parallel, by that number."""
     ends = table["start"] + table["seconds"]
     times = np.r_[table["start"], ends]
     order = np.argsort(times, kind="stable")
@@ -96,7 +96,7 @@ def draw(benchmarks: Path, output: Path) -> str:
 
     Parameters
     ----------
-    benchmarks : folder of Snakemake's benchmark files. output : path without ending. Its CSV has
+    benchmarks : folder of Snakemake's benchmark files. output : path without ending. Its CSV is
         the table of `jobs`.
 
     Raises

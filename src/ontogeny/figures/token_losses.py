@@ -1,4 +1,4 @@
-"""Losses of a text's tokens through training, as a map that figures and notebooks share."""
+"""Losses of a text's tokens during training, as a heat map for figures and notebooks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ontogeny.corpus.pieces import visible
 from ontogeny.figures import style
 from ontogeny.figures.glyphs import drawable, fonts
 
-LONGEST = 14  # letters of a token
+LONGEST = 14  # most letters of a token
 
 
 def draw(axis: Axes, tokens: pd.DataFrame, largest: float, ticks: int = 12) -> AxesImage:
@@ -20,8 +20,8 @@ def draw(axis: Axes, tokens: pd.DataFrame, largest: float, ticks: int = 12) -> A
 
     Parameters
     ----------
-    tokens : position, token, step, loss (nats). largest : loss at the end of the colours.
-    ticks : snapshots that are named, at most.
+    tokens : position, token, step, loss (nats). largest : loss at the end of the colour scale.
+    ticks : maximum number of labelled snapshots.
     """
     square = tokens.pivot(index="position", columns="step", values="loss")
     image = axis.imshow(square, aspect="auto", vmin=0, vmax=largest, interpolation="nearest")
@@ -32,7 +32,7 @@ def draw(axis: Axes, tokens: pd.DataFrame, largest: float, ticks: int = 12) -> A
 
 
 def label(axis: Axes, tokens: Iterable[str]) -> None:
-    """Name the rows of an axis by tokens, as they are: no letter of them is markup."""
+    """Label the rows of an axis with tokens; no letter is interpreted as markup."""
     texts = [drawable(visible(token).replace(" ", "␣")) for token in tokens]
     texts = [text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…" for text in texts]
     axis.set_yticks(range(len(texts)), texts)

@@ -1,4 +1,4 @@
-"""How the language model learned, independent of any features (docs/method.md 5 and 8)."""
+"""How the language model learned, without any features (docs/method.md 5 and 8)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PANELS = {
     "rate": (1, "learning rate"),
     "gain": (1.3, "copying gain (nats)"),
 }
-"""Height and label of each."""
+"""Height and label of each panel."""
 SERIES = {
     "loss": ("loss", "batch", "loss of the batch"),
     "held_out_loss": ("loss", "held_out", "loss on held-out text"),
@@ -23,23 +23,23 @@ SERIES = {
     "copying_gain_near": ("gain", "copying_near", "3/8 of a block apart"),
     "random_gain": ("gain", "random_tokens", "random tokens, half a block apart"),
 }
-"""Panel, colour and label of each."""
+"""Panel, colour and label of each series."""
 LEVELS = ("unigram", "bigram")
 
 
 def draw(log: Path | None, phases: Path, levels: Path, losses: Path, output: Path) -> None:
-    """Loss beside the n-gram levels, learning rate and copying gains, on a log and a linear axis.
+    """Loss with n-gram levels, learning rate and copying gains, on a log and a linear axis.
 
-    Of a model that was not trained here the loss at the snapshots alone is known, and drawn.
+    For a model that was not trained here, only the loss at the snapshots is known and drawn.
 
     Parameters
     ----------
-    log : None where the model was not trained here; its held-out loss and gains are there at some
-        steps only.
-    losses : which snapshots' losses are out of place; those are marked.
+    log : None if the model was not trained here. Its held-out loss and gains exist only at some
+        steps.
+    losses : which snapshots have a loss that is out of place; these are marked.
     output : path without ending. Its CSV has panel, series, step, value; for panel 'crossing',
-        step is where the loss crosses the level `value`; for panel 'snapshot', value is a number;
-        for panel 'out_of_place', value is the loss of a snapshot that is.
+        step is where the loss crosses the level `value`; for panel 'snapshot', value is an index;
+        for panel 'out_of_place', value is the loss of such a snapshot.
     """
     if log is None:
         series = {"held_out_loss": SERIES["held_out_loss"]}

@@ -18,18 +18,18 @@ from ontogeny.settings import Settings
 from ontogeny.snapshots import sites
 
 BATCH_TOKENS = 4096
-NGRAM_TOKENS = 50_000_000  # most that the n-gram models are estimated from
-BATCH_ENTRIES = 1 << 27  # of probabilities (tokens × vocabulary) in memory at a time
+NGRAM_TOKENS = 50_000_000  # most tokens that the n-gram models are estimated from
+BATCH_ENTRIES = 1 << 27  # probabilities (tokens × vocabulary) in memory at a time
 
 
 @torch.no_grad()
 def against_ngrams(
     model: torch.nn.Module, blocks: np.ndarray, fitted: ngrams.Ngrams
 ) -> dict[str, float]:
-    """Loss, KL(unigram‖model) and KL(bigram‖model) in nats, means over predicted tokens.
+    """Loss, KL(unigram‖model) and KL(bigram‖model) in nats, averaged over predicted tokens.
 
-    Of log q, the model's log probabilities, only Σ_b p₁(b) log q(b) and its values at the pairs
-    (a, b) of the training text are needed: p₂(·|a) is a share of p₁, and more at these pairs alone.
+    The KL needs the model's log probabilities q only as Σ_b p₁(b) log q(b) and at the pairs (a, b)
+    of the training text: p₂(·|a) is a multiple of p₁ except at these pairs, where it is larger.
 
     Parameters
     ----------
@@ -83,8 +83,8 @@ def measure(settings: Settings, snapshots: Path, tokens: Path, phases: Path, lev
     ----------
     snapshots : folder of the snapshots' folders. tokens : tokens.h5.
     phases : CSV; snapshot_index, step, loss, kl_unigram, kl_bigram.
-    levels : JSON; the cross-entropies in nats, smoothing strength, steps where the loss crosses
-        each, and the snapshots on either side.
+    levels : JSON; cross-entropies in nats, smoothing strength, the steps at which the loss crosses
+        each level, and the snapshots on either side.
     """
     data = Tokens(tokens)
     device = devices.choose(settings.device)
@@ -98,7 +98,7 @@ def measure(settings: Settings, snapshots: Path, tokens: Path, phases: Path, lev
         first, last = data.splits[split]
         return data.take(np.arange(first, min(last, first + most)))
 
-    # Models pad their vocabulary: KL needs n-gram models over the same entries as the logits.
+    # Models pad their vocabulary. KL needs n-gram models over the same entries as the logits.
     vocabulary = int(load(steps[-1]).config.get_text_config().vocab_size)
     read = take("pretrain" if data.size("pretrain") else "train", NGRAM_TOKENS // data.context)
     fitted = ngrams.fit(read, vocabulary)

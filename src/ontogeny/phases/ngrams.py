@@ -1,4 +1,4 @@
-"""Unigram and bigram models of a corpus: the levels that the loss is held against."""
+"""Unigram and bigram models of a corpus, whose losses are levels for the model's loss."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Ngrams:
 
     @property
     def shared(self) -> np.ndarray:
-        """The share w(a) = m / (c(a) + m) of p₁ in p₂(·|a), (V,): the rest is where c(a, b) > 0."""
+        """Weight w(a) = m / (c(a) + m) of p₁ in p₂(·|a), (V,); observed pairs have the rest."""
         return self.strength / (self.totals + self.strength)
 
     def own(self, previous: np.ndarray) -> csr_array:
@@ -65,7 +65,7 @@ def fit(blocks: np.ndarray, vocabulary: int) -> Ngrams:
     """Estimate both models on training text.
 
     The bigram's smoothing strength m is the one of STRENGTHS that scores best on the last tenth
-    of the blocks when the counts come from the rest; then all blocks are counted.
+    of the blocks with counts from the others. The final counts use all blocks.
 
     Parameters
     ----------
@@ -91,6 +91,6 @@ def _count(blocks: np.ndarray, vocabulary: int) -> tuple[np.ndarray, csr_array]:
 
 
 def _smoothed(single: np.ndarray, pairs: csr_array, strength: float) -> Ngrams:
-    """The models of some counts."""
+    """The models that belong to some counts."""
     unigram = (single + 1.0) / (single + 1.0).sum()
     return Ngrams(unigram, pairs, np.asarray(pairs.sum(1)), strength)

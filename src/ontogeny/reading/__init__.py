@@ -1,1 +1,1 @@
-"""Text that anyone brings, read by every snapshot: features, losses and predictions by token."""
+"""Reading any text with every snapshot: features, losses and predictions for each token."""

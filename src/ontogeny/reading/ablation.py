@@ -1,7 +1,8 @@
-"""One feature taken out of a snapshot: what its model then makes of a text.
+"""Ablation of one feature at a snapshot: how the model's predictions on a text change.
 
-At each token the site's value v loses what the feature adds to the reconstruction, in the model's
-own units, and the rest of the model runs on from there; the reconstruction error stays in:
+At each token, the feature's contribution to the reconstruction, in the model's own units, is
+subtracted from the site's value v, and the rest of the model runs on the result. The
+reconstruction error stays in:
 
     v − f_i^θ(x) · W_dec,i^θ / s^θ
 """
@@ -26,7 +27,7 @@ from ontogeny.snapshots import sites
 
 @dataclass(frozen=True)
 class Source:
-    """What a text was read with. snapshots : folder. vocabulary : ids of the tokenizer."""
+    """What a text was read with. snapshots : folder. vocabulary : size of the tokenizer."""
 
     settings: Settings
     crosscoder: Crosscoder
@@ -39,21 +40,22 @@ class Source:
 def ablate(
     source: Source, found: Trace, texts: list[str], feature: int, step: int, site: int | None = None
 ) -> pd.DataFrame:
-    """Losses and predictions at a snapshot, with a feature and without it.
+    """Losses and predictions at a snapshot with and without a feature.
 
     Parameters
     ----------
-    found : the trace of `source`'s passage. site : number among its outputs; may be left out where
-        the crosscoder writes one site of that snapshot.
+    found : the trace of `source`'s passage. site : index among its outputs; may be omitted if the
+        crosscoder writes only one site of that snapshot.
 
     Returns
     -------
-    One row for each token: position, token, activation (of the feature), loss and loss_without
-    (nats, of the token itself), divergence (KL of what follows it, nats).
+    One row per token: position, token, activation (of the feature), loss and loss_without (nats, of
+    the token itself), divergence (KL of the predictions of the next token, nats).
 
     Raises
     ------
-    InputError : no such feature or snapshot, or it has several sites and none is named.
+    InputError : the feature or snapshot does not exist, or the snapshot has several sites and none
+        is given.
     """
     crosscoder = source.crosscoder
     if not 0 <= feature < crosscoder.about.features:

@@ -18,13 +18,13 @@ from ontogeny.settings import Settings
 
 @dataclass(frozen=True)
 class Passage:
-    """Tokens that are read together, from the first position of a context.
+    """Tokens that are read together, starting at the first position of a context.
 
     Attributes
     ----------
-    ids : (T,) int64. before : how many of them stand before the passage itself, such as the token
-        that ends the text before; they are read, and not shown.
-    rows : (T,) bool, positions that have activations: those that the dictionary's training had.
+    ids : (T,) int64. before : number of them that precede the passage itself, such as the token
+        that ends the previous text; they are read but not shown.
+    rows : (T,) bool, positions with activations: those that the dictionary was trained on.
     """
 
     ids: np.ndarray
@@ -33,7 +33,7 @@ class Passage:
 
 
 def of_ids(settings: Settings, tokens: Tokens, ids: np.ndarray, before: int = 0) -> Passage:
-    """A passage of known tokens; `activations.leave_out` says which have no activations.
+    """A passage of known tokens; `activations.leave_out` decides which have no activations.
 
     Parameters
     ----------
@@ -48,10 +48,10 @@ def of_ids(settings: Settings, tokens: Tokens, ids: np.ndarray, before: int = 0)
 
 
 def opening(settings: Settings, tokens: Tokens) -> list[int]:
-    """What a text begins after: [the token that begins a block], or [the one that ends a text].
+    """Tokens that precede a text: [the one that begins a block], or [the one that ends a text].
 
-    [] of a tokenizer without either. With it, the first token has a loss, and stands where a text
-    began in what the model was trained on.
+    [] if the tokenizer has neither. With it, the first token of the text has a loss, and the text
+    begins as texts begin in the model's training data.
     """
     mark = tokens.marks.bos if settings.corpus.bos else tokens.end_of_text
     return [] if mark is None else [mark]
@@ -62,8 +62,8 @@ def of_text(settings: Settings, tokens: Tokens, tokenizer: Path, text: str) -> P
 
     Raises
     ------
-    InputError : the text is empty or longer than a context, or the tokenizer has no token for a
-        part of it, or is damaged.
+    InputError : the text is empty or longer than a context, or the tokenizer is damaged or has no
+        token for a part of the text.
     """
     backend = read_tokenizer(tokenizer)
     backend.no_truncation()
@@ -90,7 +90,7 @@ def of_text(settings: Settings, tokens: Tokens, tokenizer: Path, text: str) -> P
 
 
 def _check_known(model: dict[str, Any], backend: Tokenizer, encoding: Encoding, text: str) -> None:
-    """InputError if a part of the text became the tokenizer's token for unknown text."""
+    """Raise InputError if the tokenizer replaced a part of the text by its unknown token."""
     name = model.get("unk_token")
     unknown = model.get("unk_id") if name is None else backend.token_to_id(name)
     if unknown is None or unknown not in encoding.ids:

@@ -1,9 +1,9 @@
-"""A reading: one text, and what every snapshot makes of it, as tables.
+"""A reading: one text and what every snapshot computes on it, as tables.
 
 reading = experiment.read("def get(self):")
-reading.features              one row for each token, site and feature that is active there
-reading.tokens                one row for each token and snapshot: loss, likeliest next tokens
-reading.columns("features")   what the columns hold
+reading.features              one row per token, site and feature that is active there
+reading.tokens                one row per token and snapshot: loss, likeliest next tokens
+reading.columns("features")   what the columns mean
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Reading:
 
     Attributes
     ----------
-    trace : the same as arrays. vocabulary : what tokens look like.
-    described : name and kind by feature, as far as there are any.
-    source : what it was read with.
+    trace : the same as arrays. vocabulary : the text of each token.
+    described : name and kind of each feature, where known.
+    source : what the text was read with.
     """
 
     trace: Trace
@@ -48,46 +48,46 @@ class Reading:
 
     @cached_property
     def texts(self) -> list[str]:
-        """(M,) the trace's tokens as strings, which together are the text."""
+        """(M,) the trace's tokens as strings; joined, they are the text."""
         return self.vocabulary.texts(self.trace.ids)
 
     @cached_property
     def features(self) -> pd.DataFrame:
-        """One row for each token, site (step, layer, stream) and feature that is active there."""
+        """One row per token, site (step, layer, stream) and feature that is active there."""
         return tables.features(self.trace, self.texts, self.described).drop(columns="passage")
 
     @cached_property
     def tokens(self) -> pd.DataFrame:
-        """One row for each token and snapshot: its loss, and the likeliest next tokens."""
+        """One row per token and snapshot: its loss, and the likeliest next tokens."""
         return tables.tokens(self.trace, self.texts, self.vocabulary).drop(columns="passage")
 
     @cached_property
     def everything(self) -> pd.DataFrame:
-        """The rows of `features` with the columns of `tokens`, and one where nothing is active."""
+        """The rows of `features` with the columns of `tokens`; one row if no feature is active."""
         joined = self.tokens.merge(self.features, how="left", on=[*SHOWN, "step"])
         return joined.astype({"layer": "Int64", "feature": "Int64"})
 
     def columns(self, table: str) -> dict[str, str]:
-        """What the columns of `features`, `tokens` or `everything` hold, with units."""
+        """What the columns of `features`, `tokens` or `everything` mean, with units."""
         return registry.described("reading", list(getattr(self, table).columns))
 
     def ablate(self, feature: int, step: int, site: int | None = None) -> pd.DataFrame:
-        """Losses at a snapshot with a feature and without it, by token; as `ablation.ablate`."""
+        """Losses of each token at a snapshot with and without a feature; see `ablation.ablate`."""
         return ablate(self.source, self.trace, self.texts, feature, step, site)
 
     def since(self, step: int) -> dict[tuple[int, int], int]:
-        """From which snapshot on a feature is there: (row, feature) of the trace → step.
+        """Since which snapshot each feature has been present: (row, feature) of the trace → step.
 
-        Its contribution to the token is at least `analysis.presence` of its largest there, at every
-        snapshot from that one to `step`; of several sites of a snapshot the largest counts. What is
-        less than that at `step` itself is left out.
+        At every snapshot from that one to `step`, its contribution to the token is at least
+        `analysis.presence` times its largest one. Among several sites the largest counts.
+        Features that are below this at `step` itself are left out.
         """
         found, presence = self.trace, self.source.settings.analysis.presence
         steps = sorted({site.snapshot for site in found.outputs if site.snapshot <= step})
         share = found.contribution / np.maximum(found.contribution.max(1, keepdims=True), 1e-30)
         at = np.array([site.snapshot for site in found.outputs])
         there = np.stack([share[:, at == each].max(1) for each in steps], 1) >= presence
-        back = np.logical_and.accumulate(there[:, ::-1], 1).sum(1)  # snapshots, counted from `step`
+        back = np.logical_and.accumulate(there[:, ::-1], 1).sum(1)  # counted back from `step`
         return {
             (int(row), int(feature)): steps[-n]
             for row, feature, n in zip(found.row, found.feature, back, strict=True)
@@ -109,12 +109,12 @@ def read(
 
     Parameters
     ----------
-    snapshots : folder. given : `names` and `kinds` of the crosscoder's features, as far as made.
-    top : likeliest next tokens to keep.
+    snapshots : folder. given : tables `names` and `kinds` of the crosscoder's features, if they
+        have been made. top : number of likeliest next tokens to keep.
 
     Raises
     ------
-    InputError : a text that cannot be read (`passages.of_text`), or snapshots that have gone.
+    InputError : the text cannot be read (`passages.of_text`), or snapshots are missing.
     """
     passage = passages.of_text(settings, data, tokenizer, text)
     about = crosscoder.about

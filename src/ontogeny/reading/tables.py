@@ -1,4 +1,4 @@
-"""What was read, as tables: one row for each token and snapshot, and for each active feature."""
+"""A trace as tables: one row per token and snapshot, and one per active feature."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ontogeny.reading.trace import Trace
 
 
 def features(found: Trace, texts: list[str], described: pd.DataFrame) -> pd.DataFrame:
-    """One row for each token, site and feature there, the largest contribution first."""
+    """One row per token, site and active feature, the largest contribution first."""
     pair, site = np.nonzero(found.activation > 0)
     contribution = found.contribution[pair, site]
     order = np.lexsort((-contribution, site, found.row[pair]))
@@ -40,7 +40,7 @@ def features(found: Trace, texts: list[str], described: pd.DataFrame) -> pd.Data
 
 
 def tokens(found: Trace, texts: list[str], vocabulary: Vocabulary) -> pd.DataFrame:
-    """Losses and predictions, one row for each token and snapshot."""
+    """Losses and predictions, one row per token and snapshot."""
     shown, n = np.flatnonzero(found.position >= 0), len(found.steps)
     columns = {
         "passage": np.repeat(found.passage[shown], n),
@@ -57,7 +57,7 @@ def tokens(found: Trace, texts: list[str], vocabulary: Vocabulary) -> pd.DataFra
 
 
 def described(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Name and kind by feature, '' where there is none, of the tables `names` and `kinds`."""
+    """Name and kind of each feature, '' if unknown, from the tables `names` and `kinds`."""
     columns = {"name": "names", "kind": "kinds"}
     known = {
         column: tables[table].set_index("feature")[column]

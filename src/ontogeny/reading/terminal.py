@@ -13,20 +13,20 @@ from ontogeny.files import InputError
 from ontogeny.reading.reading import Reading
 from ontogeny.show import HEAD, Line, Piece, cells
 
-LOSSES = 6  # snapshots whose losses are shown, beside those that are asked for
-LOSS = 6  # cells of a loss
-LONGEST = 14  # cells of a token, at most
+LOSSES = 6  # snapshots whose losses are shown, in addition to those that are asked for
+LOSS = 6  # width of a loss in cells
+LONGEST = 14  # largest width of a token in cells
 BETWEEN = " · "
 
 
 class Wanted(NamedTuple):
-    """What is shown of a reading.
+    """What to show of a reading.
 
     Attributes
     ----------
-    steps : snapshots whose predictions and features are shown; () for the last one alone.
-    features, predictions : how many of a token; None for as many features as a line holds.
-    long : each feature on a separate line, with its kind and activation.
+    steps : snapshots whose predictions and features are shown; () for the last one only.
+    features, predictions : how many per token; None for as many features as fit on a line.
+    long : show each feature on a separate line, with its kind and activation.
     """
 
     steps: tuple[int, ...] = ()
@@ -40,11 +40,11 @@ def lines(reading: Reading, wanted: Wanted, width: int) -> Iterator[Line]:
 
     Parameters
     ----------
-    width : of the terminal, in cells.
+    width : of the terminal in cells.
 
     Raises
     ------
-    InputError : there is no snapshot of a wanted step.
+    InputError : a wanted step is not a snapshot.
     """
     found = reading.trace
     at = list(dict.fromkeys(wanted.steps)) or found.steps[-1:]
@@ -71,7 +71,7 @@ def lines(reading: Reading, wanted: Wanted, width: int) -> Iterator[Line]:
 
 
 def _shown(steps: Sequence[int], also: Sequence[int]) -> list[int]:
-    """Steps whose losses are shown: LOSSES of them evenly apart in number, and some others."""
+    """Steps whose losses are shown: LOSSES of them, evenly spaced by index, and those in `also`."""
     absent = [step for step in also if step not in steps]
     if absent:
         there = ", ".join(map(str, steps))
@@ -89,7 +89,7 @@ def _heading(shown: Sequence[int], at: Sequence[int], column: int) -> Iterator[L
 
 
 def _token(text: str) -> str:
-    """A token as it is shown in a column: every character is visible, and long tokens are cut."""
+    """A token as shown in a column: every character is visible, and long tokens are shortened."""
     shown = visible(text).replace(" ", "␣")
     if cells(shown) <= LONGEST:
         return shown
@@ -118,7 +118,7 @@ def _features(
     indent: int,
     width: int,
 ) -> Iterator[Line]:
-    """The features of a token, the largest contribution first; of several sites each one's best."""
+    """A token's features, largest contribution first; each at its best site."""
     best = table.sort_values("contribution", ascending=False, kind="stable")
     best = best.drop_duplicates("feature")[: wanted.features]
     records: list[dict[str, Any]] = [
@@ -141,14 +141,14 @@ def _features(
 
 
 def _short(record: dict[str, Any], since: int | None) -> str:
-    """Name, or kind, number, contribution, and the step since which that is there."""
+    """Name or kind, number, contribution, and the step since which the feature has been present."""
     about = f"“{record['name']}”" if record["name"] else _kind(record)
     size = f"{record['contribution']:.2g}" + ("↓" if since is None else f"@{since}")
     return f"{about} #{record['feature']} {size}".strip()
 
 
 def _full(record: dict[str, Any], since: int | None) -> str:
-    """The same with the kind, the activation, and the site."""
+    """The same, with the kind, the activation and the site."""
     there = "below half by now" if since is None else f"since step {since}"
     size = f"{record['contribution']:>5.2f}  f {record['activation']:>5.2f}"
     site = f"{record['stream']}.{record['layer']}"

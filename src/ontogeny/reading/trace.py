@@ -1,15 +1,15 @@
-"""What all snapshots make of some passages: losses, predictions, and a crosscoder's features.
+"""What all snapshots compute on some passages: losses, predictions, and a crosscoder's features.
 
-A feature's pre-activation h sums over the crosscoder's inputs, which are of many snapshots, so that
+A feature's pre-activation h sums over the crosscoder's inputs, which come from many snapshots, so
 all of them have to read a passage before any feature is known (docs/method.md 3):
 
     h_i(x)             one number for all snapshots
     f_i^θ(x)           the *activation* at snapshot θ: h_i where the gate is open there, else 0;
                        with one gate per feature, the same at all snapshots
-    f_i^θ(x) · r_i^θ   the *contribution*: norm of what the feature adds to the reconstruction at
-                       θ, r the decoder norm; in units in which the rows have the mean norm √d
+    f_i^θ(x) · r_i^θ   the *contribution*: norm of what the feature adds to the reconstruction
+                       at θ, with r the decoder norm; in units in which rows have the mean norm √d
 
-Snapshots are loaded one after another, each once; P passages have M tokens together.
+Each snapshot is loaded once, one after another. P passages have M tokens together.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from ontogeny.snapshots import series
 
 @dataclass(frozen=True)
 class Trace:
-    """All that is known of the M tokens of some passages at n snapshots and N output sites.
+    """Results for the M tokens of some passages, at n snapshots and N output sites.
 
     Attributes
     ----------
-    ids : (M,) tokens. passage : (M,) number of each one's passage. position : (M,) place in the
-        passage, from 0; below 0 what stands before it.
+    ids : (M,) tokens. passage : (M,) index of each token's passage. position : (M,) position in the
+        passage, from 0; negative for tokens before the passage.
     steps : of the n snapshots, ascending. outputs : the N sites that the crosscoder writes.
-    loss : (M, n) cross-entropy of each token given those before it, in nats; NaN where none is.
-    following, probability : (M, n, k) the likeliest tokens after each, the likeliest first.
+    loss : (M, n) cross-entropy of each token given those before it, in nats; NaN if undefined.
+    following, probability : (M, n, k) the likeliest next tokens, the likeliest first.
     row, feature : (A,) token and feature of each pair that is active at some site.
-    activation, contribution : (A, N) f and f·r at each site; 0 where the gate is shut.
+    activation, contribution : (A, N) f and f·r at each site; 0 where the gate is closed.
     """
 
     ids: np.ndarray
@@ -69,16 +69,16 @@ def run(
     vocabulary: int,
     top: int,
 ) -> Trace:
-    """Let every snapshot of a crosscoder read some passages.
+    """Read some passages with every snapshot of a crosscoder.
 
     Parameters
     ----------
-    snapshots : folder. vocabulary : ids of the tokenizer; rows of a model beyond them are padding.
-    top : k likeliest tokens to keep.
+    snapshots : folder. vocabulary : size of the tokenizer; a model's rows beyond it are padding.
+    top : k, number of likeliest tokens to keep.
 
     Raises
     ------
-    InputError : a damaged snapshot, or a token that a model has no row for.
+    InputError : a snapshot is damaged, or a token has no row in a model.
     """
     about, device = crosscoder.about, crosscoder.device
     dtype = devices.precision(settings.activations.precision, device)
@@ -111,7 +111,7 @@ def run(
     f = crosscoder.encode_peak(x[rows], every[rows])
     row, feature = f.nonzero(as_tuple=True)
     own_f = crosscoder.at_sites(f[row, feature], feature).expand(-1, len(outputs))
-    own_f = own_f * (crosscoder.scales_out > 0)  # at a constant site no feature is there
+    own_f = own_f * (crosscoder.scales_out > 0)  # no feature is present at a constant site
     return Trace(
         ids=every.cpu().numpy(),
         passage=np.repeat(np.arange(len(passages)), [len(p.ids) for p in passages]),
@@ -129,9 +129,9 @@ def run(
 
 
 def log_probabilities(model: Any, ids: torch.Tensor, vocabulary: int) -> torch.Tensor:
-    """ln p of the token after each of ids (T,), of the tokenizer's own: (T, V) float32.
+    """ln p of the token after each of ids (T,), over the tokenizer's vocabulary: (T, V) float32.
 
-    Rows that a model has beyond them count in the sum, as in every other loss.
+    Rows of the model beyond the vocabulary count in the normalisation, as in every other loss.
     """
     logits = model(input_ids=ids[None], use_cache=False).logits[0]
     return logits.float().log_softmax(1)[:, :vocabulary]

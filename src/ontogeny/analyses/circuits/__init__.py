@@ -1,1 +1,1 @@
-"""From features to abilities: tasks, attribution to features, necessity and sufficiency."""
+"""From features to abilities: tasks, attribution to features, and tests of these by ablation."""

@@ -1,22 +1,21 @@
 """Do a task's most important features carry it? Necessity and sufficiency (docs/method.md 7).
 
     necessity    m when the k most important features have their corrupted values, and everything
-                 else, error node included, its clean one
+                 else, including the error node, its clean one
     sufficiency  m when the k most important features have their clean values, and everything else,
-                 error node included, its corrupted one
-    restored     (m − m(ã)) / (m(a) − m(ã)), of means over pairs: 1 is as clean, 0 as corrupted
+                 including the error node, its corrupted one
+    restored     (m − m(ã)) / (m(a) − m(ã)), of means over pairs: 1 is clean, 0 is corrupted
 
-k goes from 0 to all A features that differ between the prompts, and then to all with the error
-node, where necessity is the corrupted value and sufficiency the clean one.
+k goes from 0 to all A features that differ between the prompts. The last point adds the error node:
+necessity is then the corrupted value, and sufficiency the clean one.
 
-Importance is |attr|: a feature that speaks for the wrong answer is part of what a model does, too.
-Ranked by attr with its sign, curves overshoot and come back (`signed`, beside it). The ranking of a
-pair is that of the *other* half of the pairs, so that no feature is chosen by what it did in the
-prompts it is judged on.
+Importance is |attr|, since a feature that supports the wrong answer is part of the computation too.
+Curves ranked by attr with its sign (`signed`, for comparison) overshoot and return. A pair uses
+the ranking of the *other* half of the pairs, so that no feature is selected by its effect in the
+prompts that test it.
 
-They are compared with k features drawn at random from the A (`random`), and k from outside the top
-k, each as often different as one of these (`matched`; where 2k ≤ A): how special are those
-features?
+The baselines are k features drawn at random from the A (`random`), and k from outside the top k
+that differ as often as these (`matched`; where 2k ≤ A). They show how special the top features are.
 """
 
 from __future__ import annotations
@@ -41,14 +40,14 @@ from ontogeny.settings import Settings
 SIDES = ("necessity", "sufficiency")
 GROUPS = ("absolute", "signed", "random", "matched")
 INTERVAL = (0.025, 0.975)
-ENOUGH = 0.8  # of the difference between clean and corrupted
+ENOUGH = 0.8  # share of the difference between clean and corrupted that counts as enough
 SUMMED = ("k_enough", "features_alone", "area_random", "area_matched")
 POINT = ["side", "group", "k", "error", "frequency", "m", "m_low", "m_high"]
 POINT += ["restored", "restored_low", "restored_high"]
 
 
 class Splice:
-    """The site's values with some features' differences taken away or put in.
+    """The site's values with the differences of some features removed or inserted.
 
     Parameters
     ----------
@@ -74,22 +73,23 @@ class Splice:
         self._error = clean - corrupted - self._of(everything)
 
     def _of(self, inside: torch.Tensor) -> torch.Tensor:
-        """What features contribute to clean − corrupted, (P, T, d)."""
+        """The contribution of features to clean − corrupted, (P, T, d)."""
         P, T, d = self.clean.shape
         value = self._value * inside[self._half, self._column]
         size = (P * T, len(self._W))
-        # A position's entries stand together, in the order of their features.
+        # The entries of a position are adjacent, in the order of their features.
         change = torch.sparse_coo_tensor(
             self._at, value, size, is_coalesced=True, check_invariants=False
         )
         return torch.sparse.mm(change, self._W).view(P, T, d)
 
     def values(self, inside: torch.Tensor, error: bool = False) -> torch.Tensor:
-        """Values for necessity and for sufficiency of a set of features, (2, P, T, d).
+        """Values for necessity and for sufficiency with a set of features, (2, P, T, d).
 
         Parameters
         ----------
-        inside : (2, A) bool, the set for pairs of either half. error : the error node with them.
+        inside : (2, A) bool, the set for the pairs of each half. error : whether to include the
+            error node.
         """
         change = self._of(inside)
         if error:
@@ -98,20 +98,20 @@ class Splice:
 
 
 def grid(features: int, points: int) -> list[int]:
-    """Numbers of features k from 1 to all, evenly apart on a log axis."""
+    """Numbers of features k from 1 to all, evenly spaced on a log axis."""
     if features < 1:
         return []
     return sorted({round(k) for k in np.geomspace(1, features, points)})
 
 
 def matched(top: np.ndarray, frequency: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """As many other features, each of a frequency as near to one of `top` as there still is.
+    """Equally many other features, each with the closest frequency to one of `top` still available.
 
     Parameters
     ----------
     top : (k,) of A features, k ≤ A / 2. frequency : (A,).
     """
-    jitter = frequency * (1 + 1e-6 * rng.random(len(frequency)))  # equal ones in random order
+    jitter = frequency * (1 + 1e-6 * rng.random(len(frequency)))  # ties in random order
     rest = np.setdiff1d(np.arange(len(frequency)), top)
     rest = rest[np.argsort(jitter[rest])]
     numbers, values = rest.tolist(), jitter[rest].tolist()
@@ -130,11 +130,11 @@ def matched(top: np.ndarray, frequency: np.ndarray, rng: np.random.Generator) ->
 def sets(
     rankings: np.ndarray, frequency: np.ndarray, k: int, draws: int, rng: np.random.Generator
 ) -> dict[str, list[np.ndarray]]:
-    """The features that are ablated together, by group, one set per draw; each (2, k).
+    """The features to ablate together, by group, one set per draw; each (2, k).
 
     Parameters
     ----------
-    rankings : (2, A) attr of the features for the pairs of either half (from the other one).
+    rankings : (2, A) attr of the features, for the pairs of each half (computed on the other one).
     """
     A = rankings.shape[1]
     top = np.stack([attributed.order(attr)[:k] for attr in rankings])
@@ -151,7 +151,7 @@ def sets(
 def measure_curves(
     m: Metric, splice: Splice, rankings: np.ndarray, frequency: np.ndarray, section: Circuits
 ) -> list[dict[str, Any]]:
-    """m of every pair along the curves: side, group, k, error, frequency, m (draws, P).
+    """m of every pair along the curves: side, group, k, error, frequency, and m (draws, P).
 
     Parameters
     ----------
@@ -176,7 +176,7 @@ def measure_curves(
                 rows.append({**about, "m": each})
 
     everything = np.tile(np.arange(A), (2, 1))
-    # Nothing and everything are the same for all groups.
+    # k = 0 and k = A give the same sets in all groups.
     look({"absolute": [everything[:, :0]]}, 0)
     for k in grid(A, section.curve_points)[:-1]:
         look(sets(rankings, frequency, k, section.draws, rng), k)
@@ -202,7 +202,7 @@ def _sampled(values: np.ndarray, pairs: np.ndarray, rng: np.random.Generator) ->
 
 
 def _crossing(k: np.ndarray, restored: np.ndarray) -> np.ndarray:
-    """Where curves (samples, K) first reach ENOUGH, interpolated in log(k + 1); inf: nowhere."""
+    """Where curves (samples, K) first reach ENOUGH, interpolated in log(k + 1); inf if nowhere."""
     x = np.log1p(k)
     above = restored >= ENOUGH
     first = above.argmax(1)
@@ -225,12 +225,12 @@ def _area(k: np.ndarray, between: np.ndarray) -> np.ndarray:
 def summarise(
     rows: list[dict[str, Any]], sampled: np.ndarray, done: bool, seed: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Curves with their intervals, and the numbers that sum them up, for a task at a snapshot.
+    """Curves with their intervals, and the numbers that summarise them, for a task at a snapshot.
 
     Parameters
     ----------
-    rows : as `curves` gives them. sampled : bootstrap weights of the pairs, (samples, P).
-    done : whether the snapshot does the task; where not, nothing is set against its difference.
+    rows : from `measure_curves`. sampled : bootstrap weights of the pairs, (samples, P).
+    done : whether the snapshot can do the task; if not, nothing is divided by its difference.
 
     Returns
     -------
@@ -262,7 +262,7 @@ def summarise(
 
 
 def _summary(side: str, restored: dict[tuple[str, str], dict[int, np.ndarray]]) -> dict[str, Any]:
-    """A side's row; the first of each array is the value, the rest are bootstrap samples."""
+    """The row of a side; the first of each array is the value, the rest are bootstrap samples."""
     numbers: dict[str, np.ndarray] = {}
     top = restored.get((side, "absolute"))
     if top:
@@ -280,14 +280,14 @@ def _summary(side: str, restored: dict[tuple[str, str], dict[int, np.ndarray]]) 
     for name in SUMMED:
         values = numbers.get(name, np.full(2, np.nan))
         row[name] = values[0] if np.isfinite(values[0]) else np.nan
-        # Order statistics, since a sample may lie at infinity.
+        # Order statistics, since a sample may be infinite.
         low, high = np.quantile(values[1:], INTERVAL, method="inverted_cdf")
         row |= {f"{name}_low": low, f"{name}_high": high}
     return row
 
 
 def chosen(snapshots: int, count: int) -> list[int]:
-    """Indices from 0 of snapshots with curves: evenly apart in number, the last among them."""
+    """Indices from 0 of the snapshots with curves: evenly spaced, including the last one."""
     count = min(count, snapshots)
     return sorted({round(snapshots * (i + 1) / count) - 1 for i in range(count)})
 
@@ -314,7 +314,8 @@ def measure(
 
     Raises
     ------
-    InputError : damaged input, tasks of other tokens, tables of two runs.
+    InputError : the input is damaged, the tasks belong to other tokens, or the tables come from
+        different runs.
     """
     section = settings.section(Circuits)
     device = devices.choose(settings.device)

@@ -2,22 +2,22 @@
 
 Letters: P pairs of a task, T tokens, a (P, T, d) the site's values for the clean prompts and ã for
 the corrupted ones, f and f̃ the crosscoder's features there, W_i the decoder of the snapshot in the
-model's units, m the logit difference of right and wrong answer, G = ∂m/∂a averaged along the
+model's units, m the logit difference between right and wrong answer, G = ∂m/∂a averaged along the
 straight path from ã to a.
 
     attr_i = Σ_positions (f_i − f̃_i) · G·W_i        for each feature, by pair
     error  = Σ_positions ((a − â) − (ã − ẫ)) · G    the reconstruction error, a separate node
 
-The site is set to â + error all along, so both ends are the model's own values, and
+The site is set to â + error along the whole path, so both ends are the model's own values, and
 
-    Σ_i attr_i + error = m(a) − m(ã)                 but for the path's finite number of points.
+    Σ_i attr_i + error = m(a) − m(ã)                 up to the finite number of points on the path.
 
-Of pairs of sentences f̃ = 0 and ã is the reconstruction of no feature: no prompt is corrupted.
+For pairs of sentences, no prompt is corrupted: f̃ = 0, and ã is reconstructed without features.
 
-A feature's share of its effect at all snapshots together, Σ over snapshots of |attr|, is `relie`.
+`relie` is a feature's share of its effect at all snapshots together, Σ over snapshots of |attr|.
 
-Only differences are ever held: features that are the same in both prompts have no part in this,
-and the differences are sparse.
+Only differences are stored: features that are equal in both prompts have no effect here, and the
+differences are sparse.
 
 References
 ----------
@@ -51,11 +51,11 @@ from ontogeny.settings import Settings
 from ontogeny.snapshots import sites
 
 PIECE_ENTRIES = 1 << 26  # numbers in memory at a time
-READ_TOKENS = 4096  # of a pass that reads prompts
-ERROR = -1  # the error node, where a column names features
-LEADING = 10  # features that the halves' agreement is about
+READ_TOKENS = 4096  # tokens of a forward pass that reads prompts
+ERROR = -1  # stands for the error node in a column of feature numbers
+LEADING = 10  # features that the agreement of the halves compares
 MEASURES = ("accuracy", "logit_difference", "logit_difference_corrupted", "difference")
-# Columns of tables without a row, where the last snapshot does no task.
+# Columns of tables without rows, which occur if the last snapshot can do no task.
 BEHAVIOUR = ["task", "snapshot_index", "step", "done"]
 BEHAVIOUR += [name + end for name in MEASURES for end in ("", "_low", "_high")]
 ATTRIBUTION = ["task", "feature", "snapshot_index", "step", "attribution", "standard_error", "told"]
@@ -64,12 +64,12 @@ ATTRIBUTION += ["first_half", "second_half", "frequency", "relie"]
 
 @dataclass(frozen=True)
 class Difference:
-    """f − f̃ of a task's prompts, without what is 0: E entries of A features.
+    """Nonzero entries of f − f̃ in a task's prompts: E entries of A features.
 
     Attributes
     ----------
-    features : (A,) their numbers in the crosscoder. pair, position, column : (E,) where each entry
-        stands; column numbers `features`. value : (E, 1), or (E, N) with one gate per
+    features : (A,) their numbers in the crosscoder. pair, position, column : (E,) place of each
+        entry; `column` is an index into `features`. value : (E, 1), or (E, N) with one gate per
         snapshot.
     """
 
@@ -118,8 +118,8 @@ def find_differences(
 ) -> dict[str, Difference]:
     """Differences of the features between clean and corrupted prompts, by task.
 
-    Features need the activations of all input sites at a position, and the snapshots are run one
-    after the other: what each gives lies in a nameless file in `scratch` until all are done.
+    Features need the activations of all input sites at a position, but snapshots are run one after
+    another. Until all are done, their activations are kept in a nameless file in `scratch`.
     """
     if not tasks:
         return {}
@@ -130,7 +130,7 @@ def find_differences(
     scales = crosscoder.scales_in.cpu().numpy()
     remote = settings.snapshots.remote_code
     with tempfile.TemporaryFile(dir=scratch) as file:
-        # A map of a file that has no name: the system drops it whatever happens.
+        # The mapped file has no name, so the system deletes it whatever happens.
         reserve(file, 4 * math.prod(shape), scratch)
         values: Any = np.memmap(file, np.float32, "w+", shape=shape)
         steps = list(dict.fromkeys(step for step, _, _ in about.inputs))
@@ -177,12 +177,12 @@ def _read_rows(
 
     Parameters
     ----------
-    ids : (P, T), or (P, 2, S) of sentences. positions : pair and position of each row, (rows,).
+    ids : (P, T), or (P, 2, S) for sentences. positions : pair and position of each row, (rows,).
     inputs : layer and stream by column. scales : (N,).
     """
     device = next(model.parameters()).device
     pair, position = positions
-    if ids.ndim == 3:  # the two sentences of a pair as rows of their own
+    if ids.ndim == 3:  # each sentence of a pair becomes a separate row
         pair, position = 2 * pair + position // ids.shape[2], position % ids.shape[2]
         ids = ids.reshape(-1, ids.shape[2])
     batch = max(1, READ_TOKENS // ids.shape[1])
@@ -203,7 +203,7 @@ def _encoded(
     Parameters
     ----------
     values : (2, rows, N, d), of clean and of corrupted prompts. ids : (2, rows) their tokens.
-    paired : (rows,) whether there is a corrupted prompt; f̃ is 0 where not.
+    paired : (rows,) whether there is a corrupted prompt; if not, f̃ is 0.
     """
     about, device = crosscoder.about, crosscoder.device
     gates = len(about.outputs) if about.gate == "snapshot" else 1
@@ -227,7 +227,7 @@ def _encoded(
 
 
 def write_differences(path: Path, by_task: dict[str, Difference]) -> None:
-    """Write what `read_differences` reads: HDF5, one group per task."""
+    """Write the file that `read_differences` reads: HDF5, one group per task."""
     with whole_hdf5(path) as file:
         for name, difference in by_task.items():
             for field in fields(Difference):
@@ -239,7 +239,7 @@ def read_differences(path: Path, name: str) -> Difference:
 
     Raises
     ------
-    InputError : the file is damaged, or has no such task.
+    InputError : the file is damaged, or does not have this task.
     """
     with read_hdf5(path, f"a file of differences of {name}") as file:
         return Difference(*(file[name][field.name][:] for field in fields(Difference)))
@@ -256,7 +256,7 @@ def decoders(
 def baseline(
     crosscoder: Crosscoder, site: int, device: torch.device
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """From tokens (R,) to what is reconstructed at an output site of no feature, model's units."""
+    """From tokens (R,) to an output site's reconstruction without features, in model units."""
 
     def values(ids: torch.Tensor) -> torch.Tensor:
         rest = crosscoder.b_dec[site] + crosscoder.table.at(site, ids)
@@ -272,12 +272,12 @@ def weights(pairs: int, samples: int, seed: int) -> np.ndarray:
 
 
 def right(clean: np.ndarray, corrupted: np.ndarray | None) -> np.ndarray:
-    """Whether the right answer of each prompt is the likelier one, (2, P) of 0 and 1; a tie is ½.
+    """Whether each prompt's right answer is the likelier one, (2, P) of 0 and 1; ½ for a tie.
 
     Parameters
     ----------
-    clean, corrupted : (P,) m of the two prompts of each pair; None of sentences, whose good one
-        has to be the likelier, (1, P).
+    clean, corrupted : (P,) m of the two prompts of each pair. `corrupted` is None for sentences,
+        whose good one should be the likelier, (1, P).
     """
     each = [np.heaviside(clean, 0.5)]
     return np.stack(each if corrupted is None else [*each, np.heaviside(-corrupted, 0.5)])
@@ -286,14 +286,14 @@ def right(clean: np.ndarray, corrupted: np.ndarray | None) -> np.ndarray:
 def behaviour(
     clean: np.ndarray, corrupted: np.ndarray, sampled: np.ndarray, paired: bool = True
 ) -> dict[str, Any]:
-    """What a snapshot does with a task, from m of both prompts of each pair, (P,) each.
+    """How well a snapshot does a task, from m of both prompts of each pair, (P,) each.
 
-    `done`: whether the accuracy's interval is above one half.
+    `done` is whether the accuracy's interval is above one half.
 
     Parameters
     ----------
-    sampled : `weights` of the pairs, for 95% intervals. paired : whether `corrupted` is of prompts,
-        and not of sentences without active features.
+    sampled : `weights` of the pairs, for 95% intervals. paired : whether `corrupted` comes from
+        prompts, not from sentences without active features.
     """
     each = right(clean, corrupted if paired else None)
     row: dict[str, Any] = {"pairs": len(clean)}
@@ -309,20 +309,20 @@ def behaviour(
 
 
 def halves(pairs: int) -> np.ndarray:
-    """Which half a pair is of, (P,) of 0 and 1: every other two, so that neither kind is in one.
+    """The half to which each pair belongs, (P,) of 0 and 1, alternating every two pairs.
 
-    Which prompt of a pair is clean alternates; each half has as many of either.
+    Which prompt is clean alternates from pair to pair, so each half has both equally often.
     """
     return np.arange(pairs) // 2 % 2
 
 
 def order(attribution: np.ndarray) -> np.ndarray:
-    """Features by falling |attribution|, (A,)."""
+    """Indices of features by decreasing |attribution|, (A,)."""
     return np.argsort(-np.abs(attribution), kind="stable")
 
 
 def told(mean: np.ndarray, standard_error: np.ndarray) -> np.ndarray:
-    """Which attributions differ from 0, (A,) bool, at 5% for all together (Bonferroni)."""
+    """Which attributions differ from 0, (A,) bool, at 5% for all of them together (Bonferroni)."""
     return np.asarray(np.abs(mean) > norm.isf(0.025 / max(1, len(mean))) * standard_error)
 
 
@@ -335,7 +335,7 @@ def measure(
     attribution: Path,
     differences: Path,
 ) -> None:
-    """Write what every snapshot does with every task, and which features it depends on.
+    """Write how well every snapshot does every task, and which features it depends on.
 
     Parameters
     ----------
@@ -346,7 +346,8 @@ def measure(
 
     Raises
     ------
-    InputError : damaged input; tasks of other tokens; a crosscoder of several layers or streams.
+    InputError : the input is damaged, the tasks belong to other tokens, or the crosscoder has
+        several layers or streams.
     """
     trained = Crosscoder.load(crosscoder, devices.choose(settings.device))
     given = checked(trained, crosscoder, tasks)
@@ -380,9 +381,9 @@ def measure(
 
 
 def relie(table: pd.DataFrame) -> pd.Series[float]:
-    """A feature's relative indirect effect, by row: |attr| over its sum over the snapshots.
+    """A feature's relative indirect effect, by row: |attr| divided by its sum over the snapshots.
 
-    It says at which snapshots a feature does its work in a task; NaN where it does none at any.
+    It shows at which snapshots a feature matters for a task; NaN if it never does.
     """
     effect = table["attribution"].abs()
     whole = effect.groupby([table["task"], table["feature"]]).transform("sum")
@@ -390,7 +391,7 @@ def relie(table: pd.DataFrame) -> pd.Series[float]:
 
 
 def checked(trained: Crosscoder, folder: Path, tasks: Path) -> list[AnyTask]:
-    """The tasks of a file, if this crosscoder can be used on them.
+    """Read the tasks in a file, and check that this crosscoder can be used on them.
 
     Raises
     ------
@@ -411,7 +412,7 @@ def load(settings: Settings, snapshots: Path, step: int, device: torch.device) -
 
 
 def columns_first(tables: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
-    """The tables as one, some columns first."""
+    """Concatenate tables, with some columns first."""
     table = pd.concat(tables, ignore_index=True)
     return table[[*columns, *table.columns.drop(columns)]]
 

@@ -16,7 +16,7 @@ INTERVAL = "NAME_low and NAME_high: 95% interval over resampled pairs"
 
 
 def _files(experiment: Any) -> Source:
-    """The files of tasks of one's own, by the names of their tasks."""
+    """The files with the user's own tasks, by the names of the tasks."""
     paths = experiment.settings.section(Circuits).paths
     return Source(list(paths.values()), paths)
 

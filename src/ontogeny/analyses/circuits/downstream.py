@@ -1,12 +1,12 @@
-"""What a snapshot makes of a site's values: the answers' logit difference, and its gradient.
+"""The logit difference of the answers as a function of a site's values, and its gradient.
 
     m = logit of the right answer − logit of the wrong one, at the last token of the clean prompt
     m = log-probability of the good sentence − that of the bad one (Sentences)
 
-Of several right or wrong answers the logits are added as probabilities are, log Σ exp.
-Only what comes after the site is run. Of the residual stream, all that the model knows of the
-prompt passes through the site, so that with a corrupted prompt's values there m is that prompt's;
-of other streams the rest of the model still sees the clean prompt.
+Several right or wrong answers are combined by adding their probabilities, log Σ exp of the logits.
+Only the part of the model after the site is run. In the residual stream, everything that the model
+knows about the prompt passes through the site, so m with a corrupted prompt's values is that
+prompt's m. With other streams, the rest of the model still sees the clean prompt.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from torch.nn.functional import cross_entropy
 from ontogeny.analyses.circuits.tasks import AnyTask, Sentences, Task
 from ontogeny.snapshots import sites
 
-BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}  # of a pass, at most
-SAME = 1e-3  # of the logits' size: the most that skipping blocks may change, which is rounding
+BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}  # most tokens in a forward pass
+SAME = 1e-3  # relative to the logits: the largest change by skipping blocks that counts as rounding
 
 Metric = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""(values (B, T, d), numbers of their pairs (B,)) → m (B,)."""
+"""(values (B, T, d), indices of their pairs (B,)) → m (B,)."""
 
 
 class Downstream:
@@ -56,7 +56,7 @@ class Downstream:
         last, row = np.unique(task.length - 1, return_inverse=True)
         self._last, self._row = on_device(last), on_device(row)
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
-        # Numbers of the pairs, in pieces that fit one pass.
+        # indices of the pairs, in pieces that fit into one pass
         every = torch.arange(len(task.clean), device=device)
         self._batches = every.split(_prompts(device, task.clean.shape[1]))
         self._skips = True
@@ -78,7 +78,7 @@ class Downstream:
 
     @torch.no_grad()
     def _agrees(self) -> bool:
-        """Whether the blocks before the site can be skipped: the same logits with and without."""
+        """Whether skipping the blocks before the site leaves the logits unchanged."""
         pairs = torch.arange(min(2, len(self._ids)), device=self._ids.device)
         plain = self._logits(self._ids, pairs)
         values = self.clean[pairs].reshape(-1, self._ids.shape[-1], self.clean.shape[-1])
@@ -88,7 +88,7 @@ class Downstream:
         return bool(change <= SAME * plain.abs().max().clamp(min=1))
 
     def __call__(self, values: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
-        """m, (B,), of values (B, T, d) at the site of the pairs with these numbers (B,)."""
+        """m, (B,), for values (B, T, d) at the site and the indices of their pairs, (B,)."""
         splice = sites.continued if self._skips else sites.replaced
         with splice(self._model, *self._site, values):
             both = self._logits(self._ids, pairs)
@@ -96,7 +96,7 @@ class Downstream:
 
     @torch.no_grad()
     def behaviour(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """m of the clean and of the corrupted prompts as they are, (P,) each."""
+        """m of the unchanged clean and corrupted prompts, (P,) each."""
         clean, corrupted = (
             torch.cat([self._logits(ids, pairs) for pairs in self._batches])
             for ids in (self._ids, self._wrong_ids)
@@ -105,11 +105,11 @@ class Downstream:
 
 
 class Likelihood(Downstream):
-    """The same of pairs of sentences: values are (P, 2 S, d), both sentences of a pair in a row.
+    """The same for pairs of sentences: values are (P, 2 S, d), with both sentences in a row.
 
     Parameters
     ----------
-    baseline : (R,) token ids → (R, d), the site's values there with no feature active; None where
+    baseline : (R,) token ids → (R, d), the site's values with no feature active; None if
         `corrupted` is not used.
     """
 
@@ -148,7 +148,7 @@ class Likelihood(Downstream):
         return torch.cat(parts).view(len(ids), -1, parts[0].shape[-1])
 
     def _logits(self, ids: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
-        """(B, 2): log-probabilities of what counts of the good and of the bad sentence."""
+        """(B, 2): log-probabilities of the tokens that count in the good and the bad sentence."""
         logits = self._model(input_ids=ids[pairs].flatten(0, 1), use_cache=False).logits
         target = self._target[pairs].flatten(0, 1)
         row, at = (target >= 0).nonzero(as_tuple=True)
@@ -156,12 +156,12 @@ class Likelihood(Downstream):
         return each.new_zeros(len(target)).index_add(0, row, each).view(-1, 2)
 
     def __call__(self, values: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
-        """m, (B,), of values (B, 2 S, d) at the site of the pairs with these numbers (B,)."""
+        """m, (B,), for values (B, 2 S, d) at the site and the indices of their pairs, (B,)."""
         return super().__call__(values.view(-1, values.shape[1] // 2, values.shape[2]), pairs)
 
     @torch.no_grad()
     def behaviour(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """m of the sentences as they are, and with no feature active, (P,) each."""
+        """m of the unchanged sentences, and with no feature active, (P,) each."""
         both = torch.cat([self._logits(self._ids, pairs) for pairs in self._batches])
         return both[:, 0] - both[:, 1], measured(self, self.corrupted)
 
@@ -173,14 +173,14 @@ def of(
     task: AnyTask,
     baseline: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> Downstream:
-    """What a task is measured by; parameters as for `Downstream` and `Likelihood`."""
+    """The metric for a task; parameters as for `Downstream` and `Likelihood`."""
     if isinstance(task, Sentences):
         return Likelihood(model, layer, stream, task, baseline)
     return Downstream(model, layer, stream, task)
 
 
 def _together(logits: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
-    """log Σ exp of the logits (B, V) of answers (B, R), −1 of none; (B,)."""
+    """log Σ exp of the logits (B, V) of answers (B, R), where −1 means none; (B,)."""
     each = logits.gather(1, answers.clamp(min=0)).float()
     if each.shape[1] == 1:
         return each[:, 0]
@@ -194,7 +194,7 @@ def _prompts(device: torch.device, length: int) -> int:
 
 @torch.no_grad()
 def measured(m: Metric, values: torch.Tensor) -> torch.Tensor:
-    """m of every pair, (..., P), at values (..., P, T, d)."""
+    """m of every pair, (..., P), for values (..., P, T, d)."""
     flat = values.flatten(0, -3)
     pairs = torch.arange(values.shape[-3], device=values.device).expand(values.shape[:-2]).flatten()
     step = _prompts(values.device, values.shape[-2])
@@ -207,7 +207,7 @@ def path_gradient(
 ) -> torch.Tensor:
     """∂m/∂a averaged along the straight path from corrupted to clean, (P, T, d).
 
-    Midpoint rule: at (j + ½) / steps of the way, so that its error falls with steps².
+    Midpoint rule, at (j + ½) / steps of the path, so that its error decreases with steps².
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""A task's key features through training, beside the task itself."""
+"""A task's key features during training, with the model's performance on the task."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ontogeny.figures import style
 from ontogeny.figures.glyphs import drawable
 
 TOP = 5
-DASHES: Any = (0, (4, 1.2))  # of what is not matched
+DASHES: Any = (0, (4, 1.2))  # for unmatched features
 ERROR = -1  # the error node's number in the table of attributions
 SHADES = tuple(shade for shade in style.CASES if shade != style.COLOURS["held_out"])
 TASKS = {
@@ -49,9 +49,8 @@ def draw(
 ) -> None:
     """Accuracy of every task and the strength of its five key features, by snapshot.
 
-    Key features are those of the largest |attribution| at the last snapshot, of those that are told
-    from 0. A task that the last snapshot does not do (its accuracy's interval reaches one half) has
-    none.
+    Key features have the largest |attribution| at the last snapshot among those that differ from 0.
+    A task that the last snapshot cannot do (its accuracy's interval reaches one half) has none.
 
     Parameters
     ----------
@@ -60,7 +59,7 @@ def draw(
     behaviour : task, snapshot_index, step, done, accuracy and logit_difference with their
         intervals.
     attribution : task, feature, step, attribution, standard_error, told.
-    named : feature, name; None where features are not named.
+    named : feature, name; None if features have no names.
     output : path without ending. Its CSV has task, done (at the last snapshot), panel ('task',
         'strength', 'attribution'), series (accuracy, logit_difference, a feature's number,
         'other features' or 'all features', 'error'), matched, snapshot_index, step, value, low,
@@ -146,7 +145,7 @@ def draw(
 
 
 def finding(table: pd.DataFrame) -> str:
-    """In how many tasks the features add more than the error node, and how many are done."""
+    """In how many tasks features contribute more than the error node, and how many can be done."""
     tasks = table["task"].dropna().unique()
     bars = table[table["panel"] == "attribution"]
     more = shown = 0
@@ -171,7 +170,7 @@ def _key(here: pd.DataFrame) -> pd.DataFrame:
 
 
 def _shades(features: pd.Series[int], colours: dict[int, str]) -> list[str]:
-    """Colours of a task's key features: a feature's own in every task, unless it is taken."""
+    """Colours of a task's key features; each feature keeps its colour over tasks if it is free."""
     taken: list[str] = []
     for feature in features:
         free = [shade for shade in SHADES if shade not in taken]
@@ -182,7 +181,7 @@ def _shades(features: pd.Series[int], colours: dict[int, str]) -> list[str]:
 
 
 def _task(axis: Axes, task: pd.DataFrame, right: bool) -> None:
-    """Accuracy on the left axis, logit difference on another one."""
+    """Accuracy on the left axis, logit difference on a second one."""
     step, difference = task["step"], task["logit_difference"]
     axis.axhline(0.5, color="0.75", linewidth=0.6, zorder=0)
     band = (task["accuracy_low"], task["accuracy_high"])
@@ -228,7 +227,7 @@ def _bars(
     axis.set_yticks(y, [*texts, *names[len(texts) :]], fontsize=5.8, parse_math=False)
     axis.tick_params(axis="x", labelsize=6)
     if not len(key):
-        axis.set_ylim(-len(names) - 0.4, 0.5)  # a row of its own, which no bar or interval crosses
+        axis.set_ylim(-len(names) - 0.4, 0.5)  # a separate row, which no bar or interval crosses
         text, across = "no single feature\ndiffers from 0", axis.get_yaxis_transform()
         axis.text(0.5, -len(names), text, color="0.4", fontsize=6, transform=across,
                   ha="center", va="center")  # fmt: skip
@@ -250,7 +249,7 @@ def _bars(
 def _numbers(
     table: pd.DataFrame, columns: dict[str, str], task: str, panel: str, series: str
 ) -> pd.DataFrame:
-    """The numbers of a curve, from columns by what they are called in the figure's table."""
+    """The numbers of a curve, from columns listed by their names in the figure's table."""
     curve = table[["snapshot_index", "step", *columns]].rename(columns=columns)
     return curve.assign(task=task, panel=panel, series=series)
 

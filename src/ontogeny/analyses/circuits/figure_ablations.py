@@ -16,8 +16,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from ontogeny.analyses.circuits.figure_abilities import TASKS
 from ontogeny.figures import style
 
-TOP = 10  # features whose matches are counted
-NOTE_LETTERS = 95  # of a line across the figure
+TOP = 10  # number of top features for which matches are counted
+NOTE_LETTERS = 95  # letters in a line across the figure
 LINES: dict[str, Any] = {"absolute": "-", "random": (0, (4, 1.5)), "matched": ":"}
 GROUPS = {
     "absolute": "k most important features",
@@ -31,11 +31,11 @@ SIDES = {
 }
 RESTORED = ["restored", "restored_low", "restored_high"]
 
-FEW = 10  # features that a title speaks of
+FEW = 10  # number of features in the title
 
 
 def draw(features: Path, behaviour: Path, attribution: Path, curves: Path, output: Path) -> None:
-    """Share of the logit difference that is left, against the number of features ablated or kept.
+    """Share of the logit difference that remains, against the number of features ablated or kept.
 
     Parameters
     ----------
@@ -43,10 +43,10 @@ def draw(features: Path, behaviour: Path, attribution: Path, curves: Path, outpu
     behaviour : task, step, done, accuracy, accuracy_low, accuracy_high.
     attribution : task, feature, step, attribution.
     curves : task, snapshot_index, step, side, group, k, error, restored with its interval.
-    output : path without ending. Its CSV has task, snapshot_index, step, done, top_matched (of the
-        10 features of the largest |attribution|, how many are matched), side, group, k, error,
-        restored, restored_low, restored_high; a snapshot that does not do a task has one row, with
-        done alone.
+    output : path without ending. Its CSV has task, snapshot_index, step, done, top_matched (how
+        many of the 10 features with the largest |attribution| are matched), side, group, k, error,
+        restored, restored_low, restored_high; a snapshot that cannot do a task has one row, with
+        only `done`.
 
     References
     ----------
@@ -147,7 +147,7 @@ def finding(table: pd.DataFrame) -> str:
 
 
 def _curves(axis: Axes, points: pd.DataFrame, last: bool) -> None:
-    """All curves of a task at a snapshot; the points with the error node stand apart."""
+    """All curves of a task at a snapshot; the points with the error node are drawn apart."""
     axis.axhline(0, color="0.8", linewidth=0.5, zorder=0)
     axis.axhline(1, color="0.8", linewidth=0.5, zorder=0)
     most = int(points["k"].max())

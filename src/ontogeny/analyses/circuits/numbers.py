@@ -1,4 +1,4 @@
-"""What of the tasks and their circuits goes into summary.json."""
+"""Numbers on tasks and their circuits for summary.json."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ontogeny.experiment import Experiment
 
 
 def numbers(experiment: Experiment) -> dict[str, Any]:
-    """Accuracy in each task at the last snapshot, and what its features alone restore."""
+    """Accuracy in each task at the last snapshot, and what the features alone restore."""
     behaviour, circuits = experiment.table("behaviour"), experiment.table("circuits")
     values: dict[str, Any] = {}
     last = behaviour[behaviour["step"] == behaviour["step"].max()]

@@ -1,11 +1,11 @@
-"""Tasks of one's own: JSON Lines files of prompts, or of minimal pairs as BLiMP has them.
+"""The user's own tasks: JSON Lines files of prompts, or of minimal pairs in BLiMP's format.
 
     {"clean": "The key to the cabinets", "corrupted": "The keys to the cabinets",
      "right": " is", "wrong": " are"}
     {"sentence_good": "The cats annoy Tim.", "sentence_bad": "The cats annoys Tim."}
 
-The file's name without its ending is the task's. `right` and `wrong` may be lists: what counts is
-then the probability of all answers of a list together. Other keys of a line are not read.
+The task has the file's name without its ending. `right` and `wrong` may be lists; the probabilities
+of all answers in a list are then added. Other keys of a line are ignored.
 
 References
 ----------
@@ -30,7 +30,7 @@ from ontogeny.files import InputError, one_line
 
 PROMPT = ("clean", "corrupted", "right", "wrong")
 SENTENCES = ("sentence_good", "sentence_bad")
-TOLD = 3  # lines of a file that are named one by one
+TOLD = 3  # most lines of a file that are reported one by one
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Line:
 
     Attributes
     ----------
-    answers : right ones and wrong ones; None of sentences.
+    answers : right ones and wrong ones; None for sentences.
     """
 
     number: int
@@ -49,12 +49,12 @@ class Line:
 
 @dataclass(frozen=True)
 class Cut:
-    """A line as the tokenizer cuts it.
+    """A line as token ids.
 
     Attributes
     ----------
     ids : of the two texts, after the token that begins a prompt. answers : as for `Line`, as ids.
-    first : of sentences, the first token that counts.
+    first : for sentences, the first token that counts.
     """
 
     ids: tuple[list[int], list[int]]
@@ -63,12 +63,12 @@ class Cut:
 
 
 def read(path: Path) -> list[Line]:
-    """The lines of a file; empty ones are left out.
+    """The lines of a file, without empty ones.
 
     Raises
     ------
-    InputError : it cannot be read, or is empty; one line for each of the first lines that are no
-        JSON, lack a key, or hold something else than text.
+    InputError : the file cannot be read or is empty; or one line for each of the first lines that
+        are not JSON, lack a key, or have a value that is not text.
     """
     lines: list[Line] = []
     wrong: list[str] = []
@@ -101,7 +101,7 @@ def read(path: Path) -> list[Line]:
 
 
 def _line(number: int, raw: bytes) -> Line:
-    """A line of a file, or a ValueError that says what is wrong with it."""
+    """Parse a line of a file, or raise a ValueError that says what is wrong with it."""
     try:
         row = json.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -134,11 +134,11 @@ def _answers(row: dict[str, Any], key: str) -> list[str]:
 
 
 def cut(line: Line, text: Text) -> Cut:
-    """A line's tokens.
+    """The tokens of a line.
 
     Raises
     ------
-    Unfit : they cannot be used; the reason and the mend.
+    Unfit : the line cannot be used; with the reason and what to do.
     """
     ids = text.started(text.ids(line.texts[0])), text.started(text.ids(line.texts[1]))
     longest = max(map(len, ids))
@@ -179,15 +179,15 @@ def _as_ids(line: Line, answers: list[str], text: Text) -> list[int]:
 
 
 def _sentences(ids: tuple[list[int], list[int]], start: int) -> Cut:
-    """Two sentences from their first difference; up to it where one token is all the difference.
+    """Two sentences, scored from their first difference; only that token if nothing else differs.
 
-    What stands before the difference has the same probability in both.
+    The text before the difference has the same probability in both.
     """
     good, bad = ids
     same = next((i for i, (a, b) in enumerate(zip(good, bad, strict=False)) if a != b), None)
     first = min(len(good), len(bad)) if same is None else same
     one = len(good) == len(bad) and good[first + 1 :] == bad[first + 1 :]
-    if one and first > start:  # something stands before it from which it can be told
+    if one and first > start:  # there is context from which it can be predicted
         good, bad = good[: first + 1], bad[: first + 1]
     if max(len(good), len(bad)) - start < 2:
         raise Unfit("a sentence of one token; write longer ones")
@@ -195,11 +195,11 @@ def _sentences(ids: tuple[list[int], list[int]], start: int) -> Cut:
 
 
 def sort_out(path: Path, text: Text) -> tuple[list[Cut], list[str], int]:
-    """What of a file can be used, why its other lines cannot, and how many lines there are.
+    """The usable lines of a file, why the other lines cannot be used, and how many lines it has.
 
     Raises
     ------
-    InputError : as `read`.
+    InputError : as for `read`.
     """
     lines, fit, unfit = read(path), [], []
     for line in lines:
@@ -211,7 +211,7 @@ def sort_out(path: Path, text: Text) -> tuple[list[Cut], list[str], int]:
 
 
 def left_out(path: Path, unfit: list[str], lines: int) -> str:
-    """How many lines of a file are not used, and why the first are not."""
+    """How many lines of a file are not used, and the reasons for the first ones."""
     more = f"; and {len(unfit) - TOLD} more" if len(unfit) > TOLD else ""
     return f"{path}: {len(unfit)} of {lines} lines are not used: {'; '.join(unfit[:TOLD])}{more}"
 
@@ -219,13 +219,13 @@ def left_out(path: Path, unfit: list[str], lines: int) -> str:
 def make(
     name: str, path: Path, text: Text, pairs: int, seed: int
 ) -> tuple[AnyTask, dict[str, object], str]:
-    """A file's task, what its table says of it, and which of its lines are not used, or ''.
+    """A file's task, its row of the table, and a sentence on lines that are not used, or ''.
 
-    Of more lines than pairs are wanted some are drawn, and kept in the file's order.
+    If there are more lines than pairs wanted, some are drawn, in the file's order.
 
     Raises
     ------
-    InputError : as `read`. Unfit : fewer than 16 lines can be used; the reason.
+    InputError : as for `read`. Unfit : fewer than 16 lines can be used; with the reason.
     """
     fit, unfit, lines = sort_out(path, text)
     if len(fit) < LEAST_PAIRS:
@@ -284,9 +284,9 @@ def _of_sentences(name: str, chosen: Sequence[Cut], start: int) -> Sentences:
 
 
 def ahead(experiment: Any) -> tuple[list[str], list[str]]:
-    """What of the files would stop a run, and what of them is not used, before any job starts.
+    """Before any job starts: what in the files would stop a run, and which lines are not used.
 
-    What depends on the tokenizer is known once the experiment has one.
+    Checks that depend on the tokenizer are possible only once the experiment has one.
     """
     section = experiment.settings.section(Circuits)
     stops: list[str] = []
@@ -317,7 +317,7 @@ def ahead(experiment: Any) -> tuple[list[str], list[str]]:
 
 
 def _text_of(experiment: Any) -> Text | None:
-    """The experiment's tokenizer with its context, once its tokens are there."""
+    """The experiment's tokenizer and context length, once its tokens exist."""
     from ontogeny.corpus.build import Tokens
     from ontogeny.corpus.pieces import read_tokenizer
 
@@ -328,4 +328,4 @@ def _text_of(experiment: Any) -> Text | None:
         data = Tokens(files[0])
         return Text(read_tokenizer(files[1]), data.end_of_text, data.context)
     except InputError:
-        return None  # told by others
+        return None  # reported elsewhere

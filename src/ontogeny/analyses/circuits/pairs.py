@@ -1,4 +1,4 @@
-"""Pairs of prompts as a tokenizer cuts them: what every task's templates are drawn through."""
+"""Pairs of prompts as token ids, which the templates of every task are turned into."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from dataclasses import dataclass
 import numpy as np
 from tokenizers import Tokenizer
 
-SHOWN = 120  # letters of an example
-# Words with the space before them, signs, white space: what byte-level tokenizers cut first.
+SHOWN = 120  # most letters of an example
+# Words with the preceding space, signs, white space: the first split of byte-level tokenizers.
 PIECE = re.compile(r" ?\w+| ?[^\s\w]+|\s+(?!\S)|\s+")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Token ids of two prompts of one length, and of the answers.
+    """Token ids of two prompts of equal length, and of the answers.
 
-    What is right for the clean prompt is wrong for the corrupted one.
+    The right answer to the clean prompt is wrong for the corrupted one.
     """
 
     clean: list[int]
@@ -33,7 +33,7 @@ class Unfit(ValueError):
 
 
 class Text:
-    """What the templates need of a tokenizer."""
+    """The functions of a tokenizer that the templates need."""
 
     def __init__(
         self, tokenizer: Tokenizer, end: int | None, context: int, known: int | None = None
@@ -53,28 +53,28 @@ class Text:
         return [*self._start, *ids]
 
     def show(self, ids: list[int]) -> str:
-        """Tokens as one line of text, the end of it where it is long."""
+        """Tokens as one line of text, from which only the end is shown if it is long."""
         text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
         line = json.dumps(text, ensure_ascii=False)[1:-1]
         return line if len(line) <= SHOWN else f"… {line[-SHOWN:]}"
 
     def answer(self, prompt: str, following: str) -> int | None:
-        """The one token that is a prompt's continuation by some text, or None."""
+        """The single token by which some text continues a prompt, or None."""
         before, after = self.ids(prompt), self.ids(prompt + following)
         fine = len(after) == len(before) + 1 and after[:-1] == before
         return after[-1] if fine else None
 
     def pair(self, texts: tuple[str, str], answers: tuple[str, str]) -> Pair | None:
-        """A pair of texts that differ in one piece, or None where its tokens do not allow it.
+        """A pair of texts that differ in one piece, or None if its tokens are not suitable.
 
-        Both have as many tokens and differ in neighbouring ones alone; each answer, the text that
-        follows, is one token after either.
+        Both have equally many tokens and differ only in adjacent ones. Each answer, which is the
+        text that follows, is one token after either text.
         """
         clean, corrupted = (self.ids(text) for text in texts)
         if len(clean) != len(corrupted) or len(clean) + len(self._start) > self.context:
             return None
         differing = np.flatnonzero(np.array(clean) != np.array(corrupted))
-        # One piece differs: what follows it must be cut into the same tokens.
+        # Only one piece may differ: the text after it must be tokenized equally.
         same_after = len(self.ids(common_end(*texts)))
         if not len(differing) or differing[0] == 0 or differing[-1] >= len(clean) - same_after:
             return None
@@ -86,7 +86,7 @@ class Text:
 
 
 def common_end(first: str, second: str) -> str:
-    """The pieces (`PIECE`) at the end of two texts that are the same."""
+    """The identical pieces (`PIECE`) at the end of two texts."""
     one, two = PIECE.findall(first), PIECE.findall(second)
     same = 0
     while same < min(len(one), len(two)) and one[-1 - same] == two[-1 - same]:
@@ -95,4 +95,4 @@ def common_end(first: str, second: str) -> str:
 
 
 Draws = tuple[Iterator[Pair | None], str]
-"""Endless pairs, None where one came out unfit, and which words they are drawn from."""
+"""Endless pairs, or None for an unsuitable one, and the words that they are drawn from."""

@@ -1,8 +1,8 @@
-"""The names and templates that tasks of Python source are made from: plain data.
+"""The names and templates for tasks on Python source: plain data.
 
-Of each task: templates, and choices (what stands at {x}, what follows the prompt then). {a}, {b}
-and {c} are other names, the same in both prompts. A tokenizer keeps the choices whose answer is one
-token.
+Each task has templates and choices (what is inserted at {x}, and how the prompt then continues).
+{a}, {b} and {c} are other names, which are the same in both prompts. For a given tokenizer, only
+choices whose answer is one token are used.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Choices = list[tuple[str, str]]
 
 
 def _indented(spaces: int) -> str:
-    """A line's end and the next one's indentation, but for the space that its first word begins."""
+    """A line break and the next indentation, without the space that belongs to the first word."""
     return "\n" + " " * (spaces - 1)
 
 

@@ -1,7 +1,7 @@
-"""The tasks stage: which tasks this tokenizer can express and the last snapshot does.
+"""The tasks stage: which tasks the tokenizer can express and the last snapshot can do.
 
-A task that the tokenizer cannot express has no pairs. One that the last snapshot gets right in
-fewer than `circuits.least_accuracy` of its prompts is not measured. The table says which and why.
+A task that the tokenizer cannot express has no pairs. A task is not measured if the last snapshot
+is right in fewer than `circuits.least_accuracy` of its prompts. The table gives the reasons.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ def build(
     tasks: Path,
     table: Path,
 ) -> None:
-    """Make the tasks with the tokenizer at hand, and keep those that the last snapshot does.
+    """Make the tasks with the experiment's tokenizer, and keep those that the last snapshot can do.
 
     Parameters
     ----------
-    snapshots : folder of step{S}. tokens : tokens.h5. tokenizer : tokenizer.json beside it.
-    files : of tasks of one's own, by the tasks' names.
-    tasks : HDF5 of those kept, as `tasks.read` reads it.
+    snapshots : folder of step{S}. tokens : tokens.h5. tokenizer : tokenizer.json in its folder.
+    files : the user's own tasks, by the names of the tasks.
+    tasks : HDF5 of the tasks that are kept, for `tasks.read`.
     table : CSV, one row per task; its columns are in the declaration.
 
     Raises
     ------
-    InputError : a tokenizer or a file of tasks that cannot be read, or no task can be made.
+    InputError : the tokenizer or a file of tasks cannot be read, or no task can be made.
     """
     section, data = settings.section(Circuits), Tokens(tokens)
     backend = read_tokenizer(tokenizer)

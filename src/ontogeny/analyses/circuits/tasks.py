@@ -14,21 +14,21 @@
     closing_bracket      return get((|[path                              ) / ]
     indentation          ⏎ four|eight spaces, if path:                   eight / twelve spaces
 
-Left of the bar is clean, right of it corrupted; the answer that is right for one is wrong for the
-other. A model that does not see the difference is right in exactly half of the 2 P prompts, however
-much it prefers one answer. Which of the two is clean alternates from pair to pair.
+The clean prompt is left of the bar, the corrupted one right of it. The answer that is right for one
+is wrong for the other. A model that does not see the difference is right in exactly half of the 2 P
+prompts, however much it prefers one answer. Which prompt is clean alternates from pair to pair.
 
-Induction and copying use random tokens in which a passage occurs twice. For induction it has 8 to
-16 tokens and two of the first copy changed places, so that what stands *before* an answer tells
-which it is; the distance of the copies differs. For copying they lie half a context apart (at most
-128 tokens), and the answers themselves changed places: a model that copies from one distance does
-it too.
+Induction and copying use random tokens in which a passage occurs twice. For induction, the passage
+has 8 to 16 tokens, and the corrupted prompt swaps two tokens of its first copy, so that the token
+*before* an answer identifies it; the distance of the copies varies. For copying, the copies are
+half a context apart (at most 128 tokens), and the answers themselves are swapped, so a model that
+copies from a fixed distance can do it too.
 
-The six after them are of Python source: the prompt holds the name that comes again, the bracket
-that is open, or the line's indentation.
+The six tasks after these use Python source: the prompt contains the name that is repeated, the
+open bracket, or the line's indentation.
 
-Every prompt begins with the token that ends a document, where the tokenizer has one. The words are
-those of words.py and python_words.py that the tokenizer at hand holds as needed.
+Every prompt begins with the token that ends a document, if the tokenizer has one. Words come from
+words.py and python_words.py, as far as the tokenizer splits them as needed.
 
 References
 ----------
@@ -52,25 +52,25 @@ from ontogeny.analyses.circuits import python_words, words
 from ontogeny.analyses.circuits.pairs import Draws, Pair, Text, Unfit
 from ontogeny.files import InputError, read_hdf5, whole_hdf5
 
-LEAST_PAIRS = 16  # of a task; with fewer it is left out
-LEAST_WORDS = 4  # nouns of a task
-TRIES = 40  # draws from the templates, for each pair wanted
-LONG = 64  # tokens from which a task has half as many pairs
-FARTHEST = 128  # tokens between the copies of `copying`, at most
-PIECE = (8, 16)  # tokens of the piece that stands twice in `induction`
-ARRAYS = ("clean", "corrupted", "length", "right", "wrong")  # of a Task
+LEAST_PAIRS = 16  # least number of pairs of a task, which is left out if it has fewer
+LEAST_WORDS = 4  # least number of nouns for a task
+TRIES = 40  # draws from the templates per pair
+LONG = 64  # tokens from which on a task has half as many pairs
+FARTHEST = 128  # most tokens between the copies of `copying`
+PIECE = (8, 16)  # tokens of the piece that occurs twice in `induction`
+ARRAYS = ("clean", "corrupted", "length", "right", "wrong")  # fields of a Task
 OF_SENTENCES = ("clean", "corrupted", "length", "target")
 
 
 @dataclass(frozen=True)
 class Task:
-    """P pairs, each padded to T tokens at its end.
+    """P pairs of prompts, each padded at its end to T tokens.
 
     Attributes
     ----------
-    clean, corrupted : (P, T) token ids. length : (P,) tokens of each pair without its padding; the
-        answer follows the last. right, wrong : (P,) token ids of the answers to the clean prompt;
-        (P, R) where there are several, −1 beyond a pair's own.
+    clean, corrupted : (P, T) token ids. length : (P,) tokens of each pair without padding; the
+        answer follows the last one. right, wrong : (P,) token ids of the answers to the clean
+        prompt; (P, R) if there are several, filled up with −1.
     """
 
     name: str
@@ -82,16 +82,16 @@ class Task:
 
     @property
     def open(self) -> np.ndarray:
-        """(P, T) bool: positions from the first that differs to the last token.
+        """(P, T) bool: positions from the first difference to the last token.
 
-        Before them the two prompts are one, and so is all that a causal model makes of them.
+        Before them the two prompts are equal, and so are all activations of a causal model.
         """
         differs = np.cumsum(self.clean != self.corrupted, 1) > 0
         return np.asarray(differs & (np.arange(self.clean.shape[1]) < self.length[:, None]))
 
     @property
     def prompts(self) -> tuple[np.ndarray, ...]:
-        """The prompts that are read, each with the positions of `open` as its own."""
+        """The prompts to read, each with the positions of `open`."""
         return self.clean, self.corrupted
 
 
@@ -99,13 +99,13 @@ class Task:
 class Sentences:
     """P pairs of a good and a bad sentence, whose log-probabilities are compared.
 
-    No prompt is corrupted: what features add is held against none being active.
+    No prompt is corrupted: the contribution of features is measured against no active feature.
 
     Attributes
     ----------
-    clean, corrupted : (P, S) token ids of the good and of the bad sentence less its last token,
-        padded at the end. length : (P,) tokens of the good one. target : (P, 2, S) the token that
-        follows each of either, −1 where it does not count. start : tokens before each sentence.
+    clean, corrupted : (P, S) token ids of the good and of the bad sentence without the last token,
+        padded at the end. length : (P,) tokens of the good one. target : (P, 2, S) the token after
+        each position in either, −1 if it does not count. start : tokens before each sentence.
     """
 
     name: str
@@ -117,14 +117,14 @@ class Sentences:
 
     @property
     def open(self) -> np.ndarray:
-        """(P, 2 S) bool: positions of both sentences up to the last whose next token counts."""
+        """(P, 2 S) bool: positions of both sentences up to the last one whose next token counts."""
         after = np.cumsum(self.target[:, :, ::-1] >= 0, 2)[:, :, ::-1] > 0
         after[:, :, : self.start] = False
         return np.asarray(after.reshape(len(after), -1))
 
     @property
     def prompts(self) -> tuple[np.ndarray, ...]:
-        """Both sentences of a pair one after the other, (P, 2, S)."""
+        """Both sentences of a pair, one after the other, (P, 2, S)."""
         return (np.stack([self.clean, self.corrupted], 1),)
 
 
@@ -171,7 +171,7 @@ def _indirect_object(text: Text, rng: np.random.Generator) -> Draws:
         raise Unfit(f"{len(names)} of {len(words.NAMES)} names is one token; 2 are needed")
 
     def draw() -> Iterator[Pair | None]:
-        giver = 0  # which of the two gives in the clean prompt
+        giver = 0  # which of the two is the giver in the clean prompt
         while True:
             two = [names[i] for i in rng.choice(len(names), 2, replace=False)]
             template = words.MEETINGS[rng.integers(len(words.MEETINGS))]
@@ -192,7 +192,7 @@ def _indirect_object(text: Text, rng: np.random.Generator) -> Draws:
 def _python(
     text: Text, rng: np.random.Generator, templates: list[str], choices: python_words.Choices
 ) -> Draws:
-    """{x}, which the answer depends on, and other names {a}, {b} and {c}."""
+    """{x}, on which the answer depends, and other names {a}, {b} and {c}."""
 
     def filled(template: str, x: str, others: list[str]) -> str:
         return template.format(x=x, **dict(zip("abc", others, strict=True)))
@@ -224,12 +224,12 @@ def _python(
 def _twice(
     text: Text, rng: np.random.Generator, total: int, length: int, last: int, swapped: list[int]
 ) -> Pair:
-    """Random tokens that end with a piece and its beginning again, up to `last` in the piece.
+    """Random tokens that end with a piece and its beginning again, up to position `last` in it.
 
     Parameters
     ----------
-    total : most tokens. length : of the piece. swapped : the two places in the first copy that
-        change their tokens in the corrupted prompt.
+    total : most tokens. length : of the piece. swapped : the two positions in the first copy whose
+        tokens the corrupted prompt swaps.
     """
     tokens = rng.choice(text.ordinary, total - last - 1, replace=False).tolist()
     filler, piece = tokens[:-length], tokens[-length:]
@@ -257,7 +257,7 @@ def _induction(text: Text, rng: np.random.Generator) -> Draws:
 
 def _copying(text: Text, rng: np.random.Generator) -> Draws:
     half = min(text.context // 2, FARTHEST)
-    reach = min(16, half // 2)  # tokens of the second copy, at most
+    reach = min(16, half // 2)  # most tokens of the second copy
     _check_room(text, half + reach)
 
     def draw() -> Iterator[Pair | None]:
@@ -287,7 +287,7 @@ MAKERS |= {
 
 
 def padded(rows: list[list[int]], by: int | None = None, longest: int = 0) -> np.ndarray:
-    """Rows of token ids as one array, filled up with their first one, or with `by`."""
+    """Rows of token ids as one array, padded with their first token, or with `by`."""
     longest = longest or max(map(len, rows))
     return np.array([row + [row[0] if by is None else by] * (longest - len(row)) for row in rows])
 
@@ -301,19 +301,19 @@ def make(
     seed: int,
     known: int | None = None,
 ) -> tuple[Task, dict[str, object]]:
-    """A task's pairs, all different, and what its table says of it.
+    """A task's pairs, all different, and its row of the table.
 
     Parameters
     ----------
     end : the token before every prompt, or None. context : most tokens of a prompt.
-    known : ids that the model has rows for, where the tokenizer may have more.
+    known : number of ids that the model has rows for, if the tokenizer has more.
 
     Raises
     ------
-    Unfit : fewer than 16 pairs can be made; the reason.
+    Unfit : fewer than 16 pairs can be made; with the reason.
     """
     text = Text(tokenizer, end, context, known)
-    # A generator of its own: a task is the same whichever others are made.
+    # A separate generator, so that a task does not depend on which others are made.
     draws, kept = MAKERS[name](text, np.random.default_rng([seed, zlib.crc32(name.encode())]))
     different: dict[tuple[object, ...], Pair] = {}
     wanted = pairs
@@ -362,7 +362,7 @@ def every(
     seed: int,
     known: int | None = None,
 ) -> tuple[list[Task], list[dict[str, object]]]:
-    """The tasks that can be made, and a row of the table for each of the names; as for `make`."""
+    """The tasks that can be made, and the table's row for each name; parameters as for `make`."""
     rows: list[dict[str, object]] = []
     made: list[Task] = []
     for name in names:
@@ -377,11 +377,11 @@ def every(
 
 
 def write(path: Path, tasks: Sequence[AnyTask], tokens: str) -> None:
-    """Write what `read` reads: HDF5, one group per task with its `ARRAYS`.
+    """Write the file that `read` reads: HDF5, one group per task with its `ARRAYS`.
 
     Parameters
     ----------
-    tokens : digest of the tokens that they are of.
+    tokens : digest of the tokens that the tasks belong to.
     """
     with whole_hdf5(path) as file:
         file.attrs["tokens"] = tokens
@@ -396,15 +396,15 @@ def write(path: Path, tasks: Sequence[AnyTask], tokens: str) -> None:
 
 
 def read(path: Path, tokens: str) -> list[AnyTask]:
-    """The tasks of a file, none where the last snapshot does none.
+    """The tasks in a file; none if the last snapshot can do none.
 
     Parameters
     ----------
-    tokens : digest of the tokens that they have to be of.
+    tokens : digest of the tokens that the tasks must belong to.
 
     Raises
     ------
-    InputError : the file is damaged or not one of tasks, or they are of other tokens.
+    InputError : the file is damaged or not a file of tasks, or the tasks belong to other tokens.
     """
     with read_hdf5(path, "a file of tasks") as file:
         own = file.attrs.get("tokens")

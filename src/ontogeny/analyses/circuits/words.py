@@ -1,6 +1,6 @@
 """The words and templates that tasks are made from: plain data.
 
-Nouns stand as (singular, plural). A tokenizer keeps those whose two forms have as many tokens.
+Nouns are (singular, plural). A tokenizer uses those whose two forms have equally many tokens.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""How complex features are, by context span and by a grader, and whether that goes with onset."""
+"""How complex features are, by context span or a grader, and whether complex ones appear later."""

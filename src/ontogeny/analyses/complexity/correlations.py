@@ -1,17 +1,17 @@
 """Do complex features appear late? (docs/method.md 6; the paper's figure 5)
 
-Correlations over features of a complexity score with the peak snapshot index and with the onset, as
+We correlate a complexity score over features with the peak snapshot index and with the onset, as
 log(step + 1): Pearson's r, Spearman's ρ, and both with density held fixed,
 
     r_xy·z = (r_xy − r_xz r_yz) / √((1 − r_xz²)(1 − r_yz²)),
 
-of log density for r and of its ranks for ρ. Intervals are bootstrap percentiles over features; p is
-two-sided, from permutations of the score over features (of its residual on density, for the partial
-ones).
+where z is log density for r and its ranks for ρ. Intervals are bootstrap percentiles over features.
+p is two-sided, from permutations of the score over features (for the partial coefficients, of its
+residual after a fit on density).
 
-Scores are the context spans of either run, as their logarithms, and a grader's grades if there are
-any. The onset of an initialisation feature is the first snapshot, whatever it is, so that among all
-features onset says little more than the class: the classes are therefore also taken alone, and
+The scores are the logarithms of the context spans of either run, and the grades of a grader if
+there are any. The onset of every initialisation feature is the first snapshot, so over all features
+the onset says little more than the class. The classes are therefore also analysed separately, and
 initialisation features have no row for onset.
 """
 
@@ -29,8 +29,8 @@ from ontogeny.files import InputError, write_table
 from ontogeny.settings import Settings
 
 PERMUTATIONS = 9_999
-PIECE_ENTRIES = 1 << 22  # of resampled scores in memory at a time
-LEAST = 10  # features of a group that has coefficients
+PIECE_ENTRIES = 1 << 22  # resampled scores in memory at a time
+LEAST = 10  # least number of features in a group that gets coefficients
 COEFFICIENTS = ("pearson", "spearman", "pearson_partial", "spearman_partial")
 
 
@@ -43,20 +43,20 @@ def pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _partial(xy: np.ndarray, xz: np.ndarray, yz: np.ndarray) -> np.ndarray:
-    """r_xy·z from the three; where z does not vary it holds nothing fixed."""
+    """r_xy·z from the three correlations; equals r_xy where z does not vary."""
     xz, yz = np.nan_to_num(xz), np.nan_to_num(yz)
     left = (1 - np.square(xz)) * (1 - np.square(yz))
     return np.where(left > 1e-9, (xy - xz * yz) / np.sqrt(np.maximum(left, 1e-9)), np.nan)
 
 
 def _either(*variables: np.ndarray) -> Iterator[tuple[str, list[np.ndarray]]]:
-    """What each coefficient looks at: the variables themselves, and their ranks."""
+    """The variables for each type of coefficient: the values themselves, and their ranks."""
     yield "pearson", list(variables)
     yield "spearman", [rankdata(variable, axis=-1) for variable in variables]
 
 
 def coefficients(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> dict[str, np.ndarray]:
-    """All coefficients of x and y, (…, n) → (…) each; z is held fixed by the partial ones."""
+    """All coefficients of x and y, (…, n) → (…) each; the partial ones hold z fixed."""
     values = {}
     for name, (a, b, c) in _either(x, y, z):
         values[name] = pearson(a, b)
@@ -76,14 +76,14 @@ def bootstrap(
     intervals = {}
     for name in COEFFICIENTS:
         values = np.concatenate([part[name] for part in parts])
-        values = values[~np.isnan(values)]  # of samples in which something does not vary
+        values = values[~np.isnan(values)]  # NaN in samples in which a variable is constant
         low, high = np.quantile(values, [0.025, 0.975]) if len(values) else (np.nan, np.nan)
         intervals[name] = float(low), float(high)
     return intervals
 
 
 def _residual(x: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """The residual of x after a linear fit in z, (n,)."""
+    """The residual of x after a linear fit on z, (n,)."""
     z = z - z.mean()
     squared = float(z @ z)
     return x - x.mean() - (z * (z @ x) / squared if squared > 0 else 0)
@@ -92,9 +92,9 @@ def _residual(x: np.ndarray, z: np.ndarray) -> np.ndarray:
 def permutation_p(
     x: np.ndarray, y: np.ndarray, z: np.ndarray, permutations: int, rng: np.random.Generator
 ) -> dict[str, float]:
-    """Two-sided p of each coefficient: share of permutations of y that are at least as far from 0.
+    """Two-sided p of each coefficient: share of permutations of y that are at least as extreme.
 
-    The data themselves count as one of them, so that no p is 0.
+    The data themselves count as one permutation, so that no p is 0.
     """
     pairs = {}
     for name, (a, b, c) in _either(x, y, z):
@@ -119,11 +119,11 @@ def correlate(
     permutations: int,
     seed: int,
 ) -> pd.DataFrame:
-    """One row per coefficient: coefficient, value, low, high, p; no row where nothing varies.
+    """One row per coefficient: coefficient, value, low, high, p; no rows if a variable is constant.
 
     Parameters
     ----------
-    score, other, density : (n,) over features, the last as its logarithm.
+    score, other, density : (n,) over features; density as its logarithm.
     """
     values = coefficients(other, score, density) if len(score) >= LEAST else {}
     if not values or np.isnan(values["pearson"]):

@@ -50,7 +50,7 @@ GRADE = Stage(
         "analysis.seed",
     ),
     when="complexity.grader",
-    # Not declared as made: an interrupted grading continues from the answers that it has.
+    # Not a declared product, so that an interrupted grading continues from the answers it has.
     scratch={"answers": "features/{crosscoder}/grader"},
     files=("grader_prompt.md",),
     cost=Cost(

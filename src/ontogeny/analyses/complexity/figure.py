@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from ontogeny.figures import style
 
-PAPER = 0.309  # Pearson's r of LLM-graded complexity with the peak, on 100 features
+PAPER = 0.309  # Pearson's r between LLM-graded complexity and the peak, on 100 features
 NAMES = {
     "span_alone": "span, suffix alone",
     "span_replaced": "span, earlier tokens replaced",
@@ -29,7 +29,7 @@ MARKERS = {"pearson": "o", "spearman": "s"}
 SYMBOLS = {"pearson": "r", "spearman": "ρ"}
 BINS = 6
 
-FINDING = {  # scores in a title
+FINDING = {  # names of the scores in a title
     "span_alone": "the context span measured by running a suffix alone",
     "span_replaced": "the span measured by replacing what comes before",
     "grade": "the grade",
@@ -44,14 +44,14 @@ def draw(
     grades: Path | None,
     output: Path,
 ) -> None:
-    """Complexity against peak and onset, feature by feature, and all correlations.
+    """Complexity of each feature against its peak and its onset, and all correlations.
 
     Parameters
     ----------
-    features, strengths, span, correlations, grades : tables; grades where there are any.
+    features, strengths, span, correlations, grades : tables; grades may be None.
     output : path without ending. Its CSV has panel ('feature', 'bin', 'initialisation',
-        'correlation'), score, against, feature, class, which, features, x (snapshot number, or
-        onset step), coefficient, value, low, high (quartiles; of correlations the 95% interval), p.
+        'correlation'), score, against, feature, class, which, features, x (snapshot index, or
+        onset step), coefficient, value, low, high (quartiles; 95% interval for correlations), p.
     """
     living = style.read_living(features, ["peak_snapshot_index", "onset_step", "initialisation"])
     spans = style.read(span, ["feature", "run", "span"])
@@ -109,7 +109,7 @@ def draw(
 
 
 def finding(table: pd.DataFrame) -> str:
-    """Whether later features are more complex, given how frequent they are."""
+    """Whether later features are more complex when density is held fixed."""
     own = table[
         (table["panel"] == "correlation") & (table["against"] == "peak_snapshot_index")
         & (table["class"] == "all") & (table["which"] == "all")
@@ -137,7 +137,7 @@ def _value_axis(axis: Axes, score: str, label: bool) -> None:
 
 
 def _points(axis: Axes, x: np.ndarray, scored: pd.DataFrame, score: str) -> None:
-    """One mark per feature: its colour is the class, filled if matched."""
+    """One mark per feature: its colour is the class, and matched features are filled."""
     for initial, name in ((True, "initialisation"), (False, "emergent")):
         for matched in (False, True):
             chosen = (scored["initialisation"] == initial) & (scored["matched"] == matched)
@@ -150,7 +150,7 @@ def _points(axis: Axes, x: np.ndarray, scored: pd.DataFrame, score: str) -> None
 
 
 def _bins(axis: Axes, x: np.ndarray, scored: pd.DataFrame, score: str) -> pd.DataFrame:
-    """Draw median and quartiles of the score in bins of x with as many features each."""
+    """Draw median and quartiles of the score in bins of x with equally many features."""
     edges = np.unique(np.quantile(x, np.linspace(0, 1, BINS + 1)[1:-1]))
     number = np.searchsorted(edges, x, side="right")
     by = scored[score].groupby(number)
@@ -175,7 +175,7 @@ def _bins(axis: Axes, x: np.ndarray, scored: pd.DataFrame, score: str) -> pd.Dat
 def _peaks(
     axis: Axes, scored: pd.DataFrame, score: str, snapshots: pd.DataFrame, drawn: list[pd.DataFrame]
 ) -> None:
-    """Score against the peak snapshot index; features of the same index are spread sideways."""
+    """Score against the peak snapshot index; features with the same index are spread sideways."""
     numbers, steps = list(snapshots["snapshot_index"]), list(snapshots["step"])
     peak = scored["peak_snapshot_index"]
     x = peak.map({n: i for i, n in enumerate(numbers)}).to_numpy(float)
@@ -192,7 +192,7 @@ def _peaks(
 def _tables(
     scored: pd.DataFrame, x: Any, bins: pd.DataFrame, score: str, against: str
 ) -> list[pd.DataFrame]:
-    """What a panel shows of single features, and of bins of them."""
+    """The numbers that a panel shows for single features and for bins."""
     kind = np.where(scored["initialisation"], "initialisation", "emergent")
     which = np.where(scored["matched"], "matched", "not matched")
     each = scored.assign(x=x, value=scored[score], which=which, **{"class": kind})
@@ -201,7 +201,7 @@ def _tables(
 
 
 def _onsets(axis: Axes, scored: pd.DataFrame, score: str, drawn: list[pd.DataFrame]) -> None:
-    """Score against onset, of emergent features; of the others, which have none, quartiles."""
+    """Score against onset for emergent features; quartiles for the others, which have no onset."""
     emergent, initial = scored[~scored["initialisation"]], scored[scored["initialisation"]]
     if len(initial):
         low, middle, high = initial[score].quantile([0.25, 0.5, 0.75])
@@ -221,7 +221,7 @@ def _onsets(axis: Axes, scored: pd.DataFrame, score: str, drawn: list[pd.DataFra
 
 
 def _in_words(table: pd.DataFrame, score: str, against: str) -> str:
-    """Coefficients of all features, and of emergent ones, two lines each."""
+    """Coefficients of all features and of emergent ones, two lines each."""
     chosen = table[
         (table["score"] == score) & (table["against"] == against) & (table["which"] == "all")
     ]
@@ -250,7 +250,7 @@ def _forest(
     labels: bool,
     drawn: list[pd.DataFrame],
 ) -> None:
-    """Every group's coefficients with their intervals; hollow, the same given density."""
+    """Every group's coefficients with intervals; hollow markers hold density fixed."""
     table = table[(table["against"] == against) & table["score"].isin(shown)]
     groups = list(product(("all", "emergent", "initialisation"), ("all", "matched")))
     marks = list(product(shown, MARKERS))

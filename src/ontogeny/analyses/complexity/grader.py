@@ -1,13 +1,13 @@
-"""Complexity of features graded by a language model, as in the paper's figure 5: an option.
+"""Grading of the complexity of features by a language model, as in the paper's figure 5 (optional).
 
-A grader behind an OpenAI-compatible address is shown passages at which a feature is active (half
-the strongest, half at even ranks among the rest) and grades the pattern's complexity from 1 to 5.
-The instructions are in grader_prompt.md. Each answer is kept as it comes, in a file named by the
-digest of what was asked, so that an interrupted grading resumes where it was and nothing is paid
-for twice; to ask again, delete that folder.
+A grader behind an OpenAI-compatible address is shown passages in which a feature is active (half
+of them the strongest, half at even ranks among the rest) and grades the pattern's complexity from
+1 to 5. The instructions are in grader_prompt.md. Each answer is saved on arrival, in a file named
+after the digest of the question, so that an interrupted grading resumes and nothing is paid for
+twice. To ask again, delete that folder.
 
-An answer that is not the requested JSON object is sent back with a request to correct it; after
-`ANSWERS` of them the feature has no grade. Nothing is guessed.
+An answer that is not the requested JSON object is returned with a request to correct it. After
+`ANSWERS` such answers the feature has no grade. Nothing is guessed.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ if TYPE_CHECKING:
 
 PROMPT = Path(__file__).with_name("grader_prompt.md")
 AGAIN = "That is not the JSON object that was asked for. Answer with that object alone."
-ANSWERS = 3  # to one question, until one is well formed
-TRIES = 6  # of one request
-FIRST_PAUSE = 1.0  # seconds between tries; doubles
+ANSWERS = 3  # most answers to one question until one is well formed
+TRIES = 6  # most attempts of one request
+FIRST_PAUSE = 1.0  # seconds between attempts; doubles each time
 LONGEST_PAUSE = 60.0
-BEFORE, AFTER = 32, 8  # tokens shown around the marked one
-KEY = "complexity.grader"  # of the settings
+BEFORE, AFTER = 32, 8  # number of tokens shown around the marked one
+KEY = "complexity.grader"  # section of the settings
 Messages = list[dict[str, str]]
 
 
 def parse(answer: str) -> tuple[int, str] | None:
-    """Grade and pattern of a well-formed answer; None for any other."""
+    """Grade and pattern of a well-formed answer; None for any other answer."""
     try:
         value = json.loads(answer)
     except ValueError:
@@ -62,9 +62,9 @@ def parse(answer: str) -> tuple[int, str] | None:
 
 
 def examples(activations: np.ndarray, count: int) -> np.ndarray:
-    """Which of a feature's activations (A,) are shown: the strongest, then at even ranks.
+    """Which of a feature's activations (A,) to show: the strongest ones, then some at even ranks.
 
-    Returns indices, at most `count`, none twice, by falling activation.
+    Returns at most `count` different indices, by decreasing activation.
     """
     order = np.argsort(-activations, kind="stable")
     if len(order) <= count:
@@ -75,7 +75,7 @@ def examples(activations: np.ndarray, count: int) -> np.ndarray:
 
 
 def passage(tokenizer: Tokenizer, block: np.ndarray, offset: int) -> str:
-    """The text around a token of a block on one line, the token between << and >>."""
+    """The text around a token of a block as one line, with the token between << and >>."""
     parts = (
         block[max(0, offset - BEFORE) : offset],
         block[offset : offset + 1],
@@ -101,7 +101,7 @@ def question(
     Parameters
     ----------
     f : (N, F) held-out activations. blocks : (blocks, context) token ids.
-    block, offset : (N,) of each row. count : passages to show, at most.
+    block, offset : (N,) of each row. count : maximum number of passages to show.
     """
     part = slice(f.indptr[feature], f.indptr[feature + 1])
     rows, values = f.indices[part], f.data[part]
@@ -116,15 +116,15 @@ def question(
 
 
 class Client:
-    """Asks a grader, patiently; safe to use from several threads.
+    """Client that asks a grader and retries; it can be used from several threads.
 
     Parameters
     ----------
-    stop : once set, no further request is begun and none is waited for; a failure sets it.
+    stop : once set, no request is started and no retry is awaited; a failure sets it.
 
     Raises
     ------
-    InputError : the environment variable that is to hold the key is not set.
+    InputError : the environment variable for the key is not set.
     """
 
     def __init__(self, grader: Grader, stop: threading.Event) -> None:
@@ -150,7 +150,7 @@ class Client:
 
         Raises
         ------
-        InputError : it refuses, or answers nothing of use in `TRIES` tries.
+        InputError : the grader refuses, or gives no usable answer in `TRIES` attempts.
         CancelledError : `stop` was set.
         """
         import httpx2
@@ -192,18 +192,18 @@ class Client:
         )
 
     def _beginning(self, response: httpx2.Response) -> str:
-        """The beginning of an error's body, in brackets, without the key should it be there."""
+        """The beginning of an error's body, in brackets, with the key removed if it occurs."""
         text = " ".join(response.text.split())
         text = text.replace(self._key, "…")[:200] if self._key else text[:200]
         return f" ({text})" if text else ""
 
 
 def answered(client: Client, messages: Messages, kept: Path) -> dict[str, Any]:
-    """A question's outcome: grade and pattern, None without a well-formed answer; answers.
+    """A question's outcome: grade and pattern, None without a well-formed answer, and all answers.
 
     Parameters
     ----------
-    kept : file of the answers so far, written after each.
+    kept : file with the answers so far, written after each answer.
     """
     answers: list[str] = json.loads(kept.read_text())["answers"] if kept.exists() else []
     talk = list(messages)
@@ -222,11 +222,11 @@ def answered(client: Client, messages: Messages, kept: Path) -> dict[str, Any]:
 
 
 def ask_all(grader: Grader, questions: list[Messages], cache: Path) -> list[dict[str, Any]]:
-    """Outcomes of all questions in their order, `grader.parallel` asked at once.
+    """Outcomes of all questions in their order; `grader.parallel` are asked at the same time.
 
     Parameters
     ----------
-    cache : folder that keeps every answer, by what was asked of whom.
+    cache : folder that keeps every answer, by grader and question.
     """
     stop = threading.Event()
     client = Client(grader, stop)
@@ -244,10 +244,10 @@ def ask_all(grader: Grader, questions: list[Messages], cache: Path) -> list[dict
                 try:
                     outcomes[jobs[job]] = job.result()
                 except CancelledError:
-                    continue  # for the failure of another, which is among the jobs
+                    continue  # because another job failed; its result raises the error
                 progress.update()
         finally:
-            stop.set()  # what is under way is paid for: it ends, and its answer is kept
+            stop.set()  # requests under way are paid for: let them finish and keep their answers
             pool.shutdown(cancel_futures=True)
             client.close()
     return outcomes
@@ -268,12 +268,12 @@ def grade(
     Parameters
     ----------
     crosscoder : folder of a seed. activations : folder. tokens : tokens.h5.
-    tokenizer : tokenizer.json. span : table of `span.measure`, whose features are sampled.
+    tokenizer : tokenizer.json. span : table of `span.measure`; its features are sampled.
     answers : folder that keeps them. grades : Parquet, one row per feature, see declaration.py.
 
     Raises
     ------
-    InputError : no grader in the settings, one that cannot be asked, or no well-formed answer.
+    InputError : the settings have no grader, it cannot be reached, or no answer is well formed.
     """
     grader = settings.section(Complexity).grader
     if grader is None:

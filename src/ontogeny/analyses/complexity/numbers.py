@@ -1,4 +1,4 @@
-"""What of the complexity goes into summary.json."""
+"""Numbers on complexity for summary.json."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ontogeny.experiment import Experiment
 
 
 def numbers(experiment: Experiment) -> dict[str, Any]:
-    """Correlations of the context spans with peak and onset, of all features and the emergent."""
+    """Correlations of context spans with peak and onset, for all features and for emergent ones."""
     table = experiment.table("complexity")
     values: dict[str, Any] = {}
     for group, end in (("all", ""), ("emergent", "_emergent")):

@@ -1,35 +1,36 @@
-"""Context span: how much of the context before it a feature needs (docs/method.md 6).
+"""Context span: how much of the preceding context a feature needs (docs/method.md 6).
 
-A suffix of length ℓ is the last ℓ tokens of a position's block up to and with the position itself.
-The snapshots are run on it in two ways, which give activations f_ℓ beside f in the whole context:
+A suffix of length ℓ is the last ℓ tokens of a position's block, up to and including the position.
+The snapshots are run on it in two ways, which give activations f_ℓ to compare with f in the whole
+context:
 
     alone      the suffix and nothing before it, from position 0 on
     replaced   after tokens of another text, twice as many as the longest suffix
 
-and on a grid of lengths 1, 2, 3, 4, 8, 16, …, doubling up to a longest one,
+on a grid of lengths 1, 2, 3, 4, 8, 16, …, which doubles up to a longest one:
 
     span = the least ℓ of the grid such that f_ℓ' ≥ keep · f for it and every longer ℓ'
 
-To attention, few tokens are more than a part of many: its weights go to what is left, so that alone
-a feature of the current token may be off by tens of percent until there are so many tokens that
-their mean is what it always is. That is no need of context. `replaced` keeps the number of tokens
-about the same and asks whether it matters which they are.
+Attention over a few tokens differs from attention over many: its weights go to the tokens that are
+left. With the suffix alone, a feature of the current token may therefore be off by tens of percent
+until there are enough tokens that their mean is the usual one. This is not a need for context.
+`replaced` keeps the number of tokens about the same and tests whether it matters which they are.
 
-The first length that passes would not do: a feature may be stronger on a short suffix than in
-context, weaker on a longer one, and only then settle; how often that happens is counted. A context
+The first length that passes is not a good measure: a feature may be stronger on a short suffix than
+in context, weaker on a longer one, and settle only then. We count how often that happens. A context
 whose longest suffix fails is *censored*: its span counts as twice the longest suffix, or as the
-whole context where that is shorter.
+whole context if that is shorter.
 
-A feature's score is the geometric mean of its spans over sampled contexts, which come from the
-upper half of its held-out activations: 90% of a weak one is decided by the gate and by rounding,
-and the very top alone says nothing of its ordinary work. Positions are drawn for the rarest
-features first, and at a position that is run every feature in its upper half there is looked at.
+A feature's score is the geometric mean of its spans over sampled contexts. These come from the
+upper half of its held-out activations: for a weak activation, the gate and rounding decide whether
+90% remain, and the very strongest ones alone are not typical. Positions are drawn for the rarest
+features first, and at every position that is run, all features in their upper half are measured.
 Positions with more tokens before them than the longest suffix are preferred, so that spans are
 comparable.
 
-With rotary or relative positions it does not matter that a suffix is at another place. With learned
-absolute ones (GPT-2) the embeddings change too, and a feature of the position has the span of its
-whole context, which is what it needs.
+With rotary or relative positions it does not matter that a suffix is at another position. With
+learned absolute ones (GPT-2) the position embeddings change too, and a feature of the position has
+the span of its whole context, which is what it needs.
 """
 
 from __future__ import annotations
@@ -61,13 +62,13 @@ from ontogeny.settings import Settings
 from ontogeny.snapshots import sites
 
 RUNS = ("alone", "replaced")
-PREFIXES = 4  # texts that stand in for what was before
-BATCH_TOKENS = 1 << 14  # of a forward pass, with those that it continues
-SAME = 0.01  # largest relative difference that is rounding, in half precision too
+PREFIXES = 4  # texts that replace the preceding tokens
+BATCH_TOKENS = 1 << 14  # tokens in a forward pass, including those that it continues
+SAME = 0.01  # largest relative difference that counts as rounding, also in half precision
 
 
 def grid(longest: int) -> list[int]:
-    """Suffix lengths: 1, 2, 3, 4, then doubling, and the longest itself."""
+    """Suffix lengths: 1, 2, 3, 4, then doubled each time, and `longest` itself."""
     lengths = [1, 2, 3]
     while lengths[-1] < longest:
         lengths.append(max(4, lengths[-1] // 4 * 8))
@@ -76,9 +77,9 @@ def grid(longest: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Pairs:
-    """P sampled (position, feature) pairs, by position; each array (P,).
+    """P sampled (position, feature) pairs, ordered by position; each array is (P,).
 
-    row : of the held-out activations. feature : its number. activation : f in the whole context.
+    row : index into the held-out activations. feature : its number. activation : f in full context.
     """
 
     row: np.ndarray
@@ -94,14 +95,14 @@ def sample(
     longest: int,
     rng: np.random.Generator,
 ) -> Pairs:
-    """Contexts of each living feature, from the upper half of its activations.
+    """Sample contexts of each living feature from the upper half of its activations.
 
     Parameters
     ----------
-    f : (N, F) held-out activations. offset : (N,) place of each row in its block.
+    f : (N, F) held-out activations. offset : (N,) position of each row in its block.
     living : numbers of the features to sample.
-    contexts : of each feature, at least; all of its upper half where there are fewer.
-    longest : suffix. Rows with more tokens before them are taken where there are enough.
+    contexts : least number per feature; if its upper half has fewer, all of these are used.
+    longest : longest suffix. Rows with more tokens before them are preferred.
     """
     columns = sparse.csc_array(f)
     candidates = []
@@ -113,7 +114,7 @@ def sample(
         upper = late if len(late) >= contexts else upper
         candidates.append((rows[upper], values[upper]))
     taken = np.zeros(f.shape[0], bool)
-    # Those with least choice first: what they take serves others too.
+    # Start with the features that have the least choice: their rows serve other features too.
     for rows, _ in sorted(candidates, key=lambda of_feature: len(of_feature[0])):
         missing = min(contexts, len(rows)) - int(taken[rows].sum())
         if missing > 0:
@@ -128,17 +129,17 @@ def sample(
 def spans(
     f: np.ndarray, full: np.ndarray, available: np.ndarray, lengths: list[int], keep: float
 ) -> pd.DataFrame:
-    """Span of each pair from its activations on suffixes.
+    """The span of each pair, from its activations on suffixes.
 
     Parameters
     ----------
     f : (L, P) activations, read only where the length is below `available`.
-    full : (P,) in the whole context. available : (P,) tokens of the whole context.
+    full : (P,) in the whole context. available : (P,) number of tokens in the whole context.
 
     Returns
     -------
-    span, (P,); censored, its longest suffix fails and there is more context; monotone, no length
-    that passes lies below one that fails.
+    span, (P,); censored, whether the longest suffix fails and there is more context; monotone,
+    whether every length that passes is longer than all that fail.
     """
     whole = np.array(lengths)[:, None] >= available
     passes = (f >= keep * full) | whole
@@ -156,10 +157,10 @@ def spans(
 
 @dataclass(frozen=True)
 class _Batch:
-    """A forward pass: suffixes of one length after one prefix, and the pairs at their ends.
+    """A forward pass: suffixes of one length after one prefix, with the pairs at their ends.
 
-    ids : (B, ℓ). prefix : number of the text before, −1 for none. into : (p,) numbers of pairs.
-    ends : (p,) the row of ids at whose end each is.
+    ids : (B, ℓ). prefix : index of the preceding text, −1 for none. into : (p,) indices of pairs.
+    ends : (p,) row of ids at whose end each pair is.
     """
 
     run: int
@@ -179,13 +180,13 @@ def _batches(
     prefix: np.ndarray,
     before: int,
 ) -> Iterator[_Batch]:
-    """All forward passes, of about `BATCH_TOKENS`.
+    """Yield all forward passes, of about `BATCH_TOKENS` each.
 
     Parameters
     ----------
-    prefix : (Q,) number of the text before each of the Q positions. before : its tokens.
+    prefix : (Q,) index of the text before each of the Q positions. before : its number of tokens.
     """
-    row, row_of = np.unique(pairs.row, return_inverse=True)  # rising, as pairs are
+    row, row_of = np.unique(pairs.row, return_inverse=True)  # ascending, as pairs are
     block, offset = block[row], offset[row]
     none = np.full(len(row), -1)
     for run, (text, tokens) in enumerate(((none, 0), (prefix, before))):
@@ -204,11 +205,11 @@ def _batches(
 
 @contextmanager
 def _after(model: nn.Module, prefix: torch.Tensor) -> Iterator[None]:
-    """Inside the block, passes continue a text (k,), whose keys and values are computed once."""
+    """Inside the block, passes continue a text (k,) whose keys and values are computed once."""
     before = cast(Any, model)(input_ids=prefix[None], use_cache=True).past_key_values
 
     def hand_on(_: nn.Module, args: Any, kwargs: Any) -> Any:
-        own = copy.deepcopy(before)  # a pass appends to it
+        own = copy.deepcopy(before)  # because a pass appends to it
         own.batch_repeat_interleave(len(kwargs["input_ids"]))
         return args, kwargs | {"past_key_values": own, "use_cache": True}
 
@@ -224,12 +225,12 @@ def _joined(prefix: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 
 
 def _continues(model: nn.Module, prefix: torch.Tensor, ids: torch.Tensor, key: Key) -> bool:
-    """Whether a pass that continues a text gives what a pass over both gives."""
+    """Whether a pass that continues a text gives the same as a pass over both texts."""
     try:
         with _after(model, prefix):
             short = sites.read(model, ids, [key])[key][:, -1]
     except (AttributeError, TypeError, ValueError, RuntimeError, NotImplementedError):
-        return False  # a model without keys and values, or that keeps them in its own way
+        return False  # a model without keys and values, or with its own way of storing them
     whole = sites.read(model, _joined(prefix, ids), [key])[key][:, -1]
     return bool((short - whole).float().norm() <= SAME * whole.float().norm())
 
@@ -249,16 +250,16 @@ def on_suffixes(
 ) -> np.ndarray:
     """Activations of pairs on suffixes, (2, L, P): alone, and with the tokens before them replaced.
 
-    0 where a suffix would be no shorter than the whole context.
+    The activation is 0 where a suffix would not be shorter than the whole context.
 
     Parameters
     ----------
-    blocks : (blocks, context) token ids. block, offset : (N,) of each row that pairs name.
-    prefixes : (texts, k) token ids of other texts. prefix : (Q,) number of that which stands before
+    blocks : (blocks, context) token ids. block, offset : (N,) of each row that pairs refer to.
+    prefixes : (texts, k) token ids of other texts. prefix : (Q,) index of the text that precedes
         each of the pairs' Q positions, in their order.
 
-    Each snapshot is loaded once, up to the last layer that is read, and run on every suffix;
-    only sums over snapshots are kept, 2·L·P of them.
+    Each snapshot is loaded once, up to the last layer that is read, and run on every suffix. Only
+    sums over snapshots are kept, 2·L·P of them.
     """
     before = prefixes.shape[1]
     batches = list(_batches(blocks, block, offset, pairs, lengths, prefix, before))
@@ -305,7 +306,7 @@ def measure(
     Parameters
     ----------
     crosscoder : folder of a seed. activations, snapshots : folders. tokens : tokens.h5.
-    span : Parquet, one row per feature and run, see declaration.py; contexts : one per context.
+    span : Parquet, one row per feature and run, see declaration.py. contexts : one row per context.
 
     Raises
     ------
@@ -351,7 +352,7 @@ def measure(
 
 
 def by_feature(each: pd.DataFrame) -> pd.DataFrame:
-    """Scores of the features from the spans of their contexts."""
+    """Scores of the features, from the spans of their contexts."""
     groups = each.assign(log=np.log(each["span"])).groupby(["feature", "run"])
     return pd.DataFrame(
         {

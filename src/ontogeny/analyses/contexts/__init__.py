@@ -1,1 +1,1 @@
-"""What each feature looks like: the contexts that it is active in, and its logit lens."""
+"""What each feature looks like: the contexts in which it is active, and its logit lens."""

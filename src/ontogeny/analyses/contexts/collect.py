@@ -1,16 +1,18 @@
-"""Which positions show what a feature is: chosen in one pass over text, in bounded memory.
+"""Choosing the positions that show what a feature is, in one pass over text and bounded memory.
 
-For each of F features, from its pre-activations h at the positions of blocks that come one after
-another, with score s = h·r and gate s > t (docs/method.md 3; `Gate`):
+The blocks of the text come one after another. For each of F features, the choice uses its
+pre-activations h at their positions, its score s = h·r and its gate s > t (docs/method.md 3;
+`Gate`):
 
-    top          the k positions of the largest activation, one per block at most
-    sample       m of the positions where it is active, drawn evenly: the m of largest u, where u is
-                 a hash of (seed, feature, position), so that the pieces do not change the draw
-    near misses  the k positions of the largest score below the gate, one per block at most and more
-                 than `window` tokens from every position of the block where it is active
-    density      positions where it is active, their mean activation, and a histogram of log₂ f
+    top          the k positions with the largest activation, at most one per block
+    sample       m of the positions where it is active, drawn uniformly: those with the largest u,
+                 a hash of (seed, feature, position), so that pieces do not change the draw
+    near misses  the k positions with the largest score below the gate, at most one per block and
+                 more than `window` tokens from every position of the block where it is active
+    density      number of positions where it is active, mean activation, histogram of log₂ f
 
-Of equal keys the earlier position is taken. The result is the same, to the bit, in whatever pieces
+Ties go to the earlier position. The result is the same, to the bit, for any division of the
+positions into pieces of whole blocks, as long as h is.
 of whole blocks the positions come, as long as h is.
 """
 
@@ -24,17 +26,17 @@ import torch
 from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.features.contexts import BINS, LOWEST, OCTAVE, around
 
-PIECE_ENTRIES = 1 << 22  # positions × features that are looked at at a time, beside h itself
-SLACK = 1 << 17  # candidates that wait, at least, until the best of them are kept
-LARGEST_HALF = 65504.0  # of float16
+PIECE_ENTRIES = 1 << 22  # positions × features processed at a time, in addition to h itself
+SLACK = 1 << 17  # least number of waiting candidates before only the best are kept
+LARGEST_HALF = 65504.0  # largest number in float16
 
 
 @dataclass(frozen=True)
 class Gate:
-    """What opens features: the largest score over snapshots exceeds `threshold`.
+    """The gate of features: active if the largest score over snapshots exceeds `threshold`.
 
-    high, low : (F,) largest and smallest decoder norm that the gate sees; one value of both where
-    one gate serves all snapshots. threshold : (F,). All in normalised units.
+    high, low : (F,) largest and smallest decoder norm that the gate sees; they are equal if one
+    gate serves all snapshots. threshold : (F,). All in normalised units.
     """
 
     high: torch.Tensor
@@ -43,7 +45,7 @@ class Gate:
 
     @classmethod
     def of(cls, crosscoder: Crosscoder, features: torch.Tensor) -> Gate:
-        """The gate of some features of a crosscoder, as `Crosscoder.encode` has it."""
+        """The gate of some features of a crosscoder, as in `Crosscoder.encode`."""
         about, weights = crosscoder.about, crosscoder.weights
         zero = torch.zeros(len(features), device=weights.W_dec.device)
         if about.activation == "relu":
@@ -55,11 +57,11 @@ class Gate:
         return cls(r.amax(1), r.amin(1), threshold)
 
     def scores(self, h: torch.Tensor, part: slice) -> torch.Tensor:
-        """The largest h·r over snapshots, (B, P), of h (B, P) of the features in `part`."""
+        """The largest h·r over snapshots, (B, P), for h (B, P) of the features in `part`."""
         return h * torch.where(h > 0, self.high[part], self.low[part])
 
     def opened(self, scores: torch.Tensor, part: slice) -> torch.Tensor:
-        """Where the features are active at any snapshot, (B, P) bool."""
+        """Where the features are active at some snapshot, (B, P) bool."""
         return scores > self.threshold[part].clamp(min=0)
 
 
@@ -69,7 +71,7 @@ def entries(
     """Entries (M,), one per position: its feature, row, sort key, value and window.
 
     window : (M, W) float16, activations from `window` tokens before the position (or the block's
-    start) to as many after it; NaN where no activation is kept, 0 beyond the block.
+    start) to as many after it; NaN where no activation is stored, 0 beyond the block.
     """
     fields: list[tuple[object, ...]] = [("feature", "i8"), ("row", "i8"), ("key", "f8")]
     fields += [("value", "f4"), ("window", "f2", window.shape[1:])]
@@ -80,7 +82,7 @@ def entries(
 
 
 def ranks(feature: np.ndarray, features: int) -> tuple[np.ndarray, np.ndarray]:
-    """Place of each entry among its feature's, of entries sorted by feature; and how many each has.
+    """Rank of each entry within its feature, for entries sorted by feature; and counts by feature.
 
     Returns
     -------
@@ -91,7 +93,7 @@ def ranks(feature: np.ndarray, features: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Best:
-    """The k entries of largest key of every feature, equal keys by row, from a stream of them.
+    """The k entries with the largest key for every feature, from a stream; ties go by row.
 
     Parameters
     ----------
@@ -100,17 +102,17 @@ class Best:
 
     def __init__(self, features: int, k: int, width: int) -> None:
         self.features, self.k = features, k
-        self._bar = np.full(features, -np.inf)  # key of the k-th best, where there are k
+        self._bar = np.full(features, -np.inf)  # key of the k-th best entry, if there are k
         nothing = np.zeros(0)
         self._parts = [entries(nothing, nothing, nothing, nothing, np.zeros((0, width)))]
         self._kept = self._waiting = 0
 
     def could_be(self, feature: np.ndarray, key: np.ndarray) -> np.ndarray:
-        """Whether entries of later rows than all before are to be added, bool."""
+        """Whether entries could be among the best, bool; their rows must come after all others."""
         return key > self._bar[feature]
 
     def add(self, more: np.ndarray) -> None:
-        """Take entries that `could_be` among the best."""
+        """Add entries that `could_be` among the best."""
         if len(more):
             self._parts.append(more)
             self._waiting += len(more)
@@ -118,7 +120,7 @@ class Best:
             self.settled()
 
     def settled(self) -> np.ndarray:
-        """The best so far, by feature, the best of each first."""
+        """The best so far, sorted by feature, the best of each first."""
         every = np.concatenate(self._parts)
         order = np.lexsort((every["row"], -every["key"], every["feature"]))
         rank, _ = ranks(every["feature"][order], self.features)
@@ -130,7 +132,7 @@ class Best:
 
 
 def _priority(seed: int, feature: np.ndarray, row: np.ndarray) -> np.ndarray:
-    """Even numbers in [0, 1) that look drawn: a hash (SplitMix64) of seed, feature and row."""
+    """Pseudorandom numbers in [0, 1): a hash (SplitMix64) of seed, feature and row."""
 
     def mix(x: np.ndarray) -> np.ndarray:
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -147,8 +149,8 @@ def _priority(seed: int, feature: np.ndarray, row: np.ndarray) -> np.ndarray:
 class _Piece:
     """P features at the B positions of some blocks.
 
-    f, scores, opened : (B, P). slot : (B,) of each position, where all of a block's have one.
-    row_at : (slots,) row of each, −1 where there is none. low : number of the first feature.
+    f, scores, opened : (B, P). slot : (B,) slot of each position; every position of a block has
+    one. row_at : (slots,) row of each slot, −1 if none. low : number of the first feature.
     """
 
     f: torch.Tensor
@@ -160,9 +162,9 @@ class _Piece:
 
 
 def _promising(best: Best, values: torch.Tensor, low: int) -> np.ndarray:
-    """Columns of values (B, P) in which any could be among the best.
+    """Columns of values (B, P) in which any value could be among the best.
 
-    They are few once some text is seen.
+    They are few once some text has been read.
     """
     most = values.amax(0).cpu().numpy()
     could_be = best.could_be(low + np.arange(len(most)), most)
@@ -170,18 +172,18 @@ def _promising(best: Best, values: torch.Tensor, low: int) -> np.ndarray:
 
 
 class Collector:
-    """Chooses positions and counts, piece by piece.
+    """Chooses positions and counts activations, piece by piece.
 
     Parameters
     ----------
-    gate : of F features. context : tokens in a block. top, sample, near : how many of each kind.
+    gate : of F features. context : tokens in a block. top, sample, near : number of each kind.
     window : tokens on either side. seed : of the sample.
 
     Attributes
     ----------
-    active : (F,) positions at which a feature is active. total : (F,) its activations' sum there.
-    histogram : (F, BINS). rows : positions seen.
-    top, sample, near : `Best`; keys are activations, hashes, and scores.
+    active : (F,) number of positions at which a feature is active. total : (F,) sum of its
+    activations. histogram : (F, BINS). rows : number of positions read.
+    top, sample, near : `Best`; their keys are activations, hashes, and scores.
     """
 
     def __init__(
@@ -201,15 +203,15 @@ class Collector:
         self.total = np.zeros(F)
         self.histogram = np.zeros((F, BINS), np.int64)
         self.top, self.sample = Best(F, top, width), Best(F, sample, width)
-        self.near = Best(F, near, 0)  # no window: it is not active in any
+        self.near = Best(F, near, 0)  # no window: the feature is not active in it
 
     def add(self, h: torch.Tensor, block: np.ndarray, offset: np.ndarray) -> None:
-        """Look at the positions of whole blocks that follow those before.
+        """Process the positions of whole blocks that follow the earlier ones.
 
         Parameters
         ----------
         h : (B, F) pre-activations. block : (B,) ascending, any numbers. offset : (B,) ascending
-            in each block.
+            within each block.
         """
         numbers, block = np.unique(block, return_inverse=True)
         slots = len(numbers) * self.context
@@ -228,7 +230,7 @@ class Collector:
         self.rows += len(slot)
 
     def _every_active(self, piece: _Piece) -> None:
-        """Counts, sums and the sample, from the positions where a feature is active."""
+        """Counts, sums and the sample, from all positions where a feature is active."""
         where = piece.opened.nonzero()
         value = piece.f[where[:, 0], where[:, 1]].cpu().numpy()
         at, column = where.cpu().numpy().T
@@ -251,7 +253,7 @@ class Collector:
         self._take(self.top, piece, slot, column, value, value)
 
     def _closest(self, piece: _Piece) -> None:
-        """Each block's largest score of every feature that is apart from where it is active."""
+        """Each block's largest score of every feature at positions far from where it is active."""
         closed = torch.where(piece.opened, -torch.inf, piece.scores)
         columns = _promising(self.near, closed, piece.low)
         chosen = torch.from_numpy(columns).to(closed.device)
@@ -265,15 +267,15 @@ class Collector:
     def _best_of_blocks(
         self, best: Best, values: torch.Tensor, columns: np.ndarray, piece: _Piece
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Each block's first largest value of every feature, if it could be among the best.
+        """Each block's first largest value for every feature, if it could be among the best.
 
         Parameters
         ----------
-        values : (B, C), −∞ where nothing is to be found, of the piece's `columns` (C,).
+        values : (B, C) for the piece's `columns` (C,); −∞ at positions that are excluded.
 
         Returns
         -------
-        slot, column and value of each.
+        slot, column and value of each entry.
         """
         grid = values.new_full((len(piece.row_at), len(columns)), -torch.inf)
         grid[torch.from_numpy(piece.slot).to(values.device)] = values
@@ -285,10 +287,10 @@ class Collector:
         return slot, columns[column], value[block, column]
 
     def _apart(self, opened: torch.Tensor, piece: _Piece) -> torch.Tensor:
-        """Whether positions are more than a window from all that are active, (B, C) bool."""
+        """Whether positions are more than a window from all active ones, (B, C) bool."""
         C, w, device = self.context, self.window, opened.device
         slot = torch.from_numpy(piece.slot).to(device)
-        # So many active positions before each of the block: 0 before the first.
+        # Number of active positions before each position of the block: 0 before the first.
         shape = (len(piece.row_at) // C, C + 1, opened.shape[1])
         active = torch.zeros(shape, dtype=torch.int32, device=device)
         active[slot // C, slot % C + 1] = opened.int()
@@ -306,7 +308,7 @@ class Collector:
         key: np.ndarray,
         value: np.ndarray,
     ) -> None:
-        """Add positions with the activations around them."""
+        """Add positions together with the activations around them."""
         first = slot // self.context * self.context
         offset, inside = around(slot - first, self.window, self.context)
         row = piece.row_at[first[:, None] + np.minimum(offset, self.context - 1)]
@@ -321,16 +323,16 @@ class Collector:
 def over_quantiles(
     sample: np.ndarray, features: int, quantiles: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One position of each quantile of every feature's activations, from an even sample of them.
+    """One position from each quantile of every feature's activations, from a uniform sample.
 
-    A feature's sample, ordered by activation, is cut into as many parts of equal size as there are
-    quantiles, and of each part one position is drawn. Features with fewer positions than quantiles
-    keep them all.
+    A feature's sample, ordered by activation, is cut into as many equal parts as there are
+    quantiles, and one position is drawn from each part. Features with fewer positions than
+    quantiles keep them all.
 
     Returns
     -------
-    Entries by feature, from weak to strong; and (M,) the share of the sample below each, half of
-    itself counted.
+    Entries by feature, from weak to strong; and (M,) the share of the sample below each, with
+    the entry itself counted as half.
     """
     sample = sample[np.lexsort((sample["row"], sample["value"], sample["feature"]))]
     feature = sample["feature"]

@@ -1,4 +1,4 @@
-"""Examples of features: each one's history beside the text that it is active in."""
+"""Examples of features: each one's history, and the texts in which it is active."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 from ontogeny.figures import style
 from ontogeny.figures.glyphs import drawable, fonts
 
-CONTEXTS = 3  # drawn of each feature
+CONTEXTS = 3  # number of contexts drawn for each feature
 PROMOTED = 8
 LEAST_DENSITY, MOST_DENSITY = 1e-4, 0.1
 COLUMNS = ["density", "peak_step", "onset_step", "initialisation", "emergent", "transient"]
@@ -24,12 +24,12 @@ OF_CONTEXTS = ["feature", "rank", "block", "offset", "activation", "tokens", "ac
 OF_CONTEXTS += ["position", "promoted"]
 LABELS = ["class", "feature", "name", "kind", "matched", "matched_cosine"]  # of everything drawn
 WIDTH, ROW, TOP, BOTTOM = 180.0, 29.0, 12.0, 16.0  # mm
-TEXT_LEFT, TEXT_RIGHT = 80.0, 178.0  # of the page, mm
-SIZE = 6.3  # of the contexts' letters, points
+TEXT_LEFT, TEXT_RIGHT = 80.0, 178.0  # mm from the left edge of the page
+SIZE = 6.3  # size of the contexts' letters in points
 ADVANCE = 0.602  # width of a letter of DejaVu Sans Mono over its size
 CELLS = int((TEXT_RIGHT - TEXT_LEFT) / 25.4 * 72 / (SIZE * ADVANCE))  # letters in a line
-BEFORE = 0.62  # share of a line up to the position's own token, at most
-SHADE = "#FFD23C"  # of no kind
+BEFORE = 0.62  # largest share of a line up to and including the position's token
+SHADE = "#FFD23C"  # used if the kind is unknown
 
 
 def draw(
@@ -40,23 +40,23 @@ def draw(
     named: Path | None,
     output: Path,
 ) -> None:
-    """Decoder norms of one feature of each class, its top contexts and promoted tokens beside.
+    """Decoder norms of one feature of each class, with its top contexts and promoted tokens.
 
-    The classes are initialisation features that are kept and that are not, emergent ones that are
-    not, and the thirds of the kept emergent ones by onset. Candidates are active on at least one
-    token in 10,000 and on at most one in ten, and have as many contexts as are drawn; matched ones
-    if there are any. Of a class the one is drawn that is of a kind not drawn before, if kinds are
-    known and there is one; of these one with a name, then the best matched, then the most frequent.
+    The classes are initialisation features that are kept, and that are not; emergent features that
+    are not kept; and the thirds by onset of emergent ones that are kept. Candidates are active on
+    at least one token in 10,000 and at most one in ten, have as many contexts as are drawn, and
+    are matched if any are. In each class, preference goes to a feature of a kind not drawn before
+    (if kinds are known), then to one with a name, then to the best matched, then to the most
+    frequent.
 
     Parameters
     ----------
-    features, strengths, contexts, kinds, named : tables; the last two are None where they are
-        not known.
+    features, strengths, contexts, kinds, named : tables; the last two are None if unknown.
     output : path without ending. Its CSV has panel ('history', 'context', 'promoted'), class,
-        feature, name, kind, matched, matched_cosine; of a history snapshot_index, step, value (the
-        decoder norm); of a context rank, block, offset (of the token), token, value (the
-        activation), shade (over the feature's largest), own (whether it is the context's
-        position); of a promoted token rank and token.
+        feature, name, kind, matched, matched_cosine; for a history snapshot_index, step, value (the
+        decoder norm); for a context rank, block, offset (of the token), token, value (the
+        activation), shade (relative to the feature's largest), own (whether the token is at the
+        context's position); for a promoted token rank and token.
     """
     living = style.read_living(features, COLUMNS)
     curves = style.read(strengths, ["feature", "snapshot_index", "step", "strength"])
@@ -73,7 +73,7 @@ def draw(
     drawn: list[pd.DataFrame] = []
     with style.paper():
         figure = style.new_figure(WIDTH, TOP + ROW * max(1, len(chosen)) + BOTTOM)
-        figure.set_layout_engine("none")  # texts are placed by the letter
+        figure.set_layout_engine("none")  # texts are placed by their width in letters
         height = figure.get_figheight() * 25.4
         figure.suptitle(style.matched_note(living))
         for row, example in enumerate(chosen.to_dict("records")):
@@ -123,7 +123,7 @@ def draw(
 
 
 def finding(table: pd.DataFrame) -> str:
-    """What the features shown are."""
+    """Which features are shown."""
     own = table[table["panel"] == "history"].drop_duplicates("feature")
     if own.empty:
         return ""
@@ -134,7 +134,7 @@ def finding(table: pd.DataFrame) -> str:
 
 
 def choose(living: pd.DataFrame, texts: pd.DataFrame) -> pd.DataFrame:
-    """The examples, in order, by the rule that `draw` states; with their class."""
+    """The examples, in order, chosen as `draw` describes; with their class."""
     contexts = living["feature"].map(texts["feature"].value_counts()).fillna(0)
     frequent = living["density"].between(LEAST_DENSITY, MOST_DENSITY)
     candidates = living[(contexts >= CONTEXTS) & frequent]
@@ -166,7 +166,7 @@ def choose(living: pd.DataFrame, texts: pd.DataFrame) -> pd.DataFrame:
 
 
 def _axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
-    """Axes at a place of the page, in mm."""
+    """Axes at a position on the page, in mm."""
     w, h = figure.get_size_inches() * 25.4
     return figure.add_axes((left / w, bottom / h, width / w, height / h))
 
@@ -192,7 +192,7 @@ def _colour(example: dict[Hashable, Any]) -> str:
 
 
 def _cells(text: str) -> int:
-    """How many letters of a fixed-width font a text is as wide as."""
+    """The width of a text in letters of a fixed-width font."""
     return sum(
         0 if unicodedata.combining(letter) else 1 + (unicodedata.east_asian_width(letter) in "WF")
         for letter in text
@@ -202,7 +202,7 @@ def _cells(text: str) -> int:
 def line(tokens: list[str], position: int, cells: int) -> range:
     """The tokens around a position that fit into a line, more of them before it than after.
 
-    One token alone always does.
+    A single token always fits.
     """
     widths = [_cells(token) for token in tokens]
     first, used = position, widths[position]
@@ -220,8 +220,8 @@ def line(tokens: list[str], position: int, cells: int) -> range:
 
 
 def _put(axis: Axes, x: float, y: float, text: str, colour: str = "black") -> None:
-    """A token at a cell of a line, as it is: no letter of it is markup."""
-    y += 0.2  # from the line's middle to where its letters stand
+    """A token at a cell of a line; no letter is interpreted as markup."""
+    y += 0.2  # from the middle of the line to the baseline
     axis.text(
         x, y, text, fontfamily=fonts()[0], fontsize=SIZE, va="baseline", color=colour,
         parse_math=False, in_layout=False,
@@ -229,7 +229,7 @@ def _put(axis: Axes, x: float, y: float, text: str, colour: str = "black") -> No
 
 
 def _contexts(axis: Axes, own: pd.DataFrame) -> pd.DataFrame:
-    """Lines of text, shaded; what is drawn, one row per token."""
+    """Draw shaded lines of text; returns what is drawn, one row per token."""
     axis.set(xlim=(0, CELLS), ylim=(CONTEXTS + 0.7, -0.5))
     axis.axis("off")
     rows = []
@@ -259,7 +259,7 @@ def _contexts(axis: Axes, own: pd.DataFrame) -> pd.DataFrame:
 
 
 def _promoted(axis: Axes, own: pd.DataFrame) -> pd.DataFrame:
-    """The line of promoted tokens; what is drawn, one row per token."""
+    """Draw the line of promoted tokens; returns what is drawn, one row per token."""
     columns = ["panel", "rank", "token"]
     tokens = [str(token) for token in own["promoted"].iloc[0]][:PROMOTED]
     if not tokens:

@@ -1,20 +1,20 @@
 """The logit lens: which tokens a direction of the residual stream promotes and suppresses.
 
-Between its last block and its output embedding W_U a model has a norm, of gain γ:
+Between its last block and its output embedding W_U, a model has a norm with gain γ:
 
     N(x) = γ ⊙ x / rms(x) + β              RMSNorm
     N(x) = γ ⊙ (x − x̄) / std(x) + β        LayerNorm, x̄ the mean over the width
 
-With the denominator held fixed, a direction v that is added to x adds to the logits
+With the denominator held fixed, adding a direction v to x adds to the logits
 
-    ℓ(v) = W_U (γ ⊙ v) · E[1 / rms(x)]      or, with LayerNorm, of v − v̄ and with std
+    ℓ(v) = W_U (γ ⊙ v) · E[1 / rms(x)]      or, for LayerNorm, with v − v̄ and std
 
-averaged over the positions of some text. The result is ℓ minus its mean over the vocabulary,
-which the softmax does not see. It is the direct path alone: later blocks, which may read the
-direction too, are left out (nostalgebraist 2020, interpreting GPT: the logit lens).
+averaged over the positions of some text. The result is ℓ minus its mean over the vocabulary, which
+the softmax ignores. This is only the direct path: later blocks, which may also read the direction,
+are left out (nostalgebraist 2020, interpreting GPT: the logit lens).
 
-γ, and which norm it is, are not looked up by a name: N is seen by replacing the last block's
-output and looking at what the output embedding is given.
+γ and the type of norm are not looked up by name. They are inferred by replacing the last block's
+output and observing the input of the output embedding.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ from ontogeny.progress import bar
 from ontogeny.settings import Settings
 from ontogeny.snapshots import sites
 
-LARGE = 1e3  # size of the probes: the norm's ε is nothing beside them
+LARGE = 1e3  # size of the probes, for which the norm's ε is negligible
 TOLERANCE = 1e-3
-TEXT_BLOCKS = 8  # of held-out text, over which the final norm's denominator is averaged
-PIECE_ENTRIES = 1 << 25  # features × tokens of the vocabulary at a time
+TEXT_BLOCKS = 8  # blocks of held-out text over which the final norm's denominator is averaged
+PIECE_ENTRIES = 1 << 25  # features × tokens of the vocabulary in memory at a time
 
 
 @dataclass(frozen=True)
 class Unembedding:
-    """What turns directions into logits, on the model's device.
+    """The map from directions to logits, on the model's device.
 
-    matrix : (V, d) γ ⊙ W_U · E[1 / rms(x)], less its mean over the vocabulary. centred : whether
+    matrix : (V, d) γ ⊙ W_U · E[1 / rms(x)], minus its mean over the vocabulary. centred : whether
     the norm subtracts a direction's mean over the width.
     """
 
@@ -60,11 +60,11 @@ class Unembedding:
         return directions @ self.matrix.T
 
     def extremes(self, directions: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The k tokens that each direction promotes and suppresses most, the most first.
+        """The k tokens that each direction promotes and suppresses most, the strongest first.
 
         Returns
         -------
-        ids and ℓ, both (P, 2, k): promoted, then suppressed. On the CPU.
+        ids and ℓ, both (P, 2, k): promoted, then suppressed. They are on the CPU.
         """
         step = max(1, PIECE_ENTRIES // len(self.matrix))
         ids, values = [], []
@@ -86,7 +86,7 @@ class Norm:
 
 
 def _before_head(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
-    """What the output embedding is given for ids (B, T): (B, T, d)."""
+    """The input of the output embedding for ids (B, T): (B, T, d)."""
     seen: list[torch.Tensor] = []
     handle = _head(model).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     try:
@@ -98,19 +98,19 @@ def _before_head(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def final_norm(model: nn.Module) -> Norm | None:
-    """What a model does after its last block; None where that is nothing.
+    """The norm after a model's last block; None if there is none.
 
     Raises
     ------
-    InputError : it is neither nothing, nor an RMSNorm, nor a LayerNorm.
+    InputError : it is neither an RMSNorm nor a LayerNorm.
     """
     d = sites.width(model)
     device = next(model.parameters()).device
-    # Of mean 0 and without a 0: both norms divide it by the same.
+    # With mean 0 and no zeros, so that both norms divide it by the same number.
     alternating = 1.0 - 2.0 * (torch.arange(d, device=device) % 2)
     alternating = alternating - alternating.mean()
     noise = torch.randn(d, generator=torch.Generator().manual_seed(0)).to(device)
-    even = torch.ones_like(noise) / LARGE  # small: a LayerNorm leaves of it what it rounds away
+    even = torch.ones_like(noise) / LARGE  # a LayerNorm leaves only its rounding error
     probes = torch.stack([alternating, even, noise, 0 * noise])[None] * LARGE
     ids = torch.zeros(probes.shape[:2], dtype=torch.long, device=device)
     with sites.replaced(model, len(sites.blocks(model)) - 1, "residual", probes):
@@ -146,9 +146,9 @@ def _head(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def inverse_spread(model: nn.Module, norm: Norm, ids: torch.Tensor) -> torch.Tensor:
-    """E[1 / rms(x)], or of 1 / std(x), over the positions of some text (B, T), the norm's ε in it.
+    """E[1 / rms(x)], or E[1 / std(x)], over the positions of some text (B, T), with the norm's ε.
 
-    Read off what the norm makes of x: N(x) − β = γ ⊙ x / rms(x).
+    It follows from the norm's output: N(x) − β = γ ⊙ x / rms(x).
     """
     last = len(sites.blocks(model)) - 1
     inverse = []
@@ -161,10 +161,10 @@ def inverse_spread(model: nn.Module, norm: Norm, ids: torch.Tensor) -> torch.Ten
 
 
 def unembedding(model: nn.Module, vocabulary: int, ids: torch.Tensor) -> Unembedding:
-    """The model's, for the first `vocabulary` ids, without rows that only pad the matrix.
+    """The model's unembedding for the first `vocabulary` ids, without rows that are padding.
 
-    A tokenizer may know more ids than the model has rows for, such as an added padding token; no
-    text holds these (snapshots/held_out.py), and nothing promotes them.
+    A tokenizer may know more ids than the model has rows, for example an added padding token. No
+    text contains these (snapshots/held_out.py), and nothing promotes them.
 
     Parameters
     ----------
@@ -172,7 +172,7 @@ def unembedding(model: nn.Module, vocabulary: int, ids: torch.Tensor) -> Unembed
 
     Raises
     ------
-    InputError : as `final_norm`.
+    InputError : as for `final_norm`.
     """
     norm = final_norm(model)
     weight = cast(torch.Tensor, _head(model).weight).detach().float()
@@ -191,7 +191,7 @@ def of_features(
 ) -> dict[str, np.ndarray]:
     """The logit lens of living features (L,), as fields of their records (features/contexts.py).
 
-    Empty where no lens is asked for, or no site has one: an MLP's input is not part of the residual
+    Empty if no lens is configured or no site has one: an MLP's input is not part of the residual
     stream.
     """
     section = settings.section(Contexts)

@@ -1,4 +1,4 @@
-"""What a feature looks like: contexts from held-out text, its density, and its logit lens."""
+"""What features look like: contexts from held-out text, densities, and logit lenses."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from ontogeny.settings import Settings
 from ontogeny.version import VERSION
 
 PIECE_VALUES = 1 << 23  # rows × (inputs or features) in memory at a time
-SAMPLE = 8  # positions of the even sample, for each quantile
-RECORDS = 1024  # written at a time
+SAMPLE = 8  # positions of the uniform sample for each quantile
+RECORDS = 1024  # records written at a time
 CHUNK_BYTES = 1 << 16
-BLOCKS = 4096  # whose tokens are read at a time
-TABLE_CONTEXTS = 5  # of a feature, in the table
+BLOCKS = 4096  # blocks whose tokens are read at a time
+TABLE_CONTEXTS = 5  # contexts per feature in the table
 SCHEMA = pa.schema(
     {
         "feature": pa.int64(),
@@ -66,11 +66,11 @@ def measure(
     ----------
     crosscoder : folder of a seed. activations, snapshots : the experiment's folders.
     tokens, tokenizer : tokens.h5 and tokenizer.json.
-    contexts : HDF5, for `Store`. table : Parquet, of the largest activations alone.
+    contexts : HDF5 for `Store`. table : Parquet with the contexts of the largest activations only.
 
     Raises
     ------
-    InputError : no living feature, or files that do not belong together.
+    InputError : there is no living feature, or files do not belong together.
     """
     section = settings.section(Contexts)
     trained = Crosscoder.load(crosscoder, devices.choose(settings.device))
@@ -134,11 +134,11 @@ def collect(
     section: Contexts,
     seed: int,
 ) -> Collector:
-    """Look at all held-out rows once.
+    """Process all held-out rows once.
 
     Parameters
     ----------
-    living : (L,) features to look at. context : tokens in a block. seed : of the sample.
+    living : (L,) features to process. context : tokens in a block. seed : of the sample.
     """
     device = crosscoder.device
     chosen = torch.from_numpy(living).to(device)
@@ -169,7 +169,7 @@ def collect(
 
 
 def _whole_blocks(block: np.ndarray, rows: int) -> list[int]:
-    """Bounds of pieces of whole blocks, about `rows` rows each, one block at least."""
+    """Bounds of pieces of whole blocks with about `rows` rows each, at least one block."""
     starts = np.r_[0, np.flatnonzero(np.diff(block)) + 1, len(block)]
     bounds = [0]
     while bounds[-1] < len(block):
@@ -181,7 +181,7 @@ def _whole_blocks(block: np.ndarray, rows: int) -> list[int]:
 
 
 def _tokens_around(data: Tokens, block: np.ndarray, offset: np.ndarray, window: int) -> np.ndarray:
-    """(M, 2·window + 1) ids around positions (M,), filled up with 0 beyond the block.
+    """(M, 2·window + 1) ids around positions (M,), padded with 0 beyond the block.
 
     The corpus is read once, in order.
     """
@@ -210,13 +210,13 @@ def _records(
     data: Tokens,
     section: Contexts,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """All features' records, RECORDS of them at a time, as (first, records)."""
+    """Yield the records of all features, RECORDS at a time, as (first, records)."""
     F = len(living)
     drawn, quantile = over_quantiles(seen.sample.settled(), F, section.quantiles)
     lists = [seen.top.settled(), drawn, seen.near.settled()]
     ranked = [ranks(entries["feature"], F) for entries in lists]
     starts = (0, section.top, section.top + section.quantiles)
-    # Of every entry of the three lists, one list after the other: where in which record it goes.
+    # For every entry of the three lists, one list after the other: its slot and its record.
     feature = np.concatenate([entries["feature"] for entries in lists])
     slot = np.concatenate([start + rank for start, (rank, _) in zip(starts, ranked, strict=True)])
     value = np.concatenate([entries["value"] for entries in lists])
@@ -250,7 +250,7 @@ def _records(
 
 
 def _largest(store: Store, feature: int) -> Iterator[dict[str, Any]]:
-    """The table's rows of a feature: the contexts of its largest activations, as text."""
+    """The table's rows for a feature: the contexts of its largest activations, as text."""
     record = store.record(feature)
     peak = store.lens(record)[-1:]
     for rank, context in enumerate(store.contexts(record, "top")[:TABLE_CONTEXTS], 1):

@@ -1,1 +1,1 @@
-"""How many dimensions of the model the features take up, snapshot by snapshot."""
+"""How many dimensions of the model the features occupy, snapshot by snapshot."""

@@ -11,7 +11,7 @@ DIMENSIONALITY = Stage(
     makes={"dimensionality": "dimensionality"},
     settings=("analysis.presence", "analysis.absence"),
     gpu=False,
-    # Decoder entries of all seeds, each multiplied with as many as the model's width.
+    # Every decoder entry of all seeds is multiplied with as many others as the model's width.
     cost=Cost(
         {"features * sites * seeds * width * width": 6e-11},
         {"full decoders at a time": 2, "crosscoder": 1, "features * width": 40},

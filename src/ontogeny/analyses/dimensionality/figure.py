@@ -1,4 +1,4 @@
-"""How much of the residual stream features take up, snapshot by snapshot (docs/method.md 4)."""
+"""How much of the residual stream features occupy, snapshot by snapshot (docs/method.md 4)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CLASSES = {"initialisation": "s", "emergent": "o", "transient": "D"}
 
 
 def draw(features: Path, dimensionality: Path, output: Path) -> None:
-    """Total dimensionality of the living features, a line per seed, and the mean of each class.
+    """Total dimensionality of the living features, one line per seed, and the mean of each class.
 
     Parameters
     ----------
@@ -52,12 +52,12 @@ def draw(features: Path, dimensionality: Path, output: Path) -> None:
 
 
 def finding(table: pd.DataFrame) -> str:
-    """Whether the features take up more dimensions at the end than at the start."""
+    """Whether the features occupy more dimensions at the end than at the start."""
     own = table[(table["panel"] == "share") & (table["group"] == "all")].sort_values("step")
     first, last = (
         own[own["step"] == step]["value"] for step in (own["step"].min(), own["step"].max())
     )
-    apart = (first.min() - last.max()) * (first.max() - last.min()) > 0  # no seed says otherwise
+    apart = (first.min() - last.max()) * (first.max() - last.min()) > 0  # all seeds agree
     change = "more" if last.mean() > first.mean() else "fewer"
     how = change if apart else "neither more nor fewer"
     ends = f"{first.mean():.2f} d at the start, {last.mean():.2f} d at the end"
@@ -67,7 +67,7 @@ def finding(table: pd.DataFrame) -> str:
 def _curves(
     axis: Axes, table: pd.DataFrame, group: str, value: str, marker: str, colour: str, others: str
 ) -> None:
-    """A group of each seed: the first with markers, the others dashed, those of classes pale."""
+    """One group, a line per seed: the first with markers, the others dashed and pale if classes."""
     for i, (seed, own) in enumerate(table[table["group"] == group].groupby("seed", sort=False)):
         count = own["features"].iloc[0]
         if not count:

@@ -1,9 +1,9 @@
-"""How many dimensions of the residual stream features take up, by snapshot (docs/method.md 4).
+"""How many dimensions of the residual stream features occupy, by snapshot (docs/method.md 4).
 
     D_i^θ = ‖W_i^θ‖² / Σ_j (Ŵ_i^θ · W_j^θ)²,    Ŵ the unit vector of W
 
-A feature that shares its direction with none has D = 1, one of k that share one has 1/k. The sum
-over features is at most d, and its share of d says how far the stream is used.
+A feature that shares its direction with no other has D = 1; one of k that share one has 1/k. The
+sum over features is at most d, and its share of d shows how much of the stream is used.
 
 References
 ----------
@@ -32,7 +32,7 @@ from ontogeny.settings import Settings
 def of_decoders(decoders: Iterable[np.ndarray]) -> np.ndarray:
     """D of every feature at every snapshot, (F, n); 0 where a decoder is 0.
 
-    Σ_j (Ŵ_i·W_j)² = Ŵ_iᵀ G Ŵ_i with G = Σ_j W_j W_jᵀ of d × d: nothing has F × F entries.
+    Σ_j (Ŵ_i·W_j)² = Ŵ_iᵀ G Ŵ_i, where G = Σ_j W_j W_jᵀ is d × d, so no array has F × F entries.
 
     Parameters
     ----------
@@ -49,15 +49,15 @@ def of_decoders(decoders: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def of_crosscoder(trained: Crosscoder, features: np.ndarray) -> np.ndarray:
-    """D of some features among each other at every snapshot, (F', n)."""
+    """D of some features, relative to each other, at every snapshot, (F', n)."""
     sites = range(len(trained.about.outputs))
     return of_decoders(trained.decoders_at(t, features).numpy() for t in sites)
 
 
 def by_class(strength: np.ndarray, presence: float, absence: float) -> dict[str, np.ndarray]:
-    """Which living features are of each class, (F,) bool; the classes overlap in no feature.
+    """Which living features belong to each class, (F,) bool; no feature is in two classes.
 
-    Transient features are a class of their own here; the others are of the last snapshot.
+    Transient features are a separate class here; the others are present at the last snapshot.
 
     Parameters
     ----------
@@ -80,16 +80,16 @@ def measure(
 ) -> None:
     """Write a crosscoder's dimensionality by seed, snapshot and group of features.
 
-    Dead features are left out of both sums: their decoders are what the start left.
+    Dead features are excluded from both sums, since their decoders are left over from the start.
 
     Parameters
     ----------
-    crosscoders : folders, one per seed. densities : the tables of their features, alike.
-    features : the features table, which knows the first seed's matched features.
+    crosscoders : folders, one per seed. densities : their tables of features, in the same order.
+    features : the features table, which has the first seed's matched features.
 
     Raises
     ------
-    InputError : the sites are of several layers or streams.
+    InputError : the sites have several layers or streams.
     """
     matched = pd.read_parquet(features)["matched"].to_numpy()
     parts: list[pd.DataFrame] = []

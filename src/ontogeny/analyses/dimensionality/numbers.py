@@ -1,4 +1,4 @@
-"""What of the dimensionality goes into summary.json."""
+"""Numbers on the dimensionality for summary.json."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ontogeny.experiment import Experiment
 
 
 def numbers(experiment: Experiment) -> dict[str, Any]:
-    """How much of the stream the first seed's features take up: first, least and last snapshot."""
+    """How much of the stream the first seed's features occupy: first, least and last snapshot."""
     table = experiment.table("dimensionality")
     table = table[(table["group"] == "all") & (table["seed"] == table["seed"].iloc[0])]
     least = table.loc[table["share"].idxmin()]

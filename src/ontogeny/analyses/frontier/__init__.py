@@ -1,1 +1,1 @@
-"""What crosscoders of several sizes and sparsities reach, beside SAEs of single snapshots."""
+"""Fidelity of crosscoders of several sizes and sparsities, compared with SAEs of one snapshot."""

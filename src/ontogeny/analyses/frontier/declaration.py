@@ -12,7 +12,7 @@ from ontogeny.stages import FIDELITY
 
 
 def _of_dictionaries(product: str) -> Callable[[Any], Source]:
-    """A product of all seeds of the frontier's dictionaries: lists in a dictionary, by name."""
+    """A product for all seeds of the frontier's dictionaries: lists of paths by dictionary."""
 
     def source(experiment: Any) -> Source:
         names = crosscoders(experiment.settings)
@@ -37,7 +37,7 @@ FRONTIER = Stage(
     when="frontier",
     cost=Cost({"one": 2.0}, {"one": 0.2e9}, {"one": 50000}),
 )
-# No settings: what the dictionaries are is in their names, and so in the names of the files read.
+# It has no settings: the dictionaries' names, and so the names of the files, determine them.
 
 ANALYSIS = Analysis(
     "frontier",

@@ -1,7 +1,7 @@
-"""The fidelity frontier's dictionaries, which the configuration does not name one by one.
+"""The dictionaries of the fidelity frontier, which the configuration does not list one by one.
 
-They are called frontier-F1024-k8 and, of the snapshot of step 1500 alone, sae-1500-F1024-k8; with
-lambda0.1 instead of k8 where λ is what sets the sparsity.
+They have names such as frontier-F1024-k8 and, for an SAE of step 1500 alone, sae-1500-F1024-k8;
+lambda0.1 replaces k8 if λ sets the sparsity.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any
 from ontogeny.analyses.frontier.settings import Frontier
 from ontogeny.settings import Crosscoder, Settings
 
-FRONTIER, SAE = "frontier-", "sae-"  # what the names of the frontier's dictionaries begin with
+FRONTIER, SAE = "frontier-", "sae-"  # prefixes of the names of the frontier's dictionaries
 
 
 def crosscoders(settings: Settings) -> dict[str, tuple[Crosscoder, dict[str, str]]]:
-    """The dictionaries by name, crosscoders first, then each snapshot's SAEs.
+    """The dictionaries by name, first the crosscoders, then each snapshot's SAEs.
 
-    With each, the keys of the section that set its `basis` and `learning_rate`, if they do.
+    Each comes with the keys of the section that set its `basis` and `learning_rate`, if any.
     """
     try:
         section = settings.section(Frontier)
@@ -58,7 +58,7 @@ def crosscoders(settings: Settings) -> dict[str, tuple[Crosscoder, dict[str, str
 
 
 def sae_steps(settings: Settings) -> list[int]:
-    """Training steps of the snapshots that get SAEs."""
+    """Training steps of the snapshots for which SAEs are trained."""
     section = settings.section(Frontier)
     if section.sae_snapshots != "last":
         return list(section.sae_snapshots)
@@ -68,7 +68,7 @@ def sae_steps(settings: Settings) -> list[int]:
 
 
 def faults(s: Settings) -> Iterator[str]:
-    """Lines for dictionaries of the frontier that cannot be."""
+    """One line for each dictionary of the frontier that is not possible."""
     try:
         f = s.section(Frontier)
     except LookupError:

@@ -1,4 +1,4 @@
-"""Explained variance and loss recovered against L0: crosscoders beside SAEs (docs/method.md 3).
+"""Explained variance and loss recovered against L0, for crosscoders and SAEs (docs/method.md 3).
 
 The panels are those of Ge et al. 2026 (arXiv 2509.17196), figure 2.
 """
@@ -27,18 +27,18 @@ GREY = "0.6"
 EV_TICKS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.96, 0.97, 0.98, 0.99,
             0.995, 0.998, 0.999)  # fmt: skip
 LOOKS = {"crosscoder": ("-", None), "sae": ("--", "white")}
-"""Line, and face of the markers if it is not the line's colour."""
+"""Line style, and fill of the markers if it differs from the line's colour."""
 
 
 def draw(frontier: Path, output: Path) -> None:
-    """A row of panels for each snapshot that has SAEs, the latest first, and one for the mean.
+    """One row of panels for each snapshot with SAEs, the latest first, and one for the mean.
 
     Parameters
     ----------
     output : path without ending. Its CSV has panel (the training step, or 'mean' over all snapshots
         of the crosscoders), measure, series ('crosscoder', 'sae', and PCA of the sites of either),
         features, sparsity, seeds, l0, l0_present, value, low, high: means over seeds, and their
-        range. The mean of loss recovered leaves out snapshots where mean-ablation costs less than
+        range. The mean of loss recovered excludes snapshots at which mean-ablation costs less than
         0.05 nats.
     """
     points = style.read(frontier, NEEDED)
@@ -94,7 +94,7 @@ def finding(table: pd.DataFrame) -> str:
 
 
 def _mean(points: pd.DataFrame) -> pd.DataFrame:
-    """Each dictionary's mean over its snapshots, loss recovered where it means something."""
+    """Each dictionary's mean over its snapshots; loss recovered only where it is meaningful."""
     meaningful = points["loss_ablated"] - points["loss"] >= LEAST_DAMAGE
     points = points.assign(loss_recovered=points["loss_recovered"].where(meaningful))
     keys = ["dictionary", "kind", "features", "sparsity", "seed"]
@@ -102,7 +102,7 @@ def _mean(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def _curves(points: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds, and their range, of what a panel shows; one row per point."""
+    """Means over seeds, and their range, for one panel; one row per point."""
     parts = []
     for measure, series in itertools.product(MEASURES, LOOKS):
         by_size = points[points["kind"] == series].groupby(["features", "sparsity"], as_index=False)
@@ -126,7 +126,7 @@ def _curves(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def _panel(axis: Axes, curves: pd.DataFrame, colours: dict[int, str]) -> None:
-    """Crosscoders solid, SAEs dashed, PCA grey."""
+    """Crosscoders are solid lines, SAEs are dashed, PCA is grey."""
     for series, (line, face) in LOOKS.items():
         pca = curves[curves["series"] == f"pca_{series}"].sort_values("l0")
         axis.plot(pca["l0"], pca["value"], line, color=GREY, linewidth=0.8, zorder=1)
@@ -144,7 +144,7 @@ def _panel(axis: Axes, curves: pd.DataFrame, colours: dict[int, str]) -> None:
 
 
 def _variance_axis(axis: Axes, curves: pd.DataFrame) -> None:
-    """Spread explained variance as the log of what is left, so that PCA fits in too."""
+    """Scale explained variance as the log of the unexplained part, so that PCA fits in too."""
     least = min(0.999, float(curves["value"].min()))
     most = min(0.9995, float(curves["value"].max()))
     room = (np.log(1 - least) - np.log(1 - most)) * 0.06 + 0.02

@@ -1,12 +1,12 @@
-"""The fidelity frontier: what crosscoders of several sizes and sparsities reach, beside SAEs.
+"""The fidelity frontier: crosscoders of several sizes and sparsities compared with SAEs.
 
-A crosscoder explains all snapshots with one set of features, an SAE one snapshot alone. Both come
-from the same training on the same rows and are measured in the same way (docs/method.md 3). A
-crosscoder's point at a snapshot has EV and loss recovered *there*; its L0 counts every feature that
-is active on a token, or, smaller, those alone that are present at the snapshot.
+A crosscoder explains all snapshots with one set of features; an SAE explains a single snapshot.
+Both are trained in the same way on the same rows and measured in the same way (docs/method.md 3).
+A crosscoder's point at a snapshot has the EV and loss recovered *there*. Its L0 counts either all
+features that are active on a token or only those that are present at the snapshot.
 
-Two dictionaries never have the same L0, so they are compared at the crosscoder's, where the SAEs
-of the same size and seed are read off between their points: straight in log L0.
+Two dictionaries never have the same L0. They are therefore compared at the crosscoder's L0: the
+SAEs of the same size and seed are interpolated there, linearly in log L0.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from ontogeny.settings import Settings
 MEASURES = ("explained_variance", "loss_recovered")
 COUNTS = ("l0", "l0_present")
 OF_SITES = [*MEASURES, "pca_explained_variance", *COUNTS, "loss", "loss_ablated"]
-BEYOND = 1.1  # how far beyond its last points, as a ratio of L0, a curve is drawn on
+BEYOND = 1.1  # ratio of L0 by which a curve is extended beyond its last points
 
 
 def read_at(l0: np.ndarray, value: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """The curve through the points (l0, value) at other L0, straight in log L0.
+    """The curve through the points (l0, value) at other L0, linear in log L0.
 
     Parameters
     ----------
@@ -36,8 +36,8 @@ def read_at(l0: np.ndarray, value: np.ndarray, wanted: np.ndarray) -> np.ndarray
 
     Returns
     -------
-    (Q,); NaN further than a tenth beyond the first and last point, where the curve's end pieces
-    are drawn on, and everywhere for fewer than two points.
+    (Q,); NaN more than a tenth beyond the first and last point (up to there, the end segments are
+    extended), and everywhere if there are fewer than two points.
     """
     read = np.full(len(wanted), np.nan)
     fine = np.isfinite(l0) & (l0 > 0) & np.isfinite(value)
@@ -55,17 +55,17 @@ def read_at(l0: np.ndarray, value: np.ndarray, wanted: np.ndarray) -> np.ndarray
 
 
 def compare(table: pd.DataFrame) -> pd.DataFrame:
-    """Each crosscoder beside the SAEs of the same size and seed, at the crosscoder's L0.
+    """Compare each crosscoder with the SAEs of the same size and seed, at the crosscoder's L0.
 
     Parameters
     ----------
-    table : of `points`.
+    table : from `points`.
 
     Returns
     -------
     One row per crosscoder, snapshot with SAEs, measure and way of counting L0: dictionary,
     features, sparsity, seed, snapshot_index, step, measure, counted ('l0', 'l0_present'), l0,
-    crosscoder, sae, difference (crosscoder − SAE); NaN where the SAEs' curve does not reach.
+    crosscoder, sae, difference (crosscoder − SAE); NaN outside the range of the SAEs' curve.
     """
     keys = ["snapshot_index", "step", "features", "seed"]
     saes = table[table["kind"] == "sae"].groupby(keys, sort=True)
@@ -88,21 +88,21 @@ def compare(table: pd.DataFrame) -> pd.DataFrame:
 def points(
     settings: Settings, fidelities: dict[str, list[Path]], densities: dict[str, list[Path]]
 ) -> pd.DataFrame:
-    """What every dictionary of the frontier reaches, one row per dictionary, seed and snapshot.
+    """The fidelity of every dictionary: one row per dictionary, seed and snapshot.
 
     Parameters
     ----------
-    fidelities, densities : by dictionary, the tables of its seeds.
+    fidelities, densities : for each dictionary, the tables of its seeds.
 
     Returns
     -------
     dictionary, kind ('crosscoder', 'sae'), features, sparsity (k, or λ), seed, snapshot_index,
-    step, then fidelity's measures, means over the snapshot's sites, and dead, a share of the
+    step, then fidelity's measures, averaged over the snapshot's sites, and dead, a share of the
     features.
 
     Raises
     ------
-    InputError : a table is missing, or of other sites than the settings have.
+    InputError : a table is missing, or has other sites than the settings.
     """
     parts = []
     for name, paths in fidelities.items():
@@ -142,8 +142,8 @@ def measure(
 
     Parameters
     ----------
-    fidelities, densities : as of `points`, which also says what is raised.
-    frontier, comparison : what `points` and `compare` return.
+    fidelities, densities : as for `points`, which also documents the errors.
+    frontier, comparison : the tables that `points` and `compare` return.
     """
     table = points(settings, fidelities, densities)
     write_table(comparison, compare(table))

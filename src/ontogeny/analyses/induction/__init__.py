@@ -1,1 +1,1 @@
-"""When attention heads and copying form, and in which order with the kinds of feature."""
+"""When attention heads, copying and kinds of feature form, and in which order."""

@@ -7,8 +7,8 @@ from ontogeny.stages import MODEL
 FITS = "lower induction.blocks, or leave induction out of analyses"
 TABLES = {"table": "induction", "curves": "induction_curves"}
 MARGINS = ("induction.least_attention", "induction.least_gain")
-# Heads are measured once per model; the order of onsets is computed from that, so that other
-# features, margins or bootstraps run no model again. Kinds are used where there are any.
+# Heads are measured once per model. The order of onsets is computed from these results, so changing
+# features, margins or bootstraps runs no model again. Kinds are used if there are any.
 KINDS = {"features": Optional("features", when="kinds"), "kinds": Optional("kinds")}
 
 HEADS = Stage(

@@ -1,4 +1,4 @@
-"""The timeline: loss, heads, copying and kinds of feature, and in which order they appear."""
+"""The timeline: when the loss, heads, copying and kinds of feature change, and in which order."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HEADS = {
     "induction_head_text": ("induction, text", style.COLOURS["copying"], "^-"),
 }
 GAINS = {"copying_gain": ("text", "-"), "copying_gain_random": ("random tokens", "--")}
-SHADES = ("#9ECAE1", "#4292C6", "#08519C", "#A65628", "#000000")  # of the distances, ascending
+SHADES = ("#9ECAE1", "#4292C6", "#08519C", "#A65628", "#000000")  # of distances, ascending
 LEVELS = ("unigram", "bigram")
 
 
@@ -31,17 +31,17 @@ def draw(
     kinds: Path | None,
     output: Path,
 ) -> None:
-    """Scores of the best heads, copying gains, the loss, features by kind, and their onsets.
+    """Scores of the best heads, copying gains, loss, features by kind, and onsets of all of these.
 
     Parameters
     ----------
     table, curves : CSV of the induction stage. phases, levels : CSV and JSON of the phases stage.
-    features, strengths, kinds : Parquet of the features' histories and kinds, all or none; the
-        panels say so where there are none.
+    features, strengths, kinds : Parquet of the features' histories and kinds, either all or none;
+        without them the panels say so.
     output : path without ending. Its CSV has panel ('heads', 'gain', 'loss', 'features', 'onset'),
         event, detail, group, snapshot_index, step, value, low, high: attention above chance, nats,
-        or normalised strength, by step; the n-gram levels without a step; for 'onset' the onset's
-        step as value, with its interval, empty for what never forms.
+        or normalised strength at each step; the n-gram levels have no step; for 'onset' value is
+        the onset's step with its interval, empty if the event never forms.
 
     References
     ----------
@@ -90,13 +90,13 @@ def draw(
             figure.suptitle(note, x=0.01, ha="left")
         names = ["panel", "event", "detail", "group", "snapshot_index", "step", "value"]
         numbers_drawn = pd.concat(drawn, ignore_index=True).reindex(columns=[*names, "low", "high"])
-        numbers_drawn = numbers_drawn.drop_duplicates()  # the same numbers over both axes
+        numbers_drawn = numbers_drawn.drop_duplicates()  # both axes show the same numbers
         style.save(figure, numbers_drawn.astype({"snapshot_index": "Int64"}), output, finding)
 
 
 def finding(table: pd.DataFrame) -> str:
-    """Whether induction features appear before or after the induction head, if the intervals show
-    it."""
+    """Whether induction features appear before or after the induction head, if the intervals
+    decide it."""
     onsets = table[table["panel"] == "onset"]
     own = onsets[(onsets["event"] == "features") & (onsets["detail"] == "induction")]
     own = own[own["group"] == "all"].dropna(subset=["value"])
@@ -119,7 +119,7 @@ def finding(table: pd.DataFrame) -> str:
 
 
 def _read(path: Path, columns: list[str]) -> pd.DataFrame:
-    """A table whose details are words: '1.2' is a head, no number."""
+    """A table whose column `detail` is text: '1.2' is a head, not a number."""
     style.read(path, columns)
     table = pd.read_csv(path, dtype={"detail": str, "group": str})
     return table.fillna({"detail": "", "group": ""})
@@ -133,7 +133,7 @@ def _band(axis: Axes, curve: pd.DataFrame, line: str, colour: str, label: str | 
 
 
 def _heads(axis: Axes, every: pd.DataFrame, drawn: list[pd.DataFrame]) -> None:
-    """The best head of each score."""
+    """The best head for each score."""
     for event, (name, colour, line) in HEADS.items():
         curve = every[every["event"] == event]
         if curve.empty:
@@ -148,7 +148,7 @@ def _heads(axis: Axes, every: pd.DataFrame, drawn: list[pd.DataFrame]) -> None:
 
 
 def _gains(axis: Axes, every: pd.DataFrame, drawn: list[pd.DataFrame]) -> None:
-    """The gain at each distance, of text and of random tokens."""
+    """The gain at each distance, on text and on random tokens."""
     for event, (name, line) in GAINS.items():
         gains = every[(every["event"] == event) & (every["detail"] != "")]
         distances = sorted(gains["detail"].unique(), key=int)
@@ -164,7 +164,7 @@ def _gains(axis: Axes, every: pd.DataFrame, drawn: list[pd.DataFrame]) -> None:
 def _losses(
     axis: Axes, losses: pd.DataFrame, level: dict[str, float], drawn: list[pd.DataFrame]
 ) -> None:
-    """The loss beside the n-gram levels."""
+    """The loss, with the n-gram levels."""
     axis.plot(losses["step"], losses["value"], ".-", color=style.COLOURS["held_out"], label="model")
     drawn.append(losses[["snapshot_index", "step", "value"]].assign(panel="loss", event="model"))
     for name in LEVELS:
@@ -174,7 +174,7 @@ def _losses(
 
 
 def _by_kind(features: Path, strengths: Path, kinds: Path) -> tuple[pd.DataFrame, str]:
-    """Mean strength with quartiles by kind, group and snapshot; which share is matched."""
+    """Mean strength with quartiles by kind, group and snapshot; a note on the matched share."""
     living = style.read_living(features)
     known = style.read(kinds, ["feature", "kind"])[["feature", "kind"]]
     note = style.matched_note(living)
@@ -193,7 +193,7 @@ def _by_kind(features: Path, strengths: Path, kinds: Path) -> tuple[pd.DataFrame
 
 
 def _features(axis: Axes, by_kind: pd.DataFrame, drawn: list[pd.DataFrame]) -> None:
-    """Mean strength of each kind's features; dashed: of the matched ones."""
+    """Mean strength of each kind's features; matched features are dashed."""
     if by_kind.empty:
         style.empty(axis, "no kinds of feature in this experiment's analyses")
         return
@@ -207,12 +207,12 @@ def _features(axis: Axes, by_kind: pd.DataFrame, drawn: list[pd.DataFrame]) -> N
         _band(axis, full, marker + "-", colour, label)
         axis.plot(matched["step"], matched["value"], "--", color=colour)
         drawn.append(curves.assign(panel="features", event="features"))
-    axis.set_ylim(0, 1.3)  # with room for the legend
+    axis.set_ylim(0, 1.3)  # room for the legend
     axis.set_yticks([0, 0.25, 0.5, 0.75, 1])
 
 
 def _shown(order: pd.DataFrame) -> list[tuple[str, str, pd.Series]]:
-    """Label, colour and row of what the panel of onsets shows, from top to bottom."""
+    """Label, colour and row of everything in the panel of onsets, from top to bottom."""
     shown: list[tuple[str, str, pd.Series]] = []
     for _, row in order.iterrows():
         event, detail = str(row["event"]), str(row["detail"])
@@ -227,7 +227,7 @@ def _shown(order: pd.DataFrame) -> list[tuple[str, str, pd.Series]]:
         elif event.startswith("loss_"):
             name = event.removeprefix("loss_")
             shown.append((f"loss below the {name} model's", style.COLOURS[name], row))
-        elif detail == "":  # single distances are in the table
+        elif detail == "":  # single distances are only in the table
             shown.append((f"copying gain: {GAINS[event][0]}", "0.25", row))
     return shown
 
@@ -235,7 +235,7 @@ def _shown(order: pd.DataFrame) -> list[tuple[str, str, pd.Series]]:
 def _onsets(
     axis: Axes, order: pd.DataFrame, labels: bool, last: float, drawn: list[pd.DataFrame]
 ) -> None:
-    """Each onset with its interval, the earliest on top; what never forms says none."""
+    """Each onset with its interval, the earliest on top; events that never form have a note."""
     shown = _shown(order)
     for y, (_, colour, row) in enumerate(shown):
         if row["verdict"] == "forms":

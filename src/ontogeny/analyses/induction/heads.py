@@ -1,28 +1,28 @@
 """The heads stage: what every attention head attends to, and what the model gains from a copy.
 
-A[t, s] is a head's attention from position t to s ≤ t, x the tokens, T their number in a block, d
-a distance. Scores are means over positions t, each beside two levels of "nothing":
+A[t, s] is a head's attention from position t to s ≤ t. x are the tokens, T is their number in a
+block, d is a distance. Scores are means over positions t, and each has two baselines:
 
     previous_token       A[t, t−1]        on held-out text
-    fixed_distance       A[t, t−d+1]      there, where x_{t−d} ≠ x_t: no copy lies at d
+    fixed_distance       A[t, t−d+1]      on held-out text, where x_{t−d} ≠ x_t: no copy at d
     induction            A[t, t−d+1]      in the second of two copies of random tokens, d apart
     duplicate_token      A[t, t−d]        the same
     natural_induction    Σ_j A[t, j+1]    on held-out text: over earlier copies j < t−1 of the pair,
                                           (x_j, x_{j+1}) = (x_t, x_{t+1}), at t that have any
 
-    chance     the same for a head that attends equally to all of t's positions: 1/(t+1) each
+    chance     the score of a head that attends equally to all of t's positions: 1/(t+1) each
     control    the same head on the same positions of the same tokens without the first copy; for
-               natural_induction what distance and the attended token alone account for: its mean
-               attention at the copies' distances in the block, and how far it exceeds that from
-               the same t at tokens equal to x_{t+1} that do not follow a token equal to x_t
+               natural_induction what distance and attended token alone explain: its mean
+               attention at the copies' distances in the block, plus its excess over that mean
+               from the same t at tokens equal to x_{t+1} that do not follow a token equal to x_t
 
-A head that follows the content exceeds its control; one that attends to a fixed distance d reaches
-the same induction at d with and without the copy, and none at another d. Random tokens are drawn
-without replacement, so that the one earlier copy of x_t is the passage's.
+A head that follows the content exceeds its control. A head that attends to a fixed distance d has
+the same induction score at d with and without the copy, and none at other distances. Random tokens
+are drawn without replacement, so that the only earlier copy of x_t is the one in the passage.
 
-The copying gain at d is the loss on a passage that occurs for the first time minus the loss
-on it as the second copy, d after the first, in nats: of held-out text and of random tokens. Neither
-of two passages' neighbours belongs to them.
+The copying gain at d is the loss on a passage that occurs for the first time minus the loss on it
+as a second copy, d after the first, in nats, for held-out text and for random tokens. The tokens
+around either passage do not belong to it.
 
 References
 ----------
@@ -52,17 +52,17 @@ from ontogeny.progress import bar
 from ontogeny.settings import Settings
 from ontogeny.snapshots import sites
 
-MOST_CONTEXT = 1024  # tokens of a block that are looked at, for attention is quadratic in them
-BATCH_ENTRIES = 1 << 26  # of attention or logits in memory at a time
-EIGHTHS = (1, 2, 3, 4, 6)  # of a block: the distances of two copies of a passage of one eighth
+MOST_CONTEXT = 1024  # most tokens used of a block, since the cost of attention is quadratic
+BATCH_ENTRIES = 1 << 26  # entries of attention or logits in memory at a time
+EIGHTHS = (1, 2, 3, 4, 6)  # distances of two copies in eighths of a block; a passage is one eighth
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The places of passages in a block of T tokens.
+    """Positions of the passages in a block of T tokens.
 
-    length : ℓ of a passage. second : where its second copy starts; it ends the block.
-    distances : of the first copy before the second.
+    length : ℓ of a passage. second : start of its second copy, which ends the block.
+    distances : from the first copy to the second.
     """
 
     context: int
@@ -77,7 +77,7 @@ class Plan:
 
     @property
     def scores(self) -> list[tuple[str, int]]:
-        """Names and distances of the scores in the order of every array; 0 is no distance."""
+        """Names and distances of the scores, in the order of every array; 0 means no distance."""
         over = ("fixed_distance", "induction", "duplicate_token")
         scores = [("previous_token", 1), ("natural_induction", 0)]
         return scores + [(name, d) for name in over for d in self.distances]
@@ -91,10 +91,10 @@ def plan(context: int) -> Plan:
 
 @dataclass
 class Blocks:
-    """Token ids to run, each (B, T).
+    """Token ids for the model to read, each (B, T).
 
     text : held-out text. random, passage : random tokens, and held-out text that ends with a
-    passage of another block; neither holds a passage twice. `copied` makes it stand twice.
+    passage of another block; neither contains a passage twice. `copied` inserts the first copy.
     """
 
     text: np.ndarray
@@ -102,7 +102,7 @@ class Blocks:
     passage: np.ndarray
 
     def copied(self, name: str, p: Plan, distance: int) -> np.ndarray:
-        """Blocks of `name` with their last passage also `distance` tokens earlier."""
+        """Blocks of `name` whose last passage also occurs `distance` tokens earlier."""
         blocks: np.ndarray = getattr(self, name).copy()
         first = p.second - distance
         blocks[:, first : first + p.length] = blocks[:, p.second :]
@@ -110,15 +110,15 @@ class Blocks:
 
 
 def make_blocks(held_out: np.ndarray, p: Plan, end: int | None, seed: int) -> Blocks:
-    """The blocks of the measures.
+    """The blocks that all scores are measured on.
 
     Parameters
     ----------
-    held_out : (B, context ≥ T), B ≥ 2. end : end-of-text token, which is no random token.
+    held_out : (B, context ≥ T), B ≥ 2. end : end-of-text token; random tokens exclude it.
     """
     text = held_out[:, : p.context].astype(np.int64)
     rng = np.random.default_rng(seed)
-    known = np.unique(held_out)  # of a model's vocabulary some may never have been trained
+    known = np.unique(held_out)  # tokens of the vocabulary that do not occur may be untrained
     known = known[known != (-1 if end is None else end)].astype(np.int64)
     again = len(known) < p.context
     random = np.stack([rng.choice(known, p.context, replace=again) for _ in text])
@@ -130,9 +130,9 @@ def make_blocks(held_out: np.ndarray, p: Plan, end: int | None, seed: int) -> Bl
 def natural_copies(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Where an induction head attends in real text, and where it does not, both (B, T, T) bool.
 
-    [t, s] of the first: s = j + 1 < t for an earlier copy j of the pair of t, (x_j, x_{j+1}) =
-    (x_t, x_{t+1}). Of the second: x_s = x_{t+1} after another token than x_t, for s < t. Only t
-    that have both.
+    The first is true at [t, s] if s = j + 1 < t for an earlier copy j of the pair at t, (x_j,
+    x_{j+1}) = (x_t, x_{t+1}). The second is true if x_s = x_{t+1}, s < t, and s follows another
+    token than x_t. Only t that have both are included.
 
     Parameters
     ----------
@@ -151,7 +151,7 @@ def natural_copies(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def uniform(context: int) -> torch.Tensor:
-    """Attention of a head that attends equally to all of its positions, (1, 1, T, T)."""
+    """Attention of a head that attends equally to all available positions, (1, 1, T, T)."""
     each = 1 / torch.arange(1, context + 1, dtype=torch.float64)
     return each[:, None].expand(-1, context).tril()[None, None]
 
@@ -175,12 +175,12 @@ def text_scores(
     scores["previous_token", 1] = A.diagonal(-1, 2, 3).sum(2), every, None
     for d in p.distances:
         free = ids[:, d:] != ids[:, : T - d]
-        # t from d on: of the diagonal's positions the first, t = d − 1, has nothing at t − d
+        # t starts at d: the diagonal's first position, t = d − 1, has no token at t − d
         seen = A.diagonal(-(d - 1), 2, 3)[:, :, 1:]
         scores["fixed_distance", d] = (seen * free[:, None]).sum(2), free.sum(1), None
     copies, others = natural_copies(ids)
     number = copies.sum(2)
-    # Of every other one of a position's, as often in all as it has copies.
+    # Weights on the other tokens, which add up to the number of copies at each position.
     at = copies.to(A.dtype)
     share = others * (number / others.sum(2).clamp(min=1))[:, :, None].to(A.dtype)
     value = _sum(A, at)
@@ -197,7 +197,7 @@ def _sum(A: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
 
 def _by_distance(A: torch.Tensor) -> torch.Tensor:
-    """(B, H, T, T) of [t, s] as [t, t − s], 0 where there is no such s."""
+    """(B, H, T, T) indexed by [t, s], as [t, t − s]; 0 where there is no such s."""
     T = A.shape[-1]
     back = torch.arange(T, device=A.device)
     s = back[:, None] - back[None, :]
@@ -209,8 +209,8 @@ def copy_scores(rows: torch.Tensor, p: Plan, distance: int) -> dict[tuple[str, i
 
     Parameters
     ----------
-    rows : (B, H, ℓ−1, T) attention from the positions of the second copy but its last, after which
-        nothing is known.
+    rows : (B, H, ℓ−1, T) attention from all positions of the second copy except the last, whose
+        next token is unknown.
     """
     first = p.second - distance
     return {
@@ -220,15 +220,15 @@ def copy_scores(rows: torch.Tensor, p: Plan, distance: int) -> dict[tuple[str, i
 
 
 MEASURED = ("value", "control", "gain")
-Parts = dict[int, list[torch.Tensor]]  # by score, (L, B, H) of each batch
+Parts = dict[int, list[torch.Tensor]]  # for each score, (L, B, H) of each batch
 
 
 @dataclass
 class Measures:
-    """Sums by block of one snapshot, all float64; S scores in the order of `Plan.scores`.
+    """Sums per block for one snapshot, all float64; S scores in the order of `Plan.scores`.
 
-    value, control : (S, L, H, B), control NaN where a score has none; without attention weights L
-    and H are 0. gain : (2, D, B) of held-out text and of random tokens at each distance, in nats.
+    value, control : (S, L, H, B), control NaN if a score has none; L and H are 0 without attention
+    weights. gain : (2, D, B), on held-out text and on random tokens at each distance, in nats.
     """
 
     value: np.ndarray
@@ -237,7 +237,7 @@ class Measures:
 
 
 def chances(blocks: Blocks, p: Plan) -> tuple[np.ndarray, np.ndarray]:
-    """Sums of the scores of uniform attention, and counts of positions, each (S, B)."""
+    """Sums of the scores for uniform attention, and counts of positions, each (S, B)."""
     even = uniform(p.context)
     chance, count = np.zeros((2, len(p.scores), len(blocks.text)))
     for b, row in enumerate(blocks.text):
@@ -253,14 +253,14 @@ def chances(blocks: Blocks, p: Plan) -> tuple[np.ndarray, np.ndarray]:
 
 
 def attends(model: Any) -> bool:
-    """Have the model give its attention weights; False, said aloud, where it has none to give."""
+    """Make the model return attention weights; False, with a warning, if it has none."""
     try:
         model.set_attn_implementation("eager")
         device = next(model.parameters()).device
         with torch.no_grad():
             ids = torch.zeros((1, 2), dtype=torch.int64, device=device)
             given = model(input_ids=ids, use_cache=False, output_attentions=True).attentions
-    except Exception as error:  # an architecture's own code raises what it will
+    except Exception as error:  # an architecture's own code can raise anything
         given, why = None, f" ({' '.join(str(error).split())[:120]})"
     else:
         why = ""
@@ -275,18 +275,18 @@ def attends(model: Any) -> bool:
 
 
 def _weights(given: Any, context: int) -> list[torch.Tensor]:
-    """Layers that have attention weights (B, H, T, T) among what a model gives."""
+    """The layers of a model's output that have attention weights (B, H, T, T)."""
     square = (context, context)
     return [a for a in given or () if a is not None and a.ndim == 4 and a.shape[-2:] == square]
 
 
 @torch.no_grad()
 def measure_model(model: Any, blocks: Blocks, p: Plan, attention: bool) -> Measures:
-    """The sums of one snapshot.
+    """Compute the sums for one snapshot.
 
     Parameters
     ----------
-    model : in evaluation mode. attention : whether it gives attention weights (`attends`).
+    model : in evaluation mode. attention : whether it returns attention weights (`attends`).
     """
     device = next(model.parameters()).device
     order = {key: i for i, key in enumerate(p.scores)}
@@ -303,7 +303,7 @@ def measure_model(model: Any, blocks: Blocks, p: Plan, attention: bool) -> Measu
             sums[order[key]].append(torch.stack([layer[key] for layer in layers]))
 
     def losses(ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """Mean loss on the second copy but for its first token, (B,)."""
+        """Mean loss on the second copy without its first token, (B,)."""
         logits = logits[:, -p.length : -1].float()
         right = ids[:, p.second + 1 :]
         loss = cross_entropy(logits.flatten(0, 1), right.flatten(), reduction="none")
@@ -326,7 +326,7 @@ def measure_model(model: Any, blocks: Blocks, p: Plan, attention: bool) -> Measu
     for k, name in enumerate(("passage", "random")):
         wanted = attention and name == "random"
         by_distance: list[torch.Tensor] = []
-        for d in (0, *p.distances):  # 0: the passage stands there once
+        for d in (0, *p.distances):  # 0: the passage occurs only once
             rows = getattr(blocks, name) if d == 0 else blocks.copied(name, p, d)
             loss = []
             for ids in batches(rows):
@@ -354,13 +354,13 @@ def measure(settings: Settings, snapshots: Path, tokens: Path, sums: Path, table
     Parameters
     ----------
     snapshots : folder of step{S} folders. tokens : tokens.h5.
-    sums : HDF5; by block of held-out text, what `Measures` has, each with a first axis of
-        snapshots; attributes steps, scores and score_distances, distances of the gains, half.
+    sums : HDF5; for each block of held-out text, the fields of `Measures`, each with snapshots as
+        first axis; attributes steps, scores and score_distances, distances of the gains, half.
     table : CSV of means over positions; its columns are in the declaration.
 
     Raises
     ------
-    InputError : fewer than two blocks of held-out text.
+    InputError : there are fewer than two blocks of held-out text.
     """
     data = Tokens(tokens)
     first, last = data.splits["held_out"]

@@ -1,4 +1,4 @@
-"""What of heads and copying goes into summary.json."""
+"""Numbers on heads and copying for summary.json."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from ontogeny.experiment import Experiment
 
 
 def numbers(experiment: Experiment) -> dict[str, Any]:
-    """Onset steps of heads and copying; None where they do not form."""
+    """Onset steps of heads and copying; None if they do not form."""
     table = experiment.table("induction")
     values: dict[str, Any] = {}
     gains = table["event"].str.startswith("copying_gain")
-    whole = table["detail"].isna() | ~gains  # of gains the median over distances, not each distance
+    whole = table["detail"].isna() | ~gains  # of gains, only the median over distances
     for event, rows in table[table["maximum"].notna() & whole].groupby("event"):
         formed = rows[rows["verdict"] == "forms"]
         values[f"{event}_onset"] = formed["onset_step"].min() if len(formed) else None

@@ -1,22 +1,23 @@
 """The induction stage: in which order heads, the copying gain and kinds of feature appear.
 
-Of a curve e over snapshots, an excess over its levels of "nothing" (heads.py), the onset is the
-first crossing of half its maximum, interpolated in log(step + 1), as a feature's:
+Each event has a curve e over snapshots, its excess over the baselines (heads.py). Its onset is the
+first crossing of half the maximum, interpolated in log(step + 1), as for a feature:
 
     previous_token_head      value − chance of the head whose maximum is largest
     fixed_distance_head      the same, at half a block
     induction_head           value − max(chance, control), the median over distances
     duplicate_token_head     the same
-    induction_head_text      the same of natural_induction
-    copying_gain             in nats, at each distance and the median over them; _random: of tokens
+    induction_head_text      the same for natural_induction
+    copying_gain             in nats, at each distance and their median; _random: random tokens
     features                 the median of the onsets of a kind's features
     loss_unigram, _bigram    the crossing of the n-gram model's level, of the stage `phases`
 
-The median over five distances lets no head pass that attends, and no model that copies, at one or
-two of them alone. A curve that never exceeds its margin (settings, induction), or whose maximum the
-blocks of text do not tell from 0, has the verdict 'none' and no onset. Intervals are of a bootstrap
-over blocks of text, the best head chosen anew in each sample (over features for the kinds): they
-hold for this one training, and the snapshots on either side bound what any onset can tell.
+The median over five distances excludes heads that attend, and models that copy, at only one or two
+of them. A curve has the verdict 'none' and no onset if it never exceeds its margin (settings,
+induction), or if its maximum does not differ from 0 over blocks of text. Intervals come from a
+bootstrap over blocks of text, in which each sample chooses the best head again (for the kinds, over
+features). They hold for this one training run, and no onset is known more precisely than the
+snapshots on either side.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ from ontogeny.files import InputError, read_hdf5, write_table
 from ontogeny.settings import Settings
 
 SAMPLES = 32  # bootstrap samples of all heads in memory at a time
-LEAST_FEATURES = 5  # of a kind, for its median onset
-ARRAYS = ("value", "control", "chance", "count", "gain")  # of Sums
+LEAST_FEATURES = 5  # least number of features of a kind for its median onset
+ARRAYS = ("value", "control", "chance", "count", "gain")  # fields of Sums
 
 
 @dataclass
 class Sums:
-    """The sums by block that the heads stage wrote; shapes as in `heads.Measures`, n snapshots.
+    """The sums per block that the heads stage wrote; shapes as in `heads.Measures`, n snapshots.
 
     value, control : (n, S, L, H, B). chance, count : (S, B). gain : (n, 2, D, B).
     """
@@ -60,11 +61,11 @@ class Sums:
 
 
 def read(path: Path) -> Sums:
-    """What the heads stage wrote.
+    """Read what the heads stage wrote.
 
     Raises
     ------
-    InputError : the file is damaged, or no such file.
+    InputError : the file is damaged or does not exist.
     """
     with read_hdf5(path, "a file of heads") as file:
         arrays = {name: file[name][()].astype(np.float64) for name in ARRAYS}
@@ -79,7 +80,7 @@ def read(path: Path) -> Sums:
 
 
 def excess(sums: Sums, score: str, weights: np.ndarray, distances: list[int]) -> np.ndarray:
-    """How far heads are above chance and control, the median over distances, (W, n, L·H).
+    """How far heads exceed chance and control, as the median over distances, (W, n, L·H).
 
     Parameters
     ----------
@@ -103,7 +104,7 @@ def excess(sums: Sums, score: str, weights: np.ndarray, distances: list[int]) ->
 
 @dataclass
 class Event:
-    """One curve and its bootstrap.
+    """An event's curve and its bootstrap.
 
     detail : a head as 'layer.head' from 0, a distance in tokens, or ''. curve : (n,).
     samples : (samples, n).
@@ -117,14 +118,14 @@ class Event:
 
     @property
     def forms(self) -> bool:
-        """Whether the curve's maximum passes its margin and exceeds 0 (at 97.5%)."""
+        """Whether the maximum exceeds its margin, and its bootstrap's 2.5% quantile exceeds 0."""
         best = int(self.curve.argmax())
         low = np.quantile(self.samples[:, best], 0.025)
         return bool(self.curve[best] >= self.margin and low > 0)
 
 
 def head_events(sums: Sums, weights: np.ndarray, margin: float) -> Iterator[Event]:
-    """The best head of each score; none where the model gave no attention weights.
+    """The best head for each score; none if the model returned no attention weights.
 
     Parameters
     ----------
@@ -153,7 +154,7 @@ def head_events(sums: Sums, weights: np.ndarray, margin: float) -> Iterator[Even
 
 
 def gain_events(sums: Sums, weights: np.ndarray, margin: float) -> Iterator[Event]:
-    """The copying gain of text and of random tokens: the median over distances, then each."""
+    """The copying gain on text and on random tokens: the median over distances, then each."""
     B = sums.gain.shape[-1]
     for k, name in enumerate(("copying_gain", "copying_gain_random")):
         curves = sums.gain[:, k].mean(-1)  # (n, D)
@@ -165,7 +166,7 @@ def gain_events(sums: Sums, weights: np.ndarray, margin: float) -> Iterator[Even
 
 
 def onsets(curves: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """First crossing of half the maximum of each curve, (F,) steps; the maxima are positive.
+    """First crossing of half the maximum of each curve, (F,) steps; the maxima must be positive.
 
     Parameters
     ----------
@@ -177,7 +178,7 @@ def onsets(curves: np.ndarray, steps: np.ndarray) -> np.ndarray:
 def feature_rows(
     features: pd.DataFrame, kinds: pd.DataFrame, samples: int, rng: np.random.Generator
 ) -> Iterator[tuple[dict[str, object], np.ndarray]]:
-    """Rows of the table for each kind, all living features and the matched, and the bootstrap.
+    """Table rows for each kind, for all living features and the matched ones, and the bootstrap.
 
     Parameters
     ----------
@@ -200,11 +201,11 @@ def feature_rows(
 
 
 def level_rows(levels: dict[str, Any]) -> Iterator[dict[str, object]]:
-    """Rows of the loss's crossings of the n-gram levels, which have no bootstrap.
+    """Table rows for the steps at which the loss crosses the n-gram levels; they have no bootstrap.
 
     Parameters
     ----------
-    levels : what the phases stage wrote; NAME_crossing_step is None where the loss stays above.
+    levels : written by the phases stage; NAME_crossing_step is None if the loss stays above.
     """
     for name in ("unigram", "bigram"):
         step = levels[f"{name}_crossing_step"]
@@ -221,7 +222,7 @@ def measure(
     table: Path,
     curves: Path,
 ) -> None:
-    """Write the order of onsets, and the curves that they are read from.
+    """Write the order of onsets, and the curves that they are computed from.
 
     Parameters
     ----------
@@ -232,7 +233,7 @@ def measure(
 
     Raises
     ------
-    InputError : sums that are damaged, or of other snapshots than the settings'.
+    InputError : the sums are damaged, or belong to other snapshots than those in the settings.
     """
     section, analysis = settings.section(Induction), settings.analysis
     measured = read(sums)
@@ -277,13 +278,13 @@ def measure(
 
 
 def _ordered(rows: list[dict[str, object]], samples: list[np.ndarray]) -> pd.DataFrame:
-    """The rows by onset, each with how sure its place before the next one is."""
+    """The rows ordered by onset, each with the certainty that it precedes the next one."""
     names = ["event", "detail", "group", "count", "verdict", "maximum", "margin", "onset_step"]
     names += ["low", "high", "quartile_low", "quartile_high"]
     table = pd.DataFrame(rows).reindex(columns=names)
     table["count"] = table["count"].astype("Int64")
     at = table["onset_step"].to_numpy(dtype=float)
-    order = np.argsort(at, kind="stable").tolist()  # what has no onset, NaN, comes last
+    order = np.argsort(at, kind="stable").tolist()  # events without an onset, NaN, come last
     table = table.iloc[order]
     before: list[float] = []
     for this, following in zip(order, [*order[1:], None], strict=True):

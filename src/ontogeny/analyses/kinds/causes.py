@@ -1,28 +1,28 @@
-"""What a feature loses when tokens before it are replaced (docs/method.md 6).
+"""What a feature loses when preceding tokens are replaced (docs/method.md 6).
 
-At a sampled held-out position t the text up to t is run again through every snapshot, each time
-with other tokens replaced, and the features' activations at t are compared with what they were:
+At a sampled held-out position t, every snapshot reads the text up to t again, each time with other
+tokens replaced, and the features' activations at t are compared with the original ones:
 
-    induction       what followed every earlier copy of the pair (x_{t−1}, x_t): x_{j+1}, for all
+    induction       the tokens after all earlier copies of the pair (x_{t−1}, x_t): x_{j+1}, for all
                     j < t with x_{j−1} = x_{t−1} and x_j = x_t
-    previous_token  x_{t−1} alone
+    previous_token  only x_{t−1}
     context         everything before x_{t−1}
-    control         other earlier tokens, as many as `induction` replaces, or one where it replaces
-                    none: neither the copies nor what follows them
+    control         other earlier tokens, as many as `induction` replaces, or one if it replaces
+                    none: neither the copies nor the tokens after them
 
-x_t is never replaced, nor x_{t−1} but by `previous_token`. A token is replaced by one drawn from
-the held-out text, other than itself; everything before x_{t−1} by as many tokens that begin another
-block, so that the offset stays what it is and only the content changes. One control
-serves both `induction` and `previous_token`; for the latter it replaces at least as many tokens.
+x_t is never replaced, and x_{t−1} only by `previous_token`. A token is replaced by a different one
+drawn from the held-out text. Everything before x_{t−1} is replaced by as many tokens from the
+beginning of another block, so that the offset stays the same and only the content changes. One
+control serves both `induction` and `previous_token`, for which it replaces at least as many tokens.
 
-    loss = 1 − Σ f_replaced / Σ f     over the sampled positions where the feature is active
+    loss = 1 − Σ f_replaced / Σ f     over sampled positions at which the feature is active
 
-With a gate per snapshot f is the largest over snapshots (features/held_out.py). Intervals
-are of a bootstrap over positions.
+With a gate per snapshot, f is the largest over snapshots (features/held_out.py). Intervals come
+from a bootstrap over positions.
 
-Half of the sample are positions with an earlier copy, half are any. Within either half the next
-position is one at which the feature is active that has the fewest positions so far, so that as many
-features as possible have enough of them.
+Half of the sampled positions have an earlier copy, the other half may be any. In either half, the
+next position is one at which the feature with the fewest positions so far is active, so that as
+many features as possible have enough positions.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ from ontogeny.settings import Settings
 REPLACED = ("induction", "previous_token", "context")
 CONTROLLED = {"induction", "previous_token"}
 RUNS = (*REPLACED, "control")
-LEAST_OFFSET = 2  # of a position: x_{t−1} and one token before it
-BATCH_TOKENS = {"cpu": 1 << 12, "cuda": 1 << 14}  # of a forward pass
-BOOTSTRAP_ENTRIES = 1 << 21  # sums of samples in memory at a time
+LEAST_OFFSET = 2  # least offset of a position, which needs x_{t−1} and one token before it
+BATCH_TOKENS = {"cpu": 1 << 12, "cuda": 1 << 14}  # tokens in a forward pass
+BOOTSTRAP_ENTRIES = 1 << 21  # sums over samples in memory at a time
 
 
 def copies(ids: np.ndarray) -> np.ndarray:
-    """Places j of the earlier copies (x_{j−1}, x_j) of a text's last two tokens.
+    """Positions j of the earlier copies (x_{j−1}, x_j) of a text's last two tokens.
 
     Parameters
     ----------
@@ -67,13 +67,13 @@ def copies(ids: np.ndarray) -> np.ndarray:
 
 
 def followers(ids: np.ndarray) -> np.ndarray:
-    """Places of what follows these copies, but for x_{t−1} and x_t themselves."""
+    """Positions of the tokens after these copies, except x_{t−1} and x_t themselves."""
     after = copies(ids) + 1
     return after[after < len(ids) - 2]
 
 
 def others(ids: np.ndarray) -> np.ndarray:
-    """Places that the control chooses from."""
+    """Positions that the control can choose from."""
     left = np.ones(max(0, len(ids) - 2), bool)
     for back in (-1, 0, 1):
         at = copies(ids) + back
@@ -107,9 +107,9 @@ def replaced(
 
 
 def _drawn(ids: np.ndarray, pool: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Tokens of the pool, each other than that of `ids` in its place."""
+    """Tokens from the pool, each different from the token of `ids` at its position."""
     drawn = rng.choice(pool, len(ids))
-    for _ in range(1000):  # a pool of one token has no other
+    for _ in range(1000):  # a pool of one token may have no other
         same = drawn == ids
         if not same.any():
             break
@@ -125,13 +125,13 @@ def sample(
     least: int,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Rows to run, in rising order: half of them with an earlier copy of their pair, half any.
+    """Rows to run, ascending: half of them with an earlier copy of their pair, half any.
 
     Parameters
     ----------
-    f : (N, F) held-out activations. copied, fit : (N,) bool, rows with an earlier copy, and those
-        that can be run at all. count : of rows to take, at most.
-    least : active rows of a feature, below which no row is taken for its sake.
+    f : (N, F) held-out activations. copied, fit : (N,) bool, rows with an earlier copy, and rows
+        that can be run. count : maximum number of rows.
+    least : number of active rows below which no row is taken for a feature.
     """
     taken = np.zeros(f.shape[0], bool)
     for pool, most in ((copied & fit, count // 2), (fit, count)):
@@ -147,16 +147,17 @@ def _cover(
     least: int,
     rng: np.random.Generator,
 ) -> None:
-    """Take rows of the pool, in place, until enough are taken or no feature has one left.
+    """Take rows of the pool, in place, until there are enough or no feature has a row left.
 
-    Each goes to the feature that is active at the fewest rows taken, of these the rarest.
+    Each row is taken for the feature that is active at the fewest rows taken so far, of several
+    the rarest.
     """
     columns = sparse.csc_array(f)
     rows_of = [rows[pool[rows]] for rows in np.split(columns.indices, columns.indptr[1:-1])]
     size = np.array([len(rows) for rows in rows_of])
     queues = [iter(rng.permutation(rows)) for rows in rows_of]
     have = np.asarray((f[np.flatnonzero(taken)] > 0).sum(0)).ravel().astype(float)
-    have += size.argsort(kind="stable").argsort(kind="stable") / len(size)  # the rarest first
+    have += size.argsort(kind="stable").argsort(kind="stable") / len(size)  # ties go to the rarest
     have[size < least] = np.inf
     while taken.sum() < most and np.isfinite(have).any():
         feature = int(have.argmin())
@@ -170,12 +171,12 @@ def _cover(
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts to run, those of like length side by side.
+    """Texts to run, with texts of similar length next to each other.
 
     Attributes
     ----------
-    ids : of each. position : (T,) the number of the sampled position that each belongs to.
-    run : (T,) the number of its run, of RUNS.
+    ids : of each text. position : (T,) index of the sampled position that each belongs to.
+    run : (T,) index of its run in RUNS.
     """
 
     ids: list[np.ndarray]
@@ -183,7 +184,7 @@ class Texts:
     run: np.ndarray
 
     def batches(self, tokens: int) -> Iterator[tuple[np.ndarray, slice]]:
-        """Ids (B, longest), with anything behind the shorter ones, and which texts they are of."""
+        """Padded ids (B, longest), and which texts they belong to; the padding may be any token."""
         start = 0
         while start < len(self.ids):
             stop = start + 1
@@ -200,7 +201,7 @@ class Texts:
 def texts(
     blocks: np.ndarray, block: np.ndarray, offset: np.ndarray, rng: np.random.Generator
 ) -> Texts:
-    """All texts with tokens replaced of some positions.
+    """All texts with replaced tokens, for some positions.
 
     Parameters
     ----------
@@ -226,13 +227,13 @@ def rerun(
     f: sparse.csr_array,
     made: Texts,
 ) -> dict[str, sparse.csr_array]:
-    """What is left of the activations at some positions, by run: each (P, F), as f has entries.
+    """What remains of the activations at some positions, by run, each (P, F) with f's entries.
 
-    NaN where a run has no text of the position.
+    NaN if a run has no text for the position.
 
     Parameters
     ----------
-    f : (P, F) activations in the whole text; those that are not 0 are looked at.
+    f : (P, F) activations in the whole text; the nonzero ones are measured.
     """
     device = devices.choose(settings.device)
     features, which = np.unique(f.indices, return_inverse=True)
@@ -275,13 +276,13 @@ def losses(
 
     Parameters
     ----------
-    f : (P, F) activations in the whole text. left : what is left of them, by run; NaN where a
-        position was not run. samples : of the positions.
+    f : (P, F) activations in the whole text. left : what remains of them, by run; NaN where a
+        position was not run. samples : number of bootstrap samples of positions.
 
     Returns
     -------
     feature, replaced, positions (at which the feature is active and both were run), loss, loss_low,
-    loss_high, control, control_low, control_high; NaN where there are no positions, or no control.
+    loss_high, control, control_low, control_high; NaN if there are no positions, or no control.
     """
     parts = []
     for name in REPLACED:
@@ -299,7 +300,7 @@ def losses(
 
 
 def _only(f: sparse.csr_array, data: np.ndarray, chosen: np.ndarray) -> sparse.csc_array:
-    """Some of a matrix's entries, with other values there, (P, F)."""
+    """Some of a matrix's entries, with other values, (P, F)."""
     row = np.repeat(np.arange(f.shape[0]), np.diff(f.indptr))[chosen]
     entries = data[chosen].astype(np.float64)
     return sparse.csc_array((entries, (row, f.indices[chosen])), f.shape)
@@ -308,7 +309,7 @@ def _only(f: sparse.csr_array, data: np.ndarray, chosen: np.ndarray) -> sparse.c
 def _loss(
     whole: sparse.csc_array, left: sparse.csc_array, samples: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """1 − Σ left / Σ whole by feature, (F,), and the quantiles of as many samples of rows."""
+    """1 − Σ left / Σ whole of each feature, (F,), and its quantiles over samples of rows."""
     P, F = whole.shape
     rng = np.random.default_rng(seed)
     weights = rng.multinomial(P, np.full(P, 1 / P), samples).T.astype(np.float64)  # (P, S)
@@ -334,7 +335,7 @@ def measure(
     tokens: Path,
     causes: Path,
 ) -> None:
-    """Write what a crosscoder's features lose when tokens before them are replaced.
+    """Write what a crosscoder's features lose when preceding tokens are replaced.
 
     Parameters
     ----------

@@ -14,8 +14,8 @@ from ontogeny.analyses.kinds.settings import Kinds
 from ontogeny.figures import style
 from ontogeny.settings import Settings
 
-LEAST_FEATURES = 5  # of a kind, for its median onset to stand in the title
-SHOWN = (-0.3, 1.05)  # losses; those beyond stand at the edge
+LEAST_FEATURES = 5  # least number of features of a kind whose median onset the title mentions
+SHOWN = (-0.3, 1.05)  # range of losses; those beyond are drawn at the edge
 
 
 def draw(
@@ -26,7 +26,7 @@ def draw(
     control: Path,
     output: Path,
 ) -> None:
-    """Strength by kind, onsets, how many there are, and what they lose when tokens are replaced.
+    """Strength by kind, onsets, counts, and what features lose when tokens are replaced.
 
     Parameters
     ----------
@@ -37,9 +37,9 @@ def draw(
     output : path without ending. Its CSV has panel, kind, group, feature, snapshot_index, step,
         low, high, value and against. By panel the value is
             strength : mean over features, with quartiles; group 'matched' or 'unmatched'
-            onset : share of the kind's features with onset at or before the step; groups likewise
+            onset : share of the kind's features with an onset up to the step; groups likewise
             count : number of features; group 'all', 'matched', 'rule' or 'permuted'
-            induction : loss of a feature when what followed earlier copies is replaced, against
+            induction : a feature's loss when the tokens after earlier copies are replaced, against
                 that of its control
             context : loss when the previous token is replaced, against that when all before it is
 
@@ -104,7 +104,7 @@ def draw(
 
 
 def finding(table: pd.DataFrame) -> str:
-    """Which kinds appear first and which last, if their onsets differ (Mann-Whitney)."""
+    """Which kinds appear first and last, if their onsets differ (Mann-Whitney)."""
     own = table[(table["panel"] == "onset") & (table["group"] == "matched")]
     # The first and last row of a curve are the ends of the axis.
     onsets = {str(kind): part["step"].to_numpy()[1:-1] for kind, part in own.groupby("kind")}
@@ -114,7 +114,7 @@ def finding(table: pd.DataFrame) -> str:
         return "Fewer than two kinds have enough matched features to compare their onsets"
 
     def like(kind: str) -> list[str]:
-        """Kinds whose onsets do not differ from those of a given kind."""
+        """Kinds whose onsets do not differ from those of the given kind."""
         alike = (
             stats.mannwhitneyu(onsets[kind], onsets[other]).pvalue >= 0.05
             for other in medians.index
@@ -134,7 +134,7 @@ def finding(table: pd.DataFrame) -> str:
 
 
 def _joined(kinds: list[str]) -> str:
-    """Before a noun: "context and current-token"."""
+    """The kinds as an attribute before a noun: "context and current-token"."""
     return " and ".join(kind.replace(" ", "-") for kind in kinds)
 
 
@@ -202,7 +202,7 @@ def _onsets(axis: Axes, living: pd.DataFrame, last: float, drawn: list[pd.DataFr
 def _counts(
     axis: Axes, living: pd.DataFrame, twin: pd.DataFrame, drawn: list[pd.DataFrame]
 ) -> None:
-    """Numbers of features, of matched ones, and what the rules say of them and of permuted ones."""
+    """Numbers of features and of matched ones, and how many the rules label, also when permuted."""
     names = [*style.MARKERS, "none"]
     of_kind = {name: living[living["kind"] == name] for name in names}
     counts = {
@@ -240,7 +240,7 @@ def _counts(
 def _losses(
     axis: Axes, living: pd.DataFrame, panel: str, x: str, y: str, drawn: list[pd.DataFrame]
 ) -> None:
-    """One dot per feature of which both losses are known, coloured by its kind."""
+    """One dot per feature with both losses known, coloured by its kind."""
     known = living[living[x].notna() & living[y].notna()]
     for name in ["none", *style.MARKERS]:
         part = known[known["kind"] == name]

@@ -1,19 +1,19 @@
-"""The kind of each feature: by cause where that was tested, else by rule (docs/method.md 6).
+"""The kind of each feature: by cause if that was tested, else by rule (docs/method.md 6).
 
-By cause (causes.py), in this order, each at `loss` or more of the activation:
+The causes (causes.py) are tested in this order. A loss has to be at least `loss`, as a share:
 
-    induction       lost when what followed the earlier copies is replaced, and at most `control`
-                    when as many other tokens are. This goes first: an induction feature needs the
-                    copies, so that it loses all when everything before the pair is replaced, and it
-                    needs x_{t−1}, by which they are found.
+    induction       lost when the tokens after the earlier copies are replaced, and at most
+                    `control` when as many other tokens are. It is tested first: an induction
+                    feature needs the copies, so it loses everything when all tokens before the pair
+                    are replaced, and it needs x_{t−1}, by which the copies are found.
     previous_token  lost when x_{t−1} is replaced, and at most `control` when another token is. A
-                    single token that takes half comes before all others together.
+                    single token that accounts for half precedes all others together.
     context         lost when everything before x_{t−1} is replaced
 
-What loses less than that under all of them depends on the current token, on the position, or on
-nothing that has been named. No replacement tells these apart: another x_t asks another question,
-and a position cannot be replaced. So the rule decides (rules.py), by the larger of the two shares
-of variance, where it passes its null.
+A feature that loses less under all of them depends on the current token, on the position, or on
+something without a name. Replacements cannot separate these: with another x_t the question changes,
+and a position cannot be replaced. So the rule decides (rules.py): the larger of the two shares of
+variance names the kind, if it passes its null.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from ontogeny.settings import Settings
 def by_cause(losses: pd.DataFrame, section: Kinds) -> pd.Series:
     """The kind of each feature by cause, indexed by feature.
 
-    'none' if it keeps its activation under all replacements, UNTESTED with too few positions.
+    'none' if it keeps its activation under all replacements; UNTESTED if it has too few positions.
 
     Parameters
     ----------
@@ -60,11 +60,11 @@ def by_cause(losses: pd.DataFrame, section: Kinds) -> pd.Series:
 
 
 def kind_of(table: pd.DataFrame, section: Kinds) -> pd.Series:
-    """The kind of each feature: by cause where that names one, by rule where it is not tested.
+    """The kind of each feature: by cause if one is found, by rule if it was not tested.
 
     Parameters
     ----------
-    table : cause, rule, the shares of current_token and position and their nulls, active.
+    table : cause, rule, the shares of current_token and position with their nulls, active.
     """
     shares = table[["current_token", "position"]]
     passed = pd.DataFrame({name: table[name] > table[f"{name}_null"] for name in shares})
@@ -76,7 +76,7 @@ def kind_of(table: pd.DataFrame, section: Kinds) -> pd.Series:
 
 
 def agreement(table: pd.DataFrame) -> pd.DataFrame:
-    """Features by their kind by rule and by cause: rule, cause, features; every pair of them."""
+    """Counts of features by rule and cause: rule, cause, features; all pairs are listed."""
     names = [*KINDS, "none"]
     causes = [name for name in names if name not in ("current_token", "position")] + [UNTESTED]
     counts = table.groupby(["rule", "cause"]).size()
@@ -94,16 +94,17 @@ def measure(
     agree: Path,
     control: Path,
 ) -> None:
-    """Write the kinds of a crosscoder's features, and what the rules find where nothing is.
+    """Write the kinds of a crosscoder's features, and what the rules find in permuted activations.
 
     Parameters
     ----------
     crosscoder : folder of a seed. activations : the experiment's folder. tokens : tokens.h5.
     causes : the causes table. kinds : Parquet; one row per feature that is active on the held-out
-        text: its scores and losses, its kind by rule, by cause, and what it is called.
+        text: its scores and losses, its kind by rule and by cause, and its final kind.
     agree : CSV; rule, cause, features.
-    control : CSV; kind, and how many features are of that kind (features), by rule (rule), and by
-        rule once every feature's activations are permuted over all positions (permuted).
+    control : CSV; kind, and the number of features of that kind: finally (features), by rule
+        (rule), and by rule when every feature's activations are permuted over all positions
+        (permuted).
     """
     section, seed = settings.section(Kinds), settings.analysis.seed
     trained = Crosscoder.load(crosscoder, devices.choose(settings.device))

@@ -1,4 +1,4 @@
-"""What of the kinds goes into summary.json."""
+"""Numbers on the kinds for summary.json."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ontogeny.features.described import KINDS, UNTESTED
 
 
 def numbers(experiment: Experiment) -> dict[str, Any]:
-    """Living features of each kind, and when they appear: median onset with its quartiles and the
-    median's 95% interval over features; all and matched ones."""
+    """Living features of each kind, and when they appear: quartiles of the onsets, and the median's
+    95% interval over features; for all and for matched features."""
     control = experiment.table("kinds_control").set_index("kind")
     features = experiment.table("features")
     living = features[features["alive"]].merge(experiment.table("kinds"), on="feature", how="left")
@@ -22,7 +22,7 @@ def numbers(experiment: Experiment) -> dict[str, Any]:
     rng = np.random.default_rng(analysis.seed)
     values: dict[str, Any] = {
         "kinds_permuted_features": int(control["permuted"].drop("none").sum()),
-        # Of too few positions: their kind is by rule.
+        # Features with too few positions to be tested, whose kind is by rule.
         "kinds_untested_features": int((living["cause"].fillna(UNTESTED) == UNTESTED).sum()),
     }
     for kind in (*KINDS, "none"):
@@ -39,7 +39,7 @@ def numbers(experiment: Experiment) -> dict[str, Any]:
 
 
 def onsets(at: pd.Series, samples: int, rng: np.random.Generator) -> dict[str, float | None]:
-    """Quartiles of some onsets, and the 95% interval of the median over features."""
+    """Quartiles of onsets, and the 95% interval of their median over features."""
     if at.empty:
         return dict.fromkeys(("q25", "median", "q75", "low", "high"))
     x = at.to_numpy(dtype=float)

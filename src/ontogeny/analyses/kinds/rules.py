@@ -1,31 +1,31 @@
-"""Kinds of feature by rule: what an activation on held-out text goes with (docs/method.md 6).
+"""Kinds of feature by rule: what activations on held-out text depend on (docs/method.md 6).
 
 Letters: f (N, F) activations at N held-out positions in text order, x_t the token at position t of
-its block. Shares of a feature's variance, chance corrected (ε², features/held_out.py):
+its block. The rules use shares of a feature's variance, corrected for chance (ε², held_out.py):
 
     current_token    ε²(x_t)                          explained by the token itself
-    previous_token   ε²(x_{t−1}, x_t) − ε²(x_t)       what the token before it adds
+    previous_token   ε²(x_{t−1}, x_t) − ε²(x_t)       added by the previous token
     position         ε²(t)                            explained by the offset in the block
-    context          1 − ε²(x_{t−1}, x_t) − ε²(t)     what all of these leave
+    context          1 − ε²(x_{t−1}, x_t) − ε²(t)     left after all of these
 
-and shares of its mass Σ_t f less what it would be if only the pair of tokens mattered:
+and shares of its mass Σ_t f minus the share expected if only the pair of tokens mattered:
 
-    induction        at t whose pair (x_{t−1}, x_t) stands earlier in the block
-    copying          at t whose token x_t stands earlier in the block (given x_t alone)
+    induction        at t whose pair (x_{t−1}, x_t) occurs earlier in the block
+    copying          at t whose token x_t occurs earlier in the block (given x_t alone)
 
-The first position of a block has no pair: it is left out of the scores that take x_{t−1},
-and the first two positions of `wider`. Otherwise "is the first" would be a previous token of its
-own: on a GPT-2 every previous-token feature was one of position 0.
+The first position of a block has no pair. It is left out of the scores that use x_{t−1}, and
+`wider` leaves out the first two positions. Otherwise "is the first" would act as a previous token
+of its own: in a GPT-2 every previous-token feature was then a feature of position 0.
 
-Each has its null from permutations that break what it claims and keep the rest: of all positions
-for current_token, within a token for previous_token, position and copying, within a pair for
-induction. The context share has none, since it is what is left; that it is more than noise has to
-show in what the residual hangs on beside the pair, the token before them or the block, within a
-pair likewise:
+Each score has a null from permutations that break what it measures and keep the rest: over all
+positions for current_token; within a token for previous_token, position and copying; within a pair
+for induction. The context share is a remainder and has no null. To show that it is more than noise,
+the residual after the pair's mean has to depend on x_{t−2} or on the block; the null of this score
+permutes within a pair:
 
-    wider            the larger of ε²(x_{t−2}) and ε²(block), of what the pair leaves
+    wider            the larger of ε²(x_{t−2}) and ε²(block) of that residual
 
-No language model judges.
+No language model is used as a judge.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from ontogeny.progress import bar
 
 SCORES = ("current_token", "previous_token", "position", "copying", "induction", "wider")
 SHARES = ("current_token", "previous_token", "position", "context")
-PIECE_ENTRIES = 1 << 20  # activations whose permutations are looked at together
-LEAST_DEVIATION = 1e-6  # of a score over permutations; below it is rounding
+PIECE_ENTRIES = 1 << 20  # activations whose permutations are computed together
+LEAST_DEVIATION = 1e-6  # least deviation over permutations; smaller ones are rounding
 GROUP_ENTRIES = 1 << 21  # sums by group and feature in memory at a time
 
 
@@ -62,7 +62,7 @@ def _seen(rows: np.ndarray) -> np.ndarray:
 
 
 class Positions:
-    """What the rules need to know of N positions.
+    """What the rules need to know about N positions.
 
     Parameters
     ----------
@@ -70,10 +70,10 @@ class Positions:
 
     Attributes
     ----------
-    current, pair, before, block, offset : (N,) groups, numbered from 0: of x_t, of (x_{t−1}, x_t),
-        of x_{t−2}, of the block, of the place in it.
+    current, pair, before, block, offset : (N,) groups, numbered from 0: by x_t, by (x_{t−1}, x_t),
+        by x_{t−2}, by block, by position in the block.
     second, third : (N,) bool, whether there is an x_{t−1}, and an x_{t−2}.
-    token_again, pair_again : (N,) bool, whether x_t, and the pair, stand earlier in the block.
+    token_again, pair_again : (N,) bool, whether x_t, and the pair, occur earlier in the block.
     """
 
     def __init__(self, tokens: np.ndarray, block: np.ndarray, offset: np.ndarray) -> None:
@@ -85,7 +85,7 @@ class Positions:
         self.before = _groups(x2)
         self.block, self.offset = _groups(block), _groups(offset)
         self.second, self.third = offset >= 1, offset >= 2
-        # All positions of the block count as earlier ones, those without a row too.
+        # All earlier positions of the block count, including those without a row.
         every = ids[:, 1:]
         self.token_again = _seen(every[:, 1:])[block, offset]
         pairs = _seen(every[:, :-1] * size + every[:, 1:])
@@ -93,7 +93,7 @@ class Positions:
 
 
 class Shuffle:
-    """Permutations of some positions that leave each in its group.
+    """Permutations of positions that keep each one in its group.
 
     Parameters
     ----------
@@ -105,14 +105,14 @@ class Shuffle:
         self._place = np.argsort(groups, kind="stable")
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
-        """(n,): which position's activation each one gets."""
+        """(n,): the position from which each one takes its activation."""
         order = np.empty(len(self._groups), np.int32)
         order[self._place] = np.argsort(self._groups + rng.random(len(self._groups)))
         return order
 
 
 class Sample:
-    """Activations at some of the positions, and how much of their variance a grouping explains.
+    """Activations at some positions, and how much of their variance a grouping explains.
 
     Parameters
     ----------
@@ -132,8 +132,8 @@ class Sample:
 
         Parameters
         ----------
-        groups : (n,) of the positions chosen. order : (n,) which of them each has its activation
-            from, itself if not given.
+        groups : (n,) of the positions chosen. order : (n,) position from which each one takes its
+            activation; its own if not given.
         """
         rows = self.rows if order is None else self.rows[order]
         by_group = np.argsort(groups, kind="stable")
@@ -142,13 +142,13 @@ class Sample:
         return sparse.csr_array((np.ones(len(rows)), rows[by_group], ends), shape) @ self.f
 
     def between(self, groups: np.ndarray, order: np.ndarray | None = None) -> np.ndarray:
-        """Σ_g S_g² / n_g by feature, (F,)."""
+        """Σ_g S_g² / n_g of each feature, (F,)."""
         sums = self.sums(groups, order)
         each = np.repeat(1 / np.bincount(groups), np.diff(sums.indptr))
         return np.bincount(sums.indices, sums.data**2 * each, sums.shape[1])
 
     def share(self, groups: np.ndarray, order: np.ndarray | None = None) -> np.ndarray:
-        """ε² of the grouping, (F,): 1 − mean square within / in all; 0 without variance."""
+        """ε² of the grouping, (F,): 1 − mean square within / overall; 0 without variance."""
         left = max(1, self.count - int(groups.max()) - 1)
         within = (self.squares - self.between(groups, order)) / left
         return np.where(self.varies, 1 - within / np.maximum(self._mean_square, 1e-30), 0.0)
@@ -159,12 +159,12 @@ class Sample:
 
 
 class Wider:
-    """The larger of the shares of the residual of the pair's mean that x_{t−2} and the block
-    explain.
+    """How much x_{t−2} or the block, whichever is more, explains of the residual after the pair's
+    mean.
 
     Parameters
     ----------
-    f : (N, F) activations, of which those with an x_{t−2} are looked at.
+    f : (N, F) activations; only positions with an x_{t−2} are used.
     """
 
     def __init__(self, f: sparse.csr_array, p: Positions) -> None:
@@ -175,13 +175,13 @@ class Wider:
         means = sparse.diags_array(1 / sizes) @ sample.sums(pair)
         self._groups = []
         for groups in (_groups(p.before[p.third]), _groups(p.block[p.third])):
-            # Of the residual's sums by group: as often each pair's mean as it stands there.
+            # A group's sum of residuals subtracts each pair's mean as often as the pair occurs.
             shape = (int(groups.max()) + 1, len(sizes))
             together = sparse.csr_array((np.ones(len(groups)), (groups, pair)), shape)
             self._groups.append((groups, (together @ means).toarray()))
 
     def share(self, order: np.ndarray | None = None) -> np.ndarray:
-        """(F,); the order keeps each position's pair."""
+        """Shares (F,); `order` has to keep each position's pair."""
         N, found = self._sample.count, np.zeros(len(self._total))
         for groups, expected in self._groups:
             left = self._sample.sums(groups, order).toarray() - expected
@@ -193,13 +193,13 @@ class Wider:
 
 
 def excess(where: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Whether each position is one of those asked for, less the rate of that in its group, (n,)."""
+    """Indicator of some positions minus its mean in each position's group, (n,)."""
     rate = np.bincount(groups, where) / np.bincount(groups)
     return where - rate[groups]
 
 
 class Rules:
-    """Scores of features, of their own activations and of permuted ones.
+    """Scores of features, for their own activations and for permuted ones.
 
     Parameters
     ----------
@@ -216,7 +216,7 @@ class Rules:
         self._mass = np.maximum(self._all.f.sum(0), 1e-30)
 
     def scores(self) -> dict[str, np.ndarray]:
-        """All scores of every feature, each (F,)."""
+        """All scores of all features, each (F,)."""
         p, pair = self._p, self._second.share(self._pair)
         position = self._all.share(p.offset)
         rest = 1 - pair - np.maximum(position, 0)
@@ -224,14 +224,14 @@ class Rules:
             "current_token": self._all.share(p.current),
             "previous_token": pair - self._by_token,
             "position": position,
-            # What varies at the first position alone is of no context.
+            # A feature that varies only at the first position has no context.
             "context": np.where(self._second.varies, np.maximum(rest, 0), 0),
             **self._by_mass([np.arange(self._all.count)], [np.arange(self._second.count)]),
             "wider": self._wider.share(),
         }
 
     def permuted(self, orders: dict[str, list[np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
-        """The scores that have a null, of each permutation; orders as `permutations` gives them."""
+        """Yield the scores that have a null for each permutation; orders as from `permutations`."""
         p = self._p
         linear = self._by_mass(orders["token"], orders["pair"])
         for i in range(len(orders["token"])):
@@ -245,7 +245,7 @@ class Rules:
             }
 
     def _by_mass(self, token: list[np.ndarray], pair: list[np.ndarray]) -> dict[str, np.ndarray]:
-        """The scores of mass of several orders, in one product: (orders, F) each; of one, (F,)."""
+        """The scores by mass for all orders, in one product: (orders, F), or (F,) for one order."""
         p, found = self._p, {}
         again = excess(p.token_again, p.current)
         found["copying"] = self._mass_at(again, self._all.rows, token)
@@ -265,10 +265,10 @@ class Rules:
 
 
 def permutations(p: Positions, count: int, seed: int) -> dict[str, list[np.ndarray]]:
-    """Orders of positions, by what they keep; `count` of each.
+    """Permutations of positions, by what they keep; `count` of each.
 
-    everywhere nothing; token x_t, of all positions, and second x_t, of those with an x_{t−1}; pair
-    (x_{t−1}, x_t), of these, and third the pair, of those with an x_{t−2}.
+    `everywhere` keeps nothing. `token` keeps x_t; so does `second`, over positions with an x_{t−1}.
+    `pair` keeps (x_{t−1}, x_t); so does `third`, over positions with an x_{t−2}.
     """
     rng = np.random.default_rng(seed)
     kept = {
@@ -287,14 +287,14 @@ def permutations(p: Positions, count: int, seed: int) -> dict[str, list[np.ndarr
 def null(
     f: sparse.csr_array, p: Positions, count: int, quantile: float, active: int, seed: int
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The scores of all features, and what each has to pass: both (F,), by score.
+    """The scores of all features, and the thresholds that they have to pass: both (F,), by score.
 
-    A score has to pass mean + z · deviation over permutations. z is the stated quantile, over
-    permutations, of the largest standardised score of any feature that is active at `active`
-    positions or more (Westfall and Young's maxT): at 0.95, in one of twenty data sets without
-    structure a single feature passes by chance. Each permutation is standardised by the mean and
-    deviation of the others, as a feature's own score is by those of all. Were it among them, no z
-    could be larger than the root of their number.
+    The threshold is mean + z · deviation over permutations. z is the stated quantile, over
+    permutations, of the largest standardised score among features that are active at `active`
+    positions or more (Westfall and Young's maxT): at 0.95, in data without structure any feature
+    passes by chance in only one of twenty data sets. Each permutation is standardised by the mean
+    and deviation of the others, as a feature's own score is by those of all permutations. If it
+    were included, z could not exceed the square root of their number.
 
     Features are taken in pieces, and all pieces see the same permutations.
     """
@@ -324,7 +324,7 @@ def null(
 
 
 def _left_out(values: np.ndarray) -> np.ndarray:
-    """Each value less the mean of the others of its column, over their deviation: (m, F)."""
+    """Each value minus the mean of its column's other values, over their deviation: (m, F)."""
     m = len(values)
     values = values - values.mean(0)
     square = (values**2).sum(0)
@@ -334,11 +334,11 @@ def _left_out(values: np.ndarray) -> np.ndarray:
 
 
 def judge(found: pd.DataFrame, least: float, active: int) -> pd.Series:
-    """The kind of each feature by rule, or 'none'; that is also any that is active too seldom.
+    """The kind of each feature by rule, or 'none', which includes features that are rarely active.
 
-    The largest of the shares of variance names it, where it is at least `least` and its score
-    passes the null: `wider` for context. A feature of previous_token or context is one of induction
-    where induction passes its null and is at least `least`.
+    The largest share of variance names the kind, if it is at least `least` and its score passes its
+    null (`wider` for context). A previous_token or context feature becomes an induction feature if
+    its induction score passes its null and is at least `least`.
     """
     shares = found[list(SHARES)]
     kind: pd.Series[str] = shares.idxmax(axis=1).astype(str)
@@ -354,7 +354,7 @@ def judge(found: pd.DataFrame, least: float, active: int) -> pd.Series:
 
 
 def table(f: sparse.csr_array, p: Positions, section: Kinds, seed: int) -> pd.DataFrame:
-    """Scores, nulls and kind by rule of every feature, one row per feature: `rule`.
+    """Scores, nulls and kind by rule (`rule`) of every feature, one row per feature.
 
     Parameters
     ----------

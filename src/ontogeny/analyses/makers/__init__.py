@@ -1,1 +1,1 @@
-"""Which attention heads make which features, snapshot by snapshot."""
+"""Which attention heads produce which features, snapshot by snapshot."""

@@ -1,8 +1,9 @@
-"""The makers_by_kind stage: which heads make which kinds of feature, and since when.
+"""The makers_by_kind stage: which heads produce which kinds of feature, and since when.
 
-Of the features of a kind, for each head, the mean loss at all snapshots and the mean share at each
-(measure.py). A share's onset is the first crossing of half its maximum over snapshots, interpolated
-in log(step + 1), as a feature's. Intervals are of a bootstrap over the kind's features.
+For each head and kind, it averages over the kind's features the loss at all snapshots together and
+the share at each one (measure.py). A share's onset is the first crossing of half its maximum over
+snapshots, interpolated in log(step + 1), as for features. Intervals come from a bootstrap over
+the kind's features.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ontogeny.features.histories import normalise, onset
 from ontogeny.files import InputError, open_hdf5, write_table
 from ontogeny.settings import Settings
 
-LEAST_FEATURES = 5  # of a kind
+LEAST_FEATURES = 5  # least number of features of a kind
 INTERVAL = (0.025, 0.975)
 COLUMNS = ["kind", "layer", "head", "features", "loss", "low", "high", "strongest"]
 COLUMNS += ["onset_step", "onset_low", "onset_high"]
@@ -61,17 +62,17 @@ def measure(
     by_kind: Path,
     curves: Path,
 ) -> None:
-    """Write the kinds' makers, and their shares over snapshots.
+    """Write the heads of each kind, and their shares over snapshots.
 
     Parameters
     ----------
     makers, shares : Parquet and HDF5 of the makers stage. features : Parquet; feature, alive.
-    kinds : Parquet; feature, kind; without it there is one kind, 'all'.
+    kinds : Parquet; feature, kind. Without it there is one kind, 'all'.
     by_kind, curves : CSV; their columns are in the declaration.
 
     Raises
     ------
-    InputError : makers and shares of two runs.
+    InputError : makers and shares come from different runs.
     """
     table = pd.read_parquet(makers)
     with open_hdf5(shares) as file:

@@ -6,7 +6,7 @@ from ontogeny.stages import MODEL
 
 TABLES = {"makers": "makers", "shares": "maker_shares"}
 BY_KIND = {"by_kind": "makers_by_kind", "curves": "maker_curves"}
-# Heads are ablated once per dictionary; other kinds of feature or bootstraps run no model again.
+# Heads are ablated once per dictionary; changes of kinds or of the bootstrap run no model again.
 
 MAKERS = Stage(
     "makers",

@@ -1,4 +1,4 @@
-"""Which heads make which kinds of feature, and since when."""
+"""Which heads produce which kinds of feature, and since when."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from ontogeny.figures import style
 
-MADE = 0.5  # mean loss from which a kind's share is drawn over steps
+MADE = 0.5  # least mean loss of a kind whose share is drawn over steps
 ORDER = ["all", *style.MARKERS, "none"]
 ROLES = {
     "previous_token_head": "previous-token",
@@ -24,17 +24,17 @@ ROLES = {
 def draw(
     by_kind: Path, curves: Path, heads: Path | None, attention: Path | None, output: Path
 ) -> None:
-    """Mean loss by head and kind; the strongest head's share by snapshot, beside its attention.
+    """Mean loss by head and kind; the strongest head's share by snapshot, with its attention.
 
-    Shares are drawn of the kinds that lose at least half of their activation.
+    Shares are drawn for kinds that lose at least half of their activation.
 
     Parameters
     ----------
     by_kind, curves : CSV of the makers_by_kind stage.
-    heads, attention : CSV of `induction`, which say what heads attend to; None without it.
+    heads, attention : CSV of `induction` on what heads attend to; None without it.
     output : path without ending. Its CSV has panel ('loss', 'share', 'attention'), kind, layer,
-        head, role, features, snapshot_index, step, value, low, high; shares and attention over
-        their largest.
+        head, role, features, snapshot_index, step, value, low, high; shares and attention are
+        divided by their maximum.
 
     References
     ----------
@@ -81,8 +81,8 @@ def draw(
 
 
 def finding(table: pd.DataFrame) -> str:
-    """The head whose ablation costs induction and previous-token features most, if that is
-    clear."""
+    """The head whose ablation costs induction and previous-token features most, if there is one
+    clear answer."""
     loss = table[table["panel"] == "loss"]
     parts = []
     for kind in ("induction", "previous_token"):
@@ -108,7 +108,7 @@ Head = tuple[int, int]
 def _roles(
     heads: Path | None, attention: Path | None
 ) -> tuple[dict[Head, list[str]], dict[Head, pd.DataFrame]]:
-    """What heads do, and their attention over steps, of those that form."""
+    """What heads do, and their attention over steps, for the roles that form."""
     roles: dict[Head, list[str]] = {}
     attends: dict[Head, pd.DataFrame] = {}
     if heads is None or attention is None:
@@ -129,7 +129,7 @@ def _roles(
 
 
 def _matrix(axis: Axes, table: pd.DataFrame, roles: dict[Head, list[str]]) -> pd.DataFrame:
-    """Mean loss of each kind's features by head, written into its cell."""
+    """Mean loss of each kind's features by head, with the numbers written into the cells."""
     kinds = [kind for kind in ORDER if kind in set(table["kind"])]
     wide = table.pivot(index=["layer", "head"], columns="kind", values="loss")[kinds]
     counts = table.groupby("kind")["features"].first()
@@ -158,7 +158,7 @@ def _matrix(axis: Axes, table: pd.DataFrame, roles: dict[Head, list[str]]) -> pd
 def _shares(
     axis: Axes, every: pd.DataFrame, best: dict[str, Head], attends: dict[Head, pd.DataFrame]
 ) -> list[pd.DataFrame]:
-    """Each kind's share of its strongest head over its largest, and that head's attention."""
+    """Each kind's normalised share of its strongest head, and that head's attention."""
     drawn: list[pd.DataFrame] = []
     shown: set[Head] = set()
     for kind, marker in style.MARKERS.items():

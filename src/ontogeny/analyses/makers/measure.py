@@ -1,21 +1,22 @@
-"""The makers stage: how much of each feature's activation each attention head makes.
+"""The makers stage: how much of each feature's activation each attention head produces.
 
 A head's output z (its slice of the input of its layer's output projection) is *ablated* at a
-snapshot: replaced at every position by its mean there over the held-out positions of that snapshot.
-Everything after it follows, later heads and MLPs too, so that a head makes what others build on it.
+snapshot by replacing it, at every position, with its mean over the snapshot's held-out positions.
+Everything downstream changes too, including later heads and MLPs, so a head also accounts for
+what others build on its output.
 
 Letters: x a held-out position, ã^θ(x) a snapshot's normalised activations and ã^θ_k(x) those with
-head k ablated there, E_i^θ what feature i's encoder reads of that snapshot (readout.py), h_i its
+head k ablated, E_i^θ the part of feature i's encoder that reads that snapshot (readout.py), h_i its
 pre-activation, g the gate. At the positions x where feature i is active, with f_i = g(h_i),
 
     c_ik^θ(x) = (ã^θ(x) − ã^θ_k(x)) · E_i^θ          what h_i loses through snapshot θ
     loss_ik   = 1 − Σ_x g(h_i − Σ_θ c_ik^θ) / Σ_x f_i    head k ablated at all snapshots at once
     share_ik^θ = Σ_x c_ik^θ / Σ_x f_i                    at snapshot θ alone, without the gate
 
-The shares of all snapshots add up to the loss without the gate (`share`): a feature's activation is
-one for all snapshots, and each has a part in it. The gate makes a loss larger: what falls below it
-is lost whole. Either is negative where a head holds a feature back. The standard error is over
-blocks.
+The shares of all snapshots add up to the loss without the gate (`share`): a feature has one
+activation for all snapshots, and each contributes a part of it. The gate makes a loss larger, since
+an activation that falls below it is lost entirely. Loss and share are negative if a head suppresses
+a feature. The standard error is over blocks.
 
 References
 ----------
@@ -47,9 +48,9 @@ from ontogeny.settings import Settings
 from ontogeny.snapshots import attention, sites
 from ontogeny.snapshots.attention import Heads
 
-BATCH_TOKENS = 1 << 12  # of a forward pass
-PIECE_ENTRIES = 1 << 24  # numbers in memory at a time, beside a pass
-DENSE = 64  # (position, feature) products that cost as much as one that is looked up
+BATCH_TOKENS = 1 << 12  # tokens in a forward pass
+PIECE_ENTRIES = 1 << 24  # numbers in memory at a time, in addition to a forward pass
+DENSE = 64  # entries of a full product that cost as much as one computed by index
 COLUMNS = ["feature", "layer", "head", "active", "loss", "standard_error", "share", "strongest"]
 Key = tuple[int, str]  # (layer, stream)
 
@@ -58,8 +59,8 @@ Key = tuple[int, str]  # (layer, stream)
 class Pairs:
     """P (position, feature) pairs at which a feature is active, by block and offset.
 
-    block, offset, which : (P,); the block's number among those looked at, the feature's among those
-    of `Readout`.
+    block, offset, which : (P,); `block` is an index into the blocks that are read, `which` an index
+    into the features of `Readout`.
     """
 
     block: np.ndarray
@@ -67,12 +68,12 @@ class Pairs:
     which: np.ndarray
 
     def of(self, first: int, last: int) -> slice:
-        """The pairs of some blocks."""
+        """The pairs of the blocks from `first` to `last`."""
         return slice(*np.searchsorted(self.block, [first, last]))
 
 
 def find_heads(model: Any, last: int) -> dict[int, Heads]:
-    """The heads of each layer up to `last` that has any; that none has is said aloud."""
+    """The heads of each layer up to `last` that has any; prints a warning if none has."""
     found = {layer: attention.find(model, layer) for layer in range(last + 1)}
     heads = {layer: h for layer, h in found.items() if not isinstance(h, str)}
     if not heads:
@@ -82,7 +83,7 @@ def find_heads(model: Any, last: int) -> dict[int, Heads]:
 
 @torch.no_grad()
 def mean_outputs(model: Any, blocks: torch.Tensor, heads: dict[int, Heads]) -> dict[int, Any]:
-    """Mean over positions of what each layer's heads write, (H·width,) by layer.
+    """Mean over positions of each layer's head outputs, (H·width,) by layer.
 
     Parameters
     ----------
@@ -104,7 +105,7 @@ def mean_outputs(model: Any, blocks: torch.Tensor, heads: dict[int, Heads]) -> d
 
 
 def _batches(blocks: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
-    """Blocks in pieces of about `BATCH_TOKENS`, each with the number of its first."""
+    """Blocks in pieces of about `BATCH_TOKENS`, each with the index of its first block."""
     step = max(1, BATCH_TOKENS // blocks.shape[1])
     for first in range(0, len(blocks), step):
         yield first, blocks[first : first + step]
@@ -118,16 +119,16 @@ def ablated(
     means: dict[int, torch.Tensor],
     before: dict[Key, torch.Tensor],
 ) -> Iterator[tuple[int, dict[Key, torch.Tensor]]]:
-    """Values of the sites that each head can reach, (B, T, d), with that head ablated.
+    """Yield the values (B, T, d) of the sites that each head can reach, with that head ablated.
 
     Parameters
     ----------
-    keys : sites. means : of `mean_outputs`. before : the residual stream after each layer below
-        one that has heads, so that blocks before it are not run again.
+    keys : sites. means : from `mean_outputs`. before : the residual stream after each layer that
+        precedes one with heads, so that earlier layers are not run again.
 
     Yields
     ------
-    Number of the head, counted over the layers in turn, and values by site.
+    Index of the head, counted through all layers, and values by site.
     """
     number = 0
     for layer, of_layer in heads.items():
@@ -159,15 +160,15 @@ def losses(
     pairs: Pairs,
     features: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[tuple[int, int]]]:
-    """Activations with and without each head, and what each snapshot has in the difference.
+    """Activations with and without each head, and each snapshot's share of the difference.
 
     Parameters
     ----------
-    blocks : (B, T) token ids. features : (S,) numbers of the features that pairs.which counts.
+    blocks : (B, T) token ids. features : (S,) numbers of the features that pairs.which indexes.
 
     Returns
     -------
-    f (P,); without each head (K, P); Σ_x c (S, K, n) by snapshot; layer and head of each k.
+    f (P,); f without each head (K, P); Σ_x c (S, K, n) by snapshot; layer and head of each k.
     """
     device = devices.choose(settings.device)
     dtype = devices.precision(settings.activations.precision, device)
@@ -224,13 +225,13 @@ def losses(
 
 
 def _products(x: torch.Tensor, E: torch.Tensor, at: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
-    """x (N, D) of each pair's position times the encoder E (S, D) of its feature, summed, (p,).
+    """Dot product of x (N, D) at each pair's position with its feature's encoder, E (S, D): (p,).
 
     Parameters
     ----------
-    at, of : (p,) the position and the feature of each pair.
+    at, of : (p,) index of the position and of the feature of each pair.
     """
-    if len(x) * len(E) <= DENSE * len(of):  # one product of all is cheaper than rows of each
+    if len(x) * len(E) <= DENSE * len(of):  # one full matrix product is cheaper than gathering rows
         return (x @ E.T)[at, of]
     step = max(1, PIECE_ENTRIES // x.shape[1])
     parts = zip(at.split(step), of.split(step), strict=True)
@@ -248,7 +249,7 @@ def table(
 
     Parameters
     ----------
-    f, without, share, names : of `losses`, share already over Σ f.
+    f, without, share, names : from `losses`, with share already divided by Σ f.
     """
     S = len(share)
     blocks = int(pairs.block.max(initial=0)) + 1
@@ -258,7 +259,7 @@ def table(
     parts = []
     for k, (layer, head) in enumerate(names):
         loss = np.bincount(pairs.which, f - without[k], minlength=S) / total
-        off = f - without[k] - loss[pairs.which] * f  # of a ratio of sums, by block
+        off = f - without[k] - loss[pairs.which] * f  # error of a ratio of sums
         by_block = np.bincount(cell, off, minlength=S * blocks).reshape(S, blocks)
         error = np.sqrt((by_block**2).sum(1)) / total
         columns = {"feature": np.arange(S), "layer": layer, "head": head, "active": active}
@@ -280,7 +281,7 @@ def measure(
     makers: Path,
     shares: Path,
 ) -> None:
-    """Write the share of each head in each feature; empty if the model's heads cannot be separated.
+    """Write each head's share of each feature; empty if the model's heads cannot be separated.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What of the heads that make features goes into summary.json."""
+"""Numbers on the heads that produce features for summary.json."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ontogeny.experiment import Experiment
 
 
 def numbers(experiment: Experiment) -> dict[str, Any]:
-    """By kind of feature, its strongest head, what is lost without it, and its share's onset."""
+    """For each kind, its strongest head, the loss without it, and the onset of its share."""
     table = experiment.table("makers_by_kind")
     values: dict[str, Any] = {}
     for row in table[table["strongest"].astype(bool)].itertuples():

@@ -1,1 +1,1 @@
-"""Names of features by rule, and the range chart: each feature's life as a spindle."""
+"""Names of features by rule, and the range chart, which draws each feature's life as a spindle."""

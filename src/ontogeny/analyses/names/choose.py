@@ -1,18 +1,19 @@
-"""Which name a feature has: the one that its contexts share and that chance explains least.
+"""Which name a feature gets: one that its contexts share and that chance explains least.
 
-Evidence are a feature's *strong* contexts, those of its largest activations, and its *range*, one
-context from each quantile of its activations. Of what the rules (rules.py) see in them, a name
-holds if
+The evidence is a feature's *strong* contexts, those of its largest activations, and its *range*,
+one context from each quantile of its activations. A name, made from what the rules (rules.py) find
+in these contexts, holds if
 
-    agreement    at least `names.agreement` of the strong contexts, and of their activation, have it
+    agreement    it fits at least `names.agreement` of the strong contexts and of their activation
                  (all of them, if the rule is a loose one),
-    lift         that is LIFT times its share of the text, at least, and
-    chance       so many would have it by chance with a probability of CHANCE at most; each further
-                 member of a set, as in "if or while", has to be worth FURTHER more.
+    lift         this is at least LIFT times its share of the text, and
+    chance       the probability that so many fit by chance is at most CHANCE; each further member
+                 of a set, as in "if or while", has to reduce it by a factor of FURTHER.
 
-It is the feature's name if it also accounts for `names.range` of the activation over the range;
-among such names that of the lowest chance over all contexts wins, which is the most specific one
-that still covers them. If none does, the name says that it is where the feature is strongest.
+It becomes the feature's name if it also accounts for `names.range` of the activation over the
+range. Among such names, the one with the lowest chance over all contexts wins, which is the most
+specific one that still covers them. If there is none, the name says that it describes only where
+the feature is strongest.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ from ontogeny.analyses.names.rules import RULES
 Label = tuple[str, str]  # (rule, what it sees)
 LIFT = 5.0
 CHANCE, FURTHER = 1e-4, 1000.0
-PART = 0.15  # of the strong contexts, that each member of a set has, and two of them at least
-TRIED = 5  # labels of a rule, the most frequent
+PART = 0.15  # least share of strong contexts for each member of a set, and at least two contexts
+TRIED = 5  # most frequent labels of a rule that are tried
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the rules see in a feature's contexts.
+    """What the rules find in a feature's contexts.
 
     Attributes
     ----------
-    strong : labels of each context of its largest activations, and the activation. range : the same
-    of one context of each quantile.
+    strong : for each context of the largest activations, its labels and the activation. range :
+    the same for one context of each quantile.
     """
 
     strong: Sequence[tuple[set[Label], float]]
@@ -49,14 +50,14 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Name:
-    """A name and what speaks for it.
+    """A name and its evidence.
 
     Attributes
     ----------
-    name : '' where no rule holds. rule : of RULES. agreement : share of the strong contexts, or of
+    name : '' if no rule holds. rule : one of RULES. agreement : share of the strong contexts, or of
     their activation if that is less.
     range : share of the activation over the range. share : of the text's positions.
-    strongest : whether it says only where the feature is strongest.
+    strongest : whether the name describes only where the feature is strongest.
     """
 
     name: str = ""
@@ -71,7 +72,7 @@ class Name:
 class _Candidate:
     """Labels of one rule that a name may join.
 
-    surprise, surprise_strong : nats by which the contexts, or the strong ones, speak for it.
+    surprise, surprise_strong : evidence in nats from all contexts, and from the strong ones.
     """
 
     rule: str
@@ -89,14 +90,14 @@ class _Candidate:
 
 
 def tail(n: int, k: int, share: float) -> float:
-    """The probability that k or more of n contexts have what a share of the text has."""
+    """The probability that k or more of n contexts have a property with this share of the text."""
     return float(bdtrc(k - 1, n, share))
 
 
 def surprise(n: int, k: int, share: float) -> float:
-    """Nats by which k of n contexts are likelier if that is the rate than if the text's share is.
+    """Log likelihood ratio in nats for k of n contexts: the observed rate against the text's share.
 
-    0 where the rate is not above the share.
+    0 if the rate does not exceed the share.
     """
     rate = k / n
     if rate <= share:
@@ -108,11 +109,11 @@ def surprise(n: int, k: int, share: float) -> float:
 def choose(
     evidence: Evidence, text: Mapping[Label, float], agreement: float, least_range: float
 ) -> Name:
-    """The name that a feature's contexts give it.
+    """The name that follows from a feature's contexts.
 
     Parameters
     ----------
-    text : share of the text's positions that have each label, none of them 0.
+    text : share of the text's positions that have each label; none is 0.
     agreement, least_range : `names.agreement`, `names.range`.
     """
     agreed = [
@@ -133,10 +134,10 @@ def choose(
 
 
 def _candidates(evidence: Evidence, text: Mapping[Label, float]) -> Iterable[_Candidate]:
-    """The most frequent labels of each rule, and sets of them."""
+    """The most frequent labels of each rule, and sets of these labels."""
     counts = Counter(label for labels, _ in evidence.strong for label in labels)
     by_rule = defaultdict(list)
-    # Of equally frequent ones the rarer in the text first; then by name, so that the order is one.
+    # Ties go to the label that is rarer in the text, then by name, so that the order is unique.
     for label in sorted(counts, key=lambda each: (-counts[each], text[each], each)):
         by_rule[label[0]].append(label)
     least = max(2.0, PART * len(evidence.strong))
@@ -172,6 +173,6 @@ def _candidate(
 def _held(
     labels: Sequence[Label], contexts: Sequence[tuple[set[Label], float]]
 ) -> tuple[int, float]:
-    """How many contexts have one of the labels, and the share of the activation that these have."""
+    """Number of contexts with one of the labels, and their share of the activation."""
     held = [value for has, value in contexts if not has.isdisjoint(labels)]
     return len(held), sum(held) / (sum(value for _, value in contexts) or 1.0)

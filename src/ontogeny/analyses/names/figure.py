@@ -1,4 +1,4 @@
-"""The range chart: lives of features as spindles, as palaeontology draws those of species."""
+"""The range chart: lives of features drawn as spindles, as palaeontology draws those of species."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ontogeny.figures.glyphs import drawable
 from ontogeny.settings import Settings
 
 KINDS = ("current_token", "previous_token", "induction", "context", "position", "none")
-FINE = 400  # points along a spindle
-HALF = 0.46  # of a row, that a feature at its peak takes up on either side
+FINE = 400  # number of points along a spindle
+HALF = 0.46  # share of a row's height that a feature at its peak fills on either side
 
 
 def choose(living: pd.DataFrame, most: int) -> pd.DataFrame:
-    """The features to show: of each kind some, spread over the order in which they appear.
+    """The features to show: some of each kind, spread over the order in which they appear.
 
-    Named features that came again in another seed (or, if that leaves none, all named ones), each
-    name once; names of the strongest contexts alone only where there are no others. A kind gets its
-    share of `most` by the square root of its number; its features, in order of onset, are cut into
-    so many parts, and the most frequent of each part is shown.
+    Candidates are named features that another seed matches (all named ones, if there are none), one
+    per name; names of only the strongest contexts are used only if there are no others. Each kind
+    gets a share of `most` in proportion to the square root of its size. Its features, in order of
+    onset, are divided into that many parts, and the most frequent one of each part is shown.
 
     Parameters
     ----------
@@ -61,14 +61,14 @@ def draw(
     log: Path | None,
     output: Path,
 ) -> None:
-    """Draw the chosen features' lives below the model's loss.
+    """Draw the lives of the chosen features below the model's loss.
 
     Parameters
     ----------
     features, strengths, named, kinds : tables of a crosscoder. phases, levels, log : of the model.
-    turning_point : JSON. log, kinds : None where there is none.
+    turning_point : JSON. log, kinds : None if there is none.
     output : path without ending. Its CSV has panel ('loss', 'copying', 'feature'), feature, name,
-        kind, onset_step, step, value (nats; of a feature the normalised strength).
+        kind, onset_step, step, value (nats, or the normalised strength of a feature).
     """
     living = style.read_living(features, ["onset_step", "density"])
     names = style.read(named, ["feature", "name", "strongest"])
@@ -80,7 +80,7 @@ def draw(
     rows = choose(living, settings.section(Names).shown)
     curves = style.read(strengths, ["feature", "step", "normalised_strength"])
     loss = style.read(phases, ["step", "loss"])
-    turning = style.read_json(turning_point, []).get("all")  # none of fewer than four snapshots
+    turning = style.read_json(turning_point, []).get("all")  # absent if under four snapshots
     last = float(curves["step"].max())
     with style.paper():
         figure = style.new_figure(180, 45 + 3.3 * max(8, len(rows)))
@@ -100,7 +100,7 @@ def draw(
 
 
 def finding(table: pd.DataFrame) -> str:
-    """How many features are shown, and in which order their kinds appear, in the median."""
+    """How many features are shown, and in which order their kinds appear, by median onset."""
     own = table[table["panel"] == "feature"].drop_duplicates("feature")
     if own.empty:
         return "No feature has a name"
@@ -128,7 +128,7 @@ def _colour(kind: str) -> str:
 
 
 def _model(axis: Axes, loss: pd.DataFrame, levels: Path, log: Path | None) -> pd.DataFrame:
-    """Held-out loss with the n-gram levels, and what a copy gains."""
+    """Held-out loss with the n-gram levels, and the copying gain."""
     axis.plot(loss["step"], loss["loss"], color=style.COLOURS["held_out"], label="held-out loss")
     for name in ("unigram", "bigram"):
         level = style.read_json(levels, [f"{name}_cross_entropy"])[f"{name}_cross_entropy"]
@@ -163,7 +163,7 @@ def _leave_room(axis: Axes) -> None:
 
 
 def _lives(axis: Axes, rows: pd.DataFrame, curves: pd.DataFrame) -> list[pd.DataFrame]:
-    """A spindle for each row, named at its right end."""
+    """One spindle per row, with the name at its right end."""
     drawn = []
     for place, about in enumerate(rows.to_dict("records")):
         own = curves[curves["feature"] == about["feature"]].sort_values("step")

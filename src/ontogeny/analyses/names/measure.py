@@ -1,7 +1,7 @@
-"""Names by rule: what a feature's contexts share and the text has rarely (docs/method.md 6).
+"""Names by rule: what a feature's contexts share and the text rarely has (docs/method.md 6).
 
-What the rules see stands in rules.py, which name wins in choose.py. No language model judges, and a
-name says what the contexts look like, not what the feature does.
+rules.py has the rules, and choose.py decides which name wins. No language model is used as a judge.
+A name describes what the contexts look like, not what the feature does.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from ontogeny.features import contexts as stored
 from ontogeny.files import write_table
 from ontogeny.settings import Settings
 
-POSITIONS = 1 << 14  # of the held-out text, evenly spaced, that shares of the text are taken from
-BLOCKS = 1 << 10  # whose tokens are in memory at a time
-STRONG = 0.5  # of its largest activation, from which a context is a strong one
+POSITIONS = 1 << 14  # most positions, evenly spaced, from which shares of the text are estimated
+BLOCKS = 1 << 10  # blocks whose tokens are in memory at a time
+STRONG = 0.5  # least share of the largest activation for a strong context
 
 
 class Text:
@@ -35,14 +35,14 @@ class Text:
 
     Parameters
     ----------
-    data : the corpus. store : of contexts, for the tokens as text.
+    data : the corpus. store : contexts, from which the text of each token is taken.
     """
 
     def __init__(self, data: Tokens, store: stored.Store) -> None:
         self.first, self.last = data.splits["held_out"]
         self.width = data.context
 
-        shown = lru_cache(maxsize=None)(visible)  # one string per token, not per position
+        shown = lru_cache(maxsize=None)(visible)  # cached by token, not by position
 
         @lru_cache(maxsize=BLOCKS)
         def block(number: int) -> tuple[str, ...]:
@@ -51,11 +51,11 @@ class Text:
         self._block: Callable[[int], tuple[str, ...]] = block
 
     def labels(self, block: int, offset: int, copies: bool) -> set[Label]:
-        """What the rules see at a position."""
+        """The labels that the rules find at a position."""
         return labels_of(Context(self._block(block), offset), copies)
 
     def shares(self, copies: bool) -> dict[Label, float]:
-        """The share of the text that has each label, from POSITIONS of it at most."""
+        """The share of the text that has each label, estimated from at most POSITIONS positions."""
         size = (self.last - self.first) * self.width
         counts: Counter[Label] = Counter()
         chosen = np.unique(np.linspace(0, size - 1, min(size, POSITIONS)).astype(np.int64))
@@ -65,7 +65,7 @@ class Text:
 
 
 class _Shares(dict[Label, float]):
-    """Shares with one more position that has everything, so that none is 0."""
+    """Shares with one additional position that has every label, so that no share is 0."""
 
     def __init__(self, counts: Counter[Label], size: int) -> None:
         super().__init__({label: (n + 1) / (size + 1) for label, n in counts.items()})
@@ -76,7 +76,7 @@ class _Shares(dict[Label, float]):
 
 
 def strong(contexts: list[stored.Context], least: int) -> list[stored.Context]:
-    """Those of at least STRONG of the largest activation, or the `least` strongest."""
+    """The contexts with at least STRONG of the largest activation, or the `least` strongest."""
     bar = STRONG * contexts[0].value
     return contexts[: max(least, sum(context.value >= bar for context in contexts))]
 
@@ -92,7 +92,7 @@ def named(
 
     Parameters
     ----------
-    shares : of the text's positions that have each label.
+    shares : share of the text's positions that have each label.
     copies : whether the feature depends on earlier copies.
     """
     if len(feature.top) < section.contexts:
@@ -124,13 +124,13 @@ def names(
 def measure(
     settings: Settings, contexts: Path, tokens: Path, kinds: Path | None, named: Path
 ) -> None:
-    """Name every living feature that its contexts name.
+    """Name every living feature whose contexts allow it.
 
     Parameters
     ----------
     contexts : HDF5 of the analysis `contexts`. tokens : tokens.h5.
-    kinds : Parquet; feature, kind; None where kinds are not told.
-    named : Parquet to write; feature, name ('' where no rule holds), rule, agreement, range, share,
+    kinds : Parquet; feature, kind; None if kinds are unknown.
+    named : Parquet to write; feature, name ('' if no rule holds), rule, agreement, range, share,
         strongest.
     """
     store = stored.Store(contexts)

@@ -1,4 +1,4 @@
-"""What of the names goes into summary.json."""
+"""Numbers on the names for summary.json."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ontogeny.experiment import Experiment
 
 
 def numbers(experiment: Experiment) -> dict[str, Any]:
-    """How many living features have a name, and how many only one of where they are strongest."""
+    """How many living features have a name, and how many only one for their strongest contexts."""
     living = experiment.table("features").query("alive")["feature"]
     names = experiment.table("names")
     named = names[(names["name"] != "") & names["feature"].isin(living)]

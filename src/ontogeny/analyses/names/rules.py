@@ -1,4 +1,4 @@
-"""The rules that name features: what each sees in a context, and how it says it.
+"""The rules that name features: what each one finds in a context, and how it words the name.
 
 Each is a pure function of a context (text.py) and knows no language: a word is letters, digits and
 underscores, a line ends at a line break, brackets are ( [ {. docs/atlas.md has a sentence on each.
@@ -12,27 +12,27 @@ from dataclasses import dataclass
 
 from ontogeny.analyses.names.text import WORD, WORDS, Context, classes
 
-SOON = 12  # words and signs among so many tokens before are "soon after" them
-FIRST, EARLY = 4, 16  # positions that are the start of a window, and early in it
-LONGEST = 32  # letters of what a name shows
+SOON = 12  # a position is "soon after" words and signs in this many preceding tokens
+FIRST, EARLY = 4, 16  # number of positions that are at the start of a window, and early in it
+LONGEST = 32  # most letters of a label in a name
 SPACES = re.compile(" {3,}")
 STARTS = {"at first token": 1, "at start of window": FIRST, "early in window": EARLY}
 POWERS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 JOINING = "/\\-_.@:+"  # signs that join words without a space
-TELLING = re.compile(r"\w{3,}|[^\w\s↵]{2,}")  # words of three letters, signs that stand together
+TELLING = re.compile(r"\w{3,}|[^\w\s↵]{2,}")  # words of 3 letters or more, 2 or more signs
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What contexts may share.
+    """A property that contexts may share.
 
     Attributes
     ----------
-    labels : what a context has of it. form : the name, {} for the labels.
-    place : the word that leads to the name in "strongest on self". most : labels that one name may
-    join. loose : whether it holds by chance in many contexts, and so has to hold in all.
-    copies : whether it is asked only of features that depend on earlier copies.
-    caused : whether what it says is what that dependence means, so that chance need not be asked.
+    labels : function that returns a context's labels. form : the name, with {} for the labels.
+    place : the preposition in "strongest on self". most : maximum number of labels in one name.
+    loose : whether many contexts have it by chance, so that all strong ones have to have it.
+    copies : whether it applies only to features that depend on earlier copies.
+    caused : whether that dependence implies it, so that chance is not tested.
     """
 
     labels: Callable[[Context], Iterable[str]]
@@ -44,13 +44,13 @@ class Rule:
     caused: bool = False
 
     def name(self, labels: Iterable[str], strongest: bool) -> str:
-        """The name that the labels give; `strongest` where it holds for large activations alone."""
+        """The name for some labels; `strongest` if it holds only for large activations."""
         said = self.form.format(" or ".join(map(shortened, labels)))
         return " ".join(filter(None, ["strongest", self.place, said])) if strongest else said
 
 
 def shown(text: str) -> str:
-    """Text as it stands in a name: without the space before it; ␣ is one, ␣⁷ seven."""
+    """Text as shown in a name, without its leading space; ␣ is one space, ␣⁷ seven."""
     bare = text.removeprefix(" ")
     if bare and bare == bare.strip(" ") and "  " not in bare:
         return bare
@@ -59,7 +59,7 @@ def shown(text: str) -> str:
 
 
 def shortened(label: str) -> str:
-    """A label of LONGEST letters at most: of a longer one the end."""
+    """A label of at most LONGEST letters: the end of a longer one."""
     return label if len(label) <= LONGEST else "…" + label[1 - LONGEST :]
 
 
@@ -74,12 +74,12 @@ def _run(first: int, last: int) -> Callable[[Context], Iterable[str]]:
 
 
 def _class(n: int) -> Callable[[Context], Iterable[str]]:
-    """What the token n after the position looks like."""
+    """What the token at offset n from the position looks like."""
     return lambda c: classes(c.token(n), c.token(n - 1))
 
 
 def _class_after(c: Context) -> Iterable[str]:
-    """Signs, capitals and the like after a token; of plain words `previous` says as much."""
+    """Signs, capitals and the like after a token; `previous` covers plain words."""
     before = c.token(-1)
     if before is None:
         return ()
@@ -105,7 +105,7 @@ def _word_before(c: Context) -> Iterable[str]:
 
 def _soon(c: Context) -> Iterable[str]:
     text = "".join(c.tokens[max(0, c.at - SOON) : c.at])
-    if WORD.match(c.tokens[c.at]):  # it may go on with the last word
+    if WORD.match(c.tokens[c.at]):  # the token may continue the last word
         text = re.sub(r"\w+$", "", text)
     return set(TELLING.findall(text if c.at <= SOON else re.sub(r"^\w+", "", text)))
 
@@ -147,7 +147,7 @@ def _indent(c: Context) -> Iterable[str]:
 
 
 def _start(c: Context) -> Iterable[str]:
-    """Wider and wider: which of them a name says is decided by what the contexts share."""
+    """Nested ranges; what the contexts share decides which of them a name uses."""
     return [name for name, end in STARTS.items() if c.at < end]
 
 
@@ -189,16 +189,16 @@ RULES: dict[str, Rule] = {
 
 
 def labels_of(context: Context, copies: bool) -> set[tuple[str, str]]:
-    """All that a context has: (rule, label).
+    """All labels of a context, as (rule, label).
 
     Parameters
     ----------
-    copies : whether to look for earlier copies too, which takes longest.
+    copies : whether to look for earlier copies too, which is the slowest part.
     """
     return {
         (rule, label)
         for rule, about in RULES.items()
         if copies or not about.copies
         for label in about.labels(context)
-        if label  # a token that only goes on with a character is ''
+        if label  # '' for a token that only continues a character
     }

@@ -1,4 +1,4 @@
-"""A position of the text as the rules of names see it: its token, and what stands around it."""
+"""A position of the text as the naming rules see it: its token, and the text around it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from functools import cached_property
 LOOK = 64  # tokens before the position that the rules read
 WORD = re.compile(r"\w+")
 OPENING, CLOSING = "([{", ")]}"
-LINE = "↵"  # as line break is shown (corpus/pieces.visible)
+LINE = "↵"  # how a line break is shown (corpus/pieces.visible)
 POINTS = ".,:;!?"
 QUOTES = "'\"`“”‘’«»"
-WORDS = ("word start", "word piece")  # classes of what is a word's first token, or a later one
-# A ' between letters is an apostrophe, unless a prefix of strings stands before it, as in f'x'.
+WORDS = ("word start", "word piece")  # classes of a word's first token, and of a later one
+# A ' between letters is an apostrophe, unless a string prefix precedes it, as in f'x'.
 MARK = r"""(?i)"|'(?![a-z])|(?<![a-z])'|(?<=\b[rbfu])'(?=[a-z])(?!(?:m|d|s|t|ll|re|ve)\b)"""
 
 
@@ -24,7 +24,7 @@ class Context:
 
     Attributes
     ----------
-    tokens : the block's, as they are shown. at : the position among them, from 0.
+    tokens : of the block, as they are shown. at : index of the position among them, from 0.
     """
 
     tokens: Sequence[str]
@@ -37,27 +37,27 @@ class Context:
 
     @cached_property
     def before(self) -> str:
-        """The text before the position, LOOK tokens at most."""
+        """The text before the position, at most LOOK tokens of it."""
         return "".join(self.tokens[max(0, self.at - LOOK) : self.at])
 
     @cached_property
     def line(self) -> str:
-        """The position's line, as far as it is known, up to the position."""
+        """The position's line up to the position, as far as `before` contains it."""
         return self.before.rpartition(LINE)[2]
 
     @property
     def line_is_whole(self) -> bool:
-        """Whether the line's beginning is known."""
+        """Whether `before` contains the beginning of the line."""
         return LINE in self.before
 
     @property
     def quotation_marks(self) -> int:
-        """How many stand in that line; an apostrophe, as in it's, is none."""
+        """Number of quotation marks in that line, not counting apostrophes as in it's."""
         return len(re.findall(MARK, self.line))
 
     @cached_property
     def open_brackets(self) -> list[int]:
-        """Where in `before` brackets stand that are open at the position, the innermost last."""
+        """Indices in `before` of brackets that are open at the position, the innermost last."""
         opened: list[int] = []
         for i, letter in enumerate(self.before):
             if letter in OPENING:
@@ -68,22 +68,22 @@ class Context:
 
     @property
     def word(self) -> str:
-        """The word that the position's token goes on with, to its end; '' if it is none."""
+        """The word that the position's token belongs to, up to the end of the token; '' if none."""
         last = re.search(r"\w+$", self.before[-LOOK:] + self.tokens[self.at])
         return last[0] if last else ""
 
     @property
     def earlier_words(self) -> list[str]:
-        """The words before the position's own, as far as `before` shows them whole."""
+        """The words before the position's own word, excluding one that `before` cuts off."""
         words = WORD.findall(self.before + self.tokens[self.at])
         first = 1 if self.at > LOOK and WORD.match(self.before) else 0
         return words[first:-1] if self.word else words[first:]
 
     @property
     def followed(self) -> str | None:
-        """The token that followed the last earlier copy of the token here, if there is one.
+        """The token after the last earlier copy of the token at the position, if there is one.
 
-        A copy that also has the same token before it comes first.
+        Copies with the same preceding token take precedence.
         """
         own, before = self.tokens[self.at], self.token(-1)
         copies = [j for j in range(self.at) if self.tokens[j] == own]
@@ -94,7 +94,7 @@ class Context:
 
 
 def classes(text: str | None, before: str | None) -> list[str]:
-    """What a token looks like, given the one before it; the most telling first."""
+    """What a token looks like, given the previous one; the most specific class first."""
     if text is None:
         return []
     bare = text.strip(" ")
@@ -111,7 +111,7 @@ def classes(text: str | None, before: str | None) -> list[str]:
 
 
 def _sign(bare: str) -> str:
-    """What a token of signs alone is called, after its first."""
+    """The class of a token that has only signs, by its first sign."""
     for signs, name in (
         (OPENING, "opening bracket"),
         (CLOSING, "closing bracket"),

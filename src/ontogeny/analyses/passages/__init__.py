@@ -1,1 +1,1 @@
-"""Stored passages, read by every snapshot: losses, predictions and features by token."""
+"""Stored passages that every snapshot reads: losses, predictions and features for each token."""

@@ -1,4 +1,4 @@
-"""Passages through training: when each token of a text begins to be expected."""
+"""Passages during training: when each token of a text becomes predictable."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import pandas as pd
 
 from ontogeny.figures import style, token_losses
 
-SHOWN = 3  # passages
+SHOWN = 3  # number of passages
 COLUMNS = ["passage", "source", "position", "token", "step", "loss"]
 
 
 def draw(passages: Path, output: Path) -> None:
-    """Draw the loss of each token of three passages, the last of a task if there is one.
+    """Draw the loss of each token of three passages; the last is from a task if there is one.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ def draw(passages: Path, output: Path) -> None:
 
 
 def finding(table: pd.DataFrame) -> str:
-    """From where to where the median token's loss goes, and how many tokens end worse."""
+    """How the median token's loss changes, and how many tokens end with a higher loss."""
     known = table.dropna(subset=["loss"])
     if known.empty:
         return "No passage has a token whose loss is known"

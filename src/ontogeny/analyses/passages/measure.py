@@ -1,4 +1,4 @@
-"""Passages that every snapshot reads: held-out text from the middle of blocks, tasks' prompts."""
+"""Passages that every snapshot reads: held-out text from the middle of blocks, and task prompts."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def measure(
     passages: Path,
     features: Path,
 ) -> None:
-    """Write what every snapshot makes of some passages.
+    """Write what every snapshot computes on some passages.
 
     Parameters
     ----------
     snapshots : folder. tasks : prompts of `circuits`, or None.
-    passages, features : Parquet, one row for each token and snapshot, and for each feature there;
+    passages, features : Parquet, one row per token and snapshot, and one per active feature;
         their columns are in columns.yaml.
 
     Raises
     ------
-    InputError : damaged inputs, or tokens that the crosscoder was not trained on.
+    InputError : inputs are damaged, or the crosscoder was trained on other tokens.
     """
     section, data = settings.section(Passages), Tokens(tokens)
     trained = Crosscoder.load(crosscoder, devices.choose(settings.device))
@@ -62,7 +62,7 @@ def measure(
 
 
 def _of_text(settings: Settings, data: Tokens) -> Iterator[tuple[str, Passage]]:
-    """Passages from blocks evenly apart; what stands before them in a block is read as well."""
+    """Passages from evenly spaced blocks; the tokens before them in the block are read as well."""
     section = settings.section(Passages)
     first, last = data.splits["held_out"]
     count = min(section.held_out, last - first)
@@ -74,7 +74,7 @@ def _of_text(settings: Settings, data: Tokens) -> Iterator[tuple[str, Passage]]:
 
 
 def _of_tasks(settings: Settings, data: Tokens, path: Path | None) -> Iterator[tuple[str, Passage]]:
-    """The first clean prompts of each task that the last snapshot does."""
+    """The first clean prompts of each task that the last snapshot can do."""
     count = settings.section(Passages).prompts
     if path is None or not count:
         return

@@ -1,1 +1,1 @@
-"""Whether decoder norms mean presence: latent scaling and linear probes beside them."""
+"""Whether decoder norms show presence, tested with latent scaling and linear probes."""

@@ -1,4 +1,4 @@
-"""Does the norm mean presence? Latent scaling and linear probes against decoder norms."""
+"""Does the norm show presence? Latent scaling and linear probes against decoder norms."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from matplotlib.patches import Rectangle
 
 from ontogeny.figures import style
 
-COLUMNS = 4  # crosscoders beside each other, at most
+COLUMNS = 4  # most crosscoders in a row
 CELLS = 40
 BINS = np.linspace(0, 1, 11)
-LEAST = 20  # pairs in a bin of which a median is drawn
-TOP = 1.25  # of the scalings shown; what lies beyond counts at the edge
+LEAST = 20  # least number of pairs in a bin with a median
+TOP = 1.25  # largest scaling shown; larger ones count at the edge
 SHADES = style.CASES
 MARKERS = "osD^vP*"
 SERIES = [
@@ -48,18 +48,18 @@ def draw(
     verdicts: list[Path],
     output: Path,
 ) -> None:
-    """Scaling and probes by normalised strength for each crosscoder, and the verdicts of all.
+    """Scaling and probes against normalised strength for each crosscoder, and all verdicts.
 
     Parameters
     ----------
-    names : of the crosscoders. features, tests, verdicts : a table each of every crosscoder: the
-        features table (feature, alive, matched, matched_cosine), presence.parquet, presence.csv.
+    names : of the crosscoders. features, tests, verdicts : one table per crosscoder: the features
+        table (feature, alive, matched, matched_cosine), presence.parquet, presence.csv.
     output : path without ending. Its CSV has crosscoder, panel ('density', 'median', 'probe',
         'threshold', 'verdict'), measure, test, group, x_low, x_high, y_low, y_high, low, value,
-        high, pairs. For 'density' pairs by cell of normalised strength (x) and free scaling (y);
-        for 'median' the median scaling by bin of normalised strength; for 'probe' median and
-        quartiles of the area under the ROC curve by bin; for the others shares with 95% intervals,
-        x_low the threshold.
+        high, pairs. 'density' has the number of pairs in each cell of normalised strength (x) and
+        free scaling (y); 'median' the median scaling per bin of normalised strength; 'probe' the
+        median and quartiles of the area under the ROC curve per bin; the others have shares with
+        95% intervals and the threshold as x_low.
 
     References
     ----------
@@ -111,7 +111,7 @@ def draw(
 
 
 def finding(table: pd.DataFrame) -> str:
-    """How often scaling finds a feature where its norm calls it absent, by dictionary."""
+    """How often scaling finds a feature whose norm calls it absent, by dictionary."""
     own = table[
         (table["panel"] == "verdict") & (table["measure"] == "contradicted")
         & (table["test"] == "free") & (table["group"] == "all")
@@ -141,7 +141,7 @@ def _note(living: pd.DataFrame, table: pd.DataFrame) -> str:
 def _density(
     axis: Axes, table: pd.DataFrame, verdict: pd.DataFrame, name: str, drawn: list[pd.DataFrame]
 ) -> Any:
-    """Free scaling against normalised strength off the peak, and medians by strength."""
+    """Free scaling against normalised strength away from the peak, with medians by strength."""
     off = table[~table["peak"] & table["free"].notna()]
     x_edges, y_edges = np.linspace(0, 1, CELLS + 1), np.linspace(-0.25, TOP, CELLS + 1)
     inside = off["free"].clip(y_edges[0], y_edges[-1])
@@ -173,12 +173,12 @@ def _density(
 
 
 def _threshold(verdict: pd.DataFrame, measure: str) -> float:
-    """The threshold at which a measure is stated."""
+    """The threshold at which a measure is reported."""
     return float(verdict.loc[verdict["measure"] == measure, "threshold"].iloc[0])
 
 
 def _binned(x: pd.Series, y: pd.Series) -> pd.DataFrame:
-    """Median and quartiles of y by bin of x, where there are enough."""
+    """Median and quartiles of y in bins of x that have enough pairs."""
     known = y.notna()
     number = np.minimum(np.digitize(x[known], BINS) - 1, len(BINS) - 2)
     by_bin = y[known].groupby(number)
@@ -191,14 +191,14 @@ def _binned(x: pd.Series, y: pd.Series) -> pd.DataFrame:
 
 
 def _with_gaps(binned: pd.DataFrame, column: str) -> tuple[np.ndarray, np.ndarray]:
-    """Middles of all bins and their values, NaN where too few are in a bin."""
+    """Centres of all bins and their values, NaN for bins with too few pairs."""
     values = np.full(len(BINS) - 1, np.nan)
     values[np.searchsorted(BINS, binned["x_low"])] = binned[column]
     return (BINS[:-1] + BINS[1:]) / 2, values
 
 
 def _probes(axis: Axes, table: pd.DataFrame, name: str, drawn: list[pd.DataFrame]) -> None:
-    """Probes of features and of their control tasks by normalised strength."""
+    """Probes of features and of their control tasks, against normalised strength."""
     probed = table[table["probe"].notna()]
     token = probed["current_token"] >= 0.5
     for group, (words, colour) in TASKS.items():
@@ -221,7 +221,7 @@ def _probes(axis: Axes, table: pd.DataFrame, name: str, drawn: list[pd.DataFrame
 def _thresholds(
     axis: Axes, names: list[str], judged: list[pd.DataFrame], drawn: list[pd.DataFrame]
 ) -> None:
-    """Share of the absent that free scaling contradicts, by how much of it says present."""
+    """Share of absent pairs that free scaling contradicts, for several thresholds of presence."""
     for i, (name, verdict) in enumerate(zip(names, judged, strict=True)):
         colour = SHADES[i % len(SHADES)]
         shares = verdict[(verdict["measure"] == "contradicted") & (verdict["group"] == "all")]
@@ -251,7 +251,7 @@ def _as_drawn(rows: pd.DataFrame, name: str, panel: str) -> pd.DataFrame:
 def _verdicts(
     axis: Axes, names: list[str], judged: list[pd.DataFrame], drawn: list[pd.DataFrame]
 ) -> None:
-    """Both kinds of disagreement, by either scaling, at the stated thresholds."""
+    """Both kinds of disagreement with either scaling, at the thresholds that are reported."""
     room = 0.7 / max(1, len(names) - 1)
     for i, (name, verdict) in enumerate(zip(names, judged, strict=True)):
         colour, marker = SHADES[i % len(SHADES)], MARKERS[i % len(MARKERS)]

@@ -1,9 +1,9 @@
-"""Does the norm mean presence? Latent scaling and linear probes beside decoder norms.
+"""Does the norm show presence? Latent scaling and linear probes compared with decoder norms.
 
-A crosscoder may set a decoder norm to zero where the concept is there, because its penalty made
-that cheap, or because other features stand in for it. Two tests see past the norm: latent scaling
-(scaling.py) and linear probes of the activations (probes.py); verdicts.py says where they and the
-norm disagree.
+A crosscoder may set a decoder norm to zero although the concept is present, because its penalty
+makes that cheap or because other features replace it. Two tests do not depend on the norm: latent
+scaling (scaling.py) and linear probes of the activations (probes.py). verdicts.py reports where
+they disagree with the norm.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from ontogeny.files import InputError, write_table
 from ontogeny.progress import bar
 from ontogeny.settings import Settings
 
-FOLDS = 8  # of blocks; the first half of them is one half of the probes
-FOUNDED = 0.5  # of the decoder's norm, which scaling at the peak itself has to find there
+FOLDS = 8  # folds of blocks; the first half of them is the first half of the probes
+FOUNDED = 0.5  # share of the decoder's norm that scaling has to find at the peak itself
 
 
 def run_tests(
@@ -45,18 +45,18 @@ def run_tests(
     section: Presence,
     seed: int,
 ) -> pd.DataFrame:
-    """Both tests of every feature that is active often enough, one row per feature and site.
+    """Both tests for every feature that is active often enough; one row per feature and site.
 
     Parameters
     ----------
-    f : (N, F) activations, of the site where each feature's decoder is largest. position : (N, 2)
+    f : (N, F) activations at the site where each feature's decoder is largest. position : (N, 2)
         block and offset of each row. tokens : (N,) ids.
-    read : gives the normalised activations of a site by its number, (N, d).
+    read : function that returns a site's normalised activations by its index, (N, d).
     about : one row per feature; alive, matched, density, initialisation, transient.
 
     Returns
     -------
-    The columns of presence.parquet, with site, a number, for snapshot_index and step.
+    The columns of presence.parquet, but with site, an index, for snapshot_index and step.
 
     Raises
     ------
@@ -158,11 +158,11 @@ def measure(
 
     Parameters
     ----------
-    crosscoder : folder of the seed that the features table is of. activations : the experiment's
-        folder. tokens : tokens.h5. features : the features table.
-    tests : Parquet, one row per feature and snapshot, of living features that are active at
-        presence.active positions of either half. verdicts : CSV of `find_verdicts` and
-        `correlations`. Their columns are in the declaration.
+    crosscoder : folder of the seed that the features table describes. activations : the
+        experiment's folder. tokens : tokens.h5. features : the features table.
+    tests : Parquet, one row per feature and snapshot, for living features that are active at
+        presence.active positions or more in either half. verdicts : CSV with the results of
+        `find_verdicts` and `correlations`. Their columns are in the declaration.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What of the tests of presence goes into summary.json."""
+"""Numbers on the tests of presence for summary.json."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ontogeny.experiment import Experiment
 
 
 def numbers(experiment: Experiment) -> dict[str, Any]:
-    """Share of the features and snapshots that are absent by norm but there by scaling."""
+    """Share of features and snapshots that are absent by norm but present by scaling."""
     stated = experiment.settings.section(Presence).contradicted
     values: dict[str, Any] = {}
     for name in experiment.with_histories:

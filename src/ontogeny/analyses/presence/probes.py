@@ -1,12 +1,12 @@
 """Linear probes: can a feature's activity be read from a snapshot's activations (docs/method.md 4)?
 
-The ridge discriminant of "f_i > 0" from ã^θ itself, fitted on half of the held-out blocks and
-scored on the other half, both ways: the area under the ROC curve, 1/2 at chance. It finds what is
-linearly readable, whether or not the crosscoder reads it there: a feature of the token is readable
-at every snapshot whose embeddings differ, the initial one included. Hence the control task of
-Hewitt and Liang: the feature's rates by token, given to other tokens of like frequency and drawn
-again. A probe says something of the feature as far as it reads it better than that (its
-*selectivity*).
+A ridge discriminant predicts "f_i > 0" from ã^θ itself. It is fitted on half of the held-out blocks
+and scored on the other half, both ways, by the area under the ROC curve, which is 1/2 at chance. It
+finds what is linearly readable, whether or not the crosscoder reads it: a feature of the token is
+readable at every snapshot whose embeddings differ, including the initial one. Hence the control
+task of Hewitt and Liang: labels drawn again from the feature's rates by token, which are assigned
+to other tokens of similar frequency. A probe is evidence about a feature only to the extent that
+it reads the feature better than its control (its *selectivity*).
 
 References
 ----------
@@ -21,15 +21,15 @@ from scipy import sparse
 
 from ontogeny.analyses.presence.scaling import Bags
 
-RIDGE = 1e-3  # of the mean variance of a coordinate
-AGAINST = 2048  # positions that a probe's scores at active ones are ranked among, at most
-NEIGHBOURS = 8  # tokens of like frequency that a control task swaps
+RIDGE = 1e-3  # share of the mean variance of a coordinate
+AGAINST = 2048  # most positions that a probe's scores at active ones are ranked among
+NEIGHBOURS = 8  # tokens of similar frequency that a control task permutes
 
 
 def stratified(strata: np.ndarray, density: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """`count` of the features, ascending; every stratum and density in its share.
+    """`count` of the features, ascending, with all strata and densities in proportion.
 
-    A systematic sample, from a random start, of the features in order of stratum and density.
+    This is a systematic sample, from a random start, of the features by stratum and density.
     """
     order = np.lexsort((density, strata))
     if len(order) <= count:
@@ -43,10 +43,10 @@ def control_task(
 ) -> sparse.csr_array:
     """Labels (N, m) that depend on the token as the given ones do, but on other tokens.
 
-    For each feature the tokens are turned within groups of NEIGHBOURS of like frequency; a position
-    is active with the rate that the feature has at the token which now stands for its own. A
-    feature of a set of tokens becomes a set of as many others; one that tokens tell nothing of
-    becomes chance.
+    For each feature, tokens are rotated within groups of NEIGHBOURS of similar frequency. A
+    position is active with the feature's rate at the token that takes the place of its own. A
+    feature of a set of tokens becomes a feature of equally many others; a feature that does not
+    depend on the token becomes chance.
     """
     counts = np.bincount(token)
     seen = np.flatnonzero(counts)
@@ -63,7 +63,7 @@ def control_task(
     for j in range(labels.shape[1]):
         rate = rates[:, [j]].toarray().ravel() / frequency
         turn = 1 + rng.integers(NEIGHBOURS - 1)
-        # A group of fewer than turn + 1 tokens turns less, and one token alone stays.
+        # A group of fewer than turn + 1 tokens rotates by less; a single token stays.
         shift = np.where(size > 1, 1 + (turn - 1) % np.maximum(size - 1, 1), 0)
         stand_in = first + (rank[token] - first + shift) % size
         columns.append(sparse.csc_array(rng.random((len(token), 1)) < rate[stand_in][:, None]))
@@ -71,11 +71,11 @@ def control_task(
 
 
 class Probes:
-    """Linear probes of labels (N, M), fitted on either half of the positions.
+    """Linear probes for labels (N, M), fitted on either half of the positions.
 
     Parameters
     ----------
-    middle : where the second half begins.
+    middle : first position of the second half.
     """
 
     def __init__(
@@ -94,9 +94,9 @@ class Probes:
             self._among.append(rng.permutation(own.shape[0])[:AGAINST])
 
     def score(self, a: torch.Tensor) -> np.ndarray:
-        """Area under the ROC curve of every label from activations (N, d), (M,): both ways' mean.
+        """Area under the ROC curve of every label from activations (N, d), (M,): mean of both ways.
 
-        NaN where a half has no active position, or nothing else.
+        NaN if a half has no active position, or only active ones.
         """
         return np.mean([self._way(a, fit) for fit in (0, 1)], axis=0)
 
@@ -107,7 +107,7 @@ class Probes:
         gram = x.T @ x / len(x)
         # A constant snapshot has no variance; its weights are 0 whatever is added.
         gram.diagonal().add_((RIDGE * gram.diagonal().mean()).clamp_min(1e-30))
-        # Σ (x − mean) over active positions; less the labels' mean makes no difference.
+        # Σ (x − mean) over active positions; subtracting the labels' mean changes nothing.
         towards = self._bags[fit].times(x)
         weights = torch.linalg.solve(gram, (towards / self._count[fit].clamp_min(1)[:, None]).T)
         other = 1 - fit
@@ -117,12 +117,12 @@ class Probes:
 
 
 def areas(scores: np.ndarray, active: list[np.ndarray], among: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve of each row of scores (M, N), (M,).
+    """Area under the ROC curve for each row of scores (M, N), (M,).
 
     Parameters
     ----------
-    active : by row, the positions with the label.
-    among : positions of which those without the label stand for all of them.
+    active : for each row, the positions with the label.
+    among : positions; those without the label represent all such positions.
     """
     area = np.full(len(scores), np.nan)
     chosen = np.zeros(scores.shape[1], bool)
@@ -138,7 +138,7 @@ def areas(scores: np.ndarray, active: list[np.ndarray], among: np.ndarray) -> np
 
 
 def _rank(values: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """How many of `among` lie below each value; ties count half."""
+    """How many values at `among` are below each value; ties count half."""
     ordered = np.sort(among)
     left, right = np.searchsorted(ordered, values), np.searchsorted(ordered, values, "right")
     return (left + right) / 2

@@ -1,25 +1,25 @@
-"""Latent scaling: is a feature there where its decoder norm says that it is not (docs/method.md 4)?
+"""Latent scaling: is a feature present where its decoder norm says otherwise (docs/method.md 4)?
 
-With f_i(x) the activation of feature i at the snapshot p where its decoder W_i^p is largest, what
-the other features leave at snapshot θ is y(x) = ã^θ − â^θ + f_i^θ(x) W_i^θ. Along the peak's
-direction, and along whatever direction is best, least squares over held-out positions give
+Let f_i(x) be the activation of feature i at the snapshot p where its decoder W_i^p is largest. What
+the other features leave unexplained at snapshot θ is y(x) = ã^θ − â^θ + f_i^θ(x) W_i^θ. Least
+squares over held-out positions, along the peak's direction and along the best direction, gives
 
     β_i^θ = Σ_x f_i y·W_i^p / (‖W_i^p‖² Σ_x f_i²)        w_i^θ = Σ_x f_i y / Σ_x f_i²
 
-β^θ/β^p is the test of Minder et al., made for models whose directions agree. It is near 0 for what
-is absent and also for what is there in another direction, as concepts that turn are: what it finds
-along the peak's direction is there, what it does not find may have turned. ‖w^θ‖/‖w^p‖, the *free*
-scaling, errs to the other side: it is near 0 only where f_i is linear in no direction of the
-residual, but w also takes in what a dictionary leaves of other features that are active together
-with f_i. So a norm of nothing is wrong where the first is large, right where the second is small.
-‖w‖² is taken over pairs of different folds k, l of the text's blocks, so that noise, which would
-make any norm positive, has mean 0:
+β^θ/β^p is the test of Minder et al., which was made for models whose directions agree. It is near 0
+for absent features, but also for features that are present in another direction, as concepts that
+rotate are: a feature that it finds is present, but one that it does not find may have rotated.
+‖w^θ‖/‖w^p‖, the *free* scaling, errs in the opposite way. It is near 0 only if f_i is linear in no
+direction of the residual, but w also includes what the dictionary misses of other features that are
+active together with f_i. So a norm of zero is wrong if the first is large, and right if the second
+is small. ‖w‖² is computed over pairs of different folds k, l of the text's blocks, so that noise,
+which would make any norm positive, has mean 0:
 
     ‖w‖² ≈ Σ_{k≠l} g_k·g_l / Σ_{k≠l} S_k S_l,    g_k = Σ_{x∈k} f_i y,  S_k = Σ_{x∈k} f_i²
 
-and shown as √ with its sign. Where a dictionary's decoders minimise the reconstruction error alone,
-Σ_x f_i (ã − â) = 0 and w = W: norm and scaling agree by construction. What the penalty on norms
-adds is what the test sees. The floor is the same with f_i's positions permuted.
+and reported as a root with its sign. If a dictionary's decoders minimise only the reconstruction
+error, then Σ_x f_i (ã − â) = 0 and w = W: norm and scaling agree by construction. The test measures
+what the penalty on norms changes. The floor is the same with f_i's positions permuted.
 
 References
 ----------
@@ -35,11 +35,11 @@ import torch
 from scipy import sparse
 from torch.nn.functional import embedding_bag
 
-BLOCK_ENTRIES = 1 << 26  # of Σ f y in memory at a time
+BLOCK_ENTRIES = 1 << 26  # entries of Σ f y in memory at a time
 
 
 class Bags:
-    """A sparse matrix on a device, to multiply dense ones with."""
+    """A sparse matrix on a device, to be multiplied with dense ones."""
 
     def __init__(self, matrix: sparse.csr_array, device: torch.device) -> None:
         self._bounds = matrix.indptr.astype(np.int64)
@@ -64,15 +64,15 @@ class Bags:
 
 
 class Regressor:
-    """f of (N, F) as what residuals are regressed on; positions in folds that follow each other.
+    """Activations f (N, F), on which residuals are regressed; folds are consecutive positions.
 
     Parameters
     ----------
-    bounds : (K + 1,) first position of each fold, and N.
+    bounds : (K + 1,) first position of each fold, then N.
 
     Attributes
     ----------
-    squares : (K, F) Σ f² by fold.
+    squares : (K, F) Σ f² in each fold.
     """
 
     def __init__(self, f: sparse.csr_array, bounds: np.ndarray, device: torch.device) -> None:
@@ -83,7 +83,7 @@ class Regressor:
         self.squares = self.overlap(f)
 
     def overlap(self, other: sparse.csr_array) -> torch.Tensor:
-        """Σ f · other by fold, (K, F)."""
+        """Σ f · other in each fold, (K, F)."""
         both = sparse.csr_array(self.f.multiply(other))
         sums = [np.asarray(both[a:b].sum(0, dtype=np.float64)).ravel() for a, b in self._folds]
         return torch.from_numpy(np.stack(sums)).to(self._device)
@@ -91,7 +91,7 @@ class Regressor:
     def scalings(
         self, error: torch.Tensor, own: torch.Tensor, W: torch.Tensor, peak: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """β along the peak's decoder, and √‖w‖² with its sign, both (F,).
+        """β along the peak's decoder, and √‖w‖² with the sign of ‖w‖², both (F,).
 
         Parameters
         ----------
@@ -119,7 +119,7 @@ class Regressor:
 def fold_order(
     block: np.ndarray, folds: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """An order of positions that puts whole blocks into folds, (N,), and the folds' bounds.
+    """An order of positions, (N,), in which folds consist of whole blocks, and the folds' bounds.
 
     Parameters
     ----------

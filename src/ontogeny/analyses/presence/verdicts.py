@@ -9,14 +9,14 @@ from scipy import stats
 from ontogeny.analyses.presence.settings import Presence
 
 THRESHOLDS = np.round(np.arange(0.05, 1.0001, 0.05), 2)
-TOKEN_SHARE = 0.5  # of a feature's activation, from which the token makes it
+TOKEN_SHARE = 0.5  # least share of the activation that the token explains in a token feature
 TESTS = ("scaling", "free")
 UNKNOWN = {"value": np.nan, "low": np.nan, "high": np.nan}
 COLUMNS = ["measure", "test", "group", "threshold", "value", "low", "high", "features", "pairs"]
 
 
 class Resampled:
-    """Bootstrap over features: how often each is drawn, sample by sample."""
+    """Bootstrap over features: how often each sample draws each feature."""
 
     def __init__(self, features: int, samples: int, seed: int) -> None:
         rng = np.random.default_rng(seed)
@@ -26,8 +26,8 @@ class Resampled:
     def share(self, part: np.ndarray, whole: np.ndarray) -> dict[str, float]:
         """Σ part / Σ whole, both (F,), with its 95% interval; NaN where whole is 0 throughout.
 
-        A share that is 0 or 1 in every feature says nothing to the bootstrap; the other end of its
-        interval is the exact binomial one, with features for trials.
+        If the share is 0 or 1 in every feature, the bootstrap has no spread; the other end of the
+        interval is then the exact binomial one, with features as trials.
         """
         part, whole = np.asarray(part, np.float64), np.asarray(whole, np.float64)
         trials = int((whole > 0).sum())
@@ -45,7 +45,7 @@ class Resampled:
         return {"value": value, "low": float(low), "high": float(high)}
 
     def spearman(self, x: np.ndarray, y: np.ndarray) -> dict[str, float]:
-        """Spearman's ρ over all pairs (F, n) with its 95% interval; NaN pairs are left out."""
+        """Spearman's ρ over all pairs (F, n) with its 95% interval; NaN pairs are excluded."""
         known = np.isfinite(x) & np.isfinite(y)
         feature = np.nonzero(known)[0]
         if len(feature) < 3:
@@ -58,7 +58,7 @@ class Resampled:
 
 
 def _spearman(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float:
-    """Spearman's ρ of values given as places in their order, each counted `weights` times."""
+    """Spearman's ρ of values given by their rank order, each counted `weights` times."""
     ranks = []
     for order in (x, y):
         count = np.bincount(order, weights)
@@ -70,7 +70,7 @@ def _spearman(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float:
 
 
 def within(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Spearman's ρ over snapshots of each feature, (F,); NaN where either is constant."""
+    """Spearman's ρ over snapshots for each feature, (F,); NaN if either is constant."""
     rho = np.full(len(x), np.nan)
     for i, (one, other) in enumerate(zip(x, y, strict=True)):
         known = np.isfinite(one) & np.isfinite(other)
@@ -95,14 +95,14 @@ def find_verdicts(table: pd.DataFrame, section: Presence, drawn: Resampled) -> p
     Returns
     -------
     measure, test ('scaling', 'free', and either with '_permuted'), group ('all', 'matched'),
-    threshold, value, low, high, features, pairs. Measures, of pairs off the feature's own peak:
-        unfounded     share of features, not pairs, whose peak scaling does not find; they are in
-                      no other measure
+    threshold, value, low, high, features, pairs. Measures, over pairs away from the feature's peak:
+        unfounded     share of features, not pairs, whose peak scaling does not find; no other
+                      measure includes them
         absent        share whose normalised strength is below `absent`
         contradicted  of those, share whose scaling is at least `threshold` of the peak's
         converse      of the pairs whose normalised strength is at least `threshold`, share whose
                       scaling is below `absent`
-    features : that have such pairs. pairs : how many there are.
+    features : number of features with such pairs. pairs : number of pairs.
     """
     square = _squares(table)
     norm, matched = square["normalised_strength"], square["matched"]
@@ -135,16 +135,16 @@ def find_verdicts(table: pd.DataFrame, section: Presence, drawn: Resampled) -> p
 
 
 def correlations(table: pd.DataFrame, drawn: Resampled) -> pd.DataFrame:
-    """Spearman's ρ of each test with normalised strength, with 95% intervals over features.
+    """Spearman's ρ between each test and normalised strength, with 95% intervals over features.
 
     Returns
     -------
     measure, test ('scaling', 'free', 'probe', 'control', 'selectivity'), group ('all', 'matched';
-    of the probes also 'token' and 'beyond_token', by whether the token explains at least
+    for the probes also 'token' and 'beyond_token', by whether the token explains at least
     TOKEN_SHARE of the activation), value, low, high, features, pairs. Measures:
         spearman         over all pairs of a feature and a snapshot
-        spearman_within  over snapshots, the mean over features for which it is defined
-        mean             of the probes' areas over all pairs; 'shuffled' too
+        spearman_within  over snapshots; mean over the features for which it is defined
+        mean             mean of the probes' areas over all pairs; also for 'shuffled'
     """
     square = _squares(table)
     square["selectivity"] = square["probe"] - square["control"]

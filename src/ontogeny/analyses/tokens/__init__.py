@@ -1,1 +1,1 @@
-"""What the current token alone says of the activations, snapshot by snapshot."""
+"""How much the current token alone explains of the activations, snapshot by snapshot."""

@@ -1,4 +1,4 @@
-"""What the current token alone explains, and how the tokens' means turn (docs/method.md 3)."""
+"""How much the current token explains, and how the tokens' means rotate (docs/method.md 3)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ontogeny.analyses.tokens.numbers import SETTLED, of_place
 from ontogeny.figures import style
 from ontogeny.settings import Settings
 
-PANELS = {  # by panel: the label of its axis, and of each line its name, colour and line
+PANELS = {  # for each panel: the label of its axis, and name, colour and line style of each line
     "share of variance": {
         "explained": ("token table", style.COLOURS["token"], "o-"),
         "explained_by_pairs": ("token pair table", style.COLOURS["pair"], "--"),
@@ -27,7 +27,7 @@ PANELS = {  # by panel: the label of its axis, and of each line its name, colour
 
 
 def title(table: pd.DataFrame) -> str:
-    """The finding in words, from the table of one layer and stream."""
+    """The finding in words, from the table for one layer and stream."""
     found = of_place(table)
     steps = {
         table["step"].min(): found["token_table_first"],
@@ -47,7 +47,7 @@ def title(table: pd.DataFrame) -> str:
 
 
 def draw(settings: Settings, token_means: Path, output: Path) -> None:
-    """Share of variance, turning and norms of the token means at the primary crosscoder's site.
+    """Share of variance, rotation and norms of the token means at the primary crosscoder's site.
 
     Parameters
     ----------
@@ -79,6 +79,6 @@ def draw(settings: Settings, token_means: Path, output: Path) -> None:
 
 
 def finding(table: pd.DataFrame) -> str:
-    """What the token alone explains, and since when its means keep their direction."""
+    """How much the token alone explains, and since when the means keep their direction."""
     wide = table.pivot(index=["snapshot_index", "step"], columns="series", values="value")
     return title(wide.reset_index())

@@ -1,13 +1,13 @@
 """How the mean activations of tokens change while a model trains (docs/method.md 3).
 
-Of T^θ[x], the mean activation of token x at snapshot θ, less the mean of all rows v̄^θ, δ^θ[x]:
+Let δ^θ[x] = T^θ[x] − v̄^θ be the mean activation of token x at snapshot θ minus that of all rows:
 
     norm         mean of ‖δ^θ[x]‖
     cosine_last  mean of cos(δ^θ[x], δ^last[x])
     distinct     share of tokens with max_{y ≠ x} cos(δ^θ[x], δ^θ[y]) < 0.9
 
-The first two are means over rows: a token counts as often as it stands in the text. The last is
-over tokens of at least 20 rows, whose mean is known well, and of these over the most frequent.
+The first two are means over rows, so a token counts as often as it occurs. The last one is over
+tokens with at least 20 rows, whose means are known well, and only over the most frequent of these.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from ontogeny.activations.table import open_table
 from ontogeny.files import write_table
 from ontogeny.settings import Settings
 
-ALIKE = 0.9  # cosine from which two tokens' means are not told apart
+ALIKE = 0.9  # cosine from which on two tokens' means count as equal
 
 
 def directions(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Norms (M,) of token means less the overall one, and the unit vectors (M, D) along them.
+    """Norms (M,) of token means minus the overall mean, and the unit vectors (M, D) along them.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def nearest(units: np.ndarray) -> np.ndarray:
 
 
 def compared(count: np.ndarray) -> np.ndarray:
-    """Numbers of the tokens that are compared: the most frequent, of LEAST_COUNT rows at least."""
+    """Indices of the tokens to compare: the most frequent ones with at least LEAST_COUNT rows."""
     frequent = np.argsort(-count, kind="stable")[:COMPARED_TOKENS]
     return frequent[count[frequent] >= LEAST_COUNT]
 

@@ -1,1 +1,1 @@
-"""How far births and deaths can be trusted: relays, silent births and deaths, two signs."""
+"""How far births and deaths can be trusted: relays, silent births and deaths, signs of presence."""

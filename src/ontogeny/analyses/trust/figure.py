@@ -1,4 +1,4 @@
-"""How far births and deaths can be trusted, crosscoder beside crosscoder."""
+"""How far births and deaths can be trusted, with all crosscoders next to each other."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TITLES = {
     "signs": "norm and gate agree",
     "relay": "the closest relay",
 }
-LEAST = 5  # events that a median is drawn of
+LEAST = 5  # least number of events for a median
 
 
 def draw(
@@ -43,11 +43,11 @@ def draw(
     verdicts: list[Path],
     output: Path,
 ) -> None:
-    """The shares that are doubtful, read-outs around births and deaths, both signs, a relay.
+    """Shares that are doubtful, readability around births and deaths, both signs, and a relay.
 
     Parameters
     ----------
-    names : of the crosscoders; the others are a table each of every crosscoder.
+    names : of the crosscoders. All other arguments have one table per crosscoder.
     output : path without ending. Its CSV has crosscoder, panel ('share', 'birth', 'death',
         'strength', 'signs', 'relay'), group, x, low, value, high.
     """
@@ -55,7 +55,7 @@ def draw(
     shares = [pd.read_csv(path) for path in verdicts]
     snapshots = [pd.read_csv(path) for path in by_snapshot]
     found = pd.concat([pd.read_csv(path).assign(crosscoder=i) for i, path in enumerate(relays)])
-    # Both signs are there where each snapshot has a gate, a relay where one was found.
+    # Both signs exist if each snapshot has a gate, a relay if one was found.
     below = ["strength"]
     below += ["signs"] * any(table["signs_agree"].notna().any() for table in snapshots)
     below += ["relay"] * bool(len(found))
@@ -135,7 +135,7 @@ def _shares(
 def _around(
     axis: Axes, events: pd.DataFrame, event: str, name: str, i: int, drawn: list[pd.DataFrame]
 ) -> None:
-    """Median and quartiles of R² over the best in life, by distance from the event."""
+    """Median and quartiles of R² relative to the best in life, by distance from the event."""
     own = events[(events["event"] == event) & events["judged"]]
     rows = []
     for offset in AROUND:
@@ -177,7 +177,7 @@ def _relay(
     relays: pd.DataFrame,
     drawn: list[pd.DataFrame],
 ) -> None:
-    """Normalised strengths of the two features of the relay with the largest overlap of all."""
+    """Normalised strengths of the two features in the relay with the largest overlap."""
     most = relays.sort_values("overlap", kind="stable").iloc[-1]
     i = int(most["crosscoder"])
     table = pd.read_parquet(strengths[i])
@@ -188,6 +188,6 @@ def _relay(
         frame = pd.DataFrame({"x": own["step"], "value": own["normalised_strength"]})
         drawn.append(frame.assign(crosscoder=names[i], panel="relay", group=column))
     style.step_axis(axis, table["step"].max(), "log")
-    axis.set(ylim=(0, 1.55), yticks=np.linspace(0, 1, 6))  # the legend stands above
+    axis.set(ylim=(0, 1.55), yticks=np.linspace(0, 1, 6))  # room for the legend
     text = f"{names[i]}, cosine {most['cosine']:.2f}\nactivations correlate {most['overlap']:.2f}"
     axis.legend(title=text, title_fontsize=6, loc="upper left")

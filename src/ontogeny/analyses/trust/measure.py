@@ -1,9 +1,9 @@
 """How far a crosscoder's births and deaths can be trusted (docs/method.md 4).
 
-Three diagnostics, none of which needs the truth: relays (relays.py), silent births and deaths
+Three diagnostics need no ground truth: relays (relays.py), silent births and deaths
 (readability.py), and whether two signs of presence agree, a feature's decoder norm and how often
-its gate is open at a snapshot. Beside them the median normalised strength of all features by
-snapshot: where it jumps, the snapshot's scale moved and not its features.
+its gate is open at a snapshot. In addition, the median normalised strength of all features by
+snapshot: where it jumps, the snapshot's scale has changed and not its features.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from ontogeny.settings import Settings
 
 
 def gate_rates(crosscoder: Crosscoder, f: sparse.csr_array) -> np.ndarray:
-    """How often each feature's gate is open at each site, over its highest rate, (F, n).
+    """How often each feature's gate is open at each site, relative to its highest rate, (F, n).
 
-    NaN where one gate serves all sites, and for a feature that is never active.
+    NaN if one gate serves all sites, and for features that are never active.
     """
     n = len(crosscoder.about.outputs)
     if crosscoder.about.gate == "feature":
@@ -46,7 +46,7 @@ def gate_rates(crosscoder: Crosscoder, f: sparse.csr_array) -> np.ndarray:
 
 
 def share(part: int, whole: int) -> dict[str, float]:
-    """A share with its 95% interval (Wilson's), and what it is a share of; NaN of nothing."""
+    """A share with its 95% interval (Wilson's), and the count it refers to; NaN if that is 0."""
     if not whole:
         return {"value": np.nan, "low": np.nan, "high": np.nan, "count": 0}
     low, high = stats.binomtest(part, whole).proportion_ci(method="wilson")
@@ -56,16 +56,16 @@ def share(part: int, whole: int) -> dict[str, float]:
 def find_verdicts(
     table: pd.DataFrame, events: pd.DataFrame, gates: np.ndarray, present: np.ndarray, gate: float
 ) -> pd.DataFrame:
-    """The shares in relays, of silent births and deaths, and of agreement of the two signs.
+    """The shares of relays, of silent births and deaths, and of agreement between the two signs.
 
     Parameters
     ----------
-    table : of the living features: feature, frequent, matched, relay. events : of `judge_events`.
+    table : of the living features: feature, frequent, matched, relay. events : from `judge_events`.
     gates, present : (L, n) of the living features, in the table's order. gate : the least rate.
 
     Returns
     -------
-    measure, group ('all', 'frequent', 'matched'), value, low, high, count (what it is a share of).
+    measure, group ('all', 'frequent', 'matched'), value, low, high, count (size of the whole).
     """
     rows = []
     groups = {"all": np.ones(len(table), bool)}
@@ -80,7 +80,7 @@ def find_verdicts(
             rows.append({"measure": f"silent_{event}s", "group": group, **silent})
         known = ~np.isnan(gates[chosen])
         agree = ((gates[chosen] >= gate) == present[chosen])[known]
-        # Snapshots of one feature are no independent draws: no interval.
+        # Snapshots of one feature are not independent, so there is no interval.
         both = {"value": float(agree.mean()) if agree.size else np.nan, "count": agree.size}
         rows.append({"measure": "signs_agree", "group": group, **both})
     return pd.DataFrame(rows)
@@ -97,12 +97,12 @@ def measure(
     by_snapshot: Path,
     verdicts: Path,
 ) -> None:
-    """Write the diagnostics of one crosscoder, and say what is doubtful.
+    """Write the diagnostics of one crosscoder, and print what is doubtful.
 
     Parameters
     ----------
-    crosscoder : folder of the seed that the features table is of. activations : the experiment's
-        folder. features : the features table.
+    crosscoder : folder of the seed that the features table describes. activations : the
+        experiment's folder. features : the features table.
     trust : Parquet, one row per living feature. events : CSV, one row per birth or death.
     relays : CSV of `find_relays`. by_snapshot : CSV. verdicts : CSV of `find_verdicts`. Their
         columns are in columns.yaml.
@@ -127,7 +127,7 @@ def measure(
     with bar("trust", len(sites), "snapshots") as progress:
 
         def read(site: int) -> np.ndarray:
-            """What the dictionary sees of a site: its activations, less the token table if any."""
+            """A site's activations as the dictionary sees them, minus any token table."""
             progress.update()
             rows = HeldOut(activations, [sites[site]], scales[site : site + 1])
             ids = rows.tokens_at(0, len(position))[:, 1]

@@ -1,4 +1,4 @@
-"""What of the diagnostics of trust goes into summary.json."""
+"""Numbers on the diagnostics of trust for summary.json."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pandas as pd
 
 from ontogeny.experiment import Experiment
 
-DOUBTFUL = 0.1  # share of silent births or deaths, or of relays, that is told at the end of a run
+DOUBTFUL = 0.1  # least share of silent births or deaths, or of relays, that a run reports
 WORDS = {
     "relays": "frequent features are in relays: one concept that several features carry in turn",
     "silent_births": "births of frequent features are silent: the code can be read before them",
@@ -17,7 +17,7 @@ WORDS = {
 
 
 def numbers(experiment: Experiment) -> dict[str, Any]:
-    """Relays, silent births and deaths, agreement of the signs; of each crosscoder, and doubts."""
+    """Relays, silent births and deaths, agreement of the signs, for each crosscoder; and doubts."""
     values: dict[str, Any] = {}
     for name in experiment.with_histories:
         verdicts = experiment.table("trust_verdicts", name)
@@ -34,7 +34,7 @@ def numbers(experiment: Experiment) -> dict[str, Any]:
 
 
 def doubts(verdicts: pd.DataFrame) -> list[str]:
-    """A line for each share of the frequent features that is too large to trust their lives."""
+    """One line for each share of the frequent features that is too large to trust their lives."""
     own = verdicts[(verdicts["group"] == "frequent") & (verdicts["value"] > DOUBTFUL)]
     return [
         f"{row['value']:.0%} of {row['count']:,} {WORDS[row['measure']]}"

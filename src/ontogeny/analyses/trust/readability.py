@@ -1,9 +1,9 @@
-"""Silent births and deaths: the decoder came or went, and what it stands for did not.
+"""Silent births and deaths: the decoder appears or disappears, but what it represents does not.
 
-Where a feature's activation can be read from a snapshot's activations by a linear map as well
-before its birth, or after its death, as in its life, then the concept was there and only the
-dictionary's decoder was not. It compares dictionaries; it does not count errors one by one: what
-other features make readable is readable all along, and so is a code that turns into another
+If a linear map can read a feature's activation from a snapshot's activations before its birth, or
+after its death, as well as during its life, then the concept was present and only the dictionary's
+decoder was not. This test compares dictionaries; it does not count single errors. A concept that
+other features make readable is readable all the time, and so is a code that rotates into another
 direction.
 """
 
@@ -17,9 +17,9 @@ from scipy import sparse
 
 from ontogeny.features.histories import births, deaths
 
-RIDGE = 1e-3  # of the mean variance of an activation
-BEYOND = 3  # snapshots before a birth, or from a death on, that are looked at
-AROUND = range(-4, 5)  # snapshots about an event whose R² is kept
+RIDGE = 1e-3  # share of the mean variance of an activation
+BEYOND = 3  # most snapshots before a birth, or from a death on, that are used
+AROUND = range(-4, 5)  # distances from an event, in snapshots, for which R² is stored
 
 
 def read_out(
@@ -27,12 +27,12 @@ def read_out(
 ) -> np.ndarray:
     """R² of every feature's activation as a linear function of each site's activations, (F, n).
 
-    Fitted by ridge regression on one half of the positions, scored on the other.
+    The map is fitted by ridge regression on one half of the positions and scored on the other.
 
     Parameters
     ----------
-    f : (rows, F). read : gives a site's activations by its number, (rows, d).
-    first_half : (rows,) bool, where it is fitted.
+    f : (rows, F). read : function that returns a site's activations by its index, (rows, d).
+    first_half : (rows,) bool, the positions for the fit.
     """
     f = f.astype(np.float64)
     fit, score = f[first_half], f[~first_half]
@@ -48,7 +48,7 @@ def read_out(
         gram = x.T @ x / len(x)
         # A constant snapshot has no variance; its W is 0 whatever is added.
         gram[np.diag_indices_from(gram)] += max(RIDGE * np.trace(gram) / len(gram), 1e-30)
-        # x is centred, so that the mean of f drops out of its product with x.
+        # x is centred, so the mean of f has no effect on its product with x.
         W = np.linalg.solve(gram, (fit.T @ x).T / len(x))  # (d, F)
         # mean (f − zW − centre)², without the (rows, F) predictions
         cross = np.einsum("df,df->f", W, (score.T @ z).T / len(z))
@@ -66,15 +66,15 @@ def judge_events(
 
     Parameters
     ----------
-    present : (F, n) lives. explained : (F, n) of `read_out`.
-    readable : R² that is reached in life, for the events to be judged.
-    silent : share of that R² which the snapshots beyond an event reach in the mean if it is silent.
+    present : (F, n) lives. explained : (F, n) from `read_out`.
+    readable : R² that a feature must reach in life for its events to be judged.
+    silent : share of the best R² that the mean over snapshots beyond a silent event reaches.
 
     Returns
     -------
     feature; event ('birth', 'death'); snapshot, from 0; best, the largest R² in life; beyond, the
     mean R² over up to three absent snapshots next to the event; judged; silent; r2_-4 … r2_+4, R²
-    by the distance from the event.
+    by distance from the event.
     """
     best = np.where(present, explained, -np.inf).max(1)
     rows, around = [], []

@@ -1,9 +1,9 @@
-"""Relays: one concept of the model that several learned features carry in turn.
+"""Relays: one concept of the model that several learned features represent in turn.
 
-A feature dies, and at nearly the same snapshot another is born whose decoder is parallel and which
-is active on the same tokens. The death and the birth are then the dictionary's, not the model's:
-the concept went on. The paper's penalty asks for this, since it is taken over all snapshots
-together and grows with the square of how often a feature is active (docs/method.md 3).
+A feature dies, and at nearly the same snapshot another one is born whose decoder is parallel and
+which is active on the same tokens. The death and the birth then belong to the dictionary, not to
+the model: the concept continued. The paper's penalty favours this, since it is taken over all
+snapshots together and grows with the square of how often a feature is active (docs/method.md 3).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from scipy import sparse
 
 from ontogeny.features.histories import births, deaths
 
-NEAR = 2  # snapshots between the death and the birth, at most
+NEAR = 2  # most snapshots between the death and the birth
 COLUMNS = ["falling", "rising", "death", "birth", "cosine", "overlap"]
 
 
@@ -25,15 +25,15 @@ def find_relays(
     cosine: float,
     overlap: float,
 ) -> pd.DataFrame:
-    """Pairs of features of which one takes over from the other.
+    """Pairs of features in which one takes over from the other.
 
     Parameters
     ----------
     decoders : (F, n, d). present : (F, n) bool, the features' lives.
     f : (rows, F) their activations.
-    cosine : least cosine of the decoders: of the falling one before its death with the rising one
-        at its birth, or of both before the death, or of both at the birth.
-    overlap : least correlation of their activations, where either is active.
+    cosine : least cosine of the decoders: of the falling feature before its death with the rising
+        one at its birth, or of both before the death, or of both at the birth.
+    overlap : least correlation of their activations over rows where either is active.
 
     Returns
     -------
@@ -59,7 +59,7 @@ def find_relays(
             for i, j in np.argwhere(most >= cosine):
                 pair = int(falling[i]), int(rising[j])
                 if pair[0] == pair[1]:
-                    continue  # it comes back itself
+                    continue  # the feature itself returns
                 if pair not in known:
                     known[pair] = correlation(f, *pair)
                 if known[pair] >= overlap:
@@ -70,7 +70,7 @@ def find_relays(
 def correlation(f: sparse.csc_array, first: int, second: int) -> float:
     """Correlation of two features' activations over the rows where either is active.
 
-    0 where one does not vary, or fewer than five rows are left.
+    0 if one of them does not vary, or if fewer than five rows are left.
     """
     a, b = (f[:, [i]].toarray()[:, 0] for i in (first, second))
     either = (a > 0) | (b > 0)

@@ -67,8 +67,10 @@ class Experiment:
         folder = Path(folder)
         path = folder / registry.products()["config"].path
         if not path.exists():
-            there = sorted(p.parent.name for p in folder.parent.glob(f"*/{path.name}"))
-            others = f"; in {folder.parent} there are {', '.join(there)}" if there else ""
+            inside = any(folder.glob(f"*/{path.name}"))  # the folder of all results, perhaps
+            above = folder if inside else folder.parent
+            there = sorted(p.parent.name for p in above.glob(f"*/{path.name}"))
+            others = f"; in {above} there are {', '.join(there)}" if there else ""
             raise InputError(f"{folder}: not the folder of an experiment; name its folder{others}")
         try:
             return cls(folder, schema.load(path))

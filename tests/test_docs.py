@@ -101,7 +101,7 @@ def claims(n: dict[str, float]) -> list[str]:
         f"they turn at step {interval(n, 'plain_turning_point')}",
         f"explains {n['explained_variance_total_mean']:.3f} of the variance with "
         f"{n['l0_mean']:.0f} active features per token (the token table alone "
-        f"{n['token_explained_variance']:.3f}, PCA beside the table "
+        f"{n['token_explained_variance']:.3f}, PCA in addition to the table "
         f"{n['pca_explained_variance']:.3f}), and recovers {n['loss_recovered_last']:.3f} of the "
         f"loss. The other seed finds {n['matched_feature_share']:.0%} of its living features again",
     ]

@@ -98,6 +98,8 @@ def test_a_folder_without_an_experiment_is_told_so(tmp_path):
         InputError, match=r"none: not the folder of an experiment; .* there are there$"
     ):
         ontogeny.open(tmp_path / "none")
+    with pytest.raises(InputError, match=rf"name its folder; in {tmp_path} there are there$"):
+        ontogeny.open(tmp_path)  # the folder of all results
     with pytest.raises(InputError, match=r"config\.yaml: .*run the experiment again"):
         ontogeny.open(tmp_path / "there")
 

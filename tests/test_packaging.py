@@ -80,15 +80,39 @@ def test_the_installed_workflow_plans_a_run_in_another_folder(installed, tmp_pat
 
 
 def test_a_missing_file_and_options_before_it_are_one_line_each(tmp_path):
+    (tmp_path / "x.yaml").touch()
     for words, line in (
         (["nowhere.yaml"], "nowhere.yaml: no such file; `ontogeny new FOLDER` writes one"),
         (["-n", "x.yaml"], "-n: the experiment's file comes first: ontogeny run FILE -n"),
+        (
+            ["experiments/x.yaml"],
+            "experiments/x.yaml: no such file; `ontogeny new FOLDER` writes one; "
+            "there is x.yaml in this folder",
+        ),
     ):
         done = subprocess.run(
             [sys.executable, "-m", "ontogeny", "run", *words],
             cwd=tmp_path, capture_output=True, text=True,
         )  # fmt: skip
         assert (done.returncode, done.stderr) == (1, f"ontogeny: {line}\n")
+
+
+def test_help_lists_what_people_call_before_the_steps():
+    done = subprocess.run(
+        [sys.executable, "-m", "ontogeny", "--help"], capture_output=True, text=True, check=True
+    )
+    commands, steps = done.stdout.split("Steps, which `ontogeny run` calls:")
+    assert re.findall(r"^  (\w+) ", commands.partition("Commands:")[2], re.MULTILINE)[:3] == [
+        "new", "check", "plan",
+    ]  # fmt: skip
+    assert re.search(r"^  kinds  ", steps, re.MULTILINE)
+    assert not re.search(r"^  (new|read) ", steps, re.MULTILINE)
+
+
+def test_captions_are_text_that_needs_no_report():
+    captions = sorted((ROOT / "src/ontogeny").rglob("*.rst"))
+    assert captions
+    assert [path.name for path in captions if "{{" in path.read_text(encoding="utf-8")] == []
 
 
 def test_one_version_stands_everywhere():

@@ -46,7 +46,18 @@ def _figures() -> list[click.Command]:
     return [_figure(figure) for figure in registry.figures().values()]
 
 
-@click.group(cls=Group, declared=_stages, context_settings={"help_option_names": ["-h", "--help"]})
+CALLED = (  # by people; help lists them first, in this order
+    "new", "check", "plan", "run", "show", "read", "verify",
+    "export", "import", "analyses", "schema", "timeline",
+)  # fmt: skip
+
+
+@click.group(
+    cls=Group,
+    declared=_stages,
+    first=CALLED,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(VERSION)
 def main() -> None:
     """Watch concepts grow inside a language model while it trains."""
@@ -92,7 +103,11 @@ def check(file: Path, results: Path) -> None:
 @main.command()
 @click.argument("source")
 @click.option("--text", multiple=True, help="Files, a pattern, a folder, or a dataset on the hub.")
-@click.option("--output", type=FILE, help="File to write; default: experiments/NAME.yaml.")
+@click.option(
+    "--output",
+    type=FILE,
+    help="Default: NAME.yaml, in experiments/ if that folder is here.",
+)
 @click.option("--results", type=FOLDER, default=Path("results"))
 def new(source: str, text: tuple[str, ...], output: Path | None, results: Path) -> None:
     """Read SOURCE, a folder of checkpoints or a repository, and write an experiment file."""

@@ -23,13 +23,19 @@ class Group(click.Group):
 
     Parameters
     ----------
-    declared : makes the commands that follow from declarations.
+    declared : makes the commands that follow from declarations. first : names of the commands for
+        people, which help lists first; the others are steps of the workflow.
     """
 
     def __init__(
-        self, *args: Any, declared: Callable[[], list[click.Command]], **more: Any
+        self,
+        *args: Any,
+        declared: Callable[[], list[click.Command]],
+        first: Sequence[str] = (),
+        **more: Any,
     ) -> None:
         super().__init__(*args, **more)
+        self._first = first
         self._declared: Callable[[], list[click.Command]] | None = declared
 
     def _declare(self) -> None:
@@ -47,6 +53,20 @@ class Group(click.Group):
         """The names of all commands."""
         self._declare()
         return super().list_commands(ctx)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands, those that people call before the steps of the workflow."""
+        names = self.list_commands(ctx)
+        for title, part in (
+            ("Commands", [name for name in self._first if name in names]),
+            ("Steps, which `ontogeny run` calls", [n for n in names if n not in self._first]),
+        ):
+            found = [(name, self.get_command(ctx, name)) for name in part]
+            room = formatter.width - 6 - max(map(len, part), default=0)
+            with formatter.section(title):
+                formatter.write_dl(
+                    [(name, command.get_short_help_str(room)) for name, command in found if command]
+                )
 
     def main(self, args: Sequence[str] | None = None, *more: Any, **named: Any) -> Any:
         """Run the command line."""

@@ -67,8 +67,9 @@ class Experiment:
         folder = Path(folder)
         path = folder / registry.products()["config"].path
         if not path.exists():
-            there = sorted(p.parent.name for p in folder.parent.glob(f"*/{path.name}"))
-            others = f"; in {folder.parent} there are {', '.join(there)}" if there else ""
+            found = [*folder.glob(f"*/{path.name}")] or [*folder.parent.glob(f"*/{path.name}")]
+            names = ", ".join(sorted(p.parent.name for p in found))
+            others = f"; in {found[0].parent.parent} there are {names}" if found else ""
             raise InputError(f"{folder}: not the folder of an experiment; name its folder{others}")
         try:
             return cls(folder, schema.load(path))
@@ -342,8 +343,7 @@ class Experiment:
 
     def figure(self, name: str, ending: str = "") -> Path:
         """A figure's path, without ending if none is given."""
-        stem = self.path("figures") / name
-        return stem.with_suffix(f".{ending}") if ending else stem
+        return self.path("figures") / (f"{name}.{ending}" if ending else name)
 
     def figures(self) -> list[str]:
         """The names of the default target's figures, in the order of the report."""

@@ -26,7 +26,8 @@ def run(file: Path, cores: int, words: Sequence[str]) -> None:
         raise InputError(f"{file}: the experiment's file comes first: ontogeny run FILE {file}")
     configuration = places.found(file)
     if not configuration.is_file():
-        raise InputError(f"{file}: no such file; `ontogeny new FOLDER` writes one")
+        here = f"; there is {file.name} in this folder" if Path(file.name).is_file() else ""
+        raise InputError(f"{file}: no such file; `ontogeny new FOLDER` writes one{here}")
     # Jobs call `ontogeny`, which should be that of this Python, even in an inactive environment.
     programs = str(Path(sys.executable).parent)
     os.environ["PATH"] = os.pathsep.join([programs, os.environ.get("PATH", os.defpath)])

@@ -59,7 +59,12 @@ def find(source: str) -> Found:
         return _folders(folder)
     if folder.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
         raise InputError(f"{source}: no such folder; name one that holds checkpoints")
-    return _revisions(source)
+    try:
+        return _revisions(source)
+    except InputError as error:
+        raise InputError(
+            f"{source}: no such folder here, and as a repository of the hub: {error}"
+        ) from None
 
 
 def _folders(folder: Path) -> Found:
@@ -274,7 +279,7 @@ snapshots:
   {found.key}: {found.where}
 
 activations:
-  layers: [{layer}] # of {shape.layers}, counted from 0: the residual stream after the middle block
+  layers: [{layer}] # of {shape.layers}, counted from 0: the residual stream after this block
 
 basis:
   max_variance_lost: 0.01 # of any snapshot

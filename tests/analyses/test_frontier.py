@@ -124,7 +124,7 @@ FAULTS = {
     "another word": ({"sae_snapshots": "first"}, "frontier.sae_snapshots: input should be 'last'"),
     "an unknown key": (
         {"ks": [1]},
-        "frontier.ks: unknown key; remove it or use one of ['features'",
+        "frontier.ks: unknown key; did you mean k? Otherwise remove it or use one of ['features'",
     ),
     "no features": ({"features": []}, "frontier.features: list should have at least 1 item"),
 }

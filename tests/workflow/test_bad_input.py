@@ -53,7 +53,8 @@ CONFIGURATIONS = {
     "unknown key": ({"colour": 1}, r"colour: unknown key; remove it or use one of \['activations"),
     "unknown nested key": (
         {"snapshots.pretrain.stepz": 1},
-        r"snapshots\.pretrain\.stepz: unknown key; remove it or use one of .*'steps'",
+        r"snapshots\.pretrain\.stepz: unknown key; did you mean steps\? Otherwise remove it or use "
+        r"one of .*'steps'",
     ),
     "trainings of cached rows together": (
         {"activations.together": 2},

@@ -225,7 +225,7 @@ def _analysis_faults(s: Settings) -> Iterator[str]:
     known = registry.all_analyses()
     for name in s.analyses:
         if name not in known:
-            yield f"analyses: there is no analysis {name}; choose from {list(known)}"
+            yield f"analyses: there is no analysis '{name}'; choose from {list(known)}"
             return
         if known[name].optional and getattr(s, name) is None:
             yield f"analyses: {name} needs the section {name}; add it, or remove it from the list"

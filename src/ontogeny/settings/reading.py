@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from pathlib import Path
@@ -97,7 +98,9 @@ def _line(error: Any) -> str:
     key = _key(error)
     if error["type"] == "extra_forbidden":
         known = sorted(_keys_beside(key.split(".")))
-        return f"{key}: unknown key; remove it or use one of {known}"
+        near = difflib.get_close_matches(key.rsplit(".", 1)[-1], known, 1)
+        meant = f"did you mean {near[0]}? Otherwise " if near else ""
+        return f"{key}: unknown key; {meant}remove it or use one of {known}"
     if error["type"] == "missing":
         return f"{key}: missing; add it (schemas/config.schema.json describes it)"
     given = json.dumps(error["input"], default=str)

@@ -42,6 +42,11 @@ function earliest(site) {
   const p = one.place;
   const kind = kindOf(site, p);
   const { first } = start;
+  const emergent = classBit(site, "emergent");
+  const others = Array.from(c.onset).filter((onset, place) => c.class[place] & emergent && onset < c.onset[p]).length - 1;
+  const before = (step, earlier) => others > 0
+    ? ` has the earliest onset of all, step ${earlier}, but neither it nor ${others === 1 ? "the other feature" : `the ${others} other features`} that emerged before step ${step} ${others === 1 ? "meets" : "meet"} these conditions.`
+    : ` has an earlier onset, step ${earlier}, but does not meet these conditions.`;
   return h("section", { class: "panel lead" },
     h("h2", {}, "The earliest ", term("emergent"), " feature"),
     h("div", { class: "answer" },
@@ -56,7 +61,7 @@ function earliest(site) {
     h("p", { class: "note" }, about.seeds.length > 1
       ? ["Earliest of the emergent features that are ", term("matched"), `, not doubtful, active at ${start.often} held-out tokens or more, and at the first snapshot no stronger than ${start.weak} of their peak.`]
       : `Earliest of the emergent features that are active at ${start.often} held-out tokens or more and at the first snapshot no stronger than ${start.weak} of their peak; with one seed, nothing says which would come again.`,
-      first !== null && [" ", featureLink(site, first, `Feature ${c.feature[first]}`), ` has an earlier onset, step ${format.number(c.onset[first], 2)}, but does not meet these conditions.`]));
+      first !== null && [" ", featureLink(site, first, `Feature ${c.feature[first]}`), before(format.step(c.onset[p]), format.number(c.onset[first], 2))]));
 }
 
 /** A phase in words: [heading, what it is]. */

@@ -248,3 +248,11 @@ def test_house_words_do_not_come_back(pattern):
 
 def test_a_house_word_would_be_found():
     assert re.search(HOUSE_WORDS[0], "one file a stage, and a row a feature")
+
+
+def test_captions_are_words_without_templates():
+    """A caption is for every experiment: the text beside a figure is the caption as it is."""
+    captions = sorted((ROOT / "src").rglob("*.rst"))
+    assert len(captions) > 20
+    for path in captions:
+        assert not re.search(r"\{\{|\{%", path.read_text()), path

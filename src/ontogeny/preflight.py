@@ -170,8 +170,7 @@ def _mark_faults(s: Settings) -> Iterator[str]:
 def _faults(settings: Settings, results: Path) -> Iterator[str]:
     folder = results / settings.name
     yield from _wheel_faults(settings, results)
-    unreadable = text.faults(settings.corpus)
-    yield from unreadable or text.short(settings.corpus)
+    yield from text.faults(settings.corpus)
     yield from sources.faults(settings, results)
     yield from _mark_faults(settings)
     yield from registry.ahead(Experiment(folder, settings))[0]

@@ -365,6 +365,15 @@ def test_what_ranks_cannot_share_is_a_fault(changes, message):
     assert re.search(message, str(caught.value)), caught.value
 
 
+def test_dictionaries_of_a_stream_have_the_same_number_of_devices():
+    one = tiny()["crosscoders"]["batchtopk"]
+    given = tiny({"activations.mode": "streamed", "crosscoders.other": one | {"devices": 2}})
+    with pytest.raises(settings.SettingsError, match=r"devices: .* \(batchtopk 1, other 2\); set"):
+        settings.load(given)
+    given["crosscoders"]["batchtopk"] = one | {"devices": 2}
+    assert settings.load(given).crosscoders["other"].devices == 2
+
+
 def test_dictionaries_of_the_frontier_are_shared_too():
     given = tiny({"crosscoders.batchtopk.devices": 4})
     given["frontier"] = {"features": [32, 30], "k": [2], "steps": 10}

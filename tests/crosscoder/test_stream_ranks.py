@@ -162,6 +162,17 @@ def test_a_basis_of_shared_snapshots_is_that_of_one_process(run, runs):
     np.testing.assert_allclose(of_two.kept, of_one.kept, rtol=1e-6)
 
 
+def test_coordinates_of_some_sites_add_up_to_those_of_all(run):
+    subspace = Subspace(run.map.path("basis", sites=run.map.basis_of("topk")))
+    cpu, N = torch.device("cpu"), len(subspace.sites)
+    rows = torch.randn(50, N, 16, generator=torch.Generator().manual_seed(0))
+    whole = subspace.partial(range(N), cpu)(rows)
+    assert torch.equal(whole.half(), subspace.projection(cpu)(rows))
+    for parts in ([[0, 1], [2, 3]], [[0, 2], [1, 3]], [[], [0, 1, 2, 3]]):
+        y = sum(subspace.partial(part, cpu)(rows[:, part]) for part in parts)
+        torch.testing.assert_close(y, whole, atol=1e-5, rtol=1e-5)
+
+
 def test_each_process_runs_its_own_snapshots(run):
     assert [Peers(0, 3).parts(5)[rank] for rank in range(3)] == [
         slice(0, 1), slice(1, 3), slice(3, 5),

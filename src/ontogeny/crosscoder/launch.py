@@ -1,4 +1,4 @@
-"""Starting the ranks of trainings on this machine, and ending them (ranks.py).
+"""Starting the ranks of a training or a basis on this machine, and ending them (ranks.py).
 
 torch's elastic launcher starts one process per rank and watches all of them. It ends the others if
 one has failed or was killed, or if it is asked to stop. A failure is reported once: ranks that

@@ -33,7 +33,8 @@ def draw(features: Path, strengths: Path, output: Path) -> None:
         axes = figure.subplots(len(groups), 1, sharex=True, squeeze=False)[:, 0]
         x = np.arange(len(numbers))
         for letter, axis, (group, own) in zip("ab", axes, groups.items(), strict=False):
-            axis.bar(x, counts[group], 0.86, color=style.COLOURS[group])
+            colour = style.COLOURS[group if len(groups) > 1 else "matched"]
+            axis.bar(x, counts[group], 0.86, color=colour)
             axis.set_ylabel("features")
             axis.locator_params(axis="y", integer=True)
             if len(groups) > 1:

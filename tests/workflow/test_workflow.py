@@ -139,7 +139,7 @@ def test_a_text_beside_each_figure_says_what_it_found(finished):
         )
     peaks = " ".join((figures / "peaks.txt").read_text().split())
     assert peaks.startswith(
-        ("More features peak at step", "Features peak equally often at all snapshots")
+        ("More features peak at step", "Features peak at all snapshots about equally often")
     )
 
 

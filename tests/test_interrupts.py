@@ -73,6 +73,23 @@ def test_a_run_ends_with_its_jobs_and_says_how_to_go_on(number):
     assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in below)
 
 
+def test_a_job_that_is_just_starting_ends_too():
+    """Shells that start processes one by one while the processes below this one are listed."""
+    for number in range(20):
+        sleeper = f"sleep {1000 + number}.25"
+        jobs = [
+            subprocess.Popen(["sh", "-c", f"for i in 1 2 3 4 5 6 7 8 9; do {sleeper} & done; wait"])
+            for _ in range(2)
+        ]
+        time.sleep(number * 0.0005)
+        interrupts.end_children(grace=5)
+        assert all(job.wait() == -signal.SIGKILL for job in jobs)
+        left = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == sleeper.split()]
+        for process in left:
+            process.kill()
+        assert not left
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_command_that_is_interrupted_leaves_no_draft_and_no_traceback(tmp_path, number):
     command = started(COMMAND, tmp_path / "made.txt")

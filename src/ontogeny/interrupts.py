@@ -14,7 +14,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -67,28 +66,39 @@ def end_children(grace: float) -> None:
     deadline = time.monotonic() + grace
     while True:
         # A job that a thread is just starting is found in the next iteration.
-        left = {p for p in asked if p.is_running() and p.status() != psutil.STATUS_ZOMBIE}
-        left |= set(_below(own))
-        if not left:
+        left = {p for p in asked if _runs(p)}
+        new = _stopped_below(own, left)
+        if not left | new:
             return
         late = time.monotonic() > deadline
-        new = left if late else left - asked
-        shells = {process for process in new if _is_shell(process)}
-        for process in shells:  # they need no clean-up, and would report how their children ended
-            _send(process, signal.SIGKILL)
-        for process in new - shells:
-            _send(process, signal.SIGKILL if late else signal.SIGTERM)
-        asked |= left
+        for process in left | new if late else new:
+            # Shells need no clean-up, and would report how their children ended.
+            ends = late or _is_shell(process)
+            _send(process, signal.SIGKILL if ends else signal.SIGTERM)
+            _send(process, signal.SIGCONT)
+        asked |= new
         time.sleep(0.05)
 
 
-def _below(own: psutil.Process) -> Iterator[psutil.Process]:
-    for process in own.children(recursive=True):
-        try:
-            if process.status() != psutil.STATUS_ZOMBIE:
-                yield process
-        except psutil.Error:
-            continue
+def _stopped_below(own: psutil.Process, known: set[psutil.Process]) -> set[psutil.Process]:
+    """The processes below this one that are not known, each stopped.
+
+    A process may start another while they are listed, and if it ended before that one is found,
+    nothing would lead to it. Stopped processes start no more.
+    """
+    found = set[psutil.Process]()
+    while new := {p for p in own.children(recursive=True) if _runs(p)} - known - found:
+        for process in new:
+            _send(process, signal.SIGSTOP)
+        found |= new
+    return found
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def _is_shell(process: psutil.Process) -> bool:

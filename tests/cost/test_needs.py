@@ -25,7 +25,8 @@ LARGE = MEDIUM | {
     "circuits": {
         "tasks": ["induction"], "least_accuracy": 0, "pairs": 64, "curve_snapshots": 2,
     },
-    "contexts": {"lens_snapshots": 3}, "crosscoders.topk.steps": 30,
+    # So few quantiles that the rows of this run fill the sample of every feature.
+    "contexts": {"lens_snapshots": 3, "quantiles": 2}, "crosscoders.topk.steps": 30,
 }  # fmt: skip
 BEFORE = ("corpus", "pretrain", "extract", "token_table", "basis", "project", "train", "fidelity",
           "features", "tasks", "phases")  # fmt: skip
@@ -70,11 +71,14 @@ def test_memory_of_analyses(tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [line.split() for line in done.stdout.splitlines() if line.startswith("peak")]
     assert [name for _, name, _ in lines] == list(STAGES)
-    for _, name, peak in lines:
-        planned = sum(run.line(name).job.host.values())
+    peaks = {name: int(peak) * 1024 for _, name, peak in lines}
+    planned = {name: sum(run.line(name).job.host.values()) for name in STAGES}
+    for name in STAGES:
         # Libraries and allocators hold more on one machine than on another: within the headroom.
-        assert int(peak) * 1024 < machines.data()["cluster"]["memory"] * planned, name
-        assert planned < 2.2 * int(peak) * 1024, name
+        assert peaks[name] < machines.data()["cluster"]["memory"] * planned[name], name
+        # The same stage takes 1.0 or 1.5 GB on the same input, as the allocator has it.
+        assert planned[name] < 3 * peaks[name], name
+    assert sum(planned.values()) < 2.2 * sum(peaks.values())
 
 
 # What jobs ask for

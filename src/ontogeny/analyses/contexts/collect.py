@@ -13,7 +13,6 @@ pre-activations h at their positions, its score s = h·r and its gate s > t (doc
 
 Ties go to the earlier position. The result is the same, to the bit, for any division of the
 positions into pieces of whole blocks, as long as h is.
-of whole blocks the positions come, as long as h is.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ CONTEXTS = Stage(
             "pieces read ahead": 1,
             "forward pass": 1,
             "logits": 1,
-            "one": 0.3e9,
+            "one": 0.2e9,
             "features * contexts.quantiles * contexts.window": 400,
         },
         {

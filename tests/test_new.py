@@ -65,10 +65,12 @@ def test_a_folder_of_checkpoints_becomes_an_experiment_that_runs(runs):
     result = invoke("runs/my run", "--text", "text")
     assert result.exit_code == 0, result.output
     assert "3 snapshots, steps 0 to 200, of a model of 3 blocks of width 16" in result.output
+    assert "tokens of text/**/*.txt\n" in result.output
     assert "next: ontogeny run" in result.output
     made = settings.load(Path("my-run.yaml"))
     assert made.snapshots.chosen == [0, 10, 200]
     assert made.activations.layers == [1]
+    assert made.activations.leave_out == ["end_of_text", "first"]
     assert made.corpus.context == 32  # all that the model has positions for
     assert made.corpus.files is not None
     assert made.corpus.files.paths == ["text/**/*.txt"]
@@ -104,6 +106,12 @@ def test_what_is_no_folder_of_checkpoints_is_told(runs, source, line):
     assert line in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert not list(Path().glob("*.yaml"))
+
+
+def test_without_text_the_sources_of_python_are_read_and_said(runs):
+    result = invoke("runs/my run")
+    assert result.exit_code == 0, result.output
+    assert "of the sources of Python packages, since no --text was given\n" in result.output
 
 
 def test_the_most_checkpoints_that_differ_in_a_number_alone(runs, model):

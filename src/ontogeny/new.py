@@ -280,6 +280,8 @@ snapshots:
 
 activations:
   layers: [{layer}] # of {shape.layers}, counted from 0: the residual stream after this block
+  # Most models put outliers on a block's first position, which would take up features.
+  leave_out: [end_of_text, first]
 
 basis:
   max_variance_lost: 0.01 # of any snapshot
@@ -310,14 +312,22 @@ def summary(file: Path, results: Path) -> list[str]:
     """What was found and what it will cost, one per line."""
     settings = load(file)
     steps, shape = settings.snapshots.chosen, sources.shape_of(settings, results)
+    corpus = settings.corpus
+    if corpus.files is not None:
+        text = ", ".join(corpus.files.paths)
+    elif corpus.dataset is not None:
+        text = f"the dataset {corpus.dataset.name}"
+    else:
+        text = "the sources of Python packages, since no --text was given"
     rates = bill.measure(settings, results)
     planned = bill.bill(settings, results, rates)
-    tokens = settings.corpus.train_blocks * settings.corpus.context
+    tokens = corpus.train_blocks * corpus.context
     return [
         f"{len(steps)} snapshots, steps {steps[0]:,} to {steps[-1]:,}, of a model of "
         f"{shape.layers} blocks of width {shape.width} ({shape.parameters:,} parameters)",
         f"a dictionary of {settings.crosscoders[settings.primary].features:,} features over the "
-        f"residual stream after block {settings.activations.layers[0]}, from {tokens:,} tokens",
+        f"residual stream after block {settings.activations.layers[0]}, from {tokens:,} tokens of "
+        f"{text}",
         f"needs {amount(planned.disk)} of disk, {amount(planned.host)} of memory, and about "
         f"{table.duration(planned.hours)} on one core",
     ]

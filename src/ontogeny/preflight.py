@@ -200,6 +200,7 @@ def check(settings: Settings, results: str | Path) -> None:
     results : the folder that holds the experiments' folders.
     """
     faults = list(dict.fromkeys(_faults(settings, Path(results))))
+    faults = faults or text.short(settings.corpus)
     if faults:
         raise InputError("\n".join(faults))
 

@@ -13,8 +13,10 @@ import pandas as pd
 import pytest
 import torch
 from conftest import HOSTILE, RESULTS
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks import atlas as benchmark
+from ontogeny import settings
 from ontogeny.analyses.dimensionality.measure import of_decoders
 from ontogeny.atlas import build, gather, pack, reads
 from ontogeny.corpus.pieces import visible
@@ -371,3 +373,20 @@ def test_without_histories_the_reason_is_told(experiment):
     assert done.returncode != 0
     assert "atlas: batchtopk has no feature histories to show" in done.stdout + done.stderr
     assert "atlas" not in experiment.would_run()
+
+
+def test_a_model_of_ones_own_is_told_with_its_architecture(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sizes = {"vocab_size": 30, "n_positions": 16, "n_embd": 8, "n_layer": 3, "n_head": 2}
+    GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained("run/step5")
+    given = {
+        "name": "mine",
+        "snapshots": {"steps": [5], "local": {"folders": "run/step{step}"}},
+        "activations": {"layers": [0]},
+        "crosscoders": {"main": {"inputs": {"layers": [0]}, "features": 16, "steps": 1}},
+        "primary": "main",
+    }
+    experiment = Experiment(tmp_path / "results/mine", settings.load(given))
+    assert gather._model(experiment) == "run/step{step}: gpt2, 3 layers, width 8"
+    shutil.rmtree("run")
+    assert gather._model(experiment) == "run/step{step}"

@@ -178,6 +178,21 @@ def test_empty_files_are_told_and_refused_only_where_no_text_is_left(tmp_path):
     assert "neither this file nor any other has text" in said
 
 
+def test_files_too_small_for_the_blocks_are_told_before_any_job(tmp_path):
+    sizes = {"context": 16, "held_out_blocks": 2, "train_blocks": 3}
+    file = tmp_path / "a.txt"
+
+    def short(name: str, characters: int) -> list[str]:
+        (tmp_path / name).write_text("a" * characters)
+        return text.short(of({"files": {"paths": [str(tmp_path / name)]}}, **sizes))
+
+    assert short(file.name, 76) == []  # 76 tokens of a byte each and 4 marks: 5 blocks of 16
+    (said,) = short(file.name, 75)
+    assert said.startswith("corpus.train_blocks: 5 blocks are needed, but the corpus has at most 4")
+    assert short("a.txt.gz", 75) == []  # of a packed file nothing is known
+    assert text.short(of({"files": {"paths": [str(tmp_path / "no.txt")]}}, **sizes)) == []
+
+
 # Token files
 
 IDS = np.random.default_rng(0).integers(0, 200, 2000)

@@ -26,7 +26,8 @@ WORDS = {"a": 0, "b": 1, "c": 2, "d": 3}
 EXPERIMENT: dict[str, Any] = {
     "name": "mine",
     "device": "cpu",
-    "corpus": {"files": {"paths": ["text.jsonl"]}, "context": 32},
+    "corpus": {"files": {"paths": ["text.jsonl"]}, "context": 32, "train_blocks": 8,
+               "held_out_blocks": 2},
     "snapshots": {"steps": "all", "local": {"folders": "run/checkpoint-{step}"}},
     "activations": {"layers": [0]},
     "crosscoders": {"main": {"inputs": {"layers": [0]}, "features": 16, "k": 2, "steps": 4,
@@ -65,7 +66,7 @@ def run(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for step in STEPS:
         checkpoint(step)
-    Path("text.jsonl").write_text(json.dumps({"text": "a b c d"}) + "\n")
+    Path("text.jsonl").write_text(json.dumps({"text": "a b c d " * 100}) + "\n")
     Path("mine.yaml").write_text(yaml.safe_dump(EXPERIMENT))
     return tmp_path / "run"
 

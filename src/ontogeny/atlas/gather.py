@@ -20,6 +20,8 @@ from ontogeny.features.contexts import LISTS, Store
 from ontogeny.features.described import CLASSES, DOUBTS, KINDS, UNTESTED
 from ontogeny.figures.style import COLOURS
 from ontogeny.files import InputError, open_hdf5
+from ontogeny.settings import Hub
+from ontogeny.snapshots import sources
 from ontogeny.version import VERSION
 
 FORMAT = "ontogeny-atlas-2"
@@ -152,12 +154,17 @@ def _other_seeds(
 
 def _model(experiment: Experiment) -> str:
     """The language model in words."""
-    snapshots = experiment.settings.snapshots
-    if snapshots.hub is not None:
-        return snapshots.hub.repository
-    if snapshots.local is not None:
-        return snapshots.local.where
-    assert snapshots.pretrain is not None
+    settings, snapshots = experiment.settings, experiment.settings.snapshots
+    if snapshots.pretrain is None:
+        source = snapshots.hub or snapshots.local
+        assert source is not None
+        where = source.repository if isinstance(source, Hub) else source.where
+        try:
+            kind = sources.architecture(settings, experiment.results)["model_type"]
+            shape = sources.shape_of(settings, experiment.results)
+        except (InputError, KeyError):
+            return where  # only the model's own code knows its architecture
+        return f"{where}: {kind}, {shape.layers} layers, width {shape.width}"
     tokens = int(experiment.table("log")["tokens"].max())
     count = f"{tokens / 1e6:.3g}M" if tokens >= 1e6 else f"{tokens:,}"
     own = snapshots.pretrain

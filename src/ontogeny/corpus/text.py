@@ -21,6 +21,8 @@ from ontogeny.settings import Corpus, Dataset, TextFiles
 BUFFER_DOCUMENTS = 10_000
 BUFFER_CHARACTERS = 1 << 26
 LOOK = 1 << 25  # characters of all files together that are read for early checks
+PLAIN = (".txt", ".jsonl", ".json")  # files that hold at most one token per byte
+MARKS = 4  # special tokens that a tokenizer puts around a document, at most
 
 
 def documents(corpus: Corpus) -> Iterator[str]:
@@ -100,8 +102,24 @@ def empty(corpus: Corpus) -> list[Path]:
     return [path for path in paths if path.stat().st_size == 0]
 
 
-def too_little(corpus: Corpus, blocks: int, pretrain: bool = False) -> str:
-    """A line that says that the corpus has only the given number of blocks."""
+def short(corpus: Corpus) -> list[str]:
+    """A line if files that are not packed are too small for the blocks, whatever the tokenizer.
+
+    A text has at most one token for each byte and MARKS around it; JSON adds more bytes than that.
+    """
+    try:
+        paths = files(corpus.files) if corpus.files is not None else []
+    except InputError:
+        return []  # a fault that `faults` names
+    if not paths or any(path.suffix not in PLAIN for path in paths):
+        return []
+    most = sum(path.stat().st_size + MARKS for path in paths) // (corpus.context - corpus.bos)
+    enough = most >= corpus.held_out_blocks + corpus.train_blocks
+    return [] if enough else [too_little(corpus, most, bound="at most")]
+
+
+def too_little(corpus: Corpus, blocks: int, pretrain: bool = False, bound: str = "only") -> str:
+    """A line that says how few blocks the corpus has; `bound` is only or at most."""
     more = {
         "wheels": "add corpus.wheels.sources",
         "files": "add corpus.files.paths",
@@ -114,8 +132,8 @@ def too_little(corpus: Corpus, blocks: int, pretrain: bool = False) -> str:
         wanted += corpus.pretrain_blocks
         key, beside = "pretrain_blocks", " together with those of held_out_blocks and train_blocks"
     return (
-        f"corpus.{key}: {wanted} blocks are needed{beside}, but the corpus has only {blocks} "
-        f"blocks of {corpus.context} tokens; lower it or {more}"
+        f"corpus.{key}: {wanted} blocks are needed{beside}, but the corpus has {bound} "
+        f"{blocks} blocks of {corpus.context} tokens; lower it or {more}"
     )
 
 

@@ -138,7 +138,7 @@ function table(site) {
     if (turn !== asked) return;
     fill(said, h("b", {}, format.count(found.length)), ` of ${format.count(site.count)} features`,
       found.length > ROWS ? `, ${format.count(first + 1)} to ${format.count(first + rows.length)} shown` : "",
-      params.get("sort") ? "" : wanted ? ", the best match first" : ", emergent ones first, by onset", " ",
+      params.get("sort") ? "" : wanted ? ", the best match first" : ", emergent ones first, by onset, and doubtful ones after them", " ",
       h("button", { type: "button", onclick: () => saveList(found, task) }, "CSV"));
     const to = (number, text, label) => number >= 1 && number <= pages
       ? h("a", { href: hash("table", with_(params, "page", number > 1 ? number : "")), "aria-label": label }, text)

@@ -11,7 +11,6 @@ FOLDER = "circuits/{crosscoder}"
 PROMPTS = {"crosscoder": "crosscoder", "snapshots": "snapshots", "tasks": "tasks"}
 ATTRIBUTED = {name: name for name in ("behaviour", "attribution", "differences")}
 DRAWN = {name: name for name in ("features", "behaviour", "attribution")}
-FITS = "lower circuits.pairs, or name fewer circuits.tasks"
 INTERVAL = "NAME_low and NAME_high: 95% interval over resampled pairs"
 
 

@@ -4,7 +4,6 @@ from ontogeny.analyses.induction.settings import Induction
 from ontogeny.declarations import Analysis, Cost, Figure, Optional, Product, Stage
 from ontogeny.stages import MODEL
 
-FITS = "lower induction.blocks, or leave induction out of analyses"
 TABLES = {"table": "induction", "curves": "induction_curves"}
 MARGINS = ("induction.least_attention", "induction.least_gain")
 # Heads are measured once per model. The order of onsets is computed from these results, so changing

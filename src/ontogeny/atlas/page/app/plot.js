@@ -197,9 +197,7 @@ function lines(place, width, given) {
     svg.append(s("polygon", { class: "band", points: [...forth, ...back].join(" "), vars: { fill: band.colour } }));
   }
   for (const level of given.levels || [])
-    svg.append(
-      s("line", { class: "level", x1: m.left, x2: width - m.right, y1: py(level.y), y2: py(level.y), vars: { stroke: level.colour } }),
-      s("text", { class: "onplot", x: width - m.right - 2, y: py(level.y) - 4, "text-anchor": "end", vars: { fill: `color-mix(in srgb, ${level.colour} 70%, ${ink("ink")})` } }, level.name));
+    svg.append(s("line", { class: "level", x1: m.left, x2: width - m.right, y1: py(level.y), y2: py(level.y), vars: { stroke: level.colour } }));
   for (const one of given.series) {
     let path = "";
     one.y.forEach((value, i) => {
@@ -212,6 +210,9 @@ function lines(place, width, given) {
         svg.append(s("circle", { cx: px(one.x[i]).toFixed(1), cy: py(value).toFixed(1), r: 2.4, vars: { fill: one.colour } },
           s("title", {}, `${one.name}: step ${format.step(one.x[i])}, ${format.number(value)}`))));
   }
+  // At the left, where a training's curve is far above, and over the curves.
+  for (const level of given.levels || [])
+    svg.append(s("text", { class: "onplot", x: m.left + 4, y: py(level.y) - 4, vars: { fill: `color-mix(in srgb, ${level.colour} 70%, ${ink("ink")})` } }, level.name));
   fill(place, legend(given.series.filter((one) => one.name && given.series.length > 1)), svg);
 }
 

@@ -122,6 +122,13 @@ def _read(record: Path) -> dict[str, Digest]:
         return {}
 
 
+def unreadable(experiment: Path) -> Iterator[tuple[Path, Path]]:
+    """Records that are damaged, each with the file or folder that it is about."""
+    for record in sorted((experiment / FOLDER).rglob("*.json")):
+        if not _read(record):
+            yield record, experiment / record.relative_to(experiment / FOLDER).with_suffix("")
+
+
 def known(experiment: Path) -> dict[Path, tuple[Digest, Path]]:
     """All files with a digest, by path: the digest, and the file or folder that was written."""
     found: dict[Path, tuple[Digest, Path]] = {}

@@ -15,10 +15,9 @@ other module spells the name of a file that another one reads.
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +28,7 @@ from ontogeny.activations import order
 from ontogeny.activations.sites import basis_name, folder_name
 from ontogeny.corpus.wheels import wheels_folder
 from ontogeny.declarations import Source
-from ontogeny.files import InputError, one_line
+from ontogeny.files import InputError, read_json, read_table, reading
 from ontogeny.settings import Settings
 from ontogeny.snapshots import sources
 from ontogeny.snapshots.sizes import leg_ends
@@ -418,15 +417,16 @@ class Experiment:
         ------
         InputError : it has not been made yet, or is damaged.
         """
-        import pandas as pd
-
         path = self.path(product, crosscoder=crosscoder or self.primary, **keys)
-        return _read(path, pd.read_parquet if path.suffix == ".parquet" else pd.read_csv)
+        manifest.check(path)
+        return read_table(path)
 
     def json(self, product: str, **keys: Any) -> dict[str, Any]:
         """A JSON object of the experiment, such as "levels"; raises as `table`."""
         path = self.path(product, **keys)
-        return dict(_read(path, lambda file: json.loads(file.read_text(encoding="utf-8"))))
+        manifest.check(path)
+        with reading(path):
+            return dict(read_json(path))
 
     def crosscoder(self, name: str | None = None, seed: int | None = None) -> Crosscoder:
         """A trained crosscoder; by default the primary one, with its first seed.
@@ -486,15 +486,3 @@ class Experiment:
         """Every file of the experiment, also below folders that are links to other disks."""
         for folder, _, names in os.walk(self.folder, followlinks=True):
             yield from (Path(folder, name) for name in names)
-
-
-def _read(path: Path, read: Callable[[Path], Any]) -> Any:
-    """The content of a file; InputError if it is missing or damaged."""
-    manifest.check(path)
-    try:
-        return read(path)
-    except FileNotFoundError:
-        raise InputError(f"{path}: not made yet; run the experiment") from None
-    except (OSError, ValueError) as error:
-        why = one_line(error, 200)
-        raise InputError(f"{path}: damaged; delete it to make it again ({why})") from None

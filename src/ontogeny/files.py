@@ -173,7 +173,10 @@ def whole_hdf5(path: str | Path, **options: Any) -> Iterator[h5py.File]:
         raw.check()
 
 
-BROKEN = (OSError, KeyError, ValueError, TypeError, RuntimeError, EOFError)
+BROKEN = (
+    *(OSError, LookupError, ValueError, TypeError, RuntimeError, EOFError),
+    *(AttributeError, ArithmeticError),
+)
 """Exceptions that readers of HDF5 raise for a damaged file."""
 
 
@@ -215,18 +218,79 @@ def read_hdf5(path: str | Path, what: str) -> Iterator[h5py.File]:
             yield file
     except InputError:
         raise
+    except FileNotFoundError:
+        raise InputError(f"{path}: not made yet; run the experiment") from None
     except BROKEN as error:
         raise InputError(
-            f"{path}: truncated or not {what}; delete it to make it again ({one_line(error)})"
+            f"{path}: truncated or not {what}; delete it to make it again ({one_line(error, 200)})"
         ) from None
 
 
-def unopened(path: str | Path, error: OSError) -> InputError:
-    """The error for an HDF5 file that cannot be opened."""
-    if isinstance(error, FileNotFoundError):
-        return InputError(f"{path}: not made yet; run the experiment")
-    why = str(error).split("(")[-1].rstrip(")")
-    return InputError(f"{path}: truncated or not HDF5; delete it to make it again ({why})")
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Name the file in whatever goes wrong while a file that this package wrote is read.
+
+    Raises
+    ------
+    InputError : it is missing or damaged, or the system denies access.
+    """
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{path}: not made yet; run the experiment") from None
+    except Exception as error:  # Arrow, pandas and json raise errors of many classes
+        system = failure(error)
+        if system is not None:
+            system.filename = str(path)
+            raise InputError(explained(system)) from None
+        why = one_line(error, 200)
+        raise InputError(f"{path}: damaged; delete it to make it again ({why})") from None
+
+
+def read_table(path: str | Path, **options: Any) -> pd.DataFrame:
+    """A table that `write_table` wrote; raises as `reading`, also if a CSV ends within a line.
+
+    Parameters
+    ----------
+    options : of the reader in pandas.
+    """
+    import pandas as pd
+
+    with reading(path):
+        if str(path).endswith(".parquet"):
+            return pd.read_parquet(path, **options)
+        with open(path, "rb") as file:
+            file.seek(-1, os.SEEK_END)  # fails if it is empty
+            if file.read() != b"\n":
+                raise ValueError("the last line is cut short")
+        return pd.read_csv(path, **options)
+
+
+def read_json(path: str | Path) -> Any:
+    """A value that `write_json` wrote; raises as `reading`."""
+    with reading(path):
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def read_job(path: str | Path) -> dict[str, float]:
+    """Numbers of one of Snakemake's benchmark files by column, such as "s"; NaN if not measured.
+
+    Raises
+    ------
+    InputError : it is damaged.
+    """
+    try:
+        names, values = Path(path).read_text(encoding="utf-8").splitlines()[:2]
+        row = dict(zip(names.split("\t"), values.split("\t"), strict=True))
+        named = {key: row[key] for key in ("s", "max_rss", "cpu_time")}
+        return {key: float("nan" if v in ("-", "NA") else v) for key, v in named.items()}
+    except (ValueError, KeyError) as error:
+        raise InputError(
+            f"{path}: damaged; delete it, and it is written again when its job runs "
+            f"({one_line(error, 200)})"
+        ) from None
 
 
 def reserve(file: IO[Any], size: int, folder: str | Path) -> None:

@@ -156,6 +156,10 @@ def verify(experiment: Path, gone: Iterable[str] = ()) -> Verdict:
         if wrong:
             faults.append(f"{path}: {wrong}; {mend(path, experiment)}")
         files, size = files + 1, size + digest.size
+    for record, written in digests.unreadable(experiment):
+        wrong = f"not compared, because the record of its digests, {record}, is damaged"
+        inside = next(iter(below(written)), written) if written.is_dir() else written
+        faults.append(f"{written}: {wrong}; {mend(inside, experiment)}")
     products = [p for p in registry.products() if p not in UNKEPT]
     there = (p for p in below(experiment) if p.is_file() and p not in known)
     unknown = [p for p in there if _made_as(str(p.relative_to(experiment)), products)]

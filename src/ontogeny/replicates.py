@@ -16,7 +16,6 @@ or rates reach a point at the same sum, their weights were moved equally far by 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.features.held_out import held_out
 from ontogeny.features.histories import contrasts, split_step
 from ontogeny.features.matching import assign
-from ontogeny.files import InputError, write_table
+from ontogeny.files import InputError, read_json, read_table, write_table
 from ontogeny.settings import Pretrain, Settings
 from ontogeny.settings.experiment import MODEL_SEED
 from ontogeny.snapshots.pretrain import learning_rate
@@ -113,9 +112,9 @@ def match_models(first: Files, second: Files, device: torch.device) -> pd.DataFr
 def _features(files: Files) -> pd.DataFrame:
     """Histories of a model's features, with their kinds if they are known."""
     columns = ["feature", "onset_step", "peak_snapshot_index", "initialisation"]
-    table = pd.read_parquet(files["features"])[columns]
+    table = read_table(files["features"])[columns]
     if files["kinds"].exists():
-        kinds = pd.read_parquet(files["kinds"])[["feature", "kind"]]
+        kinds = read_table(files["kinds"])[["feature", "kind"]]
         table = table.merge(kinds, on="feature", how="left")
         table["kind"] = table["kind"].fillna("none")
     return table
@@ -162,19 +161,19 @@ def _curves(files: Files) -> pd.DataFrame:
     loss; dimensionality (share of d, first seed); strength by kind (mean normalised strength);
     contrast: mean cosine within minus between the blocks of each split of the direction matrix.
     """
-    loss = pd.read_csv(files["phases"])
+    loss = read_table(files["phases"])
     parts = [loss.assign(panel="loss", group="model", value=loss["loss"])]
     if files["dimensionality"].exists():
-        size = pd.read_csv(files["dimensionality"])
+        size = read_table(files["dimensionality"])
         size = size[(size["group"] == "all") & (size["seed"] == size["seed"].iloc[0])]
         parts.append(size.assign(panel="dimensionality", group="features", value=size["share"]))
     if files["kinds"].exists():
-        kinds = pd.read_parquet(files["kinds"])[["feature", "kind"]]
-        strengths = pd.read_parquet(files["strengths"]).merge(kinds, on="feature")
+        kinds = read_table(files["kinds"])[["feature", "kind"]]
+        strengths = read_table(files["strengths"]).merge(kinds, on="feature")
         mean = strengths.groupby(["kind", "step"])["normalised_strength"].mean()
         table = mean.rename_axis(["group", "step"]).rename("value").reset_index()
         parts.append(table.assign(panel="strength"))
-    cosines = pd.read_csv(files["directions"])
+    cosines = read_table(files["directions"])
     cosines = cosines[cosines["group"] == "all"]
     matrix = cosines.pivot(index="step", columns="other_step", values="cosine")
     by_split = contrasts(matrix.to_numpy())
@@ -204,7 +203,7 @@ def onsets(results: dict[str, Files], only_seed: list[str]) -> pd.DataFrame:
         return pd.DataFrame(columns=[*names, *results, "models", "earliest", "latest"])
     columns = {}
     for model, files in results.items():
-        table = pd.read_csv(files["induction"], dtype={"detail": str, "group": str})
+        table = read_table(files["induction"], dtype={"detail": str, "group": str})
         table = table.fillna({"detail": "", "group": ""})
         of_head = table["event"].str.contains("_head")
         table["detail"] = table["detail"].mask(of_head, "")
@@ -223,7 +222,7 @@ def _numbers(path: Path, pretrain: Pretrain | None, itself: Pretrain | None) -> 
     peak = itself.learning_rate
     values = {
         key: value
-        for key, value in json.loads(path.read_text()).items()
+        for key, value in read_json(path).items()
         if not isinstance(value, (str, dict, list)) and not key.startswith(LEFT_OUT)
     }
     clocked = [key for key in CLOCKED if values.get(key) is not None]

@@ -6,7 +6,6 @@ provenance.json has versions and digests.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,12 @@ import numpy as np
 import pandas as pd
 
 from ontogeny import doubts, provenance, registry
+from ontogeny.activations.store import open_checked
 from ontogeny.activations.subspace import Kept
 from ontogeny.declarations import function
 from ontogeny.experiment import Experiment
 from ontogeny.features.matching import shares
-from ontogeny.files import digest_value, open_hdf5, write_json
+from ontogeny.files import digest_value, read_hdf5, read_job, read_json, write_json
 from ontogeny.scratch import below
 
 
@@ -41,11 +41,11 @@ def timings(folder: str | Path) -> tuple[dict[str, float], float]:
     seconds: dict[str, float] = {}
     peak = 0.0
     for path in sorted(Path(folder).glob("**/*.tsv")):
-        row = pd.read_csv(path, sep="\t", na_values="-").iloc[0]
+        row = read_job(path)
         stage = path.relative_to(folder).parts[0].removesuffix(".tsv")
-        seconds[stage] = seconds.get(stage, 0.0) + float(row["s"])
-        if pd.notna(row["max_rss"]):
-            peak = max(peak, float(row["max_rss"]) * 2**20)
+        seconds[stage] = seconds.get(stage, 0.0) + row["s"]
+        if not math.isnan(row["max_rss"]):
+            peak = max(peak, row["max_rss"] * 2**20)
     return seconds, peak
 
 
@@ -242,9 +242,9 @@ def summarise(experiment: Experiment) -> None:
 def _provenance(experiment: Experiment) -> dict[str, Any]:
     """What the results were made from; no commit if the package is not in a checkout."""
     root = provenance.ROOT.parents[1]
-    with open_hdf5(experiment.path("tokens")) as file:
+    with read_hdf5(experiment.path("tokens"), "a file of tokens") as file:
         digests = {name: str(file.attrs[name]) for name in ("corpus", "tokenizer")}
-    with open_hdf5(experiment.path("stack", site=experiment.sites[0])) as file:
+    with open_checked(experiment.path("stack", site=experiment.sites[0])) as file:
         tokens = str(file.attrs["tokens"])
     # Each snapshot that was not trained here names its source.
     sources = {step: experiment.path("snapshot", step=step) for step in experiment.steps}
@@ -257,8 +257,6 @@ def _provenance(experiment: Experiment) -> dict[str, Any]:
         "tokenizer_sha256": digests["tokenizer"],
         "tokens_sha256": tokens,
         "snapshots": {
-            str(step): json.loads(path.read_text())
-            for step, path in sources.items()
-            if path.exists()
+            str(step): read_json(path) for step, path in sources.items() if path.exists()
         },
     }

@@ -324,5 +324,5 @@ def test_what_a_table_cannot_be_is_refused(folder, tmp_path):
     ):
         Table(tmp_path / "tables", SITES)
     (tmp_path / TABLE).write_bytes(b"x")
-    with pytest.raises(InputError, match=r"residual\.1\.h5: truncated or not HDF5"):
+    with pytest.raises(InputError, match=r"residual\.1\.h5: truncated or not a token table"):
         Table(tmp_path / "tables", SITES)

@@ -388,7 +388,10 @@ def test_a_crosscoder_of_other_tokens(home):
     )
     truncated(*[folder / "crosscoder.safetensors"] * 2)
     said = refused(home, "crosscoders/batchtopk/seed0/density.parquet", *words)
-    assert said.startswith(f"ontogeny: {folder}: not a crosscoder of this version; delete it")
+    weights = folder / "crosscoder.safetensors"
+    assert said.startswith(
+        f"ontogeny: {weights}: not a crosscoder of this version; delete {folder} to train it again"
+    )
 
 
 @pytest.mark.slow

@@ -128,8 +128,8 @@ class Cached(Stacks):
                 f"{path}: these training rows were deleted after use; set activations.keep: true "
                 "and make them again"
             )
-        open_checked(path).close()
-        return Reader(path, name)
+        with open_checked(path):
+            return Reader(path, name)
 
 
 class HeldOut(Stacks):

@@ -27,7 +27,8 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ import xxhash
 
 from ontogeny.activations.sites import STACK, Site, folder_name, rows_path
 from ontogeny.activations.sizes import CHUNK_BYTES, FLETCHER_BYTES
-from ontogeny.files import InputError, open_hdf5, unopened, whole_hdf5
+from ontogeny.files import InputError, read_hdf5, whole_hdf5
 from ontogeny.version import VERSION
 
 FORMAT = "ontogeny-activations-4"
@@ -99,7 +100,7 @@ class Reader:
         self.path = path
         self._file = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
-        with open_hdf5(path) as file:
+        with read_hdf5(path, "a file of rows") as file:
             data = file[name]
             self.shape: tuple[int, int] = data.shape
             self._digests = [int(digest) for digest in file[f"{name}_xxh3"][:]]
@@ -143,26 +144,24 @@ class Reader:
         return out
 
 
-def open_checked(path: str | Path, **expected: Any) -> h5py.File:
-    """Open an activations file for reading.
+@contextmanager
+def open_checked(path: str | Path, **expected: Any) -> Iterator[h5py.File]:
+    """Open an activations file while its contents are read.
 
     Raises
     ------
-    InputError : the file is truncated or foreign, or one of its attributes is not as `expected`.
+    InputError : the file is damaged or foreign, or one of its attributes is not as `expected`.
     """
-    try:
-        file = open_hdf5(path)
-    except OSError as error:
-        raise unopened(path, error) from None
-    if file.attrs.get("format") != FORMAT:
-        raise InputError(f"{path}: not an activations file of this version; delete it")
-    for name, value in expected.items():
-        if not np.array_equal(file.attrs.get(name), value):
-            raise InputError(
-                f"{path}: {name} is {file.attrs.get(name)}, but {value} was expected; delete the "
-                "file to make it again"
-            )
-    return file
+    with read_hdf5(path, "an activations file") as file:
+        if file.attrs.get("format") != FORMAT:
+            raise InputError(f"{path}: not an activations file of this version; delete it")
+        for name, value in expected.items():
+            if not np.array_equal(file.attrs.get(name), value):
+                raise InputError(
+                    f"{path}: {name} is {file.attrs.get(name)}, but {value} was expected; delete "
+                    "the file to make it again"
+                )
+        yield file
 
 
 def describe(file: h5py.File, attributes: dict[str, Any]) -> None:
@@ -205,7 +204,8 @@ def stack(
     if len(shared["shard_rows"]) == 1 and cached:
         shown["activations"] = (int(shared["shard_rows"][0]), width)
         for path, step in zip(paths, steps, strict=True):
-            open_checked(rows_path(path, 0), step=step, **shared).close()
+            with open_checked(rows_path(path, 0), step=step, **shared):
+                pass
     with whole_hdf5(output, libver="latest") as file:
         for name, shape in shown.items():
             layout = h5py.VirtualLayout((len(paths), *shape), shared["dtype"])
@@ -214,9 +214,11 @@ def stack(
                 source = held.name if path.parent == Path(output).parent else held.resolve()
                 layout[i] = h5py.VirtualSource(str(source), name, shape)
             file.create_virtual_dataset(name, layout)
-        with open_hdf5(paths[0]) as first:
-            for name in ("held_out/position", "held_out/token"):
-                file[name] = first[name][:]
+        names = ("held_out/position", "held_out/token")
+        with open_checked(paths[0]) as first:
+            same = [first[name][:] for name in names]
+        for name, values in zip(names, same, strict=True):
+            file[name] = values
         facts = {"steps": steps, "scale": scale, "scales": scales, "width": width}
         describe(file, shared | facts)
 
@@ -279,4 +281,5 @@ class Stacks:
         self.scales = scales
         self.paths = [Path(folder) / f"{site.name}.h5" for site in sites]
         for path in self.paths:
-            open_checked(path).close()
+            with open_checked(path):
+                pass

@@ -7,7 +7,8 @@ With U an orthonormal basis of the leading R principal directions of the stacked
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,18 +22,20 @@ from ontogeny.activations.rows import Cached, across, pieces, starts_of
 from ontogeny.activations.sites import Site
 from ontogeny.activations.sizes import piece_rows
 from ontogeny.activations.store import Reader, Writer
-from ontogeny.files import InputError, open_hdf5, unopened, whole_hdf5
+from ontogeny.files import InputError, read_hdf5, whole_hdf5
 from ontogeny.progress import bar
 from ontogeny.settings import Basis
 
 FORMAT = "ontogeny-basis-2"
+ONE = 1.01  # with room for rounding
 
 
-def _open(path: str | Path) -> h5py.File:
-    try:
-        return open_hdf5(path)
-    except OSError as error:
-        raise unopened(path, error) from None
+@contextmanager
+def _open(path: str | Path) -> Iterator[h5py.File]:
+    with read_hdf5(path, "a basis file") as file:
+        if file.attrs.get("format") != FORMAT:
+            raise InputError(f"{path}: not a basis file of this version; delete it")
+        yield file
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,6 @@ class Kept:
         InputError : the file is truncated or foreign.
         """
         with _open(path) as file:
-            if file.attrs.get("format") != FORMAT:
-                raise InputError(f"{path}: not a basis file of this version; delete it")
             columns, dimensions = file["basis"].shape
             return cls(list(file.attrs["sites"]), file["kept"][:], dimensions, columns)
 
@@ -112,8 +113,6 @@ class Subspace:
 
     def __init__(self, path: str | Path) -> None:
         with _open(path) as file:
-            if file.attrs.get("format") != FORMAT:
-                raise InputError(f"{path}: not a basis file of this version; delete it")
             self.path = path
             self.U: np.ndarray = file["basis"][:]
             self.mean: np.ndarray = file["mean"][:]
@@ -122,6 +121,13 @@ class Subspace:
             self._turn: np.ndarray = file["turn"][:]
             self.sites = list(file.attrs["sites"])
             self.tokens = str(file.attrs["tokens"])
+        # No entry of orthonormal directions exceeds 1, and comparisons with NaN are false.
+        bounded = self.U.min(initial=0) > -ONE and self.U.max(initial=0) < ONE
+        if not (bounded and np.isfinite(self.mean).all()):
+            raise InputError(
+                f"{path}: damaged: the directions are not of unit length; delete it to make it "
+                "again"
+            )
         self.dimensions = self.U.shape[1]
         self._on: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -225,7 +231,7 @@ class Projected:
         self._readers: list[Reader] = []
         sizes: list[int] = []
         for path in paths:
-            with _open(path) as file:
+            with read_hdf5(path, "a file of projected rows") as file:
                 held: Any = file.attrs.get("format"), file.attrs.get("first_row")
             if held != (FORMAT, sum(sizes)):
                 raise InputError(

@@ -7,6 +7,7 @@ tokens share the last entry, the overall mean. Nothing here imports torch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +15,24 @@ import h5py
 import numpy as np
 
 from ontogeny.activations.sites import Site, folder_name
-from ontogeny.files import InputError, open_hdf5, unopened
+from ontogeny.files import InputError, read_hdf5
 
 FORMAT = "ontogeny-token-table-2"
 HALF = 65504.0  # the largest float16
 
 
-def open_table(path: str | Path) -> h5py.File:
-    """Open the token table of a layer's stream.
+@contextmanager
+def open_table(path: str | Path) -> Iterator[h5py.File]:
+    """Open the token table of a layer's stream while its contents are read.
 
     Raises
     ------
-    InputError : the file is truncated or foreign.
+    InputError : the file is damaged or foreign.
     """
-    try:
-        file = open_hdf5(path)
-    except OSError as error:
-        raise unopened(path, error) from None
-    if file.attrs.get("format") != FORMAT:
-        raise InputError(f"{path}: not a token table of this version; delete it")
-    return file
+    with read_hdf5(path, "a token table") as file:
+        if file.attrs.get("format") != FORMAT:
+            raise InputError(f"{path}: not a token table of this version; delete it")
+        yield file
 
 
 def of_sites(folder: str | Path, sites: Sequence[Site], name: str) -> Iterator[Any]:
@@ -53,7 +52,8 @@ def of_sites(folder: str | Path, sites: Sequence[Site], name: str) -> Iterator[A
             steps = list(file.attrs["steps"])
             if site.snapshot not in steps:
                 raise InputError(f"{path}: has no step {site.snapshot}; delete it to make it again")
-            yield file[name][steps.index(site.snapshot)]
+            value = file[name][steps.index(site.snapshot)]
+        yield value
 
 
 class Table:

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 from ontogeny.activations.sites import folder_name
+from ontogeny.activations.store import open_checked
 from ontogeny.analyses.dimensionality.measure import of_crosscoder
 from ontogeny.atlas import passages
 from ontogeny.atlas.start import trusted
@@ -19,7 +20,7 @@ from ontogeny.experiment import Experiment
 from ontogeny.features.contexts import LISTS, Store
 from ontogeny.features.described import CLASSES, DOUBTS, KINDS, UNTESTED
 from ontogeny.figures.style import COLOURS
-from ontogeny.files import InputError, open_hdf5
+from ontogeny.files import InputError
 from ontogeny.settings import Hub
 from ontogeny.snapshots import sources
 from ontogeny.version import VERSION
@@ -183,7 +184,7 @@ def _about(experiment: Experiment, first: Crosscoder, steps: list[int]) -> dict[
     log = None
     if experiment.has("log"):
         log = _thinned(experiment.table("log")[["step", "loss"]].dropna()).to_dict("list")
-    with open_hdf5(experiment.path("stack", site=folder_name(layer, stream))) as file:
+    with open_checked(experiment.path("stack", site=folder_name(layer, stream))) as file:
         held_out = int(file["held_out/position"].shape[0])
         rows = int(sum(file.attrs["shard_rows"]))
     drawn = (*KINDS, "unigram", "bigram", "batch", *CLASSES, "doubtful")

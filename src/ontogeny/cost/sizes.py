@@ -21,7 +21,7 @@ from ontogeny.corpus.build import Tokens
 from ontogeny.corpus.wheels import most_tokens
 from ontogeny.cost.machines import Machine
 from ontogeny.experiment import Experiment
-from ontogeny.files import InputError, open_hdf5
+from ontogeny.files import BROKEN, InputError, open_hdf5
 from ontogeny.settings import Crosscoder, Settings, Sites
 from ontogeny.snapshots import sources
 from ontogeny.snapshots.shape import Shape
@@ -241,7 +241,7 @@ def _text_blocks(experiment: Experiment) -> tuple[int, bool]:
     try:
         with open_hdf5(experiment.path("tokens")) as file:
             return int(file["tokens"].shape[0]), True
-    except (OSError, KeyError):
+    except BROKEN:
         pass
     if corpus.wheels is not None:
         return most_tokens(corpus) // corpus.context, False
@@ -263,7 +263,7 @@ def _rows(experiment: Experiment, sizes: Sizes, count: bool) -> tuple[list[int],
             with open_hdf5(experiment.path("stack", site=site)) as file:
                 rows = [int(n) for n in file.attrs["shard_rows"]]
                 held_out = int(file["held_out/position"].shape[0])
-        except (OSError, KeyError):
+        except BROKEN:
             continue
         if len(rows) == len(sizes.shards) and sum(rows) <= sizes.positions:
             return rows, held_out, True
@@ -330,7 +330,7 @@ def dictionary(experiment: Experiment, sizes: Sizes, name: str) -> Dictionary:
         try:
             with open_hdf5(experiment.path("basis", sites=basis)) as file:
                 dimensions = int(file["basis"].shape[1])
-        except (OSError, KeyError):
+        except BROKEN:
             rows, known = min(settings.basis.rows, sizes.rows), False
             most = most_dimensions(settings.basis.largest, None, width)
             dimensions = min(count(chosen.inputs) * width, most, rows)

@@ -42,7 +42,7 @@ from torch import Tensor
 from ontogeny.activations.projection import projected
 from ontogeny.activations.table import lookup
 from ontogeny.crosscoder.sizes import DECODERS_AT_A_TIME
-from ontogeny.files import InputError, whole, write_json
+from ontogeny.files import InputError, one_line, whole, write_json
 
 if TYPE_CHECKING:
     from ontogeny.crosscoder.pairs import Candidates
@@ -390,11 +390,13 @@ class Crosscoder:
         ------
         InputError : files are missing, damaged, or of another version.
         """
+        file = Path(folder) / "config.json"
         try:
-            about = Description(**json.loads((Path(folder) / "config.json").read_text()))
+            about = Description(**json.loads(file.read_text()))
             file = Path(folder) / "crosscoder.safetensors"
             return cls(about, load_file(file, device=str(device)))
         except Exception as error:
             raise InputError(
-                f"{folder}: not a crosscoder of this version; delete it to train it again ({error})"
+                f"{file}: not a crosscoder of this version; delete {folder} to train it again "
+                f"({one_line(error, 200)})"
             ) from None

@@ -19,7 +19,7 @@ from ontogeny.activations.table import of_sites, open_table
 from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.features.matching import assign
 from ontogeny.features.sizes import BASELINE_FEATURES, BASELINE_TOKENS
-from ontogeny.files import write_table
+from ontogeny.files import read_table, write_table
 from ontogeny.settings import Settings
 
 
@@ -103,7 +103,7 @@ def measure(
     baselines : Parquet; the columns are in columns.yaml.
     """
     trained = Crosscoder.load(crosscoder)
-    table = pd.read_parquet(features)
+    table = read_table(features)
     living = table.loc[table["alive"], "feature"].to_numpy()
     if len(living) > BASELINE_FEATURES:
         rng = np.random.default_rng(settings.analysis.seed)

@@ -16,7 +16,7 @@ import pandas as pd
 from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.crosscoder.sizes import DECODERS_AT_A_TIME
 from ontogeny.features.matching import match
-from ontogeny.files import InputError, write_json, write_table
+from ontogeny.files import InputError, read_table, write_json, write_table
 from ontogeny.settings import Analysis, Settings
 
 SWEEP = (0.3, 0.4, 0.5, 0.6, 0.7)
@@ -309,7 +309,7 @@ def describe(
             "choose another primary crosscoder"
         )
     numbers = snapshot_numbers(settings, steps)
-    of_seeds = [pd.read_parquet(path) for path in densities]
+    of_seeds = [read_table(path) for path in densities]
     first, analysis = trained[0], settings.analysis
     strength = by_features(first, decoder_norms)
     normalised = normalise(strength)

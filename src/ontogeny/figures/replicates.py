@@ -163,8 +163,8 @@ def _onsets(axis: Axes, matched: pd.DataFrame, colours: dict[str, str]) -> list[
 
 def _shown(path: Path) -> pd.DataFrame:
     """Events that form in any model, with a label; only the median over distances, not each one."""
-    style.read(path, ["event", "detail", "group", "models", "earliest", "latest"])
-    table = pd.read_csv(path, dtype={"detail": str, "group": str})
+    columns = ["event", "detail", "group", "models", "earliest", "latest"]
+    table = style.read(path, columns, dtype={"detail": str, "group": str})
     table = table.fillna({"detail": "", "group": ""})
     whole = (table["event"] != "features") & (table["detail"] == "") | (table["group"] == "all")
     table = table[whole & (table["models"] > 0)]

@@ -6,7 +6,6 @@ and the Agg and PDF renderers are used whatever backend is configured.
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
 
-from ontogeny.files import InputError, whole, write_table
+from ontogeny import files
+from ontogeny.files import InputError, read_table, whole, write_table
 
 STYLE = Path(__file__).with_name("ontogeny.mplstyle")
 PNG_DPI = 200
@@ -93,14 +93,18 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width / 25.4, height / 25.4))
 
 
-def read(path: str | Path, columns: Iterable[str]) -> pd.DataFrame:
+def read(path: str | Path, columns: Iterable[str], **options: Any) -> pd.DataFrame:
     """Read a tidy table (Parquet or CSV, by its ending) that must have `columns`.
+
+    Parameters
+    ----------
+    options : of the reader in pandas.
 
     Raises
     ------
-    InputError : a column is missing.
+    InputError : a column is missing, or the file is missing or damaged.
     """
-    table = pd.read_parquet(path) if str(path).endswith(".parquet") else pd.read_csv(path)
+    table = read_table(path, **options)
     _require(path, "column", columns, table.columns)
     return table
 
@@ -110,9 +114,10 @@ def read_json(path: str | Path, keys: Iterable[str]) -> dict[str, Any]:
 
     Raises
     ------
-    InputError : a key is missing.
+    InputError : a key is missing, or the file is missing or damaged.
     """
-    value: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    with files.reading(path):
+        value: dict[str, Any] = dict(files.read_json(path))
     _require(path, "key", keys, value)
     return value
 

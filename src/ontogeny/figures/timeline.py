@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.patches import Patch
 
 from ontogeny.figures import style
-from ontogeny.files import InputError
+from ontogeny.files import InputError, read_job
 
 PARTS = {  # parts of the workflow: stages and colour
     "data": ({"fetch", "corpus", "tokenizer"}, style.CASES[1]),
@@ -50,15 +50,15 @@ def jobs(folder: Path) -> pd.DataFrame:
     rows = []
     for path in sorted(folder.glob("**/*.tsv")):
         name = path.relative_to(folder).with_suffix("")
-        row = pd.read_csv(path, sep="\t", na_values="-").iloc[0]
+        row = read_job(path)
         rows.append(
             {
                 "stage": name.parts[0],
                 "job": "/".join(name.parts[1:]),
                 "part": part_of(name.parts[0]),
-                "start": path.stat().st_mtime - float(row["s"]),
-                "seconds": float(row["s"]),
-                "cpu_seconds": float(row["cpu_time"]),
+                "start": path.stat().st_mtime - row["s"],
+                "seconds": row["s"],
+                "cpu_seconds": row["cpu_time"],
             }
         )
     if not rows:

@@ -6,14 +6,13 @@ that holds the weights of another step shows in its loss.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ontogeny.files import write_table
+from ontogeny.files import read_json, write_table
 
 LEAST_SNAPSHOTS = 4  # with fewer, an unusual one cannot be identified
 LEAST = 0.1  # nats
@@ -29,7 +28,7 @@ def gather(files: Sequence[Path], table: Path) -> None:
     ----------
     files : JSON of each snapshot, {"step", "loss"}. table : CSV; step, loss in nats, out_of_place.
     """
-    rows = [json.loads(Path(path).read_text(encoding="utf-8")) for path in files]
+    rows = [read_json(path) for path in files]
     losses = pd.DataFrame(rows).sort_values("step", ignore_index=True)
     losses["out_of_place"] = out_of_place(losses["loss"].to_numpy())
     write_table(table, losses)

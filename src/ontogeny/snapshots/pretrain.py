@@ -23,9 +23,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
-from ontogeny import devices, digests, locks
+from ontogeny import devices, digests, locks, manifest
 from ontogeny.corpus.build import Tokens
-from ontogeny.files import InputError, whole, write_table, write_text
+from ontogeny.files import InputError, read_json, reading, whole, write_table, write_text
 from ontogeny.progress import bar
 from ontogeny.settings import Pretrain, Settings
 from ontogeny.snapshots import copying, shape
@@ -128,18 +128,18 @@ def _load_state(folder: Path, model: Any, optimizers: list[torch.optim.Optimizer
         raise InputError(
             f"{file}: {wrong}; delete {folder}, and training continues from the state before it"
         )
-    model.load_state_dict(type(model).from_pretrained(folder).state_dict())
-    file = folder / "optimizer.safetensors"
-    if file.exists():
-        states: list[dict[int, dict[str, torch.Tensor]]] = [{} for _ in optimizers]
-        for key, value in load_file(file).items():
-            n, i, name = key.split(".", 2)
-            states[int(n)].setdefault(int(i), {})[name] = value
-        for optimizer, state in zip(optimizers, states, strict=True):
-            groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": state, "param_groups": groups})
-    log: list[Any] = json.loads((folder / "log.json").read_text())
-    return log
+    with reading(folder):
+        model.load_state_dict(type(model).from_pretrained(folder).state_dict())
+        file = folder / "optimizer.safetensors"
+        if file.exists():
+            states: list[dict[int, dict[str, torch.Tensor]]] = [{} for _ in optimizers]
+            for key, value in load_file(file).items():
+                n, i, name = key.split(".", 2)
+                states[int(n)].setdefault(int(i), {})[name] = value
+            for optimizer, state in zip(optimizers, states, strict=True):
+                groups = optimizer.state_dict()["param_groups"]
+                optimizer.load_state_dict({"state": state, "param_groups": groups})
+        return list(read_json(folder / "log.json"))
 
 
 def _steps_in(archive: Path) -> list[int]:
@@ -159,7 +159,8 @@ def claimed(archive: Path, tokens: str) -> Iterator[None]:
     with open(archive / ".lock", "w") as file:
         locks.hold(file, wait=True)
         mark = archive / "tokens"
-        if not mark.exists() or mark.read_text() != tokens:
+        manifest.check(mark)  # damaged, it would remove every state
+        if not mark.exists() or mark.read_bytes() != tokens.encode():
             for step in _steps_in(archive):
                 shutil.rmtree(archive / f"step{step}")
             write_text(mark, tokens)
@@ -291,7 +292,9 @@ def _write_log(archive: Path, wanted: list[int], log: str | Path) -> None:
     """Join the logs in the wanted states, each of which covers the steps up to its own."""
     rows: dict[int, dict[str, Any]] = {}
     for step in wanted:
-        for row in json.loads((archive / f"step{step}" / "log.json").read_text()):
+        file = archive / f"step{step}" / "log.json"
+        manifest.check(file)
+        for row in read_json(file):
             known = rows.get(row["step"], {})
             rows[row["step"]] = row if len(row) > len(known) else known
     table = pd.DataFrame([rows[step] for step in sorted(rows)])

@@ -33,7 +33,7 @@ from ontogeny.analyses.circuits import attribution as attributed
 from ontogeny.analyses.circuits.downstream import Metric, measured, of
 from ontogeny.analyses.circuits.settings import Circuits
 from ontogeny.crosscoder.model import Crosscoder
-from ontogeny.files import InputError, write_table
+from ontogeny.files import InputError, read_table, write_table
 from ontogeny.progress import bar
 from ontogeny.settings import Settings
 
@@ -321,8 +321,8 @@ def measure(
     device = devices.choose(settings.device)
     trained = Crosscoder.load(crosscoder, device)
     given = attributed.checked(trained, crosscoder, tasks)
-    done = pd.read_csv(behaviour).set_index(["task", "step"])["done"]
-    table = pd.read_parquet(attribution)
+    done = read_table(behaviour).set_index(["task", "step"])["done"]
+    table = read_table(attribution)
     outputs = trained.about.outputs
     at = chosen(len(outputs), section.curve_snapshots) if given else []
     points: list[pd.DataFrame] = []

@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from ontogeny.files import InputError, write_table
+from ontogeny.files import InputError, read_table, write_table
 from ontogeny.settings import Settings
 
 PERMUTATIONS = 9_999
@@ -159,8 +159,8 @@ def measure(
     ------
     InputError : no feature of the span table is alive in the features table.
     """
-    table = pd.read_parquet(features)
-    measured = pd.read_parquet(span).pivot(index="feature", columns="run", values="span")
+    table = read_table(features)
+    measured = read_table(span).pivot(index="feature", columns="run", values="span")
     living = table[table["alive"]].merge(measured, on="feature")
     if living.empty:
         raise InputError(
@@ -173,7 +173,7 @@ def measure(
     }
     pairs = [(score, against) for score in scores for against in others]
     if grades is not None:
-        graded = pd.read_parquet(grades)[["feature", "grade"]]
+        graded = read_table(grades)[["feature", "grade"]]
         others |= scores
         pairs += [("grade", against) for against in others]
         grade = living.merge(graded, on="feature", how="left")["grade"]

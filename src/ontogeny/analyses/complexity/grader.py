@@ -30,7 +30,7 @@ from ontogeny.analyses.complexity.settings import Complexity, Grader
 from ontogeny.corpus.build import Tokens
 from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.features.held_out import held_out
-from ontogeny.files import InputError, digest_value, write_json, write_table
+from ontogeny.files import InputError, digest_value, read_table, write_json, write_table
 from ontogeny.progress import bar
 from ontogeny.settings import Settings
 
@@ -278,7 +278,7 @@ def grade(
     grader = settings.section(Complexity).grader
     if grader is None:
         raise InputError(f"{KEY}: not set; set {KEY}.url and {KEY}.model to use a grader")
-    known = pd.read_parquet(span)["feature"].unique()
+    known = read_table(span)["feature"].unique()
     rng = np.random.default_rng(settings.analysis.seed)
     chosen = np.sort(rng.choice(known, min(grader.features, len(known)), replace=False))
     trained = Crosscoder.load(crosscoder, devices.choose(settings.device))

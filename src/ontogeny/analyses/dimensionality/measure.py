@@ -25,7 +25,7 @@ from ontogeny.features.histories import (
     normalise,
     snapshot_numbers,
 )
-from ontogeny.files import InputError, write_table
+from ontogeny.files import InputError, read_table, write_table
 from ontogeny.settings import Settings
 
 
@@ -91,7 +91,7 @@ def measure(
     ------
     InputError : the sites have several layers or streams.
     """
-    matched = pd.read_parquet(features)["matched"].to_numpy()
+    matched = read_table(features)["matched"].to_numpy()
     parts: list[pd.DataFrame] = []
     for folder, density in zip(crosscoders, densities, strict=True):
         trained = Crosscoder.load(folder)
@@ -101,7 +101,7 @@ def measure(
                 f"{folder}: dimensionality needs snapshots of one layer and stream; choose "
                 "another crosscoder"
             )
-        living = ~pd.read_parquet(density)["dead"].to_numpy()
+        living = ~read_table(density)["dead"].to_numpy()
         D = of_crosscoder(trained, np.flatnonzero(living))
         groups = {"all": np.ones(len(D), bool)} | by_class(
             trained.strength.numpy()[living], settings.analysis.presence, settings.analysis.absence

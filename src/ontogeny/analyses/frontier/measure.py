@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from ontogeny.analyses.frontier.dictionaries import FRONTIER
-from ontogeny.files import InputError, write_table
+from ontogeny.files import InputError, read_table, write_table
 from ontogeny.settings import Settings
 
 MEASURES = ("explained_variance", "loss_recovered")
@@ -121,11 +121,11 @@ def points(
             for path in (fidelity, density):
                 if not path.exists():
                     raise InputError(f"{path}: missing; make it with `ontogeny fidelity`")
-            sites = pd.read_csv(fidelity)
+            sites = read_table(fidelity)
             if sorted(set(sites["step"])) != steps:
                 raise InputError(f"{fidelity}: made for other snapshots; make it again")
             by_snapshot = sites.groupby(["snapshot_index", "step"])[OF_SITES].mean().reset_index()
-            dead = pd.read_parquet(density)["dead"].mean()
+            dead = read_table(density)["dead"].mean()
             part = by_snapshot.assign(**about, seed=seed, dead=dead)
             parts.append(part[[*about, "seed", *by_snapshot, "dead"]])
     return pd.concat(parts, ignore_index=True)

@@ -120,8 +120,7 @@ def finding(table: pd.DataFrame) -> str:
 
 def _read(path: Path, columns: list[str]) -> pd.DataFrame:
     """A table whose column `detail` is text: '1.2' is a head, not a number."""
-    style.read(path, columns)
-    table = pd.read_csv(path, dtype={"detail": str, "group": str})
+    table = style.read(path, columns, dtype={"detail": str, "group": str})
     return table.fillna({"detail": "", "group": ""})
 
 

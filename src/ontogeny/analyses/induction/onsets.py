@@ -22,7 +22,6 @@ snapshots on either side.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,7 @@ import pandas as pd
 from ontogeny.analyses.induction.settings import Induction
 from ontogeny.features.described import KINDS
 from ontogeny.features.histories import normalise, onset
-from ontogeny.files import InputError, read_hdf5, write_table
+from ontogeny.files import InputError, read_hdf5, read_json, read_table, write_table
 from ontogeny.settings import Settings
 
 SAMPLES = 32  # bootstrap samples of all heads in memory at a time
@@ -265,11 +264,11 @@ def measure(
         points = {"snapshot_index": np.arange(1, len(steps) + 1), "step": steps}
         points |= {"value": event.curve, "low": low, "high": high}
         drawn.append(pd.DataFrame(about | points))
-    for crossing in level_rows(json.loads(levels.read_text())):
+    for crossing in level_rows(read_json(levels)):
         rows.append(crossing)
         samples.append(np.empty(0))
     if features is not None and kinds is not None:
-        tables = pd.read_parquet(features), pd.read_parquet(kinds)
+        tables = read_table(features), read_table(kinds)
         for row, at in feature_rows(*tables, analysis.bootstrap, rng):
             rows.append(row)
             samples.append(at)

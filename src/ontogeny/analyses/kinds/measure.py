@@ -31,7 +31,7 @@ from ontogeny.corpus.build import Tokens
 from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.features.described import KINDS, UNTESTED
 from ontogeny.features.held_out import held_out
-from ontogeny.files import InputError, write_table
+from ontogeny.files import InputError, read_table, write_table
 from ontogeny.settings import Settings
 
 
@@ -113,7 +113,7 @@ def measure(
     first, last = data.splits["held_out"]
     block = position[:, 0].astype(np.int64) - first
     p = rules.Positions(data.take(np.arange(first, last)), block, position[:, 1].astype(np.int64))
-    losses = pd.read_parquet(causes)
+    losses = read_table(causes)
     living = np.flatnonzero(np.asarray((f > 0).sum(0)).ravel())
     if set(living) != set(losses["feature"]):
         raise InputError(f"{causes}: made for another crosscoder than {crosscoder}; make it again")

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ontogeny.features.histories import normalise, onset
-from ontogeny.files import InputError, open_hdf5, write_table
+from ontogeny.files import InputError, read_hdf5, read_table, write_table
 from ontogeny.settings import Settings
 
 LEAST_FEATURES = 5  # least number of features of a kind
@@ -74,8 +74,8 @@ def measure(
     ------
     InputError : makers and shares come from different runs.
     """
-    table = pd.read_parquet(makers)
-    with open_hdf5(shares) as file:
+    table = read_table(makers)
+    with read_hdf5(shares, "a file of makers' shares") as file:
         share, known = file["share"][()].astype(np.float64), file["feature"][()]
         heads, steps = np.c_[file["layer"][()], file["head"][()]], file["step"][()]
     loss = table["loss"].to_numpy().reshape(-1, len(heads)) if len(heads) else np.zeros((0, 0))
@@ -83,10 +83,10 @@ def measure(
         raise InputError(
             f"{shares}: from another run than {makers}; delete both to make them again"
         )
-    living = pd.read_parquet(features).set_index("feature")["alive"]
+    living = read_table(features).set_index("feature")["alive"]
     about = pd.DataFrame({"feature": known, "kind": "all"})
     if kinds is not None:
-        named = about[["feature"]].merge(pd.read_parquet(kinds)[["feature", "kind"]], how="left")
+        named = about[["feature"]].merge(read_table(kinds)[["feature", "kind"]], how="left")
         about = pd.concat([about, named.fillna({"kind": "none"})])
     about["row"] = about.index
     about = about[about["feature"].map(living)]

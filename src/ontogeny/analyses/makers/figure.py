@@ -114,10 +114,9 @@ def _roles(
     if heads is None or attention is None:
         return roles, attends
     columns = ["event", "detail", "verdict"]
-    style.read(heads, columns)
-    style.read(attention, ["event", "detail", "snapshot_index", "step", "value"])
-    events = pd.read_csv(heads, dtype={"detail": str})
-    curves = pd.read_csv(attention, dtype={"detail": str})
+    of_curves = ["event", "detail", "snapshot_index", "step", "value"]
+    events = style.read(heads, columns, dtype={"detail": str})
+    curves = style.read(attention, of_curves, dtype={"detail": str})
     for _, row in events[events["event"].isin(ROLES) & (events["verdict"] == "forms")].iterrows():
         layer, head = (int(number) for number in row["detail"].split("."))
         of = roles.setdefault((layer, head), [])

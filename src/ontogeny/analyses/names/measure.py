@@ -22,7 +22,7 @@ from ontogeny.analyses.names.text import Context
 from ontogeny.corpus.build import Tokens
 from ontogeny.corpus.pieces import visible
 from ontogeny.features import contexts as stored
-from ontogeny.files import write_table
+from ontogeny.files import read_table, write_table
 from ontogeny.settings import Settings
 
 POSITIONS = 1 << 14  # most positions, evenly spaced, from which shares of the text are estimated
@@ -136,7 +136,7 @@ def measure(
     store = stored.Store(contexts)
     copying: set[int] = set()
     if kinds is not None:
-        known = pd.read_parquet(kinds)
+        known = read_table(kinds)
         copying = set(known.loc[known["kind"] == "induction", "feature"])
     features = (store.feature(int(number)) for number in store.features)
     text = Text(Tokens(tokens), store)

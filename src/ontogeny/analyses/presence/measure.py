@@ -27,7 +27,7 @@ from ontogeny.corpus.build import Tokens
 from ontogeny.crosscoder.model import EVERY, Crosscoder
 from ontogeny.features.held_out import explained, held_out, own_activations
 from ontogeny.features.histories import normalise, snapshot_numbers
-from ontogeny.files import InputError, write_table
+from ontogeny.files import InputError, read_table, write_table
 from ontogeny.progress import bar
 from ontogeny.settings import Settings
 
@@ -181,7 +181,7 @@ def measure(
         return own.read(0, len(position))[:, 0]
 
     section, analysis = settings.section(Presence), settings.analysis
-    about = pd.read_parquet(features)
+    about = read_table(features)
     table = run_tests(trained, f, position, ids, read, about, section, analysis.seed)
     steps = np.array([site.snapshot for site in sites])
     index = snapshot_numbers(settings, steps)

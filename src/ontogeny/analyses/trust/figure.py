@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 
 from ontogeny.analyses.trust.readability import AROUND
 from ontogeny.figures import style
+from ontogeny.files import read_table
 
 COLOURS = style.CASES
 MARKERS = "osD^vP*"
@@ -52,9 +53,9 @@ def draw(
         'strength', 'signs', 'relay'), group, x, low, value, high.
     """
     drawn: list[pd.DataFrame] = []
-    shares = [pd.read_csv(path) for path in verdicts]
-    snapshots = [pd.read_csv(path) for path in by_snapshot]
-    found = pd.concat([pd.read_csv(path).assign(crosscoder=i) for i, path in enumerate(relays)])
+    shares = [read_table(path) for path in verdicts]
+    snapshots = [read_table(path) for path in by_snapshot]
+    found = pd.concat([read_table(path).assign(crosscoder=i) for i, path in enumerate(relays)])
     # Both signs exist if each snapshot has a gate, a relay if one was found.
     below = ["strength"]
     below += ["signs"] * any(table["signs_agree"].notna().any() for table in snapshots)
@@ -65,7 +66,7 @@ def draw(
         axes = figure.subplot_mosaic([np.repeat(row, 6 // len(row)).tolist() for row in rows])
         for i, name in enumerate(names):
             _shares(axes["share"], shares[i], len(names), name, i, drawn)
-            table = pd.read_csv(events[i])
+            table = read_table(events[i])
             for event in ("birth", "death"):
                 _around(axes[event], table, event, name, i, drawn)
             _snapshots(axes["strength"], axes.get("signs"), snapshots[i], name, i, drawn)
@@ -180,7 +181,7 @@ def _relay(
     """Normalised strengths of the two features in the relay with the largest overlap."""
     most = relays.sort_values("overlap", kind="stable").iloc[-1]
     i = int(most["crosscoder"])
-    table = pd.read_parquet(strengths[i])
+    table = read_table(strengths[i])
     for column, line in (("falling", "-"), ("rising", "--")):
         own = table[table["feature"] == most[column]]
         axis.plot(own["step"], own["normalised_strength"], line, color=COLOURS[i % len(COLOURS)],

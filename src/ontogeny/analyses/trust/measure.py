@@ -24,7 +24,7 @@ from ontogeny.analyses.trust.settings import Trust
 from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.features.held_out import held_out, own_activations
 from ontogeny.features.histories import lives, normalise, snapshot_numbers
-from ontogeny.files import write_table
+from ontogeny.files import read_table, write_table
 from ontogeny.progress import bar
 from ontogeny.settings import Settings
 
@@ -112,7 +112,7 @@ def measure(
     sites = [Site(*site) for site in trained.about.outputs]
     steps = np.array([site.snapshot for site in sites])
     numbers = snapshot_numbers(settings, steps)
-    about = pd.read_parquet(features)
+    about = read_table(features)
     about = about[about["alive"]].reset_index(drop=True)
     living = about["feature"].to_numpy()
     f, position = held_out(trained, activations)

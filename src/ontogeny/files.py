@@ -241,6 +241,8 @@ def reading(path: str | Path) -> Iterator[None]:
     except FileNotFoundError:
         raise InputError(f"{path}: not made yet; run the experiment") from None
     except Exception as error:  # Arrow, pandas and json raise errors of many classes
+        if "out of memory" in str(error):  # of a GPU: the file is intact
+            raise
         system = failure(error)
         if system is not None:
             system.filename = str(path)

@@ -12,7 +12,8 @@ from runs import Run, counted
 from safetensors.torch import load_file
 
 from ontogeny import lineage, settings
-from ontogeny.snapshots import cost, pretrain, shape
+from ontogeny.files import InputError
+from ontogeny.snapshots import cost, pretrain, shape, sources
 from ontogeny.snapshots.sizes import leg_ends
 
 CHANGES = {
@@ -155,3 +156,16 @@ def test_a_snapshot_waits_for_its_own_job_of_the_training(tmp_path):
         (archive / f"step{step}").mkdir(parents=True)
         (archive / f"step{step}" / "model.safetensors").write_bytes(b"weights")
     assert (run.line("pretrain").jobs, run.line("pretrain").left) == (2, 1)
+
+
+def test_a_state_that_lacks_files_is_named(tmp_path):
+    own = settings.load(tiny(CHANGES))
+    state = tmp_path / "archive/step2"
+    with pytest.raises(InputError, match=r"/step2: this training state is missing; run again with"):
+        sources.publish(own, 2, tmp_path / "snapshot", state.parent)
+    state.mkdir(parents=True)
+    (state / "config.json").write_text("{}")
+    said = r"/step2/model\.safetensors: this file of a training state is missing; delete "
+    with pytest.raises(InputError, match=said):
+        sources.publish(own, 2, tmp_path / "snapshot", state.parent)
+    assert not (tmp_path / "snapshot").exists()

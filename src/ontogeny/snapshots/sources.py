@@ -234,7 +234,14 @@ def publish(
                 f"{state}: this training state is missing; run again with --forcerun pretrain to "
                 "make it"
             )
-        weights.copy((state / name for name in (weights.CONFIG, weights.SINGLE)), output)
+        files = [state / name for name in (weights.CONFIG, weights.SINGLE)]
+        for path in files:
+            if not path.is_file():
+                raise InputError(
+                    f"{path}: this file of a training state is missing; delete {state} and run "
+                    "again with --forcerun pretrain to make it"
+                )
+        weights.copy(files, output)
 
 
 def tokenizer_files(settings: Settings, results: str | Path) -> list[Path]:

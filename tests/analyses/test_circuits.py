@@ -454,6 +454,9 @@ def test_crosscoders_and_tasks_that_do_not_fit(experiment, tmp_path):
     (tmp_path / "tasks.h5").write_bytes(b"x")
     with pytest.raises(InputError, match=r"tasks\.h5: truncated"):
         attribution.measure(s, crosscoder(), places[0], tmp_path / "tasks.h5", *places[2:])
+    with pytest.raises(InputError, match=r"differences\.h5: not made yet; run the experiment"):
+        attribution.read_differences(tmp_path / "differences.h5", "one")
+    (tmp_path / "differences.h5").write_bytes(b"x")
     with pytest.raises(InputError, match=r"differences\.h5: truncated or not a file of"):
         attribution.read_differences(tmp_path / "differences.h5", "one")
 

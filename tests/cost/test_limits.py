@@ -13,12 +13,18 @@ from runs import small
 
 from benchmarks import bill as large
 from ontogeny import registry, settings
-from ontogeny.cost import bill, limits, machines
+from ontogeny.cost import bill, limits, machines, terms
 from ontogeny.cost.rates import COSTS
 from ontogeny.files import InputError
 
 PUBLIC = ["pythia-14m", "pythia-160m", "pythia-160m-98k", "gpt2-crfm", "olmo-2-1b", "pythia-6.9b",
           "pythia-6.9b-streamed"]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def built_for_processors(monkeypatch):
+    """The page's numbers are those with torch's CPU build, whichever is installed here."""
+    monkeypatch.setattr(terms, "built_for_cuda", lambda: False)
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ env: .venv/.complete ## make the environment in .venv from the lock
 	$(PIP) check
 	@touch $@
 
-demo: env ## run a small experiment: 3 to 8 minutes on 2 cores
+demo: env ## run a small experiment: 3 to 9 minutes on 2 cores
 	$(IN_ENV) snakemake --cores $(CORES) --configfile experiments/demo.yaml $(ARGS)
 
 figures: env ## run the default experiment, from raw text to figures

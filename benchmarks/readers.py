@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import io
 import json
 import os
@@ -49,6 +50,16 @@ ALSO = {
 }
 # Commands that take long where nothing stops them; these are not run without digests.
 LONG = ("train", "basis", "token_table", "causes", "contexts")
+# Modules that readers import as they go.
+USED = (
+    "matplotlib.pyplot",
+    "ontogeny.crosscoder.train",
+    "ontogeny.features.histories",
+    "ontogeny.snapshots.pretrain",
+    "pyarrow.parquet",
+    "transformers",
+    "transformers.models.gpt_neox.modeling_gpt_neox",
+)
 # Files that differ between runs of one command.
 NOT_COMPARED = re.compile(r"(^|/)(digests|logs)/|\.(pdf|png)$|(^|/)(\.|provenance\.json)")
 
@@ -69,18 +80,12 @@ class Reply(NamedTuple):
 
 def begin() -> None:
     """Import what the readers use. Threads do not survive a fork, so there is only one."""
-    import matplotlib.pyplot  # noqa: F401
-    import pyarrow.parquet  # noqa: F401
-    from transformers import AutoModelForCausalLM  # noqa: F401
-
-    import ontogeny.crosscoder.train
-    import ontogeny.features.histories
-    import ontogeny.snapshots.pretrain  # noqa: F401
-
+    for name in USED:
+        importlib.import_module(name)
     torch.set_num_threads(1)
     for declared in (*registry.stages().values(), *registry.figures().values()):
         with contextlib.suppress(ImportError):
-            __import__(declared.module)
+            importlib.import_module(declared.module)
 
 
 def forked(read: Callable[[], Any], limit: float) -> Reply:

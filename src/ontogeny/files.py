@@ -174,8 +174,14 @@ def whole_hdf5(path: str | Path, **options: Any) -> Iterator[h5py.File]:
 
 
 BROKEN = (
-    *(OSError, LookupError, ValueError, TypeError, RuntimeError, EOFError),
-    *(AttributeError, ArithmeticError),
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
 )
 """Exceptions that readers of HDF5 raise for a damaged file."""
 

@@ -280,7 +280,7 @@ snapshots:
 
 activations:
   layers: [{layer}] # of {shape.layers}, counted from 0: the residual stream after this block
-  # Most models put outliers on a block's first position, which would take up features.
+  # Many models have outliers at a block's first position, which would take up features.
   leave_out: [end_of_text, first]
 
 basis:

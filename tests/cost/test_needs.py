@@ -76,9 +76,7 @@ def test_memory_of_analyses(tmp_path, monkeypatch):
     for name in STAGES:
         # Libraries and allocators hold more on one machine than on another: within the headroom.
         assert peaks[name] < machines.data()["cluster"]["memory"] * planned[name], name
-        # The same stage takes 1.0 or 1.5 GB on the same input, as the allocator has it.
-        assert planned[name] < 3 * peaks[name], name
-    assert sum(planned.values()) < 2.2 * sum(peaks.values())
+        assert planned[name] < 2.2 * peaks[name], name
 
 
 # What jobs ask for

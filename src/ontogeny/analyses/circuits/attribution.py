@@ -50,7 +50,7 @@ from ontogeny.progress import bar
 from ontogeny.settings import Settings
 from ontogeny.snapshots import sites
 
-PIECE_ENTRIES = 1 << 26  # numbers in memory at a time
+PIECE_ENTRIES = 1 << 24  # numbers in memory at a time
 READ_TOKENS = 4096  # tokens of a forward pass that reads prompts
 ERROR = -1  # stands for the error node in a column of feature numbers
 LEADING = 10  # features that the agreement of the halves compares

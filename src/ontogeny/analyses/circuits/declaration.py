@@ -60,7 +60,7 @@ ATTRIBUTION = Stage(
             "pieces read ahead": 1,
             "gradients": 1,
             "logits": 1,
-            "one": 0.7e9,
+            "one": 0.2e9,
             "features * circuits.pairs": 3100,
             "sites * width * circuits.every * circuits.pairs": 180,
             "features * sites * circuits.every": 200,

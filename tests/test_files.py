@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ontogeny import files
 from ontogeny.files import (
     InputError,
     explained,
@@ -28,6 +30,7 @@ MEGABYTE = 1 << 20
 LIMITED = """
 import resource, signal, sys
 import numpy as np, pandas as pd
+from functools import partial
 from pathlib import Path
 from ontogeny.files import InputError, whole, whole_hdf5, write_table
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -145,3 +148,15 @@ def test_the_systems_error_is_found_in_those_of_libraries():
         assert failure(RuntimeError(said)).strerror == full
     assert failure(ValueError("28 of 30")) is None
     assert explained(PermissionError(errno.EACCES, "x", "a/b")).startswith("a/b: it may not be")
+
+
+@pytest.mark.parametrize("read", [files.reading, partial(files.read_hdf5, what="a file of rows")])
+def test_an_intact_file_is_not_called_damaged(tmp_path, read):
+    path = tmp_path / "a.h5"
+    h5py.File(path, "w").close()
+    with pytest.raises(InputError, match=r"a\.h5: the disk failed to read or write"), read(path):
+        raise OSError(errno.EIO, "Input/output error")
+    with pytest.raises(RuntimeError, match="CUDA out of memory"), read(path):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+    with pytest.raises(InputError, match=r"a\.h5: .*delete it to make it again"), read(path):
+        raise ValueError("not as it was written")

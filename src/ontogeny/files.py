@@ -200,11 +200,8 @@ def open_hdf5(path: str | Path) -> h5py.File:
     except FileNotFoundError:
         raise
     except OSError as error:
-        system = failure(error)
-        if system is None:
-            raise
-        system.filename = str(path)
-        raise InputError(explained(system)) from None
+        _not_the_files_fault(path, error)
+        raise
 
 
 @contextmanager
@@ -227,9 +224,20 @@ def read_hdf5(path: str | Path, what: str) -> Iterator[h5py.File]:
     except FileNotFoundError:
         raise InputError(f"{path}: not made yet; run the experiment") from None
     except BROKEN as error:
+        _not_the_files_fault(path, error)
         raise InputError(
             f"{path}: truncated or not {what}; delete it to make it again ({one_line(error, 200)})"
         ) from None
+
+
+def _not_the_files_fault(path: str | Path, error: Exception) -> None:
+    """Raise what is wrong if it is the system or the device; the file is intact then."""
+    if "out of memory" in str(error):  # of a GPU
+        raise error
+    system = failure(error)
+    if system is not None:
+        system.filename = str(path)
+        raise InputError(explained(system)) from None
 
 
 @contextmanager
@@ -247,12 +255,7 @@ def reading(path: str | Path) -> Iterator[None]:
     except FileNotFoundError:
         raise InputError(f"{path}: not made yet; run the experiment") from None
     except Exception as error:  # Arrow, pandas and json raise errors of many classes
-        if "out of memory" in str(error):  # of a GPU: the file is intact
-            raise
-        system = failure(error)
-        if system is not None:
-            system.filename = str(path)
-            raise InputError(explained(system)) from None
+        _not_the_files_fault(path, error)
         why = one_line(error, 200)
         raise InputError(f"{path}: damaged; delete it to make it again ({why})") from None
 

@@ -24,6 +24,20 @@ for code in sys.argv[1:]:
     subprocess.Popen(f"{sys.executable} -c \\"{code}\\" | cat", shell=True)
 time.sleep(60)
 """
+# A run whose main thread waits for a lock while another thread receives the signal.
+ELSEWHERE = """
+import signal, subprocess, sys, threading
+from ontogeny import interrupts
+if sys.argv[1] == "again":
+    interrupts.end_with_jobs(local=True)
+interrupts.end_with_jobs(local=True)
+job = subprocess.Popen([sys.executable, "-c", sys.argv[2]])
+def receive():
+    sys.stdin.readline()
+    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+threading.Thread(target=receive, daemon=True).start()
+threading.Semaphore(0).acquire()
+"""
 COMMAND = """
 import sys, time
 from pathlib import Path
@@ -71,6 +85,24 @@ def test_a_run_ends_with_its_jobs_and_says_how_to_go_on(number):
     )
     assert said.count("\n") == 1
     assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in below)
+
+
+@pytest.mark.parametrize("calls", ["once", "again"])
+def test_a_signal_that_another_thread_receives_ends_the_run(calls):
+    run = subprocess.Popen(
+        [sys.executable, "-c", ELSEWHERE, calls, SLEEPER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert run.stdout.readline() == "here\n"
+    (job,) = psutil.Process(run.pid).children()
+    said = run.communicate("go\n", timeout=20)[1]
+    assert run.returncode == 128 + signal.SIGTERM
+    assert said.startswith("Interrupted. Finished work is kept")
+    assert said.count("\n") == 1
+    assert not job.is_running() or job.status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_job_that_is_just_starting_ends_too():

@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -21,6 +22,7 @@ import psutil
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE = 4.0  # seconds for a job to remove its drafts
+WAKES = 10  # attempts, a tenth of a second apart, to wake the main thread
 
 
 def end_with_jobs(local: bool) -> None:
@@ -33,14 +35,19 @@ def end_with_jobs(local: bool) -> None:
     local : whether jobs are processes on this machine. Snakemake cancels jobs on a cluster when a
         KeyboardInterrupt reaches it.
     """
+    noticed = threading.Event()
 
     def stop(number: int, _: FrameType | None) -> None:
+        noticed.set()
         for each in SIGNALS:
             signal.signal(each, signal.SIG_IGN)
-        logging.disable(logging.CRITICAL)  # jobs that end now have not failed
-        print(closing_line(), file=sys.stderr, flush=True)
-        if not local:
-            raise KeyboardInterrupt
+        if local:
+            end(number)
+        _close()
+        raise KeyboardInterrupt
+
+    def end(number: int) -> None:
+        _close()
         end_children(GRACE)
         os._exit(128 + number)
 
@@ -49,6 +56,35 @@ def end_with_jobs(local: bool) -> None:
     for each in SIGNALS:
         if signal.getsignal(each) != signal.SIG_IGN:
             signal.signal(each, stop)
+    _watch(noticed, end if local else None)
+
+
+def _watch(noticed: threading.Event, end: Callable[[int], None] | None) -> None:
+    """Make sure that the main thread notices a signal; if it does not, call `end`.
+
+    The system may deliver a signal in any thread. Python runs its handler in the main thread, but
+    does not wake it, and Snakemake's main thread waits for a lock as long as jobs run.
+    """
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        number = os.read(read, 1)[0]
+        for _ in range(WAKES):
+            if noticed.wait(0.1):
+                return
+            signal.pthread_kill(threading.main_thread().ident or 0, number)
+        if end is not None:
+            end(number)
+
+    threading.Thread(target=watch, name="signals", daemon=True).start()
+
+
+def _close() -> None:
+    """Print the last message of an interrupted run; nothing follows it."""
+    logging.disable(logging.CRITICAL)  # jobs that end now have not failed
+    print(closing_line(), file=sys.stderr, flush=True)
 
 
 def closing_line() -> str:

@@ -16,7 +16,7 @@ from runs import Run
 
 from ontogeny import digests, manifest
 from ontogeny.cli import main
-from ontogeny.files import InputError, write_text
+from ontogeny.files import InputError, remove, write_text
 
 TRAINED = "crosscoders/topk/seed0"
 ROWS = "activations/residual.1"
@@ -185,3 +185,20 @@ def test_a_copy_that_has_lost_its_times_is_told(made, tmp_path):
         os.utime(path, (2e9, 2e9))
     assert digests.copied_without_times(lost)
     assert "--touch --configfile" in manifest.copied(lost)
+
+
+def test_what_is_removed_leaves_no_record_of_it(tmp_path):
+    """A process that is killed while it records digests leaves a draft of the record."""
+    digests.begin(tmp_path)
+    records = tmp_path / digests.FOLDER
+    for name in ("state/a/part.csv", "tables/[b].csv", "tables/c.csv"):
+        write_text(tmp_path / name, "1\n")
+        draft = records / name
+        draft.with_name(f".{draft.name}.json.1.part").touch()
+    remove(tmp_path / "state/a")
+    write_text(tmp_path / "tables/[b].csv", "2\n")
+    remove(tmp_path / "tables/c.csv")
+    left = {str(p.relative_to(records)) for p in records.rglob("*") if p.is_file()}
+    assert left == {digests.MARK, digests.PLACE, "tables/[b].csv.json"}
+    assert [p.name for p in tmp_path.rglob("*.csv")] == ["[b].csv"]
+    remove(tmp_path / "tables/c.csv")

@@ -7,6 +7,7 @@ memory: it detects a flipped bit, but does not protect against forgery.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -93,9 +94,14 @@ def _record(path: Path) -> Path | None:
 
 
 def forget(path: Path) -> None:
-    """Remove the record of a file or folder that is about to be replaced."""
+    """Remove the record of a file or folder that is about to be replaced or removed.
+
+    Drafts of the record that killed processes left are removed too.
+    """
     record = _record(path)
     if record is not None:
+        for draft in record.parent.glob(f".{glob.escape(record.name)}.*.part"):
+            draft.unlink(missing_ok=True)
         record.unlink(missing_ok=True)
         shutil.rmtree(record.with_suffix(""), ignore_errors=True)
 

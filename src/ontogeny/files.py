@@ -338,6 +338,14 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def remove(path: str | Path) -> None:
+    """Remove a file or folder that is no longer needed, if it exists, and the record of its
+    digests."""
+    path = Path(path)
+    digests.forget(path)
+    _remove(path)
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` atomically."""
     with whole(path) as draft:

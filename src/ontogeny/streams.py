@@ -26,7 +26,7 @@ from pathlib import Path
 from ontogeny import lineage, manifest
 from ontogeny.activations.sites import stream_name
 from ontogeny.experiment import Experiment
-from ontogeny.files import InputError, whole, write_json
+from ontogeny.files import InputError, remove, whole, write_json
 
 PARTS = ("weights", "about", "metrics")  # products of a training; the last is written last
 
@@ -97,7 +97,7 @@ def take(experiment: Experiment, crosscoder: str, seed: int, folder: Path) -> No
         manifest.check(folder / path.name)
         with whole(path) as draft:
             shutil.copyfile(folder / path.name, draft)
-    shutil.rmtree(folder)
+    remove(folder)
 
 
 def want(experiment: Experiment, listed: Iterable[Training]) -> None:

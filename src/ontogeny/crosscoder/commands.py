@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -10,6 +10,7 @@ import click
 from ontogeny import lineage, manifest, streams
 from ontogeny.console import of_experiment, take_gpus, threads
 from ontogeny.experiment import Experiment
+from ontogeny.files import remove
 
 
 @click.command()
@@ -52,7 +53,8 @@ def train(experiment: Experiment, crosscoder: str, seed: int, wanted: Path | Non
     from ontogeny.crosscoder import train as stage
 
     launch.on_devices(stage.train, settings, count, crosscoder, seed, where, output, state)
-    shutil.rmtree(state, ignore_errors=True)
+    with suppress(OSError):  # the training has succeeded all the same
+        remove(state)
 
 
 def _train_together(
@@ -71,4 +73,5 @@ def _train_together(
     state = experiment.path("stream_state", stream=shared)
     count = experiment.settings.all_crosscoders[training[0]].devices
     launch.on_devices(stream.train, experiment.settings, count, members, state)
-    shutil.rmtree(state, ignore_errors=True)
+    with suppress(OSError):  # the training has succeeded all the same
+        remove(state)

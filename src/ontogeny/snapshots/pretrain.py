@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +24,7 @@ from torch.nn.functional import cross_entropy
 
 from ontogeny import devices, digests, locks, manifest
 from ontogeny.corpus.build import Tokens
-from ontogeny.files import InputError, read_json, reading, whole, write_table, write_text
+from ontogeny.files import InputError, read_json, reading, remove, whole, write_table, write_text
 from ontogeny.progress import bar
 from ontogeny.settings import Pretrain, Settings
 from ontogeny.snapshots import copying, shape
@@ -162,7 +161,7 @@ def claimed(archive: Path, tokens: str) -> Iterator[None]:
         manifest.check(mark)  # damaged, it would remove every state
         if not mark.exists() or mark.read_bytes() != tokens.encode():
             for step in _steps_in(archive):
-                shutil.rmtree(archive / f"step{step}")
+                remove(archive / f"step{step}")
             write_text(mark, tokens)
         yield
 
@@ -285,7 +284,7 @@ def _train(experiment: Settings, wanted: list[int], data: Tokens, archive: Path)
             _save_state(archive / f"step{step}", model, optimizers, rows)
     for step in _steps_in(archive):
         if step < wanted[-1] and step not in wanted:
-            shutil.rmtree(archive / f"step{step}")
+            remove(archive / f"step{step}")
 
 
 def _write_log(archive: Path, wanted: list[int], log: str | Path) -> None:

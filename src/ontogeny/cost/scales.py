@@ -30,6 +30,7 @@ from ontogeny.features.sizes import (
 MOST_POSITIONS = 1 << 16  # most positions of the held-out text that analyses look at
 NGRAM_TOKENS = 50_000_000  # most tokens that n-gram models are estimated from
 ENTRIES = 1 << 26  # entries of attention, or of half the logits, in memory at a time
+PROMPT_TOKENS = 32  # assumed length of a task's prompts
 HELD_OUT_ACTIVE = 1.5  # assumed bound: active features on held-out text over those in training
 
 
@@ -37,6 +38,12 @@ def _active(z: Sizes, d: Dictionary) -> float:
     """(position, feature) pairs of the first held-out positions that are active."""
     each = min(float(d.F), HELD_OUT_ACTIVE * d.active * d.gates)
     return min(z.held_out_rows, MOST_POSITIONS) * each
+
+
+def _changed(z: Sizes, d: Dictionary) -> float:
+    """Bytes of the features that differ between the two prompts of a pair, while they are found."""
+    each = min(float(d.F), 2 * HELD_OUT_ACTIVE * d.active)
+    return PROMPT_TOKENS * each * (120.0 + 12.0 * d.gates)
 
 
 def _piece(d: Dictionary) -> float:
@@ -112,6 +119,7 @@ SCALES: dict[str, Callable[[Sizes, Dictionary], float]] = {
     "token table": lambda z, d: z.table,
     "token table of a snapshot": lambda z, d: z.table / z.snapshots,
     "pair table of a snapshot": lambda z, d: 4.0 * min(z.held_out_rows, MOST_POSITIONS) * d.width,
+    "changed features of a pair": _changed,
     "crosscoder": lambda z, d: d.tensors,
     "full decoders": lambda z, d: d.full,
     "full decoders at a time": lambda z, d: d.full * min(1.0, DECODERS_AT_A_TIME / d.F),

@@ -18,6 +18,8 @@ UV ?= uv
 ARGS ?=
 
 PIP := .venv/bin/python -m pip --disable-pip-version-check
+# Kept beside the bytecode, the digests of the code save each start of Snakemake seconds.
+unexport PYTHONDONTWRITEBYTECODE
 # Rules call `ontogeny` and `snakemake` by name.
 IN_ENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ontogeny import settings
 from ontogeny.activations import store
-from ontogeny.analyses.contexts import collect, lens, measure
+from ontogeny.analyses.contexts import collect, lens, measure, together
 from ontogeny.analyses.contexts.settings import Contexts
 from ontogeny.corpus import build, pieces
 from ontogeny.crosscoder.model import Crosscoder, Description
@@ -41,6 +41,19 @@ def seen() -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
     block, offset = (x.ravel() for x in np.indices((BLOCKS, CONTEXT)))
     kept = (rng.random(len(h)) < 0.9) & (block != 4)  # a block without a row
     return torch.from_numpy(h[kept]).float(), block[kept] + 20, offset[kept]
+
+
+def companions(f: np.ndarray, least: int, k: int) -> list[list[tuple[int, float]]]:
+    """The features most often active together with each, by a plain count over f (N, F)."""
+    found = []
+    for i in range(f.shape[1]):
+        shares = []
+        for j in range(f.shape[1]):
+            both, either = ((f[:, [i, j]] > 0).all(1).sum(), (f[:, [i, j]] > 0).any(1).sum())
+            if j != i and both >= least:
+                shares.append((j, both / either))
+        found.append(sorted(shares, key=lambda one: (-one[1], one[0]))[:k])
+    return found
 
 
 def gate(kind: str) -> collect.Gate:
@@ -83,6 +96,29 @@ def by_hand(h, block, offset, g):
             ranked = sorted(best.values(), key=lambda one: (-one[0], one[1]))[:k]
             into += [(i, row, value) for value, row in ranked]
     return top, near
+
+
+@pytest.mark.parametrize("entries", [1, 3 * F, 1 << 20])
+@pytest.mark.parametrize("kind", ["feature", "snapshot", "relu"])
+def test_features_that_are_active_together(seen, kind, entries, monkeypatch):
+    h, block, offset = seen
+    g, first, k = gate(kind), len(h) // 2, 3
+    monkeypatch.setattr(together, "ENTRIES", entries)
+    monkeypatch.setattr(collect, "Together", lambda features: together.Together(features, first))
+    bounds = [0, *(np.flatnonzero(np.diff(block)) + 1)[::2], len(h)]
+    numbers, shares = chosen(h, block, offset, g, bounds).together.nearest(k)
+    f = torch.where(g.opened(g.scores(h, slice(None)), slice(None)), h, 0).numpy()[:first]
+    wanted = companions(f, together.LEAST, k)
+    assert max(map(len, wanted)) == k
+    assert (wanted[2] == []) == (kind != "relu")  # its threshold keeps it closed
+    for i, own in enumerate(wanted):
+        assert numbers[i, : len(own)].tolist() == [j for j, _ in own]
+        assert shares[i].tolist() == pytest.approx([x for _, x in own] + [0] * (k - len(own)))
+
+
+def test_without_text_no_features_are_active_together():
+    numbers, shares = together.Together(3).nearest(2)
+    assert numbers.tolist() == shares.tolist() == [[0, 0]] * 3
 
 
 @pytest.mark.parametrize("kind", ["feature", "snapshot", "relu"])
@@ -445,9 +481,14 @@ def test_the_store_tells_what_was_there(experiment):
     block = position[:, 0]
     at = {tuple(where): row for row, where in enumerate(position.tolist())}
     g = collect.Gate.of(c, torch.arange(F))
-    for number in found.features.tolist():
+    living = found.features.tolist()
+    beside = companions(f[:, living], together.LEAST, contexts.TOGETHER)
+    assert any(beside)
+    for number, others in zip(living, beside, strict=True):
         one = found.feature(number)
         own = f[:, number]
+        assert [j for j, _ in one.together] == [living[j] for j, _ in others]
+        assert [x for _, x in one.together] == pytest.approx([x for _, x in others])
         assert one.active == (own > 0).sum()
         assert one.density == pytest.approx((own > 0).mean())
         assert one.mean == pytest.approx(own[own > 0].mean(), rel=1e-5)

@@ -202,6 +202,8 @@ def test_contexts_and_lens_are_the_stores(site, table, analysed):
         c = {name: pack.unpack(part) for name, part in one["contexts"].items()}
         tokens, lit = iter(c["word"]), iter(zip(c["where"], c["how"], strict=True))
         entry = iter(range(len(c["block"])))
+        t = {name: pack.unpack(part) for name, part in one["together"].items()}
+        beside = iter(zip(t["place"], t["share"] / 65534, strict=True))
         lens = one["lens"]
         k, P = lens["tokens"], 6
         word = pack.unpack(lens["word"]).reshape(-1, P, 2, k)
@@ -210,6 +212,10 @@ def test_contexts_and_lens_are_the_stores(site, table, analysed):
             f = store.feature(int(table["feature"][place]))
             place += 1
             assert found.tolist() == [len(f.top), len(f.quantiles), len(f.near_misses)]
+            assert t["found"][i] == len(f.together)
+            for (other, share), (at, level) in zip(f.together, beside, strict=False):
+                assert table["feature"][at] == other
+                assert level == pytest.approx(share, abs=1e-5)
             largest = max([t.value for t in (*f.top, *f.quantiles)], default=1)
             for context in (*f.top, *f.quantiles, *f.near_misses):
                 e = next(entry)

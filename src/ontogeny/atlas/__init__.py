@@ -26,7 +26,6 @@ one of u1, u2, u4, i1, i2, f4. Its shape is not stored: it follows from the coun
 Where no type is given, it is the smallest of u1, u2, u4 that holds the values.
 
 experiment
-    format; name, model, layer, stream, crosscoder, activation, seeds; steps (n), numbers (n, of the
     format; name, model, layer, stream, crosscoder, activation, seeds; steps (n), numbers (n, index
     of each snapshot among all, from 1); tokens (training rows), held_out (rows); features
     (including dead ones), living; explained_variance, l0, dead (as in summary.json);
@@ -69,6 +68,8 @@ shards/N, of C features; the unit in which a quantity is stored is in brackets
     more than 65,536; lit (number of active tokens of each context), and for each of these where (in
     the window) and how u1 [1/254 of the feature's largest], 255 if the activation is unknown
     active, mean, threshold: C numbers each
+    together: found (C,) counts; then place u4 and share u2 [1/65534] of each feature that is active
+    at the same positions
     lens: site u2 (C, P), strength u1 (C, P) [1/255], word (C, P, 2, k), value i2 (C, P, 2, k),
     divided by `scale` [1/32767]
 passages

@@ -199,10 +199,22 @@ def _contexts(store: Store, features: list[Feature], words: dict[str, int]) -> d
         "active": [feature.active for feature in features],
         "mean": [feature.mean for feature in features],
         "threshold": [feature.threshold for feature in features],
+        "together": _together(store, features),
     }
     if features and features[0].lens:
         made["lens"] = _lens(store, features, words)
     return made
+
+
+def _together(store: Store, features: list[Feature]) -> dict[str, Any]:
+    """The features that are active at the same positions as each, and their shares."""
+    pairs = [pair for feature in features for pair in feature.together]
+    numbers, shares = np.array(pairs, np.float64).reshape(-1, 2).T
+    return {
+        "found": pack.array([len(feature.together) for feature in features]),
+        "place": pack.array(np.searchsorted(store.features, numbers), "u4"),
+        "share": pack.levels(shares),
+    }
 
 
 def _add(

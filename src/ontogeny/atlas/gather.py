@@ -25,7 +25,7 @@ from ontogeny.settings import Hub
 from ontogeny.snapshots import sources
 from ontogeny.version import VERSION
 
-FORMAT = "ontogeny-atlas-2"
+FORMAT = "ontogeny-atlas-3"
 CURVE_POINTS = 600  # points of the batches' losses that are drawn
 # For each analysis, a product that it makes, and what the page lacks without it.
 PARTS = {

@@ -8,6 +8,7 @@ about a feature. `Store` reads the file and needs no other.
     block, offset, value, quantile     (top + quantiles + near misses,)      positions
     token                              (…, 2·window + 1)                     ids around each
     activation                         (top + quantiles, 2·window + 1)       of the feature there
+    together, together_share           (TOGETHER,)                           features and shares
     lens_site, lens_strength           (lens_snapshots + 1,)                 the last at its peak
     lens_token, lens_value             (lens_snapshots + 1, 2, lens_tokens)  promoted, suppressed
 
@@ -29,8 +30,9 @@ from ontogeny.activations.sites import Site
 from ontogeny.corpus.pieces import Vocabulary
 from ontogeny.files import BROKEN, InputError, open_hdf5
 
-FORMAT = "ontogeny-contexts-1"
+FORMAT = "ontogeny-contexts-2"
 LISTS = ("top", "quantiles", "near_misses")
+TOGETHER = 5  # features that are most often active at the same positions
 NEARLY = 0.5  # share of the threshold that the score of a near miss reaches at least
 BINS, OCTAVE, LOWEST = 64, 4, -8  # bins of log₂ f: 64 of a quarter octave, from 2⁻⁸ to 2⁸
 
@@ -65,6 +67,8 @@ def record_type(
         ("quantile", "<f4", (sizes[1],)),
         ("token", ids, (positions, width)),
         ("activation", "<f2", (shown, width)),
+        ("together", "<u4", (TOGETHER,)),
+        ("together_share", "<f4", (TOGETHER,)),
     ]
     if lenses:
         fields += [
@@ -132,7 +136,9 @@ class Feature:
     mean : mean activation at them, NaN if there are none. threshold : the score at which the gate
     opens; the scores of near misses are below it. histogram : (bins,) counts of the activations,
     with bins from `Store.edges`. top, quantiles, near_misses : contexts, the strongest first, but
-    quantiles from weak to strong.
+    quantiles from weak to strong. together : the features that are most often active at the same
+    positions, and the share of the positions with either at which both are (in the first held-out
+    text, analyses/contexts/together.py), the largest share first.
     """
 
     feature: int
@@ -145,6 +151,7 @@ class Feature:
     quantiles: list[Context]
     near_misses: list[Context]
     lens: list[Lens]
+    together: list[tuple[int, float]]
 
 
 class Store:
@@ -257,6 +264,11 @@ class Store:
             quantiles=self.contexts(record, "quantiles"),
             near_misses=self.contexts(record, "near_misses"),
             lens=self.lens(record),
+            together=[
+                (int(other), float(share))
+                for other, share in zip(record["together"], record["together_share"], strict=True)
+                if share > 0
+            ],
         )
 
     def contexts(self, record: np.void, kind: str) -> list[Context]:

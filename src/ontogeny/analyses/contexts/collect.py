@@ -9,6 +9,7 @@ pre-activations h at their positions, its score s = h·r and its gate s > t (doc
                  a hash of (seed, feature, position), so that pieces do not change the draw
     near misses  the k positions with the largest score below the gate, at most one per block and
                  more than `window` tokens from every position of the block where it is active
+    together     the features that are active at the same positions (together.py)
     density      number of positions where it is active, mean activation, histogram of log₂ f
 
 Ties go to the earlier position. The result is the same, to the bit, for any division of the
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ontogeny.analyses.contexts.together import Together
 from ontogeny.crosscoder.model import Crosscoder
 from ontogeny.features.contexts import BINS, LOWEST, OCTAVE, around
 
@@ -183,6 +185,7 @@ class Collector:
     active : (F,) number of positions at which a feature is active. total : (F,) sum of its
     activations. histogram : (F, BINS). rows : number of positions read.
     top, sample, near : `Best`; their keys are activations, hashes, and scores.
+    together : `Together`.
     """
 
     def __init__(
@@ -203,6 +206,7 @@ class Collector:
         self.histogram = np.zeros((F, BINS), np.int64)
         self.top, self.sample = Best(F, top, width), Best(F, sample, width)
         self.near = Best(F, near, 0)  # no window: the feature is not active in it
+        self.together = Together(F)
 
     def add(self, h: torch.Tensor, block: np.ndarray, offset: np.ndarray) -> None:
         """Process the positions of whole blocks that follow the earlier ones.
@@ -234,6 +238,7 @@ class Collector:
         value = piece.f[where[:, 0], where[:, 1]].cpu().numpy()
         at, column = where.cpu().numpy().T
         feature = column + piece.low
+        self.together.add(self.rows + at, feature)
         np.add.at(self.active, feature, 1)
         np.add.at(self.total, feature, value)
         bins = np.floor(OCTAVE * (np.log2(value.astype(np.float64)) - LOWEST)).astype(np.int64)

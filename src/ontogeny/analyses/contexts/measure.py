@@ -20,7 +20,15 @@ from ontogeny.analyses.contexts.settings import Contexts
 from ontogeny.corpus.build import Tokens
 from ontogeny.corpus.pieces import read_tokens, visible
 from ontogeny.crosscoder.model import Crosscoder
-from ontogeny.features.contexts import FORMAT, LISTS, Store, around, bin_edges, record_type
+from ontogeny.features.contexts import (
+    FORMAT,
+    LISTS,
+    TOGETHER,
+    Store,
+    around,
+    bin_edges,
+    record_type,
+)
 from ontogeny.features.held_out import inputs_of
 from ontogeny.files import InputError, whole, whole_hdf5
 from ontogeny.progress import bar
@@ -224,6 +232,7 @@ def _records(
     tokens = _tokens_around(data, where[:, 0], where[:, 1], section.window)
     windows = np.concatenate([entries["window"] for entries in lists[:2]])
     count = np.stack([count for _, count in ranked], 1)
+    together, share = seen.together.nearest(TOGETHER)
     for low in range(0, F, RECORDS):
         high = min(low + RECORDS, F)
         records = np.zeros(high - low, dtype)
@@ -234,6 +243,8 @@ def _records(
         records["threshold"] = seen.gate.threshold[low:high].cpu().numpy()
         records["histogram"] = seen.histogram[low:high]
         records["found"] = count[low:high]
+        records["together"] = living[together[low:high]]
+        records["together_share"] = share[low:high]
         here = np.flatnonzero((low <= feature) & (feature < high))
         at = feature[here] - low, slot[here]
         records["block"][at], records["offset"][at] = where[here].T

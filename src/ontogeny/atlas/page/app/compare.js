@@ -90,7 +90,7 @@ async function example(site) {
   ];
 }
 
-/** Which features a feature may well be compared with: those of its name, and the nearest. */
+/** Which features a feature may well be compared with: the nearest, those active with it, and those of its name. */
 async function partners(site, number) {
   const place = site.place(number);
   const one = await site.feature(place);
@@ -99,8 +99,9 @@ async function partners(site, number) {
   for (let p = 0; name && p < site.count && same.length < 8; p++)
     if (p !== place && nameOf(site, p) === name) same.push([p, "of the same name"]);
   const near = one.near.map(({ place: p, cosine }) => [p, `direction near, cosine ${format.fixed(cosine)}`]);
+  const together = one.together.map(({ place: p, share }) => [p, `active together: both at ${format.percent(share)} of the positions with either`]);
   return h("section", { class: "panel" }, h("h2", {}, `Compare feature ${number} with`),
-    h("ul", { class: "partners" }, [...near, ...same].map(([p, why]) => h("li", {},
+    h("ul", { class: "partners" }, [...near, ...together, ...same].map(([p, why]) => h("li", {},
       h("a", { href: hash("compare", `a=${number}&b=${site.columns.feature[p]}`) }, `feature ${site.columns.feature[p]}`),
       " ", h("span", { class: "name" }, nameOf(site, p)), " ", h("span", { class: "note" }, `${why}; onset ${format.step(site.columns.onset[p])}`)))));
 }

@@ -55,7 +55,7 @@ function unpack(packed) {
 
 /** An experiment's atlas. */
 class Site {
-  static FORMAT = "ontogeny-atlas-2";
+  static FORMAT = "ontogeny-atlas-3";
 
   static async open(base) {
     const [about, columns] = await Promise.all([load(base, "experiment"), load(base, "features")]);
@@ -252,10 +252,14 @@ function unshard(site, part, words, i, place) {
 
   found.contexts = null;
   found.lens = [];
+  found.together = [];
   if (a.contexts) {
     found.active = part.active[i];
     found.mean = part.mean[i];
     found.threshold = part.threshold[i];
+    const { found: counts, place: places, share } = a.together;
+    for (let j = 0, at = starts(counts)[i]; j < counts[i]; j++, at++)
+      found.together.push({ place: places[at], share: share[at] / 65534 });
     found.contexts = { top: [], quantiles: [], near_misses: [] };
     let one = a.contexts.firstOfFeature[i];
     Object.keys(found.contexts).forEach((name, list) => {

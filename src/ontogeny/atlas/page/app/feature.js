@@ -210,25 +210,37 @@ function lensPart(one) {
     tableOf("promoted", "Promoted"), h("details", {}, h("summary", {}, "Suppressed"), tableOf("suppressed", "Suppressed")));
 }
 
-function nearPart(one) {
+/** Other features beside this one: their places, and a value of each in the second column. */
+function othersPart(one, heading, column, others, note) {
   const { site } = one;
-  if (!one.near.length) return null;
-  const rows = one.near.map(({ place, cosine }) => {
+  if (!others.length) return null;
+  const rows = others.map(({ place, value }) => {
     const text = h("td", { class: "text" });
     site.text(place).then((found) => found && fill(text, found.contexts.length ? snippet(found.contexts[0]) : "–"));
     const kind = kindOf(site, place);
-    return h("tr", {}, h("th", { scope: "row" }, featureLink(site, place)), h("td", { class: "number" }, format.fixed(cosine)),
+    return h("tr", {}, h("th", { scope: "row" }, featureLink(site, place)), h("td", { class: "number" }, value),
       h("td", { class: "number" }, format.step(site.columns.onset[place])),
       kind && h("td", {}, swatch(site, kind), format.name(kind)),
       site.about.contexts && text,
       h("td", {}, h("a", { href: hash("compare", `a=${one.number}&b=${site.columns.feature[place]}`), "aria-label": `Compare with feature ${site.columns.feature[place]}` }, "compare")));
   });
-  return h("section", { class: "panel" }, h("h2", {}, "Nearest features"),
-    h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Nearest features" },
-      h("table", { class: "features near" }, h("caption", { class: "unseen" }, "Nearest features"),
-        h("thead", {}, h("tr", {}, ["feature", "cosine", "onset", site.columns.kind && "kind", site.about.contexts && "strongest context"].filter(Boolean).map((x) => h("th", { scope: "col" }, x)), h("th", { scope: "col" }, h("span", { class: "unseen" }, "compare")))),
+  return h("section", { class: "panel" }, h("h2", {}, heading),
+    h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": heading },
+      h("table", { class: "features near" }, h("caption", { class: "unseen" }, heading),
+        h("thead", {}, h("tr", {}, ["feature", column, "onset", site.columns.kind && "kind", site.about.contexts && "strongest context"].filter(Boolean).map((x) => h("th", { scope: "col" }, x)), h("th", { scope: "col" }, h("span", { class: "unseen" }, "compare")))),
         h("tbody", {}, rows))),
-    h("p", { class: "note" }, "By the cosine of the decoders over all snapshots at once."));
+    h("p", { class: "note" }, note));
+}
+
+function nearPart(one) {
+  const others = one.near.map(({ place, cosine }) => ({ place, value: format.fixed(cosine) }));
+  return othersPart(one, "Nearest features", "cosine", others, "By the cosine of the decoders over all snapshots at once.");
+}
+
+function togetherPart(one) {
+  const others = one.together.map(({ place, share }) => ({ place, value: format.percent(share) }));
+  return othersPart(one, "Active together", "both active", others,
+    "Of the positions where either feature is active, the share where both are; in the first held-out text.");
 }
 
 function command(site) {
@@ -278,7 +290,7 @@ function feature(site) {
         h("div", { class: "side-column" },
           h("div", { class: "panel comes-first" }, strengthFigure(one, axisChoice())),
           h("div", { class: "panel pair" }, directionFigure(one), dimensionalityFigure(one)),
-          wrapped(attributionFigure(one)), nearPart(one)),
+          wrapped(attributionFigure(one)), nearPart(one), togetherPart(one)),
         h("div", { class: "side-column" }, contextsPart(one), lensPart(one))),
       command(site));
     for (const one_ of element.querySelectorAll("figure")) one_.redraw?.();

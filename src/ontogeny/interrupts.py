@@ -70,13 +70,12 @@ def _watch(noticed: threading.Event, end: Callable[[int], None] | None) -> None:
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
 
     def watch() -> None:
-        number = os.read(read, 1)[0]
-        for _ in range(WAKES):
-            if noticed.wait(0.1):
-                return
+        number, attempts = os.read(read, 1)[0], 0
+        while not noticed.wait(0.1):
+            attempts += 1
+            if end is not None and attempts > WAKES:
+                end(number)
             signal.pthread_kill(threading.main_thread().ident or 0, number)
-        if end is not None:
-            end(number)
 
     threading.Thread(target=watch, name="signals", daemon=True).start()
 

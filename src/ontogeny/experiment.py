@@ -70,6 +70,7 @@ class Experiment:
             names = ", ".join(sorted(p.parent.name for p in found))
             others = f"; in {found[0].parent.parent} there are {names}" if found else ""
             raise InputError(f"{folder}: not the folder of an experiment; name its folder{others}")
+        manifest.check(path)
         try:
             return cls(folder, schema.load(path))
         except schema.SettingsError as error:

@@ -65,6 +65,7 @@ def unfit() -> str:
 
 def install() -> None:
     """Debian's packages, unless they are there."""
+    os.environ["PATH"] += os.pathsep + "/usr/sbin"  # the daemons; `su` leaves it out
     if all(shutil.which(name) for name in ("slurmctld", "slurmd", "munged")):
         return
     quiet = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}

@@ -6,6 +6,7 @@ import itertools
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -166,6 +167,17 @@ def test_nearest_features_are_the_nearest(site, table, analysed):
     rows = np.arange(len(near))[:, None]
     np.testing.assert_allclose(value, -np.sort(-cosines)[:, :8], atol=2e-5)
     np.testing.assert_allclose(cosines[rows, near], value, atol=2e-5)
+
+
+def test_features_that_are_not_shown_are_not_told_as_active_together():
+    """A feature that was active in training only has contexts, but no page."""
+    features = [SimpleNamespace(together=[(3, 0.5), (4, 0.2), (9, 0.1)]),
+                SimpleNamespace(together=[(4, 0.7)])]  # fmt: skip
+    found = {name: pack.unpack(part) for name, part in
+             build._together(features, np.array([1, 3, 9])).items()}  # fmt: skip
+    assert found["found"].tolist() == [2, 0]
+    assert found["place"].tolist() == [1, 2]
+    np.testing.assert_allclose(found["share"] / 65534, [0.5, 0.1], atol=1e-5)
 
 
 def test_attribution_is_the_tables(site, table, analysed):

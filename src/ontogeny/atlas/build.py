@@ -71,6 +71,7 @@ def write(contents: Contents, output: str | Path) -> None:
                 if store is not None:
                     features = [store.feature(int(i)) for i in table["feature"].iloc[part]]
                     shard |= _contexts(store, features, words)
+                    shard["together"] = _together(features, table["feature"].to_numpy())
                     promoted += [_promoted(feature) for feature in features]
                     texts += [[_line(top) for top in f.top[:TEXT_CONTEXTS]] for f in features]
                     values += [[top.value for top in f.top[:TEXT_CONTEXTS]] for f in features]
@@ -199,21 +200,26 @@ def _contexts(store: Store, features: list[Feature], words: dict[str, int]) -> d
         "active": [feature.active for feature in features],
         "mean": [feature.mean for feature in features],
         "threshold": [feature.threshold for feature in features],
-        "together": _together(store, features),
     }
     if features and features[0].lens:
         made["lens"] = _lens(store, features, words)
     return made
 
 
-def _together(store: Store, features: list[Feature]) -> dict[str, Any]:
-    """The features that are active at the same positions as each, and their shares."""
-    pairs = [pair for feature in features for pair in feature.together]
-    numbers, shares = np.array(pairs, np.float64).reshape(-1, 2).T
+def _together(features: list[Feature], numbers: np.ndarray) -> dict[str, Any]:
+    """The features that are active at the same positions as each, and their shares.
+
+    Parameters
+    ----------
+    numbers : (L,) of the features in the atlas, ascending; others are left out.
+    """
+    place = {int(number): i for i, number in enumerate(numbers)}
+    shown = [[pair for pair in feature.together if pair[0] in place] for feature in features]
+    pairs = list(chain(*shown))
     return {
-        "found": pack.array([len(feature.together) for feature in features]),
-        "place": pack.array(np.searchsorted(store.features, numbers), "u4"),
-        "share": pack.levels(shares),
+        "found": pack.array([len(each) for each in shown]),
+        "place": pack.array([place[other] for other, _ in pairs], "u4"),
+        "share": pack.levels(np.array([share for _, share in pairs])),
     }
 
 

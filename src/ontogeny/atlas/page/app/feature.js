@@ -240,7 +240,7 @@ function nearPart(one) {
 function togetherPart(one) {
   const others = one.together.map(({ place, share }) => ({ place, value: format.percent(share) }));
   return othersPart(one, "Active together", "both active", others,
-    "Of the positions where either feature is active, the share where both are; in the first held-out text.");
+    "The share of the positions with either feature active at which both are, in the first 65,536 positions of the held-out text.");
 }
 
 function command(site) {

@@ -12,7 +12,7 @@ from conftest import RESULTS, ROOT
 
 import ontogeny
 from ontogeny import plots
-from ontogeny.files import InputError
+from ontogeny.files import InputError, write_text
 
 NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
 
@@ -34,7 +34,7 @@ def test_the_notebook_runs_and_shows_tables_and_plots(finished, tmp_path, monkey
     for name in ("tiny", "other"):
         shutil.copytree(finished / RESULTS, tmp_path / name)
     config = tmp_path / "other" / "config.yaml"
-    config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"name": "other"}))
+    write_text(config, yaml.safe_dump(yaml.safe_load(config.read_text()) | {"name": "other"}))
     folders = json.dumps([str(tmp_path / "tiny"), str(tmp_path / "other")])
     given = {'["results/default"]': folders, "def get(self": "The first paragraph (with"}
     outputs = shown(runner().run(NOTEBOOK, given))

@@ -174,7 +174,7 @@ def test_features_that_are_not_shown_are_not_told_as_active_together():
     features = [SimpleNamespace(together=[(3, 0.5), (4, 0.2), (9, 0.1)]),
                 SimpleNamespace(together=[(4, 0.7)])]  # fmt: skip
     found = {name: pack.unpack(part) for name, part in
-             build._together(features, np.array([1, 3, 9])).items()}  # fmt: skip
+             build._together(features, {1: 0, 3: 1, 9: 2}).items()}  # fmt: skip
     assert found["found"].tolist() == [2, 0]
     assert found["place"].tolist() == [1, 2]
     np.testing.assert_allclose(found["share"] / 65534, [0.5, 0.1], atol=1e-5)

@@ -52,6 +52,7 @@ def write(contents: Contents, output: str | Path) -> None:
             pack.write(draft, "tasks", tasks)
         strengths: list[np.ndarray] = []
         near, near_cosine = nearest(contents.stacked, NEAR)
+        place = {int(number): i for i, number in enumerate(table["feature"])}
         words: dict[str, int] = {}  # texts of tokens, numbered in order of appearance
         promoted: list[str] = []
         texts: list[list[str]] = []
@@ -71,7 +72,7 @@ def write(contents: Contents, output: str | Path) -> None:
                 if store is not None:
                     features = [store.feature(int(i)) for i in table["feature"].iloc[part]]
                     shard |= _contexts(store, features, words)
-                    shard["together"] = _together(features, table["feature"].to_numpy())
+                    shard["together"] = _together(features, place)
                     promoted += [_promoted(feature) for feature in features]
                     texts += [[_line(top) for top in f.top[:TEXT_CONTEXTS]] for f in features]
                     values += [[top.value for top in f.top[:TEXT_CONTEXTS]] for f in features]
@@ -206,14 +207,13 @@ def _contexts(store: Store, features: list[Feature], words: dict[str, int]) -> d
     return made
 
 
-def _together(features: list[Feature], numbers: np.ndarray) -> dict[str, Any]:
+def _together(features: list[Feature], place: dict[int, int]) -> dict[str, Any]:
     """The features that are active at the same positions as each, and their shares.
 
     Parameters
     ----------
-    numbers : (L,) of the features in the atlas, ascending; others are left out.
+    place : of each feature in the atlas; others are left out.
     """
-    place = {int(number): i for i, number in enumerate(numbers)}
     shown = [[pair for pair in feature.together if pair[0] in place] for feature in features]
     pairs = list(chain(*shown))
     return {

@@ -17,7 +17,7 @@ COSTS = {
             "table rows * width * snapshots": 1e-8,
             "forward * streamed table rows * snapshots": 1e-11,
         },
-        {"token table of a snapshot": 8, "pair table of a snapshot": 8, "one": 0.05e9},
+        {"token table of a snapshot": 8, "pair table of a snapshot": 8, "one": 0.07e9},
         {"token table": 1, "vocabulary": 12, "one": 20000},
     ),
     "fidelity": Cost(

@@ -32,10 +32,12 @@ env: .venv/.complete ## make the environment in .venv from the lock
 	@$(PYTHON) $(IS_SUPPORTED) 2>/dev/null || { echo "Python 3.11 to 3.14 is needed, found" \
 		"$$($(PYTHON) --version 2>/dev/null || echo none): make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv --clear .venv
-	$(PIP) install --no-deps --require-hashes -r envs/requirements.lock
+	$(PIP) install --no-compile --no-deps --require-hashes -r envs/requirements.lock
 	$(PIP) freeze --all > .venv/constraints.txt
-	$(PIP) install -r envs/torch.txt -c .venv/constraints.txt
+	$(PIP) install --no-compile -r envs/torch.txt -c .venv/constraints.txt
 	$(PIP) install --no-deps --no-build-isolation -e .
+	@# pip compiles on one core. Some packages hold templates that are not Python yet.
+	@.venv/bin/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true
 	$(PIP) check
 	@touch $@
 

@@ -43,3 +43,15 @@ def test_a_kept_snapshot_is_taken_without_torch(tmp_path):
     assert said(code) == "False\n"
     files = sorted(path.name for path in run.map.path("snapshot", step=3).iterdir())
     assert files == ["config.json", "model.safetensors"]
+
+
+def test_figures_and_stages_that_need_no_torch_import_none():
+    """It takes a process seconds to load."""
+    code = "import sys; from ontogeny import registry, summary\n"
+    code += "from ontogeny.declarations import function\n"
+    code += "light = [s for s in registry.stages().values() if not s.cost.torch]\n"
+    code += "for one in (*registry.figures().values(), *light):\n"
+    code += "    function(one.run)\n"
+    code += "    assert not {'torch', 'transformers'} & sys.modules.keys(), one.name\n"
+    code += "print(len(registry.figures()) > 20 and len(light) > 2)"
+    assert said(code) == "True\n"

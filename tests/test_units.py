@@ -19,9 +19,10 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from ontogeny import files, progress, provenance, settings
 from ontogeny.activations import basis, extract, feed, store
 from ontogeny.activations.basis import moments
+from ontogeny.activations.kept import Kept
 from ontogeny.activations.rows import Cached, HeldOut
 from ontogeny.activations.sites import Site, rows_path
-from ontogeny.activations.subspace import Kept, Projected, Subspace, project
+from ontogeny.activations.subspace import Projected, Subspace, project
 from ontogeny.crosscoder import model
 from ontogeny.files import InputError
 from ontogeny.phases import levels, ngrams

@@ -336,6 +336,7 @@ def project(experiment: Experiment, sites: str, shard: int) -> None:
     """Project a SHARD of the training rows to the principal subspace of SITES."""
     from ontogeny import devices
     from ontogeny.activations import feed, subspace
+    from ontogeny.activations.kept import Kept
     from ontogeny.activations.rows import Cached
     from ontogeny.activations.sites import expand
 
@@ -346,7 +347,7 @@ def project(experiment: Experiment, sites: str, shard: int) -> None:
     rows = Cached(experiment.path("activations"), chosen, table)
     basis = experiment.path("basis", sites=sites)
     manifest.check(basis, _sources_of_basis(experiment, name, shard))
-    subspace.Kept.read(basis).check(settings.basis)
+    Kept.read(basis).check(settings.basis)
     output = experiment.path("projected", sites=sites, shard=shard)
     subspace.project(basis, rows, shard, output, devices.choose(settings.device))
 

@@ -22,9 +22,8 @@ import pandas as pd
 from ontogeny.files import write_table
 from ontogeny.replicates import Files, interval, numbers_of
 from ontogeny.settings import Settings
-from ontogeny.settings.experiment import MODEL_SEED
+from ontogeny.settings.experiment import BASELINE, MODEL_SEED
 
-BASELINE = "baseline"
 OUTCOMES = (
     "turning_point_step",
     "turning_point_step_rate_sum",

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from ontogeny import doubts, provenance, registry
+from ontogeny.activations.kept import Kept
 from ontogeny.activations.store import open_checked
-from ontogeny.activations.subspace import Kept
 from ontogeny.declarations import function
 from ontogeny.experiment import Experiment
 from ontogeny.features.matching import shares

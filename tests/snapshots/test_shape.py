@@ -202,6 +202,16 @@ def test_a_layer_that_the_model_lacks():
         got.flops_per_token(CONTEXT, 3)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_shape_of_the_model_that_is_trained_here_is_known_in_advance(tied):
+    for width, layers, heads, rotary, vocabulary in ((32, 3, 4, 1.0, 96), (48, 1, 6, 0.5, 1000)):
+        p = Pretrain(
+            width=width, layers=layers, heads=heads, rotary_share=rotary, tied_embeddings=tied
+        )
+        config = shape.config_of_pretrain(p, vocabulary, CONTEXT)
+        assert shape.of_pretrain(p, vocabulary, CONTEXT) == shape.of_config(config)
+
+
 def test_the_model_that_is_trained_here():
     p = Pretrain(width=32, layers=3, heads=4)
     config = shape.config_of_pretrain(p, 96, CONTEXT)

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from ontogeny import devices
 from ontogeny.activations import feed
+from ontogeny.activations.kept import FORMAT, Kept
 from ontogeny.activations.rows import Cached, RowPaths, Rows, SiteRows, pieces
 from ontogeny.activations.sites import expand
 from ontogeny.activations.sizes import most_dimensions, piece_rows
 from ontogeny.activations.store import check_varies
-from ontogeny.activations.subspace import FORMAT, Kept
 from ontogeny.files import InputError, whole_hdf5
 from ontogeny.peers import Peers
 from ontogeny.progress import bar

@@ -7,16 +7,14 @@ With U an orthonormal basis of the leading R principal directions of the stacked
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 
+from ontogeny.activations.kept import FORMAT, open_basis
 from ontogeny.activations.projection import projected
 from ontogeny.activations.rows import Cached, across, pieces, starts_of
 from ontogeny.activations.sites import Site
@@ -24,78 +22,8 @@ from ontogeny.activations.sizes import piece_rows
 from ontogeny.activations.store import Reader, Writer
 from ontogeny.files import InputError, read_hdf5, whole_hdf5
 from ontogeny.progress import bar
-from ontogeny.settings import Basis
 
-FORMAT = "ontogeny-basis-2"
 ONE = 1.01  # with room for rounding
-
-
-@contextmanager
-def _open(path: str | Path) -> Iterator[h5py.File]:
-    with read_hdf5(path, "a basis file") as file:
-        if file.attrs.get("format") != FORMAT:
-            raise InputError(f"{path}: not a basis file of this version; delete it")
-        yield file
-
-
-@dataclass(frozen=True)
-class Kept:
-    """How much of each site's variance is inside a subspace.
-
-    Attributes
-    ----------
-    sites : names. shares : (N,), of the variance after subtracting the token table, if any.
-    dimensions : R. columns : N·D.
-    """
-
-    sites: list[str]
-    shares: np.ndarray
-    dimensions: int
-    columns: int
-
-    @classmethod
-    def read(cls, path: str | Path) -> Kept:
-        """Read it from a basis file without loading the directions.
-
-        Raises
-        ------
-        InputError : the file is truncated or foreign.
-        """
-        with _open(path) as file:
-            columns, dimensions = file["basis"].shape
-            return cls(list(file.attrs["sites"]), file["kept"][:], dimensions, columns)
-
-    @property
-    def least(self) -> float:
-        """The smallest share of any site."""
-        return float(self.shares.min())
-
-    def told(self, most_lost: float) -> str:
-        """A line about what is kept, with each site's share if one loses more than `most_lost`."""
-        line = (
-            f"basis: {self.dimensions:,} of {self.columns:,} dimensions keep {self.least:.1%} of "
-            f"the variance of {self.worst}, and no less of any other site's"
-        )
-        if self.least >= 1 - most_lost:
-            return line
-        every = zip(self.sites, self.shares, strict=True)
-        return f"{line}: " + ", ".join(f"{site} {share:.1%}" for site, share in every)
-
-    def check(self, settings: Basis) -> None:
-        """Raise InputError if a site keeps less than `basis.least_kept`."""
-        if self.least >= settings.least_kept:
-            return
-        raised = "largest" if settings.dimensions is None else "dimensions"
-        raise InputError(
-            f"basis.{raised}: the {self.dimensions:,} dimensions keep {self.least:.3f} of the "
-            f"variance of {self.worst}, less than basis.least_kept, {settings.least_kept:g}; "
-            f"raise basis.{raised}, or lower basis.least_kept to train in them all the same"
-        )
-
-    @property
-    def worst(self) -> str:
-        """The site that keeps the smallest share."""
-        return self.sites[int(self.shares.argmin())]
 
 
 class Subspace:
@@ -112,7 +40,7 @@ class Subspace:
     """
 
     def __init__(self, path: str | Path) -> None:
-        with _open(path) as file:
+        with open_basis(path) as file:
             self.path = path
             self.U: np.ndarray = file["basis"][:]
             self.mean: np.ndarray = file["mean"][:]

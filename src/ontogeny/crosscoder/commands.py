@@ -38,12 +38,12 @@ def train(experiment: Experiment, crosscoder: str, seed: int, wanted: Path | Non
     if listed and (kept := streams.kept(experiment, crosscoder, seed)):
         return streams.take(experiment, crosscoder, seed, kept)
     take_gpus(experiment, count)
-    from ontogeny.activations import subspace
+    from ontogeny.activations.kept import Kept
 
     sources = experiment.training_sources(crosscoder)
     manifest.check(sources)
     for path in sources.get("basis", []):
-        subspace.Kept.read(path).check(settings.basis)
+        Kept.read(path).check(settings.basis)
     output = experiment.path("trained", crosscoder=crosscoder, seed=seed)
     where = experiment.row_paths(crosscoder)
     if listed:

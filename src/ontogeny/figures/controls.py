@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from ontogeny.controls import BASELINE
 from ontogeny.figures import style
+from ontogeny.settings.experiment import BASELINE
 
 PANELS = {
     "turning_point_step": "turning point (step)",

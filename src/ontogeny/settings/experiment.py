@@ -22,6 +22,7 @@ from ontogeny.settings.sections import (
 from ontogeny.settings.text import Corpus, Wheels
 
 MODEL_SEED = "snapshots.pretrain.seed"
+BASELINE = "baseline"  # the condition of replicates that change that key alone
 S = TypeVar("S", bound=AnalysisSection)
 
 

@@ -1,7 +1,8 @@
 """A model's shape, from its configuration alone: its parameters, and the cost of a token.
 
 The model is built without storage (on torch's meta device), which takes well under a second for any
-size; `cached` stores the result, so that planning again does not import torch.
+size; `cached` stores the result, so that planning again does not import torch. Of the model that is
+trained here, the sizes are known in advance (`of_pretrain`).
 """
 
 from __future__ import annotations
@@ -104,6 +105,34 @@ def config_of_pretrain(settings: Pretrain, vocabulary: int, context: int) -> dic
         "tie_word_embeddings": settings.tied_embeddings,
         "use_cache": False,
     }
+
+
+def of_pretrain(settings: Pretrain, vocabulary: int, context: int) -> Shape:
+    """The shape of the model that is trained here, without torch or transformers.
+
+    As `of_config` of `config_of_pretrain` finds it: a block has d·3d for queries, keys and values,
+    d·d, d·4d and 4d·d, each with biases, and two layer norms.
+    """
+    d, table = settings.width, vocabulary * settings.width
+    block, norm = 12 * d * d + 13 * d, 2 * d
+    unembedding = 0 if settings.tied_embeddings else table
+    return Shape(
+        width=d,
+        layers=settings.layers,
+        heads=settings.heads,
+        vocabulary=vocabulary,
+        positions=context,
+        attention_width=d,
+        key_value_width=d,
+        parameters=table + settings.layers * block + norm + unembedding,
+        embedding_parameters=table,
+        before_parameters=table,
+        unembedding_parameters=unembedding,
+        parameters_by_block=(block,) * settings.layers,
+        matrices_by_block=(12 * d * d,) * settings.layers,
+        matrices_before=0,
+        matrices_after=table,
+    )
 
 
 def cached(config: dict[str, Any], folder: Path) -> Shape:

@@ -317,6 +317,9 @@ def architecture(settings: Settings, results: str | Path) -> dict[str, Any]:
 
 def shape_of(settings: Settings, results: str | Path) -> shape.Shape:
     """The language model's shape, stored next to the results so that torch is loaded only once."""
+    trained, corpus = settings.snapshots.pretrain, settings.corpus
+    if trained is not None:
+        return shape.of_pretrain(trained, corpus.vocabulary, corpus.context)
     folder = Path(results) / "downloads" / "shapes"
     return shape.cached(architecture(settings, results), folder)
 

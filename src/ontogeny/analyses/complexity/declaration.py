@@ -72,6 +72,7 @@ COMPLEXITY = Stage(
         {"complexity.features": 2e-3, "complexity.features * analysis.bootstrap": 5e-7},
         {"one": 0.2e9, "complexity.features * analysis.bootstrap": 112},
         {"one": 10000},
+        torch=False,
     ),
 )
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from ontogeny.analyses.trust.readability import AROUND
+from ontogeny.analyses.trust.settings import AROUND
 from ontogeny.figures import style
 from ontogeny.files import read_table
 

@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from ontogeny.analyses.trust.settings import AROUND
 from ontogeny.features.histories import births, deaths
 
 RIDGE = 1e-3  # share of the mean variance of an activation
 BEYOND = 3  # most snapshots before a birth, or from a death on, that are used
-AROUND = range(-4, 5)  # distances from an event, in snapshots, for which R² is stored
 
 
 def read_out(

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from ontogeny.settings.base import AnalysisSection
 
+AROUND = range(-4, 5)  # distances from an event, in snapshots, for which R² is stored
+
 
 class Trust(AnalysisSection):
     """How far births and deaths can be trusted: relays and silent births and deaths."""

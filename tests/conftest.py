@@ -22,6 +22,7 @@ pytest_plugins = ["browsing"]
 ROOT = Path(__file__).parents[1]
 SOURCES = ("Snakefile", "rules", "envs", "profiles", "schemas", "src")
 RESULTS = "results/tiny"
+HANGS = 300  # seconds after which a process that a test waits for is taken to hang
 # A model this small runs fastest on one thread; stages then run beside each other.
 WORKFLOW = ("snakemake", "--cores", "2", "--set-threads", "corpus=1", "pretrain=1",
             "training_log=1", "snapshot=1", "basis=1", "project=1")  # fmt: skip

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import HANGS
 
 from benchmarks import (
     crosscoder,
@@ -81,7 +82,7 @@ def test_a_path_learns_and_reports(path, worker, tmp_path):
     }  # fmt: skip
     (tmp_path / "spec.json").write_text(json.dumps(spec))
     command = [sys.executable, WORKERS / f"{worker}.py", tmp_path / "spec.json"]
-    subprocess.run(command, check=True, timeout=300)
+    subprocess.run(command, check=True, timeout=HANGS)
     found = json.loads((tmp_path / "out.json").read_text())
     assert len(found["step_seconds"]) == 158
     early, late = found["curve"]

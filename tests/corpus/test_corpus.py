@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from conftest import ROOT, tiny
+from conftest import HANGS, ROOT, tiny
 from hub_server import HubServer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -723,7 +723,7 @@ def read_datasets(hub: HubServer, home: Path, *wanted: dict[str, str], **environ
     done = subprocess.run(
         [sys.executable, "-c", READ_DATASETS, json.dumps(wanted)],
         env=hub.environment(home, PYTHONPATH=str(ROOT / "src"), **environment),
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=HANGS,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import HANGS, ROOT
 from hub_server import HubServer
 from safetensors.numpy import load_file, save
 
@@ -61,7 +61,7 @@ def begin(
 def client(server: HubServer, home: Path, *calls: str, **more: Any) -> list[Any]:
     """What the calls returned in a client of their own."""
     process = begin(server, home, *calls, **more)
-    said, complained = process.communicate(timeout=60)
+    said, complained = process.communicate(timeout=HANGS)
     assert process.returncode == 0, complained
     return json.loads(said)
 
@@ -178,7 +178,7 @@ def test_a_killed_fetch_goes_on_where_it_was(server, tmp_path) -> None:
     blobs = tmp_path / "home/hub/models--someone--model/blobs"
     part = blobs / f"{hashlib.sha256(FILES[cut]).hexdigest()}.incomplete"
     others = [hashlib.sha256(FILES[name]).hexdigest() for name in SHARDS[:2]]
-    until = time.monotonic() + 30
+    until = time.monotonic() + HANGS
     while not (
         part.exists()
         and part.stat().st_size > 20_000
@@ -314,7 +314,7 @@ def test_processes_share_the_limit(server, tmp_path, shared) -> None:
         for step in (100, 200)
     ]
     for process in processes:
-        said, complained = process.communicate(timeout=60)
+        said, complained = process.communicate(timeout=HANGS)
         assert (process.returncode, said) == (0, "[null, null]\n"), complained
     assert same(tmp_path / "100")
     assert same(tmp_path / "200", sharded(1))
@@ -548,7 +548,7 @@ def test_pickled_weights_that_were_in_the_cache_stay(server, tmp_path, gpt2) -> 
 
 def test_progress_is_readable_in_a_log(server, tmp_path) -> None:
     process = begin(server, tmp_path / "home", fetch(tmp_path / "out"))
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=HANGS)
     lines = said.splitlines()
     total = sum(map(len, FILES.values()))
     assert lines[-1].startswith(f"step 100: {total / 1000:.0f}k of {total / 1000:.0f}k B (100%)")
@@ -581,7 +581,7 @@ def test_the_server_streams_datasets(server, tmp_path) -> None:
     )
     words = [sys.executable, "-c", code]
     env = server.environment(tmp_path / "home")
-    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=HANGS)
     assert [json.loads(line) for line in done.stdout.splitlines()] == [rows, rows], done.stderr
     for kind, body in bodies.items():
         assert server.sent(f"data/train.{kind}") >= len(body)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -359,6 +361,9 @@ def test_a_title_is_made_from_the_csv_and_makes_room(tmp_path):
     *lines, note = figure.get_suptitle().split("\n")
     assert (note, " ".join(lines)) == ("a note", ("A sentence " * 20).strip())
     assert figure.get_figheight() == pytest.approx(40 / 25.4 + len(lines) * style.LINE)
+    lengths = [len(line) for line in lines]
+    assert len(lines) == len(textwrap.wrap(" ".join(lines), int(style.LETTERS * 100 / 25.4)))
+    assert max(lengths) - min(lengths) <= len("sentence ")  # no word alone on the last line
 
 
 def test_colours_of_kinds_and_classes_mean_nothing_else():

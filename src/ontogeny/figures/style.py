@@ -358,6 +358,14 @@ Finding = Callable[[pd.DataFrame], str]
 """One sentence on a figure's numbers, made from the table in its CSV; '' if there is none."""
 
 
+def _balanced(said: str, letters: int) -> str:
+    """A text in as few lines of at most so many letters as it needs, of about equal length."""
+    count = len(textwrap.wrap(said, letters))
+    while letters > 1 and len(textwrap.wrap(said, letters - 1, break_long_words=False)) == count:
+        letters -= 1
+    return textwrap.fill(said, letters, break_long_words=False)
+
+
 def _entitle(figure: Figure, said: str) -> None:
     """Put lines above a figure's title, and make the figure taller by their height.
 
@@ -389,7 +397,7 @@ def save(
     if finding is not None:
         said = finding(pd.read_csv(f"{path_stem}.csv", low_memory=False))
         letters = int(LETTERS * figure.get_figwidth())
-        _entitle(figure, textwrap.fill(said, letters))
+        _entitle(figure, _balanced(said, letters))
     with whole(f"{path_stem}.png") as draft:
         figure.savefig(draft, format="png", dpi=PNG_DPI, metadata={"Software": None})
     figure.set_layout_engine("none")  # the PDF keeps the PNG's layout

@@ -366,6 +366,16 @@ def test_a_title_is_made_from_the_csv_and_makes_room(tmp_path):
     assert max(lengths) - min(lengths) <= len("sentence ")  # no word alone on the last line
 
 
+def test_a_number_stays_with_its_interval():
+    said = "the span falls with the onset (ρ = −0.16 [−0.22, −0.09]) of 12% [9%, 15%] of them"
+    for letters in range(30, 80):
+        lines = style.balanced(said, letters).split("\n")
+        assert " ".join(lines) == said
+        assert max(map(len, lines)) <= letters
+        for whole in ("(ρ = −0.16 [−0.22, −0.09])", "12% [9%, 15%]"):
+            assert any(whole in line for line in lines)
+
+
 def test_colours_of_kinds_and_classes_mean_nothing_else():
     own = [*style.KIND_COLOURS.values(), *style.CLASS_COLOURS.values()]
     assert len(set(own)) == len(own)

@@ -6,6 +6,7 @@ and the Agg and PDF renderers are used whatever backend is configured.
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from ontogeny.files import InputError, read_table, whole, write_table
 
 STYLE = Path(__file__).with_name("ontogeny.mplstyle")
 PNG_DPI = 200
+TOGETHER = re.compile(r" = |(?<=[\d%]) (?=\[)|\[[^\[\]]*\]")
 LETTERS, LINE = 15.2, 0.155  # letters of a title per inch, and a line's height in inches
 Kind = Literal["log", "linear"]
 KINDS: tuple[Kind, Kind] = ("log", "linear")
@@ -358,12 +360,16 @@ Finding = Callable[[pd.DataFrame], str]
 """One sentence on a figure's numbers, made from the table in its CSV; '' if there is none."""
 
 
-def _balanced(said: str, letters: int) -> str:
-    """A text in as few lines of at most so many letters as it needs, of about equal length."""
+def balanced(said: str, letters: int) -> str:
+    """A text in as few lines of at most so many letters as it needs, of about equal length.
+
+    A number stays on one line with its sign of equality and its interval.
+    """
+    said = TOGETHER.sub(lambda found: found[0].replace(" ", "\u00a0"), said)
     count = len(textwrap.wrap(said, letters))
     while letters > 1 and len(textwrap.wrap(said, letters - 1, break_long_words=False)) == count:
         letters -= 1
-    return textwrap.fill(said, letters, break_long_words=False)
+    return textwrap.fill(said, letters, break_long_words=False).replace("\u00a0", " ")
 
 
 def _entitle(figure: Figure, said: str) -> None:
@@ -397,7 +403,7 @@ def save(
     if finding is not None:
         said = finding(pd.read_csv(f"{path_stem}.csv", low_memory=False))
         letters = int(LETTERS * figure.get_figwidth())
-        _entitle(figure, _balanced(said, letters))
+        _entitle(figure, balanced(said, letters))
     with whole(f"{path_stem}.png") as draft:
         figure.savefig(draft, format="png", dpi=PNG_DPI, metadata={"Software": None})
     figure.set_layout_engine("none")  # the PDF keeps the PNG's layout

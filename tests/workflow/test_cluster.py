@@ -171,7 +171,7 @@ def story(new_checkout, tmp_path_factory) -> Iterator[Story]:
         killed: dict[str, int] = {}  # by job
         cancelled = ""
         while not over(run, cluster):
-            time.sleep(0.01)
+            time.sleep(0.05)
             if len(killed) == KILLS and cancelled:
                 time.sleep(0.5)
                 continue

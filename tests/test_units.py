@@ -19,7 +19,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from ontogeny import files, progress, provenance, settings
 from ontogeny.activations import basis, extract, feed, store
 from ontogeny.activations.basis import moments
-from ontogeny.activations.kept import Kept
+from ontogeny.activations.basis_file import Kept
 from ontogeny.activations.rows import Cached, HeldOut
 from ontogeny.activations.sites import Site, rows_path
 from ontogeny.activations.subspace import Projected, Subspace, project

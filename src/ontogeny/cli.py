@@ -336,7 +336,7 @@ def project(experiment: Experiment, sites: str, shard: int) -> None:
     """Project a SHARD of the training rows to the principal subspace of SITES."""
     from ontogeny import devices
     from ontogeny.activations import feed, subspace
-    from ontogeny.activations.kept import Kept
+    from ontogeny.activations.basis_file import Kept
     from ontogeny.activations.rows import Cached
     from ontogeny.activations.sites import expand
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ontogeny import doubts, provenance, registry
-from ontogeny.activations.kept import Kept
+from ontogeny.activations.basis_file import Kept
 from ontogeny.activations.store import open_checked
 from ontogeny.declarations import function
 from ontogeny.experiment import Experiment

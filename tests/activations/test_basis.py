@@ -5,7 +5,7 @@ import yaml
 from click.testing import CliRunner
 from runs import Run
 
-from ontogeny.activations.kept import Kept
+from ontogeny.activations.basis_file import Kept
 from ontogeny.cli import main
 
 

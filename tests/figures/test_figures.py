@@ -12,7 +12,7 @@ import pytest
 from conftest import tiny
 
 from ontogeny import settings
-from ontogeny.activations.kept import FORMAT
+from ontogeny.activations.basis_file import FORMAT
 from ontogeny.analyses.dimensionality import figure as dimensionality
 from ontogeny.analyses.kinds import figure as kinds
 from ontogeny.analyses.tokens import figure as tokens

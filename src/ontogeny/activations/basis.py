@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ontogeny import devices
 from ontogeny.activations import feed
-from ontogeny.activations.kept import FORMAT, Kept
+from ontogeny.activations.basis_file import FORMAT, Kept
 from ontogeny.activations.rows import Cached, RowPaths, Rows, SiteRows, pieces
 from ontogeny.activations.sites import expand
 from ontogeny.activations.sizes import most_dimensions, piece_rows

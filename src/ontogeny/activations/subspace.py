@@ -1,7 +1,8 @@
-"""The principal subspace of some sites in use: its file, and rows in it (method.md 9).
+"""The principal subspace of some sites in use, and rows in it (method.md 9).
 
 With U an orthonormal basis of the leading R principal directions of the stacked activations
-ã ∈ R^{N·D}, a token's row is y = (ã − μ)U. basis.py finds the directions.
+ã ∈ R^{N·D}, a token's row is y = (ã − μ)U. basis.py finds the directions, and
+basis_file.py says how much they keep.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ontogeny.activations.kept import FORMAT, open_basis
+from ontogeny.activations.basis_file import FORMAT, open_basis
 from ontogeny.activations.projection import projected
 from ontogeny.activations.rows import Cached, across, pieces, starts_of
 from ontogeny.activations.sites import Site

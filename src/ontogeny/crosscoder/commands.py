@@ -38,7 +38,7 @@ def train(experiment: Experiment, crosscoder: str, seed: int, wanted: Path | Non
     if listed and (kept := streams.kept(experiment, crosscoder, seed)):
         return streams.take(experiment, crosscoder, seed, kept)
     take_gpus(experiment, count)
-    from ontogeny.activations.kept import Kept
+    from ontogeny.activations.basis_file import Kept
 
     sources = experiment.training_sources(crosscoder)
     manifest.check(sources)

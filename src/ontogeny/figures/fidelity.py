@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from ontogeny.activations.kept import Kept
+from ontogeny.activations.basis_file import Kept
 from ontogeny.figures import style
 from ontogeny.files import InputError
 

@@ -25,6 +25,7 @@ from ontogeny.files import InputError, read_table, whole, write_table
 
 STYLE = Path(__file__).with_name("ontogeny.mplstyle")
 PNG_DPI = 200
+# What a line of a title keeps together.
 TOGETHER = re.compile(r" = |(?<=[\d%]) (?=\[)|\[[^\[\]]*\]")
 LETTERS, LINE = 15.2, 0.155  # letters of a title per inch, and a line's height in inches
 Kind = Literal["log", "linear"]

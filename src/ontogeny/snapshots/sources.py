@@ -316,7 +316,10 @@ def architecture(settings: Settings, results: str | Path) -> dict[str, Any]:
 
 
 def shape_of(settings: Settings, results: str | Path) -> shape.Shape:
-    """The language model's shape, stored next to the results so that torch is loaded only once."""
+    """The language model's shape: known in advance for one that is trained here, else stored.
+
+    It is stored next to the results, so that torch is loaded only once.
+    """
     trained, corpus = settings.snapshots.pretrain, settings.corpus
     if trained is not None:
         return shape.of_pretrain(trained, corpus.vocabulary, corpus.context)

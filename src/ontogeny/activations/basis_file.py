@@ -1,4 +1,4 @@
-"""How much of the activations' variance a principal subspace keeps, read without torch."""
+"""The file of a principal subspace, and how much variance it keeps, read without torch."""
 
 from __future__ import annotations
 
